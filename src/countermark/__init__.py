@@ -1,0 +1,64 @@
+"""countermark proves that a neural network is yours.
+
+Six nouns, in the order in which an owner meets them:
+
+    Scheme     a published method; a frozen dataclass, its fields are the whole configuration
+    Key        the owner's secret; scheme fields, commitment C0, tensors on disk
+    Embedding  a scheme at work while somebody's loop trains
+    Verdict    the answer to "is the mark of this key in that model?", and the null behind it
+    Attack     what a thief may do; never sees a key
+
+    scheme.embed(model, owner=…)  ->  Embedding  ->  Key
+    verify(suspect, key)          ->  Verdict    (owned, not_proven, no_verdict)
+    attack.run(model)             ->  a changed copy, and what it cost
+
+Imports run downwards only: cli -> bench -> attacks, examine -> schemes -> embedding, verdict ->
+key, weights -> message, stats, xof, files, errors. Reading runs on numpy, without torch; names
+below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from countermark.attacks.prune import Prune
+    from countermark.embedding import Embedding
+    from countermark.errors import CountermarkError
+    from countermark.examine import verify
+    from countermark.key import Key
+    from countermark.schemes.uchida import Uchida
+    from countermark.verdict import Evidence, Verdict
+
+_PLACES = {
+    "CountermarkError": "errors",
+    "Embedding": "embedding",
+    "Evidence": "verdict",
+    "Key": "key",
+    "Prune": "attacks.prune",
+    "Uchida": "schemes.uchida",
+    "Verdict": "verdict",
+    "verify": "examine",
+}
+
+__all__ = [
+    "CountermarkError",
+    "Embedding",
+    "Evidence",
+    "Key",
+    "Prune",
+    "Uchida",
+    "Verdict",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'countermark' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"countermark.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,24 @@
+"""The attacks by name. A new family is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from countermark.attacks.base import Attack
+from countermark.attacks.prune import Prune
+from countermark.errors import ConfigError, nearest
+
+ATTACKS: Mapping[str, type[Attack]] = {
+    Prune.name: Prune,
+}
+
+
+def attack_named(name: str) -> type[Attack]:
+    """The attack class of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if name not in ATTACKS:
+        raise ConfigError(f"there is no attack {name!r}: {nearest(name, ATTACKS)}")
+    return ATTACKS[name]

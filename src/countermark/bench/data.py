@@ -1,0 +1,294 @@
+"""Data sets as tensors: the bundled digits, a directory, or an id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from countermark.errors import CountermarkError, DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BUNDLED = "digits"
+MAX_PIXELS = 64_000_000  # of one picture; a few kB of PNG can claim far more
+BATCH = 1000  # rows decoded between two looks at the clock
+
+# Formats that PIL decodes by itself; others (EPS) would start a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+GREY = ("1", "L", "LA")
+COLOUR = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
+
+Pixels: TypeAlias = NDArray[np.uint8]  # one picture (C, H, W)
+Split: TypeAlias = tuple[list[Pixels], list[int]]
+Row: TypeAlias = tuple[Mapping[str, Any] | None, object]
+Batch: TypeAlias = Mapping[str, list[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images, uint8 (N, C, H, W) with C = 1 or 3, and int64 labels (N,) below `classes`.
+
+    Rows stand in random order: the sources are shuffled, or `load_data` has shuffled them.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+
+    def normalised(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Images standardised with the mean and deviation of this set's training images.
+
+        Args:
+            images: uint8 (N, C, H, W), of this set or shaped like it.
+            dtype: of the result.
+
+        Returns: (N, C, H, W); a channel of the training images has mean 0 and deviation 1.
+        """
+        mean, deviation = (part.to(images.device, dtype) for part in self._scale)
+        # The difference takes the dtype of the mean; a data set is copied once, not thrice.
+        return (images - mean).div_(deviation)
+
+    def subset(self, train: int | None = None, test: int | None = None) -> Dataset:
+        """The first `train` and first `test` rows, or all where None; the tensors are shared.
+
+        The first rows are a random sample, since rows stand in random order. The scale of
+        `normalised` is then that of the training images that are left.
+
+        Raises:
+            DataError: fewer than one row is asked for, or more than there are.
+        """
+        _check_rows("train", train, len(self.train_labels))
+        _check_rows("test", test, len(self.test_labels))
+        return replace(
+            self,
+            train_images=self.train_images[:train],
+            train_labels=self.train_labels[:train],
+            test_images=self.test_images[:test],
+            test_labels=self.test_labels[:test],
+        )
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation per channel in grey levels 0 to 255, float64 (C, 1, 1) each."""
+        levels = torch.arange(256, dtype=torch.float64)
+        # Counting the 256 levels is exact and spares a float copy of all images.
+        channels = self.train_images.cpu().unbind(1)
+        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels])
+        shares = counts / counts.sum(1, keepdim=True, dtype=torch.float64)  # (C, 256)
+        mean = shares @ levels
+        variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
+        # A channel of one level has no deviation to divide by: it becomes 0 everywhere.
+        deviation = torch.where(variance > 0, variance.sqrt(), 1.0)
+        return mean.reshape(-1, 1, 1), deviation.reshape(-1, 1, 1)  # (C,) -> (C, 1, 1)
+
+
+def load_data(name: str) -> Dataset:
+    """The data set called `name`, decoded into memory.
+
+    Args:
+        name: `digits` (bundled), a directory (parquet as on the Hugging Face hub, or a folder
+            of images by split and class), or a hub id `owner/name`, which needs the network.
+
+    Raises:
+        DataError: nothing is there, it has no images, labels or splits, a picture cannot be
+            decoded, or the pictures differ in size.
+        MissingExtraError: other than `digits`, without the extra `data`.
+    """
+    if name == BUNDLED:
+        return _bundled()
+    is_directory = _check_place(name)
+    try:
+        return _read(name, is_directory)
+    except CountermarkError:
+        raise
+    except Exception as error:  # datasets, the hub and arrow share no base class
+        wanted = "a data set in this directory" if is_directory else "a directory or a hub id"
+        hint = "" if is_directory else " (hub ids need the network)"
+        raise DataError(f"{name}: expected {wanted}{hint}, got: {_line(error)}") from error
+
+
+def _bundled() -> Dataset:
+    path = Path(__file__).parent / "digits" / "digits.npz"
+    with np.load(path, allow_pickle=False) as arrays:
+        parts = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    labels = {key: parts[key].long() for key in ("train_labels", "test_labels")}
+    return Dataset(name=BUNDLED, classes=10, **{**parts, **labels})
+
+
+def _check_place(name: str) -> bool:
+    """Whether `name` is a directory; a hub id if not, and an error if it can be neither."""
+    path = Path(name)
+    if name and path.is_dir():
+        return True
+    # The hub is not asked for a misspelt `data/mnist` beside an existing `data`.
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.parent.exists():
+        return False
+    others = f"{BUNDLED!r} is bundled, a hub id reads owner/name and needs the network"
+    raise DataError(f"no data directory {name!r} (looked for {path.absolute()}): {others}")
+
+
+def _read(name: str, is_directory: bool) -> Dataset:
+    try:
+        import datasets
+        import PIL.Image  # noqa: F401 (decoding needs it)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("reading data sets", "data") from error
+    # A streamed directory is read where it lies; without streaming the library would copy it
+    # into its cache, 100 MB for CIFAR-10. What comes from the hub is cached, to come once.
+    splits = datasets.load_dataset(name, streaming=is_directory)
+    train, test = _two_splits(name, splits)
+    features = splits[train].features or {}
+    image = _first(name, features, datasets.Image, "image")
+    label = _first(name, features, datasets.ClassLabel, "class label")
+    classes = features[label].num_classes
+    parts = []
+    for split in (train, test):
+        # Only the cast: dropping columns of a stream encodes pictures anew, WebP with loss.
+        raw = splits[split].cast_column(image, datasets.Image(decode=False))
+        batches = _watched(raw.iter(batch_size=BATCH), f"{name} {split}")
+        rows = (row for batch in batches for row in zip(batch[image], batch[label], strict=True))
+        parts.append(_decoded(f"{name} {split}", rows, classes))
+    return _joined(name, parts[0], parts[1], classes)
+
+
+def _two_splits(name: str, splits: Iterable[str]) -> tuple[str, str]:
+    found = list(splits)
+    test = next((split for split in ("test", "validation", "val") if split in found), None)
+    if "train" not in found or test is None:
+        got = ", ".join(found)
+        raise DataError(f"{name}: expected the splits train and test (or validation), got {got}")
+    return "train", test
+
+
+def _first(name: str, features: Mapping[str, object], kind: type, what: str) -> str:
+    for column, feature in features.items():
+        if isinstance(feature, kind):
+            return column
+    got = ", ".join(features) or "no described columns"
+    raise DataError(f"{name}: expected a column with the feature {what}, got {got}")
+
+
+def _decoded(where: str, rows: Iterable[Row], classes: int) -> Split:
+    import PIL.Image
+
+    pictures: list[Pixels] = []
+    labels: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        for cell, label in rows:
+            here = f"{where} row {len(labels)}"
+            pictures.append(_picture(here, cell))
+            labels.append(_label(here, label, classes))
+            _check_size(here, pictures[-1], pictures[0])
+    if not labels:
+        raise DataError(f"{where}: expected at least one row, got none")
+    return pictures, labels
+
+
+def _picture(here: str, cell: Mapping[str, Any] | None) -> Pixels:
+    """The picture in a cell of an undecoded image column, uint8 (C, H, W) with C = 1 or 3."""
+    import PIL.Image
+
+    path, data = (cell["path"], cell["bytes"]) if cell else (None, b"")
+    try:
+        source = str(path) if data is None else io.BytesIO(data)
+        with PIL.Image.open(source, formats=FORMATS) as image:
+            return _pixels(image)
+    except Exception as error:  # PIL's decoders raise whatever their format trips over
+        named = f" ({path})" if path else ""
+        message = f"{here}{named}: expected a picture, got: {_line(error)}"
+        raise DataError(f"{message}; remove or repair it") from error
+
+
+def _pixels(image: Image) -> Pixels:
+    width, height = image.size
+    # Opening reads the header only: the claim is refused before memory is asked for.
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS:,}")
+    if image.mode in GREY:
+        return np.asarray(image.convert("L"))[None]  # (1, H, W)
+    if image.mode not in COLOUR:
+        raise ValueError(f"pixel mode {image.mode!r}, not 8 bits of grey or colour")
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # (3, H, W)
+
+
+def _label(here: str, label: object, classes: int) -> int:
+    if isinstance(label, int) and 0 <= label < classes:
+        return label
+    raise DataError(f"{here}: expected a label from 0 to {classes - 1}, got {label}")
+
+
+def _check_size(here: str, picture: Pixels, first: Pixels) -> None:
+    if picture.shape[1:] != first.shape[1:]:
+        (height, width), (high, wide) = picture.shape[1:], first.shape[1:]
+        message = f"{here}: all pictures must share one size, got {width}x{height}"
+        raise DataError(f"{message} after {wide}x{high}: resize them beforehand")
+
+
+def _joined(name: str, train: Split, test: Split, classes: int) -> Dataset:
+    _check_size(f"{name} test split", test[0][0], train[0][0])
+    # A stray grey picture among coloured ones gets their three channels.
+    channels = max(len(picture) for picture in (*train[0], *test[0]))
+    train_images, train_labels = _tensors(train, channels)
+    test_images, test_labels = _tensors(test, channels)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
+
+
+def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
+    pictures, numbers = split
+    shape = (channels, *pictures[0].shape[1:])
+    # Into an array of our own: left alone, np.stack keeps PIL's layout, channels last.
+    stacked = np.empty((len(pictures), *shape), dtype=np.uint8)
+    images = torch.from_numpy(np.stack([np.broadcast_to(p, shape) for p in pictures], out=stacked))
+    labels = torch.tensor(numbers)  # (N,) beside (N, C, H, W)
+    if numbers == sorted(numbers):
+        # An image folder lists class after class; its first rows would be of one class.
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        images, labels = images[order], labels[order]
+    return images, labels
+
+
+def _watched(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
+    """The batches as they come; a terminal is shown their progress after two seconds."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+    task = bar.add_task(f"decoding {what}", total=None)
+    began = time.monotonic()
+    try:
+        for batch in batches:
+            yield batch
+            bar.advance(task, BATCH)
+            if console.is_terminal and time.monotonic() - began > 2:
+                bar.start()
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _check_rows(split: str, asked: int | None, there: int) -> None:
+    if asked is not None and not 1 <= asked <= there:
+        raise DataError(f"expected 1 to {there} {split} rows, got {asked}: None takes them all")
+
+
+def _line(error: Exception) -> str:
+    """The first line of a foreign error, for a message of one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

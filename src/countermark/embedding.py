@@ -1,0 +1,253 @@
+"""Embedding: a scheme at work while somebody's loop trains.
+
+A loop sees the loss, the batch and the outputs. `penalty()` is added to the loss by those who own
+that line; `attach(optimizer)` does it for everybody else, inside the optimizer's step. Both embed
+the same mark, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from countermark.errors import LoopError, MarkNotTakenError
+from countermark.key import Key, KeyMaterial
+from countermark.verdict import ALPHA, LEAST_FORGERY_BITS, Evidence, forgery_bits
+from countermark.weights import ModuleWeights
+
+if TYPE_CHECKING:
+    from countermark.schemes.base import WeightScheme
+    from countermark.schemes.training.base import WeightTraining
+
+
+class Embedding:
+    """A mark on its way into a model; a context manager around the training.
+
+    Args:
+        scheme: what is embedded, and where.
+        model: the host; its parameters are read and given gradients, nothing is added to it.
+        owner: whose mark it is; enters the commitment and the payload.
+        material: secret and nonce of an interrupted embedding, to go on with; else drawn.
+
+    Raises:
+        ConfigError: a layer that the model does not have, or that is frozen.
+        CapacityError: more bits than the layer holds.
+    """
+
+    def __init__(
+        self, scheme: WeightScheme, model: nn.Module, *, owner: str,
+        material: KeyMaterial | None = None,
+    ) -> None:  # fmt: skip
+        self._scheme, self._model, self._owner = scheme, model, owner
+        self._material = material or KeyMaterial.fresh()
+        parameters = dict(model.named_parameters())
+        shapes = {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}
+        self._tensors = scheme.choose(shapes)
+        self._weights = [parameters[name] for name in self._tensors]
+        self._training_type = scheme.training()
+        self._freezer = self._training_type.freezer(scheme)
+        self._key: Key | None = None
+        self._training: WeightTraining | None = None
+        self._optimizers: dict[int, Any] = {}  # id -> handle of the hook
+        self._phase: Literal["new", "open", "done", "failed"] = "new"
+        if self._freezer is None:
+            self._make_key({})
+        else:
+            scheme.check_capacity(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"Embedding({self._scheme!r}, {type(self._model).__name__}, {self._phase})"
+
+    def __enter__(self) -> Self:
+        if self._phase != "new":
+            raise LoopError("this embedding was used before: start another with scheme.embed(...)")
+        self._phase = "open"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        for handle in self._optimizers.values():
+            handle.remove()
+        self._optimizers.clear()
+        self._phase = "done" if kind is None else "failed"
+
+    def penalty(self) -> Tensor:
+        """The term () to add to the loss: zero, without gradient, until there is a key.
+
+        Raises:
+            LoopError: outside the block, or although an optimizer is attached.
+        """
+        self._require_open()
+        if self._optimizers:
+            raise LoopError(
+                "the mark would be embedded twice: use penalty() in the loss, or attach(optimizer)"
+            )
+        return self._penalty()
+
+    def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch to train on; schemes in the weights leave it as it is."""
+        self._require_open()
+        return x, y
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Embed inside `optimizer.step`, for loops whose loss line cannot be changed.
+
+        The penalty's gradient is added after the loop's own backward passes, once a step, so that
+        accumulation and GradScaler (fused optimizers included) change nothing; with
+        `step(closure)` it is added after every call of the closure, and to the loss it returns.
+        Gradients that the loop clips before the step are clipped without the penalty's.
+
+        Raises:
+            LoopError: outside the block, attached before, or no tensor of the mark is trained by
+                this optimizer.
+        """
+        self._require_open()
+        if id(optimizer) in self._optimizers:
+            raise LoopError("this optimizer is attached already: attach it once")
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, weight in zip(self._tensors, self._weights, strict=True):
+            if id(weight) not in trained:
+                raise LoopError(
+                    f"the optimizer does not train {name}, so the mark cannot enter it: "
+                    "attach the optimizer that does"
+                )
+        hook = optimizer.register_step_pre_hook(self._before_step)
+        self._optimizers[id(optimizer)] = hook
+
+    def end_epoch(self) -> None:
+        """Say that an epoch ended; schemes that select converged weights start by it."""
+        self._require_open()
+        if self._freezer is None or self._key is not None:
+            return
+        seen = {n: w.detach() for n, w in zip(self._tensors, self._weights, strict=True)}
+        frozen = self._freezer.end_epoch(seen)
+        if frozen is not None:
+            self._make_key(frozen)
+
+    def read(self) -> Evidence | None:
+        """What the key reads from the model as it is now; None while there is no key."""
+        if self._key is None:
+            return None
+        weights = ModuleWeights(self._model)
+        return self._scheme.extract({n: weights.read(n) for n in self._tensors}, self._key)
+
+    @property
+    def drawn_key(self) -> Key | None:
+        """The key as soon as it is drawn, whether or not the mark has taken; for measuring only."""
+        return self._key
+
+    @property
+    def key(self) -> Key:
+        """The key, once training has ended and the mark is in the model.
+
+        Raises:
+            LoopError: training has not ended, or ended with an exception.
+            MarkNotTakenError: the mark is not in the model; says how many bits are.
+        """
+        if self._phase != "done":
+            raise LoopError(
+                "there is no key: training ended with an exception"
+                if self._phase == "failed"
+                else "the key is there when the with block has ended"
+            )
+        evidence = self.read()
+        if self._key is None or evidence is None:
+            raise MarkNotTakenError(
+                "the mark never began: call end_epoch() after each epoch, and train beyond "
+                "the scheme's start_epoch"
+            )
+        self._require_taken(evidence)
+        return self._key
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the secret, as tensors and lists that torch can save."""
+        frozen = {} if self._key is None else self._key.frozen
+        return {
+            "has_key": self._key is not None,
+            "frozen": {name: torch.from_numpy(each) for name, each in frozen.items()},
+            "freezer": [] if self._freezer is None else self._freezer.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()` of an embedding with the same scheme, material and owner."""
+        if self._freezer is not None:
+            self._freezer.restore(state["freezer"])
+            if state["has_key"]:
+                self._make_key({name: each.numpy() for name, each in state["frozen"].items()})
+
+    def _make_key(self, frozen: Mapping[str, Any]) -> None:
+        self._key = self._scheme.generate_key(
+            self._tensors, owner=self._owner, material=self._material, frozen=frozen
+        )
+        self._training = self._training_type(self._scheme, self._key)
+
+    def _penalty(self) -> Tensor:
+        if self._training is None:
+            return self._weights[0].new_zeros((), dtype=torch.float32)
+        device = self._weights[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._training.loss(self._weights)
+        return self._training.loss(self._weights)
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The optimizer's step pre-hook; with a closure the gradients do not exist yet."""
+        closure = args[0] if args else kwargs.get("closure")
+        if closure is None:
+            self._add_gradient(optimizer)
+            return None
+        wrapped = self._with_penalty(optimizer, closure)
+        return ((wrapped, *args[1:]), kwargs) if args else ((), {**kwargs, "closure": wrapped})
+
+    def _with_penalty(
+        self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
+    ) -> Callable[[], Any]:
+        def wrapped() -> Any:
+            loss = closure()
+            penalty = self._add_gradient(optimizer)
+            return loss if loss is None else loss + penalty
+
+        return wrapped
+
+    def _add_gradient(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        with torch.enable_grad():
+            penalty = self._penalty()
+        if self._training is None:
+            return penalty
+        # A fused optimizer under GradScaler unscales inside its step: meet it on its scale.
+        scale = getattr(optimizer, "grad_scale", None)
+        for weight, gradient in zip(
+            self._weights, torch.autograd.grad(penalty, self._weights), strict=True
+        ):
+            scaled = gradient if scale is None else gradient * scale.to(gradient.device)
+            if weight.grad is None:
+                weight.grad = scaled.to(weight.dtype)
+            else:
+                weight.grad.add_(scaled)
+        return penalty.detach()
+
+    def _require_open(self) -> None:
+        if self._phase != "open":
+            raise LoopError("the mark works inside its block only: with scheme.embed(...) as mark:")
+
+    def _require_taken(self, evidence: Evidence) -> None:
+        """A mark that would not be found in the owner's own model must not be relied upon."""
+        log10_p = self._scheme.null.log10_p(evidence)
+        enough = min(LEAST_FORGERY_BITS, evidence.bits)
+        if log10_p > max(math.log10(ALPHA), self._scheme.null.log10_floor(evidence)) or (
+            forgery_bits(evidence) < enough
+        ):
+            raise MarkNotTakenError(
+                f"only {evidence.matched} of {evidence.bits} bits are in the model "
+                f"(log10 p {log10_p:.1f}): train longer, raise strength, or take fewer bits"
+            )
+

@@ -1,0 +1,144 @@
+"""Key: the owner's secret, and the commitment that fixes everything before the message is drawn.
+
+    C0 = SHA-256(frame("countermark/C0/v1", context, SHA-256(secret), frozen, owner, nonce))
+
+where `context` is the canonical JSON of the scheme, all its fields, the tensors it reads with their
+shapes and the test flag, and `frozen` the digests of all tensors that are fixed before the message
+is drawn. Rows and message are expanded from (secret, C0): neither can be fitted to a victim, and
+one changed field redraws every bit. How a key lies on disk is in `keyfile`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rfc8785
+from numpy.typing import NDArray
+
+from countermark import message
+from countermark.xof import Stream, frame
+
+SECRET_BYTES, NONCE_BYTES = 32, 16
+
+
+@dataclass(frozen=True)
+class KeyMaterial:
+    """What is drawn at random for a key: secret (32 bytes), nonce (16 bytes); `repr` shows neither.
+
+    `fresh` is the only source outside tests and benchmarks. `for_tests` is reproducible, so anybody
+    can draw it again: such a key is marked and never yields *owned* outside `bench`.
+    """
+
+    secret: bytes = field(repr=False)
+    nonce: bytes = field(repr=False)
+    test_key: bool = False
+
+    @classmethod
+    def fresh(cls) -> KeyMaterial:
+        """Draw a secret and a nonce from the operating system."""
+        return cls(os.urandom(SECRET_BYTES), os.urandom(NONCE_BYTES))
+
+    @classmethod
+    def for_tests(cls, seed: int) -> KeyMaterial:
+        """Derive a secret and a nonce from a number, for benchmarks and tests."""
+        drawn = hashlib.shake_256(frame(b"countermark/test-key/v1", str(seed).encode())).digest(48)
+        return cls(drawn[:SECRET_BYTES], drawn[SECRET_BYTES:], test_key=True)
+
+
+@dataclass(frozen=True)
+class Key:
+    """An owner's key to one mark.
+
+    Attributes:
+        scheme: name of the scheme.
+        fields: all fields of the scheme, as JSON values; `bits` is the message length T.
+        tensors: name and shape of each tensor that is read, in reading order.
+        owner: the name that the payload is a digest of.
+        material: secret and nonce.
+        frozen: tensors fixed before the message was drawn (a selection mask, …).
+        model, model_arguments: how the command line built the host, where it did.
+    """
+
+    scheme: str
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, tuple[int, ...]]
+    owner: str
+    material: KeyMaterial = field(repr=False)
+    frozen: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    model: str | None = None
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int:
+        """T, the number of raw bits."""
+        return int(self.fields["bits"])
+
+    @property
+    def test_key(self) -> bool:
+        """Whether the secret was derived from a number and proves nothing."""
+        return self.material.test_key
+
+    @cached_property
+    def c0(self) -> bytes:
+        """C0, the 32-byte commitment to everything fixed before the message is drawn."""
+        context = rfc8785.dumps(
+            {
+                "scheme": self.scheme,
+                "fields": dict(self.fields),
+                "tensors": [[name, list(shape)] for name, shape in self.tensors.items()],
+                "test_key": self.test_key,
+            }
+        )
+        frozen = frame(*(tensor_digest(name, self.frozen[name]) for name in sorted(self.frozen)))
+        secret = hashlib.sha256(self.material.secret).digest()
+        parts = (context, secret, frozen, self.owner.encode(), self.material.nonce)
+        return hashlib.sha256(frame(b"countermark/C0/v1", *parts)).digest()
+
+    @property
+    def commitment(self) -> str:
+        """The commitment in hexadecimal; it reveals nothing of the secret."""
+        return self.c0.hex()
+
+    def stream(self, purpose: str, tensor: str = "") -> Stream:
+        """The key's own random stream for one purpose and tensor."""
+        return Stream(self.material.secret, self.c0, purpose, tensor)
+
+    @cached_property
+    def message(self) -> message.Bits:
+        """The raw message bits (T,)."""
+        return message.message(self.material.secret, self.c0, self.owner, self.bits)
+
+    def payload_in(self, read: message.Bits) -> bool | None:
+        """Whether raw bits (T,) decode to this key's payload; None when T is too short for one."""
+        if not message.payload_bytes(self.bits):
+            return None
+        decoded = message.decode(read, self.material.secret, self.c0)
+        return decoded == message.payload(self.c0, self.owner, self.bits)
+
+    def save(self, path: str | Path, passphrase: str | None = None) -> None:
+        """Write the key to a new folder; see `keyfile.save_key`."""
+        from countermark.keyfile import save_key
+
+        save_key(self, Path(path), passphrase)
+
+    @staticmethod
+    def load(path: str | Path, passphrase: str | None = None) -> Key:
+        """Read a key folder; see `keyfile.load_key`."""
+        from countermark.keyfile import load_key
+
+        return load_key(Path(path), passphrase)
+
+
+def tensor_digest(name: str, tensor: NDArray[Any]) -> bytes:
+    """SHA-256 over a tensor's name, dtype, shape and little-endian bytes in C order."""
+    ordered = np.ascontiguousarray(tensor)
+    ordered = ordered.astype(ordered.dtype.newbyteorder("<"), copy=False)
+    about = f"{ordered.dtype.name} {list(tensor.shape)}"
+    return hashlib.sha256(frame(name.encode(), about.encode(), ordered.tobytes())).digest()

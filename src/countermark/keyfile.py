@@ -1,0 +1,244 @@
+"""A key on disk: a folder with `key.safetensors` (tensors) and `key.json` (everything readable).
+
+Written to a sibling folder and renamed whole; never over another key. With a passphrase the tensors
+are encrypted with AES-256-GCM-SIV under Argon2id, the JSON beside them being the associated data.
+`docs/format.md` describes every field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import rfc8785
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from countermark import files
+from countermark._version import VERSION
+from countermark.errors import KeyFileError
+from countermark.key import NONCE_BYTES, SECRET_BYTES, Key, KeyMaterial
+
+TYPE = "countermark/key/v1"
+_LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
+_FROZEN = "frozen."
+
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Hex12 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}$")]
+Size = Annotated[int, Field(ge=1, le=1 << 40)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Encryption(_Strict):
+    """How the tensors of a key are encrypted: Argon2id (RFC 9106) and AES-256-GCM-SIV (RFC 8452)."""
+
+    kdf: Literal["argon2id"] = "argon2id"
+    cipher: Literal["aes-256-gcm-siv"] = "aes-256-gcm-siv"
+    salt: Hex16
+    nonce: Hex12
+    iterations: Annotated[int, Field(ge=1, le=64)] = 3
+    lanes: Annotated[int, Field(ge=1, le=64)] = 4
+    memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)] = 64 * 1024
+
+
+class KeyHeader(_Strict):
+    """The content of `key.json`; every field is required to be known, and none is secret."""
+
+    type: Literal["countermark/key/v1"] = TYPE
+    scheme: str
+    fields: dict[str, Any]
+    tensors: dict[str, list[Size]]
+    owner: str
+    nonce: Hex16
+    C0: Hex32
+    C1: None = None
+    tensors_sha256: Hex32
+    test_key: bool
+    encryption: Encryption | None = None
+    model: str | None = None
+    model_arguments: dict[str, Any] = {}
+    version: str = VERSION
+
+    def associated_data(self) -> bytes:
+        """What the cipher authenticates: all of the header but the digest of the ciphertext."""
+        return rfc8785.dumps(self.model_dump(exclude={"tensors_sha256"}))
+
+    def to_bytes(self) -> bytes:
+        """The header as it lies on disk."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+
+def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
+    """Write a key to a new folder (0700, files 0600), whole or not at all.
+
+    Args:
+        key: the key.
+        folder: where; must not exist yet.
+        passphrase: encrypts secret and tensors; None leaves them readable by their owner only.
+
+    Raises:
+        KeyFileError: something already has that name; it is left untouched.
+    """
+    refuse_existing(folder)
+    encryption = None
+    if passphrase is not None:
+        encryption = Encryption(salt=os.urandom(16).hex(), nonce=os.urandom(12).hex())
+    header = _header(key, encryption)
+    content = _plain_tensors(key)
+    if encryption and passphrase is not None:
+        cipher = AESGCMSIV(_derive(encryption, passphrase))
+        sealed = cipher.encrypt(
+            bytes.fromhex(encryption.nonce), content, header.associated_data()
+        )
+        content = save({"ciphertext": np.frombuffer(sealed, dtype=np.uint8)})
+    header = header.model_copy(update={"tensors_sha256": hashlib.sha256(content).hexdigest()})
+    files.write_folder(folder, {"key.safetensors": content, "key.json": header.to_bytes()})
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise `KeyFileError` when something already has the name of a key to be written."""
+    if os.path.lexists(folder):
+        raise KeyFileError(
+            f"{folder} exists, and a key is never overwritten: choose another name or move it away"
+        )
+
+
+def load_header(folder: Path) -> KeyHeader:
+    """Read and check `key.json`; no passphrase is needed, and no secret is touched.
+
+    Raises:
+        KeyFileError: missing, too large, not a key, of an unknown version, or with unknown fields.
+    """
+    content = _read(folder, "key.json", _LARGEST_JSON)
+    try:
+        return KeyHeader.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise KeyFileError(
+            f"{folder / 'key.json'}: {where}: {first['msg']}; "
+            f"expected a key of type {TYPE} as `countermark embed` writes it"
+        ) from None
+
+
+def load_key(folder: Path, passphrase: str | None = None) -> Key:
+    """Read a key folder and check that it is what its commitment says.
+
+    Raises:
+        KeyFileError: damaged, truncated or forged (digest or C0 do not agree), or encrypted and the
+            passphrase is missing or wrong.
+    """
+    header = load_header(folder)
+    content = _read(folder, "key.safetensors", _LARGEST_TENSORS)
+    if hashlib.sha256(content).hexdigest() != header.tensors_sha256:
+        raise KeyFileError(
+            f"{folder}: key.safetensors is not the file that key.json describes "
+            "(truncated or exchanged): restore both from one backup"
+        )
+    tensors = _tensors(folder, content, header, passphrase)
+    secret = tensors.pop("secret", np.zeros(0, dtype=np.uint8)).tobytes()
+    if len(secret) != SECRET_BYTES or any(not name.startswith(_FROZEN) for name in tensors):
+        raise KeyFileError(f"{folder}: key.safetensors holds no secret of {SECRET_BYTES} bytes")
+    key = Key(
+        scheme=header.scheme,
+        fields=header.fields,
+        tensors={name: tuple(shape) for name, shape in header.tensors.items()},
+        owner=header.owner,
+        material=KeyMaterial(secret, bytes.fromhex(header.nonce), header.test_key),
+        frozen={name.removeprefix(_FROZEN): tensor for name, tensor in tensors.items()},
+        model=header.model,
+        model_arguments=header.model_arguments,
+    )
+    if key.commitment != header.C0:
+        raise KeyFileError(
+            f"{folder}: the commitment C0 does not follow from the key's content: "
+            "a field was changed after the key was made, so it can prove nothing"
+        )
+    return key
+
+
+def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
+    return KeyHeader(
+        scheme=key.scheme,
+        fields=dict(key.fields),
+        tensors={name: list(shape) for name, shape in key.tensors.items()},
+        owner=key.owner,
+        nonce=key.material.nonce.hex(),
+        C0=key.commitment,
+        tensors_sha256="0" * 64,
+        test_key=key.test_key,
+        encryption=encryption,
+        model=key.model,
+        model_arguments=dict(key.model_arguments),
+    )
+
+
+def _plain_tensors(key: Key) -> bytes:
+    tensors = {_FROZEN + name: np.ascontiguousarray(each) for name, each in key.frozen.items()}
+    return save({"secret": np.frombuffer(key.material.secret, dtype=np.uint8), **tensors})
+
+
+def _read(folder: Path, name: str, largest: int) -> bytes:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size > largest:
+            raise KeyFileError(f"{path} has {size:,} bytes, a key has at most {largest:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(
+            f"{path} cannot be read ({error.strerror}): expected a key folder "
+            "with key.json and key.safetensors"
+        ) from None
+
+
+def _tensors(
+    folder: Path, content: bytes, header: KeyHeader, passphrase: str | None
+) -> dict[str, NDArray[Any]]:
+    try:
+        tensors: dict[str, NDArray[Any]] = load(content)
+        if header.encryption is not None:
+            sealed = tensors["ciphertext"].tobytes()
+            tensors = load(_unseal(folder, sealed, header, passphrase))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise KeyFileError(f"{folder}: key.safetensors is damaged ({error})") from None
+    return tensors
+
+
+def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | None) -> bytes:
+    encryption = header.encryption
+    if encryption is None or passphrase is None:
+        raise KeyFileError(
+            f"{folder} is encrypted: give the passphrase at the prompt, "
+            "or a file with it in COUNTERMARK_PASSPHRASE_FILE"
+        )
+    cipher = AESGCMSIV(_derive(encryption, passphrase))
+    try:
+        nonce = bytes.fromhex(encryption.nonce)
+        return cipher.decrypt(nonce, sealed, header.associated_data())
+    except InvalidTag:
+        raise KeyFileError(
+            f"{folder}: wrong passphrase, or key.json was changed after the key was made"
+        ) from None
+
+
+def _derive(encryption: Encryption, passphrase: str) -> bytes:
+    return Argon2id(
+        salt=bytes.fromhex(encryption.salt),
+        length=32,
+        iterations=encryption.iterations,
+        lanes=encryption.lanes,
+        memory_cost=encryption.memory_kib,
+    ).derive(passphrase.encode())

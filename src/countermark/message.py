@@ -1,0 +1,70 @@
+"""The message: which bits a mark carries, and what they say after error correction.
+
+    raw message = codeword(payload), zero-filled to T bits, XOR XOF(secret, C0, "message")
+    payload     = the first ⌊T/4⌋ bits (whole bytes, at most 32) of SHA-256(C0 ‖ owner)
+
+The pad makes the T raw bits uniform and independent of the code, so the p-value is computed on raw
+bits; the payload is a second statement, made after decoding. Below 128 bits there is no payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+from reedsolo import ReedSolomonError, RSCodec
+
+from countermark.xof import Stream
+
+Bits = NDArray[np.uint8]
+"""Bits as an array (T,) of 0 and 1."""
+
+LEAST_BITS_FOR_PAYLOAD = 128
+_LONGEST_CODEWORD = 255  # bytes, a Reed-Solomon code over GF(256)
+
+
+def payload_bytes(bits: int) -> int:
+    """How many payload bytes a message of `bits` raw bits carries; 0 below 128 bits."""
+    return 0 if bits < LEAST_BITS_FOR_PAYLOAD else min(32, bits // 32)
+
+
+def payload(commitment: bytes, owner: str, bits: int) -> bytes:
+    """The payload of a message of `bits` raw bits: a digest that names the owner."""
+    return hashlib.sha256(commitment + owner.encode()).digest()[: payload_bytes(bits)]
+
+
+def message(secret: bytes, commitment: bytes, owner: str, bits: int) -> Bits:
+    """The raw message bits (bits,) of a key."""
+    codeword = np.zeros(bits, dtype=np.uint8)
+    if payload_bytes(bits):
+        coded = bytes(_code(bits).encode(payload(commitment, owner, bits)))
+        codeword[: 8 * len(coded)] = np.unpackbits(np.frombuffer(coded, dtype=np.uint8))
+    return codeword ^ _pad(secret, commitment, bits)
+
+
+def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
+    """The payload in raw bits (T,) as read from a suspect, or None when it does not decode.
+
+    Corrects up to ⌊(codeword − payload) / 2⌋ wrong bytes, wherever they lie.
+    """
+    if not payload_bytes(len(read)):
+        return None
+    unpadded = read.astype(np.uint8) ^ _pad(secret, commitment, len(read))
+    coded = np.packbits(unpadded[: 8 * _codeword_bytes(len(read))]).tobytes()
+    try:
+        return bytes(_code(len(read)).decode(coded)[0])
+    except ReedSolomonError:
+        return None
+
+
+def _pad(secret: bytes, commitment: bytes, bits: int) -> Bits:
+    return Stream(secret, commitment, "message").bits(bits)
+
+
+def _codeword_bytes(bits: int) -> int:
+    return min(_LONGEST_CODEWORD, bits // 8)
+
+
+def _code(bits: int) -> RSCodec:
+    return RSCodec(_codeword_bytes(bits) - payload_bytes(bits))

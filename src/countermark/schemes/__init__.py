@@ -1,0 +1,30 @@
+"""The schemes by name. A new scheme is its reading file, its training file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from countermark.errors import ConfigError, nearest
+from countermark.key import Key
+from countermark.schemes.base import WeightScheme
+from countermark.schemes.uchida import Uchida
+
+SCHEMES: Mapping[str, type[WeightScheme]] = {
+    Uchida.name: Uchida,
+}
+
+
+def scheme_named(name: str) -> type[WeightScheme]:
+    """The scheme class of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if name not in SCHEMES:
+        raise ConfigError(f"there is no scheme {name!r}: {nearest(name, SCHEMES)}")
+    return SCHEMES[name]
+
+
+def scheme_of(key: Key) -> WeightScheme:
+    """The scheme that a key belongs to, with the key's fields."""
+    return scheme_named(key.scheme).from_fields(key.fields)

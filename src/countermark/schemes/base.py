@@ -1,0 +1,217 @@
+"""The scheme families: what every scheme is, and the steps that all schemes of a family share.
+
+A scheme is a frozen dataclass whose fields are its whole configuration. A weight scheme writes
+`weights_read` and `extract` here (numpy) and `loss` in its training half (torch).
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final, get_type_hints
+
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from countermark.errors import CapacityError, ConfigError, nearest
+from countermark.key import Key, KeyMaterial
+from countermark.verdict import LEAST_FORGERY_BITS, Evidence, FairCoin, Null
+from countermark.weights import Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from countermark.embedding import Embedding
+    from countermark.schemes.training.base import WeightTraining
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a scheme or an attack comes from; docs, `schemes` and docstrings read it from here."""
+
+    authors: str
+    title: str
+    venue: str
+    year: int
+    doi: str
+
+    def __str__(self) -> str:
+        return f"{self.authors}: {self.title}. {self.venue} {self.year}. doi:{self.doi}"
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A frozen dataclass whose fields are checked against their types when it is made."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for each, adapter in _adapters(type(self)).items():
+            value = getattr(self, each)
+            try:
+                object.__setattr__(self, each, adapter.validate_python(value))
+            except ValidationError as error:
+                what = "; ".join(dict.fromkeys(part["msg"] for part in error.errors()))
+                raise ConfigError(f"{self.name}: field {each} is {value!r}: {what}") from None
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> Self:
+        """Make one from field values as JSON or a command line gives them.
+
+        Raises:
+            ConfigError: a field that does not exist, is missing, or has a wrong value.
+        """
+        known = {each.name: each for each in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"{cls.name} has no field {name!r}: {nearest(name, known)}"
+                )
+        for each in known.values():
+            if each.default is MISSING and each.name not in values:
+                raise ConfigError(f"{cls.name} needs {each.name!r}: give it a value")
+        return cls(**values)
+
+    def to_fields(self) -> dict[str, Any]:
+        """All fields as JSON values; `from_fields` of them is equal to this."""
+        return {
+            each.name: list(value) if isinstance(value := getattr(self, each.name), tuple)
+            else value
+            for each in fields(self)
+        }  # fmt: skip
+
+
+@cache
+def _adapters(cls: type[Configured]) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(cls, include_extras=True)
+    config = ConfigDict(allow_inf_nan=False)
+    return {each.name: TypeAdapter(hints[each.name], config=config) for each in fields(cls)}
+
+
+@dataclass(frozen=True)
+class WeightScheme(Configured, ABC):
+    """A mark in the weights, read white-box from named tensors.
+
+    Attributes:
+        layer: name of the tensor that carries the mark, several names, or "all" for every
+            trainable tensor of two dimensions or more.
+        bits: length T of the message.
+        over_capacity: embed more bits than can be held, for benchmarks; recorded, not refused.
+    """
+
+    layer: tuple[str, ...] | str
+    bits: int = field(default=256)
+    over_capacity: bool = field(default=False, kw_only=True)
+
+    paper: ClassVar[Paper]
+    family: ClassVar[str] = "weights"
+    threat_model: ClassVar[str] = "white-box: named tensors"
+    linear: ClassVar[bool]
+    null: ClassVar[Null] = FairCoin()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits < 1:
+            raise ConfigError(f"{self.name}: bits is {self.bits}: expected at least 1")
+
+    @abstractmethod
+    def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
+        """How many bits tensors of these shapes can hold, where `selected` of the values that are
+        read carry the mark (None: all of them)."""
+
+    @abstractmethod
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
+        """Read the key's bits out of the tensors it names."""
+
+    @final
+    def choose(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The tensors that carry the mark, out of a model's parameters by name and shape.
+
+        Raises:
+            ConfigError: a layer that the model does not have; names the nearest.
+        """
+        matrices = {name: shape for name, shape in parameters.items() if len(shape) > 1}
+        if self.layer == "all":
+            return matrices
+        names = (self.layer,) if isinstance(self.layer, str) else self.layer
+        for name in names:
+            if name not in parameters:
+                raise ConfigError(
+                    f"the model has no trainable tensor {name!r}: {nearest(name, matrices)}"
+                )
+        return {name: parameters[name] for name in names}
+
+    @final
+    def generate_key(
+        self,
+        tensors: Mapping[str, tuple[int, ...]],
+        *,
+        owner: str,
+        material: KeyMaterial | None = None,
+        frozen: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Key:
+        """Make a key for tensors of these names and shapes.
+
+        Args:
+            tensors: what carries the mark, as `choose` gives it.
+            owner: the name that the payload speaks of.
+            material: secret and nonce; drawn from the operating system when None.
+            frozen: what was fixed before the message is drawn; its digests enter the commitment.
+
+        Raises:
+            CapacityError: too many bits for what is read; names the limit.
+        """
+        key = Key(
+            scheme=self.name,
+            fields=self.to_fields(),
+            tensors=dict(tensors),
+            owner=owner,
+            material=material or KeyMaterial.fresh(),
+            frozen=dict(frozen or {}),
+        )
+        self.check_capacity(tensors, self.selected(key))
+        return key
+
+    @final
+    def check_capacity(
+        self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
+    ) -> None:
+        """Raise `CapacityError` when T bits do not fit; warn when T cannot reach 80 forgery bits."""
+        limit = self.capacity(tensors, selected)
+        if self.bits > limit and not self.over_capacity:
+            raise CapacityError(
+                f"{self.bits} bits do not fit: what is read of {', '.join(tensors)} holds at most "
+                f"{limit}; take fewer bits or more layers"
+            )
+        if self.bits < LEAST_FORGERY_BITS:
+            warnings.warn(
+                f"even a perfect reading of {self.bits} bits cannot reach "
+                f"{LEAST_FORGERY_BITS:.0f} forgery bits: without a dated claim verify will answer "
+                "no_verdict; take 128 bits or more",
+                stacklevel=2,
+            )
+
+    def selected(self, key: Key) -> int | None:  # noqa: ARG002 - a scheme that selects overrides
+        """How many of the values that are read carry the mark; None for all of them."""
+        return None
+
+    @final
+    def embed(
+        self, model: nn.Module, *, owner: str, material: KeyMaterial | None = None
+    ) -> Embedding:
+        """Start to mark a model while it is trained; see `countermark.embedding.Embedding`."""
+        from countermark.embedding import Embedding
+
+        return Embedding(self, model, owner=owner, material=material)
+
+    @final
+    def training(self) -> type[WeightTraining]:
+        """The training half of this scheme, loaded with torch when somebody trains."""
+        module = importlib.import_module(f"countermark.schemes.training.{self.name}")
+        half: type[WeightTraining] = module.TRAINING
+        return half
+

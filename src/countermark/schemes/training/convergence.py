@@ -1,0 +1,60 @@
+"""Wang et al. 2020: a weight has converged when its last epoch values hardly differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from countermark.errors import ConfigError
+from countermark.schemes.training.base import Freezer
+
+
+class ConvergenceDetector(Freezer):
+    """Selects the converged weights after a number of epochs (Wang et al. 2020, footnote 1).
+
+    Args:
+        prefix: first part of the names of the frozen masks.
+        std: threshold for the sample standard deviation of a weight's last `window` epoch values.
+        window: how many epoch values.
+        start_epoch: after which epoch the masks are fixed.
+    """
+
+    def __init__(self, prefix: str, std: float, window: int, start_epoch: int) -> None:
+        self._prefix, self._std, self._window = prefix, std, window
+        self._start_epoch = start_epoch
+        self._seen = 0
+        self._history: list[list[Tensor]] = []
+
+    def end_epoch(self, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:
+        """Note the values (a list of tensors); at `start_epoch` return 0/1 masks of their shapes.
+
+        Raises:
+            ConfigError: not one weight has converged.
+        """
+        values = [tensor.detach().float().cpu().clone() for tensor in tensors.values()]
+        self._history = [*self._history[1 - self._window :], values]
+        self._seen += 1
+        if self._seen < self._start_epoch:
+            return None
+        masks = {
+            f"{self._prefix}.{name}": (torch.stack(past).std(dim=0) < self._std).numpy()
+            for name, past in zip(tensors, zip(*self._history, strict=True), strict=True)
+        }
+        if not any(mask.any() for mask in masks.values()):
+            total = sum(mask.size for mask in masks.values())
+            raise ConfigError(
+                f"0 of {total} weights have converged after {self._seen} epochs (standard "
+                f"deviation of the last {self._window} below {self._std}): start later, or raise "
+                "convergence_std"
+            )
+        return {name: mask.astype("uint8").reshape(-1) for name, mask in masks.items()}  # (M_l,)
+
+    def state(self) -> list[list[Tensor]]:
+        return [[torch.tensor(self._seen)], *self._history]
+
+    def restore(self, state: list[list[Tensor]]) -> None:
+        self._seen, self._history = int(state[0][0]), state[1:]

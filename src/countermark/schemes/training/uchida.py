@@ -1,0 +1,140 @@
+"""Uchida et al. 2017, the training half: the embedding regularizer of Section 3.2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from countermark.errors import CapacityError
+from countermark.key import Key
+from countermark.schemes.base import WeightScheme
+from countermark.schemes.training.base import Freezer, WeightTraining
+from countermark.schemes.training.convergence import ConvergenceDetector
+from countermark.schemes.uchida import MASK, Uchida
+
+MOST_ENTRIES = 1 << 28  # entries of X kept in memory while training, 1 GiB in float32
+
+
+class UchidaTraining(WeightTraining):
+    """E_R of one key, with its gradient written out: one product forward, one backward."""
+
+    def __init__(self, scheme: WeightScheme, key: Key) -> None:
+        super().__init__(scheme, key)
+        self._uchida = uchida = cast(Uchida, scheme)
+        signs = 2.0 * key.message.astype(np.float32) - 1.0
+        width = uchida.read_width(key)
+        if uchida.bits * width > MOST_ENTRIES:
+            raise CapacityError(
+                f"a matrix of {uchida.bits} bits × {width:,} weights does not fit into memory "
+                f"(at most {MOST_ENTRIES:,} entries): name fewer layers, or set read=filter_mean"
+            )
+        rows = np.concatenate([b.astype(np.float32) for b in uchida.generate_row_blocks(key)])
+        # One matrix for key and message: [X·w]_t agrees with bit t when [signed·w]_t > 0.
+        self._signed = torch.from_numpy(signs[:, None] * rows)  # (T, M)
+        if uchida.regularizer == "hinge":
+            self._signed /= usual_spread(uchida, key) * torch.linalg.vector_norm(self._signed[0])
+        self._picked = [
+            None if mask is None else torch.from_numpy(np.flatnonzero(mask))
+            for mask in (key.frozen.get(f"{MASK}.{name}") for name in key.tensors)
+        ]
+
+    def loss(self, weights: Sequence[Tensor]) -> Tensor:
+        """λ·E_R, E_R summed over the T bits."""
+        w = self._vector(weights)
+        if self._signed.device != w.device:
+            self._signed = self._signed.to(w.device)
+        uchida = self._uchida
+        if uchida.regularizer == "hinge":
+            hinge = _Hinge.apply(w, self._signed, uchida.strength, uchida.margin)
+            return cast(Tensor, hinge)
+        return cast(Tensor, _BinaryCrossEntropy.apply(w, self._signed, uchida.strength))
+
+    def _vector(self, weights: Sequence[Tensor]) -> Tensor:
+        mean = self._uchida.read == "filter_mean"
+        parts = []
+        for weight, picked in zip(weights, self._picked, strict=True):
+            # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
+            flat = (weight.float().mean(dim=0) if mean else weight.float()).reshape(-1)  # (M_l,)
+            parts.append(flat if picked is None else flat[picked.to(flat.device)])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)  # (M,)
+
+    @classmethod
+    def freezer(cls, scheme: WeightScheme) -> Freezer | None:
+        """The convergence detector, where only converged weights carry the mark."""
+        uchida = cast(Uchida, scheme)
+        if uchida.select == "all":
+            return None
+        return _ConvergedRead(uchida)
+
+
+def usual_spread(uchida: Uchida, key: Key) -> float:
+    """Root mean square of what is read, for weights of the usual initial variance 1 / fan-in.
+
+    Fixed by the shapes, so that the margin of the hinge means the same in every layer, and at
+    every moment of training.
+    """
+    squares = total = 0.0
+    for shape in key.tensors.values():
+        read = uchida.read_of(shape)
+        filters = shape[0] if uchida.read == "filter_mean" else 1
+        squares += read / (max(1, math.prod(shape[1:])) * filters)
+        total += read
+    return math.sqrt(squares / total)
+
+
+class _ConvergedRead(ConvergenceDetector):
+    """Convergence of what is read: the weights, or their means over filters."""
+
+    def __init__(self, uchida: Uchida) -> None:
+        super().__init__(
+            MASK, uchida.convergence_std, uchida.convergence_epochs, uchida.start_epoch
+        )
+        self._mean = uchida.read == "filter_mean"
+
+    def end_epoch(self, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:
+        if self._mean:
+            tensors = {name: tensor.mean(dim=0) for name, tensor in tensors.items()}
+        return super().end_epoch(tensors)
+
+
+class _BinaryCrossEntropy(torch.autograd.Function):
+    """λ·Σ_t −log sigmoid(z_t), z = (2m − 1)∘X·w. The gradient is one more product."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, signed: Tensor, strength: float) -> Tensor:
+        z = torch.mv(signed, w)
+        # Eq. (3): E_R = −Σ_t (b_t log y_t + (1 − b_t) log(1 − y_t)), y = sigmoid(X·w)
+        ctx.save_for_backward(torch.mv(signed.t(), torch.sigmoid(-z)).mul_(-strength))
+        return F.softplus(-z).sum().mul_(strength)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * gradients[0], None, None
+
+
+class _Hinge(torch.autograd.Function):
+    """λ·Σ_t max(0, margin − z_t / s), s the standard deviation of z on usual unmarked weights.
+
+    Differs from the paper: bits that have their margin are let go of, which costs the host less.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scaled: Tensor, strength: float, margin: float) -> Tensor:
+        missing = (margin - torch.mv(scaled, w)).clamp_(min=0)
+        short = (missing > 0).to(missing.dtype)
+        ctx.save_for_backward(torch.mv(scaled.t(), short).mul_(-strength))
+        return missing.sum().mul_(strength)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradients[0], None, None, None
+
+
+TRAINING = UchidaTraining

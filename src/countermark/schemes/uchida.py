@@ -1,0 +1,167 @@
+"""Uchida et al. 2017: a message in the weights, read by a secret matrix. The reading half.
+
+Section 3.2 of the paper: w̄ is the layer's weight averaged over its output filters, the embedding
+parameter X is a T×M matrix, and bit t is [X·w̄]_t > 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
+
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.schemes.base import Paper, WeightScheme
+from countermark.verdict import Evidence
+from countermark.weights import Array
+from countermark.xof import Stream
+
+MASK = "mask"
+_BLOCK = 1 << 24  # entries of X that are expanded at a time while reading
+
+
+@dataclass(frozen=True)
+class Uchida(WeightScheme):
+    """A linear mark: T bits read from a layer by a secret T×M matrix.
+
+    Attributes:
+        key_type: rows of X. "sign": ±1 (default). As published: "random" N(0, 1); "direct" one +1
+            a row; "diff" one +1 and one −1 a row, no column used twice.
+        read: "tensor" reads every weight; "filter_mean" the mean over output filters, as published.
+        select: "all" weights, or only those "converged" at `start_epoch` (Wang et al. 2020, PART).
+        regularizer: "hinge" with `margin` (default), which costs the host less; "bce" as published.
+        strength: λ, the weight of the regularizer, which is summed over bits.
+        margin: what the hinge asks of each bit, in standard deviations of [X·w]_t on weights of
+            the usual initial size; 0.3 where T comes near the capacity.
+        convergence_std, convergence_epochs, start_epoch: a weight has converged when the sample
+            standard deviation of its last `convergence_epochs` epoch values is below
+            `convergence_std`; the mark starts after `start_epoch` epochs.
+    """
+
+    name: ClassVar[str] = "uchida"
+    linear: ClassVar[bool] = True
+    paper: ClassVar[Paper] = Paper(
+        authors="Y. Uchida, Y. Nagai, S. Sakazawa, S. Satoh",
+        title="Embedding Watermarks into Deep Neural Networks",
+        venue="ICMR",
+        year=2017,
+        doi="10.1145/3078971.3078974",
+    )
+
+    key_type: Literal["sign", "random", "direct", "diff"] = field(default="sign", kw_only=True)
+    read: Literal["tensor", "filter_mean"] = field(default="tensor", kw_only=True)
+    select: Literal["all", "converged"] = field(default="all", kw_only=True)
+    regularizer: Literal["bce", "hinge"] = field(default="hinge", kw_only=True)
+    strength: PositiveFloat = field(default=0.01, kw_only=True)
+    margin: PositiveFloat = field(default=1.0, kw_only=True)
+    convergence_std: PositiveFloat = field(default=0.01, kw_only=True)
+    convergence_epochs: PositiveInt = field(default=5, kw_only=True)
+    start_epoch: PositiveInt = field(default=6, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.over_capacity and self.key_type in ("direct", "diff"):
+            raise ConfigError(
+                f"{self.key_type} rows use no column twice, so they cannot go over capacity: "
+                "use key_type sign or random"
+            )
+        if self.select == "converged" and self.start_epoch < self.convergence_epochs:
+            raise ConfigError(
+                f"start_epoch is {self.start_epoch}: convergence is judged on "
+                f"{self.convergence_epochs} epochs, start at {self.convergence_epochs} or later"
+            )
+
+    def generate_row_blocks(self, key: Key) -> Iterator[NDArray[Any]]:
+        """X from top to bottom, in blocks of rows (≤T, M): int8 for ±1 and 0, float64 for random.
+
+        The columns are the values that `vector` gives. Expanded from (secret, C0, "rows").
+        """
+        width = self.read_width(key)
+        if self.key_type in ("direct", "diff"):
+            yield self._sparse_rows(key, width)
+            return
+        streams = [(key.stream("rows", name), m) for name, m in self._columns(key).items()]
+        height = max(1, _BLOCK // width)
+        for start in range(0, self.bits, height):
+            rows = min(height, self.bits - start)
+            yield np.concatenate(
+                [self._dense_rows(stream, rows, m) for stream, m in streams], axis=1
+            )
+
+    def vector(self, weights: Mapping[str, Array], key: Key) -> Array:
+        """w (M,): what is read of the tensors, flattened in C order, selected, and joined."""
+        parts = []
+        for name, shape in key.tensors.items():
+            if weights[name].shape != shape:
+                raise ConfigError(
+                    f"{name} has shape {weights[name].shape}, the key reads {shape}"
+                )
+            tensor = weights[name].astype(np.float64)
+            flat = tensor.mean(axis=0) if self.read == "filter_mean" else tensor
+            mask = key.frozen.get(f"{MASK}.{name}")
+            parts.append(flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0])  # (M_l,)
+        return np.concatenate(parts)  # (M,)
+
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
+        """Read T bits: y = X·w, bit = y > 0, that is sigmoid(y) > ½."""
+        w = self.vector(weights, key)
+        y = np.concatenate([block @ w for block in self.generate_row_blocks(key)])  # (T,)
+        read = (y > 0).astype(np.uint8)
+        return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
+
+    def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
+        """2 bits a weight that is read (Cover 1965); M for direct, M/2 for diff rows."""
+        width = sum(self.read_of(shape) for shape in tensors.values())
+        width = width if selected is None else selected
+        return {"direct": width, "diff": width // 2}.get(self.key_type, 2 * width)
+
+    def selected(self, key: Key) -> int | None:
+        """M, where a mask selects weights."""
+        return self.read_width(key) if key.frozen else None
+
+    def read_of(self, shape: tuple[int, ...]) -> int:
+        """How many values are read of a tensor of this shape."""
+        if self.read == "filter_mean" and len(shape) < 2:
+            raise ConfigError(
+                f"a tensor of shape {shape} has no filters to average: use read='tensor'"
+            )
+        return prod(shape[1:]) if self.read == "filter_mean" else prod(shape)
+
+    def _columns(self, key: Key) -> dict[str, int]:
+        """How many columns of X belong to each tensor."""
+        columns = {}
+        for name, shape in key.tensors.items():
+            size = self.read_of(shape)
+            mask = key.frozen.get(f"{MASK}.{name}")
+            if mask is not None and mask.size != size:
+                raise ConfigError(
+                    f"the key's mask of {name} has {mask.size} entries, "
+                    f"shape {shape} read as {self.read} has {size}"
+                )
+            columns[name] = size if mask is None else int(np.count_nonzero(mask))
+        return columns
+
+    def read_width(self, key: Key) -> int:
+        """M, how many values are read."""
+        return sum(self._columns(key).values())
+
+    def _dense_rows(self, stream: Stream, rows: int, width: int) -> NDArray[Any]:
+        if self.key_type == "random":
+            return stream.normal_rows(rows, width)
+        return 2 * stream.bit_rows(rows, width).astype(np.int8) - 1  # (rows, M_l)
+
+    def _sparse_rows(self, key: Key, width: int) -> NDArray[np.int8]:
+        """direct: row t has +1 in its own column; diff: −1 in another one as well."""
+        rows = np.zeros((self.bits, width), dtype=np.int8)
+        order = key.stream("rows").permutation(width)
+        at = np.arange(self.bits)
+        rows[at, order[: self.bits]] = 1
+        if self.key_type == "diff":
+            rows[at, order[self.bits : 2 * self.bits]] = -1
+        return rows

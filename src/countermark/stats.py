@@ -1,0 +1,349 @@
+"""Tails, intervals and corrections: the arithmetic behind a verdict. Pure, numpy alone.
+
+A p-value that convicts is often smaller than the smallest float, so each one is kept as its log10.
+Bad arguments are the caller's mistake and raise ValueError: nothing a suspect holds gets here.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LN10 = math.log(10.0)
+_HALVINGS = 60  # of an interval inside [0, 1]: past the last bit of a float
+_NEGLIGIBLE = 60.0  # a term e⁻⁶⁰ of the largest does not reach the last bit of a sum
+
+
+class ChiSquare(NamedTuple):
+    """A goodness-of-fit statistic, its degrees of freedom and its log10 p-value."""
+
+    statistic: float
+    degrees: int
+    log10_p: float
+
+
+def log10_binomial_tail(k: int, n: int, p: float = 0.5) -> float:
+    """log10 P[X ≥ k] for X ~ Bin(n, p): how often coincidence matches k of n or more.
+
+    P[X ≥ k] = Σ_{i≥k} C(n,i) pⁱ (1−p)ⁿ⁻ⁱ, summed in logs on the side of the mean that k is on
+    (the other side is its complement), so small tails and tails near 1 keep their digits:
+    the relative error of the log10 stays below 1e-9 for n up to 1e5. P[X ≥ n] is n·log10 p itself.
+
+    Returns:
+        A number ≤ 0; 0.0 for k ≤ 0 and −inf for what cannot happen.
+
+    Raises:
+        ValueError: n is negative or p is outside [0, 1].
+    """
+    _check_binomial(n, p)
+    if k <= 0:
+        return 0.0
+    if k > n or p == 0.0:
+        return -math.inf
+    return _log10_tail(k, p, _cached_log_pmf(n, p))
+
+
+def least_matches(n: int, log10_alpha: float, p: float = 0.5) -> int | None:
+    """The least k with P[Bin(n, p) ≥ k] ≤ alpha: how many of n must match to convict.
+
+    P[X ≥ k] ≤ alpha < P[X ≥ k−1]; for n = 256 fair bits and alpha = 1e-6 it is 167.
+
+    Returns:
+        A count from 0 to n, or None when even n matches of n are too probable.
+
+    Raises:
+        ValueError: n is negative, p is outside [0, 1] or alpha above 1.
+    """
+    if not log10_alpha <= 0.0:
+        raise ValueError(f"log10_alpha must be 0 or less, not {log10_alpha!r}")
+    _check_binomial(n, p)
+    found = bisect_left(
+        range(n + 1), True, key=lambda k: log10_binomial_tail(k, n, p) <= log10_alpha
+    )
+    return found if found <= n else None
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for the rate behind k of n: covers its confidence on average.
+
+    (k + z²/2 ± z·sqrt(k(n−k)/n + z²/4)) / (n + z²), with z the normal quantile. E. B. Wilson,
+    "Probable inference", JASA 22 (1927).
+
+    Raises:
+        ValueError: k is not in 0..n, n is 0 or confidence not inside (0, 1).
+    """
+    _check_interval(k, n, confidence)
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    half = z * math.sqrt(k * (n - k) / n + z * z / 4.0)
+    centre, weight = k + z * z / 2.0, n + z * z
+    # At k = 0 and k = n the bound is 0 or 1 exactly; the rounded formula is not.
+    low = 0.0 if k == 0 else (centre - half) / weight
+    high = 1.0 if k == n else (centre + half) / weight
+    return low, high
+
+
+def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval for the rate behind k of n: covers at least its confidence, always.
+
+    Its ends are P_low[X ≥ k] = P_high[X ≤ k] = (1 − confidence)/2, found by bisection:
+    relative error below 1e-11. C. J. Clopper and E. S. Pearson, Biometrika 26 (1934).
+
+    Raises:
+        ValueError: k is not in 0..n, n is 0 or confidence not inside (0, 1).
+    """
+    _check_interval(k, n, confidence)
+    log10_side = math.log10((1.0 - confidence) / 2.0)
+    return _lower_limit(k, n, log10_side), 1.0 - _lower_limit(n - k, n, log10_side)
+
+
+def holm(log10_ps: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of m p-values for having tried m tests.
+
+    adjusted_(i) = max_{j≤i} min(1, (m − j + 1)·p_(j)) over the sorted p_(1) ≤ … ≤ p_(m); whatever
+    the tests depend on, P[any false rejection] ≤ alpha. S. Holm, Scand. J. Statist. 6 (1979).
+
+    Returns:
+        The adjusted log10 p-values, each ≤ 0, in the order of the input.
+
+    Raises:
+        ValueError: a log10 p-value is above 0 or not a number.
+    """
+    if not all(value <= 0.0 for value in log10_ps):
+        raise ValueError(f"every log10 p-value must be 0 or less, not {list(log10_ps)!r}")
+    tests, reached = len(log10_ps), -math.inf
+    adjusted = [0.0] * tests
+    for rank, index in enumerate(sorted(range(tests), key=log10_ps.__getitem__)):
+        reached = max(reached, min(0.0, log10_ps[index] + math.log10(tests - rank)))
+        adjusted[index] = reached
+    return adjusted
+
+
+def empirical_log10_p(exceedances: int, draws: int) -> float:
+    """log10 of p = (1 + r)/(1 + n): r of n draws under the null are as extreme as the suspect.
+
+    The suspect counts as one of the draws, so P[p ≤ a] ≤ a holds exactly and p is never 0.
+
+    Raises:
+        ValueError: r is not in 0..n.
+    """
+    _check_count(exceedances, draws)
+    return math.log10((1 + exceedances) / (1 + draws))
+
+
+def empirical_log10_floor(draws: int) -> float:
+    """log10 of 1/(1 + n): no count over n draws supports a smaller p-value.
+
+    Raises:
+        ValueError: n is negative.
+    """
+    return empirical_log10_p(0, draws)
+
+
+def sequential_log10_p(exceedances: int, draws: int, stop_at: int) -> float:
+    """The p-value of draws that stop early, at the stop_at-th exceedance, or else at a fixed n.
+
+    p = r/l when the r-th exceedance came with draw l, (1 + r)/(1 + n) when all n were made. Valid,
+    P[p ≤ a] ≤ a, if stop_at and n were fixed before. Besag and Clifford, Biometrika 78 (1991).
+
+    Raises:
+        ValueError: the exceedances are not in 0..draws or above stop_at, or stop_at is below 1.
+    """
+    _check_count(exceedances, draws)
+    if stop_at < 1 or exceedances > stop_at:
+        raise ValueError(f"stop_at must be 1 or more and {exceedances} at least, not {stop_at}")
+    if exceedances == stop_at:
+        return math.log10(exceedances / draws)
+    return empirical_log10_p(exceedances, draws)
+
+
+def randomised_p(k: int, n: int, u: float, p: float = 0.5) -> float:
+    """P[X > k] + u·P[X = k]: exactly uniform under the null when u is uniform on [0, 1].
+
+    For tests of uniformity only: the plain tail has atoms, and a correct implementation fails a
+    Kolmogorov-Smirnov test on it. As the one p-value here it is no log10.
+
+    Raises:
+        ValueError: k is not in 0..n, or p or u is outside [0, 1].
+    """
+    _check_count(k, n)
+    _check_binomial(n, p)
+    if not 0.0 <= u <= 1.0:
+        raise ValueError(f"u must be in [0, 1], not {u!r}")
+    at: float = math.exp(_cached_log_pmf(n, p)[k])
+    return min(1.0, math.pow(10.0, log10_binomial_tail(k + 1, n, p)) + u * at)
+
+
+def log10_likelihood_ratio(k: int, n: int, error_rate: float, p: float = 0.5) -> float:
+    """How much better k of n matches fit "the mark is there" than "coincidence", as a log10.
+
+    log10 LR = k·log10((1 − e)/p) + (n − k)·log10(e/(1 − p)): bits that survive with an error rate e
+    each, against Bin(n, p). The two propositions go with the figure (ENFSI guideline, 2015).
+
+    Returns:
+        Above 0 for the mark, below 0 for coincidence; −inf when e excludes the observation.
+
+    Raises:
+        ValueError: k is not in 0..n, e is outside [0, 1] or p not inside (0, 1).
+    """
+    _check_count(k, n)
+    if not (0.0 <= error_rate <= 1.0 and 0.0 < p < 1.0):
+        raise ValueError(f"error_rate in [0, 1], p inside (0, 1) expected: {error_rate!r}, {p!r}")
+    matched = _times_log(k, 1.0 - error_rate) - _times_log(k, p)
+    missed = _times_log(n - k, error_rate) - _times_log(n - k, 1.0 - p)
+    return (matched + missed) / _LN10
+
+
+def chi_square_against_binomial(
+    observed_k: Sequence[int], n: int, p: float = 0.5, least_expected: float = 5.0
+) -> ChiSquare:
+    """Do many match counts, each out of n, come from Bin(n, p)? Pearson's chi-square.
+
+    Σ (O − E)²/E over bins of k, with bins joined from k = 0 upwards until each expects at least
+    `least_expected` counts (what is left joins the last); log10 p = log10 Q(degrees/2, Σ/2).
+
+    Returns:
+        The statistic, its degrees of freedom (bins − 1) and the log10 p-value.
+
+    Raises:
+        ValueError: a count is not in 0..n, or the counts are too few for two bins.
+    """
+    _check_binomial(n, p)
+    for k in observed_k:
+        _check_count(k, n)
+    expected = len(observed_k) * np.exp(_cached_log_pmf(n, p))
+    starts = _bin_starts(expected, least_expected)
+    if len(starts) < 2:
+        raise ValueError(f"{len(observed_k)} counts are too few for two bins of {least_expected}")
+    observed = np.bincount(np.asarray(observed_k, dtype=np.int64), minlength=n + 1)
+    wanted = np.add.reduceat(expected, starts)
+    statistic = float(np.sum((np.add.reduceat(observed, starts) - wanted) ** 2 / wanted))
+    return ChiSquare(statistic, len(starts) - 1, _log10_chi_square_tail(statistic, len(starts) - 1))
+
+
+def _check_binomial(n: int, p: float) -> None:
+    if n < 0 or not 0.0 <= p <= 1.0:
+        raise ValueError(f"a binomial needs n ≥ 0 and p in [0, 1], not n = {n!r} and p = {p!r}")
+
+
+def _check_count(k: int, n: int) -> None:
+    if not 0 <= k <= n:
+        raise ValueError(f"a count of at most {n} must be in 0..{n}, not {k!r}")
+
+
+def _check_interval(k: int, n: int, confidence: float) -> None:
+    _check_count(k, n)
+    if n == 0 or not 0.0 < confidence < 1.0:
+        raise ValueError(f"n ≥ 1, confidence inside (0, 1) expected: {n!r}, {confidence!r}")
+
+
+def _log_pmf(n: int, p: float) -> NDArray[np.float64]:
+    """Natural log of P[X = i] for i = 0..n, shape (n + 1,).
+
+    Sums of ln P[X=i+1]/P[X=i] = ln((n−i)/(i+1)) + ln(p/(1−p)) outwards from the mode, normalised to
+    Σ P = 1: unlike log-gammas, whose large values cancel, each log keeps its relative accuracy.
+    """
+    if p in (0.0, 1.0):
+        certain = np.full(n + 1, -np.inf)
+        certain[round(n * p)] = 0.0
+        return certain
+    i = np.arange(n)
+    steps = np.log((n - i) / (i + 1)) + (math.log(p) - math.log1p(-p))
+    mode = min(n, int((n + 1) * p))
+    above, below = np.cumsum(steps[mode:]), -np.cumsum(steps[:mode][::-1])[::-1]
+    logs: NDArray[np.float64] = np.concatenate((below, [0.0], above))
+    logs -= _log_sum(logs)
+    logs.setflags(write=False)  # the cached array is handed out again
+    return logs
+
+
+_cached_log_pmf = lru_cache(maxsize=8)(_log_pmf)
+
+
+def _log_sum(logs: NDArray[np.float64]) -> float:
+    """The log Σ exp(logs), −inf for no terms."""
+    top = float(np.max(logs, initial=-np.inf))
+    return top if top == -math.inf else top + math.log(float(np.sum(np.exp(logs - top))))
+
+
+def _log10_tail(k: int, p: float, log_pmf: NDArray[np.float64]) -> float:
+    """log10 P[X ≥ k] for 0 < k ≤ n and p > 0, from the n + 1 log-terms."""
+    n = len(log_pmf) - 1
+    if k == n:
+        return n * math.log10(p)
+    if k > n * p:
+        return min(0.0, _log_sum(log_pmf[k:]) / _LN10)
+    return min(0.0, math.log1p(-math.exp(_log_sum(log_pmf[:k]))) / _LN10)
+
+
+def _lower_limit(k: int, n: int, log10_side: float) -> float:
+    """The p with log10 P_p[X ≥ k] = log10_side, from below; the tail at r = k/n is above 1/2.
+
+    Every tail on the way is the one at r, tilted: P_p[X=i] = P_r[X=i] (p/r)^i ((1−p)/(1−r))^(n−i).
+    """
+    if k in (0, n):
+        return 0.0 if k == 0 else math.pow(10.0, log10_side / n)
+    low = 0.0
+    high = rate = k / n
+    terms = _log_pmf(n, rate)[k:]
+    terms = terms[terms > terms[0] - _NEGLIGIBLE]  # they fall from k on, the tilted ones faster
+    i = np.arange(k, k + len(terms))
+    for _ in range(_HALVINGS):
+        p = (low + high) / 2.0
+        tilted = terms + i * math.log(p / rate) + (n - i) * math.log((1.0 - p) / (1.0 - rate))
+        if _log_sum(tilted) / _LN10 <= log10_side:
+            low = p
+        else:
+            high = p
+    return low
+
+
+def _times_log(count: int, probability: float) -> float:
+    """The log of probability^count, with 0⁰ = 1: what did not happen costs nothing."""
+    if count == 0:
+        return 0.0
+    return count * math.log(probability) if probability > 0.0 else -math.inf
+
+
+def _bin_starts(expected: NDArray[np.float64], least: float) -> list[int]:
+    """First indices of adjoining bins that each expect at least `least`; [] when one cannot."""
+    starts, gathered = [0], 0.0
+    for index, value in enumerate(expected):
+        gathered += float(value)
+        if gathered >= least:
+            starts.append(index + 1)
+            gathered = 0.0
+    return starts[:-1]  # the unfinished bin joins the one before it
+
+
+def _log10_chi_square_tail(statistic: float, degrees: int) -> float:
+    """log10 Q(degrees/2, x) with x = statistic/2: the chi-square survival function.
+
+    Q(a+1, x) = Q(a, x) + xᵃ e⁻ˣ/Γ(a+1) climbs from Q(0, x) = 0 or Q(½, x) = erfc(√x): a finite sum
+    of positive terms, Abramowitz and Stegun 26.4.4-5, so nothing cancels.
+    """
+    x = statistic / 2.0
+    if x <= 0.0:
+        return 0.0
+    odd = degrees % 2 == 1
+    logs = [_log_erfc_root(x)] if odd else []
+    for j in range(degrees // 2):
+        a = j + 0.5 if odd else float(j)
+        logs.append(a * math.log(x) - x - math.lgamma(a + 1.0))
+    return min(0.0, _log_sum(np.array(logs)) / _LN10)
+
+
+def _log_erfc_root(x: float) -> float:
+    """The log of erfc(√x); by its asymptotic series where erfc leaves the range of a float."""
+    if x < 600.0:
+        return math.log(math.erfc(math.sqrt(x)))
+    v = 1.0 / (2.0 * x)
+    return (
+        -x - math.log(math.pi * x) / 2.0 + math.log1p(-v * (1 - 3 * v * (1 - 5 * v * (1 - 7 * v))))
+    )

@@ -1,0 +1,70 @@
+"""Keyed streams: every random-looking thing in a key is expanded here from its secret.
+
+    subkey = SHAKE-256(frame("countermark/xof/v1", secret, commitment, purpose, tensor))[:32]
+    stream = AES-256-CTR(subkey, counter from 0) over zero bytes
+
+A stream is independent of every other by its purpose and tensor name, and is redrawn whole when one
+byte of the commitment changes. `docs/format.md` has the orders and known-answer vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+
+def frame(*parts: bytes) -> bytes:
+    """Join parts so that no two lists of parts give the same bytes.
+
+    frame(a, b, …) = len(a) ‖ a ‖ len(b) ‖ b ‖ …, each length 8 bytes, big-endian.
+    """
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+class Stream:
+    """The expansion of one secret for one purpose, read from front to back."""
+
+    def __init__(self, secret: bytes, commitment: bytes, purpose: str, tensor: str = "") -> None:
+        parts = (b"countermark/xof/v1", secret, commitment, purpose.encode(), tensor.encode())
+        subkey = hashlib.shake_256(frame(*parts)).digest(32)
+        self._cipher = Cipher(algorithms.AES256(subkey), modes.CTR(bytes(16))).encryptor()
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        return self._cipher.update(bytes(count))
+
+    def bits(self, count: int) -> NDArray[np.uint8]:
+        """The next `count` bits (count,), 0 or 1, most significant bit of each byte first.
+
+        Whole bytes are consumed: the unused bits of the last byte are dropped.
+        """
+        taken = np.frombuffer(self.take(-(-count // 8)), dtype=np.uint8)
+        return np.unpackbits(taken, count=count)
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """The next `count` big-endian 64-bit words (count,)."""
+        return np.frombuffer(self.take(8 * count), dtype=">u8").astype(np.uint64)
+
+    def bit_rows(self, rows: int, width: int) -> NDArray[np.uint8]:
+        """The next bits as (rows, width); each row starts on a byte of its own."""
+        taken = np.frombuffer(self.take(rows * -(-width // 8)), dtype=np.uint8)
+        return np.unpackbits(taken.reshape(rows, -1), axis=1, count=width)  # (rows, width)
+
+    def normal_rows(self, rows: int, width: int) -> NDArray[np.float64]:
+        """Draws (rows, width) from N(0, 1), by Box and Muller; each row starts with a new pair.
+
+        A pair is two words, of which the upper 53 bits become uniforms in (0, 1).
+        """
+        pairs = -(-width // 2)
+        words = self.words(2 * rows * pairs) >> np.uint64(11)
+        uniform = ((words.astype(np.float64) + 0.5) / 2.0**53).reshape(rows, pairs, 2)
+        radius, angle = np.sqrt(-2 * np.log(uniform[..., 0])), 2 * np.pi * uniform[..., 1]
+        both = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
+        return both.reshape(rows, 2 * pairs)[:, :width]  # (rows, width)
+
+    def permutation(self, count: int) -> NDArray[np.int64]:
+        """A permutation (count,) of 0 … count−1: the stable order of `count` words."""
+        return np.argsort(self.words(count), kind="stable").astype(np.int64)

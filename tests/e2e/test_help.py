@@ -1,0 +1,231 @@
+"""Runs the examples in the command line's help, found by walking the real command tree.
+
+A command's help (its docstring) ends in a section `Example` or `Examples` whose lines
+`countermark …` exit 0, or N after a trailing `# exit N`. They run in one folder, in ORDER.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[2]
+COUNTERMARK = [sys.executable, "-m", "countermark"]
+
+# Commands whose examples leave files for later ones; the others follow in the tree's order.
+ORDER = ("demo", "embed", "verify", "key show", "attack run")
+
+HEADING = re.compile(r"^[ \t]*Examples?:?[ \t]*$", re.MULTILINE)
+NOTE = re.compile(r"\s#\s.*$")
+EXIT = re.compile(r"#\s*exit\s+(\d+)\s*$")
+TIMEOUT = 120  # seconds an example
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line of a help text: the command it stands in, itself, and the exit it promises."""
+
+    command: str
+    shown: str
+    exit: int
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(NOTE.sub("", self.shown))[1:]
+
+
+def leaves(command: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Full name and help of every command that does something, groups left out.
+
+    typer brings its own copy of click, so the tree is known by its attributes, not its classes.
+    """
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield name, "\n".join(filter(None, [command.help, command.epilog]))
+        return
+    for word, child in inner.items():
+        yield from leaves(child, f"{name} {word}".strip())
+
+
+def examples(name: str, text: str) -> list[Example]:
+    """The examples of one help text, backslashed lines joined; empty without the section."""
+    heading = HEADING.search(text)
+    section = re.sub(r"\\\n\s*", "", text[heading.end() :]) if heading else ""
+    found = []
+    for line in map(str.strip, section.splitlines()):
+        if line.startswith("countermark "):
+            ends = EXIT.search(line)
+            found.append(Example(name, line, int(ends[1]) if ends else 0))
+    return found
+
+
+def in_order(tree: dict[str, str], order: Sequence[str]) -> list[Example]:
+    """All examples: those of the listed commands first, in the order of the list."""
+    names = [*(name for name in order if name in tree), *(n for n in tree if n not in order)]
+    return [example for name in names for example in examples(name, tree[name])]
+
+
+def broken(tree: dict[str, str]) -> list[str]:
+    """Commands without an example, and examples that show another command."""
+    found = [
+        f"{name}: no section `Example`" for name, text in tree.items() if not examples(name, text)
+    ]
+    for name, text in tree.items():
+        shown = [example.words for example in examples(name, text)]
+        if shown and not any(words[: len(name.split())] == name.split() for words in shown):
+            found.append(f"{name}: none of its examples runs it")
+    return found
+
+
+def run(todo: list[Example], program: list[str], folder: Path) -> list[str]:
+    """Runs the examples in a folder; what failed, with what it said."""
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    fixed = {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+    failures = []
+    for example in todo:
+        done = subprocess.run(
+            [*program, *example.words],
+            check=False,
+            cwd=folder,
+            env=os.environ | fixed | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        if done.returncode != example.exit:
+            codes = f"exit {done.returncode}, expected {example.exit}"
+            failures.append(f"{example.command}: {example.shown}: {codes}\n{done.stdout}")
+    return failures
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, str]:
+    """The real command line: name of each command to its help."""
+    from countermark.cli import app
+
+    return dict(leaves(typer.main.get_command(app)))
+
+
+def test_every_command_shows_an_example(tree: dict[str, str]) -> None:
+    assert tree
+    assert not broken(tree), "\n".join(["", *broken(tree)])
+
+
+def test_every_example_runs(tree: dict[str, str], tmp_path: Path) -> None:
+    """One test, not one an example: they build on each other, and xdist would part them."""
+    failures = run(in_order(tree, ORDER), COUNTERMARK, tmp_path)
+    if failures:
+        pytest.fail("\n".join(failures), pytrace=False)
+
+
+# --- the harness itself, on a made-up command line
+
+TINY = '''
+from pathlib import Path
+import typer
+
+app = typer.Typer()
+key = typer.Typer()
+app.add_typer(key, name="key")
+
+
+@app.command()
+def read(name: str, strict: bool = False) -> None:
+    """Read a file.
+
+    Example:
+        countermark read made --strict   # the strict way
+        countermark read \\\\
+            absent   # exit 1
+    """
+    if not Path(name).exists():
+        raise typer.Exit(1)
+
+
+@app.command()
+def make(name: str) -> None:
+    """Make a file.
+
+    Examples
+    --------
+        countermark make made
+    """
+    Path(name).touch(exist_ok=False)
+
+
+@key.command()
+def show() -> None:
+    """Show a key. Example code is elsewhere."""
+
+
+@key.command()
+def lose() -> None:
+    """Lose a key.
+
+    Example:
+        countermark make another
+    """
+
+
+if __name__ == "__main__":
+    app(prog_name="countermark")
+'''
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[list[str], dict[str, str]]:
+    """A made-up command line: the program that runs it, and its tree."""
+    script = tmp_path / "tiny.py"
+    script.write_text(TINY, encoding="utf-8")
+    namespace: dict[str, Any] = {"__name__": "tiny"}
+    exec(compile(TINY, str(script), "exec"), namespace)  # noqa: S102 - the text above
+    return [sys.executable, str(script)], dict(leaves(typer.main.get_command(namespace["app"])))
+
+
+def test_commands_are_found_in_groups_too(tiny: tuple[list[str], dict[str, str]]) -> None:
+    assert sorted(tiny[1]) == ["key lose", "key show", "make", "read"]
+
+
+def test_a_single_command_is_a_tree_as_well() -> None:
+    app = typer.Typer()
+
+    @app.command(help="Only one.\n\nExample:\n    countermark", epilog="countermark --help")
+    def only() -> None: ...
+
+    (name, text), *rest = leaves(typer.main.get_command(app))
+    assert not rest
+    assert [example.words for example in examples(name, text)] == [["--help"]]
+
+
+def test_missing_and_foreign_examples_are_named(tiny: tuple[list[str], dict[str, str]]) -> None:
+    assert broken(tiny[1]) == [
+        "key show: no section `Example`",
+        "key lose: none of its examples runs it",
+    ]
+
+
+def test_examples_run_in_the_given_order(
+    tiny: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    program, tree = tiny
+    assert run(in_order(tree, ["make", "not yet written"]), program, tmp_path) == []
+
+
+def test_a_failing_example_is_named(tiny: tuple[list[str], dict[str, str]], tmp_path: Path) -> None:
+    program, tree = tiny
+    (failure,) = run(in_order(tree, ["read", "make"]), program, tmp_path)
+    assert failure.startswith(
+        "read: countermark read made --strict   # the strict way: exit 1, expected 0"
+    )
