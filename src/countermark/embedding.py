@@ -250,4 +250,3 @@ class Embedding:
                 f"only {evidence.matched} of {evidence.bits} bits are in the model "
                 f"(log10 p {log10_p:.1f}): train longer, raise strength, or take fewer bits"
             )
-

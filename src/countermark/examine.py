@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-
 def verify(
     suspect: str | Path | nn.Module | Weights,
     key: Key,
@@ -98,9 +97,7 @@ def _best(
     return readings[0]
 
 
-def _null(
-    name: str | None, scheme: WeightScheme, key: Key, tensors: Mapping[str, Array]
-) -> Null:
+def _null(name: str | None, scheme: WeightScheme, key: Key, tensors: Mapping[str, Array]) -> Null:
     if name is None or name == scheme.null.name:
         return scheme.null
     if name == FreshKeys.name and scheme.linear:
@@ -137,5 +134,3 @@ def _too_many(weights: Weights, key: Key) -> str:
         f"the tensors that this key reads were renamed, and {len(weights.tensors)} tensors of the "
         f"suspect can be arranged in more than {MOST_CANDIDATES} ways as {len(key.tensors)}"
     )
-
-

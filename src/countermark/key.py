@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import rfc8785
 from numpy.typing import NDArray
 
-from countermark import message
+from countermark.message import Bits, decode, message, payload, payload_bytes
 from countermark.xof import Stream, frame
 
 SECRET_BYTES, NONCE_BYTES = 32, 16
@@ -111,16 +111,20 @@ class Key:
         return Stream(self.material.secret, self.c0, purpose, tensor)
 
     @cached_property
-    def message(self) -> message.Bits:
+    def message(self) -> Bits:
         """The raw message bits (T,)."""
-        return message.message(self.material.secret, self.c0, self.owner, self.bits)
+        return message(self.material.secret, self.c0, self.owner, self.bits)
 
-    def payload_in(self, read: message.Bits) -> bool | None:
+    def payload_in(self, read: Bits) -> bool | None:
         """Whether raw bits (T,) decode to this key's payload; None when T is too short for one."""
-        if not message.payload_bytes(self.bits):
+        if not payload_bytes(self.bits):
             return None
-        decoded = message.decode(read, self.material.secret, self.c0)
-        return decoded == message.payload(self.c0, self.owner, self.bits)
+        decoded = decode(read, self.material.secret, self.c0)
+        return decoded == payload(self.c0, self.owner, self.bits)
+
+    def with_model(self, name: str, arguments: Mapping[str, Any]) -> Key:
+        """The same key, which also says how the command line built the host."""
+        return replace(self, model=name, model_arguments=dict(arguments))
 
     def save(self, path: str | Path, passphrase: str | None = None) -> None:
         """Write the key to a new folder; see `keyfile.save_key`."""

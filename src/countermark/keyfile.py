@@ -25,9 +25,8 @@ from safetensors.numpy import load, save
 from countermark import files
 from countermark._version import VERSION
 from countermark.errors import KeyFileError
-from countermark.key import NONCE_BYTES, SECRET_BYTES, Key, KeyMaterial
+from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
-TYPE = "countermark/key/v1"
 _LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
 _FROZEN = "frozen."
 
@@ -42,7 +41,7 @@ class _Strict(BaseModel):
 
 
 class Encryption(_Strict):
-    """How the tensors of a key are encrypted: Argon2id (RFC 9106) and AES-256-GCM-SIV (RFC 8452)."""
+    """How the tensors are encrypted: Argon2id (RFC 9106), AES-256-GCM-SIV (RFC 8452)."""
 
     kdf: Literal["argon2id"] = "argon2id"
     cipher: Literal["aes-256-gcm-siv"] = "aes-256-gcm-siv"
@@ -56,7 +55,7 @@ class Encryption(_Strict):
 class KeyHeader(_Strict):
     """The content of `key.json`; every field is required to be known, and none is secret."""
 
-    type: Literal["countermark/key/v1"] = TYPE
+    type: Literal["countermark/key/v1"] = "countermark/key/v1"
     scheme: str
     fields: dict[str, Any]
     tensors: dict[str, list[Size]]
@@ -99,9 +98,7 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
     content = _plain_tensors(key)
     if encryption and passphrase is not None:
         cipher = AESGCMSIV(_derive(encryption, passphrase))
-        sealed = cipher.encrypt(
-            bytes.fromhex(encryption.nonce), content, header.associated_data()
-        )
+        sealed = cipher.encrypt(bytes.fromhex(encryption.nonce), content, header.associated_data())
         content = save({"ciphertext": np.frombuffer(sealed, dtype=np.uint8)})
     header = header.model_copy(update={"tensors_sha256": hashlib.sha256(content).hexdigest()})
     files.write_folder(folder, {"key.safetensors": content, "key.json": header.to_bytes()})
@@ -129,7 +126,7 @@ def load_header(folder: Path) -> KeyHeader:
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise KeyFileError(
             f"{folder / 'key.json'}: {where}: {first['msg']}; "
-            f"expected a key of type {TYPE} as `countermark embed` writes it"
+            f"expected a key of type countermark/key/v1 as `countermark embed` writes it"
         ) from None
 
 

@@ -202,13 +202,19 @@ class Verdict:
         if self.matched is not None and self.ber_interval is not None:
             low, high = self.ber_interval
             lines += [
-                f"  matched       {self.matched} of {self.bits} bits "
-                f"(bit error rate {self.ber:.4f}, 95 % interval {low:.4f} to {high:.4f})",
-                f"  log10 p       {self.log10_p:.2f} after correction for {self.tests} test(s); "
-                f"threshold {math.log10(self.alpha):.2f}, floor {self.floor:.2f}",
+                (
+                    f"  matched       {self.matched} of {self.bits} bits "
+                    f"(bit error rate {self.ber:.4f}, 95 % interval {low:.4f} to {high:.4f})"
+                ),
+                (
+                    f"  log10 p       {self.log10_p:.2f}, corrected for {self.tests} test(s); "
+                    f"threshold {math.log10(self.alpha):.2f}, floor {self.floor:.2f}"
+                ),
                 f"  null          {self.null}: {self.null_says}",
-                f"  forgery_bits  {self.forgery_bits:.1f} "
-                f"(an undated key needs {LEAST_FORGERY_BITS:.0f})",
+                (
+                    f"  forgery_bits  {self.forgery_bits:.1f} "
+                    f"(an undated key needs {LEAST_FORGERY_BITS:.0f})"
+                ),
                 f"  payload       {_PAYLOAD[self.payload]}",
             ]
         lines += [f"  limit         {limit}" for limit in self.limits]
@@ -220,6 +226,20 @@ _PAYLOAD = {
     False: "not decoded (the p-value above is about raw bits and stands without it)",
     None: "none: fewer than 128 bits carry no payload",
 }
+
+
+WHOSE = (
+    "it says that the mark of a key is present or not; who owns the model is another question, "
+    "answered by dated claims under a policy"
+)
+WHAT_P_IS = (
+    "p is the chance of this reading on a model made without the key's secret; it is not the "
+    "probability that the suspect is innocent"
+)
+NOT_INNOCENT = (
+    "not proven is not innocent: a mark can be removed, and tensors that were permuted, rescaled "
+    "or folded are not realigned before reading"
+)
 
 
 @dataclass(frozen=True)
@@ -257,7 +277,8 @@ def judge(
     log10_p = min(0.0, null.log10_p(evidence) + correction)
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
-    outcome, reason = _decide(evidence, log10_p, floor + correction, against_forgery, terms, about)
+    thresholds = _Measured(log10_p, floor + correction, against_forgery, evidence.bits)
+    outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
         outcome=outcome,
         reason=reason,
@@ -308,49 +329,45 @@ def no_verdict(reason: str, *, bits: int, terms: Terms, about: Mapping[str, Any]
     )
 
 
-def _decide(
-    evidence: Evidence,
-    log10_p: float,
-    least_log10_p: float,
-    against_forgery: float,
-    terms: Terms,
-    about: Mapping[str, Any],
-) -> tuple[Outcome, str]:
+@dataclass(frozen=True)
+class _Measured:
+    """What is held against the thresholds, all of it corrected for the number of tests."""
+
+    log10_p: float
+    least_log10_p: float
+    forgery_bits: float
+    bits: int
+
+
+def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outcome, str]:
     log10_alpha = math.log10(terms.alpha)
-    if about["test_key"] and not terms.allow_test_key:
+    if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
-    if least_log10_p > log10_alpha:
+    if measured.least_log10_p > log10_alpha:
         return "no_verdict", (
-            f"this key cannot prove anything here: even a perfect reading of its {evidence.bits} "
-            f"bits gives log10 p {least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
+            "this key cannot prove anything here: even a perfect reading of its "
+            f"{measured.bits} bits gives log10 p {measured.least_log10_p:.2f}, above the "
+            f"threshold {log10_alpha:.2f}"
         )
-    if log10_p > log10_alpha:
+    if measured.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
-    if against_forgery < LEAST_FORGERY_BITS and not terms.assume_dated:
+    if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.assume_dated:
         return "no_verdict", (
-            f"the bits are there, but a key that fits could be found by trying 2^"
-            f"{against_forgery:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}: a dated claim "
-            "is needed (--assume-dated is the owner's own statement)"
+            "the bits are there, but a key that fits could be found by trying "
+            f"2^{measured.forgery_bits:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}: a "
+            "dated claim is needed (--assume-dated is the owner's own statement)"
         )
     return "owned", "the mark of this key is present"
 
 
 def _limits(evidence: Evidence, outcome: Outcome, tests: int, terms: Terms) -> tuple[str, ...]:
-    limits = [
-        "it says that the mark of a key is present or not; who owns the model is another question, "
-        "answered by dated claims under a policy",
-        "p is the chance of this reading on a model made without the key's secret; it is not the "
-        "probability that the suspect is innocent",
-    ]
+    limits = [WHOSE, WHAT_P_IS]
     if outcome == "not_proven":
-        limits.append(
-            "not proven is not innocent: a mark can be removed, and tensors that were permuted, "
-            "rescaled or folded are not realigned before reading"
-        )
+        limits.append(NOT_INNOCENT)
     if tests > 1:
         limits.append(f"a tensor was found by its shape only; p is corrected for {tests} readings")
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
-    if evidence.payload is False:
-        limits.append("the payload is lost: the mark is present or not by its raw bits only")
+    if evidence.payload is False and outcome == "owned":
+        limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)

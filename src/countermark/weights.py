@@ -81,10 +81,11 @@ class Weights(ABC):
             )
         return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
+    @abstractmethod
     def file_digest(self) -> str | None:
         """SHA-256 of the whole suspect file in hexadecimal; None for a live module."""
-        return None
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file."""
 
@@ -123,8 +124,7 @@ class SafetensorsWeights(Weights):
             header = json.loads(raw, object_pairs_hook=_no_duplicates)
             header.pop("__metadata__", None)
             return {
-                name: self._place(name, about, 8 + length, total)
-                for name, about in header.items()
+                name: self._place(name, about, 8 + length, total) for name, about in header.items()
             }
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._damaged(f"its header is not a list of tensors ({error})") from None
@@ -161,10 +161,12 @@ class SafetensorsWeights(Weights):
         return values.reshape(info.shape)  # the tensor's own shape
 
     def file_digest(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal."""
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     def close(self) -> None:
+        """Let go of the file."""
         self._file.close()
 
     def _damaged(self, why: str) -> SuspectError:
@@ -185,10 +187,10 @@ class TorchWeights(Weights):
         super().__init__(str(path))
         self._path = path
         self._check_directory()
-        self._state = self._open_state()
+        self.state = self._open_state()
         self.tensors = {
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in self._state.items()
+            for name, tensor in self.state.items()
         }
 
     def _check_directory(self) -> None:
@@ -222,22 +224,25 @@ class TorchWeights(Weights):
                 loaded = loaded[wrapper]
         if not isinstance(loaded, Mapping):
             raise self._refuse(f"it holds a {type(loaded).__name__}")
-        return {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+        state = {str(k): v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+        for name, tensor in state.items():
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise self._refuse(f"{name} claims {tensor.numel():,} values, more than are there")
+        return state
 
     def _load(self, name: str) -> NDArray[Any]:
-        tensor = self._state[name]
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise self._refuse(f"{name} claims {tensor.numel():,} values, more than are stored")
-        values = _to_numpy(self.name, name, tensor)
+        values = _to_numpy(self.name, name, self.state[name])
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
     def file_digest(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal."""
         with self._path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def close(self) -> None:
-        self._state = {}
+        """Let go of the file."""
+        self.state = {}
 
     def _refuse(self, why: str) -> SuspectError:
         return SuspectError(
@@ -261,6 +266,12 @@ class ModuleWeights(Weights):
         values = _to_numpy(self.name, name, self._state[name])
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
+
+    def file_digest(self) -> None:
+        """A live module is no file."""
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
 
 def open_weights(suspect: str | Path | nn.Module | Weights) -> Weights:
@@ -302,7 +313,22 @@ def save_weights(state: Mapping[str, Any], path: Path) -> None:
 
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
+        temporary.touch()  # with the permissions that this user gives to files
         save_file(apart, temporary)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """All tensors of a weight file as torch tensors in their own dtypes, opened as a suspect is.
+
+    Raises:
+        SuspectError: as `open_weights`.
+    """
+    with open_weights(path) as weights:
+        if isinstance(weights, TorchWeights):
+            return {name: tensor.clone() for name, tensor in weights.state.items()}
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
 
 
 def assignments(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, final, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final, get_type_hints
 
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -50,7 +50,7 @@ class Configured:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for each, adapter in _adapters(type(self)).items():
+        for each, adapter in _adapters(cast(Hashable, type(self))).items():
             value = getattr(self, each)
             try:
                 object.__setattr__(self, each, adapter.validate_python(value))
@@ -68,9 +68,7 @@ class Configured:
         known = {each.name: each for each in fields(cls)}
         for name in values:
             if name not in known:
-                raise ConfigError(
-                    f"{cls.name} has no field {name!r}: {nearest(name, known)}"
-                )
+                raise ConfigError(f"{cls.name} has no field {name!r}: {nearest(name, known)}")
         for each in known.values():
             if each.default is MISSING and each.name not in values:
                 raise ConfigError(f"{cls.name} needs {each.name!r}: give it a value")
@@ -84,12 +82,21 @@ class Configured:
             for each in fields(self)
         }  # fmt: skip
 
+    @classmethod
+    def default_fields(cls) -> dict[str, Any]:
+        """Every field with its default; "(required)" where it has none."""
+        return {
+            each.name: "(required)" if each.default is MISSING else each.default
+            for each in fields(cls)
+        }
+
 
 @cache
-def _adapters(cls: type[Configured]) -> dict[str, TypeAdapter[Any]]:
+def _adapters(cls: Hashable) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(cls, include_extras=True)
     config = ConfigDict(allow_inf_nan=False)
-    return {each.name: TypeAdapter(hints[each.name], config=config) for each in fields(cls)}
+    names = [each.name for each in fields(cast(type[Configured], cls))]
+    return {name: TypeAdapter(hints[name], config=config) for name in names}
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,12 @@ class WeightScheme(Configured, ABC):
 
     @abstractmethod
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
-        """How many bits tensors of these shapes can hold, where `selected` of the values that are
-        read carry the mark (None: all of them)."""
+        """How many bits tensors of these shapes can hold.
+
+        Args:
+            tensors: names and shapes of what carries the mark.
+            selected: how many of the values that are read carry it; None for all of them.
+        """
 
     @abstractmethod
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
@@ -180,7 +191,7 @@ class WeightScheme(Configured, ABC):
     def check_capacity(
         self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
     ) -> None:
-        """Raise `CapacityError` when T bits do not fit; warn when T cannot reach 80 forgery bits."""
+        """Raise `CapacityError` when T bits do not fit; warn when T bits prove little undated."""
         limit = self.capacity(tensors, selected)
         if self.bits > limit and not self.over_capacity:
             raise CapacityError(
@@ -194,6 +205,20 @@ class WeightScheme(Configured, ABC):
                 "no_verdict; take 128 bits or more",
                 stacklevel=2,
             )
+
+    @final
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """What is said of the scheme in lists and pages, as JSON values."""
+        return {
+            "name": cls.name,
+            "paper": str(cls.paper),
+            "family": cls.family,
+            "threat_model": cls.threat_model,
+            "null": cls.null.name,
+            "null_says": cls.null.says,
+            "fields": cls.default_fields(),
+        }
 
     def selected(self, key: Key) -> int | None:  # noqa: ARG002 - a scheme that selects overrides
         """How many of the values that are read carry the mark; None for all of them."""
@@ -214,4 +239,3 @@ class WeightScheme(Configured, ABC):
         module = importlib.import_module(f"countermark.schemes.training.{self.name}")
         half: type[WeightTraining] = module.TRAINING
         return half
-

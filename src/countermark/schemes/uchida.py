@@ -95,17 +95,17 @@ class Uchida(WeightScheme):
             )
 
     def vector(self, weights: Mapping[str, Array], key: Key) -> Array:
-        """w (M,): what is read of the tensors, flattened in C order, selected, and joined."""
+        """The vector w (M,): what is read of the tensors, in C order, selected, joined."""
         parts = []
         for name, shape in key.tensors.items():
             if weights[name].shape != shape:
-                raise ConfigError(
-                    f"{name} has shape {weights[name].shape}, the key reads {shape}"
-                )
+                raise ConfigError(f"{name} has shape {weights[name].shape}, the key reads {shape}")
             tensor = weights[name].astype(np.float64)
             flat = tensor.mean(axis=0) if self.read == "filter_mean" else tensor
             mask = key.frozen.get(f"{MASK}.{name}")
-            parts.append(flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0])  # (M_l,)
+            parts.append(
+                flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0]
+            )  # (M_l,)
         return np.concatenate(parts)  # (M,)
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:

@@ -54,7 +54,9 @@ class ConvergenceDetector(Freezer):
         return {name: mask.astype("uint8").reshape(-1) for name, mask in masks.items()}  # (M_l,)
 
     def state(self) -> list[list[Tensor]]:
+        """The number of epochs seen, and the values of the last ones."""
         return [[torch.tensor(self._seen)], *self._history]
 
     def restore(self, state: list[list[Tensor]]) -> None:
+        """Go on from `state()`."""
         self._seen, self._history = int(state[0][0]), state[1:]

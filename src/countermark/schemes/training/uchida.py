@@ -51,10 +51,12 @@ class UchidaTraining(WeightTraining):
         if self._signed.device != w.device:
             self._signed = self._signed.to(w.device)
         uchida = self._uchida
+        strength = uchida.strength
         if uchida.regularizer == "hinge":
-            hinge = _Hinge.apply(w, self._signed, uchida.strength, uchida.margin)
-            return cast(Tensor, hinge)
-        return cast(Tensor, _BinaryCrossEntropy.apply(w, self._signed, uchida.strength))
+            loss = _Hinge.apply(w, self._signed, strength, uchida.margin)  # type: ignore[no-untyped-call]
+        else:
+            loss = _BinaryCrossEntropy.apply(w, self._signed, strength)  # type: ignore[no-untyped-call]
+        return cast(Tensor, loss)
 
     def _vector(self, weights: Sequence[Tensor]) -> Tensor:
         mean = self._uchida.read == "filter_mean"

@@ -1,0 +1,43 @@
+# Two targets do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow check bench docs clean
+
+demo: $(READY)
+	rm -rf demo
+	$(BIN)/countermark demo --out demo
+
+test: $(READY)
+	$(BIN)/pytest -n $(WORKERS)
+
+test-slow: $(READY)
+	$(BIN)/pytest -n $(WORKERS) -m slow
+
+check: $(READY)
+	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check src tests tools
+	$(BIN)/mypy
+	$(BIN)/deptry src
+	$(BIN)/pytest -q tests/unit/test_architecture.py
+
+bench: $(READY)
+	$(BIN)/python -m countermark.bench.speed --write docs/performance.md
+
+docs: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/zensical build --strict
+
+# The virtual environment is made anew only when what it is made from changes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) tools/preflight.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo site build dist

@@ -1,0 +1,233 @@
+"""`countermark embed`: train a host with a mark from start to end, through any interruption.
+
+While it trains, `OUT.resume/` (0700) holds the order, the secret and the last checkpoint. The same
+command goes on from there and, on the CPU, ends where the uninterrupted run would have ended: the
+secret is drawn once. The folder is removed when model and key are both in place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from countermark import files
+from countermark.bench.data import Dataset, load_data
+from countermark.bench.models import Value, build, recipe
+from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
+from countermark.embedding import Embedding
+from countermark.errors import ConfigError, MarkNotTakenError
+from countermark.key import SECRET_BYTES, Key, KeyMaterial
+from countermark.keyfile import load_header, refuse_existing
+from countermark.schemes import scheme_named
+from countermark.weights import load_state, save_weights
+
+UNMARKED = "none"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made; the same order again goes on with an interrupted one.
+
+    Attributes:
+        scheme, fields: the mark, or "none" for an unmarked host.
+        model, model_arguments, data: the host and what it learns.
+        owner: whose mark it is.
+        epochs, seed, precision, device: how it is trained.
+        out, key: the weight file and the key folder to write; no key without a mark.
+        start: weights to begin with (fine-tune to embed).
+        teacher: weights of a model of the same kind whose answers replace the labels (distil).
+        test_key: derive the secret from this number, for tests: such a key proves nothing.
+    """
+
+    model: str
+    data: str
+    out: str
+    scheme: str = UNMARKED
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    model_arguments: Mapping[str, Value] = field(default_factory=dict)
+    owner: str = ""
+    epochs: int = 10
+    seed: int = 0
+    precision: str = "fp32"
+    device: str = "auto"
+    key: str | None = None
+    start: str | None = None
+    teacher: str | None = None
+    test_key: int | None = None
+
+
+def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
+    """Make what the order says.
+
+    Args:
+        order: the whole order.
+        passphrase: encrypts the key.
+
+    Returns: where model and key are, and the figures: test accuracy (0 to 1), bits, matched.
+
+    Raises:
+        CountermarkError: a wrong name or field, an existing key or model, a mark that did not take;
+            nothing is written then.
+    """
+    resume = Path(order.out + ".resume")
+    _refuse_existing(order, resume)
+    data = load_data(order.data)
+    model, course = _host(order, data)
+    material = _material(order, resume)
+    mark = _mark(order, model, material)
+    if not resume.exists():
+        kept = {"order.json": _as_json(order), "material": material.secret + material.nonce}
+        files.write_folder(resume, kept)
+    checkpoint = Checkpoint(resume / "checkpoint.pt")
+    with mark or nullcontext():
+        fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
+    figures = _write(order, model, mark, passphrase, resume)
+    return {
+        "model": order.out,
+        "key": order.key if mark else None,
+        "scheme": order.scheme,
+        "accuracy": accuracy(model, data),
+        **figures,
+        "epochs": order.epochs,
+        "seed": order.seed,
+        "device": str(course.resolved_device()),
+        "torch": torch.__version__,
+    }
+
+
+def _refuse_existing(order: Order, resume: Path) -> None:
+    """Nothing is overwritten, but for what this very order has written before it was killed."""
+    if resume.exists():
+        kept = json.loads((resume / "order.json").read_text())
+        differing = [k for k, v in json.loads(_as_json(order)).items() if kept.get(k) != v]
+        if differing:
+            raise ConfigError(
+                f"{resume} belongs to an interrupted run with other arguments "
+                f"({', '.join(differing)}): repeat that command, or remove the folder"
+            )
+        return
+    if Path(order.out).exists():
+        raise ConfigError(f"{order.out} exists: choose another name or move it away")
+    if order.scheme != UNMARKED and order.key is None:
+        raise ConfigError("a mark needs a place for its key: give --key DIR")
+    if order.scheme != UNMARKED and order.key is not None:
+        refuse_existing(Path(order.key))
+
+
+def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
+    seeded(order.seed, "init")
+    model = build(order.model, order.model_arguments)
+    _check_fit(order.model, model, data)
+    teacher = None
+    if order.start:
+        load_into(model, Path(order.start))
+    if order.teacher:
+        teacher = build(order.model, order.model_arguments)
+        load_into(teacher, Path(order.teacher))
+        teacher.eval()
+    course = Course(order.epochs, order.seed, _precision(order), order.device, teacher)
+    if teacher is not None:
+        teacher.to(course.resolved_device())
+    return model, course
+
+
+def _precision(order: Order) -> Any:
+    if order.precision not in ("fp32", "bf16"):
+        raise ConfigError(f"precision is {order.precision!r}: expected fp32 or bf16")
+    return order.precision
+
+
+def _check_fit(name: str, model: nn.Module, data: Dataset) -> None:
+    """One image through the model, so that a misfit is one line before anything is written."""
+    shape = tuple(data.train_images.shape[1:])
+    model.eval()
+    try:
+        with torch.no_grad():
+            scores = model(data.normalised(data.train_images[:1]))
+    except (RuntimeError, TypeError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"model {name} does not take images of shape {shape} ({said}): "
+            "choose another model or data set, or set --model-arg"
+        ) from None
+    if scores.dim() != 2 or scores.shape[1] < data.classes:
+        raise ConfigError(
+            f"model {name} answers with shape {tuple(scores.shape)}, {data.name} has "
+            f"{data.classes} classes: give --model-arg classes={data.classes}"
+        )
+
+
+def _material(order: Order, resume: Path) -> KeyMaterial:
+    if order.test_key is not None:
+        return KeyMaterial.for_tests(order.test_key)
+    if resume.exists():
+        kept = (resume / "material").read_bytes()
+        return KeyMaterial(kept[:SECRET_BYTES], kept[SECRET_BYTES:])
+    return KeyMaterial.fresh()
+
+
+def _mark(order: Order, model: nn.Module, material: KeyMaterial) -> Embedding | None:
+    if order.scheme == UNMARKED:
+        return None
+    scheme = scheme_named(order.scheme).from_fields(order.fields)
+    return scheme.embed(model, owner=order.owner, material=material)
+
+
+def _write(
+    order: Order, model: nn.Module, mark: Embedding | None, passphrase: str | None, resume: Path
+) -> dict[str, Any]:
+    """Model first, then key, then the resume folder goes: killed anywhere, nothing is lost."""
+    figures: dict[str, Any] = {}
+    key = None
+    if mark:
+        try:
+            key, evidence = mark.key, mark.read()
+        except MarkNotTakenError:
+            shutil.rmtree(resume)
+            raise
+        figures = {
+            "bits": key.bits,
+            "matched": evidence.matched if evidence else None,
+            "commitment": key.commitment,
+            "test_key": key.test_key,
+        }
+    save_weights(model.state_dict(), Path(order.out))
+    if key and order.key and not _saved_before(Path(order.key), key):
+        key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
+    shutil.rmtree(resume)
+    return figures
+
+
+def _saved_before(folder: Path, key: Key) -> bool:
+    """Whether an earlier run of this order had written the key already."""
+    return folder.exists() and key.commitment == load_header(folder).C0
+
+
+def load_into(model: nn.Module, path: Path) -> None:
+    """Load a weight file into a model, by name.
+
+    Raises:
+        SuspectError: the file cannot be read.
+        ConfigError: a tensor is missing or has another shape.
+    """
+    state = load_state(path)
+    for name, tensor in model.state_dict().items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = list(state[name].shape) if name in state else "no such tensor"
+            raise ConfigError(
+                f"{path} does not fit the model: {name} needs shape {list(tensor.shape)}, "
+                f"found {found}; give the --model and --model-arg it was made with"
+            )
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+
+
+def _as_json(order: Order) -> bytes:
+    return json.dumps(asdict(order), indent=1, default=dict).encode()
