@@ -13,10 +13,10 @@ demo: $(READY)
 	$(BIN)/countermark demo --out demo
 
 test: $(READY)
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 test-slow: $(READY)
-	$(BIN)/pytest -n $(WORKERS) -m slow
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests tools

@@ -200,13 +200,18 @@ class Embedding:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The optimizer's step pre-hook; with a closure the gradients do not exist yet."""
-        closure = args[0] if args else kwargs.get("closure")
+        """The optimizer's step pre-hook; with a closure the gradients do not exist yet.
+
+        torch hands over the arguments of the unbound `step`, the optimizer first.
+        """
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._add_gradient(optimizer)
             return None
         wrapped = self._with_penalty(optimizer, closure)
-        return ((wrapped, *args[1:]), kwargs) if args else ((), {**kwargs, "closure": wrapped})
+        if len(args) > 1:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
 
     def _with_penalty(
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
@@ -237,7 +242,7 @@ class Embedding:
 
     def _require_open(self) -> None:
         if self._phase != "open":
-            raise LoopError("the mark works inside its block only: with scheme.embed(...) as mark:")
+            raise LoopError("the mark works inside its block only: with scheme.embed(...) as mark")
 
     def _require_taken(self, evidence: Evidence) -> None:
         """A mark that would not be found in the owner's own model must not be relied upon."""

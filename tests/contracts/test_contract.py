@@ -1,0 +1,145 @@
+"""The contract that every form of every scheme keeps, one test a law; forms stand in `facts`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from contracts.facts import DATA, OWNER, SCHEMES_UNDER_CONTRACT, Facts, every_form, fresh_host
+from countermark.bench.models import recipe
+from countermark.bench.train import Course, accuracy, fit
+from countermark.examine import examine, read_evidence, verify
+from countermark.key import Key, KeyMaterial
+from countermark.schemes import SCHEMES
+from countermark.stats import log10_binomial_tail
+from countermark.verdict import Terms
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A trained host of one form, its key, and the unmarked twin."""
+
+    facts: Facts
+    model: nn.Module
+    key: Key
+    accuracy: float
+    unmarked_accuracy: float
+
+
+@pytest.fixture(scope="module")
+def marked_hosts() -> dict[str, Marked]:
+    return {}
+
+
+@pytest.fixture
+def marked(facts: Facts, marked_hosts: dict[str, Marked]) -> Marked:
+    if facts.id not in marked_hosts:
+        marked_hosts[facts.id] = train_marked(facts)
+    return marked_hosts[facts.id]
+
+
+def train_marked(facts: Facts) -> Marked:
+    course = Course(facts.epochs, seed=1)
+    host = fresh_host()
+    with facts.scheme.embed(host, owner=OWNER) as mark:
+        fit(host, DATA, recipe("mlp"), course, mark=mark)
+    twin = fresh_host()
+    fit(twin, DATA, recipe("mlp"), course)
+    return Marked(facts, host, mark.key, accuracy(host, DATA), accuracy(twin, DATA))
+
+
+def test_every_scheme_is_under_contract() -> None:
+    assert {facts.scheme.name for facts in SCHEMES_UNDER_CONTRACT} == set(SCHEMES)
+
+
+@every_form
+def test_round_trip(marked: Marked) -> None:
+    verdict = verify(marked.model, marked.key)
+    assert verdict.owned, verdict.explain()
+    assert verdict.matched == verdict.bits == marked.facts.scheme.bits
+    assert verdict.payload is True
+
+
+@every_form
+def test_accuracy_is_kept(marked: Marked) -> None:
+    assert marked.accuracy >= marked.unmarked_accuracy - marked.facts.accuracy_lost
+
+
+@every_form
+def test_no_tensor_of_the_key_is_in_the_model(marked: Marked) -> None:
+    plain = fresh_host()
+    assert list(marked.model.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in marked.model.named_modules()] == [
+        name for name, _ in plain.named_modules()
+    ]
+
+
+@every_form
+def test_key_survives_the_disk_byte_for_byte(marked: Marked, tmp_path: Path) -> None:
+    marked.key.save(tmp_path / "a.key")
+    loaded = Key.load(tmp_path / "a.key")
+    loaded.save(tmp_path / "b.key")
+    for name in ("key.json", "key.safetensors"):
+        assert (tmp_path / "a.key" / name).read_bytes() == (tmp_path / "b.key" / name).read_bytes()
+    assert np.array_equal(read_evidence(marked.model, loaded).read, marked.key.message)
+
+
+@every_form
+def test_same_secret_gives_the_same_key(facts: Facts, marked: Marked) -> None:
+    key = marked.key
+    again = facts.scheme.generate_key(
+        key.tensors, owner=key.owner, material=key.material, frozen=key.frozen
+    )
+    assert again.commitment == key.commitment
+    assert np.array_equal(again.message, key.message)
+
+
+def changed_keys(facts: Facts, key: Key) -> Iterator[Key]:
+    """The key with one thing changed that the commitment holds."""
+    scheme = replace(facts.scheme, **facts.other)
+    yield replace(key, fields=scheme.to_fields())
+    yield replace(key, owner=key.owner + " ")
+    yield replace(key, tensors={**key.tensors, "extra": (1, 1)})
+    flipped = bytes([key.material.secret[0] ^ 1]) + key.material.secret[1:]
+    yield replace(key, material=replace(key.material, secret=flipped))
+    yield replace(key, material=replace(key.material, nonce=bytes(16)))
+    yield replace(key, material=replace(key.material, test_key=not key.test_key))
+    for name in key.frozen:
+        yield replace(key, frozen={**key.frozen, name: 1 - key.frozen[name]})
+
+
+@every_form
+def test_one_changed_field_redraws_every_bit(facts: Facts, marked: Marked) -> None:
+    for other in changed_keys(facts, marked.key):
+        agree = int((other.message == marked.key.message).sum())
+        assert log10_binomial_tail(agree, marked.key.bits) > -6
+        assert log10_binomial_tail(marked.key.bits - agree, marked.key.bits) > -6
+
+
+@every_form
+def test_wrong_key_is_rejected(facts: Facts, marked: Marked) -> None:
+    for number in range(5):
+        wrong = facts.scheme.generate_key(
+            marked.key.tensors, owner=OWNER, material=KeyMaterial.for_tests(number),
+            frozen=marked.key.frozen,
+        )  # fmt: skip
+        verdict = examine(marked.model, wrong, Terms(allow_test_key=True))
+        assert verdict.outcome == "not_proven", verdict.explain()
+
+
+@every_form
+def test_unmarked_is_not_claimed(marked: Marked) -> None:
+    for seed in range(5):
+        host = fresh_host(seed + 10)
+        verdict = verify(host, marked.key)
+        assert verdict.outcome == "not_proven", verdict.explain()
+
+
+def test_facts_name_only_fields_of_the_scheme() -> None:
+    for facts in SCHEMES_UNDER_CONTRACT:
+        assert set(facts.other) <= {each.name for each in fields(facts.scheme)}
