@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check bench docs clean
+.PHONY: demo test test-slow check bench tables docs clean
 
 demo: $(READY)
 	rm -rf demo
@@ -23,10 +23,14 @@ check: $(READY)
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
 	$(BIN)/deptry src
+	$(BIN)/python tools/render_results.py --check
 	$(BIN)/pytest -q tests/unit/test_architecture.py
 
 bench: $(READY)
 	$(BIN)/python -m countermark.bench.speed --write docs/performance.md
+
+tables: $(READY)
+	$(BIN)/python tools/render_results.py
 
 docs: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from countermark.errors import CountermarkError
     from countermark.examine import verify
     from countermark.key import Key
+    from countermark.nulls import Evidence
     from countermark.schemes.uchida import Uchida
-    from countermark.verdict import Evidence, Verdict
+    from countermark.verdict import Verdict
 
 _PLACES = {
     "CountermarkError": "errors",
     "Embedding": "embedding",
-    "Evidence": "verdict",
+    "Evidence": "nulls",
     "Key": "key",
     "Prune": "attacks.prune",
     "Uchida": "schemes.uchida",

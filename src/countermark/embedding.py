@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from countermark.errors import LoopError, MarkNotTakenError
 from countermark.key import Key, KeyMaterial
-from countermark.verdict import ALPHA, LEAST_FORGERY_BITS, Evidence, forgery_bits
+from countermark.nulls import Evidence, forgery_bits
+from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
 from countermark.weights import ModuleWeights
 
 if TYPE_CHECKING:
@@ -105,10 +106,15 @@ class Embedding:
         Gradients that the loop clips before the step are clipped without the penalty's.
 
         Raises:
-            LoopError: outside the block, attached before, or no tensor of the mark is trained by
-                this optimizer.
+            LoopError: outside the block, attached before, an optimizer that maximises, or one that
+                does not train every tensor of the mark.
         """
         self._require_open()
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise LoopError(
+                "an optimizer with maximize=True would train the mark out of the model: "
+                "minimise the negated loss, or add penalty() with the opposite sign"
+            )
         if id(optimizer) in self._optimizers:
             raise LoopError("this optimizer is attached already: attach it once")
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}

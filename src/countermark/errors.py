@@ -10,8 +10,8 @@
     ├── MarkNotTakenError             training ended and the mark is not in the model
     └── MissingExtraError             an optional dependency that is not installed
 
-A message is one line: what was expected, what came, and the way out. "Not owned" is no error:
-it is a value of `Verdict.outcome`.
+A message is one line: what was expected, what came, and the way out; names out of hostile files
+cannot break it. "Not owned" is no error: it is a value of `Verdict.outcome`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from collections.abc import Iterable
 
 class CountermarkError(Exception):
     """Base of all errors raised on purpose; the command line prints it as one line, exit 2."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(CountermarkError):
@@ -57,6 +60,15 @@ class MissingExtraError(CountermarkError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an extra: pip install 'countermark[{extra}]'")
+
+
+def printable(text: str, longest: int = 2000) -> str:
+    """Text as one line that a terminal shows as it is: control characters escaped, cut if long."""
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text[: longest + 1]
+    )
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

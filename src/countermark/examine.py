@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from countermark.errors import ConfigError
 from countermark.key import Key, KeyMaterial
+from countermark.nulls import Evidence, FreshKeys, Null
 from countermark.schemes import scheme_of
 from countermark.schemes.base import WeightScheme
-from countermark.verdict import Evidence, FreshKeys, Null, Terms, Verdict, judge, no_verdict
+from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import MOST_CANDIDATES, Array, Weights, assignments, open_weights
 
 if TYPE_CHECKING:

@@ -1,13 +1,18 @@
-"""Files that are there whole or not at all: written beside their place, synced, then renamed."""
+"""Files that are there whole or not at all: written beside their place, synced, then renamed.
+
+And JSON out of hostile files, read so that no other reader can see another document in it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 
 @contextmanager
@@ -59,10 +64,36 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def parse_json(content: bytes) -> Any:
+    """A UTF-8 JSON document in which no object has a name twice and no number is NaN or infinite.
+
+    Raises:
+        ValueError: it is no such document, or nests too deeply.
+    """
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_named_once, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")
+
+
 def _sync(path: Path) -> None:
     """Force a file or directory to disk; where directories cannot be opened (Windows), skip it."""
     with suppress(PermissionError):
-        descriptor = os.open(path, os.O_RDONLY)
+        # Windows syncs a file through a descriptor that may write, and opens no directory.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:

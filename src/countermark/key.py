@@ -22,6 +22,7 @@ import numpy as np
 import rfc8785
 from numpy.typing import NDArray
 
+from countermark.errors import ConfigError
 from countermark.message import Bits, decode, message, payload, payload_bytes
 from countermark.xof import Stream, frame
 
@@ -59,7 +60,7 @@ class Key:
     Attributes:
         scheme: name of the scheme.
         fields: all fields of the scheme, as JSON values; `bits` is the message length T.
-        tensors: name and shape of each tensor that is read, in reading order.
+        tensors: name and shape of each tensor that is read; their order is the reading order.
         owner: the name that the payload is a digest of.
         material: secret and nonce.
         frozen: tensors fixed before the message was drawn (a selection mask, …).
@@ -87,18 +88,27 @@ class Key:
 
     @cached_property
     def c0(self) -> bytes:
-        """C0, the 32-byte commitment to everything fixed before the message is drawn."""
-        context = rfc8785.dumps(
-            {
-                "scheme": self.scheme,
-                "fields": dict(self.fields),
-                "tensors": [[name, list(shape)] for name, shape in self.tensors.items()],
-                "test_key": self.test_key,
-            }
-        )
+        """C0, the 32-byte commitment to everything fixed before the message is drawn.
+
+        Raises:
+            ConfigError: a field that has no canonical JSON (RFC 8785).
+        """
+        context: dict[str, Any] = {
+            "scheme": self.scheme,
+            "fields": dict(self.fields),
+            "tensors": [[name, list(shape)] for name, shape in self.tensors.items()],
+            "test_key": self.test_key,
+        }
+        try:
+            canonical = rfc8785.dumps(context)
+        except rfc8785.CanonicalizationError as error:
+            raise ConfigError(
+                f"a field of the scheme cannot be committed to ({error}): "
+                "expected finite numbers, and whole numbers below 2^53"
+            ) from None
         frozen = frame(*(tensor_digest(name, self.frozen[name]) for name in sorted(self.frozen)))
         secret = hashlib.sha256(self.material.secret).digest()
-        parts = (context, secret, frozen, self.owner.encode(), self.material.nonce)
+        parts = (canonical, secret, frozen, self.owner.encode(), self.material.nonce)
         return hashlib.sha256(frame(b"countermark/C0/v1", *parts)).digest()
 
     @property

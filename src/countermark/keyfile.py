@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from safetensors.numpy import load, save
 
 from countermark import files
 from countermark._version import VERSION
-from countermark.errors import KeyFileError
+from countermark.errors import KeyFileError, printable
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
 _LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
@@ -43,36 +44,59 @@ class _Strict(BaseModel):
 class Encryption(_Strict):
     """How the tensors are encrypted: Argon2id (RFC 9106), AES-256-GCM-SIV (RFC 8452)."""
 
-    kdf: Literal["argon2id"] = "argon2id"
-    cipher: Literal["aes-256-gcm-siv"] = "aes-256-gcm-siv"
+    kdf: Literal["argon2id"]
+    cipher: Literal["aes-256-gcm-siv"]
     salt: Hex16
     nonce: Hex12
-    iterations: Annotated[int, Field(ge=1, le=64)] = 3
-    lanes: Annotated[int, Field(ge=1, le=64)] = 4
-    memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)] = 64 * 1024
+    iterations: Annotated[int, Field(ge=1, le=64)]
+    lanes: Annotated[int, Field(ge=1, le=64)]
+    memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)]
+
+    @classmethod
+    def fresh(cls) -> Encryption:
+        """Today's parameters, with a salt and a nonce from the operating system."""
+        return cls(
+            kdf="argon2id",
+            cipher="aes-256-gcm-siv",
+            salt=os.urandom(16).hex(),
+            nonce=os.urandom(12).hex(),
+            iterations=3,
+            lanes=4,
+            memory_kib=64 * 1024,
+        )
 
 
 class KeyHeader(_Strict):
-    """The content of `key.json`; every field is required to be known, and none is secret."""
+    """The content of `key.json`: exactly these fields, every one of them, and none is secret."""
 
-    type: Literal["countermark/key/v1"] = "countermark/key/v1"
+    type: Literal["countermark/key/v1"]
     scheme: str
     fields: dict[str, Any]
     tensors: dict[str, list[Size]]
     owner: str
     nonce: Hex16
     C0: Hex32
-    C1: None = None
+    C1: None
     tensors_sha256: Hex32
     test_key: bool
-    encryption: Encryption | None = None
-    model: str | None = None
-    model_arguments: dict[str, Any] = {}
-    version: str = VERSION
+    encryption: Encryption | None
+    model: str | None
+    model_arguments: dict[str, Any]
+    version: str
 
     def associated_data(self) -> bytes:
-        """What the cipher authenticates: all of the header but the digest of the ciphertext."""
-        return rfc8785.dumps(self.model_dump(exclude={"tensors_sha256"}))
+        """What the cipher authenticates: all of the header but the digest of the ciphertext.
+
+        Raises:
+            KeyFileError: it has no canonical JSON (RFC 8785), so it could not be read again.
+        """
+        try:
+            return rfc8785.dumps(self.model_dump(exclude={"tensors_sha256"}))
+        except rfc8785.CanonicalizationError as error:
+            raise KeyFileError(
+                f"a value in the key's fields or model arguments has no canonical JSON ({error}): "
+                "expected finite numbers, and whole numbers below 2^53"
+            ) from None
 
     def to_bytes(self) -> bytes:
         """The header as it lies on disk."""
@@ -88,17 +112,19 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
         passphrase: encrypts secret and tensors; None leaves them readable by their owner only.
 
     Raises:
-        KeyFileError: something already has that name; it is left untouched.
+        KeyFileError: something already has that name, and is left untouched; or the passphrase
+            is empty.
     """
     refuse_existing(folder)
-    encryption = None
-    if passphrase is not None:
-        encryption = Encryption(salt=os.urandom(16).hex(), nonce=os.urandom(12).hex())
+    if passphrase == "":
+        raise KeyFileError("an empty passphrase protects nothing: give one, or None for no cipher")
+    encryption = None if passphrase is None else Encryption.fresh()
     header = _header(key, encryption)
+    authenticated = header.associated_data()
     content = _plain_tensors(key)
     if encryption and passphrase is not None:
         cipher = AESGCMSIV(_derive(encryption, passphrase))
-        sealed = cipher.encrypt(bytes.fromhex(encryption.nonce), content, header.associated_data())
+        sealed = cipher.encrypt(bytes.fromhex(encryption.nonce), content, authenticated)
         content = save({"ciphertext": np.frombuffer(sealed, dtype=np.uint8)})
     header = header.model_copy(update={"tensors_sha256": hashlib.sha256(content).hexdigest()})
     files.write_folder(folder, {"key.safetensors": content, "key.json": header.to_bytes()})
@@ -116,18 +142,28 @@ def load_header(folder: Path) -> KeyHeader:
     """Read and check `key.json`; no passphrase is needed, and no secret is touched.
 
     Raises:
-        KeyFileError: missing, too large, not a key, of an unknown version, or with unknown fields.
+        KeyFileError: missing, too large, not a key, of an unknown version, or with a field that
+            is unknown, missing or there twice.
     """
     content = _read(folder, "key.json", _LARGEST_JSON)
     try:
-        return KeyHeader.model_validate_json(content)
+        files.parse_json(content)
+        header = KeyHeader.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise KeyFileError(
-            f"{folder / 'key.json'}: {where}: {first['msg']}; "
-            f"expected a key of type countermark/key/v1 as `countermark embed` writes it"
-        ) from None
+        raise _no_header(folder, f"{where}: {first['msg']}") from None
+    except ValueError as error:
+        raise _no_header(folder, str(error)) from None
+    header.associated_data()
+    return header
+
+
+def _no_header(folder: Path, why: str) -> KeyFileError:
+    return KeyFileError(
+        f"{folder / 'key.json'}: {printable(why, 200)}; "
+        "expected a key of type countermark/key/v1 as `countermark embed` writes it"
+    )
 
 
 def load_key(folder: Path, passphrase: str | None = None) -> Key:
@@ -145,15 +181,21 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
             "(truncated or exchanged): restore both from one backup"
         )
     tensors = _tensors(folder, content, header, passphrase)
-    secret = tensors.pop("secret", np.zeros(0, dtype=np.uint8)).tobytes()
-    if len(secret) != SECRET_BYTES or any(not name.startswith(_FROZEN) for name in tensors):
+    secret = tensors.pop("secret", np.zeros(0, dtype=np.uint8))
+    if secret.shape != (SECRET_BYTES,) or secret.dtype != np.uint8:
         raise KeyFileError(f"{folder}: key.safetensors holds no secret of {SECRET_BYTES} bytes")
+    for name in tensors:
+        if not name.startswith(_FROZEN):
+            raise KeyFileError(
+                f"{folder}: key.safetensors holds {printable(name, 200)!r}: "
+                f"expected the secret and names that begin with {_FROZEN!r}"
+            )
     key = Key(
         scheme=header.scheme,
         fields=header.fields,
         tensors={name: tuple(shape) for name, shape in header.tensors.items()},
         owner=header.owner,
-        material=KeyMaterial(secret, bytes.fromhex(header.nonce), header.test_key),
+        material=KeyMaterial(secret.tobytes(), bytes.fromhex(header.nonce), header.test_key),
         frozen={name.removeprefix(_FROZEN): tensor for name, tensor in tensors.items()},
         model=header.model,
         model_arguments=header.model_arguments,
@@ -168,37 +210,47 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
 
 def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
     return KeyHeader(
+        type="countermark/key/v1",
         scheme=key.scheme,
         fields=dict(key.fields),
         tensors={name: list(shape) for name, shape in key.tensors.items()},
         owner=key.owner,
         nonce=key.material.nonce.hex(),
         C0=key.commitment,
+        C1=None,
         tensors_sha256="0" * 64,
         test_key=key.test_key,
         encryption=encryption,
         model=key.model,
         model_arguments=dict(key.model_arguments),
+        version=VERSION,
     )
 
 
 def _plain_tensors(key: Key) -> bytes:
-    tensors = {_FROZEN + name: np.ascontiguousarray(each) for name, each in key.frozen.items()}
+    tensors = {_FROZEN + name: np.asarray(each, order="C") for name, each in key.frozen.items()}
     return save({"secret": np.frombuffer(key.material.secret, dtype=np.uint8), **tensors})
 
 
 def _read(folder: Path, name: str, largest: int) -> bytes:
     path = folder / name
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"{path} is not a regular file: expected one as a key has it")
         if size > largest:
             raise KeyFileError(f"{path} has {size:,} bytes, a key has at most {largest:,}")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(size + 1)
     except OSError as error:
         raise KeyFileError(
             f"{path} cannot be read ({error.strerror}): expected a key folder "
             "with key.json and key.safetensors"
         ) from None
+    if len(content) != size:
+        raise KeyFileError(f"{path} changed while it was read: try again")
+    return content
 
 
 def _tensors(
@@ -207,6 +259,8 @@ def _tensors(
     try:
         tensors: dict[str, NDArray[Any]] = load(content)
         if header.encryption is not None:
+            if tensors.keys() != {"ciphertext"}:
+                raise ValueError("expected one tensor, ciphertext")
             sealed = tensors["ciphertext"].tobytes()
             tensors = load(_unseal(folder, sealed, header, passphrase))
     except (SafetensorError, KeyError, ValueError) as error:
@@ -232,10 +286,16 @@ def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | No
 
 
 def _derive(encryption: Encryption, passphrase: str) -> bytes:
-    return Argon2id(
+    kdf = Argon2id(
         salt=bytes.fromhex(encryption.salt),
         length=32,
         iterations=encryption.iterations,
         lanes=encryption.lanes,
         memory_cost=encryption.memory_kib,
-    ).derive(passphrase.encode())
+    )
+    try:
+        return kdf.derive(passphrase.encode())
+    except MemoryError:
+        raise KeyFileError(
+            f"the key's Argon2id needs {encryption.memory_kib:,} KiB of memory, which are not free"
+        ) from None

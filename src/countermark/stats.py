@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +18,6 @@ from numpy.typing import NDArray
 _LN10 = math.log(10.0)
 _HALVINGS = 60  # of an interval inside [0, 1]: past the last bit of a float
 _NEGLIGIBLE = 60.0  # a term e⁻⁶⁰ of the largest does not reach the last bit of a sum
-
-
-class ChiSquare(NamedTuple):
-    """A goodness-of-fit statistic, its degrees of freedom and its log10 p-value."""
-
-    statistic: float
-    degrees: int
-    log10_p: float
 
 
 def log10_binomial_tail(k: int, n: int, p: float = 0.5) -> float:
@@ -200,33 +191,6 @@ def log10_likelihood_ratio(k: int, n: int, error_rate: float, p: float = 0.5) ->
     return (matched + missed) / _LN10
 
 
-def chi_square_against_binomial(
-    observed_k: Sequence[int], n: int, p: float = 0.5, least_expected: float = 5.0
-) -> ChiSquare:
-    """Do many match counts, each out of n, come from Bin(n, p)? Pearson's chi-square.
-
-    Σ (O − E)²/E over bins of k, with bins joined from k = 0 upwards until each expects at least
-    `least_expected` counts (what is left joins the last); log10 p = log10 Q(degrees/2, Σ/2).
-
-    Returns:
-        The statistic, its degrees of freedom (bins − 1) and the log10 p-value.
-
-    Raises:
-        ValueError: a count is not in 0..n, or the counts are too few for two bins.
-    """
-    _check_binomial(n, p)
-    for k in observed_k:
-        _check_count(k, n)
-    expected = len(observed_k) * np.exp(_cached_log_pmf(n, p))
-    starts = _bin_starts(expected, least_expected)
-    if len(starts) < 2:
-        raise ValueError(f"{len(observed_k)} counts are too few for two bins of {least_expected}")
-    observed = np.bincount(np.asarray(observed_k, dtype=np.int64), minlength=n + 1)
-    wanted = np.add.reduceat(expected, starts)
-    statistic = float(np.sum((np.add.reduceat(observed, starts) - wanted) ** 2 / wanted))
-    return ChiSquare(statistic, len(starts) - 1, _log10_chi_square_tail(statistic, len(starts) - 1))
-
-
 def _check_binomial(n: int, p: float) -> None:
     if n < 0 or not 0.0 <= p <= 1.0:
         raise ValueError(f"a binomial needs n ≥ 0 and p in [0, 1], not n = {n!r} and p = {p!r}")
@@ -309,41 +273,3 @@ def _times_log(count: int, probability: float) -> float:
     if count == 0:
         return 0.0
     return count * math.log(probability) if probability > 0.0 else -math.inf
-
-
-def _bin_starts(expected: NDArray[np.float64], least: float) -> list[int]:
-    """First indices of adjoining bins that each expect at least `least`; [] when one cannot."""
-    starts, gathered = [0], 0.0
-    for index, value in enumerate(expected):
-        gathered += float(value)
-        if gathered >= least:
-            starts.append(index + 1)
-            gathered = 0.0
-    return starts[:-1]  # the unfinished bin joins the one before it
-
-
-def _log10_chi_square_tail(statistic: float, degrees: int) -> float:
-    """log10 Q(degrees/2, x) with x = statistic/2: the chi-square survival function.
-
-    Q(a+1, x) = Q(a, x) + xᵃ e⁻ˣ/Γ(a+1) climbs from Q(0, x) = 0 or Q(½, x) = erfc(√x): a finite sum
-    of positive terms, Abramowitz and Stegun 26.4.4-5, so nothing cancels.
-    """
-    x = statistic / 2.0
-    if x <= 0.0:
-        return 0.0
-    odd = degrees % 2 == 1
-    logs = [_log_erfc_root(x)] if odd else []
-    for j in range(degrees // 2):
-        a = j + 0.5 if odd else float(j)
-        logs.append(a * math.log(x) - x - math.lgamma(a + 1.0))
-    return min(0.0, _log_sum(np.array(logs)) / _LN10)
-
-
-def _log_erfc_root(x: float) -> float:
-    """The log of erfc(√x); by its asymptotic series where erfc leaves the range of a float."""
-    if x < 600.0:
-        return math.log(math.erfc(math.sqrt(x)))
-    v = 1.0 / (2.0 * x)
-    return (
-        -x - math.log(math.pi * x) / 2.0 + math.log1p(-v * (1 - 3 * v * (1 - 5 * v * (1 - 7 * v))))
-    )

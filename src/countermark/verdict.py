@@ -8,15 +8,13 @@ mark of a key is present, or not proven, or that nothing can be said; never who 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal
 
 from countermark import stats
-from countermark.message import Bits
+from countermark.errors import printable
+from countermark.nulls import Evidence, Null, forgery_bits
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]
 
@@ -27,117 +25,6 @@ LEAST_FORGERY_BITS = 80.0
 """Below this an undated key proves nothing: 2^80 keys could be tried for one that fits."""
 
 EXIT_CODES: Mapping[Outcome, int] = {"owned": 0, "not_proven": 1, "no_verdict": 3}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a key read out of a suspect.
-
-    Attributes:
-        read: the raw bits (T,) that were read.
-        expected: the message (T,).
-        committed: whether `expected` is XOF output over a commitment that holds everything else;
-            only then does a cheat have to search for a key that fits.
-        payload: whether the payload decodes; None when the message has none.
-        scores: the real values (T,) whose signs are the bits, where a scheme has them.
-    """
-
-    read: Bits = field(repr=False)
-    expected: Bits = field(repr=False)
-    committed: bool = True
-    payload: bool | None = None
-    scores: NDArray[np.float64] | None = field(default=None, repr=False)
-
-    @property
-    def bits(self) -> int:
-        """T."""
-        return len(self.expected)
-
-    @property
-    def matched(self) -> int:
-        """How many of the T bits are as expected."""
-        return int(np.count_nonzero(self.read == self.expected))
-
-    @property
-    def cross_entropy(self) -> float | None:
-        """E_R per bit in nats: the mean of −log P(expected bit) under sigmoid(scores)."""
-        if self.scores is None:
-            return None
-        agreement = (2.0 * self.expected - 1.0) * self.scores
-        return float(np.logaddexp(0.0, -agreement).mean())
-
-
-class Null(Protocol):
-    """A null hypothesis: how probable evidence is on a model that never saw the mark."""
-
-    name: ClassVar[str]
-    says: ClassVar[str]
-
-    def log10_p(self, evidence: Evidence) -> float:
-        """log10 of the probability of evidence at least as good."""
-
-    def log10_floor(self, evidence: Evidence) -> float:
-        """log10 of the smallest p that this null can give."""
-
-
-@dataclass(frozen=True)
-class FairCoin:
-    """Each raw bit agrees with probability ½: exact where the message is XOF output.
-
-    p = P[Bin(T, ½) ≥ k]. Exact for every suspect that does not depend on the key's secret,
-    siblings of the marked model included.
-    """
-
-    name: ClassVar[str] = "fair_coin"
-    says: ClassVar[str] = (
-        "on a model made without this key's secret each raw bit agrees with probability 1/2, "
-        "independently, because the message is keyed random output fixed by the commitment"
-    )
-
-    def log10_p(self, evidence: Evidence) -> float:
-        """The exact binomial tail."""
-        return stats.log10_binomial_tail(evidence.matched, evidence.bits)
-
-    def log10_floor(self, evidence: Evidence) -> float:
-        """T matches out of T: 2^−T."""
-        return -evidence.bits * math.log10(2)
-
-
-@dataclass(frozen=True)
-class FreshKeys:
-    """The owner's key ranked among new keys on the same suspect: exact for linear keys.
-
-    p = (1 + #{fresh keys that match at least as many bits}) / (draws + 1), stopping early at
-    `stop_at` exceedances (Besag and Clifford 1991), which keeps it valid.
-
-    Attributes:
-        redraw: draws one fresh key of the same scheme, fields and owner, and returns how many of
-            its own bits it finds in the suspect.
-        draws: how many fresh keys at the most.
-    """
-
-    name: ClassVar[str] = "fresh_keys"
-    says: ClassVar[str] = (
-        "on a model made without this key's secret the owner's key ranks among fresh keys of the "
-        "same scheme, read from the same suspect, like any one of them"
-    )
-
-    redraw: Callable[[], int] = field(repr=False)
-    draws: int = 1999
-    stop_at: int = 10
-
-    def log10_p(self, evidence: Evidence) -> float:
-        """The rank of the owner's key."""
-        exceedances = 0
-        for drawn in range(1, self.draws + 1):
-            exceedances += self.redraw() >= evidence.matched
-            if exceedances == self.stop_at:
-                return stats.sequential_log10_p(exceedances, drawn, self.stop_at)
-        return stats.sequential_log10_p(exceedances, self.draws, self.stop_at)
-
-    def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
-        """1 / (draws + 1)."""
-        return stats.empirical_log10_floor(self.draws)
 
 
 @dataclass(frozen=True)
@@ -194,7 +81,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        return asdict(self) | {"limits": list(self.limits)}
+        interval = None if self.ber_interval is None else list(self.ber_interval)
+        return asdict(self) | {"limits": list(self.limits), "ber_interval": interval}
 
     def explain(self) -> str:
         """The verdict for people, as lines of text."""
@@ -218,7 +106,7 @@ class Verdict:
                 f"  payload       {_PAYLOAD[self.payload]}",
             ]
         lines += [f"  limit         {limit}" for limit in self.limits]
-        return "\n".join(lines)
+        return "\n".join(printable(line) for line in lines)  # a key's or suspect's names may lie
 
 
 _PAYLOAD = {
@@ -277,6 +165,8 @@ def judge(
     log10_p = min(0.0, null.log10_p(evidence) + correction)
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
+    found = about["suspect"].get("tensors", {})
+    renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
     thresholds = _Measured(log10_p, floor + correction, against_forgery, evidence.bits)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
@@ -299,19 +189,8 @@ def judge(
         payload=evidence.payload,
         assume_dated=terms.assume_dated,
         suspect=about["suspect"],
-        limits=_limits(evidence, outcome, tests, terms),
+        limits=_limits(evidence, outcome, terms, renamed),
     )
-
-
-def forgery_bits(evidence: Evidence, tests: int = 1) -> float:
-    """−log2 of the chance that one key, tried by a cheat, reads at least as well by luck.
-
-    0 where the bits are not XOF output over a commitment: then nothing has to be searched.
-    """
-    if not evidence.committed:
-        return 0.0
-    tail = stats.log10_binomial_tail(evidence.matched, evidence.bits)
-    return max(0.0, -tail / math.log10(2) - math.log2(tests))
 
 
 def no_verdict(reason: str, *, bits: int, terms: Terms, about: Mapping[str, Any]) -> Verdict:
@@ -360,12 +239,17 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
     return "owned", "the mark of this key is present"
 
 
-def _limits(evidence: Evidence, outcome: Outcome, tests: int, terms: Terms) -> tuple[str, ...]:
+def _limits(
+    evidence: Evidence, outcome: Outcome, terms: Terms, renamed: list[str]
+) -> tuple[str, ...]:
     limits = [WHOSE, WHAT_P_IS]
     if outcome == "not_proven":
         limits.append(NOT_INNOCENT)
-    if tests > 1:
-        limits.append(f"a tensor was found by its shape only; p is corrected for {tests} readings")
+    if renamed:
+        limits.append(
+            f"found by shape, not by name: {', '.join(renamed)}; p is corrected for every reading "
+            "that was tried"
+        )
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
     if evidence.payload is False and outcome == "owned":

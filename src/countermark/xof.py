@@ -50,13 +50,14 @@ class Stream:
 
     def bit_rows(self, rows: int, width: int) -> NDArray[np.uint8]:
         """The next bits as (rows, width); each row starts on a byte of its own."""
-        taken = np.frombuffer(self.take(rows * -(-width // 8)), dtype=np.uint8)
-        return np.unpackbits(taken.reshape(rows, -1), axis=1, count=width)  # (rows, width)
+        size = -(-width // 8)
+        taken = np.frombuffer(self.take(rows * size), dtype=np.uint8).reshape(rows, size)
+        return np.unpackbits(taken, axis=1, count=width)  # (rows, width)
 
     def normal_rows(self, rows: int, width: int) -> NDArray[np.float64]:
         """Draws (rows, width) from N(0, 1), by Box and Muller; each row starts with a new pair.
 
-        A pair is two words, of which the upper 53 bits become uniforms in (0, 1).
+        A pair is two words; the upper 53 bits of each, plus ½, over 2⁵³ are uniform in (0, 1].
         """
         pairs = -(-width // 2)
         words = self.words(2 * rows * pairs) >> np.uint64(11)

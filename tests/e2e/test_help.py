@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -125,6 +126,7 @@ def test_every_command_shows_an_example(tree: dict[str, str]) -> None:
 
 def test_every_example_runs(tree: dict[str, str], tmp_path: Path) -> None:
     """One test, not one an example: they build on each other, and xdist would part them."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     failures = run(in_order(tree, ORDER), COUNTERMARK, tmp_path)
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)

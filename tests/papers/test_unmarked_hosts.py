@@ -17,9 +17,9 @@ from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import KeyMaterial
+from countermark.nulls import FairCoin
 from countermark.schemes.uchida import Uchida
 from countermark.stats import least_matches
-from countermark.verdict import FairCoin
 from countermark.weights import Array, ModuleWeights
 
 HOSTS, KEYS, T = 28, 100, 256

@@ -26,6 +26,7 @@ RANKS = {
     "message": 1,
     "stats": 1,
     "key": 2,
+    "nulls": 2,
     "weights": 2,
     "verdict": 3,
     "embedding": 4,

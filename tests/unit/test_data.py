@@ -377,23 +377,6 @@ def test_an_empty_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("owner/name") == "owner/name train: expected at least one row, got none"
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_appears_after_two_seconds_at_a_terminal(
-    terminal: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    name = tiny(tmp_path)
-    clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr("countermark.bench.data.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
-    load_data(name)
-    captured = capsys.readouterr()
-    assert ("decoding" in captured.err) == terminal
-    assert captured.out == ""
-
-
 def decoded_at(path: Path, column: str, rows: int) -> torch.Tensor:
     """The first pictures of a parquet file, read past the library: (rows, H, W[, 3]) uint8."""
     cells = pq.read_table(path, columns=[column]).slice(0, rows)[column].to_pylist()

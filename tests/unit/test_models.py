@@ -25,7 +25,8 @@ def refusal(name: str, **arguments: str | float) -> str:
 
 
 def test_names_are_listed() -> None:
-    assert list(MODELS) == ["mlp", "vgg16", "wrn-10-4"]
+    hosts = ["mlp", "lenet", "vgg16", "vgg19", "wrn-10-4", "resnet18", "resnet50", "unet"]
+    assert list(MODELS) == hosts
 
 
 def test_mlp_is_a_sequential_with_the_papers_names() -> None:
@@ -124,7 +125,7 @@ def test_convolutional_hosts_take_common_image_sizes(
     assert model(torch.rand(2, *shape)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "wrn-10-4"])
+@pytest.mark.parametrize("name", ["vgg16", "wrn-10-4", "resnet18"])
 def test_initialisation_is_he(name: str) -> None:
     model = build(name, {})
     for module in model.modules():
@@ -151,12 +152,22 @@ def test_recipes_are_the_papers() -> None:
     assert (vgg.lr, vgg.batch_size, vgg.milestones, vgg.gamma) == (0.05, 128, (0.5, 0.75), 0.1)
     assert vgg.augment
     assert uchida.augment
+    assert recipe("vgg19") == vgg
     assert recipe("mine:make") == vgg
+    assert recipe("lenet") == Recipe("adam", 1e-3, 64)
+    resnet = recipe("resnet18")
+    assert resnet == Recipe("sgd", 0.1, 128, 0.9, True, 5e-4, True, (0.5, 0.75), 0.1)
+    assert recipe("resnet50") == resnet
+
+
+def test_the_unet_has_no_recipe() -> None:
+    with pytest.raises(ConfigError, match="model 'unet' makes images and cannot learn classes: "):
+        recipe("unet")
 
 
 def test_recipe_of_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown model 'vgg': the nearest is 'vgg16'"):
-        recipe("vgg")
+    with pytest.raises(ConfigError, match="unknown model 'vgg6': the nearest is 'vgg16'"):
+        recipe("vgg6")
 
 
 def test_arguments_come_as_text_or_typed() -> None:
@@ -178,7 +189,9 @@ def test_a_factory_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_unknown_model_is_refused() -> None:
     assert refusal("wrn10").startswith("unknown model 'wrn10': the nearest is 'wrn-10-4'")
-    assert "there are: mlp, vgg16, wrn-10-4, or pass module:factory" in refusal("zzz")
+    message = refusal("zzz")
+    assert "there are: mlp, lenet, vgg16, " in message
+    assert message.endswith(", or pass module:factory")
 
 
 def test_unknown_argument_names_the_parameters() -> None:
@@ -189,6 +202,18 @@ def test_unknown_argument_names_the_parameters() -> None:
 
 def test_missing_argument_names_the_parameters() -> None:
     assert "'out_features'; it takes in_features" in refusal("torch.nn:Linear", in_features="3")
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg16", "vgg19", "resnet18", "resnet50"])
+def test_classifiers_take_the_same_arguments(name: str) -> None:
+    assert refusal(name, hidden="3").endswith("it takes classes, width, channels")
+    assert "channels must be a whole number" in refusal(name, channels="0")
+    assert "width must be a number above 0" in refusal(name, width="0")
+
+
+def test_the_unet_takes_no_classes_and_a_whole_width() -> None:
+    assert refusal("unet", classes=10).endswith("it takes width, channels")
+    assert "width must be a whole number of at least 1" in refusal("unet", width="0.5")
 
 
 @pytest.mark.parametrize("size", ["0", "-3", "many", "2.5", "true"])

@@ -74,11 +74,11 @@ class NamedTensors(nn.Module):
         for name, tensor in tensors.items():
             *folders, last = name.split(".")
             place: nn.Module = self
+            # Past add_module and its like, which refuse names that a file may well have.
             for folder in folders:
-                if folder not in place._modules:
-                    place.add_module(folder, nn.Module())
-                place = place.get_submodule(folder)
+                inner = place._modules.get(folder) or nn.Module()
+                place._modules[folder] = place = inner
             if tensor.is_floating_point():
-                place.register_parameter(last, nn.Parameter(tensor))
+                place._parameters[last] = nn.Parameter(tensor)
             else:
-                place.register_buffer(last, tensor)
+                place._buffers[last] = tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from countermark.bench.progress import progress
 from countermark.errors import CountermarkError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -265,23 +265,11 @@ def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _watched(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
-    """The batches as they come; a terminal is shown their progress after two seconds."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = Console(stderr=True)
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
-    task = bar.add_task(f"decoding {what}", total=None)
-    began = time.monotonic()
-    try:
+    """The batches as they come, with a bar."""
+    with progress(f"decoding {what}", None) as advance:
         for batch in batches:
             yield batch
-            bar.advance(task, BATCH)
-            if console.is_terminal and time.monotonic() - began > 2:
-                bar.start()
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+            advance(BATCH)
 
 
 def _check_rows(split: str, asked: int | None, there: int) -> None:

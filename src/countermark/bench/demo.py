@@ -48,6 +48,7 @@ def run_demo(out: Path) -> list[Shown]:
     """
     if out.exists():
         raise ConfigError(f"{out} exists: choose another folder with --out, or remove it")
+    _require_figures()
     console = Console(stderr=True)
     data = load_data(BUNDLED)
     with console.status("training a marked and an unmarked network"):
@@ -63,6 +64,14 @@ def run_demo(out: Path) -> list[Shown]:
     _write(out, shown)
     _print(shown)
     return shown
+
+
+def _require_figures() -> None:
+    """Say before a minute of training, not after it, that the figure cannot be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("the demo's figure", "report") from None
 
 
 def _train(out: Path, name: str, seed: int) -> None:
@@ -103,10 +112,8 @@ def _write(out: Path, shown: list[Shown]) -> None:
 
 def _figure(path: Path, shown: list[Shown]) -> None:
     """The null distribution of matching bits, the threshold, and where each suspect lies."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("the demo's figure", "report") from None
+    from matplotlib.figure import Figure
+
     ks = np.arange(_BITS + 1)
     tails = [10 ** log10_binomial_tail(int(k), _BITS) for k in ks]
     chances = np.array(tails) - np.array([*tails[1:], 0.0])
@@ -116,11 +123,13 @@ def _figure(path: Path, shown: list[Shown]) -> None:
     threshold = least_matches(_BITS, math.log10(shown[0].verdict.alpha))
     if threshold is not None:
         axes.axvline(threshold, color="#52606d", linestyle=":", label="threshold, p = 1e-6")
-    for each, colour in zip(shown, ("#0b6e4f", "#b44d12", "#1f5fa8"), strict=True):
+    styles = (("#0b6e4f", 5, "-"), ("#b44d12", 2, "-"), ("#f0c419", 2, "--"))
+    for each, (colour, width, dashes) in zip(shown, styles, strict=True):
         label = f"{each.suspect}: {each.verdict.matched} bits"
-        axes.axvline(each.verdict.matched or 0, color=colour, linewidth=2, label=label)
+        at = each.verdict.matched or 0
+        axes.axvline(at, color=colour, linewidth=width, linestyle=dashes, label=label)
     axes.set(xlabel=f"matching bits out of {_BITS}", ylabel="probability", xlim=(90, 260))
-    axes.legend(loc="upper center", fontsize=8, frameon=False)
+    axes.legend(loc="center", bbox_to_anchor=(0.68, 0.6), fontsize=8, framealpha=1.0)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=140)
 

@@ -2,13 +2,13 @@
 
 While it trains, `OUT.resume/` (0700) holds the order, the secret and the last checkpoint. The same
 command goes on from there and, on the CPU, ends where the uninterrupted run would have ended: the
-secret is drawn once. The folder is removed when model and key are both in place.
+secret is drawn once. The folder is removed when model and key are both in place, or when
+the order turns out to be one that never ends well.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,13 +23,14 @@ from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import Value, build, recipe
 from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
 from countermark.embedding import Embedding
-from countermark.errors import ConfigError, MarkNotTakenError
+from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 from countermark.keyfile import load_header, refuse_existing
 from countermark.schemes import scheme_named
 from countermark.weights import load_state, save_weights
 
 UNMARKED = "none"
+_ORDER, _MATERIAL = "order.json", "material"  # files of the resume folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Order:
         out, key: the weight file and the key folder to write; no key without a mark.
         start: weights to begin with (fine-tune to embed).
         teacher: weights of a model of the same kind whose answers replace the labels (distil).
+        encrypted: the key is encrypted with a passphrase, which is not part of the order.
         test_key: derive the secret from this number, for tests: such a key proves nothing.
     """
 
@@ -61,6 +63,7 @@ class Order:
     key: str | None = None
     start: str | None = None
     teacher: str | None = None
+    encrypted: bool = False
     test_key: int | None = None
 
 
@@ -84,11 +87,15 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     material = _material(order, resume)
     mark = _mark(order, model, material)
     if not resume.exists():
-        kept = {"order.json": _as_json(order), "material": material.secret + material.nonce}
+        kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
-    with mark or nullcontext():
-        fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
+    try:
+        with mark or nullcontext():
+            fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
+    except CountermarkError:  # it would end here again, however often it is repeated
+        _forget(resume)
+        raise
     figures = _write(order, model, mark, passphrase, resume)
     return {
         "model": order.out,
@@ -105,21 +112,43 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
 
 def _refuse_existing(order: Order, resume: Path) -> None:
     """Nothing is overwritten, but for what this very order has written before it was killed."""
+    if resume.is_dir() and not any(resume.iterdir()):
+        resume.rmdir()
     if resume.exists():
-        kept = json.loads((resume / "order.json").read_text())
+        kept = _kept_order(resume)
         differing = [k for k, v in json.loads(_as_json(order)).items() if kept.get(k) != v]
         if differing:
             raise ConfigError(
                 f"{resume} belongs to an interrupted run with other arguments "
                 f"({', '.join(differing)}): repeat that command, or remove the folder"
             )
-        return
+        if (resume / _MATERIAL).exists():
+            return
+        _forget(resume)  # that run was over, and was killed while it tidied up
     if Path(order.out).exists():
         raise ConfigError(f"{order.out} exists: choose another name or move it away")
     if order.scheme != UNMARKED and order.key is None:
         raise ConfigError("a mark needs a place for its key: give --key DIR")
     if order.scheme != UNMARKED and order.key is not None:
         refuse_existing(Path(order.key))
+        if Path(order.key) == Path(order.out):
+            raise ConfigError(f"{order.out} cannot be both model and key: give --key another name")
+
+
+def _kept_order(resume: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((resume / _ORDER).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        raise ConfigError(
+            f"{resume} exists and belongs to no interrupted run: move it away, or change --out"
+        ) from None
+
+
+def _forget(resume: Path) -> None:
+    """Remove the folder: the secret first, the order last, so that being killed here is known."""
+    for each in sorted(resume.iterdir(), key=lambda p: (p.name != _MATERIAL, p.name == _ORDER)):
+        each.unlink()
+    resume.rmdir()
 
 
 def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
@@ -134,6 +163,7 @@ def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
         load_into(teacher, Path(order.teacher))
         teacher.eval()
     course = Course(order.epochs, order.seed, _precision(order), order.device, teacher)
+    _check_device(course)
     if teacher is not None:
         teacher.to(course.resolved_device())
     return model, course
@@ -145,6 +175,16 @@ def _precision(order: Order) -> Any:
     return order.precision
 
 
+def _check_device(course: Course) -> None:
+    try:
+        torch.empty(0, device=course.resolved_device())
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device {course.device!r}: {said}; expected auto, cpu, cuda, …"
+        ) from None
+
+
 def _check_fit(name: str, model: nn.Module, data: Dataset) -> None:
     """One image through the model, so that a misfit is one line before anything is written."""
     shape = tuple(data.train_images.shape[1:])
@@ -152,12 +192,15 @@ def _check_fit(name: str, model: nn.Module, data: Dataset) -> None:
     try:
         with torch.no_grad():
             scores = model(data.normalised(data.train_images[:1]))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a module:factory is foreign code and may raise anything
         said = str(error).partition("\n")[0]
         raise ConfigError(
             f"model {name} does not take images of shape {shape} ({said}): "
             "choose another model or data set, or set --model-arg"
         ) from None
+    if not isinstance(scores, torch.Tensor):
+        found = type(scores).__name__
+        raise ConfigError(f"model {name} answers with a {found}: expected a tensor (N, classes)")
     if scores.dim() != 2 or scores.shape[1] < data.classes:
         raise ConfigError(
             f"model {name} answers with shape {tuple(scores.shape)}, {data.name} has "
@@ -169,7 +212,7 @@ def _material(order: Order, resume: Path) -> KeyMaterial:
     if order.test_key is not None:
         return KeyMaterial.for_tests(order.test_key)
     if resume.exists():
-        kept = (resume / "material").read_bytes()
+        kept = (resume / _MATERIAL).read_bytes()
         return KeyMaterial(kept[:SECRET_BYTES], kept[SECRET_BYTES:])
     return KeyMaterial.fresh()
 
@@ -190,8 +233,8 @@ def _write(
     if mark:
         try:
             key, evidence = mark.key, mark.read()
-        except MarkNotTakenError:
-            shutil.rmtree(resume)
+        except CountermarkError:  # not taken, or training diverged
+            _forget(resume)
             raise
         figures = {
             "bits": key.bits,
@@ -202,7 +245,7 @@ def _write(
     save_weights(model.state_dict(), Path(order.out))
     if key and order.key and not _saved_before(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
-    shutil.rmtree(resume)
+    _forget(resume)
     return figures
 
 

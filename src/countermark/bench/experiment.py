@@ -51,12 +51,16 @@ class Host(_Strict):
 
 
 class Row(_Strict):
-    """One row of a table: a scheme with its fields, or "none"; what the paper prints for it."""
+    """One row of a table: a scheme with its fields, or "none"; what the source prints for it.
+
+    `paper` has figures by column, `paper_pruned` wrong bits by pruned fraction.
+    """
 
     label: str
     scheme: str = "none"
     fields: dict[str, Any] = {}
     paper: dict[str, float] = {}
+    paper_pruned: dict[str, float] = {}
 
 
 class Prunings(_Strict):

@@ -7,22 +7,19 @@ ends, on the CPU with the same threads, where the uninterrupted run would have e
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
+from countermark.bench.progress import progress
 from countermark.embedding import Embedding
 from countermark.errors import DataError
 from countermark.files import replacing
@@ -108,7 +105,7 @@ def fit(
             f"{data.name} has {len(data.train_labels)} training images: expected at least one "
             f"batch of {recipe.batch_size}"
         )
-    with _progress(course.epochs * steps, "training") as advance:
+    with progress("training", course.epochs * steps) as advance:
         advance(loop.epoch * steps + loop.step)
         while loop.epoch < course.epochs:
             for _ in range(loop.step, steps):
@@ -207,8 +204,7 @@ class _Loop:
             group["lr"] = self._recipe.lr * self._recipe.gamma**passed
 
     def _epoch_order(self) -> Tensor:
-        generator = torch.Generator().manual_seed(_number(self._course.seed, self.epoch, "order"))
-        return torch.randperm(len(self._data.train_labels), generator=generator)
+        return epoch_order(self._course.seed, self.epoch, len(self._data.train_labels))
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
@@ -237,6 +233,12 @@ def augmented(images: Tensor) -> Tensor:
     return torch.where(mirrored.to(images.device)[:, None, None, None], shifted.flip(3), shifted)
 
 
+def epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
+    """The order (rows,) in which an epoch goes through the training rows; a last part is left."""
+    generator = torch.Generator().manual_seed(_number(seed, epoch, "order"))
+    return torch.randperm(rows, generator=generator)
+
+
 def seeded(*parts: object) -> None:
     """Seed torch from any values, on every device."""
     torch.manual_seed(_number(*parts))
@@ -257,15 +259,3 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Any]:
-    """A bar on a terminal's standard error; nothing where nobody looks."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda steps: bar.advance(task, steps)

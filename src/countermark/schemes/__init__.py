@@ -26,5 +26,18 @@ def scheme_named(name: str) -> type[WeightScheme]:
 
 
 def scheme_of(key: Key) -> WeightScheme:
-    """The scheme that a key belongs to, with the key's fields."""
-    return scheme_named(key.scheme).from_fields(key.fields)
+    """The scheme that a key belongs to, with the key's fields.
+
+    Raises:
+        ConfigError: the key's fields are not exactly those of its scheme, or its bits do not fit
+            what it reads: no such key was ever made.
+    """
+    scheme = scheme_named(key.scheme).from_fields(key.fields)
+    for name, value in scheme.to_fields().items():
+        if name not in key.fields or key.fields[name] != value:
+            raise ConfigError(
+                f"the key's field {name!r} is {key.fields.get(name, 'missing')!r}, where "
+                f"{scheme.name} writes {value!r}: this library never made such a key"
+            )
+    scheme.require_capacity(key.tensors, scheme.selected(key))
+    return scheme

@@ -19,7 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.key import Key, KeyMaterial
-from countermark.verdict import LEAST_FORGERY_BITS, Evidence, FairCoin, Null
+from countermark.nulls import Evidence, FairCoin, Null
+from countermark.verdict import LEAST_FORGERY_BITS
 from countermark.weights import Array
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
     from countermark.embedding import Embedding
     from countermark.schemes.training.base import WeightTraining
+
+
+MOST_BITS = 1 << 20
+"""No message is longer: a key is hostile input, and its message is expanded before it is read."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ class WeightScheme(Configured, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits < 1:
-            raise ConfigError(f"{self.name}: bits is {self.bits}: expected at least 1")
+        if not 1 <= self.bits <= MOST_BITS:
+            raise ConfigError(f"{self.name}: bits is {self.bits}: expected 1 to {MOST_BITS:,}")
 
     @abstractmethod
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
@@ -192,18 +197,25 @@ class WeightScheme(Configured, ABC):
         self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
     ) -> None:
         """Raise `CapacityError` when T bits do not fit; warn when T bits prove little undated."""
-        limit = self.capacity(tensors, selected)
-        if self.bits > limit and not self.over_capacity:
-            raise CapacityError(
-                f"{self.bits} bits do not fit: what is read of {', '.join(tensors)} holds at most "
-                f"{limit}; take fewer bits or more layers"
-            )
+        self.require_capacity(tensors, selected)
         if self.bits < LEAST_FORGERY_BITS:
             warnings.warn(
                 f"even a perfect reading of {self.bits} bits cannot reach "
                 f"{LEAST_FORGERY_BITS:.0f} forgery bits: without a dated claim verify will answer "
                 "no_verdict; take 128 bits or more",
                 stacklevel=2,
+            )
+
+    @final
+    def require_capacity(
+        self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
+    ) -> None:
+        """Raise `CapacityError` when T bits do not fit, or when nothing at all is read."""
+        limit = self.capacity(tensors, selected)
+        if self.bits > limit and not (self.over_capacity and limit):
+            raise CapacityError(
+                f"{self.bits} bits do not fit: what is read of {', '.join(tensors)} holds at most "
+                f"{limit}; take fewer bits or more layers"
             )
 
     @final

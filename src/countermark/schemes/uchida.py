@@ -17,8 +17,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 from countermark.errors import ConfigError
 from countermark.key import Key
+from countermark.nulls import Evidence
 from countermark.schemes.base import Paper, WeightScheme
-from countermark.verdict import Evidence
 from countermark.weights import Array
 from countermark.xof import Stream
 
@@ -83,11 +83,11 @@ class Uchida(WeightScheme):
         The columns are the values that `vector` gives. Expanded from (secret, C0, "rows").
         """
         width = self.read_width(key)
+        height = max(1, _BLOCK // width)
         if self.key_type in ("direct", "diff"):
-            yield self._sparse_rows(key, width)
+            yield from self._sparse_rows(key, width, height)
             return
         streams = [(key.stream("rows", name), m) for name, m in self._columns(key).items()]
-        height = max(1, _BLOCK // width)
         for start in range(0, self.bits, height):
             rows = min(height, self.bits - start)
             yield np.concatenate(
@@ -139,10 +139,10 @@ class Uchida(WeightScheme):
         for name, shape in key.tensors.items():
             size = self.read_of(shape)
             mask = key.frozen.get(f"{MASK}.{name}")
-            if mask is not None and mask.size != size:
+            if mask is not None and mask.shape != (size,):
                 raise ConfigError(
-                    f"the key's mask of {name} has {mask.size} entries, "
-                    f"shape {shape} read as {self.read} has {size}"
+                    f"the key's mask of {name} has shape {mask.shape}, "
+                    f"shape {shape} read as {self.read} has {size} values"
                 )
             columns[name] = size if mask is None else int(np.count_nonzero(mask))
         return columns
@@ -156,12 +156,14 @@ class Uchida(WeightScheme):
             return stream.normal_rows(rows, width)
         return 2 * stream.bit_rows(rows, width).astype(np.int8) - 1  # (rows, M_l)
 
-    def _sparse_rows(self, key: Key, width: int) -> NDArray[np.int8]:
+    def _sparse_rows(self, key: Key, width: int, height: int) -> Iterator[NDArray[np.int8]]:
         """direct: row t has +1 in its own column; diff: −1 in another one as well."""
-        rows = np.zeros((self.bits, width), dtype=np.int8)
         order = key.stream("rows").permutation(width)
-        at = np.arange(self.bits)
-        rows[at, order[: self.bits]] = 1
-        if self.key_type == "diff":
-            rows[at, order[self.bits : 2 * self.bits]] = -1
-        return rows
+        plus, minus = order[: self.bits], order[self.bits : 2 * self.bits]
+        for start in range(0, self.bits, height):
+            at = np.arange(min(height, self.bits - start))
+            rows = np.zeros((len(at), width), dtype=np.int8)
+            rows[at, plus[start + at]] = 1
+            if self.key_type == "diff":
+                rows[at, minus[start + at]] = -1
+            yield rows

@@ -36,10 +36,12 @@ class UchidaTraining(WeightTraining):
                 f"(at most {MOST_ENTRIES:,} entries): name fewer layers, or set read=filter_mean"
             )
         rows = np.concatenate([b.astype(np.float32) for b in uchida.generate_row_blocks(key)])
-        # One matrix for key and message: [X·w]_t agrees with bit t when [signed·w]_t > 0.
-        self._signed = torch.from_numpy(signs[:, None] * rows)  # (T, M)
+        # One matrix for key and message: bit t is as it should be when [against·w]_t < 0.
+        self._against = torch.from_numpy(-signs[:, None] * rows)  # (T, M)
         if uchida.regularizer == "hinge":
-            self._signed /= usual_spread(uchida, key) * torch.linalg.vector_norm(self._signed[0])
+            row_norm = torch.linalg.vector_norm(self._against[0])
+            self._against *= uchida.strength / (usual_spread(uchida, key) * row_norm)
+        self._margins = torch.full((uchida.bits,), uchida.strength * uchida.margin)  # (T,)
         self._picked = [
             None if mask is None else torch.from_numpy(np.flatnonzero(mask))
             for mask in (key.frozen.get(f"{MASK}.{name}") for name in key.tensors)
@@ -48,14 +50,14 @@ class UchidaTraining(WeightTraining):
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
         """λ·E_R, E_R summed over the T bits."""
         w = self._vector(weights)
-        if self._signed.device != w.device:
-            self._signed = self._signed.to(w.device)
-        uchida = self._uchida
-        strength = uchida.strength
-        if uchida.regularizer == "hinge":
-            loss = _Hinge.apply(w, self._signed, strength, uchida.margin)  # type: ignore[no-untyped-call]
+        if self._against.device != w.device:
+            self._against = self._against.to(w.device)
+            self._margins = self._margins.to(w.device)
+        if self._uchida.regularizer == "hinge":
+            loss = _Hinge.apply(w, self._against, self._margins)  # type: ignore[no-untyped-call]
         else:
-            loss = _BinaryCrossEntropy.apply(w, self._signed, strength)  # type: ignore[no-untyped-call]
+            strength = self._uchida.strength
+            loss = _BinaryCrossEntropy.apply(w, self._against, strength)  # type: ignore[no-untyped-call]
         return cast(Tensor, loss)
 
     def _vector(self, weights: Sequence[Tensor]) -> Tensor:
@@ -107,36 +109,37 @@ class _ConvergedRead(ConvergenceDetector):
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
-    """λ·Σ_t −log sigmoid(z_t), z = (2m − 1)∘X·w. The gradient is one more product."""
+    """λ·Σ_t −log sigmoid(z_t), z = (2m − 1)∘X·w = −against·w. The gradient is one more product."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, signed: Tensor, strength: float) -> Tensor:
-        z = torch.mv(signed, w)
+    def forward(ctx: Any, w: Tensor, against: Tensor, strength: float) -> Tensor:
+        minus_z = torch.mv(against, w)
         # Eq. (3): E_R = −Σ_t (b_t log y_t + (1 − b_t) log(1 − y_t)), y = sigmoid(X·w)
-        ctx.save_for_backward(torch.mv(signed.t(), torch.sigmoid(-z)).mul_(-strength))
-        return F.softplus(-z).sum().mul_(strength)
+        ctx.gradient = torch.mv(against.t(), torch.sigmoid(minus_z).mul_(strength))
+        return F.softplus(minus_z).sum().mul_(strength)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * gradients[0], None, None
+        return ctx.gradient * gradients[0], None, None
 
 
 class _Hinge(torch.autograd.Function):
     """λ·Σ_t max(0, margin − z_t / s), s the standard deviation of z on usual unmarked weights.
 
+    `against` holds −λ/s times the signed rows and `margins` λ·margin, so that a step needs few
+    operations: beside a small host their number is what the mark costs.
     Differs from the paper: bits that have their margin are let go of, which costs the host less.
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scaled: Tensor, strength: float, margin: float) -> Tensor:
-        missing = (margin - torch.mv(scaled, w)).clamp_(min=0)
-        short = (missing > 0).to(missing.dtype)
-        ctx.save_for_backward(torch.mv(scaled.t(), short).mul_(-strength))
-        return missing.sum().mul_(strength)
+    def forward(ctx: Any, w: Tensor, against: Tensor, margins: Tensor) -> Tensor:
+        missing = torch.addmv(margins, against, w).relu_()
+        ctx.gradient = torch.mv(against.t(), missing.sign())
+        return missing.sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * gradients[0], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * gradients[0], None, None
 
 
 TRAINING = UchidaTraining

@@ -1,0 +1,83 @@
+"""What several commands share: options, K=V pairs, passphrases, printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from countermark.errors import ConfigError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Set a field; repeatable.")
+]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="K=V", help="An argument of the model; repeatable."),
+]
+KeyFolder = Annotated[Path, typer.Option("--key", metavar="DIR", help="The key folder.")]
+
+
+def show_result(value: Mapping[str, Any], as_json: bool, text: str) -> None:
+    """Print an answer, as one JSON document or as text for people."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text)
+
+
+def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """K=V options as a dictionary; a value is JSON where it is JSON, else text."""
+    found: dict[str, Any] = {}
+    for each in given or ():
+        name, equals, value = each.partition("=")
+        if not equals or not name or name in found:
+            raise ConfigError(f"{option} {each!r}: expected NAME=VALUE, each name once")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def passphrase_of(folder: Path) -> str | None:
+    """The passphrase of an encrypted key, from the file that is named for it, or a prompt."""
+    from countermark.keyfile import load_header
+
+    if load_header(folder).encryption is None:
+        return None
+    return _passphrase_file() or _ask("Passphrase", confirm=False)
+
+
+def new_passphrase() -> str:
+    """A passphrase for a new key, from the file that is named for it, or a prompt."""
+    passphrase = _passphrase_file() or _ask("New passphrase", confirm=True)
+    if not passphrase:
+        raise ConfigError(
+            "--encrypt needs a passphrase: give it at the prompt of a terminal, "
+            "or a file with it in COUNTERMARK_PASSPHRASE_FILE"
+        )
+    return passphrase
+
+
+def _ask(what: str, *, confirm: bool) -> str | None:
+    """Ask whoever sits at the terminal; None where nobody does."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return None
+    return str(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _passphrase_file() -> str | None:
+    path = os.environ.get("COUNTERMARK_PASSPHRASE_FILE")
+    if not path:
+        return None
+    try:
+        passphrase = Path(path).read_text().rstrip("\n")
+    except OSError as error:
+        raise ConfigError(f"COUNTERMARK_PASSPHRASE_FILE={path}: {error.strerror}") from None
+    if not passphrase:
+        raise ConfigError(f"COUNTERMARK_PASSPHRASE_FILE={path} is empty: put a passphrase there")
+    return passphrase

@@ -1,0 +1,121 @@
+"""Named tensors, read lazily from safetensors files, torch files and live modules.
+
+A suspect is hostile input. Nothing is unpickled beyond torch's own `weights_only` reader, sizes are
+checked before anything is allocated, only the tensors that are asked for are read, and what was
+read is digested from the same descriptor. An unreadable suspect is a `SuspectError` of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice, permutations, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from countermark.errors import SuspectError
+from countermark.files import replacing
+from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.module import ModuleWeights
+from countermark.weights.safetensors_file import SafetensorsWeights
+from countermark.weights.torch_file import TorchWeights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "MOST_CANDIDATES", "Array", "ModuleWeights", "SafetensorsWeights", "TensorInfo",
+    "TorchWeights", "Weights", "assignments", "load_state", "open_weights", "save_weights",
+]  # fmt: skip
+
+MOST_CANDIDATES = 1000
+"""Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
+
+
+def open_weights(suspect: str | Path | nn.Module | Weights) -> Weights:
+    """Open a suspect by what it is: a file by its first bytes, or a live module.
+
+    Raises:
+        SuspectError: there is no such file, or it is of no known kind.
+    """
+    if isinstance(suspect, Weights):
+        return suspect
+    if not isinstance(suspect, str | Path):
+        return ModuleWeights(suspect)
+    path = Path(suspect)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise SuspectError(
+            f"{path} cannot be read ({error.strerror}): expected a .safetensors or torch file"
+        ) from None
+    if start[:4] == b"PK\x03\x04":
+        return TorchWeights(path)
+    if start[8:9] == b"{":
+        return SafetensorsWeights(path)
+    raise SuspectError(
+        f"{path} is neither safetensors nor a zip-format torch file (old pickles are never "
+        "opened): re-save it with safetensors.torch.save_file or torch.save"
+    )
+
+
+def save_weights(state: Mapping[str, Any], path: Path) -> None:
+    """Write torch tensors by name as a safetensors file, whole or not at all.
+
+    Tensors that share memory are written each in full, so that names stay what they were.
+    """
+    from safetensors.torch import save_file
+
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with replacing(path) as temporary:
+        temporary.touch()
+        permissions = temporary.stat().st_mode  # that this user gives to files
+        save_file(apart, temporary)  # newer versions replace the file by one of mode 0600
+        temporary.chmod(permissions)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """All tensors of a weight file as torch tensors in their own dtypes, opened as a suspect is.
+
+    Raises:
+        SuspectError: as `open_weights`.
+    """
+    with open_weights(path) as weights:
+        if isinstance(weights, TorchWeights):
+            return {name: weights.tensor(name).clone() for name in weights.tensors}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:  # it asks for more than reading single tensors does
+        raise SuspectError(
+            f"{path} is refused as a whole ({error}): expected a complete .safetensors file"
+        ) from None
+
+
+def assignments(
+    weights: Weights, wanted: Mapping[str, tuple[int, ...]]
+) -> Iterator[dict[str, str]]:
+    """Every way in which the wanted tensors can be found in a suspect; each one is a test.
+
+    A tensor of the wanted name and shape is taken; a missing one is sought among all others of its
+    shape. Yields maps from the wanted name to the suspect's name; none when a shape is missing.
+    Beyond `MOST_CANDIDATES` not every one is there: so many are too many to be tried.
+    """
+    free: dict[tuple[int, ...], list[str]] = {}
+    for name, info in weights.tensors.items():
+        if wanted.get(name) != info.shape:
+            free.setdefault(info.shape, []).append(name)
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in wanted.items():
+        if name not in weights.tensors or weights.tensors[name].shape != shape:
+            missing.setdefault(shape, []).append(name)
+    names = [name for group in missing.values() for name in group]
+    choices = [
+        list(islice(permutations(free.get(shape, []), len(group)), MOST_CANDIDATES + 1))
+        for shape, group in missing.items()
+    ]
+    for found in product(*choices):
+        renamed = dict(zip(names, chain.from_iterable(found), strict=True))
+        yield {name: renamed.get(name, name) for name in wanted}

@@ -1,0 +1,72 @@
+"""What every kind of suspect offers: tensors by name, read when they are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import SuspectError
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype (in the format's own word) of a tensor that has not been read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Weights(ABC):
+    """A suspect's tensors by name. A context manager: files are closed when the block ends.
+
+    Attributes:
+        name: what the suspect is called in messages and verdicts.
+        tensors: every tensor's name, shape and dtype, known without reading any.
+        digests: SHA-256 of what has been read so far: each tensor by name, and the header of a
+            safetensors file as "__metadata__", a name that the format gives to no tensor.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tensors: Mapping[str, TensorInfo] = {}
+        self.digests: dict[str, str] = {}
+
+    @abstractmethod
+    def _load(self, name: str) -> NDArray[Any]:
+        """The values of one tensor."""
+
+    def read(self, name: str) -> Array:
+        """One tensor as float32 (float64 stays as it is), in its own shape.
+
+        Raises:
+            SuspectError: the values are not finite real numbers.
+        """
+        values = self._load(name)
+        if not np.isfinite(values).all():
+            wrong = int(values.size - np.isfinite(values).sum())
+            raise SuspectError(
+                f"{self.name}: {name} holds {wrong} values that are not finite: "
+                "expected trained weights; nothing can be read from these"
+            )
+        return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
+
+    @abstractmethod
+    def file_digest(self) -> str | None:
+        """SHA-256 of the whole suspect file in hexadecimal; None for a live module."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

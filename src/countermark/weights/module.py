@@ -1,0 +1,55 @@
+"""A live torch module as a suspect."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from countermark.errors import SuspectError
+from countermark.weights.base import TensorInfo, Weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModuleWeights(Weights):
+    """A live module: its parameters and buffers, as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        import torch
+
+        super().__init__(type(module).__name__)
+        state = module.state_dict(keep_vars=True)  # extra state need not be a tensor
+        self._state = {n: each for n, each in state.items() if isinstance(each, torch.Tensor)}
+        self.tensors = {
+            name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in self._state.items()
+        }
+
+    def _load(self, name: str) -> NDArray[Any]:
+        values = to_numpy(self.name, name, self._state[name])
+        self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
+        return values
+
+    def file_digest(self) -> None:
+        """A live module is no file."""
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+def to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
+    """A torch tensor of real numbers as an array of its shape, float64 or else float32."""
+    try:
+        if tensor.is_complex() or tensor.is_quantized:
+            raise TypeError("complex or quantized")
+        wide = tensor.detach().cpu()
+        wide = wide if str(wide.dtype) == "torch.float64" else wide.float()
+        values: NDArray[Any] = wide.contiguous().numpy()
+    except (RuntimeError, TypeError):  # sparse, on no device, or of a dtype without numbers
+        raise SuspectError(
+            f"{suspect}: {name} is a {tensor.dtype} tensor: expected dense real weights"
+        ) from None
+    return values

@@ -1,0 +1,146 @@
+"""A file written by `torch.save` as a suspect, its zip directory checked before torch sees it.
+
+Two zip readers can see two archives in one file. So nothing may stand behind, inside or beside the
+one directory at the end, where `torch.save` writes it: what is checked here is what torch reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from countermark.errors import SuspectError
+from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.module import to_numpy
+
+_LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
+_END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+_UNSAID = (1 << 32) - 1  # a number that only the 64-bit record can hold
+
+
+class TorchWeights(Weights):
+    """A file written by `torch.save`: a state dict, alone or under "state_dict" or "model".
+
+    Read through `weights_only=True` and memory-mapped, after the zip directory has been checked
+    (see `check_directory`); no tensor may be larger than its own storage.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        try:
+            check_directory(path)
+        except ValueError as error:
+            raise self._refuse(str(error)) from None
+        self._state = self._open_state()
+        self.tensors = {
+            name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in self._state.items()
+        }
+
+    def _open_state(self) -> dict[str, Any]:
+        try:
+            import torch
+        except ImportError:
+            raise SuspectError(
+                f"{self.name} is a torch file, and torch is not installed: "
+                "install it, or give the suspect as .safetensors"
+            ) from None
+        try:
+            loaded = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises half a dozen kinds on damaged or hostile files
+            first = str(error).strip().partition("\n")[0][:120]
+            raise self._refuse(f"torch refuses it ({first})") from None
+        for wrapper in ("state_dict", "model"):
+            if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+                loaded = loaded[wrapper]
+        if not isinstance(loaded, Mapping):
+            raise self._refuse(f"it holds a {type(loaded).__name__}")
+        return {
+            str(name): each
+            for name, each in loaded.items()
+            if isinstance(each, torch.Tensor) and not each.is_nested  # which has no shape
+        }
+
+    def tensor(self, name: str) -> Any:
+        """One torch tensor.
+
+        Raises:
+            SuspectError: it is not dense, or claims more values than its storage holds.
+        """
+        tensor = self._state[name]
+        if tensor.is_meta or str(tensor.layout) != "torch.strided":
+            raise self._refuse(f"{name} is no dense tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise self._refuse(f"{name} claims {tensor.numel():,} values, more than are there")
+        return tensor
+
+    def _load(self, name: str) -> NDArray[Any]:
+        values = to_numpy(self.name, name, self.tensor(name))
+        self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
+        return values
+
+    def file_digest(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._state = {}
+
+    def _refuse(self, why: str) -> SuspectError:
+        return SuspectError(
+            f"{self.name} is refused: {why}; expected a .safetensors file, "
+            "or a state dict written by torch.save in torch 1.6 or later"
+        )
+
+
+def check_directory(path: Path) -> None:
+    """Refuse an archive that `torch.save` cannot have written.
+
+    Raises:
+        ValueError: the directory is damaged or ambiguous, an entry is compressed or claims more
+            bytes than the file has, the pickle is beyond 64 MiB, or the file holds TorchScript.
+    """
+    try:
+        _require_at_end(path)
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"its zip directory cannot be read ({error})") from None
+    size = path.stat().st_size
+    for entry in entries:
+        name = entry.filename.lower()  # torch finds entries without regard to case
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+            raise ValueError(f"{entry.filename} is compressed, which torch.save never does")
+        if name.endswith(".pkl") and entry.file_size > _LARGEST_PICKLE:
+            raise ValueError(f"{entry.filename} has {entry.file_size:,} bytes")
+        if name.endswith("constants.pkl"):
+            raise ValueError("it is a TorchScript archive, which holds code")
+
+
+def _require_at_end(path: Path) -> None:
+    """The end record closes the file, and the directory ends where the end record begins."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 98))
+        tail = file.read().rjust(98, b"\0")
+    signature, _, _, _, _, length, offset, comment = struct.unpack("<4s4H2LH", tail[-22:])
+    ends = size - 22
+    if tail[-42:-38] == _LOCATOR:  # torch.save writes the 64-bit end record as well
+        ends = size - 98
+        (at,) = struct.unpack("<Q", tail[-34:-26])
+        wide = struct.unpack("<2Q", tail[40:56])
+        same = all(a in (b, _UNSAID) for a, b in zip((length, offset), wide, strict=True))
+        if at != ends or tail[:4] != _END64 or not same:
+            raise ValueError("its two end records do not agree")
+        length, offset = wide
+    if signature != _END or comment or length + offset != ends:
+        raise ValueError("it does not end with one zip directory")

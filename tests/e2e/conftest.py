@@ -1,0 +1,62 @@
+"""What the tests of the command line share: an empty folder, a marked and an unmarked model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cli_calls import call, embed
+
+from countermark.bench.models import build
+from countermark.weights import save_weights
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow beside other work, and change the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, for commands with relative paths; nobody's passphrase."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COUNTERMARK_PASSPHRASE_FILE", raising=False)
+    monkeypatch.delenv("COUNTERMARK_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `marked.safetensors`, its `acme.key`, and `unmarked.safetensors`; read only."""
+    folder = tmp_path_factory.mktemp("made")
+    marked = embed(out=str(folder / "marked.safetensors"), key=str(folder / "acme.key"), epochs="3")
+    stranger = embed(scheme="none", out=str(folder / "unmarked.safetensors"), key=None, seed="2")
+    assert call(*marked).code == 0
+    assert call(*stranger).code == 0
+    return folder
+
+
+@pytest.fixture
+def stocked(made: Path, here: Path) -> Path:
+    """The folder to work in, with a model, its key, and what is in the way or broken."""
+    shutil.copy(made / "marked.safetensors", here / "m.safetensors")
+    shutil.copytree(made / "acme.key", here / "acme.key")
+    save_weights(build("mlp", {"hidden": 8}).state_dict(), here / "narrow.safetensors")
+    content = (here / "m.safetensors").read_bytes()
+    (here / "cut.safetensors").write_bytes(content[:-1000])
+    (here / "stub.safetensors").write_bytes(content[:20])
+    (here / "empty").touch()
+    state = build("mlp", {}).state_dict()
+    state["2.weight"][3, 7] = float("nan")
+    save_weights(state, here / "nan.safetensors")
+    (here / "folder.resume").mkdir()
+    (here / "folder.resume" / "mine").touch()
+    return here

@@ -1,0 +1,269 @@
+"""The command line as its user meets it: what each command answers, prints and writes."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_calls import Said, call, digest, embed, listing
+from safetensors.numpy import load_file
+
+from countermark.attacks import ATTACKS
+from countermark.schemes import SCHEMES
+
+FIELDS = {
+    "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
+    "tests", "alpha", "forgery_bits", "limits",
+}  # fmt: skip
+FACTORY = """
+from torch import nn
+
+def build(classes, hidden=48):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+    )
+"""
+
+
+def owned(suspect: str | Path, key: str | Path, *more: str) -> Said:
+    """The verdict on a suspect, which must be that the mark is present."""
+    said = call("verify", suspect, "--key", key, "--json", *more)
+    assert said.code == 0, said
+    assert said.json["outcome"] == "owned"
+    return said
+
+
+# --- verify
+
+
+def test_the_marked_model_is_owned(made: Path) -> None:
+    verdict = owned(made / "marked.safetensors", made / "acme.key").json
+    assert verdict.keys() >= FIELDS
+    assert (verdict["scheme"], verdict["bits"], verdict["tests"]) == ("uchida", 256, 1)
+    assert verdict["matched"] > 240
+    assert verdict["ber"] == pytest.approx(1 - verdict["matched"] / 256)
+    assert verdict["ber_interval"][0] <= verdict["ber"] <= verdict["ber_interval"][1]
+    assert verdict["floor"] <= verdict["log10_p"] < -50
+    assert (verdict["null"], verdict["alpha"]) == ("fair_coin", 1e-6)
+    assert verdict["forgery_bits"] > 80
+    assert len(verdict["limits"]) >= 2
+    assert verdict["suspect"]["file_sha256"] is None
+
+
+def test_the_unmarked_model_is_not_proven(made: Path) -> None:
+    said = call("verify", made / "unmarked.safetensors", "--key", made / "acme.key", "--json")
+    assert said.code == 1
+    assert said.json["outcome"] == "not_proven"
+    assert said.json["matched"] < 167  # the least that convicts, of 256
+
+
+def test_a_verdict_is_told_in_words_too(made: Path) -> None:
+    said = call("verify", made / "marked.safetensors", "--key", made / "acme.key")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("OWNED: the mark of this key is present\n")
+    said = call("verify", made / "unmarked.safetensors", "--key", made / "acme.key")
+    assert said.code == 1
+    assert said.out.startswith("NOT PROVEN: ")
+    assert "not proven is not innocent" in said.out
+
+
+def test_verifying_writes_nothing(made: Path, here: Path) -> None:
+    before = listing(made)
+    owned(made / "marked.safetensors", made / "acme.key")
+    assert listing(made) == before
+    assert listing(here) == {}
+
+
+def test_the_whole_file_is_digested_on_request(made: Path) -> None:
+    suspect = made / "marked.safetensors"
+    said = owned(suspect, made / "acme.key", "--digest")
+    assert said.json["suspect"]["file_sha256"] == digest(suspect)
+
+
+def test_a_torch_file_is_read_like_a_safetensors_file(made: Path, here: Path) -> None:
+    tensors = load_file(made / "marked.safetensors")
+    torch.save({name: torch.from_numpy(each) for name, each in tensors.items()}, "m.pt")
+    first, second = (
+        owned(suspect, made / "acme.key").json for suspect in (made / "marked.safetensors", "m.pt")
+    )
+    assert first["matched"] == second["matched"]
+
+
+def test_a_model_of_another_form_gives_no_verdict(made: Path, here: Path) -> None:
+    torch.save({"2.weight": torch.ones(10, 63)}, "other.pt")
+    said = call("verify", "other.pt", "--key", made / "acme.key", "--json")
+    assert said.code == 3
+    assert said.json["outcome"] == "no_verdict"
+    assert "2.weight [10, 64]" in said.json["reason"]
+
+
+def test_a_short_key_needs_a_date(here: Path) -> None:
+    said = call(*embed(bits="64", epochs="2"))
+    assert said.code == 0
+    (note,) = said.notes
+    assert "without a dated claim" in note
+    said = call("verify", "new.safetensors", "--key", "new.key", "--json")
+    assert said.code == 3
+    assert said.json["outcome"] == "no_verdict"
+    assert said.json["log10_p"] < -10
+    assert said.json["forgery_bits"] < 80
+    assert "a dated claim is needed" in said.json["reason"]
+    dated = owned("new.safetensors", "new.key", "--assume-dated").json
+    assert dated["assume_dated"] is True
+    assert any("the owner's own statement" in limit for limit in dated["limits"])
+    # Among 1999 fresh keys, too; that null alone cannot reach the usual alpha.
+    fresh = ["--assume-dated", "--null", "fresh_keys"]
+    ranked = owned("new.safetensors", "new.key", *fresh, "--alpha", "0.01").json
+    assert ranked["null"] == "fresh_keys"
+    assert ranked["log10_p"] == pytest.approx(np.log10(1 / 2000))
+    said = call("verify", "new.safetensors", "--key", "new.key", *fresh, "--json")
+    assert said.code == 3
+    assert "cannot prove anything here" in said.json["reason"]
+
+
+# --- embed
+
+
+def test_embed_says_what_it_made(here: Path) -> None:
+    done = call(*embed(json="")).json
+    assert (done["model"], done["key"], done["scheme"]) == ("new.safetensors", "new.key", "uchida")
+    assert (done["bits"], done["epochs"], done["seed"], done["device"]) == (256, 1, 0, "cpu")
+    assert 0.8 < done["accuracy"] <= 1
+    assert done["test_key"] is False
+    assert sorted(path.name for path in here.iterdir()) == ["new.key", "new.safetensors"]
+    assert (here / "new.key").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in (here / "new.key").iterdir()} == {0o600}
+    assert owned("new.safetensors", "new.key").json["commitment"] == done["commitment"]
+
+
+@pytest.mark.parametrize("option", ["start", "teacher"])
+def test_a_mark_enters_by_fine_tuning_and_by_distilling(
+    made: Path, here: Path, option: str
+) -> None:
+    done = call(*embed(**{option: str(made / "unmarked.safetensors")}, json="")).json
+    assert done["accuracy"] > 0.8
+    owned("new.safetensors", "new.key")
+
+
+def test_fields_are_set_and_kept_in_the_key(here: Path) -> None:
+    fields = ["key_type=random", "regularizer=bce", "strength=0.05", "margin=2"]
+    assert call(*embed(set=list(fields))).code == 0
+    kept = call("key", "show", "new.key", "--json").json["fields"]
+    assert (kept["key_type"], kept["regularizer"], kept["select"]) == ("random", "bce", "all")
+    assert (kept["strength"], kept["margin"]) == (0.05, 2.0)
+    owned("new.safetensors", "new.key")
+
+
+@pytest.mark.parametrize(
+    ("layers", "read"),
+    [(["2.weight", "0.weight"], ["2.weight", "0.weight"]), (["all"], ["0.weight", "2.weight"])],
+)
+def test_a_mark_lies_in_several_layers(here: Path, layers: list[str], read: list[str]) -> None:
+    assert call(*embed(layer=list(layers), bits="128")).code == 0
+    verdict = owned("new.safetensors", "new.key").json
+    assert sorted(verdict["suspect"]["tensors"]) == sorted(read)
+
+
+def test_a_model_comes_from_a_factory_of_ones_own(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "my_factory_of_models.py").write_text(FACTORY, encoding="utf-8")
+    monkeypatch.syspath_prepend(here)
+    model = "my_factory_of_models:build"
+    arguments = embed(model=model, model_arg="classes=10", layer="3.weight", set="strength=0.1")
+    assert call(*arguments).code == 0
+    owned("new.safetensors", "new.key")
+    header = call("key", "show", "new.key", "--json").json
+    assert (header["model"], header["model_arguments"]) == (model, {"classes": 10})
+
+
+def test_an_encrypted_key_opens_with_its_passphrase_only(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "right").write_text("correct horse\n", encoding="utf-8")
+    (here / "wrong").write_text("battery staple\n", encoding="utf-8")
+    (here / "empty").write_text("\n", encoding="utf-8")
+    monkeypatch.setenv("COUNTERMARK_PASSPHRASE_FILE", "right")
+    assert call(*embed(encrypt="")).code == 0
+    owned("new.safetensors", "new.key")
+    assert list(load_file("new.key/key.safetensors")) == ["ciphertext"]
+    for file, says in {
+        "wrong": "wrong passphrase",
+        "empty": "is empty",
+        "absent": "No such file",
+        "": "is encrypted",
+    }.items():
+        monkeypatch.setenv("COUNTERMARK_PASSPHRASE_FILE", file)
+        said = call("verify", "new.safetensors", "--key", "new.key")
+        assert (said.code, said.out) == (2, "")
+        assert says in said.why
+    assert call("key", "show", "new.key").code == 0  # what is public needs no passphrase
+
+
+# --- key show, schemes, attack
+
+
+def test_showing_a_key_shows_no_secret(made: Path) -> None:
+    secret = load_file(made / "acme.key" / "key.safetensors")["secret"].tobytes()
+    for more in ([], ["--json"]):
+        said = call("key", "show", made / "acme.key", *more)
+        assert (said.code, said.err) == (0, "")
+        assert "ACME Inc." in said.out
+        for encoded in (secret.hex(), base64.b64encode(secret).decode(), str(list(secret))[1:-1]):
+            assert encoded not in said.out
+            assert encoded[:8] not in said.out
+    header = call("key", "show", made / "acme.key", "--json").json
+    assert header["type"] == "countermark/key/v1"
+    assert header["tensors"] == {"2.weight": [10, 64]}
+    assert (header["fields"]["bits"], header["test_key"], header["encryption"]) == (
+        256,
+        False,
+        None,
+    )
+
+
+def test_schemes_are_listed_and_described() -> None:
+    said = call("schemes")
+    assert said.code == 0
+    assert all(name in said.out for name in SCHEMES)
+    assert call("schemes", "--json").json.keys() == SCHEMES.keys()
+    about = call("schemes", "uchida", "--json").json
+    assert about["fields"]["bits"] == 256
+    assert about["fields"]["layer"] == "(required)"
+    text = call("schemes", "uchida").out
+    assert all(field in text for field in about["fields"])
+
+
+def test_attacks_are_listed() -> None:
+    rows = call("attack", "list", "--json").json
+    assert rows.keys() == ATTACKS.keys()
+    assert rows["prune"].keys() == {"does", "source", "needs_data"}
+    assert "prune: " in call("attack", "list").out
+
+
+def test_pruning_a_copy_leaves_the_mark_and_the_victim(made: Path, here: Path) -> None:
+    victim = made / "marked.safetensors"
+    before = digest(victim)
+    arguments = ["--out", "pruned.safetensors", "--set", "fraction=0.5", "--json"]
+    said = call("attack", "run", "prune", victim, *arguments)
+    assert said.code == 0
+    assert said.json["fields"]["fraction"] == 0.5
+    assert said.json["cost"].keys() == {"seconds", "epochs", "data_share"}
+    assert digest(victim) == before
+    pruned, whole = load_file("pruned.safetensors"), load_file(victim)
+    assert pruned.keys() == whole.keys()
+    assert np.count_nonzero(pruned["2.weight"]) == 320
+    assert np.array_equal(pruned["2.bias"], whole["2.bias"])
+    owned("pruned.safetensors", made / "acme.key")
+
+
+def test_an_attack_takes_tensor_names_that_no_module_has(here: Path) -> None:
+    names = ["type.weight", "a", "a.b", "x..y", "training"]
+    torch.save({name: torch.ones(2, 2) for name in names}, "odd.pt")
+    assert call("attack", "run", "prune", "odd.pt", "--out", "odd.safetensors").code == 0
+    pruned = load_file("odd.safetensors")
+    assert sorted(pruned) == sorted(names)
+    assert all(np.count_nonzero(each) == 2 for each in pruned.values())

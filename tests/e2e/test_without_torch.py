@@ -1,0 +1,97 @@
+"""Reading needs neither torch nor scipy: a judge's machine has numpy and no more."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+from cli_calls import Said, call, python
+
+import countermark
+from countermark.cli import app, main
+
+BLOCKED = """
+import sys
+sys.modules["torch"] = sys.modules["scipy"] = None
+from countermark.cli import main
+main()
+"""
+PUBLIC = [
+    "CountermarkError", "Embedding", "Evidence", "Key", "Prune", "Uchida", "Verdict", "verify",
+]  # fmt: skip
+
+
+def blocked(*arguments: str) -> Said:
+    """A command where torch and scipy cannot be imported."""
+    return python(BLOCKED, *arguments, folder=Path.cwd())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "verify marked.safetensors --key acme.key",
+        "verify marked.safetensors --key acme.key --json --digest",
+        "verify unmarked.safetensors --key acme.key --json",
+        "verify absent.safetensors --key acme.key",
+        "key show acme.key",
+        "key show acme.key --json",
+        "schemes",
+        "schemes uchida --json",
+    ],
+)
+def test_a_command_answers_as_it_does_with_torch(
+    made: Path, here: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(made)
+    assert blocked(*line.split()) == call(*line.split())
+
+
+def commands(group: object, name: str = "") -> list[str]:
+    """The names of a command, its groups and all commands in them."""
+    inner = getattr(group, "commands", {})
+    return [name, *(each for word in inner for each in commands(inner[word], f"{name} {word}"))]
+
+
+def test_every_help_is_shown_without_torch(here: Path) -> None:
+    names = commands(typer.main.get_command(app))
+    assert " attack run" in names
+    every = "from countermark.cli import run; import sys; sys.modules['torch'] = None\n"
+    every += "for line in sys.argv[1:]: assert run([*line.split(), '--help']) == 0"
+    said = python(every, *names, folder=here)
+    assert (said.code, said.err) == (0, "")
+    assert said.out == "".join(call(*name.split(), "--help").out for name in names)
+
+
+def test_a_torch_file_asks_for_torch_in_one_line(
+    made: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    torch.save({"2.weight": torch.ones(10, 64)}, "suspect.pt")
+    said = blocked("verify", "suspect.pt", "--key", str(made / "acme.key"))
+    assert (said.code, said.out) == (2, "")
+    assert "torch is not installed" in said.why
+
+
+def test_importing_countermark_loads_nothing_heavy(here: Path) -> None:
+    heavy = "{'torch', 'numpy', 'scipy', 'pydantic', 'safetensors', 'cryptography', 'typer'}"
+    said = python(
+        f"import sys, countermark; print(sorted({heavy} & set(sys.modules)))", folder=here
+    )
+    assert said == Said(0, "[]\n", "")
+
+
+def test_the_public_names_are_these() -> None:
+    assert countermark.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert getattr(countermark, name).__name__ == name
+    assert dir(countermark) == PUBLIC
+    with pytest.raises(AttributeError, match="has no attribute 'Uchidda'"):
+        _ = countermark.Uchidda
+
+
+def test_the_installed_program_is_this_one() -> None:
+    (program,) = entry_points(group="console_scripts", name="countermark")
+    assert program.load() is main

@@ -1,0 +1,175 @@
+"""Where a key's tensors may lie in a suspect: by name, else by shape; each way counts as a test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keys import SHAPE, InMemory, known_key
+from numpy.typing import NDArray
+
+from countermark.examine import examine, verify
+from countermark.schemes import scheme_of
+from countermark.verdict import Terms
+from countermark.weights import MOST_CANDIDATES, assignments
+
+TRUSTING = Terms(allow_test_key=True)
+
+
+def shaped(shapes: Mapping[str, tuple[int, ...]]) -> InMemory:
+    return InMemory({name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
+
+
+def found(
+    suspect: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[dict[str, str]]:
+    return list(assignments(shaped(suspect), wanted))
+
+
+def test_a_name_with_its_shape_is_taken() -> None:
+    suspect = {"x": (2, 3), "w": (2, 3), "v": (3, 2)}
+    assert found(suspect, {"w": (2, 3)}) == [{"w": "w"}]
+    assert found(suspect, {"v": (3, 2), "w": (2, 3)}) == [{"v": "v", "w": "w"}]
+
+
+def test_a_renamed_tensor_is_sought_by_shape_and_every_way_counts() -> None:
+    suspect = {"a": (2, 3), "b": (2, 3), "c": (3, 2), "w": (3, 2)}
+    assert found(suspect, {"w": (2, 3)}) == [{"w": "a"}, {"w": "b"}]
+    assert found(suspect, {"c": (2, 3), "w": (2, 3)}) == [
+        {"c": "a", "w": "b"},
+        {"c": "b", "w": "a"},
+    ]
+
+
+def test_what_has_its_own_name_is_not_given_to_another() -> None:
+    suspect = {"w": (2,), "a": (2,)}
+    assert found(suspect, {"w": (2,), "v": (2,)}) == [{"w": "w", "v": "a"}]
+    assert found({"w": (2,)}, {"w": (2,), "v": (2,)}) == []
+
+
+def test_nothing_of_a_shape_is_no_way() -> None:
+    assert found({}, {"w": (2,)}) == []
+    assert found({"w": (2, 1), "a": (1, 2)}, {"w": (2,)}) == []
+    assert found({"a": (2,), "b": (3,)}, {"v": (2,), "w": (2,)}) == []
+    assert found({"a": (2,)}, {}) == [{}]
+
+
+def test_scalars_and_the_order_of_the_key_are_kept() -> None:
+    ways = found({"s": (), "b": (2,), "a": (2,)}, {"z": (), "a": (2,), "y": (2,)})
+    assert ways == [{"z": "s", "a": "a", "y": "b"}]
+    assert list(ways[0]) == ["z", "a", "y"]
+
+
+def reference(
+    suspect: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> set[tuple[str, ...]]:
+    """Every injective map that keeps shapes and exact names, by trying them all."""
+    ways: list[tuple[str, ...]] = [()]
+    exact = {name for name, shape in wanted.items() if suspect.get(name) == shape}
+    for name, shape in wanted.items():
+        near = [
+            other for other, its in suspect.items()
+            if its == shape and (other == name if name in exact else other not in exact)
+        ]  # fmt: skip
+        ways = [(*way, other) for way in ways for other in near if other not in way]
+    return set(ways)
+
+
+shapes = st.dictionaries(st.sampled_from("abcdefg"), st.sampled_from([(), (2,), (2, 3)]))
+
+
+@settings(deadline=None, derandomize=True)
+@given(suspect=shapes, wanted=shapes)
+def test_all_ways_are_found_once(
+    suspect: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> None:
+    ways = [tuple(way.values()) for way in islice(assignments(shaped(suspect), wanted), 2000)]
+    expected = reference(suspect, wanted)
+    assert len(ways) == len(set(ways))
+    assert set(ways) == expected if len(expected) <= MOST_CANDIDATES else ways
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("there", [59, 60, 61])
+def test_many_layers_of_one_shape_do_not_take_for_ever(there: int) -> None:
+    """60! ways are counted as too many at once, and 59 tensors for 60 names as none."""
+    suspect = {f"renamed.{i}": (4, 4) for i in range(there)}
+    wanted = {f"layer.{i}": (4, 4) for i in range(60)}
+    ways = list(islice(assignments(shaped(suspect), wanted), MOST_CANDIDATES + 1))
+    assert len(ways) == (0 if there < 60 else MOST_CANDIDATES + 1)
+    assert all(len(set(way.values())) == 60 for way in ways)
+
+
+# --- what verify makes of it
+
+
+@cache
+def marked() -> NDArray[np.float32]:
+    """Weights that the known key reads without an error: the least w with X·w = ±1."""
+    key = known_key()
+    rows = np.concatenate(list(scheme_of(key).generate_row_blocks(key))).astype(np.float64)
+    w = rows.T @ np.linalg.solve(rows @ rows.T, 2.0 * key.message - 1.0)
+    return w.reshape(SHAPE).astype(np.float32)
+
+
+def innocent(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
+
+
+@pytest.mark.parametrize("others", [0, 1, 9, 999])
+def test_a_renamed_tensor_is_found_and_p_is_multiplied(others: int) -> None:
+    key = known_key()
+    tensors = {f"other.{i}": innocent(i) for i in range(others)} | {"renamed": marked()}
+    verdict = examine(InMemory(tensors), key, TRUSTING)
+    exact = examine(InMemory({"fc.weight": marked()}), key, TRUSTING)
+    assert (verdict.outcome, verdict.tests, verdict.matched) == ("owned", others + 1, 256)
+    assert exact.log10_p is not None
+    assert verdict.log10_p == pytest.approx(exact.log10_p + math.log10(others + 1))
+    assert verdict.forgery_bits == pytest.approx(256 - math.log2(others + 1))
+    assert verdict.suspect["tensors"] == {"fc.weight": "renamed"}
+    assert any("by shape, not by name" in limit for limit in verdict.limits)
+    assert not any("by shape" in limit for limit in exact.limits)
+
+
+def test_a_tensor_of_the_right_name_is_read_although_another_would_fit_better() -> None:
+    key = known_key()
+    suspect = InMemory({"fc.weight": innocent(0), "renamed": marked()})
+    verdict = examine(suspect, key, TRUSTING)
+    assert (verdict.outcome, verdict.tests) == ("not_proven", 1)
+
+
+def test_too_many_ways_are_no_verdict() -> None:
+    key = known_key()
+    tensors = {f"other.{i}": innocent(0) for i in range(MOST_CANDIDATES)}
+    verdict = examine(InMemory({**tensors, "renamed": marked()}), key, TRUSTING)
+    assert (verdict.outcome, verdict.exit_code, verdict.matched) == ("no_verdict", 3, None)
+    assert "more than 1000 ways" in verdict.reason
+
+
+@pytest.mark.parametrize("tensors", [{}, {"fc.weight": innocent(0).T}, {"fc.bias": np.zeros(16)}])
+def test_a_missing_shape_is_no_verdict(tensors: Mapping[str, NDArray[Any]]) -> None:
+    verdict = examine(InMemory(tensors), known_key(), TRUSTING)
+    assert (verdict.outcome, verdict.exit_code, verdict.tests) == ("no_verdict", 3, 0)
+    assert "fc.weight [16, 32]" in verdict.reason
+    assert verdict.to_json()["log10_p"] is None
+
+
+def test_a_test_key_is_no_verdict_to_everybody_but_benchmarks() -> None:
+    key = known_key()
+    module = torch.nn.Module()
+    module.fc = torch.nn.Linear(32, 16)
+    with torch.no_grad():
+        module.fc.weight.copy_(torch.from_numpy(marked()))
+    for options in ({}, {"assume_dated": True}, {"alpha": 0.5}):
+        verdict = verify(module, key, **options)  # type: ignore[arg-type]
+        assert verdict.outcome == "no_verdict"
+        assert "test key" in verdict.reason
+    assert examine(module, key, TRUSTING).outcome == "owned"

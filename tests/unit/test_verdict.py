@@ -1,0 +1,209 @@
+"""Verdicts: both thresholds at their edges, and what is said of them to people and machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from countermark.nulls import Evidence, FairCoin, forgery_bits
+from countermark.stats import log10_binomial_tail
+from countermark.verdict import ALPHA, Terms, Verdict, judge, no_verdict
+
+ABOUT: Mapping[str, Any] = {
+    "scheme": "uchida",
+    "commitment": "00" * 32,
+    "owner": "ACME Inc.",
+    "test_key": False,
+    "suspect": {"name": "suspect"},
+}
+
+
+def evidence(matched: int, bits: int, **more: Any) -> Evidence:
+    """Evidence with that many matches."""
+    expected = np.arange(bits, dtype=np.uint8) % 2
+    read = expected.copy()
+    read[matched:] ^= 1
+    return Evidence(read, expected, **more)
+
+
+def judged(
+    matched: int, bits: int, *, tests: int = 1, test_key: bool = False, **more: Any
+) -> Verdict:
+    stated = {name: more.pop(name) for name in ("committed", "payload") if name in more}
+    about = {**ABOUT, "test_key": test_key}
+    found, terms = evidence(matched, bits, **stated), Terms(**more)
+    return judge(found, FairCoin(), tests=tests, terms=terms, about=about)
+
+
+# --- the decision table: matched, bits, terms -> outcome, a word of its reason
+
+LEAST = 167  # of 256 fair bits, the least with p ≤ 1e-6
+
+TABLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"matched": 256, "bits": 256}, "owned", "is present"),
+    ({"matched": 128, "bits": 256}, "not_proven", "was not found"),
+    ({"matched": 0, "bits": 256}, "not_proven", "was not found"),
+    # alpha: coincidence, and the least count that it allows
+    ({"matched": LEAST, "bits": 256, "assume_dated": True}, "owned", "is present"),
+    ({"matched": LEAST - 1, "bits": 256, "assume_dated": True}, "not_proven", "was not found"),
+    ({"matched": LEAST, "bits": 256}, "no_verdict", "a dated claim is needed"),
+    ({"matched": LEAST, "bits": 256, "alpha": 1e-7, "assume_dated": True}, "not_proven", "found"),
+    ({"matched": LEAST - 9, "bits": 256, "alpha": 1e-3, "assume_dated": True}, "owned", "present"),
+    # the correction for several readings
+    ({"matched": LEAST, "bits": 256, "assume_dated": True, "tests": 2}, "not_proven", "found"),
+    ({"matched": 256, "bits": 256, "tests": 1000}, "owned", "is present"),
+    ({"matched": 25, "bits": 25, "assume_dated": True, "tests": 1000}, "no_verdict", "cannot"),
+    # forgery: 80 bits exactly are enough, 79 never are
+    ({"matched": 80, "bits": 80}, "owned", "is present"),
+    ({"matched": 80, "bits": 80, "tests": 2}, "no_verdict", "2^79"),
+    ({"matched": 81, "bits": 81, "tests": 2}, "owned", "is present"),
+    ({"matched": 84, "bits": 84, "tests": 16}, "owned", "is present"),
+    ({"matched": 79, "bits": 79}, "no_verdict", "2^79 of them, fewer than 2^80"),
+    ({"matched": 79, "bits": 79, "assume_dated": True}, "owned", "is present"),
+    ({"matched": 256, "bits": 256, "committed": False}, "no_verdict", "2^0"),
+    ({"matched": 256, "bits": 256, "committed": False, "assume_dated": True}, "owned", "present"),
+    # a floor above alpha: no reading could ever prove anything
+    ({"matched": 19, "bits": 19}, "no_verdict", "even a perfect reading of its 19 bits"),
+    ({"matched": 0, "bits": 19}, "no_verdict", "even a perfect reading"),
+    ({"matched": 20, "bits": 20}, "no_verdict", "a dated claim is needed"),
+    ({"matched": 20, "bits": 20, "assume_dated": True}, "owned", "is present"),
+    ({"matched": 19, "bits": 20, "assume_dated": True}, "not_proven", "was not found"),
+    # a test key proves nothing, whatever else holds
+    ({"matched": 256, "bits": 256, "test_key": True}, "no_verdict", "test key"),
+    ({"matched": 256, "bits": 256, "test_key": True, "assume_dated": True}, "no_verdict", "test"),
+    ({"matched": 0, "bits": 256, "test_key": True}, "no_verdict", "test key"),
+    ({"matched": 256, "bits": 256, "test_key": True, "allow_test_key": True}, "owned", "present"),
+    ({"matched": 128, "bits": 256, "test_key": True, "allow_test_key": True}, "not_proven", "not"),
+]
+
+
+@pytest.mark.parametrize(("given", "outcome", "said"), TABLE, ids=range(len(TABLE)))
+def test_decisions(given: dict[str, Any], outcome: str, said: str) -> None:
+    verdict = judged(**given)
+    assert (verdict.outcome, said in verdict.reason) == (outcome, True), verdict.reason
+    assert verdict.owned == (outcome == "owned")
+    assert verdict.exit_code == {"owned": 0, "not_proven": 1, "no_verdict": 3}[outcome]
+
+
+def test_least_is_the_least() -> None:
+    least, too_few = (log10_binomial_tail(k, 256) for k in (LEAST, LEAST - 1))
+    assert least <= math.log10(ALPHA) < too_few
+
+
+@pytest.mark.parametrize("bits", [*range(1, 300), 1024, 4096])
+def test_a_perfect_reading_has_as_many_forgery_bits_as_the_message(bits: int) -> None:
+    """No rounding may put 80 perfect bits below 80, or 79 above."""
+    assert forgery_bits(evidence(bits, bits)) == pytest.approx(bits, rel=1e-12)
+    assert (forgery_bits(evidence(bits, bits)) >= 80) == (bits >= 80)
+    assert (judged(bits, bits).outcome == "owned") == (bits >= 80)
+
+
+def test_more_matches_never_weaken_a_verdict() -> None:
+    rank = {"not_proven": 0, "no_verdict": 1, "owned": 2}
+    for bits in (80, 128, 256):
+        ranks = [rank[judged(k, bits).outcome] for k in range(bits + 1)]
+        assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -1, 2, float("nan")])
+def test_alpha_is_a_probability(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        Terms(alpha=alpha)
+
+
+# --- what a verdict says
+
+CASES = {
+    "perfect": judged(256, 256, payload=True),
+    "none": judged(0, 256, payload=False),
+    "lost payload": judged(250, 256, payload=False),
+    "short": judged(90, 100, tests=7, assume_dated=True),
+    "one bit": judged(0, 1),
+    "empty": no_verdict("nothing to read", bits=256, terms=Terms(), about=ABOUT),
+}
+# fmt: off
+FIELDS = {
+    "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
+    "tests", "alpha", "forgery_bits", "limits", "payload", "reason", "commitment", "owner",
+    "assume_dated", "suspect", "null_says",
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_verdict_survives_json(name: str) -> None:
+    told = CASES[name].to_json()
+    assert set(told) == FIELDS
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_json_of_a_perfect_reading() -> None:
+    told = CASES["perfect"].to_json()
+    expected = {
+        "outcome": "owned", "scheme": "uchida", "bits": 256, "matched": 256, "ber": 0.0,
+        "null": "fair_coin", "tests": 1, "alpha": 1e-6, "payload": True, "owner": "ACME Inc.",
+        "assume_dated": False, "suspect": {"name": "suspect"}, "commitment": "00" * 32,
+    }  # fmt: skip
+    assert {name: told[name] for name in expected} == expected
+    assert told["log10_p"] == told["floor"] == pytest.approx(-256 * math.log10(2))
+    assert told["forgery_bits"] == pytest.approx(256)
+    assert told["ber_interval"] == pytest.approx([0, 1 - 0.025 ** (1 / 256)])
+    assert len(told["limits"]) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "empty"])
+def test_people_are_told_the_same(name: str) -> None:
+    verdict = CASES[name]
+    said = verdict.explain()
+    for part in (
+        verdict.outcome.upper().replace("_", " "),
+        verdict.reason,
+        f"{verdict.matched} of {verdict.bits} bits",
+        f"bit error rate {verdict.ber:.4f}",
+        f"{verdict.log10_p:.2f}, corrected for {verdict.tests}",
+        f"threshold {math.log10(verdict.alpha):.2f}, floor {verdict.floor:.2f}",
+        "fair_coin",
+        f"forgery_bits  {verdict.forgery_bits:.1f}",
+        "payload",
+        *verdict.limits,
+    ):
+        assert part in said
+    assert all(line.isprintable() for line in said.split("\n"))
+
+
+def test_a_verdict_about_nothing_is_told_in_words() -> None:
+    assert CASES["empty"].explain() == "NO VERDICT: nothing to read"
+    assert CASES["empty"].log10_p is None
+
+
+def test_hostile_names_cannot_forge_lines() -> None:
+    reason = "no tensor a\nOWNED: the mark of this key is present\x1b[1A"
+    verdict = no_verdict(reason, bits=256, terms=Terms(), about=ABOUT)
+    assert len(verdict.explain().splitlines()) == 1
+    assert "\x1b" not in verdict.explain()
+
+
+def test_limits_say_what_was_stated_and_what_is_lost() -> None:
+    assert any("owner's own statement" in limit for limit in CASES["short"].limits)
+    assert any("payload is lost" in limit for limit in CASES["lost payload"].limits)
+    assert any("not innocent" in limit for limit in CASES["none"].limits)
+    assert all(any("who owns" in limit for limit in judged(k, 256).limits) for k in (0, 256))
+
+
+def test_p_never_exceeds_one() -> None:
+    verdict = judged(0, 256, tests=1000)
+    assert verdict.log10_p == 0.0
+    assert verdict.forgery_bits == 0.0
+
+
+def test_cross_entropy_of_scores() -> None:
+    scores = np.array([3.0, -2.0, 0.5])
+    found = Evidence(np.array([1, 0, 1]), np.array([1, 1, 0]), scores=scores)
+    expected = -np.log(1 / (1 + np.exp(-np.array([3.0, -2.0, -0.5])))).mean()
+    assert found.cross_entropy == pytest.approx(expected)
+    assert evidence(1, 2).cross_entropy is None
