@@ -13,10 +13,10 @@ demo: $(READY)
 	$(BIN)/countermark demo --out demo
 
 test: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests tools

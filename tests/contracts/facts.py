@@ -48,14 +48,7 @@ SCHEMES_UNDER_CONTRACT = [
     ),
 ]  # fmt: skip
 
-# All tests of one form run on one worker, so that its host is trained once.
-every_form = pytest.mark.parametrize(
-    "facts",
-    [
-        pytest.param(facts, id=facts.id, marks=pytest.mark.xdist_group(facts.id))
-        for facts in SCHEMES_UNDER_CONTRACT
-    ],
-)
+every_form = pytest.mark.parametrize("facts", SCHEMES_UNDER_CONTRACT, ids=lambda facts: facts.id)
 
 
 DATA = load_data("digits")

@@ -31,7 +31,7 @@ class Marked:
     unmarked_accuracy: float
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def marked_hosts() -> dict[str, Marked]:
     return {}
 
