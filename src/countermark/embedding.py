@@ -54,7 +54,7 @@ class Embedding:
         self._freezer = self._training_type.freezer(scheme)
         self._key: Key | None = None
         self._training: WeightTraining | None = None
-        self._optimizers: dict[int, Any] = {}  # id -> handle of the hook
+        self._hook: Any = None  # the handle of the hook in an attached optimizer
         self._phase: Literal["new", "open", "done", "failed"] = "new"
         if self._freezer is None:
             self._make_key({})
@@ -74,9 +74,9 @@ class Embedding:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        for handle in self._optimizers.values():
-            handle.remove()
-        self._optimizers.clear()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
         self._phase = "done" if kind is None else "failed"
 
     def penalty(self) -> Tensor:
@@ -86,7 +86,7 @@ class Embedding:
             LoopError: outside the block, or although an optimizer is attached.
         """
         self._require_open()
-        if self._optimizers:
+        if self._hook is not None:
             raise LoopError(
                 "the mark would be embedded twice: use penalty() in the loss, or attach(optimizer)"
             )
@@ -115,8 +115,8 @@ class Embedding:
                 "an optimizer with maximize=True would train the mark out of the model: "
                 "minimise the negated loss, or add penalty() with the opposite sign"
             )
-        if id(optimizer) in self._optimizers:
-            raise LoopError("this optimizer is attached already: attach it once")
+        if self._hook is not None:
+            raise LoopError("an optimizer is attached already: attach one, once")
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, weight in zip(self._tensors, self._weights, strict=True):
             if id(weight) not in trained:
@@ -124,8 +124,7 @@ class Embedding:
                     f"the optimizer does not train {name}, so the mark cannot enter it: "
                     "attach the optimizer that does"
                 )
-        hook = optimizer.register_step_pre_hook(self._before_step)
-        self._optimizers[id(optimizer)] = hook
+        self._hook = optimizer.register_step_pre_hook(self._before_step)
 
     def end_epoch(self) -> None:
         """Say that an epoch ended; schemes that select converged weights start by it."""

@@ -217,9 +217,12 @@ def test_no_hook_survives_bad_input(facts: Facts) -> None:
     with facts.scheme.embed(model, owner=OWNER, material=MATERIAL) as mark:
         with pytest.raises(LoopError, match="does not train"):
             mark.attach(wrong)
+        with pytest.raises(LoopError, match="maximize=True"):
+            mark.attach(torch.optim.SGD(model.parameters(), 0.05, maximize=True))
         mark.attach(right)
-        with pytest.raises(LoopError, match="attached already"):
-            mark.attach(right)
+        for again in (right, torch.optim.Adam(model.parameters())):
+            with pytest.raises(LoopError, match="attached already"):
+                mark.attach(again)
         with pytest.raises(LoopError, match="twice"):
             mark.penalty()
     assert list(hooks(model, right)) == list(hooks(stranger, wrong)) == []

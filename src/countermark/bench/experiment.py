@@ -15,11 +15,11 @@ import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import rfc8785
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from countermark._version import VERSION
 from countermark.attacks.prune import Prune
@@ -71,9 +71,12 @@ class Prunings(_Strict):
 
 
 class Experiment(_Strict):
-    """The whole file. `track` says how far it is from the paper's own scale."""
+    """The whole file. `track` says how far it is from the paper's own scale.
 
-    name: str
+    `name` is also the folder of its results.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
     title: str
     track: str
     source: str

@@ -35,7 +35,7 @@ class Uchida(WeightScheme):
             a row; "diff" one +1 and one −1 a row, no column used twice.
         read: "tensor" reads every weight; "filter_mean" the mean over output filters, as published.
         select: "all" weights, or only those "converged" at `start_epoch` (Wang et al. 2020, PART).
-        regularizer: "hinge" with `margin` (default), which costs the host less; "bce" as published.
+        regularizer: "hinge" with `margin` (default) moves the weights less; "bce" as published.
         strength: λ, the weight of the regularizer, which is summed over bits.
         margin: what the hinge asks of each bit, in standard deviations of [X·w]_t on weights of
             the usual initial size; 0.3 where T comes near the capacity.

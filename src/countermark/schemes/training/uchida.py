@@ -128,7 +128,7 @@ class _Hinge(torch.autograd.Function):
 
     `against` holds −λ/s times the signed rows and `margins` λ·margin, so that a step needs few
     operations: beside a small host their number is what the mark costs.
-    Differs from the paper: bits that have their margin are let go of, which costs the host less.
+    Differs from the paper: bits that have their margin are let go of, so the weights move less.
     """
 
     @staticmethod

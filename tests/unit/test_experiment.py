@@ -1,0 +1,142 @@
+"""Experiments: cells with a hash, results that are computed once, tables that are rendered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from countermark.bench import experiment as bench
+from countermark.bench.tables import page, table
+from countermark.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parent.parent.parent
+DIGITS = ROOT / "experiments" / "digits.toml"
+
+SMALL = """
+name = "small"
+title = "Small"
+track = "100 digits"
+source = "nobody"
+seeds = [1, 2]
+[host]
+model = "mlp"
+data = "digits"
+train = 100
+test = 100
+epochs = 1
+[prune]
+layers = ["2.weight"]
+fractions = [0.5]
+[[rows]]
+label = "not embedded"
+paper = { accuracy = 90 }
+[[rows]]
+label = "marked"
+scheme = "uchida"
+paper_pruned = { "0.5" = 3 }
+[rows.fields]
+layer = "2.weight"
+bits = 128
+strength = 1.0
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> bench.Experiment:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return bench.load_experiment(path)
+
+
+def test_every_row_at_every_seed_is_a_cell_with_a_name_of_its_own(small: bench.Experiment) -> None:
+    cells = list(bench.cells(small))
+    assert [(cell.label, cell.seed) for cell in cells] == [
+        ("not embedded", 1), ("not embedded", 2), ("marked", 1), ("marked", 2),
+    ]  # fmt: skip
+    assert len({cell.digest for cell in cells}) == 4
+
+
+def test_what_a_paper_prints_does_not_change_the_cell(small: bench.Experiment) -> None:
+    rows = tuple(row.model_copy(update={"paper": {}}) for row in small.rows)
+    same = small.model_copy(update={"rows": rows, "title": "another title"})
+    assert [c.digest for c in bench.cells(same)] == [c.digest for c in bench.cells(small)]
+
+
+def test_a_finished_cell_is_never_computed_again(
+    small: bench.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = [result for _, result in bench.run(small, tmp_path)]
+
+    def refuse(*_: Any) -> dict[str, Any]:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(bench, "compute", refuse)
+    assert [result for _, result in bench.run(small, tmp_path)] == first
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_a_cell_says_what_it_is_and_where_it_was_made(
+    small: bench.Experiment, tmp_path: Path
+) -> None:
+    cell, result = list(bench.run(small, tmp_path))[-1]
+    specification = result["cell"].copy()
+    figures = specification.pop("figures")
+    assert bench.Cell.model_validate(specification) == cell
+    assert figures["bits"] == 128
+    assert [each["fraction"] for each in figures["pruned"]] == [0.5]
+    assert set(result["provenance"]) == {
+        "countermark", "commit", "torch", "python", "device", "threads", "seconds", "date",
+    }  # fmt: skip
+
+
+def test_a_table_has_ours_the_papers_and_the_difference(
+    small: bench.Experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="run the experiment first"):
+        table(small, tmp_path)
+    list(bench.run(small, tmp_path))
+    unmarked, marked = table(small, tmp_path)
+    accuracy = unmarked["accuracy"]
+    assert accuracy["paper"] == 90
+    assert accuracy["difference"] == pytest.approx(accuracy["ours"] - 90)
+    assert accuracy["least"] <= accuracy["ours"] <= accuracy["most"]
+    assert "wrong" not in unmarked
+    assert marked["pruned"][0]["wrong"]["paper"] == 3
+    assert marked["E_R"]["difference"] is None
+
+
+def test_the_page_says_what_is_missing(small: bench.Experiment, tmp_path: Path) -> None:
+    assert "4 cells are missing" in page([tmp_path / "small.toml"], tmp_path / "results")
+    list(bench.run(small, tmp_path / "results"))
+    assert "(paper 90)" in page([tmp_path / "small.toml"], tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("epochs = 1", "epochs = 1\nepoch = 2"), "host.epoch: Extra inputs"),
+        (("epochs = 1", ""), "host.epochs: Field required"),
+        (('name = "small"', 'name = "../../small"'), "name: String should match"),
+        (('name = "small"', "name ="), "expected an experiment as TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(SMALL.replace(*change))
+    with pytest.raises(ConfigError, match=said) as caught:
+        bench.load_experiment(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_committed_results_of_the_digits_come_out_again() -> None:
+    """The smallest committed experiment, at its first seed, on this machine."""
+    for cell in bench.cells(bench.load_experiment(DIGITS)):
+        if cell.seed != 1:
+            continue
+        committed = json.loads(bench.result_path(cell, ROOT / "results").read_text())["cell"]
+        figures = bench.compute(cell)
+        assert figures["accuracy"] == pytest.approx(committed["figures"]["accuracy"], abs=0.5)
+        assert figures.get("wrong") == committed["figures"].get("wrong")
