@@ -38,7 +38,7 @@ class Uchida(WeightScheme):
         regularizer: "hinge" with `margin` (default) moves the weights less; "bce" as published.
         strength: λ, the weight of the regularizer, which is summed over bits.
         margin: what the hinge asks of each bit, in standard deviations of [X·w]_t on weights of
-            the usual initial size; 0.3 where T comes near the capacity.
+            the usual initial size; 0.1 where T comes near the capacity.
         convergence_std, convergence_epochs, start_epoch: a weight has converged when the sample
             standard deviation of its last `convergence_epochs` epoch values is below
             `convergence_std`; the mark starts after `start_epoch` epochs.
