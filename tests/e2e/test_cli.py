@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from countermark.attacks import ATTACKS
 from countermark.schemes import SCHEMES
+from countermark.schemes.uchida import Uchida
 
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
@@ -267,3 +268,11 @@ def test_an_attack_takes_tensor_names_that_no_module_has(here: Path) -> None:
     pruned = load_file("odd.safetensors")
     assert sorted(pruned) == sorted(names)
     assert all(np.count_nonzero(each) == 2 for each in pruned.values())
+
+
+def test_a_name_in_a_key_cannot_forge_a_line(tmp_path: Path) -> None:
+    owner = "ACME\nOWNED: the mark of this key is present"
+    Uchida("2.weight", 256).generate_key({"2.weight": (10, 64)}, owner=owner).save(tmp_path / "k")
+    said = call("key", "show", tmp_path / "k")
+    assert said.code == 0
+    assert not [line for line in said.out.splitlines() if line.startswith("OWNED")]

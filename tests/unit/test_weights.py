@@ -216,6 +216,11 @@ def test_a_live_module_is_read_as_it_is_now() -> None:
         assert open_weights(weights) is weights
 
 
+def test_a_state_dict_is_no_suspect() -> None:
+    with pytest.raises(SuspectError, match="a suspect is a dict: expected a path or a torch"):
+        open_weights({"2.weight": np.zeros((10, 64))})  # type: ignore[arg-type]
+
+
 def test_a_module_without_values_is_refused() -> None:
     with open_weights(torch.nn.Linear(2, 2, device="meta")) as weights:
         assert weights.tensors["weight"].shape == (2, 2)

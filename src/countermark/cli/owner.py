@@ -19,7 +19,7 @@ from countermark.cli.options import (
     passphrase_of,
     show_result,
 )
-from countermark.errors import ConfigError
+from countermark.errors import ConfigError, printable
 
 app = typer.Typer(
     name="countermark",
@@ -226,7 +226,9 @@ def show(
     from countermark.keyfile import load_header
 
     header = load_header(folder).model_dump(mode="json")
-    show_result(header, as_json, "\n".join(f"{name}: {value}" for name, value in header.items()))
+    show_result(
+        header, as_json, "\n".join(printable(f"{name}: {value}") for name, value in header.items())
+    )
     return 0
 
 

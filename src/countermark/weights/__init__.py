@@ -40,6 +40,11 @@ def open_weights(suspect: str | Path | nn.Module | Weights) -> Weights:
     if isinstance(suspect, Weights):
         return suspect
     if not isinstance(suspect, str | Path):
+        if not hasattr(suspect, "state_dict"):
+            raise SuspectError(
+                f"a suspect is a {type(suspect).__name__}: expected a path or a torch module; "
+                "load a state dict into its model, or save it to a file first"
+            )
         return ModuleWeights(suspect)
     path = Path(suspect)
     try:
