@@ -1,6 +1,6 @@
 """countermark proves that a neural network is yours.
 
-Six nouns, in the order in which an owner meets them:
+Five nouns, in the order in which an owner meets them:
 
     Scheme     a published method; a frozen dataclass, its fields are the whole configuration
     Key        the owner's secret; scheme fields, commitment C0, tensors on disk
@@ -12,9 +12,9 @@ Six nouns, in the order in which an owner meets them:
     verify(suspect, key)          ->  Verdict    (owned, not_proven, no_verdict)
     attack.run(model)             ->  a changed copy, and what it cost
 
-Imports run downwards only: cli -> bench -> attacks, examine -> schemes -> embedding, verdict ->
-key, weights -> message, stats, xof, files, errors. Reading runs on numpy, without torch; names
-below are loaded when they are first used.
+Imports run downwards only: cli -> bench -> attacks, examine -> schemes -> embedding -> verdict ->
+nulls, key, weights -> message, stats -> xof, files, errors. Reading runs on numpy, without torch;
+names below are loaded when they are first used.
 """
 
 from __future__ import annotations

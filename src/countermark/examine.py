@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,12 +91,12 @@ def _best(
     weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]
 ) -> tuple[Evidence, dict[str, Array], dict[str, str]]:
     """The reading with the most matches, the tensors it used, and where they were."""
-    readings = []
-    for where in found:
+
+    def reading(where: dict[str, str]) -> tuple[Evidence, dict[str, Array], dict[str, str]]:
         tensors = {wanted: weights.read(name) for wanted, name in where.items()}
-        readings.append((scheme.extract(tensors, key), tensors, where))
-        readings = [max(readings, key=lambda reading: reading[0].matched)]
-    return readings[0]
+        return scheme.extract(tensors, key), tensors, where
+
+    return max(map(reading, found), key=lambda each: each[0].matched)
 
 
 def _null(name: str | None, scheme: WeightScheme, key: Key, tensors: Mapping[str, Array]) -> Null:
@@ -111,14 +112,7 @@ def _null(name: str | None, scheme: WeightScheme, key: Key, tensors: Mapping[str
 
 def _fresh_match(scheme: WeightScheme, key: Key, tensors: Mapping[str, Array]) -> int:
     """How many of its own bits a new key of the same form finds in these tensors."""
-    fresh = Key(
-        scheme=key.scheme,
-        fields=key.fields,
-        tensors=key.tensors,
-        owner=key.owner,
-        material=KeyMaterial.fresh(),
-        frozen=key.frozen,
-    )
+    fresh = replace(key, material=KeyMaterial.fresh())
     return scheme.extract(tensors, fresh).matched
 
 

@@ -69,8 +69,13 @@ def environment(changed: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def python(code: str, *arguments: str | Path, folder: Path) -> Said:
     """Run Python code in a process of its own, without a terminal."""
+    return process([sys.executable, "-c", code, *map(str, arguments)], folder)
+
+
+def process(words: list[str], folder: Path) -> Said:
+    """Run a command in a process of its own, without a terminal."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        words,
         check=False,
         cwd=folder,
         env=environment(),

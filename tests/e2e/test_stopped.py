@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_calls import TIMEOUT, Said, call, environment
+from cli_calls import TIMEOUT, Said, call, environment, process
 
 from countermark.errors import SuspectError
 
@@ -84,17 +84,7 @@ def test_a_command_that_forgets_to_answer_has_not_said_yes(
 def in_shell(redirected: str, made: Path, suspect: str = "marked.safetensors") -> Said:
     """`verify --json` of a suspect by a shell that puts its streams somewhere else."""
     words = [sys.executable, "-m", "countermark", "verify", suspect, "--key", "acme.key", "--json"]
-    done = subprocess.run(
-        ["/bin/sh", "-c", f"{shlex.join(words)} {redirected}"],
-        check=False,
-        cwd=made,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
+    return process(["/bin/sh", "-c", f"{shlex.join(words)} {redirected}"], made)
 
 
 def test_a_process_ends_with_the_code_of_its_answer(made: Path) -> None:
