@@ -10,11 +10,11 @@ Five nouns, in the order in which an owner meets them:
 
     scheme.embed(model, owner=…)  ->  Embedding  ->  Key
     verify(suspect, key)          ->  Verdict    (owned, not_proven, no_verdict)
-    attack.run(model)             ->  a changed copy, and what it cost
+    attack.run(model, data)       ->  a changed copy, and what it cost
 
 Imports run downwards only: cli -> bench -> attacks, examine -> schemes -> embedding -> verdict ->
-nulls, key, weights -> message, stats -> xof, files, errors. Reading runs on numpy, without torch;
-names below are loaded when they are first used.
+nulls, key, weights -> message, stats -> xof, files, errors, progress. Reading runs on numpy,
+without torch; names below are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from countermark.attacks.fine_tune import FineTune
     from countermark.attacks.prune import Prune
     from countermark.embedding import Embedding
     from countermark.errors import CountermarkError
     from countermark.examine import verify
     from countermark.key import Key
     from countermark.nulls import Evidence
+    from countermark.schemes.independent_network import IndependentNetwork
     from countermark.schemes.uchida import Uchida
     from countermark.verdict import Verdict
 
@@ -36,6 +38,8 @@ _PLACES = {
     "CountermarkError": "errors",
     "Embedding": "embedding",
     "Evidence": "nulls",
+    "FineTune": "attacks.fine_tune",
+    "IndependentNetwork": "schemes.independent_network",
     "Key": "key",
     "Prune": "attacks.prune",
     "Uchida": "schemes.uchida",
@@ -47,6 +51,8 @@ __all__ = [
     "CountermarkError",
     "Embedding",
     "Evidence",
+    "FineTune",
+    "IndependentNetwork",
     "Key",
     "Prune",
     "Uchida",

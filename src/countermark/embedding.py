@@ -7,19 +7,19 @@ the same mark, to rounding.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from countermark.errors import LoopError, MarkNotTakenError
+from countermark.errors import ConfigError, LoopError, MarkNotTakenError
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, forgery_bits
-from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
-from countermark.weights import ModuleWeights
+from countermark.nulls import LEAST_SIBLINGS, Evidence
+from countermark.weights import Array, Suspect, open_weights
 
 if TYPE_CHECKING:
     from countermark.schemes.base import WeightScheme
@@ -34,6 +34,10 @@ class Embedding:
         model: the host; its parameters are read and given gradients, nothing is added to it.
         owner: whose mark it is; enters the commitment and the payload.
         material: secret and nonce of an interrupted embedding, to go on with; else drawn.
+        unmarked: models without the mark (files or modules) that a learnt reader is taught to
+            know nothing of: a shared base, fine-tunes of it, twins of the host, other hosts.
+        siblings: more unmarked relatives of the host, which training never sees: they set the
+            sibling threshold of a learnt reader, without which its key cannot claim anything.
 
     Raises:
         ConfigError: a layer that the model does not have, or that is frozen.
@@ -42,14 +46,21 @@ class Embedding:
 
     def __init__(
         self, scheme: WeightScheme, model: nn.Module, *, owner: str,
-        material: KeyMaterial | None = None,
+        material: KeyMaterial | None = None, unmarked: Sequence[Suspect] = (),
+        siblings: Sequence[Suspect] = (),
     ) -> None:  # fmt: skip
-        self._scheme, self._model, self._owner = scheme, model, owner
+        self._model, self._owner = model, owner
         self._material = material or KeyMaterial.fresh()
         parameters = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}
+        self._scheme = scheme = scheme.settled(shapes)
         self._tensors = scheme.choose(shapes)
         self._weights = [parameters[name] for name in self._tensors]
+        if scheme.linear and (unmarked or siblings):
+            raise ConfigError(f"{scheme.name} learns no reader: leave unmarked and siblings out")
+        start = () if scheme.linear else (model,)
+        self._unmarked = [self._read(each) for each in (*start, *unmarked)]
+        self._siblings = [self._read(each) for each in siblings]
         self._training_type = scheme.training()
         self._freezer = self._training_type.freezer(scheme)
         self._key: Key | None = None
@@ -138,15 +149,18 @@ class Embedding:
 
     def read(self) -> Evidence | None:
         """What the key reads from the model as it is now; None while there is no key."""
-        if self._key is None:
-            return None
-        weights = ModuleWeights(self._model)
-        return self._scheme.extract({n: weights.read(n) for n in self._tensors}, self._key)
+        key = self.drawn_key
+        return None if key is None else self._scheme.extract(self._read(self._model), key)
 
     @property
     def drawn_key(self) -> Key | None:
         """The key as soon as it is drawn, whether or not the mark has taken; for measuring only."""
-        return self._key
+        if self._key is None or self._training is None:
+            return None
+        learnt = self._training.learnt()
+        if not learnt:
+            return self._key
+        return self._scheme.calibrated(replace(self._key, learnt=learnt), self._siblings)
 
     @property
     def key(self) -> Key:
@@ -162,14 +176,24 @@ class Embedding:
                 if self._phase == "failed"
                 else "the key is there when the with block has ended"
             )
-        evidence = self.read()
-        if self._key is None or evidence is None:
+        key = self.drawn_key
+        if key is None:
             raise MarkNotTakenError(
                 "the mark never began: call end_epoch() after each epoch, and train beyond "
                 "the scheme's start_epoch"
             )
-        self._require_taken(evidence)
-        return self._key
+        # A mark that would not be found in the owner's own model must not be relied upon.
+        failed = self._scheme.not_taken(self._scheme.extract(self._read(self._model), key))
+        if failed:
+            raise MarkNotTakenError(failed)
+        if not self._scheme.linear and len(self._siblings) < LEAST_SIBLINGS:
+            warnings.warn(
+                "a learnt reader knows a copy from a sibling only by unmarked siblings of the "
+                f"host that training never saw: give {LEAST_SIBLINGS} or more, or verify will "
+                "answer no_verdict",
+                stacklevel=2,
+            )
+        return key
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the secret, as tensors and lists that torch can save."""
@@ -178,6 +202,7 @@ class Embedding:
             "has_key": self._key is not None,
             "frozen": {name: torch.from_numpy(each) for name, each in frozen.items()},
             "freezer": [] if self._freezer is None else self._freezer.state(),
+            "training": {} if self._training is None else self._training.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -186,12 +211,25 @@ class Embedding:
             self._freezer.restore(state["freezer"])
             if state["has_key"]:
                 self._make_key({name: each.numpy() for name, each in state["frozen"].items()})
+        if self._training is not None:
+            self._training.restore(state["training"])
 
     def _make_key(self, frozen: Mapping[str, Any]) -> None:
         self._key = self._scheme.generate_key(
             self._tensors, owner=self._owner, material=self._material, frozen=frozen
         )
-        self._training = self._training_type(self._scheme, self._key)
+        self._training = self._training_type(self._scheme, self._key, self._unmarked)
+
+    def _read(self, model: Suspect) -> dict[str, Array]:
+        """The tensors of the mark in a model."""
+        with open_weights(model) as weights:
+            for name, shape in self._tensors.items():
+                if name not in weights.tensors or weights.tensors[name].shape != shape:
+                    raise ConfigError(
+                        f"{weights.name} has no tensor {name} of shape {list(shape)}: expected an "
+                        "unmarked model of the host's architecture"
+                    )
+            return {name: weights.read(name).copy() for name in self._tensors}
 
     def _penalty(self) -> Tensor:
         if self._training is None:
@@ -248,15 +286,3 @@ class Embedding:
     def _require_open(self) -> None:
         if self._phase != "open":
             raise LoopError("the mark works inside its block only: with scheme.embed(...) as mark")
-
-    def _require_taken(self, evidence: Evidence) -> None:
-        """A mark that would not be found in the owner's own model must not be relied upon."""
-        log10_p = self._scheme.null.log10_p(evidence)
-        enough = min(LEAST_FORGERY_BITS, evidence.bits)
-        if log10_p > max(math.log10(ALPHA), self._scheme.null.log10_floor(evidence)) or (
-            forgery_bits(evidence) < enough
-        ):
-            raise MarkNotTakenError(
-                f"only {evidence.matched} of {evidence.bits} bits are in the model "
-                f"(log10 p {log10_p:.1f}): train longer, raise strength, or take fewer bits"
-            )

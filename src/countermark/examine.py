@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+import math
 
 from countermark.errors import ConfigError
-from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, FreshKeys, Null
+from countermark.key import Key
+from countermark.nulls import Evidence
 from countermark.schemes import scheme_of
 from countermark.schemes.base import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
-from countermark.weights import MOST_CANDIDATES, Array, Weights, assignments, open_weights
-
-if TYPE_CHECKING:
-    from torch import nn
+from countermark.weights import (
+    MOST_CANDIDATES,
+    Array,
+    Suspect,
+    Weights,
+    assignments,
+    open_weights,
+)  # fmt: skip
 
 
 def verify(
-    suspect: str | Path | nn.Module | Weights,
+    suspect: Suspect,
     key: Key,
     *,
     alpha: float = Terms.alpha,
@@ -36,20 +37,21 @@ def verify(
         key: the owner's key.
         alpha: threshold for the probability of a false accusation, after correction.
         assume_dated: the owner states that the key is older than the suspect.
-        null: "fair_coin" (default) or "fresh_keys", as the scheme allows.
+        null: one of the null hypotheses that the scheme allows; its own one by default.
         digest: record the digest of the whole suspect file too, which reads all of it.
 
     Returns: a verdict; "not owned" and "cannot tell" are values of its `outcome`.
 
     Raises:
         SuspectError: the suspect cannot be read.
-        ConfigError: the key's fields and tensors do not fit each other, or an unknown null.
+        ConfigError: the key's fields and tensors do not fit each other, an unknown null, or a key
+            with a reader of its own that was not trusted (`Key.trusting`).
     """
     return examine(suspect, key, Terms(alpha, assume_dated), null=null, digest=digest)
 
 
 def examine(
-    suspect: str | Path | nn.Module | Weights,
+    suspect: Suspect,
     key: Key,
     terms: Terms,
     *,
@@ -77,43 +79,31 @@ def examine(
             "sha256": dict(weights.digests),
             "file_sha256": weights.file_digest() if digest else None,
         }
-    chosen = _null(null, scheme, key, tensors)
+    draws = math.ceil(len(found) / terms.alpha)
+    nulls = scheme.nulls(tensors, key, draws)
+    if null is not None and null not in nulls:
+        raise ConfigError(f"{scheme.name} has no null {null!r} here: expected {' or '.join(nulls)}")
+    chosen = nulls[null or scheme.null.name]
     return judge(best, chosen, tests=len(found), terms=terms, about=about)
 
 
-def read_evidence(suspect: str | Path | nn.Module | Weights, key: Key) -> Evidence:
+def read_evidence(suspect: Suspect, key: Key) -> Evidence:
     """What a key reads from the tensors of its own names, without judging it."""
+    scheme = scheme_of(key)
     with open_weights(suspect) as weights:
-        return scheme_of(key).extract({name: weights.read(name) for name in key.tensors}, key)
+        return scheme.extract({name: weights.read(name) for name in key.tensors}, key)
 
 
 def _best(
     weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]
 ) -> tuple[Evidence, dict[str, Array], dict[str, str]]:
-    """The reading with the most matches, the tensors it used, and where they were."""
+    """The best reading, the tensors it used, and where they were."""
 
     def reading(where: dict[str, str]) -> tuple[Evidence, dict[str, Array], dict[str, str]]:
         tensors = {wanted: weights.read(name) for wanted, name in where.items()}
         return scheme.extract(tensors, key), tensors, where
 
-    return max(map(reading, found), key=lambda each: each[0].matched)
-
-
-def _null(name: str | None, scheme: WeightScheme, key: Key, tensors: Mapping[str, Array]) -> Null:
-    if name is None or name == scheme.null.name:
-        return scheme.null
-    if name == FreshKeys.name and scheme.linear:
-        return FreshKeys(redraw=lambda: _fresh_match(scheme, key, tensors))
-    raise ConfigError(
-        f"{scheme.name} has no null {name!r}: expected {scheme.null.name}"
-        + (f" or {FreshKeys.name}" if scheme.linear else "")
-    )
-
-
-def _fresh_match(scheme: WeightScheme, key: Key, tensors: Mapping[str, Array]) -> int:
-    """How many of its own bits a new key of the same form finds in these tensors."""
-    fresh = replace(key, material=KeyMaterial.fresh())
-    return scheme.extract(tensors, fresh).matched
+    return max(map(reading, found), key=lambda each: each[0].quality)
 
 
 def _missing(weights: Weights, key: Key) -> str:

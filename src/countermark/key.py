@@ -5,7 +5,12 @@
 where `context` is the canonical JSON of the scheme, all its fields, the tensors it reads with their
 shapes and the test flag, and `frozen` the digests of all tensors that are fixed before the message
 is drawn. Rows and message are expanded from (secret, C0): neither can be fitted to a victim, and
-one changed field redraws every bit. How a key lies on disk is in `keyfile`.
+one changed field redraws every bit. A reader that is trained on the message is fixed afterwards, by
+
+    C1 = SHA-256(frame("countermark/C1/v1", C0, learnt))
+
+with `learnt` the digests of the reader and of all that was measured with it. How a key lies on disk
+is in `keyfile`.
 """
 
 from __future__ import annotations
@@ -64,7 +69,11 @@ class Key:
         owner: the name that the payload is a digest of.
         material: secret and nonce.
         frozen: tensors fixed before the message was drawn (a selection mask, …).
+        learnt: tensors trained on the message or measured with it (a reader, …); empty for linear
+            keys.
         model, model_arguments: how the command line built the host, where it did.
+        trusted: the module:factory that reading may run; never stored, so a key from a folder
+            runs no code until somebody says so.
     """
 
     scheme: str
@@ -73,8 +82,10 @@ class Key:
     owner: str
     material: KeyMaterial = field(repr=False)
     frozen: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    learnt: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
     model: str | None = None
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    trusted: str | None = field(default=None, compare=False)
 
     @property
     def bits(self) -> int:
@@ -106,15 +117,21 @@ class Key:
                 f"a field of the scheme cannot be committed to ({error}): "
                 "expected finite numbers, and whole numbers below 2^53"
             ) from None
-        frozen = frame(*(tensor_digest(name, self.frozen[name]) for name in sorted(self.frozen)))
         secret = hashlib.sha256(self.material.secret).digest()
-        parts = (canonical, secret, frozen, self.owner.encode(), self.material.nonce)
+        parts = (canonical, secret, _digests(self.frozen), self.owner.encode(), self.material.nonce)
         return hashlib.sha256(frame(b"countermark/C0/v1", *parts)).digest()
+
+    @cached_property
+    def c1(self) -> bytes | None:
+        """C1, the 32-byte commitment to what was learnt as well; None where nothing was."""
+        if not self.learnt:
+            return None
+        return hashlib.sha256(frame(b"countermark/C1/v1", self.c0, _digests(self.learnt))).digest()
 
     @property
     def commitment(self) -> str:
-        """The commitment in hexadecimal; it reveals nothing of the secret."""
-        return self.c0.hex()
+        """C1 where there is one, else C0, in hexadecimal; it reveals nothing of the secret."""
+        return (self.c1 or self.c0).hex()
 
     def stream(self, purpose: str, tensor: str = "") -> Stream:
         """The key's own random stream for one purpose and tensor."""
@@ -136,6 +153,10 @@ class Key:
         """The same key, which also says how the command line built the host."""
         return replace(self, model=name, model_arguments=dict(arguments))
 
+    def trusting(self, code: str | None) -> Key:
+        """The same key, whose reader may run this module:factory."""
+        return replace(self, trusted=code)
+
     def save(self, path: str | Path, passphrase: str | None = None) -> None:
         """Write the key to a new folder; see `keyfile.save_key`."""
         from countermark.keyfile import save_key
@@ -148,6 +169,11 @@ class Key:
         from countermark.keyfile import load_key
 
         return load_key(Path(path), passphrase)
+
+
+def _digests(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """The digests of named tensors, in the order of their names."""
+    return frame(*(tensor_digest(name, tensors[name]) for name in sorted(tensors)))
 
 
 def tensor_digest(name: str, tensor: NDArray[Any]) -> bytes:

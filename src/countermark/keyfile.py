@@ -29,7 +29,7 @@ from countermark.errors import KeyFileError, printable
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
 _LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
-_FROZEN = "frozen."
+_FROZEN, _LEARNT = "frozen.", "learnt."
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -76,7 +76,7 @@ class KeyHeader(_Strict):
     owner: str
     nonce: Hex16
     C0: Hex32
-    C1: None
+    C1: Hex32 | None
     tensors_sha256: Hex32
     test_key: bool
     encryption: Encryption | None
@@ -97,6 +97,11 @@ class KeyHeader(_Strict):
                 f"a value in the key's fields or model arguments has no canonical JSON ({error}): "
                 "expected finite numbers, and whole numbers below 2^53"
             ) from None
+
+    @property
+    def commitment(self) -> str:
+        """C1 where there is one, else C0."""
+        return self.C1 or self.C0
 
     def to_bytes(self) -> bytes:
         """The header as it lies on disk."""
@@ -185,10 +190,10 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
     if secret.shape != (SECRET_BYTES,) or secret.dtype != np.uint8:
         raise KeyFileError(f"{folder}: key.safetensors holds no secret of {SECRET_BYTES} bytes")
     for name in tensors:
-        if not name.startswith(_FROZEN):
+        if not name.startswith((_FROZEN, _LEARNT)):
             raise KeyFileError(
                 f"{folder}: key.safetensors holds {printable(name, 200)!r}: "
-                f"expected the secret and names that begin with {_FROZEN!r}"
+                f"expected the secret and names that begin with {_FROZEN!r} or {_LEARNT!r}"
             )
     key = Key(
         scheme=header.scheme,
@@ -196,16 +201,30 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
         tensors={name: tuple(shape) for name, shape in header.tensors.items()},
         owner=header.owner,
         material=KeyMaterial(secret.tobytes(), bytes.fromhex(header.nonce), header.test_key),
-        frozen={name.removeprefix(_FROZEN): tensor for name, tensor in tensors.items()},
+        frozen=_named(_FROZEN, tensors),
+        learnt=_named(_LEARNT, tensors),
         model=header.model,
         model_arguments=header.model_arguments,
     )
-    if key.commitment != header.C0:
-        raise KeyFileError(
-            f"{folder}: the commitment C0 does not follow from the key's content: "
-            "a field was changed after the key was made, so it can prove nothing"
-        )
+    for which, follows, written in (
+        ("C0", key.c0.hex(), header.C0),
+        ("C1", _hex(key.c1), header.C1),
+    ):
+        if follows != written:
+            raise KeyFileError(
+                f"{folder}: the commitment {which} does not follow from the key's content: "
+                "something was changed after the key was made, so it can prove nothing"
+            )
     return key
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return None if digest is None else digest.hex()
+
+
+def _named(prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors of one kind, under their own names."""
+    return {n.removeprefix(prefix): each for n, each in tensors.items() if n.startswith(prefix)}
 
 
 def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
@@ -216,8 +235,8 @@ def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
         tensors={name: list(shape) for name, shape in key.tensors.items()},
         owner=key.owner,
         nonce=key.material.nonce.hex(),
-        C0=key.commitment,
-        C1=None,
+        C0=key.c0.hex(),
+        C1=_hex(key.c1),
         tensors_sha256="0" * 64,
         test_key=key.test_key,
         encryption=encryption,
@@ -228,8 +247,10 @@ def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
 
 
 def _plain_tensors(key: Key) -> bytes:
-    tensors = {_FROZEN + name: np.asarray(each, order="C") for name, each in key.frozen.items()}
-    return save({"secret": np.frombuffer(key.material.secret, dtype=np.uint8), **tensors})
+    tensors = {"secret": np.frombuffer(key.material.secret, dtype=np.uint8)}
+    for prefix, named in ((_FROZEN, key.frozen), (_LEARNT, key.learnt)):
+        tensors |= {prefix + name: np.asarray(each, order="C") for name, each in named.items()}
+    return save(tensors)
 
 
 def _read(folder: Path, name: str, largest: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -12,6 +12,29 @@ from numpy.typing import NDArray
 
 from countermark import stats
 from countermark.message import Bits
+
+LEAST_SIBLINGS = 2
+"""Fewer have no spread, and set no sibling threshold."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is known of the learnt reader that read a suspect.
+
+    Attributes:
+        siblings: n, how many held-out unmarked siblings of the marked model it was measured on;
+            fine-tunes of the same base, or twins from the same initial weights.
+        threshold: a loss above it may be a sibling's; None where n is too small to set one.
+        permuted: how many hidden-unit permutations of the suspect it also read.
+        false_reads: how many of these give at least as many matching bits as the suspect.
+        published: the published criterion's threshold for the loss; None in the hardened form.
+    """
+
+    siblings: int
+    threshold: float | None
+    permuted: int
+    false_reads: int
+    published: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,7 @@ class Evidence:
             only then does a cheat have to search for a key that fits.
         payload: whether the payload decodes; None when the message has none.
         scores: the real values (T,) whose signs are the bits, where a scheme has them.
+        reader: what is known of the reader, where it was learnt.
     """
 
     read: Bits = field(repr=False)
@@ -32,6 +56,7 @@ class Evidence:
     committed: bool = True
     payload: bool | None = None
     scores: NDArray[np.float64] | None = field(default=None, repr=False)
+    reader: Reader | None = None
 
     @property
     def bits(self) -> int:
@@ -45,11 +70,16 @@ class Evidence:
 
     @property
     def cross_entropy(self) -> float | None:
-        """E_R per bit in nats: the mean of −log P(expected bit) under sigmoid(scores)."""
+        """E_R per bit (Uchida), L2 (Wang) in nats: mean −log P(expected bit) by sigmoid(scores)."""
         if self.scores is None:
             return None
         agreement = (2.0 * self.expected - 1.0) * self.scores
         return float(np.logaddexp(0.0, -agreement).mean())
+
+    @property
+    def quality(self) -> tuple[int, float]:
+        """By what the best of several readings is chosen: matching bits, then the loss."""
+        return self.matched, -(self.cross_entropy or 0.0)
 
 
 class Null(Protocol):
@@ -113,16 +143,91 @@ class FreshKeys:
 
     def log10_p(self, evidence: Evidence) -> float:
         """The rank of the owner's key."""
-        exceedances = 0
-        for drawn in range(1, self.draws + 1):
-            exceedances += self.redraw() >= evidence.matched
-            if exceedances == self.stop_at:
-                return stats.sequential_log10_p(exceedances, drawn, self.stop_at)
-        return stats.sequential_log10_p(exceedances, self.draws, self.stop_at)
+        drawn = (np.array([self.redraw() >= evidence.matched]) for _ in range(self.draws))
+        return _log10_rank(drawn, self.draws, self.stop_at)
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
         """1 / (draws + 1)."""
         return stats.empirical_log10_floor(self.draws)
+
+
+@dataclass(frozen=True)
+class PermutedUnits:
+    """The reader's loss on a suspect ranked among its losses on permutations of hidden units.
+
+    p = (1 + #{loss(permuted) ≤ loss(suspect)}) / (draws + 1), stopping early at `stop_at`
+    exceedances (Besag and Clifford 1991), which keeps it valid. Exact for a suspect trained
+    independently from i.i.d. initial units: its units are exchangeable. Not for suspects that share
+    the marked model's start, which is why the sibling threshold always applies as well.
+
+    Attributes:
+        losses: the losses under `draws` random permutations, in batches of any size; NaN-free.
+        loss: the suspect's own, by the same arithmetic.
+        draws: how many permutations at the most.
+    """
+
+    name: ClassVar[str] = "permuted_units"
+    says: ClassVar[str] = (
+        "on a model trained independently of the marked one, from independent initial units, the "
+        "reader's loss ranks among its losses on hidden-unit permutations of that model like any "
+        "one of them"
+    )
+
+    losses: Callable[[int], Iterable[NDArray[np.float64]]] = field(repr=False)
+    loss: float
+    draws: int
+    stop_at: int = 10
+
+    def log10_p(self, evidence: Evidence) -> float:  # noqa: ARG002 - the loss says it all
+        """The rank of the suspect among its permutations."""
+        drawn = (batch <= self.loss for batch in self.losses(self.draws))
+        return _log10_rank(drawn, self.draws, self.stop_at)
+
+    def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
+        """1 / (draws + 1)."""
+        return stats.empirical_log10_floor(self.draws)
+
+
+@dataclass(frozen=True)
+class UnmarkedModels:
+    """The reader's loss on a suspect ranked among its losses on unmarked models.
+
+    p = (1 + #{loss(unmarked) ≤ loss(suspect)}) / (n + 1): the unit is the model, so n models
+    support nothing below 1/(n + 1). They lie in the key, and training never saw them.
+
+    Attributes:
+        losses: (n,) the losses on the unmarked models.
+    """
+
+    name: ClassVar[str] = "unmarked_models"
+    says: ClassVar[str] = (
+        "the suspect's loss ranks like that of any one of the unmarked models whose losses lie in "
+        "the key"
+    )
+
+    losses: NDArray[np.float64] = field(repr=False)
+
+    def log10_p(self, evidence: Evidence) -> float:
+        """The rank of the suspect among the unmarked models."""
+        loss = math.inf if evidence.cross_entropy is None else evidence.cross_entropy
+        exceedances = int(np.count_nonzero(self.losses <= loss))
+        return stats.empirical_log10_p(exceedances, len(self.losses))
+
+    def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
+        """1 / (n + 1)."""
+        return stats.empirical_log10_floor(len(self.losses))
+
+
+def _log10_rank(drawn: Iterator[NDArray[np.bool_]], draws: int, stop_at: int) -> float:
+    """log10 p of batches that say which draws are at least as good, until `stop_at` of them are."""
+    exceedances = seen = 0
+    for batch in drawn:
+        at = np.flatnonzero(batch)
+        if exceedances + len(at) >= stop_at:
+            last = int(at[stop_at - exceedances - 1])
+            return stats.sequential_log10_p(stop_at, seen + last + 1, stop_at)
+        exceedances, seen = exceedances + len(at), seen + len(batch)
+    return stats.sequential_log10_p(exceedances, draws, stop_at)
 
 
 def forgery_bits(evidence: Evidence, tests: int = 1) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from countermark import stats
 from countermark.errors import printable
-from countermark.nulls import Evidence, Null, forgery_bits
+from countermark.nulls import LEAST_SIBLINGS, Evidence, Null, Reader, forgery_bits
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]
 
@@ -43,6 +43,9 @@ class Verdict:
         alpha: the threshold for p.
         forgery_bits: −log2 of the chance that one tried key fits, corrected for `tests`.
         payload: decoded or not; None when the message is too short to carry one.
+        loss: L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys.
+        reader: what is known of a learnt reader: held-out unmarked `siblings`, the sibling
+            `threshold`, `permuted` copies of the suspect, `false_reads` among them, `published`.
         assume_dated: the owner stated that the key is older than the suspect.
         suspect: name, digests and tensors of what was read.
         limits: what the verdict does not say, in plain words.
@@ -65,6 +68,8 @@ class Verdict:
     alpha: float = ALPHA
     forgery_bits: float = 0.0
     payload: bool | None = None
+    loss: float | None = None
+    reader: Reader | None = None
     assume_dated: bool = False
     suspect: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
@@ -105,8 +110,31 @@ class Verdict:
                 ),
                 f"  payload       {_PAYLOAD[self.payload]}",
             ]
+        if self.reader is not None:
+            lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
         lines += [f"  limit         {limit}" for limit in self.limits]
         return "\n".join(printable(line) for line in lines)  # a key's or suspect's names may lie
+
+    def _of_the_reader(self, reader: Reader) -> list[str]:
+        lines = [f"L2            {self.loss:.3g} nats a bit; ln 2 = 0.693 knows nothing"]
+        if reader.threshold is None:
+            lines.append(f"siblings      {reader.siblings} held-out: too few for a threshold")
+        else:
+            lines.append(
+                f"siblings      L2 must be below {reader.threshold:.3g}, set on {reader.siblings} "
+                f"held-out unmarked siblings; one passes with p <= {1 / (reader.siblings + 1):.2g}"
+            )
+        lines.append(
+            f"false reads   {reader.false_reads} of {reader.permuted} hidden-unit permutations of "
+            "the suspect read at least as many bits"
+        )
+        if reader.published is not None and self.loss is not None:
+            met = "met" if self.loss <= reader.published else "not met"
+            lines.append(
+                f"published     L2 <= {reader.published:g} and its bits: {met}; refused as proof, "
+                "the rank of L2 is judged instead"
+            )
+        return lines
 
 
 _PAYLOAD = {
@@ -127,6 +155,17 @@ WHAT_P_IS = (
 NOT_INNOCENT = (
     "not proven is not innocent: a mark can be removed, and tensors that were permuted, rescaled "
     "or folded are not realigned before reading"
+)
+
+
+INDEPENDENT_ONLY = (
+    "log10 p is against models trained independently from other initial weights; against "
+    "fine-tunes of a shared base and twins from the same initial weights only the sibling "
+    "threshold speaks"
+)
+BITS_MEAN_NOTHING = (
+    "the reader was trained on the message, so the number of matching bits, its interval and the "
+    "payload are no evidence by themselves: p is the rank of L2"
 )
 
 
@@ -167,7 +206,7 @@ def judge(
     against_forgery = forgery_bits(evidence, tests)
     found = about["suspect"].get("tensors", {})
     renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
-    thresholds = _Measured(log10_p, floor + correction, against_forgery, evidence.bits)
+    thresholds = _Measured(log10_p, floor + correction, against_forgery, evidence)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
         outcome=outcome,
@@ -187,6 +226,8 @@ def judge(
         alpha=terms.alpha,
         forgery_bits=against_forgery,
         payload=evidence.payload,
+        loss=evidence.cross_entropy if evidence.reader else None,
+        reader=evidence.reader,
         assume_dated=terms.assume_dated,
         suspect=about["suspect"],
         limits=_limits(evidence, outcome, terms, renamed),
@@ -215,34 +256,60 @@ class _Measured:
     log10_p: float
     least_log10_p: float
     forgery_bits: float
-    bits: int
+    evidence: Evidence
 
 
 def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outcome, str]:
     log10_alpha = math.log10(terms.alpha)
+    reader = measured.evidence.reader
     if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
     if measured.least_log10_p > log10_alpha:
         return "no_verdict", (
             "this key cannot prove anything here: even a perfect reading of its "
-            f"{measured.bits} bits gives log10 p {measured.least_log10_p:.2f}, above the "
+            f"{measured.evidence.bits} bits gives log10 p {measured.least_log10_p:.2f}, above the "
             f"threshold {log10_alpha:.2f}"
         )
     if measured.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
+    if reader is not None and (why := _perhaps_a_sibling(reader, measured.evidence)):
+        return "no_verdict", why
     if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.assume_dated:
+        why = (
+            "a reader can be trained afterwards to find any bits in anybody's model"
+            if reader
+            else "a key that fits could be found by trying "
+            f"2^{measured.forgery_bits:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}"
+        )
         return "no_verdict", (
-            "the bits are there, but a key that fits could be found by trying "
-            f"2^{measured.forgery_bits:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}: a "
-            "dated claim is needed (--assume-dated is the owner's own statement)"
+            f"the mark is there, but {why}: a dated claim is needed (--assume-dated is the "
+            "owner's own statement)"
         )
     return "owned", "the mark of this key is present"
+
+
+def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
+    """Why the suspect may be an unmarked relative of the marked model; None when it is below."""
+    loss = evidence.cross_entropy
+    if reader.threshold is None or loss is None:
+        return (
+            "no copy can be told from a sibling of the marked model: the key was measured on "
+            f"{reader.siblings} held-out unmarked siblings, and a threshold needs {LEAST_SIBLINGS}"
+        )
+    if loss <= reader.threshold:
+        return None
+    return (
+        f"the suspect may be an unmarked sibling of the marked model: its L2 {loss:.3g} is not "
+        f"below the sibling threshold {reader.threshold:.3g}"
+    )
 
 
 def _limits(
     evidence: Evidence, outcome: Outcome, terms: Terms, renamed: list[str]
 ) -> tuple[str, ...]:
     limits = [WHOSE, WHAT_P_IS]
+    if evidence.reader is not None:
+        limits += [BITS_MEAN_NOTHING, INDEPENDENT_ONLY]
     if outcome == "not_proven":
         limits.append(NOT_INNOCENT)
     if renamed:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.bench.train import seeded
+from countermark.key import Key, KeyMaterial
+from countermark.schemes import scheme_of
 from countermark.schemes.base import WeightScheme
+from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 
 
@@ -25,9 +30,22 @@ class Facts:
     epochs: int = 4
     accuracy_lost: float = 0.01  # share of test images, on 6,000 training digits
     other: Mapping[str, Any] = field(default_factory=lambda: {"strength": 0.02})
+    outcome: str = "owned"  # of the marked model itself
+
+    @property
+    def learnt(self) -> bool:
+        """Whether a reader is trained; its null costs 1/alpha readings, so tests ask for less."""
+        return not self.scheme.linear
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        return {"alpha": 1e-3, "assume_dated": True} if self.learnt else {}
 
 
 PUBLISHED: dict[str, Any] = {"regularizer": "bce", "strength": 0.1}
+EARLY_MANU: dict[str, Any] = {
+    "mode": "manu", "convergence_std": 0.03, "convergence_epochs": 2, "start_epoch": 2,
+}  # fmt: skip
 
 SCHEMES_UNDER_CONTRACT = [
     Facts("uchida-default", Uchida("2.weight", 256)),
@@ -46,6 +64,18 @@ SCHEMES_UNDER_CONTRACT = [
         epochs=6,
         other={"convergence_std": 0.029},
     ),
+    Facts("network-auto", IndependentNetwork("2.weight", 256), epochs=6),
+    Facts("network-manu", IndependentNetwork("2.weight", 256, **EARLY_MANU), epochs=8),
+    # Same-seed twins read as well as the marked host itself: nothing tells them apart.
+    Facts(
+        "network-auto-published", IndependentNetwork("2.weight", 256, as_published=True),
+        outcome="no_verdict",
+    ),
+    Facts(
+        "network-manu-published",
+        IndependentNetwork("2.weight", 256, as_published=True, **EARLY_MANU), epochs=8,
+        outcome="no_verdict",
+    ),
 ]  # fmt: skip
 
 every_form = pytest.mark.parametrize("facts", SCHEMES_UNDER_CONTRACT, ids=lambda facts: facts.id)
@@ -59,3 +89,18 @@ def fresh_host(seed: int = 1) -> nn.Module:
     """The host that everything here is embedded into, before training."""
     seeded(seed, "init")
     return build("mlp", {})
+
+
+def material_of(facts: Facts) -> KeyMaterial:
+    """A secret that is the same in every run, of a key that counts as a real one."""
+    drawn = hashlib.sha512(facts.id.encode()).digest()
+    return KeyMaterial(drawn[:32], drawn[32:48])
+
+
+def foreign_key(facts: Facts, key: Key, number: int) -> Key:
+    """A key of the same form and frozen tensors with another secret; its reader is untrained."""
+    scheme = scheme_of(key)
+    material = KeyMaterial.for_tests(number)
+    other = scheme.generate_key(key.tensors, owner=OWNER, material=material, frozen=key.frozen)
+    start = {name: np.zeros(shape, np.float32) for name, shape in key.tensors.items()}
+    return replace(other, learnt=scheme.training()(scheme, other, [start]).learnt())

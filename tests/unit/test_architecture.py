@@ -22,6 +22,7 @@ RANKS = {
     "_version": 0,
     "errors": 0,
     "files": 0,
+    "progress": 0,
     "xof": 0,
     "message": 1,
     "stats": 1,
@@ -42,7 +43,7 @@ RANKS = {
 PART_OF = {"keyfile": "key"}
 # Narrower than the ranks. A thief knows the algorithm and makes keys of his own, no more.
 ONLY = {
-    "attacks": {"errors", "stats", "weights", "schemes.base"},
+    "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding"},
 }
 NEVER = {"examine": {"embedding"}}

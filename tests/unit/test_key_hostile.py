@@ -60,7 +60,7 @@ EDITS: Mapping[str, tuple[object, str]] = {
     "owner": ("ACME Inc", "C0"),
     "nonce": ("00" * 16, "C0"),
     "C0": ("00" * 32, "C0"),
-    "C1": ("00" * 32, "C1: "),
+    "C1": ("00" * 32, "C1"),
     "tensors_sha256": ("00" * 32, "not the file that key.json describes"),
     "test_key": (False, "C0"),
     "encryption": ({}, "encryption."),

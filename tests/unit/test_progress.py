@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from countermark.bench.progress import progress
+from countermark.progress import progress
 
 
 @pytest.mark.parametrize(("terminal", "tick"), [(True, 3), (True, 0), (False, 3)])
@@ -15,9 +15,7 @@ def test_progress_appears_after_two_seconds_at_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = iter(range(0, 1000 * tick, tick)) if tick else None
-    monkeypatch.setattr(
-        "countermark.bench.progress.time.monotonic", lambda: next(clock) if clock else 0
-    )
+    monkeypatch.setattr("countermark.progress.time.monotonic", lambda: next(clock) if clock else 0)
     monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
     with progress("counting sheep", 10) as advance:
         for _ in range(3):
@@ -28,7 +26,7 @@ def test_progress_appears_after_two_seconds_at_a_terminal(
 
 
 def test_a_crash_takes_the_bar_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("countermark.bench.progress._PATIENCE", -1.0)
+    monkeypatch.setattr("countermark.progress._PATIENCE", -1.0)
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
     with pytest.raises(ZeroDivisionError), progress("counting sheep", None) as advance:
         advance(1 / 0)

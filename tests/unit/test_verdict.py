@@ -130,7 +130,7 @@ CASES = {
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
     "tests", "alpha", "forgery_bits", "limits", "payload", "reason", "commitment", "owner",
-    "assume_dated", "suspect", "null_says",
+    "assume_dated", "suspect", "null_says", "loss", "reader",
 }
 # fmt: on
 

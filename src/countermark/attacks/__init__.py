@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from countermark.attacks.base import Attack
+from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.prune import Prune
 from countermark.errors import ConfigError, nearest
 
 ATTACKS: Mapping[str, type[Attack]] = {
     Prune.name: Prune,
+    FineTune.name: FineTune,
 }
 
 

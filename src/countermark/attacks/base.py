@@ -11,10 +11,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 from torch import Tensor, nn
 
+from countermark.errors import ConfigError
 from countermark.schemes.base import Configured
 
 
@@ -25,6 +26,25 @@ class Cost:
     seconds: float
     epochs: float = 0.0
     data_share: float = 0.0
+
+
+class TrainingData(Protocol):
+    """Labelled images for an attack that trains; `countermark.bench.data.Dataset` is one."""
+
+    @property
+    def train_images(self) -> Tensor:
+        """Pictures, uint8 (N, C, H, W)."""
+
+    @property
+    def train_labels(self) -> Tensor:
+        """Their classes, int64 (N,), from 0 to below `classes`."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+
+    def normalised(self, images: Tensor, /) -> Tensor:
+        """Pictures uint8 (n, C, H, W) as the float tensor of that shape that a model takes."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +65,74 @@ class Attack(Configured, ABC):
     needs_data: ClassVar[bool] = False
 
     @final
-    def run(self, model: nn.Module) -> Attacked:
+    def run(self, model: nn.Module, data: TrainingData | None = None) -> Attacked:
         """Attack a deep copy of `model`.
 
         Args:
             model: the victim; unchanged afterwards.
+            data: what the thief has to train on. An attack that needs none ignores it, so that a
+                list of attacks can be run alike; `cost.data_share` is then 0.
 
         Returns: the changed copy, and what it cost.
+
+        Raises:
+            ConfigError: the attack needs data and got none, or model, data and fields do not fit.
         """
+        if self.needs_data and data is None:
+            raise ConfigError(
+                f"{self.name} trains and needs data: call run(model, data), "
+                "with data as load_data of countermark.bench.data gives it"
+            )
         stolen = copy.deepcopy(model)
         start = time.process_time()
-        epochs, data_share = self.change(stolen)
+        epochs, data_share = self.change(stolen, data)
         return Attacked(stolen, Cost(time.process_time() - start, epochs, data_share))
 
+    # `Any`, so that an attack that needs data says TrainingData and need not ask for None again.
     @abstractmethod
-    def change(self, stolen: nn.Module) -> tuple[float, float]:
-        """Change the stolen copy in place; returns the epochs trained and the data share used."""
+    def change(self, stolen: nn.Module, data: Any) -> tuple[float, float]:
+        """Change the stolen copy in place.
+
+        Args:
+            stolen: the copy.
+            data: as given to `run`; a TrainingData, or None for an attack that needs none.
+
+        Returns: the epochs trained and the share of the training data used, 0 to 1.
+        """
+
+
+def scores(model: nn.Module, images: Tensor) -> Tensor:
+    """What a classifier says to images (n, C, H, W): class scores (n, classes).
+
+    Raises:
+        ConfigError: it does not take them, or answers with something else.
+    """
+    try:
+        answer: object = model(images)
+    except Exception as error:  # a model is foreign code and may raise anything
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"the model does not take images of shape {tuple(images.shape)} "
+            f"({type(error).__name__}: {said}): choose data that fit it"
+        ) from error
+    if not isinstance(answer, Tensor) or answer.dim() != 2:
+        kind = type(answer).__name__
+        shown = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {kind}"
+        raise ConfigError(f"the model answers with {shown}: expected class scores (n, classes)")
+    return answer
+
+
+def first_scores(model: nn.Module, data: TrainingData) -> Tensor:
+    """Scores (1, classes) for the first of the images, in eval mode, where the model stays.
+
+    Raises:
+        ConfigError: as `scores`, or the model has no parameters.
+    """
+    where = next(model.parameters(), None)
+    if where is None:
+        raise ConfigError("the model has no parameters: nothing can be trained")
+    model.eval()
+    return scores(model, data.normalised(data.train_images[:1]).to(where.device))
 
 
 class NamedTensors(nn.Module):

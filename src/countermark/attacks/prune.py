@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack
+from countermark.attacks.base import Attack, TrainingData
 from countermark.errors import ConfigError, nearest
 
 
@@ -33,7 +33,11 @@ class Prune(Attack):
     layers: tuple[str, ...] = field(default=(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module) -> tuple[float, float]:
+    def change(
+        self,
+        stolen: nn.Module,
+        data: TrainingData | None = None,  # noqa: ARG002 - another attack trains
+    ) -> tuple[float, float]:
         """Zero the weights; no data and no training are needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():

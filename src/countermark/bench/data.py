@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from countermark.bench.progress import progress
 from countermark.errors import CountermarkError, DataError, MissingExtraError
+from countermark.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,9 +9,10 @@ the order turns out to be one that never ends well.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Order:
         out, key: the weight file and the key folder to write; no key without a mark.
         start: weights to begin with (fine-tune to embed).
         teacher: weights of a model of the same kind whose answers replace the labels (distil).
+        siblings: for a learnt reader, how many unmarked relatives of the host are trained first.
         encrypted: the key is encrypted with a passphrase, which is not part of the order.
         test_key: derive the secret from this number, for tests: such a key proves nothing.
     """
@@ -63,6 +65,7 @@ class Order:
     key: str | None = None
     start: str | None = None
     teacher: str | None = None
+    siblings: int = 8
     encrypted: bool = False
     test_key: int | None = None
 
@@ -85,11 +88,14 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     data = load_data(order.data)
     model, course = _host(order, data)
     material = _material(order, resume)
-    mark = _mark(order, model, material)
+    mark = _mark(order, model, material, _Relatives())  # refuses before anything is written
     if not resume.exists():
         kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
+    relatives = _relatives(order, data, resume)
+    if relatives.paths:
+        mark = _mark(order, model, material, relatives)
     try:
         with mark or nullcontext():
             fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
@@ -103,6 +109,9 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
         "scheme": order.scheme,
         "accuracy": accuracy(model, data),
         **figures,
+        "siblings": len(relatives.paths),
+        "sibling_epochs": relatives.epochs,
+        "sibling_seconds": relatives.seconds,
         "epochs": order.epochs,
         "seed": order.seed,
         "device": str(course.resolved_device()),
@@ -217,11 +226,55 @@ def _material(order: Order, resume: Path) -> KeyMaterial:
     return KeyMaterial.fresh()
 
 
-def _mark(order: Order, model: nn.Module, material: KeyMaterial) -> Embedding | None:
+@dataclass(frozen=True)
+class _Relatives:
+    """Unmarked siblings of the host: files, epochs in all, and process time spent just now."""
+
+    paths: tuple[Path, ...] = ()
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+def _relatives(order: Order, data: Dataset, resume: Path) -> _Relatives:
+    """Train what a learnt reader has to be told from; finished ones are kept in the folder.
+
+    All start where the host starts. The first is its twin in everything but the mark, the others
+    see the data in other orders, and every second one for half of the epochs.
+    """
+    if order.scheme == UNMARKED or scheme_named(order.scheme).linear:
+        return _Relatives()
+    paths, epochs, began = [], 0, time.process_time()
+    for number in range(order.siblings):
+        path = resume / f"sibling-{number}.safetensors"
+        lasts = order.epochs if number % 2 == 0 else max(1, order.epochs // 2)
+        if not path.exists():
+            model, course = _host(order, data)
+            course = replace(
+                course,
+                epochs=lasts,
+                seed=order.seed + number * 1_000_003,
+                what=f"unmarked sibling {number + 1} of {order.siblings}",
+            )
+            checkpoint = Checkpoint(resume / f"sibling-{number}.pt")
+            fit(model, data, recipe(order.model), course, checkpoint=checkpoint)
+            save_weights(model.state_dict(), path)
+        paths.append(path)
+        epochs += lasts
+    return _Relatives(tuple(paths), epochs, time.process_time() - began)
+
+
+def _mark(
+    order: Order, model: nn.Module, material: KeyMaterial, relatives: _Relatives
+) -> Embedding | None:
+    """The mark; half of the relatives are shown to its reader, the others only measured."""
     if order.scheme == UNMARKED:
         return None
     scheme = scheme_named(order.scheme).from_fields(order.fields)
-    return scheme.embed(model, owner=order.owner, material=material)
+    paths = relatives.paths
+    shown = len(paths) // 2
+    return scheme.embed(
+        model, owner=order.owner, material=material, unmarked=paths[:shown], siblings=paths[shown:]
+    )
 
 
 def _write(
@@ -251,7 +304,7 @@ def _write(
 
 def _saved_before(folder: Path, key: Key) -> bool:
     """Whether an earlier run of this order had written the key already."""
-    return folder.exists() and key.commitment == load_header(folder).C0
+    return folder.exists() and key.commitment == load_header(folder).commitment
 
 
 def load_into(model: nn.Module, path: Path) -> None:

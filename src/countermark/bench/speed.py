@@ -26,6 +26,8 @@ from countermark.bench.models import build
 from countermark.embedding import Embedding
 from countermark.files import write_bytes
 from countermark.key import KeyMaterial
+from countermark.schemes.base import WeightScheme
+from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 from countermark.weights import save_weights
 
@@ -52,34 +54,36 @@ class Ratio:
 
 def measure() -> list[Ratio]:
     """All ratios; takes a few minutes on two cores."""
+    mlp, vgg = _Case("the MLP", "mlp", (784,), 32), _Case("VGG16", "vgg16", (3, 32, 32), 128)
+    on_mlp, on_vgg = "2.weight", "features.0.weight"
     return [
-        _step("uchida, one step of the MLP, batch 32", _Case("mlp", (784,), 32, "2.weight"), 1.4),
-        _step(
-            "uchida, one step of VGG16, batch 128",
-            _Case("vgg16", (3, 32, 32), 128, "features.0.weight"),
-            1.02,
-        ),
+        _step("uchida", Uchida(on_mlp), mlp, 1.4),
+        _step("uchida", Uchida(on_vgg), vgg, 1.02),
+        _step("published", IndependentNetwork(on_mlp, as_published=True), mlp, 3.0),
+        _step("hardened", IndependentNetwork(on_mlp), mlp, 4.5),
+        _step("hardened", IndependentNetwork(on_vgg), vgg, 1.05),
         *_commands(),
     ]
 
 
 @dataclass(frozen=True)
 class _Case:
+    name: str
     model: str
     shape: tuple[int, ...]
     batch: int
-    layer: str
 
 
-def _step(what: str, case: _Case, limit: float) -> Ratio:
+def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
     """CPU time of a training step with the penalty in the loss, against a plain one."""
+    form = form if form == scheme.name else f"{scheme.name}, {form}"
+    what = f"{form}, one step of {case.name}, batch {case.batch}"
     torch.set_num_threads(1)
     images = torch.randn(case.batch, *case.shape)
     labels = torch.randint(0, 10, (case.batch,))
     plain, marked = build(case.model, {}), build(case.model, {})
     marked.load_state_dict(plain.state_dict())
     repeats, pairs = (400, 15) if case.model == "mlp" else (1, 15)
-    scheme = Uchida(case.layer, 256)
     with scheme.embed(marked, owner="bench", material=KeyMaterial.for_tests(0)) as mark:
         without = _stepper(plain, images, labels, None)
         embedding = _stepper(marked, images, labels, mark)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
-from countermark.bench.progress import progress
 from countermark.embedding import Embedding
 from countermark.errors import DataError
 from countermark.files import replacing
+from countermark.progress import progress
 
 _CHECKPOINT_SECONDS = 20.0
 _TEST_BATCH = 500
@@ -38,6 +38,7 @@ class Course:
         precision: "fp32", or "bf16" autocast with channels-last images.
         device: "auto" takes a GPU where there is one.
         teacher: distil from this model's answers instead of the labels.
+        what: said beside the progress bar.
     """
 
     epochs: int
@@ -45,6 +46,7 @@ class Course:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     teacher: nn.Module | None = field(default=None, repr=False)
+    what: str = "training"
 
     def resolved_device(self) -> torch.device:
         """The device that "auto" stands for here."""
@@ -105,7 +107,7 @@ def fit(
             f"{data.name} has {len(data.train_labels)} training images: expected at least one "
             f"batch of {recipe.batch_size}"
         )
-    with progress("training", course.epochs * steps) as advance:
+    with progress(course.what, course.epochs * steps) as advance:
         advance(loop.epoch * steps + loop.step)
         while loop.epoch < course.epochs:
             for _ in range(loop.step, steps):

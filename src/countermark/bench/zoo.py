@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.models import build
-from countermark.bench.progress import progress
 from countermark.bench.train import accuracy, epoch_order, seeded
 from countermark.errors import ConfigError, DataError
+from countermark.progress import progress
 from countermark.weights import load_state, open_weights, save_weights
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]

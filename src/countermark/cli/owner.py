@@ -72,6 +72,10 @@ def embed(
         str | None,
         typer.Option(metavar="FILE", help="Distil: learn this model's answers, no labels."),
     ] = None,
+    siblings: Annotated[
+        int,
+        typer.Option(min=0, help="Unmarked relatives to train for a learnt reader; 2 or more."),
+    ] = 8,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     encrypt: Annotated[
@@ -127,6 +131,7 @@ def embed(
         key=key,
         start=start,
         teacher=teacher,
+        siblings=siblings,
         encrypted=encrypt and scheme != UNMARKED,
         test_key=test_key,
     )
@@ -152,12 +157,17 @@ def verify(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="fair_coin (default), or fresh_keys, which needs --alpha 1e-3 or more.",
+            help="Another null of the scheme: fresh_keys or unmarked_models, both for a large "
+            "--alpha.",
         ),
     ] = None,
     digest: Annotated[
         bool, typer.Option("--digest", help="Record the digest of the whole file too.")
     ] = False,
+    reader: Annotated[
+        str | None,
+        typer.Option(metavar="module:factory", help="A key's own reader, if you trust its code."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Say whether a key's mark is in a model file, and how probable a false accusation is.
@@ -177,7 +187,7 @@ def verify(
         raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
     verdict = judge_suspect(
         suspect,
-        Key.load(key, passphrase_of(key)),
+        Key.load(key, passphrase_of(key)).trusting(reader),
         alpha=alpha,
         assume_dated=assume_dated,
         null=null,
@@ -237,7 +247,15 @@ def _embedded(done: Mapping[str, Any]) -> str:
     if done["key"]:
         text += (
             f"\n{done['key']}: {done['matched']} of {done['bits']} bits, "
-            f"commitment {done['commitment']}\nKeep the key secret and backed up: without it "
+            f"commitment {done['commitment']}\n"
+        )
+        if done["siblings"]:
+            text += (
+                f"{done['siblings']} unmarked siblings: {done['sibling_epochs']} epochs beside the "
+                f"host's {done['epochs']}, {done['sibling_seconds']:.0f} s of CPU time\n"
+            )
+        text += (
+            "Keep the key secret and backed up: without it "
             "nothing can be proven, with it anybody can."
         )
     return text

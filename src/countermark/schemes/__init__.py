@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from countermark.errors import ConfigError, nearest
+from countermark.errors import ConfigError, nearest, printable
 from countermark.key import Key
 from countermark.schemes.base import WeightScheme
+from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 
 SCHEMES: Mapping[str, type[WeightScheme]] = {
     Uchida.name: Uchida,
+    IndependentNetwork.name: IndependentNetwork,
 }
 
 
@@ -30,7 +32,7 @@ def scheme_of(key: Key) -> WeightScheme:
 
     Raises:
         ConfigError: the key's fields are not exactly those of its scheme, or its bits do not fit
-            what it reads: no such key was ever made.
+            what it reads: no such key was ever made. Or it reads with code that nobody trusted.
     """
     scheme = scheme_named(key.scheme).from_fields(key.fields)
     for name, value in scheme.to_fields().items():
@@ -39,5 +41,10 @@ def scheme_of(key: Key) -> WeightScheme:
                 f"the key's field {name!r} is {key.fields.get(name, 'missing')!r}, where "
                 f"{scheme.name} writes {value!r}: this library never made such a key"
             )
+    if scheme.code not in (None, key.trusted):
+        raise ConfigError(
+            f"this key reads with code of its own, {printable(scheme.code, 200)}: if you trust it, "
+            "name it with --reader or Key.trusting"
+        )
     scheme.require_capacity(key.tensors, scheme.selected(key))
     return scheme

@@ -7,10 +7,11 @@ A scheme is a frozen dataclass whose fields are its whole configuration. A weigh
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final, get_type_hints
 
@@ -19,9 +20,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, FairCoin, Null
-from countermark.verdict import LEAST_FORGERY_BITS
-from countermark.weights import Array
+from countermark.nulls import Evidence, FairCoin, FreshKeys, Null, forgery_bits
+from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
+from countermark.weights import Array, Suspect
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 MOST_BITS = 1 << 20
 """No message is longer: a key is hostile input, and its message is expanded before it is read."""
+
+MASK = "mask"
+"""First part of the names of frozen tensors that say which values carry the mark."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class WeightScheme(Configured, ABC):
     family: ClassVar[str] = "weights"
     threat_model: ClassVar[str] = "white-box: named tensors"
     linear: ClassVar[bool]
-    null: ClassVar[Null] = FairCoin()
+    null: ClassVar[type[Null]] = FairCoin
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,6 +146,53 @@ class WeightScheme(Configured, ABC):
     @abstractmethod
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read the key's bits out of the tensors it names."""
+
+    def nulls(
+        self,
+        weights: Mapping[str, Array],
+        key: Key,
+        draws: int,  # noqa: ARG002 - for ranks
+    ) -> dict[str, Null]:
+        """The null hypotheses that this scheme can be judged by; its own one first.
+
+        Args:
+            weights: what is read of the suspect.
+            key: the key that reads it.
+            draws: how many draws a rank needs to reach alpha, where nothing is exact.
+        """
+        found: dict[str, Null] = {FairCoin.name: FairCoin()}
+        if self.linear:
+            found[FreshKeys.name] = FreshKeys(redraw=lambda: self._fresh_match(weights, key))
+        return found  # a scheme whose reader is learnt has others
+
+    def _fresh_match(self, weights: Mapping[str, Array], key: Key) -> int:
+        """How many of its own bits a new key of the same form finds in these tensors."""
+        return self.extract(weights, replace(key, material=KeyMaterial.fresh())).matched
+
+    def not_taken(self, evidence: Evidence) -> str | None:
+        """Why a mark would not be found in the owner's own model; None when it would."""
+        log10_p, floor = self.null().log10_p(evidence), self.null().log10_floor(evidence)
+        if log10_p <= max(math.log10(ALPHA), floor) and forgery_bits(evidence) >= min(
+            LEAST_FORGERY_BITS, evidence.bits
+        ):
+            return None
+        return (
+            f"only {evidence.matched} of {evidence.bits} bits are in the model "
+            f"(log10 p {log10_p:.1f}): train longer, raise strength, or take fewer bits"
+        )
+
+    def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:  # noqa: ARG002
+        """This scheme with the fields filled in that depend on the model's parameters."""
+        return self
+
+    def calibrated(self, key: Key, siblings: Sequence[Mapping[str, Array]]) -> Key:  # noqa: ARG002
+        """The key with what its finished reader gives on unmarked relatives that it never saw."""
+        return key
+
+    @property
+    def code(self) -> str | None:
+        """The module:factory that reading runs; None when reading runs nothing but this library."""
+        return None
 
     @final
     def choose(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -188,6 +239,7 @@ class WeightScheme(Configured, ABC):
             owner=owner,
             material=material or KeyMaterial.fresh(),
             frozen=dict(frozen or {}),
+            trusted=self.code,
         )
         self.check_capacity(tensors, self.selected(key))
         return key
@@ -238,12 +290,15 @@ class WeightScheme(Configured, ABC):
 
     @final
     def embed(
-        self, model: nn.Module, *, owner: str, material: KeyMaterial | None = None
-    ) -> Embedding:
+        self, model: nn.Module, *, owner: str, material: KeyMaterial | None = None,
+        unmarked: Sequence[Suspect] = (), siblings: Sequence[Suspect] = (),
+    ) -> Embedding:  # fmt: skip
         """Start to mark a model while it is trained; see `countermark.embedding.Embedding`."""
         from countermark.embedding import Embedding
 
-        return Embedding(self, model, owner=owner, material=material)
+        return Embedding(
+            self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings
+        )
 
     @final
     def training(self) -> type[WeightTraining]:

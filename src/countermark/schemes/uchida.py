@@ -18,11 +18,10 @@ from pydantic import PositiveFloat, PositiveInt
 from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.nulls import Evidence
-from countermark.schemes.base import Paper, WeightScheme
+from countermark.schemes.base import MASK, Paper, WeightScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 
-MASK = "mask"
 _BLOCK = 1 << 24  # entries of X that are expanded at a time while reading
 
 

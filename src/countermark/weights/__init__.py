@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice, permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from countermark.errors import SuspectError
 from countermark.files import replacing
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "MOST_CANDIDATES", "Array", "ModuleWeights", "SafetensorsWeights", "TensorInfo",
+    "MOST_CANDIDATES", "Array", "ModuleWeights", "SafetensorsWeights", "Suspect", "TensorInfo",
     "TorchWeights", "Weights", "assignments", "load_state", "open_weights", "save_weights",
 ]  # fmt: skip
 
@@ -31,7 +31,11 @@ MOST_CANDIDATES = 1000
 """Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
 
 
-def open_weights(suspect: str | Path | nn.Module | Weights) -> Weights:
+Suspect: TypeAlias = "str | Path | nn.Module | Weights"
+"""What can be opened: a file, a live module, or what is open already."""
+
+
+def open_weights(suspect: Suspect) -> Weights:
     """Open a suspect by what it is: a file by its first bytes, or a live module.
 
     Raises:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from countermark.key import Key
 from countermark.schemes.base import WeightScheme
+from countermark.weights import Array
 
 
 class Freezer(ABC):
@@ -35,11 +36,16 @@ class WeightTraining(ABC):
     Args:
         scheme: the configuration.
         key: the key whose message is embedded.
+        unmarked: tensors by name of models without the mark, the host's own start first; for
+            readers that are learnt.
     """
 
-    def __init__(self, scheme: WeightScheme, key: Key) -> None:
+    def __init__(
+        self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
+    ) -> None:
         self.scheme = scheme
         self.key = key
+        self.unmarked = unmarked
 
     @abstractmethod
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
@@ -48,6 +54,18 @@ class WeightTraining(ABC):
         Args:
             weights: the tensors of `key.tensors`, in that order, as they are in the host.
         """
+
+    def learnt(self) -> dict[str, NDArray[Any]]:
+        """What training has learnt for the key: the tensors of a reader; most learn nothing."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on with, as tensors that torch can save."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Go on from `state()`."""
+        return
 
     @classmethod
     def freezer(cls, scheme: WeightScheme) -> Freezer | None:  # noqa: ARG003 - most freeze nothing

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from countermark.errors import CapacityError
 from countermark.key import Key
-from countermark.schemes.base import WeightScheme
+from countermark.schemes.base import MASK, WeightScheme
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
-from countermark.schemes.uchida import MASK, Uchida
+from countermark.schemes.uchida import Uchida
+from countermark.weights import Array
 
 MOST_ENTRIES = 1 << 28  # entries of X kept in memory while training, 1 GiB in float32
 
@@ -25,8 +26,10 @@ MOST_ENTRIES = 1 << 28  # entries of X kept in memory while training, 1 GiB in f
 class UchidaTraining(WeightTraining):
     """E_R of one key, with its gradient written out: one product forward, one backward."""
 
-    def __init__(self, scheme: WeightScheme, key: Key) -> None:
-        super().__init__(scheme, key)
+    def __init__(
+        self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
+    ) -> None:
+        super().__init__(scheme, key, unmarked)
         self._uchida = uchida = cast(Uchida, scheme)
         signs = 2.0 * key.message.astype(np.float32) - 1.0
         width = uchida.read_width(key)

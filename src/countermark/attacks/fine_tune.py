@@ -1,0 +1,173 @@
+"""Fine-tuning: go on training the stolen copy, on the victim's domain or on another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from countermark.attacks.base import Attack, TrainingData, first_scores, scores
+from countermark.errors import ConfigError
+from countermark.progress import progress
+
+_Output: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_MOMENTUM = 0.9  # of sgd
+
+
+@dataclass(frozen=True)
+class FineTune(Attack):
+    """Training goes on without the mark's penalty: cross-entropy on the thief's labelled images.
+
+    Attributes:
+        lr: learning rate, constant; has no default, since it decides what the attack removes.
+        epochs: passes over the thief's rows.
+        batch_size: the most images a step takes; an epoch's batches differ by one image at most.
+        optimizer: "adam", or "sgd" with momentum 0.9; no weight decay.
+        layers: "all" (FTAL), or "last" (FTLL): only the last module with parameters of its own is
+            trained. Running statistics of batch norms move in either case.
+        rows: how many of the training rows the thief has, drawn by the seed; None for all.
+        new_classes: give the last linear or convolutional layer this many outputs and fresh
+            weights: for data of another domain, or to relearn the layer (RTAL, RTLL).
+        seed: draws rows, batches, fresh weights and dropout.
+    """
+
+    name: ClassVar[str] = "fine_tune"
+    does: ClassVar[str] = "goes on training, on the same domain or on another one"
+    source: ClassVar[str] = (
+        "Wang et al. 2020, Model Fine-tuning; Lukas et al. 2022 (SoK), FTLL and FTAL"
+    )
+    needs_data: ClassVar[bool] = True
+
+    lr: PositiveFloat
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = field(default=32, kw_only=True)
+    optimizer: Literal["adam", "sgd"] = field(default="adam", kw_only=True)
+    layers: Literal["all", "last"] = field(default="all", kw_only=True)
+    rows: PositiveInt | None = field(default=None, kw_only=True)
+    new_classes: PositiveInt | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> tuple[float, float]:
+        """Train the copy where it is, and leave it in eval mode.
+
+        Raises:
+            ConfigError: more rows than there are; the model does not answer the images with scores
+                for the data's classes; or what is to change has no part in its answer.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        there = len(data.train_labels)
+        rows = torch.randperm(there, generator=generator)[: self._row_count(there)]
+        with _randomness(self.seed, stolen), torch.enable_grad():
+            trained = self._prepared(stolen, data)
+            self._train(stolen, data, rows, trained, generator)
+        return float(self.epochs), len(rows) / there
+
+    def _row_count(self, there: int) -> int:
+        if self.rows is not None and self.rows > there:
+            raise ConfigError(
+                f"{self.name}: rows is {self.rows}, the data have {there} training rows: "
+                "take fewer, or leave rows out for all"
+            )
+        return self.rows or there
+
+    def _prepared(self, stolen: nn.Module, data: TrainingData) -> list[nn.Parameter]:
+        """What is to be trained, once the output layer fits the data."""
+        renewed = [] if self.new_classes is None else _renewed(stolen, self.new_classes)
+        trained = _last(stolen) if self.layers == "last" else list(stolen.parameters())
+        for parameter in trained:
+            parameter.requires_grad_()  # what the owner froze is not frozen for a thief
+        answer = first_scores(stolen, data)
+        if answer.shape[1] != data.classes:
+            raise ConfigError(
+                f"{self.name}: the model tells {answer.shape[1]} classes apart, the data have "
+                f"{data.classes}: set new_classes={data.classes} to replace its output layer"
+            )
+        # Else nothing would happen, and the mark would seem to survive it.
+        if renewed and not _reached(answer, renewed):
+            raise ConfigError(
+                f"{self.name}: the last linear or convolutional layer has no part in the model's "
+                "answer: leave new_classes out"
+            )
+        if not _reached(answer, trained):
+            raise ConfigError(
+                f"{self.name}: the last module with parameters has no part in the model's answer: "
+                "set layers=all"
+            )
+        return trained
+
+    def _train(
+        self, stolen: nn.Module, data: TrainingData, rows: Tensor, trained: list[nn.Parameter],
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
+        device, optimizer = trained[0].device, self._optimizer(trained)
+        batches = ceil(len(rows) / self.batch_size)
+        stolen.train()
+        with progress("fine-tuning", self.epochs * batches) as advance:
+            for _ in range(self.epochs):
+                order = rows[torch.randperm(len(rows), generator=generator)]
+                # In even parts: a last batch of one image is too small for a batch norm.
+                for batch in order.tensor_split(batches):
+                    images = data.normalised(data.train_images[batch]).to(device)
+                    labels = data.train_labels[batch].to(device)
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(scores(stolen, images), labels)
+                    loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    advance(1)
+        optimizer.zero_grad()
+        stolen.eval()
+
+    def _optimizer(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimizer == "adam":
+            return torch.optim.Adam(trained, self.lr)
+        return torch.optim.SGD(trained, self.lr, momentum=_MOMENTUM)
+
+
+@contextmanager
+def _randomness(seed: int, model: nn.Module) -> Iterator[None]:
+    """Torch seeded, for fresh weights and dropout; afterwards its state is as it was."""
+    devices = {each.device for each in model.parameters() if each.is_cuda}
+    with torch.random.fork_rng(devices, device_type="cuda"):
+        # Not `torch.manual_seed`, which would also reseed the devices that are not restored.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        yield
+
+
+def _renewed(model: nn.Module, outputs: int) -> list[nn.Parameter]:
+    """The parameters of the output layer, which now has this many outputs and fresh weights.
+
+    Changed in place: the layer may be the whole model, or stand in it under several names.
+    """
+    found = [each for each in model.modules() if isinstance(each, _Output)]
+    if not found:
+        raise ConfigError("the model has no linear or convolutional layer to give new classes")
+    layer = found[-1]
+    layer.weight = nn.Parameter(layer.weight.new_empty(outputs, *layer.weight.shape[1:]))
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.new_empty(outputs))
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", outputs)
+    layer.reset_parameters()
+    return list(layer.parameters())
+
+
+def _last(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the last module that has any of its own; none of a model without."""
+    own = [list(each.parameters(recurse=False)) for each in model.modules()]
+    return next((each for each in reversed(own) if each), [])
+
+
+def _reached(answer: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether any of the parameters has a part in an answer."""
+    if not answer.requires_grad:
+        return False
+    found = torch.autograd.grad(answer.sum(), parameters, retain_graph=True, allow_unused=True)
+    return any(each is not None for each in found)

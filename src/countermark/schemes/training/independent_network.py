@@ -1,0 +1,305 @@
+"""Wang et al. 2020, the training half: host and reader learn together from one L2.
+
+The host gets λ·∂L2, the reader ∂L2 by an optimizer of its own. In the hardened form the reader also
+sees weight vectors that bear no mark, with target ½: without them it memorises its message and
+reads it from any model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.schemes.base import MASK, WeightScheme
+from countermark.schemes.independent_network import IndependentNetwork, Logits
+from countermark.schemes.training.base import Freezer, WeightTraining
+from countermark.schemes.training.convergence import ConvergenceDetector
+from countermark.weights import Array
+
+EPSILON = 1e-7
+"""A bit whose probability is this near to its value is let go of: float32 knows no nearer, and the
+frameworks of the paper's time clip there. The reader rests when every bit is."""
+
+
+class IndependentNetworkTraining(WeightTraining):
+    """L2 of one key. The reader takes a step whenever the host has taken one.
+
+    Evaluated again on the same weights, as under gradient accumulation, the loss is the same and
+    the reader stays as it is: every kind of loop trains the same pair of networks.
+    """
+
+    def __init__(
+        self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
+    ) -> None:
+        super().__init__(scheme, key, unmarked)
+        self._network = network = cast(IndependentNetwork, scheme)
+        vectors = [network.vector(each, key) for each in unmarked]
+        width = len(vectors[0])
+        mask = network.mask(key) if network.mode == "manu" else None
+        self._reader = _initial(network, key, width, mask)
+        self._trained = [p for p in self._reader.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.Adam(self._trained, network.reader_lr, fused=True)
+        self._targets = torch.from_numpy(key.message.astype(np.float32))  # (T,)
+        self._negatives = (
+            None if network.as_published
+            else _Negatives(network, key, torch.from_numpy(np.stack(vectors)))
+        )  # fmt: skip
+        self._seen: Tensor | None = None
+        self._loss = self._gradient = torch.zeros(())
+
+    def loss(self, weights: Sequence[Tensor]) -> Tensor:
+        """λ·L2, the mean binary cross-entropy over the T bits."""
+        # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
+        w = torch.cat([weight.float().reshape(-1) for weight in weights])  # (M,)
+        if self._seen is None or not torch.equal(w, self._seen):
+            self._step(w.detach().clone())
+        return cast(Tensor, _Known.apply(w, self._loss, self._gradient))  # type: ignore[no-untyped-call]
+
+    def learnt(self) -> dict[str, NDArray[Any]]:
+        """The reader's tensors by name."""
+        return {
+            f"reader.{name}": each.detach().cpu().numpy().copy()
+            for name, each in self._reader.state_dict().items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Reader, its optimizer and its random numbers."""
+        return {
+            "reader": self._reader.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "negatives": self._negatives and self._negatives.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self._reader.load_state_dict(state["reader"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._negatives:
+            self._negatives.restore(state["negatives"])
+
+    def _step(self, w: Tensor) -> None:
+        """L2 and its gradient at w, then the reader's own step."""
+        if self._targets.device != w.device:
+            self._targets = self._targets.to(w.device)
+            self._reader.to(w.device)
+        self._seen = w
+        shown = torch.cat([w[None], *self._unmarked_rows(w)]).requires_grad_()
+        with torch.enable_grad():
+            logits = self._reader(shown)  # (1 + negatives, T)
+        strength, z = self._network.strength, logits.detach()
+        # ∂/∂z of Eq. (1) is (sigmoid(z) − m)/T; the unmarked rows have m = ½, and are averaged.
+        errors = torch.sigmoid(z)
+        errors[0] -= self._targets
+        errors[0].masked_fill_(errors[0].abs() <= EPSILON, 0.0)
+        errors[1:] -= 0.5
+        errors[1:] /= max(1, len(z) - 1)
+        errors /= len(self._targets)
+        self._loss = F.binary_cross_entropy_with_logits(z[0], self._targets) * strength
+        if not errors.any():
+            self._gradient = torch.zeros_like(w)
+            return
+        gradient, *own = torch.autograd.grad(logits, [shown, *self._trained], errors)
+        self._gradient = gradient[0] * strength
+        for parameter, each in zip(self._trained, own, strict=True):
+            parameter.grad = each
+        self._optimizer.step()
+
+    def _unmarked_rows(self, w: Tensor) -> list[Tensor]:
+        return [self._negatives.rows(w)] if self._negatives else []
+
+    @classmethod
+    def freezer(cls, scheme: WeightScheme) -> Freezer | None:
+        """The convergence detector, for MANU."""
+        network = cast(IndependentNetwork, scheme)
+        if network.mode == "auto":
+            return None
+        return ConvergenceDetector(
+            MASK, network.convergence_std, network.convergence_epochs, network.start_epoch
+        )
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradient with respect to w (M,) is known."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.gradient = gradient
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * gradients[0], None, None
+
+
+class _Negatives:
+    """Weight vectors without the mark, other ones for each step of the reader.
+
+    They are of five kinds, taken in turn: hidden-unit permutations of the host as it is, Gaussian
+    noise of its spread, its sign-flipped copy, unmarked models, and permutations of such.
+    """
+
+    _TURN = ("permuted", "other", "noise", "mixed", "permuted", "other", "flipped", "mixed")
+
+    def __init__(self, network: IndependentNetwork, key: Key, unmarked: Tensor) -> None:
+        permuter = network.permuter(key.tensors)
+        self._size, self._count, self._turn = permuter.size, network.negatives, 0
+        self._unit, self._offset, self._stride = (
+            torch.from_numpy(each) for each in (permuter.unit, permuter.offset, permuter.stride)
+        )
+        self._unmarked = unmarked  # (P, M)
+        seed = int(key.stream("negatives").words(1)[0])
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def rows(self, w: Tensor) -> Tensor:
+        """The next negatives (K, M), for the host's vector w (M,)."""
+        host, turn = w.cpu(), self._turn
+        kinds = [self._TURN[(turn + at) % len(self._TURN)] for at in range(self._count)]
+        self._turn = (turn + self._count) % len(self._TURN)
+        permuted, other, mixed = (kinds.count(k) for k in ("permuted", "other", "mixed"))
+        order = torch.rand(permuted + mixed, self._size, generator=self._generator).argsort(dim=1)
+        places = order[:, self._unit] * self._stride + self._offset  # (n, M)
+        drawn = torch.randint(len(self._unmarked), (other + mixed,), generator=self._generator)
+        others = self._unmarked[drawn]
+        noise = torch.randn(kinds.count("noise"), len(host), generator=self._generator)
+        rows = [
+            host[places[:permuted]],
+            others[:other],
+            others[other:].gather(1, places[permuted:]),
+            noise * host.std(),
+            -host.expand(kinds.count("flipped"), -1),
+        ]
+        return torch.cat(rows).to(w.device)
+
+    def state(self) -> dict[str, Any]:
+        """Whose turn it is, and the random numbers."""
+        return {"turn": self._turn, "generator": self._generator.get_state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self._turn = state["turn"]
+        self._generator.set_state(state["generator"])
+
+
+class MlpNetwork(nn.Module):
+    """The published reader: `MlpReader` with gradients."""
+
+    def __init__(self, gate: Tensor, first: Tensor, last: Tensor, *, frozen_gate: bool) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(gate, requires_grad=not frozen_gate)  # (M,)
+        self.first, self.last = nn.Parameter(first), nn.Parameter(last)  # (H, M), (T, H)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Logits (N, T) of weight vectors (N, M)."""
+        logits = _Mlp.apply(vectors, self.gate, self.first, self.last)  # type: ignore[no-untyped-call]
+        return cast(Tensor, logits)
+
+
+class _Mlp(torch.autograd.Function):
+    """Gate, ReLU units, outputs; the gradient written out, which halves its cost for few rows."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, gate: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        gated = vectors * gate
+        hidden = torch.mm(gated, first.t()).relu_()  # (N, H)
+        ctx.saved = vectors, gate, first, last, gated, hidden
+        return torch.mm(hidden, last.t())  # (N, T)
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        vectors, gate, first, last, gated, hidden = ctx.saved
+        behind = torch.mm(errors[0], last).mul_(hidden > 0)  # (N, H)
+        inputs = torch.mm(behind, first)  # (N, M)
+        to_last, to_first = torch.mm(errors[0].t(), hidden), torch.mm(behind.t(), gated)
+        return inputs * gate, (inputs * vectors).sum(dim=0), to_first, to_last
+
+
+class _Masked(nn.Module):
+    """Any reader behind the frozen gate of MANU, which is no part of its state."""
+
+    def __init__(self, reader: nn.Module, mask: Tensor) -> None:
+        super().__init__()
+        self.reader = reader
+        self.mask: Tensor
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return cast(Tensor, self.reader(vectors * self.mask))
+
+
+def _initial(
+    network: IndependentNetwork, key: Key, width: int, mask: NDArray[np.uint8] | None
+) -> nn.Module:
+    """The reader before training: secret, and the same on every machine that trains the mark."""
+    if network.code is None:
+        shapes = {"first": (network.hidden, width), "last": (network.bits, network.hidden)}
+        first, last = (
+            # Glorot and Bengio 2010; the paper does not say
+            torch.from_numpy(
+                key.stream("reader", name).normal_rows(*shape) * np.sqrt(2 / sum(shape))
+            ).float()
+            for name, shape in shapes.items()
+        )
+        gate = torch.ones(width) if mask is None else torch.from_numpy(mask).float()
+        return MlpNetwork(gate, first, last, frozen_gate=mask is not None)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(key.stream("reader").words(1)[0] >> np.uint64(1)))
+        return _built(network, width, mask)
+
+
+def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | None) -> nn.Module:
+    """The owner's own reader from its factory."""
+    module, _, factory = network.reader.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), factory)(width, network.bits)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"reader {network.reader!r} cannot be made ({error}): expected module:factory, a "
+            "function of (inputs, bits)"
+        ) from None
+    with torch.no_grad():
+        shape = list(made.eval()(torch.zeros(2, width)).shape)
+    if shape != [2, network.bits]:
+        raise ConfigError(
+            f"reader {network.reader!r} gives logits {shape} for two vectors: expected "
+            f"{[2, network.bits]}"
+        )
+    return made if mask is None else _Masked(made, torch.from_numpy(mask).float())
+
+
+def module_logits(
+    network: IndependentNetwork,
+    width: int,
+    tensors: Mapping[str, NDArray[Any]],
+    mask: NDArray[np.uint8] | None,
+) -> Logits:
+    """The owner's own reader, trained, as a function on numpy vectors.
+
+    Raises:
+        ConfigError: the factory fails, or the key's tensors are not those of its module.
+    """
+    with torch.random.fork_rng():
+        made = _built(network, width, mask)
+    state = {n.removeprefix("reader."): torch.from_numpy(each) for n, each in tensors.items()}
+    try:
+        made.load_state_dict(state)
+    except RuntimeError as error:
+        said = str(error).partition("\n")[2].strip()
+        raise ConfigError(f"the key's reader does not fit {network.reader!r}: {said}") from None
+
+    def logits(vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
+        with torch.no_grad():
+            return np.asarray(made(torch.from_numpy(vectors).float()))[:, :bits]
+
+    return logits
+
+
+TRAINING = IndependentNetworkTraining
