@@ -1,8 +1,9 @@
 """Embedding: a scheme at work while somebody's loop trains.
 
 A loop sees the loss, the batch and the outputs. `penalty()` is added to the loss by those who own
-that line; `attach(optimizer)` does it for everybody else, inside the optimizer's step. Both embed
-the same mark, to rounding.
+that line; `attach(optimizer)` does it for everybody else, inside the optimizer's step, and
+`add_gradient(optimizer)` for callbacks that run right before it. All embed the same mark, to
+rounding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from countermark.errors import ConfigError, LoopError, MarkNotTakenError
 from countermark.key import Key, KeyMaterial
 from countermark.nulls import LEAST_SIBLINGS, Evidence
 from countermark.weights import Array, Suspect, open_weights
+from countermark.weights.module import gathered
 
 if TYPE_CHECKING:
     from countermark.schemes.base import WeightScheme
@@ -65,7 +67,8 @@ class Embedding:
         self._freezer = self._training_type.freezer(scheme)
         self._key: Key | None = None
         self._training: WeightTraining | None = None
-        self._hook: Any = None  # the handle of the hook in an attached optimizer
+        self._optimizer: torch.optim.Optimizer | None = None  # whose steps embed the mark
+        self._hook: Any = None  # the handle of the hook in it, where it is attached
         self._phase: Literal["new", "open", "done", "failed"] = "new"
         if self._freezer is None:
             self._make_key({})
@@ -88,18 +91,22 @@ class Embedding:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        self._optimizer = None
+        if kind is None and self._training is not None:
+            self._training.finish([gathered(weight.detach()) for weight in self._weights])
         self._phase = "done" if kind is None else "failed"
 
     def penalty(self) -> Tensor:
         """The term () to add to the loss: zero, without gradient, until there is a key.
 
         Raises:
-            LoopError: outside the block, or although an optimizer is attached.
+            LoopError: outside the block, or although an optimizer embeds the mark.
         """
         self._require_open()
-        if self._hook is not None:
+        if self._optimizer is not None:
             raise LoopError(
-                "the mark would be embedded twice: use penalty() in the loss, or attach(optimizer)"
+                "the mark would be embedded twice: use penalty() in the loss, or attach(optimizer) "
+                "or a callback"
             )
         return self._penalty()
 
@@ -121,28 +128,34 @@ class Embedding:
                 does not train every tensor of the mark.
         """
         self._require_open()
-        if any(group.get("maximize") for group in optimizer.param_groups):
-            raise LoopError(
-                "an optimizer with maximize=True would train the mark out of the model: "
-                "minimise the negated loss, or add penalty() with the opposite sign"
-            )
+        if self._optimizer is not None:
+            raise LoopError("an optimizer is attached already: attach one, once")
+        self._take(optimizer)
+        self._hook = optimizer.register_step_pre_hook(self._before_step)
+
+    def add_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the penalty's gradient to the loss's, for callbacks that run right before a step.
+
+        Call it once a step, when the gradients of the whole step are there, unscaled and averaged
+        over the ranks. What is clipped before is clipped without the penalty's gradient.
+
+        Raises:
+            LoopError: as `attach`.
+        """
+        self._require_open()
         if self._hook is not None:
             raise LoopError("an optimizer is attached already: attach one, once")
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, weight in zip(self._tensors, self._weights, strict=True):
-            if id(weight) not in trained:
-                raise LoopError(
-                    f"the optimizer does not train {name}, so the mark cannot enter it: "
-                    "attach the optimizer that does"
-                )
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        if optimizer is not self._optimizer:
+            self._take(optimizer)
+        self._add_gradient(optimizer)
 
     def end_epoch(self) -> None:
         """Say that an epoch ended; schemes that select converged weights start by it."""
         self._require_open()
         if self._freezer is None or self._key is not None:
             return
-        seen = {n: w.detach() for n, w in zip(self._tensors, self._weights, strict=True)}
+        whole = [gathered(weight.detach()) for weight in self._weights]
+        seen = dict(zip(self._tensors, whole, strict=True))
         frozen = self._freezer.end_epoch(seen)
         if frozen is not None:
             self._make_key(frozen)
@@ -232,13 +245,30 @@ class Embedding:
             return {name: weights.read(name).copy() for name in self._tensors}
 
     def _penalty(self) -> Tensor:
+        device = self._weights[0].device
         if self._training is None:
-            return self._weights[0].new_zeros((), dtype=torch.float32)
-        device = self._weights[0].device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return self._training.loss(self._weights)
-        return self._training.loss(self._weights)
+            return torch.zeros((), dtype=torch.float32, device=device)
+        weights = [gathered(weight) for weight in self._weights]
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                return self._training.loss(weights)
+        return self._training.loss(weights)
+
+    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make sure that an optimizer can embed the mark; from now on its steps do."""
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise LoopError(
+                "an optimizer with maximize=True would train the mark out of the model: "
+                "minimise the negated loss, or add penalty() with the opposite sign"
+            )
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, weight in zip(self._tensors, self._weights, strict=True):
+            if id(weight) not in trained:
+                raise LoopError(
+                    f"the optimizer does not train {name}, so the mark cannot enter it: attach "
+                    "the optimizer that does; shard a model before it is embedded into"
+                )
+        self._optimizer = optimizer
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -144,7 +144,7 @@ class FreshKeys:
     def log10_p(self, evidence: Evidence) -> float:
         """The rank of the owner's key."""
         drawn = (np.array([self.redraw() >= evidence.matched]) for _ in range(self.draws))
-        return _log10_rank(drawn, self.draws, self.stop_at)
+        return stats.sequential_log10_p(*_counts(drawn, self.stop_at), self.stop_at)
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
         """1 / (draws + 1)."""
@@ -178,10 +178,13 @@ class PermutedUnits:
     draws: int
     stop_at: int = 10
 
+    def counts(self) -> tuple[int, int]:
+        """How many permutations read at least as well, of how many until it stopped."""
+        return _counts((batch <= self.loss for batch in self.losses(self.draws)), self.stop_at)
+
     def log10_p(self, evidence: Evidence) -> float:  # noqa: ARG002 - the loss says it all
         """The rank of the suspect among its permutations."""
-        drawn = (batch <= self.loss for batch in self.losses(self.draws))
-        return _log10_rank(drawn, self.draws, self.stop_at)
+        return stats.sequential_log10_p(*self.counts(), self.stop_at)
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
         """1 / (draws + 1)."""
@@ -218,16 +221,18 @@ class UnmarkedModels:
         return stats.empirical_log10_floor(len(self.losses))
 
 
-def _log10_rank(drawn: Iterator[NDArray[np.bool_]], draws: int, stop_at: int) -> float:
-    """log10 p of batches that say which draws are at least as good, until `stop_at` of them are."""
+def _counts(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]:
+    """Of batches that say which draws are at least as good: how many are, of how many seen.
+
+    Nothing is looked at after the draw that makes them `stop_at`.
+    """
     exceedances = seen = 0
     for batch in drawn:
         at = np.flatnonzero(batch)
         if exceedances + len(at) >= stop_at:
-            last = int(at[stop_at - exceedances - 1])
-            return stats.sequential_log10_p(stop_at, seen + last + 1, stop_at)
+            return stop_at, seen + int(at[stop_at - exceedances - 1]) + 1
         exceedances, seen = exceedances + len(at), seen + len(batch)
-    return stats.sequential_log10_p(exceedances, draws, stop_at)
+    return exceedances, seen
 
 
 def forgery_bits(evidence: Evidence, tests: int = 1) -> float:

@@ -154,6 +154,23 @@ def sequential_log10_p(exceedances: int, draws: int, stop_at: int) -> float:
     return empirical_log10_p(exceedances, draws)
 
 
+def randomised_sequential_p(exceedances: int, draws: int, stop_at: int, u: float) -> float:
+    """`sequential_log10_p` spread over its atoms: exactly uniform under the null for uniform u.
+
+    P[stop at draw l] = r/(l(l+1)) gives r/(l+1) + u·r/(l(l+1)); where all n were made, each count
+    has probability 1/(n+1). For tests of uniformity only, as `randomised_p`.
+
+    Raises:
+        ValueError: as `sequential_log10_p`, or u is outside [0, 1].
+    """
+    sequential_log10_p(exceedances, draws, stop_at)  # for its checks
+    if not 0.0 <= u <= 1.0:
+        raise ValueError(f"u must be in [0, 1], not {u!r}")
+    if exceedances == stop_at:
+        return stop_at / (draws + 1) + u * stop_at / (draws * (draws + 1))
+    return (exceedances + u) / (draws + 1)
+
+
 def randomised_p(k: int, n: int, u: float, p: float = 0.5) -> float:
     """P[X > k] + u·P[X = k]: exactly uniform under the null when u is uniform on [0, 1].
 

@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 from countermark import stats
 from countermark.errors import printable
-from countermark.nulls import LEAST_SIBLINGS, Evidence, Null, Reader, forgery_bits
+from countermark.nulls import (
+    LEAST_SIBLINGS,
+    Evidence,
+    Null,
+    PermutedUnits,
+    Reader,
+    forgery_bits,
+)  # fmt: skip
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]
 
@@ -131,7 +138,7 @@ class Verdict:
         if reader.published is not None and self.loss is not None:
             met = "met" if self.loss <= reader.published else "not met"
             lines.append(
-                f"published     L2 <= {reader.published:g} and its bits: {met}; refused as proof, "
+                f"published     L2 <= {reader.published:g}: {met}; refused as proof, "
                 "the rank of L2 is judged instead"
             )
         return lines
@@ -230,7 +237,7 @@ def judge(
         reader=evidence.reader,
         assume_dated=terms.assume_dated,
         suspect=about["suspect"],
-        limits=_limits(evidence, outcome, terms, renamed),
+        limits=_limits(evidence, null, outcome, terms, renamed),
     )
 
 
@@ -305,11 +312,13 @@ def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
 
 
 def _limits(
-    evidence: Evidence, outcome: Outcome, terms: Terms, renamed: list[str]
+    evidence: Evidence, null: Null, outcome: Outcome, terms: Terms, renamed: list[str]
 ) -> tuple[str, ...]:
     limits = [WHOSE, WHAT_P_IS]
     if evidence.reader is not None:
-        limits += [BITS_MEAN_NOTHING, INDEPENDENT_ONLY]
+        limits.append(BITS_MEAN_NOTHING)
+    if isinstance(null, PermutedUnits):
+        limits.append(INDEPENDENT_ONLY)
     if outcome == "not_proven":
         limits.append(NOT_INNOCENT)
     if renamed:

@@ -10,26 +10,40 @@ from pathlib import Path
 import pytest
 from cli_calls import call, listing
 
-SUSPECTS = (
-    ("marked", "owner's model", "owned"),
-    ("unmarked", "stranger's model", "not_proven"),
-    ("pruned", "copy, 50 % pruned", "owned"),
-)
+OUTCOMES = {
+    "uchida": ("owned", "not_proven", "owned"),
+    "network": ("owned", "not_proven", "owned"),
+    "published": ("no_verdict", "not_proven", "no_verdict"),
+}
 
 
-def test_the_demo_shows_a_mark_found_missed_and_found_again(here: Path) -> None:
+def test_the_demo_shows_both_schemes_and_what_the_published_one_is_worth(here: Path) -> None:
     said = call("demo", "--out", "shown")
     assert (said.code, said.err) == (0, "")
-    rows = [line for line in said.out.splitlines() if "/256" in line]
-    shown = here / "shown"
-    for row, (name, suspect, outcome) in zip(rows, SUSPECTS, strict=True):
-        assert suspect in row
-        assert outcome.replace("_", " ") in row
-        verdict = json.loads((shown / f"{name}.verdict.json").read_text(encoding="utf-8"))
-        assert (verdict["outcome"], verdict["bits"]) == (outcome, 256)
-        again = call("verify", shown / f"{name}.safetensors", "--key", shown / "acme.key", "--json")
-        assert again.code == (0 if outcome == "owned" else 1)
-        assert again.json["matched"] == verdict["matched"]
+    shown, lines = here / "shown", said.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for mark, outcomes in OUTCOMES.items():
+        rows = [line for line in lines if mark in line and "/256" in line]
+        suspects = (mark, "stranger", f"{mark}-pruned")
+        for row, suspect, outcome in zip(rows, suspects, outcomes, strict=True):
+            assert outcome.replace("_", " ") in row
+            verdict = json.loads((shown / f"{mark}-on-{suspect}.verdict.json").read_text())
+            assert (verdict["outcome"], verdict["bits"]) == (outcome, 256)
+            options = [] if mark == "uchida" else ["--assume-dated", "--alpha", "1e-4"]
+            again = call(
+                "verify", shown / f"{suspect}.safetensors", "--key", shown / f"{mark}.key",
+                "--json", *options,
+            )  # fmt: skip
+            assert again.code == {"owned": 0, "not_proven": 1, "no_verdict": 3}[outcome]
+            assert again.json["matched"] == verdict["matched"]
+    false_reads = {
+        line.split()[0]: int(line.split("false:")[1])
+        for line in lines
+        if "false:" in line and "others" in line
+    }
+    assert set(false_reads) == set(OUTCOMES)
+    assert false_reads["uchida"] == 0
+    assert false_reads["published"] >= 5
 
     picture = (shown / "demo.png").read_bytes()
     width, height = struct.unpack(">II", picture[16:24])

@@ -19,7 +19,8 @@ from countermark.cli import main
 main()
 """
 PUBLIC = [
-    "CountermarkError", "Embedding", "Evidence", "FineTune", "Key", "Prune", "Uchida", "Verdict",
+    "CountermarkError", "Embedding", "Evidence", "FineTune", "IndependentNetwork", "Key",
+    "Prune", "Uchida", "Verdict",
     "verify",
 ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 
@@ -11,15 +11,26 @@ import numpy as np
 import pytest
 from keys import InMemory
 from numpy.typing import NDArray
+from readers import drawn_key, fitted_key, gaussian, network
 from scipy import stats
 
 from countermark.errors import ConfigError
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, FairCoin, FreshKeys
+from countermark.nulls import (
+    Evidence,
+    FairCoin,
+    FreshKeys,
+    PermutedUnits,
+    Reader,
+    UnmarkedModels,
+)  # fmt: skip
 from countermark.schemes import scheme_of
+from countermark.schemes.reader import SIBLINGS, THRESHOLD
 from countermark.schemes.uchida import Uchida
+from countermark.stats import randomised_sequential_p
 from countermark.verdict import Terms
+from countermark.weights import Array
 
 
 def evidence(matched: int) -> Evidence:
@@ -142,3 +153,166 @@ def test_an_unknown_null_is_refused() -> None:
     key, suspect = short_key(1), InMemory({"w": lopsided(1)})
     with pytest.raises(ConfigError, match="expected fair_coin or fresh_keys"):
         verify(suspect, key, null="coin")
+
+
+# --- a learnt reader, ranked among permutations of the suspect
+
+
+def in_batches(losses: list[float], *sizes: int) -> Callable[[int], Iterator[NDArray[np.float64]]]:
+    """Losses as a rank draws them, in batches of these sizes and a rest."""
+
+    def drawn(draws: int) -> Iterator[NDArray[np.float64]]:
+        assert draws == len(losses)
+        yield from np.split(np.array(losses), np.cumsum(sizes))
+
+    return drawn
+
+
+@pytest.mark.parametrize("sizes", [(), (1, 1), (50, 30), (40,), (41,), (49, 50)])
+@pytest.mark.parametrize(
+    ("losses", "p"),
+    [
+        ([0.5] * 99, 1 / 100),
+        ([0.05] + [0.5] * 98, 2 / 100),
+        ([0.1] + [0.5] * 98, 2 / 100),  # a tie counts against the owner
+        ([0.5] * 98 + [0.1], 2 / 100),
+        ([0.05] * 9 + [0.5] * 90, 10 / 100),
+        ([0.05] * 99, 1.0),
+        ([0.5] * 40 + [0.05] * 10 + [0.5] * 49, 10 / 50),
+        ([0.5] * 40 + [0.05] * 59, 10 / 50),
+        ([0.5] * 89 + [0.05] * 10, 10 / 99),
+    ],
+)
+def test_rank_among_permutations(losses: list[float], p: float, sizes: tuple[int, ...]) -> None:
+    null = PermutedUnits(in_batches(losses, *sizes), 0.1, 99)
+    assert 10 ** null.log10_p(evidence(0)) == pytest.approx(p)
+    assert 10 ** null.log10_floor(evidence(0)) == pytest.approx(1 / 100)
+
+
+def test_nothing_is_read_after_the_rank_has_stopped() -> None:
+    def losses(_: int) -> Iterator[NDArray[np.float64]]:
+        yield np.zeros(10)
+        raise AssertionError("the next batch was asked for")
+
+    assert PermutedUnits(losses, 0.1, 1000).log10_p(evidence(0)) == 0.0
+
+
+READERS = {"drawn": drawn_key(), "of another model": fitted_key(gaussian(10_000))}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("stop_at", [10, 100])
+def test_ranks_are_uniform_on_innocents(name: str, stop_at: int) -> None:
+    """Exactly, once spread over their atoms: suspects whose units were drawn alike."""
+    key, scheme, draws, runs = READERS[name], network(), 99, 600
+    spread = np.random.default_rng(7).random(runs)
+    ps, spread_ps = [], []
+    for number, u in enumerate(spread):
+        null = scheme.nulls(gaussian(number), key, draws)["permuted_units"]
+        assert isinstance(null, PermutedUnits)
+        counts = replace(null, stop_at=stop_at).counts()
+        ps.append(10 ** replace(null, stop_at=stop_at).log10_p(evidence(0)))
+        spread_ps.append(randomised_sequential_p(*counts, stop_at, u))
+    assert stats.kstest(spread_ps, "uniform").pvalue > 1e-3
+    for a in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9):
+        at_most = int(np.count_nonzero(np.array(ps) <= a + 1e-12))
+        assert stats.binomtest(at_most, runs, a, alternative="greater").pvalue > 1e-4
+
+
+def test_a_reader_made_afterwards_finds_its_bits_and_ranks_first() -> None:
+    """Which is why the bits are no evidence, and why such a key needs a date."""
+    suspect = gaussian(3)
+    verdict = verify(InMemory(suspect), fitted_key(suspect), alpha=1e-3)
+    assert (verdict.matched, verdict.forgery_bits, verdict.outcome) == (128, 0, "no_verdict")
+    assert verdict.log10_p == pytest.approx(-math.log10(1001))
+    assert "a dated claim is needed" in verdict.reason
+
+
+def test_alpha_says_how_many_permutations_are_drawn() -> None:
+    suspect = gaussian(3)
+    key = fitted_key(suspect)
+    for alpha, floor in ((1e-2, 101), (1e-3, 1001), (0.3, 5)):
+        verdict = verify(InMemory(suspect), key, alpha=alpha, assume_dated=True)
+        assert (verdict.outcome, verdict.tests) == ("owned", 1)
+        assert verdict.log10_p == verdict.floor == pytest.approx(-math.log10(floor))
+
+
+def test_each_arrangement_asks_for_as_many_permutations_again() -> None:
+    suspect = gaussian(3)
+    renamed = InMemory({"x": suspect["a"], "y": gaussian(4)["a"], "z": gaussian(5)["a"]})
+    verdict = verify(renamed, fitted_key(suspect), alpha=1e-2, assume_dated=True)
+    assert (verdict.outcome, verdict.tests) == ("owned", 3)
+    assert verdict.suspect["tensors"] == {"a": "x"}
+    assert verdict.floor == pytest.approx(-math.log10(301))
+    assert verdict.log10_p == pytest.approx(math.log10(3 / 301))
+
+
+@pytest.mark.parametrize("most", [10, 98, 99, 100, 500])
+def test_more_permutations_than_allowed_are_no_verdict(most: int) -> None:
+    suspect = gaussian(3)
+    key = fitted_key(suspect, most_permutations=most)
+    verdict = verify(InMemory(suspect), key, alpha=1e-3, assume_dated=True)
+    assert verdict.outcome == "no_verdict"
+    assert "cannot prove anything here" in verdict.reason
+    assert verdict.floor == pytest.approx(-math.log10(1 + min(most, 256)))
+    enough = verify(InMemory(suspect), key, alpha=1e-2, assume_dated=True)
+    assert enough.outcome == ("owned" if most >= 99 else "no_verdict")
+
+
+# --- a learnt reader, ranked among unmarked models
+
+
+def read_with_loss(loss: float) -> Evidence:
+    """Evidence of one bit whose cross-entropy is this."""
+    score = -math.log(math.expm1(loss))
+    one = np.ones(1, dtype=np.uint8)
+    return Evidence(one, one, scores=np.array([score]), reader=Reader(4, 0.05, 256, 0))
+
+
+@pytest.mark.parametrize(
+    ("losses", "p"),
+    [([0.5, 0.6, 0.7, 0.8], 1 / 5), ([0.05, 0.6, 0.7, 0.8], 2 / 5), ([0.01] * 4, 1.0), ([], 1.0)],
+)
+def test_rank_among_unmarked_models(losses: list[float], p: float) -> None:
+    null = UnmarkedModels(np.array(losses))
+    assert 10 ** null.log10_p(read_with_loss(0.1)) == pytest.approx(p)
+    assert 10 ** null.log10_floor(read_with_loss(0.1)) == pytest.approx(1 / (1 + len(losses)))
+
+
+def test_a_reading_without_scores_ranks_last() -> None:
+    assert UnmarkedModels(np.array([0.5, 0.6])).log10_p(evidence(256)) == 0.0
+
+
+def test_unmarked_models_never_exceed_their_level() -> None:
+    random, runs = np.random.default_rng(8), 3000
+    drawn = random.random((runs, 10))
+    ps = np.array(
+        [10 ** UnmarkedModels(each[1:]).log10_p(read_with_loss(each[0])) for each in drawn]
+    )
+    for a in (0.1, 0.2, 0.5, 0.9):
+        at_most = int(np.count_nonzero(ps <= a + 1e-12))
+        assert stats.binomtest(at_most, runs, a).pvalue > 1e-4
+
+
+def test_a_few_unmarked_models_prove_little() -> None:
+    suspect, stranger = gaussian(3), gaussian(4)
+    key = fitted_key(suspect)
+    key = replace(key, learnt={**key.learnt, SIBLINGS: np.array([0.6, 0.7, 0.8, 0.9])})
+
+    def outcome(weights: Mapping[str, Array], alpha: float) -> str:
+        null = "unmarked_models"
+        return verify(InMemory(weights), key, alpha=alpha, assume_dated=True, null=null).outcome
+
+    assert outcome(suspect, 1e-6) == "no_verdict"
+    assert outcome(suspect, 0.19) == "no_verdict"
+    assert outcome(suspect, 0.2) == "owned"
+    assert outcome(stranger, 0.2) == "not_proven"
+
+
+def test_without_unmarked_models_there_is_no_rank_among_them() -> None:
+    key = drawn_key()
+    bare = {n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD)}
+    with pytest.raises(ConfigError, match=r"expected permuted_units$"):
+        verify(InMemory(gaussian(3)), replace(key, learnt=bare), null="unmarked_models")
+    with pytest.raises(ConfigError, match=r"expected permuted_units or unmarked_models$"):
+        verify(InMemory(gaussian(3)), key, null="fair_coin")

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.nulls import Evidence, FairCoin, forgery_bits
+from countermark.nulls import (
+    Evidence,
+    FairCoin,
+    Null,
+    PermutedUnits,
+    Reader,
+    UnmarkedModels,
+    forgery_bits,
+)  # fmt: skip
 from countermark.stats import log10_binomial_tail
 from countermark.verdict import ALPHA, Terms, Verdict, judge, no_verdict
 
@@ -207,3 +215,128 @@ def test_cross_entropy_of_scores() -> None:
     expected = -np.log(1 / (1 + np.exp(-np.array([3.0, -2.0, -0.5])))).mean()
     assert found.cross_entropy == pytest.approx(expected)
     assert evidence(1, 2).cross_entropy is None
+
+
+# --- a learnt reader: its bits are no evidence, and it must have been measured on siblings
+
+MEASURED = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17)
+
+
+def learnt(
+    loss: float = 0.001, worse: int = 1000, reader: Reader = MEASURED, *,
+    tests: int = 1, test_key: bool = False, null: Null | None = None, **terms: Any,
+) -> Verdict:  # fmt: skip
+    """The verdict on a reading of 128 bits whose loss is lower than that many of 1000 others."""
+    expected = np.arange(128, dtype=np.uint8) % 2
+    score = -math.log(math.expm1(loss))
+    scores = (2.0 * expected - 1.0) * score
+    read = (scores > 0).astype(np.uint8)
+    found = Evidence(read, expected, committed=False, payload=True, scores=scores, reader=reader)
+    losses = np.r_[np.full(1000 - worse, loss / 2), np.full(worse, 2 * loss)]
+    ranked = null or PermutedUnits(lambda _: [losses], loss, 1000)
+    about = {**ABOUT, "scheme": "independent_network", "test_key": test_key}
+    given = Terms(**{"alpha": 1e-3, **terms})
+    return judge(found, ranked, tests=tests, terms=given, about=about)
+
+
+NONE = Reader(siblings=0, threshold=None, permuted=256, false_reads=0)
+ONE = Reader(siblings=1, threshold=None, permuted=256, false_reads=0)
+DATED: dict[str, Any] = {"assume_dated": True}
+
+LEARNT: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "no_verdict", "a reader can be trained afterwards to find any bits in anybody's model"),
+    ({**DATED}, "owned", "is present"),
+    ({**DATED, "test_key": True}, "no_verdict", "test key"),
+    ({**DATED, "test_key": True, "allow_test_key": True}, "owned", "is present"),
+    # the rank
+    ({**DATED, "worse": 999}, "not_proven", "was not found"),
+    ({**DATED, "worse": 999, "alpha": 3e-3}, "owned", "is present"),
+    ({**DATED, "alpha": 1e-6}, "no_verdict", "cannot prove anything here"),
+    ({**DATED, "tests": 2}, "no_verdict", "cannot prove anything here"),
+    ({**DATED, "tests": 2, "alpha": 2e-3}, "owned", "is present"),
+    ({"worse": 0}, "not_proven", "was not found"),
+    # the siblings
+    ({**DATED, "loss": 0.0499}, "owned", "is present"),
+    ({**DATED, "loss": 0.0501}, "no_verdict", "may be an unmarked sibling"),
+    ({**DATED, "loss": 0.6}, "no_verdict", "its L2 0.6 is not below the sibling threshold 0.05"),
+    ({"loss": 0.6}, "no_verdict", "may be an unmarked sibling"),
+    ({**DATED, "loss": 0.6, "worse": 0}, "not_proven", "was not found"),
+    ({**DATED, "reader": NONE}, "no_verdict", "on 0 held-out unmarked siblings, and a threshold"),
+    ({**DATED, "reader": ONE}, "no_verdict", "on 1 held-out unmarked siblings, and a threshold"),
+    ({"reader": NONE}, "no_verdict", "no copy can be told from a sibling"),
+    ({**DATED, "reader": NONE, "worse": 0}, "not_proven", "was not found"),
+]
+
+
+@pytest.mark.parametrize(("given", "outcome", "said"), LEARNT, ids=range(len(LEARNT)))
+def test_decisions_on_a_learnt_reader(given: dict[str, Any], outcome: str, said: str) -> None:
+    verdict = learnt(**given)
+    assert (verdict.outcome, said in verdict.reason) == (outcome, True), verdict.reason
+    assert verdict.exit_code == {"owned": 0, "not_proven": 1, "no_verdict": 3}[outcome]
+    assert verdict.forgery_bits == 0
+
+
+@pytest.mark.parametrize("worse", [1000, 999, 995])
+def test_no_rank_makes_up_for_a_sibling(worse: int) -> None:
+    verdict = learnt(0.3, worse, alpha=0.5, assume_dated=True)
+    assert (verdict.outcome, verdict.log10_p) == ("no_verdict", pytest.approx(
+        math.log10((1001 - worse) / 1001)
+    ))  # fmt: skip
+
+
+def test_people_are_told_of_the_reader() -> None:
+    said = learnt(assume_dated=True).explain()
+    for line in (
+        "L2            0.001 nats a bit; ln 2 = 0.693 knows nothing",
+        "siblings      L2 must be below 0.05, set on 4 held-out unmarked siblings; one passes with",
+        "false reads   17 of 256 hidden-unit permutations of the suspect read at least as many",
+        "null          permuted_units: on a model trained independently",
+        "forgery_bits  0.0 (an undated key needs 80)",
+        "the number of matching bits, its interval and the payload are no evidence by themselves",
+        "only the sibling threshold speaks",
+        "the key is older than the suspect is the owner's own statement",
+    ):
+        assert line in said
+    assert "published" not in said
+    assert "siblings      1 held-out: too few for a threshold" in learnt(reader=ONE).explain()
+    assert "L2 " not in CASES["perfect"].explain()
+
+
+@pytest.mark.parametrize(("loss", "met"), [(0.001, "met"), (0.0999, "met"), (0.2, "not met")])
+def test_the_published_criterion_is_shown_and_refused(loss: float, met: str) -> None:
+    reader = Reader(4, 0.05, 256, 256, published=0.1)
+    said = learnt(loss, reader=reader).explain()
+    line = f"published     L2 <= 0.1: {met}; refused as proof, the rank of L2 is judged instead"
+    assert line in said
+
+
+def test_machines_are_told_of_the_reader() -> None:
+    told = learnt(reader=Reader(4, 0.05, 256, 17, published=0.1), assume_dated=True).to_json()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["loss"] == pytest.approx(0.001)
+    assert told["reader"] == {
+        "siblings": 4, "threshold": 0.05, "permuted": 256, "false_reads": 17, "published": 0.1,
+    }  # fmt: skip
+    assert (told["null"], told["forgery_bits"]) == ("permuted_units", 0)
+    assert len(told["limits"]) == 5
+    linear = CASES["perfect"].to_json()
+    assert (linear["loss"], linear["reader"]) == (None, None)
+
+
+def test_a_limit_of_permutations_is_not_said_of_unmarked_models() -> None:
+    others = UnmarkedModels(np.array([0.5, 0.6]))
+    limits = learnt(null=others, alpha=0.5).limits
+    assert not any("trained independently" in limit for limit in limits)
+    assert any("no evidence by themselves" in limit for limit in limits)
+
+
+@pytest.mark.parametrize("scores", [np.full(128, 1e308), np.full(128, -1e308), np.zeros(128)])
+def test_extreme_scores_give_finite_json(scores: Any) -> None:
+    expected = np.arange(128, dtype=np.uint8) % 2
+    read = (scores > 0).astype(np.uint8)
+    found = Evidence(read, expected, committed=False, scores=scores / 128, reader=MEASURED)
+    null = PermutedUnits(lambda _: [np.full(99, 1e308)], 1.0, 99)
+    verdict = judge(found, null, tests=1, terms=Terms(alpha=0.1), about=ABOUT)
+    assert verdict.outcome == "no_verdict"
+    json.dumps(verdict.to_json(), allow_nan=False)
+    assert "nan" not in verdict.explain()

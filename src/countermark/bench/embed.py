@@ -9,10 +9,9 @@ the order turns out to be one that never ends well.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 from countermark import files
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import Value, build, recipe
+from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
@@ -88,14 +88,14 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     data = load_data(order.data)
     model, course = _host(order, data)
     material = _material(order, resume)
-    mark = _mark(order, model, material, _Relatives())  # refuses before anything is written
+    mark = _mark(order, model, material, Siblings())  # refuses before anything is written
     if not resume.exists():
         kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
-    relatives = _relatives(order, data, resume)
-    if relatives.paths:
-        mark = _mark(order, model, material, relatives)
+    siblings = _siblings(order, data, course, resume)
+    if siblings.held_out:
+        mark = _mark(order, model, material, siblings)
     try:
         with mark or nullcontext():
             fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
@@ -109,9 +109,9 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
         "scheme": order.scheme,
         "accuracy": accuracy(model, data),
         **figures,
-        "siblings": len(relatives.paths),
-        "sibling_epochs": relatives.epochs,
-        "sibling_seconds": relatives.seconds,
+        "siblings": len(siblings.shown + siblings.held_out),
+        "sibling_epochs": siblings.epochs,
+        "sibling_seconds": siblings.seconds,
         "epochs": order.epochs,
         "seed": order.seed,
         "device": str(course.resolved_device()),
@@ -226,54 +226,24 @@ def _material(order: Order, resume: Path) -> KeyMaterial:
     return KeyMaterial.fresh()
 
 
-@dataclass(frozen=True)
-class _Relatives:
-    """Unmarked siblings of the host: files, epochs in all, and process time spent just now."""
-
-    paths: tuple[Path, ...] = ()
-    epochs: int = 0
-    seconds: float = 0.0
-
-
-def _relatives(order: Order, data: Dataset, resume: Path) -> _Relatives:
-    """Train what a learnt reader has to be told from; finished ones are kept in the folder.
-
-    All start where the host starts. The first is its twin in everything but the mark, the others
-    see the data in other orders, and every second one for half of the epochs.
-    """
+def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Siblings:
     if order.scheme == UNMARKED or scheme_named(order.scheme).linear:
-        return _Relatives()
-    paths, epochs, began = [], 0, time.process_time()
-    for number in range(order.siblings):
-        path = resume / f"sibling-{number}.safetensors"
-        lasts = order.epochs if number % 2 == 0 else max(1, order.epochs // 2)
-        if not path.exists():
-            model, course = _host(order, data)
-            course = replace(
-                course,
-                epochs=lasts,
-                seed=order.seed + number * 1_000_003,
-                what=f"unmarked sibling {number + 1} of {order.siblings}",
-            )
-            checkpoint = Checkpoint(resume / f"sibling-{number}.pt")
-            fit(model, data, recipe(order.model), course, checkpoint=checkpoint)
-            save_weights(model.state_dict(), path)
-        paths.append(path)
-        epochs += lasts
-    return _Relatives(tuple(paths), epochs, time.process_time() - began)
+        return Siblings()
+    return train_siblings(
+        lambda: _host(order, data)[0], data, recipe(order.model), course,
+        count=order.siblings, folder=resume,
+    )  # fmt: skip
 
 
 def _mark(
-    order: Order, model: nn.Module, material: KeyMaterial, relatives: _Relatives
+    order: Order, model: nn.Module, material: KeyMaterial, siblings: Siblings
 ) -> Embedding | None:
-    """The mark; half of the relatives are shown to its reader, the others only measured."""
     if order.scheme == UNMARKED:
         return None
     scheme = scheme_named(order.scheme).from_fields(order.fields)
-    paths = relatives.paths
-    shown = len(paths) // 2
+    shown, held_out = siblings.shown, siblings.held_out
     return scheme.embed(
-        model, owner=order.owner, material=material, unmarked=paths[:shown], siblings=paths[shown:]
+        model, owner=order.owner, material=material, unmarked=shown, siblings=held_out
     )
 
 

@@ -15,16 +15,27 @@ import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import rfc8785
 import torch
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+)
 
 from countermark._version import VERSION
+from countermark.attacks import attack_named
 from countermark.attacks.prune import Prune
-from countermark.bench.data import load_data
+from countermark.bench.data import Dataset, load_data
+from countermark.bench.embed import load_into
 from countermark.bench.models import Value, build, recipe
+from countermark.bench.siblings import Siblings, train_siblings
+from countermark.bench.suspects import CACHE, Base, Suspects, judged
 from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
 from countermark.errors import ConfigError
 from countermark.examine import examine, read_evidence
@@ -35,11 +46,28 @@ from countermark.verdict import Terms
 
 
 class _Strict(BaseModel):
+    """A part of a specification.
+
+    A field of `since`, added after cells had been computed, is left out where it is not set: what
+    a cell is called must not change with the library.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    since: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {n: v for n, v in handler(self).items() if v or n not in self.since}
 
 
 class Host(_Strict):
-    """What is trained: a model by name, on the first `train` images of a data set."""
+    """What is trained: a model by name, on the first `train` images of a data set.
+
+    `start` is a checkpoint that others may have, too; `siblings` unmarked relatives are trained for
+    learnt readers.
+    """
+
+    since = frozenset({"start", "siblings"})
 
     model: str
     model_arguments: dict[str, Value] = {}
@@ -48,6 +76,22 @@ class Host(_Strict):
     test: int | None = None
     epochs: int
     precision: Literal["fp32", "bf16"] = "fp32"
+    start: Base | None = None
+    siblings: int = 0
+
+
+class Step(_Strict):
+    """One attack by name, with its fields."""
+
+    attack: str
+    fields: dict[str, Any] = {}
+
+
+class Attacks(_Strict):
+    """Attacks that a thief runs one after the other."""
+
+    label: str
+    steps: tuple[Step, ...]
 
 
 class Row(_Strict):
@@ -76,6 +120,8 @@ class Experiment(_Strict):
     `name` is also the folder of its results.
     """
 
+    since = frozenset({"attacks", "suspects"})
+
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
     title: str
     track: str
@@ -83,16 +129,22 @@ class Experiment(_Strict):
     seeds: tuple[int, ...]
     host: Host
     prune: Prunings | None = None
+    attacks: tuple[Attacks, ...] = ()
+    suspects: tuple[Suspects, ...] = ()
     rows: tuple[Row, ...]
 
 
 class Cell(_Strict):
     """One row at one seed."""
 
+    since = Experiment.since
+
     experiment: str
     track: str
     host: Host
     prune: Prunings | None
+    attacks: tuple[Attacks, ...] = ()
+    suspects: tuple[Suspects, ...] = ()
     label: str
     scheme: str
     fields: dict[str, Any]
@@ -129,6 +181,8 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
                 track=experiment.track,
                 host=experiment.host,
                 prune=experiment.prune,
+                attacks=experiment.attacks,
+                suspects=experiment.suspects,
                 label=row.label,
                 scheme=row.scheme,
                 fields=row.fields,
@@ -157,25 +211,14 @@ def result_path(cell: Cell, results: Path) -> Path:
 
 
 def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Train one host, marked or not, and measure it before and after pruning.
+    """Train one host, marked or not, and measure it before and after what a thief does.
 
-    Returns: accuracy in percent; for a marked host the bits that are right, E_R per bit in nats,
-        log10 p and outcome; and the same at every pruned fraction.
+    Returns: accuracy in percent; for a marked host the bits that are right, E_R (L2) per bit in
+        nats, log10 p and outcome; the same at every pruned fraction and after every attack; and
+        what the key reads in every group of suspects.
     """
     data = load_data(cell.host.data).subset(cell.host.train, cell.host.test)
-    seeded(cell.seed, "init")
-    model = build(cell.host.model, cell.host.model_arguments)
-    course = Course(cell.host.epochs, cell.seed, cell.host.precision)
-    saving = Checkpoint(checkpoint) if checkpoint else None
-    key = None
-    if cell.scheme == "none":
-        fit(model, data, recipe(cell.host.model), course, checkpoint=saving)
-    else:
-        scheme = scheme_named(cell.scheme).from_fields(cell.fields)
-        material = KeyMaterial.for_tests(cell.seed)
-        with scheme.embed(model, owner="bench", material=material) as mark:
-            fit(model, data, recipe(cell.host.model), course, mark=mark, checkpoint=saving)
-        key = mark.drawn_key  # whether or not the mark took: a benchmark records what happened
+    model, key = _trained(cell, data, Checkpoint(checkpoint) if checkpoint else None)
     figures = measured(model, key) | {"accuracy": 100 * accuracy(model, data)}
     if cell.prune:
         figures["pruned"] = [
@@ -184,9 +227,67 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
             | {"accuracy": 100 * accuracy(thinned, data)}
             for fraction in cell.prune.fractions
         ]
+    for attacks in cell.attacks:
+        stolen = model
+        for step in attacks.steps:
+            stolen = attack_named(step.attack).from_fields(step.fields).run(stolen, data).model
+        after = measured(stolen, key) | {"accuracy": 100 * accuracy(stolen, data)}
+        figures.setdefault("attacked", []).append({"label": attacks.label} | after)
+    if key is not None and cell.suspects:
+        figures["suspects"] = [
+            judged(group, list(group.specs(cell.seed, cell.host.epochs, _start(cell))), key,
+                   cell.seed)
+            for group in cell.suspects
+        ]  # fmt: skip
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return figures
+
+
+def _trained(
+    cell: Cell, data: Dataset, checkpoint: Checkpoint | None
+) -> tuple[torch.nn.Module, Key | None]:
+    model, host_recipe = _host(cell), recipe(cell.host.model)
+    course = Course(cell.host.epochs, cell.seed, cell.host.precision)
+    if cell.scheme == "none":
+        fit(model, data, host_recipe, course, checkpoint=checkpoint)
+        return model, None
+    scheme = scheme_named(cell.scheme).from_fields(cell.fields)
+    siblings = Siblings()
+    if cell.host.siblings and not scheme.linear:
+        siblings = train_siblings(
+            lambda: _host(cell), data, host_recipe, course,
+            count=cell.host.siblings, folder=CACHE / "siblings" / _host_digest(cell),
+        )  # fmt: skip
+    with scheme.embed(
+        model,
+        owner="bench",
+        material=KeyMaterial.for_tests(cell.seed),
+        unmarked=siblings.shown,
+        siblings=siblings.held_out,
+    ) as mark:
+        fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
+    return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
+
+
+def _host(cell: Cell) -> torch.nn.Module:
+    """The host before training."""
+    seeded(cell.seed, "init")
+    model = build(cell.host.model, cell.host.model_arguments)
+    start = _start(cell)
+    if start is not None:
+        load_into(model, start)
+    return model
+
+
+def _start(cell: Cell) -> Path | None:
+    return None if cell.host.start is None else cell.host.start.path(cell.host.data)
+
+
+def _host_digest(cell: Cell) -> str:
+    """What the unmarked siblings of a cell's host follow from."""
+    content: dict[str, Any] = {"host": cell.host.model_dump(mode="json"), "seed": cell.seed}
+    return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
 
 
 def measured(model: torch.nn.Module, key: Key | None) -> dict[str, Any]:
@@ -194,7 +295,7 @@ def measured(model: torch.nn.Module, key: Key | None) -> dict[str, Any]:
     if key is None:
         return {}
     evidence = read_evidence(model, key)
-    verdict = examine(model, key, Terms(allow_test_key=True))
+    verdict = examine(model, key, Terms(assume_dated=True, allow_test_key=True))
     return {
         "bits": verdict.bits,
         "wrong": verdict.bits - evidence.matched,

@@ -72,6 +72,10 @@ class Checkpoint:
             torch.save(state, temporary)
         self._last = time.monotonic()
 
+    def remove(self) -> None:
+        """Forget it, when what it led to is kept elsewhere."""
+        self._path.unlink(missing_ok=True)
+
     def load(self) -> dict[str, Any] | None:
         """The state of the last save; None when there is none."""
         if not self._path.exists():

@@ -156,7 +156,8 @@ def bench_run(
     from countermark.bench.experiment import load_experiment, run
 
     for cell, result in run(load_experiment(experiment), results):
-        figures = {k: v for k, v in result["cell"]["figures"].items() if k != "pruned"}
+        measured = result["cell"]["figures"].items()
+        figures = {name: value for name, value in measured if not isinstance(value, list)}
         typer.echo(f"{cell.label}, seed {cell.seed}: {json.dumps(figures)}")
     return 0
 

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final, get_type_hints
 
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.key import Key, KeyMaterial
@@ -306,3 +306,27 @@ class WeightScheme(Configured, ABC):
         module = importlib.import_module(f"countermark.schemes.training.{self.name}")
         half: type[WeightTraining] = module.TRAINING
         return half
+
+
+@dataclass(frozen=True)
+class ConvergedScheme(WeightScheme):
+    """A weight scheme that can be told to mark only what has converged (Wang et al. 2020).
+
+    Attributes:
+        convergence_std, convergence_epochs, start_epoch: a weight has converged when the sample
+            standard deviation of its last `convergence_epochs` epoch values is below
+            `convergence_std`; the mark starts after `start_epoch` epochs.
+    """
+
+    convergence_std: PositiveFloat = field(default=0.01, kw_only=True)
+    convergence_epochs: PositiveInt = field(default=5, kw_only=True)
+    start_epoch: PositiveInt = field(default=6, kw_only=True)
+
+    @final
+    def check_start(self) -> None:
+        """Raise `ConfigError` when the mark starts before convergence can be judged."""
+        if self.start_epoch < self.convergence_epochs:
+            raise ConfigError(
+                f"start_epoch is {self.start_epoch}: convergence is judged on "
+                f"{self.convergence_epochs} epochs, start at {self.convergence_epochs} or later"
+            )

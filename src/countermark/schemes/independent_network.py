@@ -15,31 +15,35 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from countermark.errors import ConfigError
 from countermark.key import Key, tensor_digest
-from countermark.nulls import LEAST_SIBLINGS, Evidence, Null, PermutedUnits, Reader, UnmarkedModels
+from countermark.nulls import Evidence, Null, PermutedUnits, Reader, UnmarkedModels
 from countermark.progress import progress
-from countermark.schemes.base import MASK, MOST_BITS, Paper, WeightScheme
+from countermark.schemes.base import MASK, MOST_BITS, ConvergedScheme, Paper
+from countermark.schemes.reader import (
+    LOOK,
+    SIBLINGS,
+    THRESHOLD,
+    MlpReader,
+    Permuter,
+    Reading,
+    check_measured,
+    measured,
+)
 from countermark.weights import Array
 from countermark.xof import Stream
 
 BUILT_IN = "mlp"
-SIBLINGS, THRESHOLD = "siblings", "sibling_threshold"
-"""Names of what is measured with the finished reader: held-out losses (n,), threshold (1,)."""
-
-_LOOK = 256  # permutations for the rate of false reads, and where a rank can prove nothing
-_BATCH = 2048  # permutations read at a time
-_FIRST_BITS = 32  # of the message, by which most permutations are known to read worse
 
 
 @dataclass(frozen=True)
-class IndependentNetwork(WeightScheme):
+class IndependentNetwork(ConvergedScheme):
     """MANU and AUTO: T bits learnt by a secret network that is fed with the host's weights.
 
     Attributes:
@@ -51,11 +55,12 @@ class IndependentNetwork(WeightScheme):
         strength: λ; the host gets the gradient of L1 + λ·L2, the reader that of L2.
         reader_lr: learning rate of the reader's own Adam.
         negatives: unmarked weight vectors shown with each step, target ½ (hardened form).
+        settling: steps that the reader takes alone on the finished host, at a rate that falls to 0
+            (hardened form): L2 must not depend on where the last steps happened to leave it.
         l2_threshold: θ of the published criterion L2 ≤ θ; a mark above it has not taken.
         units: the axis of each tensor along which its hidden units lie, in reading order, −1 where
             it has none of them; () lets the key choose by the model's layers.
         most_permutations: cap for the rank; where alpha needs more, there is no verdict.
-        convergence_std, convergence_epochs, start_epoch: as in `Uchida`, for "manu".
     """
 
     name: ClassVar[str] = "independent_network"
@@ -76,21 +81,16 @@ class IndependentNetwork(WeightScheme):
     hidden: PositiveInt = field(default=256, kw_only=True)
     strength: PositiveFloat = field(default=0.05, kw_only=True)
     reader_lr: PositiveFloat = field(default=1e-3, kw_only=True)
-    negatives: PositiveInt = field(default=4, kw_only=True)
+    negatives: PositiveInt = field(default=8, kw_only=True)
+    settling: NonNegativeInt = field(default=200, kw_only=True)
     l2_threshold: PositiveFloat = field(default=0.05, kw_only=True)
     units: tuple[Annotated[int, Field(ge=-1)], ...] = field(default=(), kw_only=True)
     most_permutations: PositiveInt = field(default=10_000_000, kw_only=True)
-    convergence_std: PositiveFloat = field(default=0.01, kw_only=True)
-    convergence_epochs: PositiveInt = field(default=5, kw_only=True)
-    start_epoch: PositiveInt = field(default=6, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode == "manu" and self.start_epoch < self.convergence_epochs:
-            raise ConfigError(
-                f"start_epoch is {self.start_epoch}: convergence is judged on "
-                f"{self.convergence_epochs} epochs, start at {self.convergence_epochs} or later"
-            )
+        if self.mode == "manu":
+            self.check_start()
         if self.reader != BUILT_IN and ":" not in self.reader:
             raise ConfigError(f"reader is {self.reader!r}: expected {BUILT_IN!r} or module:factory")
 
@@ -102,30 +102,40 @@ class IndependentNetwork(WeightScheme):
     def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:
         """This scheme with its hidden units found among the model's parameters.
 
-        One tensor: its outputs, or its inputs where it is the model's last matrix. Several: the
-        outputs of the first one, with the next layer's inputs where that is read, too.
+        They are the outputs of the first tensor, or its inputs where it is the model's last matrix.
+        Where both the layer that has them as outputs and the next one are read, both are permuted.
 
         Raises:
-            ConfigError: a model of one layer has no hidden units, or they cannot be told.
+            ConfigError: a model of one layer has no hidden units, or they cannot be told, or
+                `units` does not fit.
         """
-        if self.units:
-            return self
         read, matrices = self.choose(parameters), [n for n, s in parameters.items() if len(s) > 1]
+        if self.units:
+            self.permuter(read)
+            return self
         if len(matrices) < 2:
             raise ConfigError(
                 f"{self.name} needs a model with hidden units: this one has "
                 f"{len(matrices)} layer(s) of two dimensions or more"
             )
-        first, *others = read
-        if first == matrices[-1]:
-            return replace(self, units=(1, *(-1 for _ in others)))
-        follower = dict(pairwise(matrices)).get(first)
-        if follower in others and read[follower][1] != read[first][0]:
+        flat = [name for name in read if name not in matrices]
+        if flat:
             raise ConfigError(
-                f"the units of {first} {list(read[first])} are not the inputs of {follower} "
-                f"{list(read[follower])} one by one: set units, or name one layer"
+                f"which units {flat[0]} belongs to cannot be told from its one dimension: set "
+                "units, or leave it out"
             )
-        return replace(self, units=(0, *(1 if name == follower else -1 for name in others)))
+        first = next(iter(read))
+        before = matrices[-2] if first == matrices[-1] else first
+        after = dict(pairwise(matrices))[before]
+        if before in read and after in read and read[after][1] != read[before][0]:
+            raise ConfigError(
+                f"the units of {before} {list(read[before])} are not the inputs of {after} "
+                f"{list(read[after])} one by one: set units, or name one layer"
+            )
+        axes = {before: 0, after: 1}
+        settled = replace(self, units=tuple(axes.get(name, -1) for name in read))
+        settled.permuter(read)
+        return settled
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """A reader that memorises has no limit in the weights; 0 where none was selected."""
@@ -181,8 +191,11 @@ class IndependentNetwork(WeightScheme):
         scores = reading.scores(w[None])[0]  # (T,)
         read = (scores > 0).astype(np.uint8)
         permuter, stream = self.permuter(key.tensors), self._stream(weights, key, "false reads")
-        others = reading.scores(permuter.apply(w, permuter.draw(stream, _LOOK))) > 0  # (n, T)
         matched = int((read == key.message).sum())
+        false_reads = 0
+        for others in permuter.batches(w, stream, LOOK):
+            found = (reading.scores(others) > 0) == key.message  # (n, T)
+            false_reads += int((found.sum(axis=1) >= matched).sum())
         threshold = key.learnt.get(THRESHOLD)
         return Evidence(
             read,
@@ -193,8 +206,8 @@ class IndependentNetwork(WeightScheme):
             reader=Reader(
                 siblings=len(key.learnt.get(SIBLINGS, ())),
                 threshold=None if threshold is None else float(threshold[0]),
-                permuted=_LOOK,
-                false_reads=int(((others == key.message).sum(axis=1) >= matched).sum()),
+                permuted=LOOK,
+                false_reads=false_reads,
                 published=self.l2_threshold if self.as_published else None,
             ),
         )
@@ -203,18 +216,15 @@ class IndependentNetwork(WeightScheme):
         """`PermutedUnits`, and `UnmarkedModels` where the key holds losses of some."""
         w, reading = self.vector(weights, key), self._reading(key)
         permuter, stream = self.permuter(key.tensors), self._stream(weights, key, "units")
-        loss = float(reading.losses(w[None])[0])
+        loss = reading.tied_loss(w)
 
         def losses(count: int) -> Iterator[NDArray[np.float64]]:
-            left, size = count, _LOOK
             with progress("ranking among permutations", count) as advance:
-                while left:
-                    orders = permuter.draw(stream, min(size, left))
-                    yield reading.losses(permuter.apply(w, orders), up_to=loss)
-                    left, size = left - len(orders), _BATCH
-                    advance(len(orders))
+                for vectors in permuter.batches(w, stream, count):
+                    yield reading.losses(vectors, up_to=loss)
+                    advance(len(vectors))
 
-        capped = draws if draws <= self.most_permutations else _LOOK
+        capped = draws if draws <= self.most_permutations else min(LOOK, self.most_permutations)
         found: dict[str, Null] = {PermutedUnits.name: PermutedUnits(losses, loss, capped)}
         if SIBLINGS in key.learnt:
             found[UnmarkedModels.name] = UnmarkedModels(key.learnt[SIBLINGS])
@@ -238,11 +248,7 @@ class IndependentNetwork(WeightScheme):
         )
 
     def calibrated(self, key: Key, siblings: Sequence[Mapping[str, Array]]) -> Key:
-        """The key with its sibling threshold.
-
-        It lies below the smallest loss of a held-out unmarked sibling by two standard deviations
-        of their logarithms and by a factor of ten at least, and never above ½·ln 2, halfway to a
-        reader that knows nothing.
+        """The key with its sibling threshold, see `reader.measured`.
 
         Args:
             key: with its finished reader.
@@ -250,175 +256,27 @@ class IndependentNetwork(WeightScheme):
         """
         if not siblings:
             return key
-        reading = self._reading(key)
         vectors = np.stack([self.vector(each, key) for each in siblings])  # (n, M)
-        losses = reading.losses(vectors)
-        measured = {SIBLINGS: losses}
-        if len(losses) >= LEAST_SIBLINGS:
-            logs = np.log(np.maximum(losses, np.finfo(np.float64).tiny))
-            margin = max(2 * logs.std(ddof=1), math.log(10))
-            measured[THRESHOLD] = np.array([min(math.exp(logs.min() - margin), math.log(2) / 2)])
-        return replace(key, learnt={**key.learnt, **measured})
+        found = measured(self._reading(key).losses(vectors))
+        return replace(key, learnt={**key.learnt, **found})
 
-    def _reading(self, key: Key) -> _Reading:
-        self._check_measured(key)
+    def _reading(self, key: Key) -> Reading:
+        check_measured(key.learnt)
         tensors = {n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD)}
-        logits: Logits
-        if self.code is None:
-            logits = MlpReader.of(self, key, tensors)
-        else:
+        width = sum(math.prod(shape) for shape in key.tensors.values())
+        mask = self.mask(key) if self.mode == "manu" else None
+        if self.code is not None:
             from countermark.schemes.training.independent_network import module_logits
 
-            width = sum(math.prod(shape) for shape in key.tensors.values())
-            mask = self.mask(key) if self.mode == "manu" else None
             logits = module_logits(self, width, tensors, mask)
-        return _Reading(logits, key.message)
-
-    def _check_measured(self, key: Key) -> None:
-        siblings, threshold = key.learnt.get(SIBLINGS), key.learnt.get(THRESHOLD)
-        for name, each, size in ((SIBLINGS, siblings, None), (THRESHOLD, threshold, (1,))):
-            if each is None:
-                continue
-            if each.dtype != np.float64 or each.ndim != 1 or size not in (None, each.shape):
-                raise ConfigError(
-                    f"the key's {name} is {each.dtype} {each.shape}: not a measurement"
-                )
-            if not (np.isfinite(each).all() and (each >= 0).all() and len(each)):
-                raise ConfigError(f"the key's {name} holds values that no loss has")
+            return Reading(logits, key.message, np.float32)
+        reader = MlpReader.of(tensors, width=width, hidden=self.hidden, bits=self.bits)
+        if mask is not None and not np.array_equal(reader.gate, mask):
+            raise ConfigError("the key's gate is not the mask that its commitment fixed")
+        return Reading(reader, key.message)
 
     @staticmethod
     def _stream(weights: Mapping[str, Array], key: Key, purpose: str) -> Stream:
         """Random permutations that follow from key and suspect, so that p is reproducible."""
         digests = b"".join(tensor_digest(name, weights[name]) for name in key.tensors)
         return Stream(key.material.secret, key.c1 or key.c0, purpose, digests.hex())
-
-
-@dataclass(frozen=True)
-class Permuter:
-    """The action of hidden-unit permutations on a vector w (M,) of joined tensors.
-
-    Value j goes to unit `unit[j]`; under the permutation π it is taken from the place
-    `offset[j] + stride[j]·π[unit[j]]`. Values of tensors without the units have stride 0.
-
-    Attributes:
-        size: U, how many hidden units.
-    """
-
-    size: int
-    unit: NDArray[np.intp]
-    offset: NDArray[np.intp]
-    stride: NDArray[np.intp]
-
-    @classmethod
-    def along(
-        cls, tensors: Mapping[str, tuple[int, ...]], axes: Mapping[str, int], size: int
-    ) -> Permuter:
-        """Of tensors whose units lie along one axis each; −1 for none."""
-        parts, start = [], 0
-        for name, shape in tensors.items():
-            at = np.arange(math.prod(shape), dtype=np.intp)  # (M_l,)
-            stride = math.prod(shape[axes[name] + 1 :]) if axes[name] >= 0 else 0
-            unit = at // stride % size if stride else np.zeros_like(at)
-            parts.append((unit, start + at - stride * unit, np.full_like(at, stride)))
-            start += len(at)
-        return cls(size, *(np.concatenate(each) for each in zip(*parts, strict=True)))
-
-    def draw(self, stream: Stream, count: int) -> NDArray[np.intp]:
-        """The stream's next permutations (count, U): the stable order of U words each."""
-        words = stream.words(count * self.size).reshape(count, self.size)
-        return np.argsort(words, axis=1, kind="stable")
-
-    def apply(self, w: NDArray[np.float32], orders: NDArray[np.intp]) -> NDArray[np.float32]:
-        """The vector w (M,) under permutations (n, U), as (n, M)."""
-        permuted: NDArray[np.float32] = w[orders[:, self.unit] * self.stride + self.offset]
-        return permuted
-
-
-class Logits(Protocol):
-    """A reader, whatever it is made of."""
-
-    def __call__(self, vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
-        """The logits (N, T) of weight vectors (N, M), or those of the first bits only."""
-
-
-@dataclass(frozen=True)
-class MlpReader:
-    """The published reader: gate, ReLU units, outputs; no biases.
-
-    Attributes:
-        gate: (M,) factors of the weights; first: (H, M); last: (T, H).
-    """
-
-    gate: NDArray[np.float32]
-    first: NDArray[np.float32]
-    last: NDArray[np.float32]
-
-    @classmethod
-    def of(
-        cls, scheme: IndependentNetwork, key: Key, tensors: Mapping[str, NDArray[Any]]
-    ) -> MlpReader:
-        """The reader of a key.
-
-        Raises:
-            ConfigError: its tensors are missing, of another shape, or not finite.
-        """
-        width = sum(math.prod(shape) for shape in key.tensors.values())
-        expected = {
-            "reader.gate": (width,),
-            "reader.first": (scheme.hidden, width),
-            "reader.last": (scheme.bits, scheme.hidden),
-        }
-        found = {name: each.shape for name, each in tensors.items()}
-        good = (e.dtype == np.float32 and np.isfinite(e).all() for e in tensors.values())
-        if found != expected or not all(good):
-            raise ConfigError(
-                f"the key's reader has tensors {found}: expected finite float32 {expected}"
-            )
-        if scheme.mode == "manu" and not np.array_equal(tensors["reader.gate"], scheme.mask(key)):
-            raise ConfigError("the key's gate is not the mask that its commitment fixed")
-        return cls(*(tensors[name] for name in expected))
-
-    def __call__(self, vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
-        """Logits (N, T) in the precision of the vectors."""
-        kind = vectors.dtype
-        hidden = np.maximum((vectors * self.gate.astype(kind)) @ self.first.T.astype(kind), 0)
-        logits: NDArray[Any] = hidden @ self.last[:bits].T.astype(kind)  # (N, bits)
-        return logits
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A reader with the message that it should read."""
-
-    logits: Logits
-    message: NDArray[np.uint8]
-
-    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Logits (N, T) of vectors (N, M), in float64; 0, a coin, where they overflow."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            scores = self.logits(vectors.astype(np.float64)).astype(np.float64)
-        scores[np.isnan(scores)] = 0.0
-        return scores
-
-    def losses(
-        self, vectors: NDArray[np.float32], up_to: float | None = None
-    ) -> NDArray[np.float64]:
-        """L2 (N,) of vectors (N, M) in nats; ∞ for those certainly above `up_to`."""
-        if up_to is None:
-            return _mean_cross_entropy(self.scores(vectors), self.message)
-        bits = min(_FIRST_BITS, len(self.message))
-        with np.errstate(over="ignore", invalid="ignore"):
-            some = np.nan_to_num(self.logits(vectors, bits), nan=0.0)
-        # All T bits lose at least what the first ones do; a margin covers float32.
-        least = _mean_cross_entropy(some, self.message[:bits]) * bits / len(self.message)
-        near = np.flatnonzero(least <= 1.01 * up_to + 1e-9)
-        found = np.full(len(vectors), np.inf)
-        found[near] = self.losses(vectors[near])
-        return found
-
-
-def _mean_cross_entropy(scores: NDArray[Any], message: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean −log P(bit) (N,) of logits (N, T): L2 of the paper, Eq. (1)."""
-    against = (1.0 - 2.0 * message.astype(scores.dtype)) * scores
-    losses: NDArray[np.float64] = np.logaddexp(0, against).mean(axis=1, dtype=np.float64)
-    return losses

@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.nulls import Evidence
-from countermark.schemes.base import MASK, Paper, WeightScheme
+from countermark.schemes.base import MASK, ConvergedScheme, Paper
 from countermark.weights import Array
 from countermark.xof import Stream
 
@@ -26,7 +26,7 @@ _BLOCK = 1 << 24  # entries of X that are expanded at a time while reading
 
 
 @dataclass(frozen=True)
-class Uchida(WeightScheme):
+class Uchida(ConvergedScheme):
     """A linear mark: T bits read from a layer by a secret T×M matrix.
 
     Attributes:
@@ -38,9 +38,6 @@ class Uchida(WeightScheme):
         strength: λ, the weight of the regularizer, which is summed over bits.
         margin: what the hinge asks of each bit, in standard deviations of [X·w]_t on weights of
             the usual initial size; 0.1 where T comes near the capacity.
-        convergence_std, convergence_epochs, start_epoch: a weight has converged when the sample
-            standard deviation of its last `convergence_epochs` epoch values is below
-            `convergence_std`; the mark starts after `start_epoch` epochs.
     """
 
     name: ClassVar[str] = "uchida"
@@ -59,9 +56,6 @@ class Uchida(WeightScheme):
     regularizer: Literal["bce", "hinge"] = field(default="hinge", kw_only=True)
     strength: PositiveFloat = field(default=0.01, kw_only=True)
     margin: PositiveFloat = field(default=1.0, kw_only=True)
-    convergence_std: PositiveFloat = field(default=0.01, kw_only=True)
-    convergence_epochs: PositiveInt = field(default=5, kw_only=True)
-    start_epoch: PositiveInt = field(default=6, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,11 +64,8 @@ class Uchida(WeightScheme):
                 f"{self.key_type} rows use no column twice, so they cannot go over capacity: "
                 "use key_type sign or random"
             )
-        if self.select == "converged" and self.start_epoch < self.convergence_epochs:
-            raise ConfigError(
-                f"start_epoch is {self.start_epoch}: convergence is judged on "
-                f"{self.convergence_epochs} epochs, start at {self.convergence_epochs} or later"
-            )
+        if self.select == "converged":
+            self.check_start()
 
     def generate_row_blocks(self, key: Key) -> Iterator[NDArray[Any]]:
         """X from top to bottom, in blocks of rows (≤T, M): int8 for ±1 and 0, float64 for random.

@@ -29,7 +29,7 @@ class ModuleWeights(Weights):
         }
 
     def _load(self, name: str) -> NDArray[Any]:
-        values = to_numpy(self.name, name, self._state[name])
+        values = to_numpy(self.name, name, gathered(self._state[name]))
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
@@ -53,3 +53,9 @@ def to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
             f"{suspect}: {name} is a {tensor.dtype} tensor: expected dense real weights"
         ) from None
     return values
+
+
+def gathered(tensor: Any) -> Any:
+    """A tensor as a whole. One that is sharded (a DTensor) is gathered: every rank has to ask."""
+    whole = getattr(tensor, "full_tensor", None)
+    return tensor if whole is None else whole()

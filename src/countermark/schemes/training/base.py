@@ -55,6 +55,10 @@ class WeightTraining(ABC):
             weights: the tensors of `key.tensors`, in that order, as they are in the host.
         """
 
+    def finish(self, weights: Sequence[Tensor]) -> None:  # noqa: ARG002
+        """The host is trained; whatever is learnt beside it may come to an end."""
+        return
+
     def learnt(self) -> dict[str, NDArray[Any]]:
         """What training has learnt for the key: the tensors of a reader; most learn nothing."""
         return {}

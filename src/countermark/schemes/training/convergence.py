@@ -10,22 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.errors import ConfigError
+from countermark.schemes.base import MASK, ConvergedScheme
 from countermark.schemes.training.base import Freezer
 
 
 class ConvergenceDetector(Freezer):
     """Selects the converged weights after a number of epochs (Wang et al. 2020, footnote 1).
 
-    Args:
-        prefix: first part of the names of the frozen masks.
-        std: threshold for the sample standard deviation of a weight's last `window` epoch values.
-        window: how many epoch values.
-        start_epoch: after which epoch the masks are fixed.
+    The scheme says how many epoch values are looked at, what their sample standard deviation must
+    be below, and after which epoch the masks are fixed.
     """
 
-    def __init__(self, prefix: str, std: float, window: int, start_epoch: int) -> None:
-        self._prefix, self._std, self._window = prefix, std, window
-        self._start_epoch = start_epoch
+    def __init__(self, scheme: ConvergedScheme) -> None:
+        self._std, self._window = scheme.convergence_std, scheme.convergence_epochs
+        self._start_epoch = scheme.start_epoch
         self._seen = 0
         self._history: list[list[Tensor]] = []
 
@@ -41,7 +39,7 @@ class ConvergenceDetector(Freezer):
         if self._seen < self._start_epoch:
             return None
         masks = {
-            f"{self._prefix}.{name}": (torch.stack(past).std(dim=0) < self._std).numpy()
+            f"{MASK}.{name}": (torch.stack(past).std(dim=0) < self._std).numpy()
             for name, past in zip(tensors, zip(*self._history, strict=True), strict=True)
         }
         if not any(mask.any() for mask in masks.values()):

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.errors import ConfigError
+from countermark.errors import ConfigError, printable
 from countermark.key import Key
-from countermark.schemes.base import MASK, WeightScheme
-from countermark.schemes.independent_network import IndependentNetwork, Logits
+from countermark.schemes.base import WeightScheme
+from countermark.schemes.independent_network import IndependentNetwork
+from countermark.schemes.reader import Logits
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
 from countermark.weights import Array
@@ -60,9 +61,22 @@ class IndependentNetworkTraining(WeightTraining):
         """λ·L2, the mean binary cross-entropy over the T bits."""
         # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
         w = torch.cat([weight.float().reshape(-1) for weight in weights])  # (M,)
+        if self._targets.device != w.device:
+            self._follow(w.device)
         if self._seen is None or not torch.equal(w, self._seen):
             self._step(w.detach().clone())
         return cast(Tensor, _Known.apply(w, self._loss, self._gradient))  # type: ignore[no-untyped-call]
+
+    def finish(self, weights: Sequence[Tensor]) -> None:
+        """Settle the reader on the finished host."""
+        steps = 0 if self._network.as_published else self._network.settling
+        w = torch.cat([weight.float().reshape(-1) for weight in weights])  # (M,)
+        if self._targets.device != w.device:
+            self._follow(w.device)
+        for step in range(steps):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._network.reader_lr * (1 - step / steps)
+            self._step(w)
 
     def learnt(self) -> dict[str, NDArray[Any]]:
         """The reader's tensors by name."""
@@ -72,8 +86,11 @@ class IndependentNetworkTraining(WeightTraining):
         }
 
     def state(self) -> dict[str, Any]:
-        """Reader, its optimizer and its random numbers."""
+        """Reader, its optimizer, its random numbers, and what it has taken its last step on."""
         return {
+            "seen": self._seen,
+            "loss": self._loss,
+            "gradient": self._gradient,
             "reader": self._reader.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "negatives": self._negatives and self._negatives.state(),
@@ -81,16 +98,24 @@ class IndependentNetworkTraining(WeightTraining):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
+        self._seen, self._loss = state["seen"], state["loss"]
+        self._gradient = state["gradient"]
         self._reader.load_state_dict(state["reader"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._follow(self._targets.device)
         if self._negatives:
             self._negatives.restore(state["negatives"])
 
+    def _follow(self, device: torch.device) -> None:
+        """Go where the host is."""
+        self._reader.to(device)
+        self._optimizer.load_state_dict(self._optimizer.state_dict())  # moves its own state
+        self._targets, self._loss = self._targets.to(device), self._loss.to(device)
+        self._gradient = self._gradient.to(device)
+        self._seen = None if self._seen is None else self._seen.to(device)
+
     def _step(self, w: Tensor) -> None:
         """L2 and its gradient at w, then the reader's own step."""
-        if self._targets.device != w.device:
-            self._targets = self._targets.to(w.device)
-            self._reader.to(w.device)
         self._seen = w
         shown = torch.cat([w[None], *self._unmarked_rows(w)]).requires_grad_()
         with torch.enable_grad():
@@ -122,9 +147,7 @@ class IndependentNetworkTraining(WeightTraining):
         network = cast(IndependentNetwork, scheme)
         if network.mode == "auto":
             return None
-        return ConvergenceDetector(
-            MASK, network.convergence_std, network.convergence_epochs, network.start_epoch
-        )
+        return ConvergenceDetector(network)
 
 
 class _Known(torch.autograd.Function):
@@ -259,14 +282,14 @@ def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | No
     """The owner's own reader from its factory."""
     module, _, factory = network.reader.partition(":")
     try:
-        made = getattr(importlib.import_module(module), factory)(width, network.bits)
-    except (ImportError, AttributeError, TypeError) as error:
+        made = getattr(importlib.import_module(module), factory)(width, network.bits).eval()
+        with torch.no_grad():
+            shape = list(made(torch.zeros(2, width)).shape)
+    except Exception as error:  # foreign code may raise anything
         raise ConfigError(
-            f"reader {network.reader!r} cannot be made ({error}): expected module:factory, a "
-            "function of (inputs, bits)"
+            f"reader {network.reader!r} cannot be made ({printable(str(error), 200)}): expected "
+            "module:factory, a function (inputs, bits) that returns a torch module"
         ) from None
-    with torch.no_grad():
-        shape = list(made.eval()(torch.zeros(2, width)).shape)
     if shape != [2, network.bits]:
         raise ConfigError(
             f"reader {network.reader!r} gives logits {shape} for two vectors: expected "
@@ -288,11 +311,12 @@ def module_logits(
     """
     with torch.random.fork_rng():
         made = _built(network, width, mask)
-    state = {n.removeprefix("reader."): torch.from_numpy(each) for n, each in tensors.items()}
     try:
-        made.load_state_dict(state)
-    except RuntimeError as error:
-        said = str(error).partition("\n")[2].strip()
+        made.load_state_dict(
+            {n.removeprefix("reader."): torch.from_numpy(each) for n, each in tensors.items()}
+        )
+    except (RuntimeError, TypeError) as error:
+        said = printable(" ".join(str(error).partition("\n")[2].split()), 400)
         raise ConfigError(f"the key's reader does not fit {network.reader!r}: {said}") from None
 
     def logits(vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:

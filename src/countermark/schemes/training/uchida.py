@@ -100,9 +100,7 @@ class _ConvergedRead(ConvergenceDetector):
     """Convergence of what is read: the weights, or their means over filters."""
 
     def __init__(self, uchida: Uchida) -> None:
-        super().__init__(
-            MASK, uchida.convergence_std, uchida.convergence_epochs, uchida.start_epoch
-        )
+        super().__init__(uchida)
         self._mean = uchida.read == "filter_mean"
 
     def end_epoch(self, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:

@@ -1,0 +1,73 @@
+"""Unmarked siblings of a host: what a learnt reader has to be told from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from countermark.bench.data import Dataset
+from countermark.bench.models import Recipe
+from countermark.bench.train import Checkpoint, Course, fit
+from countermark.nulls import LEAST_SIBLINGS
+from countermark.weights import save_weights
+
+_APART = 1_000_003  # between the seeds of siblings, so that hosts of near seeds share no order
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Weight files of unmarked siblings, and what they cost.
+
+    Attributes:
+        shown: for training the reader; the first is the host's twin in everything but the mark.
+        held_out: training never sees them; they set the sibling threshold.
+        epochs: of all of them together.
+        seconds: process time spent just now; finished files cost nothing.
+    """
+
+    shown: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] = ()
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+def train_siblings(
+    host: Callable[[], nn.Module], data: Dataset, recipe: Recipe, course: Course, *,
+    count: int, folder: Path,
+) -> Siblings:  # fmt: skip
+    """Train siblings where the host starts, without a mark; finished ones are kept in the folder.
+
+    Each sees the data in an order of its own, every second one for half of the epochs.
+
+    Args:
+        host: makes the host as it is before training.
+        data: what the host learns.
+        recipe: how, as for the host.
+        course: the host's own.
+        count: how many; the first half is shown to the reader, as far as enough are held out.
+        folder: for the weight files and their checkpoints.
+    """
+    paths, epochs, began = [], 0, time.process_time()
+    for number in range(count):
+        path = folder / f"sibling-{number}.safetensors"
+        lasts = course.epochs if number % 2 == 0 else max(1, course.epochs // 2)
+        if not path.exists():
+            model = host()
+            own = replace(
+                course,
+                epochs=lasts,
+                seed=course.seed + number * _APART,
+                what=f"unmarked sibling {number + 1} of {count}",
+            )
+            checkpoint = Checkpoint(folder / f"sibling-{number}.pt")
+            fit(model, data, recipe, own, checkpoint=checkpoint)
+            save_weights(model.state_dict(), path)
+            checkpoint.remove()
+        paths.append(path)
+        epochs += lasts
+    half = max(0, min(count // 2, count - LEAST_SIBLINGS))
+    return Siblings(tuple(paths[:half]), tuple(paths[half:]), epochs, time.process_time() - began)

@@ -1,0 +1,143 @@
+"""How a key fares on models that never saw its mark: false reads, losses, ranks, claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from countermark.bench.zoo import Arrays, HostSpec, host_path, train_hosts
+from countermark.examine import examine
+from countermark.key import Key
+from countermark.nulls import PermutedUnits
+from countermark.progress import progress
+from countermark.schemes import scheme_of
+from countermark.stats import randomised_sequential_p
+from countermark.verdict import Terms
+
+CACHE = Path(".cache/hosts")
+DRAWS = 100_000
+LEVELS = (1e-2, 1e-4)
+
+
+class Base(BaseModel):
+    """A checkpoint that others may have, too: an MLP of `seed` after `epochs`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int
+    epochs: PositiveInt
+
+    def path(self, data: str) -> Path:
+        """Its weight file, trained if need be."""
+        spec = HostSpec(data, self.seed, epochs=self.epochs)
+        list(train_hosts([spec], CACHE))
+        return host_path(spec, CACHE)
+
+
+class Suspects(BaseModel):
+    """A group of unmarked MLPs.
+
+    Attributes:
+        kind: "strangers" have initial weights of their own; "twins" start where the host started,
+            the first one differing from it in nothing but the mark.
+        first: seed of the first stranger, or of the first twin's data order but one.
+        epochs: taken in turn.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    data: str
+    kind: Literal["strangers", "twins"] = "strangers"
+    count: PositiveInt
+    first: int
+    epochs: tuple[PositiveInt, ...]
+    grey28: bool = False
+
+    def specs(self, seed: int, epochs: int, start: Path | None) -> Iterator[HostSpec]:
+        """The hosts, for a marked host of this seed, epochs and start."""
+        for number in range(self.count):
+            lasts = self.epochs[number % len(self.epochs)]
+            if self.kind == "strangers":
+                yield HostSpec(self.data, self.first + number, epochs=lasts, grey28=self.grey28)
+            else:
+                yield HostSpec(
+                    self.data,
+                    seed,
+                    epochs=lasts if number else epochs,
+                    order=self.first + number if number else seed,
+                    start=None if start is None else str(start),
+                )
+
+
+def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[str, Any]:
+    """Read every host of a group.
+
+    Returns: per host the matching bits and, for a learnt reader, its L2 and the randomised p of its
+        rank (uniform where the null holds); how many hosts give all bits; how many ranks reach each
+        level, and how many claims there are, a claim being a rank that the sibling threshold lets
+        pass, dated.
+    """
+    uniform = np.random.default_rng(seed)
+    matched, losses, ps = [], [], []
+    reached, claims = dict.fromkeys(map(str, LEVELS), 0), dict.fromkeys(map(str, LEVELS), 0)
+    with progress(f"{group.label}, hosts", len(hosts)) as advance:
+        for _, arrays in train_hosts(hosts, CACHE):
+            model = _Tensors(arrays)
+            evidence = scheme_of(key).extract({n: arrays[n] for n in key.tensors}, key)
+            matched.append(evidence.matched)
+            if evidence.reader is not None and evidence.cross_entropy is not None:
+                losses.append(evidence.cross_entropy)
+                p = _rank(key, arrays, float(uniform.random()))
+                ps.append(p)
+                for level in LEVELS:
+                    reached[str(level)] += p <= level
+            for level in LEVELS:
+                terms = Terms(level, assume_dated=True, allow_test_key=True)
+                claims[str(level)] += examine(model, key, terms).owned
+            advance(1)
+    return {
+        "label": group.label,
+        "hosts": len(hosts),
+        "bits": key.bits,
+        "matched": matched,
+        "all_bits": sum(each == key.bits for each in matched),
+        "L2": losses,
+        "p": ps,
+        "reached": reached,
+        "claims": claims,
+    }
+
+
+def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
+    null = scheme_of(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
+    ranked = null[PermutedUnits.name]
+    if not isinstance(ranked, PermutedUnits):
+        raise AssertionError("the null of that name")
+    return randomised_sequential_p(*ranked.counts(), ranked.stop_at, uniform)
+
+
+def kolmogorov_smirnov(ps: list[float]) -> tuple[float, float]:
+    """The distance of p-values from uniform, and what 5 % of uniform samples exceed."""
+    ordered, n = np.sort(ps), len(ps)
+    above = np.arange(1, n + 1) / n - ordered
+    below = ordered - np.arange(n) / n
+    return float(max(above.max(), below.max())), 1.358 / math.sqrt(n)
+
+
+class _Tensors(torch.nn.Module):
+    """Arrays as a live module, so that they are judged like any suspect."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__()
+        self._arrays = arrays
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        """The tensors by name."""
+        return {name: torch.from_numpy(each) for name, each in self._arrays.items()}
