@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 _PATIENCE = 2.0  # seconds before a bar appears
 
 
@@ -22,6 +19,15 @@ def progress(what: str, total: float | None) -> Iterator[Callable[[float], None]
 
     Yields: a function that takes the steps just done.
     """
+    from rich.console import Console  # not on top: what shows no bar need not wait for rich
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )  # fmt: skip

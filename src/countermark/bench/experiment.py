@@ -218,7 +218,8 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
         what the key reads in every group of suspects.
     """
     data = load_data(cell.host.data).subset(cell.host.train, cell.host.test)
-    model, key = _trained(cell, data, Checkpoint(checkpoint) if checkpoint else None)
+    saving = Checkpoint(checkpoint) if checkpoint else None
+    model, key = _trained(cell, data, saving)
     figures = measured(model, key) | {"accuracy": 100 * accuracy(model, data)}
     if cell.prune:
         figures["pruned"] = [
@@ -239,8 +240,8 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
                    cell.seed)
             for group in cell.suspects
         ]  # fmt: skip
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    if saving:
+        saving.remove()
     return figures
 
 

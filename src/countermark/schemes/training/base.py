@@ -41,11 +41,13 @@ class WeightTraining(ABC):
     """
 
     def __init__(
-        self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
+        self,
+        scheme: WeightScheme,
+        key: Key,
+        unmarked: Sequence[Mapping[str, Array]] = (),  # noqa: ARG002
     ) -> None:
         self.scheme = scheme
         self.key = key
-        self.unmarked = unmarked
 
     @abstractmethod
     def loss(self, weights: Sequence[Tensor]) -> Tensor:

@@ -59,10 +59,7 @@ class IndependentNetworkTraining(WeightTraining):
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
         """λ·L2, the mean binary cross-entropy over the T bits."""
-        # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
-        w = torch.cat([weight.float().reshape(-1) for weight in weights])  # (M,)
-        if self._targets.device != w.device:
-            self._follow(w.device)
+        w = self._vector(weights)
         if self._seen is None or not torch.equal(w, self._seen):
             self._step(w.detach().clone())
         return cast(Tensor, _Known.apply(w, self._loss, self._gradient))  # type: ignore[no-untyped-call]
@@ -70,9 +67,7 @@ class IndependentNetworkTraining(WeightTraining):
     def finish(self, weights: Sequence[Tensor]) -> None:
         """Settle the reader on the finished host."""
         steps = 0 if self._network.as_published else self._network.settling
-        w = torch.cat([weight.float().reshape(-1) for weight in weights])  # (M,)
-        if self._targets.device != w.device:
-            self._follow(w.device)
+        w = self._vector(weights)
         for step in range(steps):
             for group in self._optimizer.param_groups:
                 group["lr"] = self._network.reader_lr * (1 - step / steps)
@@ -105,6 +100,14 @@ class IndependentNetworkTraining(WeightTraining):
         self._follow(self._targets.device)
         if self._negatives:
             self._negatives.restore(state["negatives"])
+
+    def _vector(self, weights: Sequence[Tensor]) -> Tensor:
+        """The vector w (M,), and the reader where the host is."""
+        # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
+        w = torch.cat([weight.float().reshape(-1) for weight in weights])
+        if self._targets.device != w.device:
+            self._follow(w.device)
+        return w
 
     def _follow(self, device: torch.device) -> None:
         """Go where the host is."""
