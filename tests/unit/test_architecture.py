@@ -46,6 +46,8 @@ ONLY = {
     "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
 }
+# The one attack that makes keys: those of the thief's own marks.
+MAKES_KEYS = {"attacks.overwrite": {"key", "schemes"}}
 NEVER = {"examine": {"embedding"}}
 TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training"}
 TORCH = {"torch", "safetensors.torch"}
@@ -158,7 +160,9 @@ def broken_direction(found: Import) -> str | None:
     above, below = unit(importer), unit(target)
     if unlisted := [name for name in (above, below) if name not in RANKS]:
         return f"{unlisted[0]} has no rank: add it to the table RANKS in {Path(__file__).name}"
-    return None if above == below else broken_rank(above, below, target)
+    if above == below or within(target, MAKES_KEYS.get(importer, ())):
+        return None
+    return broken_rank(above, below, target)
 
 
 def broken_rank(above: str, below: str, target: str) -> str | None:

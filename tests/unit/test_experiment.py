@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from countermark.bench import experiment as bench
+from countermark.bench import run as running
+from countermark.bench.cell import compute
+from countermark.bench.run import run
 from countermark.bench.tables import page, table
 from countermark.errors import ConfigError, DataError
 
@@ -68,20 +71,23 @@ def test_what_a_paper_prints_does_not_change_the_cell(small: bench.Experiment) -
 def test_a_finished_cell_is_never_computed_again(
     small: bench.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = [result for _, result in bench.run(small, tmp_path)]
+    first = list(run(small, tmp_path))
+    assert all(ended.result for ended in first)
 
     def refuse(*_: Any) -> dict[str, Any]:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(bench, "compute", refuse)
-    assert [result for _, result in bench.run(small, tmp_path)] == first
+    monkeypatch.setattr(running, "compute", refuse)
+    assert list(run(small, tmp_path)) == first
     assert not list(tmp_path.rglob("*.checkpoint"))
 
 
 def test_a_cell_says_what_it_is_and_where_it_was_made(
     small: bench.Experiment, tmp_path: Path
 ) -> None:
-    cell, result = list(bench.run(small, tmp_path))[-1]
+    ended = list(run(small, tmp_path))[-1]
+    cell, result = ended.cell, ended.result
+    assert result is not None
     specification = result["cell"].copy()
     figures = specification.pop("figures")
     assert bench.Cell.model_validate(specification) == cell
@@ -97,7 +103,7 @@ def test_a_table_has_ours_the_papers_and_the_difference(
 ) -> None:
     with pytest.raises(DataError, match="run the experiment first"):
         table(small, tmp_path)
-    list(bench.run(small, tmp_path))
+    list(run(small, tmp_path))
     unmarked, marked = table(small, tmp_path)
     accuracy = unmarked["accuracy"]
     assert accuracy["paper"] == 90
@@ -110,7 +116,7 @@ def test_a_table_has_ours_the_papers_and_the_difference(
 
 def test_the_page_says_what_is_missing(small: bench.Experiment, tmp_path: Path) -> None:
     assert "4 cells are missing" in page([tmp_path / "small.toml"], tmp_path / "results")
-    list(bench.run(small, tmp_path / "results"))
+    list(run(small, tmp_path / "results"))
     assert "(paper 90)" in page([tmp_path / "small.toml"], tmp_path / "results")
 
 
@@ -120,7 +126,7 @@ def test_the_page_says_what_is_missing(small: bench.Experiment, tmp_path: Path) 
         (("epochs = 1", "epochs = 1\nepoch = 2"), "host.epoch: Extra inputs"),
         (("epochs = 1", ""), "host.epochs: Field required"),
         (('name = "small"', 'name = "../../small"'), "name: String should match"),
-        (('name = "small"', "name ="), "expected an experiment as TOML"),
+        (('name = "small"', "name ="), "expected a TOML file, an experiment"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, change: tuple[str, str], said: str) -> None:
@@ -137,6 +143,6 @@ def test_committed_results_of_the_digits_come_out_again() -> None:
         if cell.seed != 1:
             continue
         committed = json.loads(bench.result_path(cell, ROOT / "results").read_text())["cell"]
-        figures = bench.compute(cell)
+        figures = compute(cell)
         assert figures["accuracy"] == pytest.approx(committed["figures"]["accuracy"], abs=0.5)
         assert figures.get("wrong") == committed["figures"].get("wrong")

@@ -14,6 +14,7 @@ from countermark.bench import experiment as bench
 from countermark.bench.data import load_data
 from countermark.bench.figures import draw_false_reads, false_reads, is_drawn_from
 from countermark.bench.models import build, recipe
+from countermark.bench.run import run
 from countermark.bench.siblings import train_siblings
 from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov
 from countermark.bench.tables import page, table
@@ -80,7 +81,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> None:
     experiment, results = bench.load_experiment(small), tmp_path / "results"
-    list(bench.run(experiment, results))
+    list(run(experiment, results))
     network, linear = table(experiment, results)
     for row in (network, linear):
         (attacked,) = row["attacked"]

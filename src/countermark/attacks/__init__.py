@@ -6,12 +6,16 @@ from collections.abc import Mapping
 
 from countermark.attacks.base import Attack
 from countermark.attacks.fine_tune import FineTune
+from countermark.attacks.overwrite import Overwrite
 from countermark.attacks.prune import Prune
+from countermark.attacks.retrain import Retrain
 from countermark.errors import ConfigError, nearest
 
 ATTACKS: Mapping[str, type[Attack]] = {
     Prune.name: Prune,
     FineTune.name: FineTune,
+    Retrain.name: Retrain,
+    Overwrite.name: Overwrite,
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,16 @@ from countermark.progress import progress
 
 _Output: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _MOMENTUM = 0.9  # of sgd
+
+
+class OwnMark(Protocol):
+    """A mark of the thief's own that is trained beside the copy."""
+
+    def penalty(self) -> Tensor:
+        """The term () that joins the loss."""
+
+    def end_epoch(self) -> None:
+        """An epoch is over."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,20 @@ class FineTune(Attack):
             ConfigError: more rows than there are; the model does not answer the images with scores
                 for the data's classes; or what is to change has no part in its answer.
         """
+        return float(self.epochs), self.tune(stolen, data)
+
+    def tune(self, stolen: nn.Module, data: TrainingData, mark: OwnMark | None = None) -> float:
+        """Train the copy, and with it a mark of the thief's own where there is one.
+
+        Returns: the share of the training rows that was used, 0 to 1.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         there = len(data.train_labels)
         rows = torch.randperm(there, generator=generator)[: self._row_count(there)]
         with _randomness(self.seed, stolen), torch.enable_grad():
             trained = self._prepared(stolen, data)
-            self._train(stolen, data, rows, trained, generator)
-        return float(self.epochs), len(rows) / there
+            self._train(stolen, data, (rows, generator), trained, mark)
+        return len(rows) / there
 
     def _row_count(self, there: int) -> int:
         if self.rows is not None and self.rows > there:
@@ -103,13 +120,14 @@ class FineTune(Attack):
         return trained
 
     def _train(
-        self, stolen: nn.Module, data: TrainingData, rows: Tensor, trained: list[nn.Parameter],
-        generator: torch.Generator,
+        self, stolen: nn.Module, data: TrainingData, drawn: tuple[Tensor, torch.Generator],
+        trained: list[nn.Parameter], mark: OwnMark | None,
     ) -> None:  # fmt: skip
+        rows, generator = drawn
         device, optimizer = trained[0].device, self._optimizer(trained)
         batches = ceil(len(rows) / self.batch_size)
         stolen.train()
-        with progress("fine-tuning", self.epochs * batches) as advance:
+        with progress(f"{self.name}, steps", self.epochs * batches) as advance:
             for _ in range(self.epochs):
                 order = rows[torch.randperm(len(rows), generator=generator)]
                 # In even parts: a last batch of one image is too small for a batch norm.
@@ -118,9 +136,13 @@ class FineTune(Attack):
                     labels = data.train_labels[batch].to(device)
                     optimizer.zero_grad()
                     loss = F.cross_entropy(scores(stolen, images), labels)
+                    if mark:
+                        loss = loss + mark.penalty()
                     loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
                     optimizer.step()
                     advance(1)
+                if mark:
+                    mark.end_epoch()
         optimizer.zero_grad()
         stolen.eval()
 

@@ -1,4 +1,4 @@
-"""Experiments: a TOML file is a list of cells, a cell a specification with a hash, a result a JSON.
+"""Experiments: a TOML file is a list of cells, a cell a specification with a hash.
 
 A finished cell is a file `results/<experiment>/<hash>.json` with `cell` (specification and figures,
 the same on every machine up to floating point) and `provenance`; it is never computed again.
@@ -7,18 +7,12 @@ the same on every machine up to floating point) and `provenance`; it is never co
 from __future__ import annotations
 
 import hashlib
-import json
-import platform
-import subprocess
-import time
 import tomllib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import rfc8785
-import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,24 +22,16 @@ from pydantic import (
     model_serializer,
 )
 
-from countermark._version import VERSION
-from countermark.attacks import attack_named
-from countermark.attacks.prune import Prune
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.embed import load_into
-from countermark.bench.models import Value, build, recipe
-from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.suspects import CACHE, Base, Suspects, judged
-from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
+from countermark.bench.models import Value
+from countermark.bench.suspects import Base, Suspects
 from countermark.errors import ConfigError
-from countermark.examine import examine, read_evidence
-from countermark.files import write_bytes
-from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_named
-from countermark.verdict import Terms
+
+EXPERIMENTS = Path("experiments")
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A part of a specification.
 
     A field of `since`, added after cells had been computed, is left out where it is not set: what
@@ -60,14 +46,14 @@ class _Strict(BaseModel):
         return {n: v for n, v in handler(self).items() if v or n not in self.since}
 
 
-class Host(_Strict):
+class Host(Strict):
     """What is trained: a model by name, on the first `train` images of a data set.
 
     `start` is a checkpoint that others may have, too; `siblings` unmarked relatives are trained for
-    learnt readers.
+    learnt readers; `recipe` changes fields of the host's recipe.
     """
 
-    since = frozenset({"start", "siblings"})
+    since = frozenset({"start", "siblings", "recipe"})
 
     model: str
     model_arguments: dict[str, Value] = {}
@@ -78,23 +64,31 @@ class Host(_Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     start: Base | None = None
     siblings: int = 0
+    recipe: dict[str, Any] = {}
 
 
-class Step(_Strict):
-    """One attack by name, with its fields."""
+class Step(Strict):
+    """One attack by name, with its fields; on data of another domain where `data` names some.
+
+    `grey28` makes them grey pictures of 28 × 28.
+    """
+
+    since = frozenset({"data", "grey28"})
 
     attack: str
     fields: dict[str, Any] = {}
+    data: str = ""
+    grey28: bool = False
 
 
-class Attacks(_Strict):
+class Attacks(Strict):
     """Attacks that a thief runs one after the other."""
 
     label: str
     steps: tuple[Step, ...]
 
 
-class Row(_Strict):
+class Row(Strict):
     """One row of a table: a scheme with its fields, or "none"; what the source prints for it.
 
     `paper` has figures by column, `paper_pruned` wrong bits by pruned fraction.
@@ -107,20 +101,28 @@ class Row(_Strict):
     paper_pruned: dict[str, float] = {}
 
 
-class Prunings(_Strict):
-    """Which shares of which tensors are pruned afterwards, smallest magnitudes first."""
+class Prunings(Strict):
+    """Which shares of which tensors are pruned afterwards, smallest magnitudes first.
+
+    `orders` are other ones, in turn. `alpha` is where they are judged: a rank among permutations
+    takes as many as it asks for.
+    """
+
+    since = frozenset({"orders", "alpha"})
 
     layers: tuple[str, ...]
     fractions: tuple[float, ...]
+    orders: tuple[Literal["ascending", "random", "descending"], ...] = ()
+    alpha: float | None = None
 
 
-class Experiment(_Strict):
+class Experiment(Strict):
     """The whole file. `track` says how far it is from the paper's own scale.
 
-    `name` is also the folder of its results.
+    `name` is also the folder of its results. `watch` names a tensor whose values are followed.
     """
 
-    since = frozenset({"attacks", "suspects"})
+    since = frozenset({"attacks", "suspects", "watch"})
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
     title: str
@@ -131,10 +133,11 @@ class Experiment(_Strict):
     prune: Prunings | None = None
     attacks: tuple[Attacks, ...] = ()
     suspects: tuple[Suspects, ...] = ()
+    watch: str = ""
     rows: tuple[Row, ...]
 
 
-class Cell(_Strict):
+class Cell(Strict):
     """One row at one seed."""
 
     since = Experiment.since
@@ -145,6 +148,7 @@ class Cell(_Strict):
     prune: Prunings | None
     attacks: tuple[Attacks, ...] = ()
     suspects: tuple[Suspects, ...] = ()
+    watch: str = ""
     label: str
     scheme: str
     fields: dict[str, Any]
@@ -162,10 +166,35 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: it cannot be read, or has an unknown, missing or wrong field.
     """
+    return read_toml(path, Experiment)
+
+
+def find_experiment(name: str) -> Experiment:
+    """An experiment by its file, or by its name under `experiments/`.
+
+    Raises:
+        ConfigError: as `load_experiment`.
+    """
+    return load_experiment(located(name))
+
+
+def located(name: str) -> Path:
+    """The file of that path, or of that name under `experiments/`."""
+    path = Path(name)
+    return path if path.suffix == ".toml" else EXPERIMENTS / f"{name}.toml"
+
+
+def read_toml(path: Path, kind: type[Kind]) -> Kind:
+    """Read a TOML file as a specification of this kind.
+
+    Raises:
+        ConfigError: as `load_experiment`.
+    """
     try:
-        return Experiment.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: expected an experiment as TOML: {error}") from None
+        return kind.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        what = kind.__name__.lower()
+        raise ConfigError(f"{path}: expected a TOML file, an {what}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -183,6 +212,7 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
                 prune=experiment.prune,
                 attacks=experiment.attacks,
                 suspects=experiment.suspects,
+                watch=experiment.watch,
                 label=row.label,
                 scheme=row.scheme,
                 fields=row.fields,
@@ -190,145 +220,6 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
             )
 
 
-def run(experiment: Experiment, results: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Compute the cells that have no result yet, one after the other; yields each result."""
-    for cell in cells(experiment):
-        path = result_path(cell, results)
-        if not path.exists():
-            started = time.monotonic()
-            figures = compute(cell, path.with_suffix(".checkpoint"))
-            content = {
-                "cell": cell.model_dump(mode="json") | {"figures": figures},
-                "provenance": _provenance(time.monotonic() - started),
-            }
-            write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
-        yield cell, json.loads(path.read_text())
-
-
 def result_path(cell: Cell, results: Path) -> Path:
     """Where the result of a cell lies."""
     return results / cell.experiment / f"{cell.digest}.json"
-
-
-def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Train one host, marked or not, and measure it before and after what a thief does.
-
-    Returns: accuracy in percent; for a marked host the bits that are right, E_R (L2) per bit in
-        nats, log10 p and outcome; the same at every pruned fraction and after every attack; and
-        what the key reads in every group of suspects.
-    """
-    data = load_data(cell.host.data).subset(cell.host.train, cell.host.test)
-    saving = Checkpoint(checkpoint) if checkpoint else None
-    model, key = _trained(cell, data, saving)
-    figures = measured(model, key) | {"accuracy": 100 * accuracy(model, data)}
-    if cell.prune:
-        figures["pruned"] = [
-            {"fraction": fraction}
-            | measured(thinned := _pruned(model, cell.prune, fraction), key)
-            | {"accuracy": 100 * accuracy(thinned, data)}
-            for fraction in cell.prune.fractions
-        ]
-    for attacks in cell.attacks:
-        stolen = model
-        for step in attacks.steps:
-            stolen = attack_named(step.attack).from_fields(step.fields).run(stolen, data).model
-        after = measured(stolen, key) | {"accuracy": 100 * accuracy(stolen, data)}
-        figures.setdefault("attacked", []).append({"label": attacks.label} | after)
-    if key is not None and cell.suspects:
-        figures["suspects"] = [
-            judged(group, list(group.specs(cell.seed, cell.host.epochs, _start(cell))), key,
-                   cell.seed)
-            for group in cell.suspects
-        ]  # fmt: skip
-    if saving:
-        saving.remove()
-    return figures
-
-
-def _trained(
-    cell: Cell, data: Dataset, checkpoint: Checkpoint | None
-) -> tuple[torch.nn.Module, Key | None]:
-    model, host_recipe = _host(cell), recipe(cell.host.model)
-    course = Course(cell.host.epochs, cell.seed, cell.host.precision)
-    if cell.scheme == "none":
-        fit(model, data, host_recipe, course, checkpoint=checkpoint)
-        return model, None
-    scheme = scheme_named(cell.scheme).from_fields(cell.fields)
-    siblings = Siblings()
-    if cell.host.siblings and not scheme.linear:
-        siblings = train_siblings(
-            lambda: _host(cell), data, host_recipe, course,
-            count=cell.host.siblings, folder=CACHE / "siblings" / _host_digest(cell),
-        )  # fmt: skip
-    with scheme.embed(
-        model,
-        owner="bench",
-        material=KeyMaterial.for_tests(cell.seed),
-        unmarked=siblings.shown,
-        siblings=siblings.held_out,
-    ) as mark:
-        fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
-    return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
-
-
-def _host(cell: Cell) -> torch.nn.Module:
-    """The host before training."""
-    seeded(cell.seed, "init")
-    model = build(cell.host.model, cell.host.model_arguments)
-    start = _start(cell)
-    if start is not None:
-        load_into(model, start)
-    return model
-
-
-def _start(cell: Cell) -> Path | None:
-    return None if cell.host.start is None else cell.host.start.path(cell.host.data)
-
-
-def _host_digest(cell: Cell) -> str:
-    """What the unmarked siblings of a cell's host follow from."""
-    content: dict[str, Any] = {"host": cell.host.model_dump(mode="json"), "seed": cell.seed}
-    return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
-
-
-def measured(model: torch.nn.Module, key: Key | None) -> dict[str, Any]:
-    """What a key reads from a model, as figures; none without a key."""
-    if key is None:
-        return {}
-    evidence = read_evidence(model, key)
-    verdict = examine(model, key, Terms(assume_dated=True, allow_test_key=True))
-    return {
-        "bits": verdict.bits,
-        "wrong": verdict.bits - evidence.matched,
-        "E_R": evidence.cross_entropy,
-        "log10_p": verdict.log10_p,
-        "outcome": verdict.outcome,
-    }
-
-
-def _pruned(model: torch.nn.Module, prune: Prunings, fraction: float) -> torch.nn.Module:
-    return Prune(fraction, layers=prune.layers).run(model).model
-
-
-def _commit() -> str:
-    """The commit of the source tree this runs from, with -dirty where files were changed."""
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match=v*"]
-    try:
-        described = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return "no repository"
-    return described.stdout.strip()
-
-
-def _provenance(seconds: float) -> dict[str, Any]:
-    return {
-        "countermark": VERSION,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }

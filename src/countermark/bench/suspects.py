@@ -60,8 +60,10 @@ class Suspects(BaseModel):
     epochs: tuple[PositiveInt, ...]
     grey28: bool = False
 
-    def specs(self, seed: int, epochs: int, start: Path | None) -> Iterator[HostSpec]:
-        """The hosts, for a marked host of this seed, epochs and start."""
+    def specs(
+        self, seed: int, epochs: int, start: Path | None, train: int | None = None
+    ) -> Iterator[HostSpec]:
+        """The hosts, for a marked host of this seed, epochs, start and first training rows."""
         for number in range(self.count):
             lasts = self.epochs[number % len(self.epochs)]
             if self.kind == "strangers":
@@ -73,6 +75,7 @@ class Suspects(BaseModel):
                     epochs=lasts if number else epochs,
                     order=self.first + number if number else seed,
                     start=None if start is None else str(start),
+                    rows=None if train is None else (0, train),
                 )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
+from countermark.bench.watch import Watch
 from countermark.embedding import Embedding
 from countermark.errors import DataError
 from countermark.files import replacing
@@ -39,6 +40,7 @@ class Course:
         device: "auto" takes a GPU where there is one.
         teacher: distil from this model's answers instead of the labels.
         what: said beside the progress bar.
+        watch: is shown the model after each epoch.
     """
 
     epochs: int
@@ -47,6 +49,7 @@ class Course:
     device: str = "auto"
     teacher: nn.Module | None = field(default=None, repr=False)
     what: str = "training"
+    watch: Watch | None = field(default=None, repr=False)
 
     def resolved_device(self) -> torch.device:
         """The device that "auto" stands for here."""
@@ -134,9 +137,6 @@ class _Loop:
     ) -> None:  # fmt: skip
         self.epoch = self.step = 0
         self._device = course.resolved_device()
-        self._last_format = (
-            torch.channels_last if course.precision == "bf16" else torch.contiguous_format
-        )
         self._model = model.to(self._device)
         self._data, self._recipe, self._course, self._mark = data, recipe, course, mark
         self._optimizer = _optimizer(self._model, recipe)
@@ -152,7 +152,7 @@ class _Loop:
         if self._recipe.augment:
             images = augmented(images)
         if images.dim() == 4:
-            images = images.contiguous(memory_format=self._last_format)
+            images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster
         labels = self._data.train_labels[rows].to(self._device)
         if self._mark:
             images, labels = self._mark.mix(images, labels)
@@ -169,6 +169,8 @@ class _Loop:
         """Turn to the next epoch's order."""
         if self._mark:
             self._mark.end_epoch()
+        if self._course.watch:
+            self._course.watch.end_epoch(self._model)
         self.epoch, self.step = self.epoch + 1, 0
         self._order = self._epoch_order()
 
@@ -177,6 +179,7 @@ class _Loop:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "mark": self._mark.state() if self._mark else {},
+            "watch": self._course.watch.state() if self._course.watch else [],
             "epoch": self.epoch,
             "step": self.step,
         }
@@ -188,6 +191,8 @@ class _Loop:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._mark:
             self._mark.restore(state["mark"])
+        if self._course.watch:
+            self._course.watch.restore(state["watch"])
         self.epoch, self.step = state["epoch"], state["step"]
         self._order = self._epoch_order()
 
@@ -263,7 +268,7 @@ def _number(*parts: object) -> int:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.SGD(
         parameters,
         recipe.lr,

@@ -18,6 +18,7 @@ import numpy as np
 import rfc8785
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -115,13 +116,16 @@ def train_hosts(
     if at_a_time < 1:
         raise ConfigError(f"at_a_time must be at least 1, got {at_a_time}")
     paths = {spec: host_path(spec, cache) for spec in specs}
-    missing = {path: spec for spec, path in paths.items() if not path.exists()}
-    with progress("training hosts, epochs", sum(s.epochs for s in missing.values())) as advance:
-        for group, data in _groups(missing.values(), at_a_time):
-            stack = _Stack(group, data)
-            stack.train(advance)
-            for spec, state in zip(group, stack.states(), strict=True):
-                save_weights(state, paths[spec])
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{cache}.lock"):  # cells that run side by side share the hosts
+        missing = {path: spec for spec, path in paths.items() if not path.exists()}
+        epochs = sum(spec.epochs for spec in missing.values())
+        with progress("training hosts, epochs", epochs) as advance:
+            for group, data in _groups(missing.values(), at_a_time):
+                stack = _Stack(group, data)
+                stack.train(advance)
+                for spec, state in zip(group, stack.states(), strict=True):
+                    save_weights(state, paths[spec])
     return ((spec, _arrays(paths[spec])) for spec in specs)
 
 
@@ -136,7 +140,7 @@ def host_data(spec: HostSpec) -> Dataset:
     Raises:
         DataError: the data cannot be read, do not fit the MLP, or have fewer rows.
     """
-    return _cut(_fitting(spec.data, spec.grey28), spec.rows)
+    return _cut(fitting(spec.data, spec.grey28), spec.rows)
 
 
 def test_accuracy(weights: Mapping[str, NDArray[np.float32]], data: Dataset) -> float:
@@ -228,7 +232,7 @@ class _Stack:
 def _groups(specs: Iterable[HostSpec], at_a_time: int) -> Iterator[tuple[list[HostSpec], Dataset]]:
     """Hosts that can be stacked, `at_a_time` at most, with their data; each set is read once."""
     for alike in _by(lambda spec: (spec.data, spec.grey28), specs):
-        data = _fitting(alike[0].data, alike[0].grey28)
+        data = fitting(alike[0].data, alike[0].grey28)
         for hosts in _by(lambda s: (_count(s.rows), s.batch_size, s.lr, s.epochs), alike):
             for at in range(0, len(hosts), at_a_time):
                 yield hosts[at : at + at_a_time], data
@@ -245,8 +249,12 @@ def _count(rows: tuple[int, int] | None) -> int | None:
     return rows[1] - rows[0] if rows else None
 
 
-def _fitting(name: str, grey28: bool) -> Dataset:
-    """A data set in pictures and classes that the MLP takes, all rows."""
+def fitting(name: str, grey28: bool) -> Dataset:
+    """A data set in pictures and classes that the MLP takes, all rows.
+
+    Raises:
+        DataError: it cannot be read, or does not fit.
+    """
     data = load_data(name)
     if grey28:
         train, test = _grey28(name, data.train_images), _grey28(name, data.test_images)

@@ -25,6 +25,13 @@ bench_app = typer.Typer(
 )
 
 
+Experiment = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT", help="A TOML file, or its name: wang2020/mlp."),
+]
+Results = Annotated[Path, typer.Option(help="Folder of the results.")]
+
+
 @attack_app.command("list")
 def attack_list(as_json: AsJson = False) -> int:
     """List the attacks and what each one does.
@@ -144,28 +151,45 @@ def _percent(share: float | None) -> str:
 
 @bench_app.command("run")
 def bench_run(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A TOML file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    experiment: Experiment,
+    jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Run them on a local Ray cluster.")] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> int:
     """Compute the cells of an experiment that have no result yet; finished ones are kept.
 
+    A cell that fails is recorded with its traceback and fails alone: the exit code is then 2, and
+    the next run tries it again.
+
     \b
     Example:
-        countermark bench run experiments/digits.toml
+        countermark bench run experiments/digits.toml --jobs 2
     """
-    from countermark.bench.experiment import load_experiment, run
+    from countermark.bench.experiment import find_experiment
+    from countermark.bench.run import run
 
-    for cell, result in run(load_experiment(experiment), results):
-        measured = result["cell"]["figures"].items()
-        figures = {name: value for name, value in measured if not isinstance(value, list)}
-        typer.echo(f"{cell.label}, seed {cell.seed}: {json.dumps(figures)}")
-    return 0
+    failed = 0
+    for ended in run(find_experiment(experiment), results, jobs=jobs, ray=ray):
+        cell, line = ended.cell, f"{ended.cell.label}, seed {ended.cell.seed}: "
+        if ended.result is None:
+            failed += 1
+            last = (ended.failure or "").strip().rpartition("\n")[2]
+            typer.echo(f"{line}failed: {last}", err=True)
+            continue
+        if as_json:
+            typer.echo(json.dumps({"label": cell.label, "seed": cell.seed, **ended.result}))
+            continue
+        measured = ended.result["cell"]["figures"].items()
+        figures = {name: value for name, value in measured if not isinstance(value, (list, dict))}
+        typer.echo(f"{line}{json.dumps(figures)}")
+    return 2 if failed else 0
 
 
 @bench_app.command("table")
 def bench_table(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A TOML file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    experiment: Experiment,
+    results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> int:
     """Print the table of an experiment: ours, the paper's, the difference.
@@ -174,9 +198,9 @@ def bench_table(
     Example:
         countermark bench table experiments/digits.toml --json
     """
-    from countermark.bench.experiment import load_experiment
+    from countermark.bench.experiment import load_experiment, located
     from countermark.bench.tables import page, table
 
-    rows = table(load_experiment(experiment), results)
-    show_result({"rows": rows}, as_json, page([experiment], results))
+    rows = table(load_experiment(located(experiment)), results)
+    show_result({"rows": rows}, as_json, page([located(experiment)], results))
     return 0

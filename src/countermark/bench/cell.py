@@ -1,0 +1,178 @@
+"""One cell: train a host, marked or not, and measure it before and after what a thief does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+import torch
+from filelock import FileLock
+
+from countermark.attacks import attack_named
+from countermark.attacks.prune import Prune
+from countermark.bench.data import Dataset, load_data
+from countermark.bench.embed import load_into
+from countermark.bench.experiment import Attacks, Cell, Prunings, Step
+from countermark.bench.models import Recipe, build, recipe
+from countermark.bench.siblings import Siblings, train_siblings
+from countermark.bench.suspects import CACHE, judged
+from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
+from countermark.bench.watch import Watch
+from countermark.bench.zoo import fitting
+from countermark.errors import ConfigError
+from countermark.examine import examine, read_evidence
+from countermark.key import Key, KeyMaterial
+from countermark.schemes import scheme_named
+from countermark.verdict import ALPHA, Terms
+
+
+def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Train one host, marked or not, and measure it before and after what a thief does.
+
+    Returns: accuracy in percent; for a marked host the bits that are right, E_R (L2) per bit in
+        nats, log10 p and outcome; the same at every pruned fraction and after every attack; what
+        the key reads in every group of suspects; and what was watched of the weights.
+    """
+    data = _data(cell.host.data).subset(cell.host.train, cell.host.test)
+    saving = Checkpoint(checkpoint) if checkpoint else None
+    watch = Watch(cell.watch) if cell.watch else None
+    model, key = _trained(cell, data, saving, watch)
+    figures = measured(model, key) | {"accuracy": 100 * accuracy(model, data)}
+    if key is not None and key.frozen:
+        figures["selected"] = sum(int(mask.sum()) for mask in key.frozen.values())
+    if watch:
+        figures["watched"] = watch.figures(key)
+    if cell.prune:
+        figures["pruned"] = [
+            where | after | {"accuracy": 100 * accuracy(thinned, data)}
+            for where, thinned, after in _pruned(model, cell.prune, key)
+        ]
+    if cell.attacks:
+        figures["attacked"] = [
+            {"label": attacks.label} | _attacked(model, attacks, data, key)
+            for attacks in cell.attacks
+        ]
+    if key is not None and cell.suspects:
+        course = cell.host.epochs, _start(cell), cell.host.train
+        figures["suspects"] = [
+            judged(group, list(group.specs(cell.seed, *course)), key, cell.seed)
+            for group in cell.suspects
+        ]
+    if saving:
+        saving.remove()
+    return figures
+
+
+def _trained(
+    cell: Cell, data: Dataset, checkpoint: Checkpoint | None, watch: Watch | None
+) -> tuple[torch.nn.Module, Key | None]:
+    model, host_recipe = _host(cell), _recipe(cell)
+    course = Course(cell.host.epochs, cell.seed, cell.host.precision, watch=watch)
+    if cell.scheme == "none":
+        fit(model, data, host_recipe, course, checkpoint=checkpoint)
+        return model, None
+    scheme = scheme_named(cell.scheme).from_fields(cell.fields)
+    siblings = Siblings()
+    if cell.host.siblings and not scheme.linear:
+        folder = CACHE / "siblings" / _host_digest(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # cells of one host share them
+            siblings = train_siblings(
+                lambda: _host(cell), data, host_recipe, replace(course, watch=None),
+                count=cell.host.siblings, folder=folder,
+            )  # fmt: skip
+    with scheme.embed(
+        model,
+        owner="bench",
+        material=KeyMaterial.for_tests(cell.seed),
+        unmarked=siblings.shown,
+        siblings=siblings.held_out,
+    ) as mark:
+        fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
+    return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
+
+
+def _recipe(cell: Cell) -> Recipe:
+    try:
+        return replace(recipe(cell.host.model), **cell.host.recipe)
+    except TypeError as error:
+        raise ConfigError(f"{cell.experiment}: host.recipe: {error}") from None
+
+
+def _host(cell: Cell) -> torch.nn.Module:
+    """The host before training."""
+    seeded(cell.seed, "init")
+    model = build(cell.host.model, cell.host.model_arguments)
+    start = _start(cell)
+    if start is not None:
+        load_into(model, start)
+    return model
+
+
+def _start(cell: Cell) -> Path | None:
+    return None if cell.host.start is None else cell.host.start.path(cell.host.data)
+
+
+def _host_digest(cell: Cell) -> str:
+    """What the unmarked siblings of a cell's host follow from."""
+    content: dict[str, Any] = {"host": cell.host.model_dump(mode="json"), "seed": cell.seed}
+    return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
+
+
+def measured(model: torch.nn.Module, key: Key | None, alpha: float | None = None) -> dict[str, Any]:
+    """What a key reads from a model, as figures; none without a key."""
+    if key is None:
+        return {}
+    evidence = read_evidence(model, key)
+    verdict = examine(model, key, Terms(alpha or ALPHA, assume_dated=True, allow_test_key=True))
+    return {
+        "bits": verdict.bits,
+        "wrong": verdict.bits - evidence.matched,
+        "E_R": evidence.cross_entropy,
+        "log10_p": verdict.log10_p,
+        "outcome": verdict.outcome,
+    }
+
+
+def _pruned(
+    model: torch.nn.Module, prune: Prunings, key: Key | None
+) -> Iterator[tuple[dict[str, Any], torch.nn.Module, dict[str, Any]]]:
+    """What was pruned, the model, and what the key reads then."""
+    for order in prune.orders or ("ascending",):
+        for fraction in prune.fractions:
+            thinned = Prune(fraction, order, layers=prune.layers).run(model).model
+            where = {"order": order} if prune.orders else {}
+            yield where | {"fraction": fraction}, thinned, measured(thinned, key, prune.alpha)
+
+
+def _attacked(
+    model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None
+) -> dict[str, Any]:
+    """What is left after a chain of attacks; accuracy on the data that the thief wants it for."""
+    wanted = data
+    for step in attacks.steps:
+        given = _of_step(step, data)
+        wanted = given if step.data else wanted
+        model = attack_named(step.attack).from_fields(step.fields).run(model, given).model
+    return measured(model, key) | {"accuracy": 100 * accuracy(model, wanted)}
+
+
+def _of_step(step: Step, data: Dataset) -> Dataset:
+    if not step.data:
+        return data
+    return _grey(step.data) if step.grey28 else _data(step.data)
+
+
+@lru_cache(maxsize=4)
+def _data(name: str) -> Dataset:
+    return load_data(name)
+
+
+@lru_cache(maxsize=1)
+def _grey(name: str) -> Dataset:
+    return fitting(name, grey28=True)

@@ -1,0 +1,180 @@
+"""Run an experiment: the cells that have no result yet, one by one, side by side, or on Ray.
+
+Every cell is computed by one thread, so that all ways give the same figures. A cell that fails is
+recorded with its traceback and fails alone; the next run tries it again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from countermark._version import VERSION
+from countermark.bench.cell import compute
+from countermark.bench.experiment import Cell, Experiment, cells, result_path
+from countermark.errors import ConfigError, MissingExtraError
+from countermark.files import write_bytes
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A cell that was computed, now or before: its result, or why it failed."""
+
+    cell: Cell
+    result: dict[str, Any] | None
+    failure: str | None = None
+
+
+def run(
+    experiment: Experiment, results: Path, *, jobs: int = 1, ray: bool = False
+) -> Iterator[Ended]:
+    """Compute the cells that have no result yet; yields every cell as it ends.
+
+    Args:
+        experiment: what to compute.
+        results: folder of the results; whatever is finished there is kept.
+        jobs: how many processes, one thread each.
+        ray: on Ray's local cluster of so many workers instead.
+
+    Raises:
+        ConfigError: jobs is below 1.
+        MissingExtraError: Ray is not installed.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
+    wanted = list(cells(experiment))
+    pending = [cell for cell in wanted if not result_path(cell, results).exists()]
+    for cell in wanted:
+        if cell not in pending:
+            yield _ended(cell, results)
+    finish = _on_ray if ray else _in_processes if jobs > 1 else _here
+    for cell in finish(pending, results, jobs):
+        yield _ended(cell, results)
+
+
+def failure_path(cell: Cell, results: Path) -> Path:
+    """Where a failed cell leaves its traceback."""
+    return result_path(cell, results).with_suffix(".failed.json")
+
+
+def _ended(cell: Cell, results: Path) -> Ended:
+    path = result_path(cell, results)
+    if path.exists():
+        return Ended(cell, json.loads(path.read_text()))
+    failed = json.loads(failure_path(cell, results).read_text())
+    return Ended(cell, None, failed["traceback"])
+
+
+def _finish(cell: Cell, results: Path) -> Cell:
+    """Compute one cell and write its result, or its traceback."""
+    torch.set_num_threads(1)
+    path, failed = result_path(cell, results), failure_path(cell, results)
+    started, written = time.monotonic(), cell.model_dump(mode="json")
+    try:
+        content: dict[str, Any] = {
+            "cell": written | {"figures": compute(cell, path.with_suffix(".checkpoint"))}
+        }
+    except Exception:  # whatever it is, the other cells go on
+        path, content = failed, {"cell": written, "traceback": traceback.format_exc()}
+    content["provenance"] = _provenance(time.monotonic() - started)
+    write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
+    if path != failed:
+        failed.unlink(missing_ok=True)
+    return cell
+
+
+def _here(pending: list[Cell], results: Path, _: int) -> Iterator[Cell]:
+    threads = torch.get_num_threads()
+    try:
+        for cell in pending:
+            yield _finish(cell, results)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_processes(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cell]:
+    with _one_thread():
+        pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            for done in as_completed([pool.submit(_finish, cell, results) for cell in pending]):
+                yield done.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_ray(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cell]:
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError("--ray", "ray") from None
+    ray.init(
+        num_cpus=jobs,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": _ONE_THREAD},
+    )
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=0)(_finish)
+        left = [remote.remote(cell, results.absolute()) for cell in pending]
+        while left:
+            (done,), left = ray.wait(left)
+            yield ray.get(done)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that are started inside compute with one thread: torch reads it when imported."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(_ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _commit() -> str:
+    """The commit of the source tree this runs from, with -dirty where files were changed."""
+    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match=v*"]
+    try:
+        described = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return "no repository"
+    return described.stdout.strip()
+
+
+def _provenance(seconds: float) -> dict[str, Any]:
+    return {
+        "countermark": VERSION,
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }

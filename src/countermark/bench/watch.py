@@ -1,0 +1,83 @@
+"""Following the values of one tensor, epoch by epoch, as Wang et al. 2020 do in Figures 1 and 5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.key import Key
+
+BIN = 0.1
+"""Width of a histogram bin (Wang et al. 2020, Relationship between MANU and AUTO)."""
+
+CONVERGED_STD, WINDOW = 0.01, 5
+"""A weight has converged when its last five epoch values deviate by less (footnote 1)."""
+
+_EARLY = 6  # the paper's MLP is marked after six epochs
+_SHOWN = 12  # trajectories kept
+
+
+class Watch:
+    """The values of one tensor after each epoch."""
+
+    def __init__(self, layer: str) -> None:
+        self._layer = layer
+        self._epochs: list[Tensor] = []  # (M,) each
+
+    def end_epoch(self, model: nn.Module) -> None:
+        """Note the values."""
+        self._epochs.append(model.state_dict()[self._layer].detach().float().cpu().flatten())
+
+    def state(self) -> list[Tensor]:
+        """What was seen so far, for a checkpoint."""
+        return list(self._epochs)
+
+    def restore(self, state: list[Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self._epochs = list(state)
+
+    def figures(self, key: Key | None) -> dict[str, Any]:
+        """What was seen, as JSON values, rounded to four digits.
+
+        Returns: `histogram`, the counts of the last values in bins of width .1, the first of which
+            is number `first` (bin i begins at i/10); `trajectories`, a few weights by epoch;
+            `converged`, the share of converged weights by epoch, from the fifth on; and for a
+            trained gate `gate`, its magnitudes, with the deviation of each weight over the last
+            five epochs (`late`) and over epochs 2 to 6 (`early`).
+        """
+        seen = torch.stack(self._epochs).double().numpy()  # (E, M)
+        shown = np.linspace(0, seen.shape[1] - 1, _SHOWN).astype(int)
+        figures: dict[str, Any] = {
+            "histogram": _histogram(seen[-1]),
+            "trajectories": [_rounded(each) for each in seen[:, shown].T],
+            "converged": [
+                float((_deviation(seen, last) < CONVERGED_STD).mean())
+                for last in range(WINDOW, len(seen) + 1)
+            ],
+        }
+        if key is not None and "reader.gate" in key.learnt and not key.frozen:
+            figures["gate"] = _rounded(np.abs(key.learnt["reader.gate"]))
+            figures["late"] = _rounded(_deviation(seen, len(seen)))
+            figures["early"] = _rounded(_deviation(seen, min(_EARLY, len(seen))))
+        return figures
+
+
+def _deviation(seen: NDArray[np.float64], last: int) -> NDArray[np.float64]:
+    """Sample standard deviation (M,) of the values of the epochs up to number `last`."""
+    window = seen[max(0, last - WINDOW) : last]
+    deviation: NDArray[np.float64] = window.std(axis=0, ddof=1 if len(window) > 1 else 0)
+    return deviation
+
+
+def _histogram(values: NDArray[np.float64]) -> dict[str, Any]:
+    bins = np.floor(values / BIN).astype(int)
+    first = int(bins.min())
+    return {"first": first, "counts": np.bincount(bins - first).tolist()}
+
+
+def _rounded(values: NDArray[Any]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
