@@ -1,28 +1,66 @@
-"""Writes docs/results.md and docs/figures from results/; with --check, fails when one is stale."""
+"""Writes docs/results and docs/figures from results/; with --check, fails when one is stale."""
 
 import sys
 from pathlib import Path
 
-from countermark.bench.figures import draw_false_reads, false_reads, is_drawn_from
-from countermark.bench.tables import page
+from countermark.bench.figures import FIGURES, Drawing, Shown, draw, is_drawn_from
+from countermark.bench.pages import page
+from countermark.bench.scorecard import scorecard
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "results.md"
-FIGURE = ROOT / "docs" / "figures" / "false_reads.png"
+DOCS = Path("docs")
+EXPERIMENTS, TABLES, RESULTS = Path("experiments"), Path("tables"), Path("results")
+PAPERS = {"uchida2017": "Results: Uchida et al. 2017", "wang2020": "Results: Wang et al. 2020"}
+
+
+def figures() -> dict[Path, tuple[Drawing, Shown]]:
+    """Every figure that has results, by its file, and what it shows."""
+    found = {}
+    for name, drawing in FIGURES.items():
+        if shown := drawing.shown(EXPERIMENTS, RESULTS):
+            found[DOCS / "figures" / f"{name}.png"] = drawing, shown
+    return found
+
+
+def pages(drawn: dict[Path, tuple[Drawing, Shown]]) -> dict[Path, str]:
+    """The page of each paper, and the one that leads to them, by file."""
+    found = {}
+    for paper, title in PAPERS.items():
+        pictures = {
+            f"../figures/{path.parent.name}/{path.name}": drawing.caption
+            for path, (drawing, _) in drawn.items()
+            if path.parent.name == paper
+        }
+        tables, experiments = (
+            list((folder / paper).glob("*.toml")) for folder in (TABLES, EXPERIMENTS)
+        )
+        text = page(title, pictures, tables, experiments, RESULTS)
+        found[DOCS / "results" / f"{paper}.md"] = text
+    leading = page("Results", {}, [], list(EXPERIMENTS.glob("*.toml")), RESULTS)
+    links = [f"- [{title}](results/{paper}.md)" for paper, title in PAPERS.items()]
+    found[DOCS / "results.md"] = "\n".join([leading, "## By paper", "", *links, ""])
+    card = scorecard(TABLES / "scorecard.toml", RESULTS)
+    return found | {DOCS / "scorecard.md": card}
 
 
 def main() -> None:
-    rendered = page(list((ROOT / "experiments").rglob("*.toml")), ROOT / "results")
-    shown = false_reads(ROOT / "experiments" / "wang2020" / "unmarked.toml", ROOT / "results")
+    drawn = figures()
     if "--check" in sys.argv:
-        if not PAGE.exists() or PAGE.read_text() != rendered:
-            sys.exit("docs/results.md is stale: run make tables")
-        if not is_drawn_from(shown, FIGURE):
-            sys.exit("docs/figures/false_reads.png is stale: run make tables")
+        stale = [path for path, text in pages(drawn).items() if not _says(path, text)]
+        stale += [path for path, (_, shown) in drawn.items() if not is_drawn_from(shown, path)]
+        if stale:
+            sys.exit(f"stale: {', '.join(map(str, stale))}: run make tables")
         return
-    PAGE.write_text(rendered)
-    FIGURE.parent.mkdir(exist_ok=True)
-    draw_false_reads(shown, FIGURE)
+    for path, text in pages(drawn).items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    for path, (drawing, shown) in drawn.items():
+        if not is_drawn_from(shown, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(drawing, shown, path)
+
+
+def _says(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
 
 
 if __name__ == "__main__":

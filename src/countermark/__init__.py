@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from countermark.attacks.fine_tune import FineTune
+    from countermark.attacks.overwrite import Overwrite
     from countermark.attacks.prune import Prune
+    from countermark.attacks.retrain import Retrain
     from countermark.embedding import Embedding
     from countermark.errors import CountermarkError
     from countermark.examine import verify
@@ -41,7 +43,9 @@ _PLACES = {
     "FineTune": "attacks.fine_tune",
     "IndependentNetwork": "schemes.independent_network",
     "Key": "key",
+    "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
+    "Retrain": "attacks.retrain",
     "Uchida": "schemes.uchida",
     "Verdict": "verdict",
     "verify": "examine",
@@ -54,7 +58,9 @@ __all__ = [
     "FineTune",
     "IndependentNetwork",
     "Key",
+    "Overwrite",
     "Prune",
+    "Retrain",
     "Uchida",
     "Verdict",
     "verify",

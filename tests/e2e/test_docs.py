@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,9 @@ TIMEOUT = 280  # seconds a page; below the 300 of pytest, which could not say wh
 
 # "page: first line of the block" -> why nobody can run it here.
 ALLOWED_SKIPS: Mapping[str, str] = {}
+# Pages that speak of the experiments of a clone, and what of it they find in their folder.
+IN_A_CLONE = {"benchmark.md"}
+CLONED = ("experiments", "tables", "results")
 # Commands about the checkout or the shell: shown to people, not run. Any other must be countermark.
 NOT_RUN = {"cd", "git", "make", "pip", "py", "python", "source"}
 SHELL = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>"}
@@ -170,6 +174,9 @@ def run_page(page: Path, folder: Path) -> str | None:
         return None
     work, script = folder / "page", folder / "steps.json"
     work.mkdir()
+    if page.name in IN_A_CLONE:
+        for part in CLONED:
+            shutil.copytree(ROOT / part, work / part)
     script.write_text(json.dumps([str(page), todo]), encoding="utf-8")
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}

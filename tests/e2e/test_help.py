@@ -126,7 +126,8 @@ def test_every_command_shows_an_example(tree: dict[str, str]) -> None:
 
 def test_every_example_runs(tree: dict[str, str], tmp_path: Path) -> None:
     """One test, not one an example: they build on each other, and xdist would part them."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    for part in ("experiments", "tables", "results"):
+        shutil.copytree(ROOT / part, tmp_path / part)
     failures = run(in_order(tree, ORDER), COUNTERMARK, tmp_path)
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)

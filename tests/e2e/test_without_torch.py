@@ -20,7 +20,7 @@ main()
 """
 PUBLIC = [
     "CountermarkError", "Embedding", "Evidence", "FineTune", "IndependentNetwork", "Key",
-    "Prune", "Uchida", "Verdict",
+    "Overwrite", "Prune", "Retrain", "Uchida", "Verdict",
     "verify",
 ]  # fmt: skip
 

@@ -11,8 +11,8 @@ import pytest
 from countermark.bench import experiment as bench
 from countermark.bench import run as running
 from countermark.bench.cell import compute
+from countermark.bench.pages import outline, page
 from countermark.bench.run import run
-from countermark.bench.tables import page, table
 from countermark.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,7 +22,6 @@ SMALL = """
 name = "small"
 title = "Small"
 track = "100 digits"
-source = "nobody"
 seeds = [1, 2]
 [host]
 model = "mlp"
@@ -35,11 +34,9 @@ layers = ["2.weight"]
 fractions = [0.5]
 [[rows]]
 label = "not embedded"
-paper = { accuracy = 90 }
 [[rows]]
 label = "marked"
 scheme = "uchida"
-paper_pruned = { "0.5" = 3 }
 [rows.fields]
 layer = "2.weight"
 bits = 128
@@ -62,9 +59,8 @@ def test_every_row_at_every_seed_is_a_cell_with_a_name_of_its_own(small: bench.E
     assert len({cell.digest for cell in cells}) == 4
 
 
-def test_what_a_paper_prints_does_not_change_the_cell(small: bench.Experiment) -> None:
-    rows = tuple(row.model_copy(update={"paper": {}}) for row in small.rows)
-    same = small.model_copy(update={"rows": rows, "title": "another title"})
+def test_a_title_does_not_change_the_cell(small: bench.Experiment) -> None:
+    same = small.model_copy(update={"title": "another title"})
     assert [c.digest for c in bench.cells(same)] == [c.digest for c in bench.cells(small)]
 
 
@@ -98,26 +94,23 @@ def test_a_cell_says_what_it_is_and_where_it_was_made(
     }  # fmt: skip
 
 
-def test_a_table_has_ours_the_papers_and_the_difference(
-    small: bench.Experiment, tmp_path: Path
-) -> None:
+def test_an_outline_has_every_figure(small: bench.Experiment, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run the experiment first"):
-        table(small, tmp_path)
+        outline(small, tmp_path)
     list(run(small, tmp_path))
-    unmarked, marked = table(small, tmp_path)
+    unmarked, marked = outline(small, tmp_path)
     accuracy = unmarked["accuracy"]
-    assert accuracy["paper"] == 90
-    assert accuracy["difference"] == pytest.approx(accuracy["ours"] - 90)
     assert accuracy["least"] <= accuracy["ours"] <= accuracy["most"]
     assert "wrong" not in unmarked
-    assert marked["pruned"][0]["wrong"]["paper"] == 3
-    assert marked["E_R"]["difference"] is None
+    assert marked["pruned"][0]["fraction"] == 0.5
+    assert marked["track"] == "100 digits"
 
 
 def test_the_page_says_what_is_missing(small: bench.Experiment, tmp_path: Path) -> None:
-    assert "4 cells are missing" in page([tmp_path / "small.toml"], tmp_path / "results")
+    paths = [tmp_path / "small.toml"]
+    assert "4 cells are missing" in page("Small", {}, [], paths, tmp_path / "results")
     list(run(small, tmp_path / "results"))
-    assert "(paper 90)" in page([tmp_path / "small.toml"], tmp_path / "results")
+    assert "Wrong bits after pruning" in page("Small", {}, [], paths, tmp_path / "results")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,25 +12,30 @@ import scipy.stats
 import torch
 from torch import nn
 
+from countermark.bench import cell as computing
 from countermark.bench import experiment as bench
-from countermark.bench.data import load_data
-from countermark.bench.figures import draw_false_reads, false_reads, is_drawn_from
-from countermark.bench.models import build, recipe
+from countermark.bench import train as training
+from countermark.bench.cell import _start as start_of
+from countermark.bench.data import Dataset, load_data
+from countermark.bench.figures import draw, figure_named, is_drawn_from
+from countermark.bench.models import Recipe, build, recipe
+from countermark.bench.pages import outline, section
 from countermark.bench.run import run
 from countermark.bench.siblings import train_siblings
-from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov
-from countermark.bench.tables import page, table
-from countermark.bench.train import Course, seeded
+from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov, unmarked
+from countermark.bench.train import Course, fit, seeded
+from countermark.bench.zoo import CACHE, HostSpec, host_path
+from countermark.errors import ConfigError
 from countermark.stats import randomised_sequential_p
 from countermark.weights import load_state
 
 ROOT = Path(__file__).parent.parent.parent
+SHARED_BASE = str(ROOT / "experiments" / "wang2020" / "shared_base.toml")
 
 SMALL = """
 name = "small"
 title = "Small"
 track = "the bundled digits"
-source = "nobody"
 seeds = [1]
 [host]
 model = "mlp"
@@ -82,7 +89,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> None:
     experiment, results = bench.load_experiment(small), tmp_path / "results"
     list(run(experiment, results))
-    network, linear = table(experiment, results)
+    network, linear = outline(experiment, results)
     for row in (network, linear):
         (attacked,) = row["attacked"]
         assert attacked["outcomes"] != {"owned": 1}  # nothing is left of the marked layer
@@ -90,15 +97,18 @@ def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> No
         assert [each["claims"] for each in row["suspects"]] == [{"0.01": 0, "0.0001": 0}] * 2
     assert network["suspects"][0]["KS_critical"] == pytest.approx(1.358 / 3**0.5)
     assert linear["suspects"][0]["KS"] is None
-    shown = page([small], results)
+    shown = "\n".join(section(experiment, results))
     assert "After an attack" in shown
     assert "| network | twins |" in shown
 
-    drawn = false_reads(small, results)
+    figure = figure_named("wang2020/false_reads")
+    (tmp_path / "wang2020").mkdir()
+    small.rename(tmp_path / "wang2020" / "unmarked.toml")
+    drawn = figure.shown(tmp_path, results)
     assert list(drawn) == ["network"]
-    draw_false_reads(drawn, tmp_path / "figure.png")
+    draw(figure, drawn, tmp_path / "figure.png")
     assert is_drawn_from(drawn, tmp_path / "figure.png")
-    assert not is_drawn_from(drawn | {"more": 1}, tmp_path / "figure.png")
+    assert not is_drawn_from({**drawn} | {"more": 1}, tmp_path / "figure.png")
     assert not is_drawn_from(drawn, tmp_path / "none.png")
 
 
@@ -106,36 +116,117 @@ def test_fields_that_came_later_rename_no_cell() -> None:
     """A committed cell is found by the hash of its specification."""
     for cell in bench.cells(bench.load_experiment(ROOT / "experiments" / "digits.toml")):
         assert not {"attacks", "suspects"} & set(cell.model_dump(mode="json"))
-        assert not {"start", "siblings"} & set(cell.model_dump(mode="json")["host"])
+        assert not bench.Host.since & set(cell.model_dump(mode="json")["host"])
         assert bench.result_path(cell, ROOT / "results").exists()
 
 
+def host(**fields: Any) -> bench.Host:
+    """The marked host of an experiment: an MLP of ten epochs, where nothing else is said."""
+    return bench.Host.model_validate({"model": "mlp", "data": "digits", "epochs": 10} | fields)
+
+
+TWINS = Suspects(label="twins", data="digits", kind="twins", count=3, first=90, epochs=(2, 4))
+STRANGERS = TWINS.model_copy(update={"kind": "strangers"})
+LENET = {"model": "lenet", "model_arguments": {"width": 0.5}, "recipe": {"milestones": [0.5]}}
+
+
 def test_the_first_twin_differs_in_nothing_but_the_mark() -> None:
-    twins = Suspects(label="twins", data="digits", kind="twins", count=3, first=90, epochs=(2, 4))
-    first, second, third = twins.specs(7, 10, None)
+    first, second, third = TWINS.specs(host(), 7, None)
     assert (first.seed, first.data_order, first.epochs) == (7, 7, 10)
     assert (second.seed, second.data_order, second.epochs) == (7, 91, 4)
     assert (third.seed, third.data_order, third.epochs) == (7, 92, 2)
-    strangers = twins.model_copy(update={"kind": "strangers"})
-    assert [each.seed for each in strangers.specs(7, 10, None)] == [90, 91, 92]
+    assert [each.seed for each in STRANGERS.specs(host(), 7, None)] == [90, 91, 92]
 
 
-def test_a_base_is_trained_once(small: Path) -> None:
-    base = Base(seed=1, epochs=1)
-    first = base.path("digits")
+@pytest.mark.parametrize("group", [TWINS, STRANGERS])
+def test_suspects_are_models_of_the_hosts_kind(group: Suspects) -> None:
+    for each in group.specs(host(**LENET, unit_pixels=True), 7, None):
+        assert (each.model, each.arguments) == ("lenet", (("width", 0.5),))
+        assert each.resolved == recipe("lenet", {"milestones": (0.5,)})
+        assert each.unit_pixels
+
+
+def test_twins_see_what_the_host_sees_and_strangers_what_they_are_given() -> None:
+    few = host(train=64)
+    assert {each.rows for each in TWINS.specs(few, 7, None)} == {(0, 64)}
+    assert {each.rows for each in STRANGERS.specs(few, 7, None)} == {None}
+    given = STRANGERS.model_copy(update={"train": 32})
+    assert {each.rows for each in given.specs(few, 7, None)} == {(0, 32)}
+    assert "train" not in STRANGERS.model_dump()
+    assert given.model_dump()["train"] == 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "spec"),
+    [
+        ({}, HostSpec("digits", 5, epochs=1)),
+        (
+            LENET | {"train": 200},
+            HostSpec(
+                "digits", 5, epochs=1, rows=(0, 200), model="lenet", arguments=(("width", 0.5),),
+                recipe=(("lr", 0.02),),
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_a_base_is_a_host_of_the_same_kind_and_trained_once(
+    small: Path, fields: dict[str, Any], spec: HostSpec
+) -> None:
+    """It has a recipe of its own, whatever the marked host changes in its."""
+    begun = host(**fields, start={"seed": 5, "epochs": 1, "recipe": dict(spec.recipe)})
+    cell = next(bench.cells(bench.load_experiment(small))).model_copy(update={"host": begun})
+    first = start_of(cell)
+    assert first == host_path(spec, CACHE)
     before = first.stat().st_mtime_ns
-    assert base.path("digits") == first
+    assert start_of(cell) == first
     assert first.stat().st_mtime_ns == before
 
 
+def test_the_shared_base_of_the_results_is_what_it_was() -> None:
+    cell = next(bench.cells(bench.find_experiment(SHARED_BASE)))
+    assert cell.host.start == Base(seed=50, epochs=5)
+    base = replace(unmarked(cell.host, cell.host.data, 50), epochs=5)
+    assert base.digest == "dc101689c05e105a"
+
+
+def test_a_teachers_answers_replace_the_labels(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marked host and its siblings learn from the base."""
+    small.write_text(small.read_text().replace("epochs = 1 }", "epochs = 1 }\nteacher = true", 1))
+    cell = next(bench.cells(bench.load_experiment(small)))
+    base, taught = load_state(start_of(cell)), list[int]()
+
+    def seen(model: nn.Module, data: Dataset, how: Recipe, course: Course, **others: Any) -> None:
+        assert course.teacher is not None
+        assert not course.teacher.training
+        answers = course.teacher.state_dict()
+        assert all(torch.equal(answers[name], base[name]) for name in base)
+        taught.append(course.epochs)
+        fit(model, data, how, replace(course, epochs=1), **others)
+
+    monkeypatch.setattr(training, "fit", seen)
+    monkeypatch.setattr(computing, "fit", seen)
+    computing._trained(cell, load_data("digits").subset(64, 10), None, None)
+    assert taught == [3, 1, 3, 1, 3], "four siblings and the host"
+
+
+def test_a_teacher_without_a_start_is_refused(small: Path) -> None:
+    small.write_text(
+        small.read_text().replace("start = { seed = 5, epochs = 1 }", "teacher = true")
+    )
+    with pytest.raises(ConfigError, match=r"small\.toml: host: .*teacher needs a start"):
+        bench.load_experiment(small)
+
+
 def test_siblings_start_where_the_host_starts_and_are_kept(tmp_path: Path) -> None:
-    def host() -> nn.Module:
+    def fresh() -> nn.Module:
         seeded(3, "init")
         return build("mlp", {})
 
-    data, started = load_data("digits").subset(320, 100), host().state_dict()
+    data, started = load_data("digits").subset(320, 100), fresh().state_dict()
     made = train_siblings(
-        host, data, recipe("mlp"), Course(2, seed=3), count=5, folder=tmp_path
+        fresh, data, recipe("mlp"), Course(2, seed=3), count=5, folder=tmp_path
     )  # fmt: skip
     assert (len(made.shown), len(made.held_out), made.epochs) == (2, 3, 2 + 1 + 2 + 1 + 2)
     states = [load_state(path) for path in made.shown + made.held_out]
@@ -144,7 +235,7 @@ def test_siblings_start_where_the_host_starts_and_are_kept(tmp_path: Path) -> No
         assert 0 < moved < 0.02
     for other in states[1:]:
         assert not torch.equal(other["2.weight"], states[0]["2.weight"])
-    again = train_siblings(host, data, recipe("mlp"), Course(2, seed=3), count=5, folder=tmp_path)
+    again = train_siblings(fresh, data, recipe("mlp"), Course(2, seed=3), count=5, folder=tmp_path)
     assert again.seconds < made.seconds / 5
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".safetensors"] * 5
 

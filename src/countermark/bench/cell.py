@@ -18,13 +18,13 @@ from countermark.attacks.prune import Prune
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
-from countermark.bench.models import Recipe, build, recipe
+from countermark.bench.models import build, recipe
+from countermark.bench.pictures import grey28
 from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.suspects import CACHE, judged
+from countermark.bench.suspects import judged, unmarked
 from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
 from countermark.bench.watch import Watch
-from countermark.bench.zoo import fitting
-from countermark.errors import ConfigError
+from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
 from countermark.examine import examine, read_evidence
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_named
@@ -39,6 +39,7 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
         the key reads in every group of suspects; and what was watched of the weights.
     """
     data = _data(cell.host.data).subset(cell.host.train, cell.host.test)
+    data = replace(data, unit_pixels=cell.host.unit_pixels)
     saving = Checkpoint(checkpoint) if checkpoint else None
     watch = Watch(cell.watch) if cell.watch else None
     model, key = _trained(cell, data, saving, watch)
@@ -58,9 +59,9 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
             for attacks in cell.attacks
         ]
     if key is not None and cell.suspects:
-        course = cell.host.epochs, _start(cell), cell.host.train
+        start = _start(cell)
         figures["suspects"] = [
-            judged(group, list(group.specs(cell.seed, *course)), key, cell.seed)
+            judged(group, list(group.specs(cell.host, cell.seed, start)), key, cell.seed)
             for group in cell.suspects
         ]
     if saving:
@@ -71,8 +72,11 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
 def _trained(
     cell: Cell, data: Dataset, checkpoint: Checkpoint | None, watch: Watch | None
 ) -> tuple[torch.nn.Module, Key | None]:
-    model, host_recipe = _host(cell), _recipe(cell)
+    model, host_recipe = _host(cell), recipe(cell.host.model, cell.host.recipe)
     course = Course(cell.host.epochs, cell.seed, cell.host.precision, watch=watch)
+    if cell.host.teacher:  # it is what the host starts as
+        teacher = _host(cell).eval().to(course.resolved_device())
+        course = replace(course, teacher=teacher)
     if cell.scheme == "none":
         fit(model, data, host_recipe, course, checkpoint=checkpoint)
         return model, None
@@ -97,13 +101,6 @@ def _trained(
     return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
 
 
-def _recipe(cell: Cell) -> Recipe:
-    try:
-        return replace(recipe(cell.host.model), **cell.host.recipe)
-    except TypeError as error:
-        raise ConfigError(f"{cell.experiment}: host.recipe: {error}") from None
-
-
 def _host(cell: Cell) -> torch.nn.Module:
     """The host before training."""
     seeded(cell.seed, "init")
@@ -115,7 +112,14 @@ def _host(cell: Cell) -> torch.nn.Module:
 
 
 def _start(cell: Cell) -> Path | None:
-    return None if cell.host.start is None else cell.host.start.path(cell.host.data)
+    """The weight file the host begins with, trained if need be."""
+    host, base = cell.host, cell.host.start
+    if base is None:
+        return None
+    like = unmarked(host, host.data, base.seed)
+    spec = replace(like, epochs=base.epochs, recipe=pairs(base.recipe))
+    train_hosts([spec], CACHE)
+    return host_path(spec, CACHE)
 
 
 def _host_digest(cell: Cell) -> str:
@@ -165,7 +169,8 @@ def _attacked(
 def _of_step(step: Step, data: Dataset) -> Dataset:
     if not step.data:
         return data
-    return _grey(step.data) if step.grey28 else _data(step.data)
+    given = _grey(step.data) if step.grey28 else _data(step.data)
+    return replace(given, unit_pixels=data.unit_pixels)  # the stolen model asks for them
 
 
 @lru_cache(maxsize=4)
@@ -175,4 +180,4 @@ def _data(name: str) -> Dataset:
 
 @lru_cache(maxsize=1)
 def _grey(name: str) -> Dataset:
-    return fitting(name, grey28=True)
+    return grey28(_data(name))

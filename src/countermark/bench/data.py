@@ -41,7 +41,8 @@ Batch: TypeAlias = Mapping[str, list[Any]]
 class Dataset:
     """Labelled images, uint8 (N, C, H, W) with C = 1 or 3, and int64 labels (N,) below `classes`.
 
-    Rows stand in random order: the sources are shuffled, or `load_data` has shuffled them.
+    Rows stand in random order: the sources are shuffled, or `load_data` has shuffled them. A model
+    sees standardised pixels, or with `unit_pixels` levels from 0 to 1.
     """
 
     name: str
@@ -50,9 +51,12 @@ class Dataset:
     test_images: Tensor
     test_labels: Tensor
     classes: int
+    unit_pixels: bool = False
 
     def normalised(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Images standardised with the mean and deviation of this set's training images.
+
+        With `unit_pixels` they are divided by 255 instead.
 
         Args:
             images: uint8 (N, C, H, W), of this set or shaped like it.
@@ -86,10 +90,14 @@ class Dataset:
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation per channel in grey levels 0 to 255, float64 (C, 1, 1) each."""
+        if self.unit_pixels:
+            channels = self.train_images.shape[1]
+            nothing = torch.zeros(channels, 1, 1, dtype=torch.float64)
+            return nothing, nothing + 255
         levels = torch.arange(256, dtype=torch.float64)
         # Counting the 256 levels is exact and spares a float copy of all images.
-        channels = self.train_images.cpu().unbind(1)
-        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels])
+        planes = self.train_images.cpu().unbind(1)
+        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in planes])
         shares = counts / counts.sum(1, keepdim=True, dtype=torch.float64)  # (C, 256)
         mean = shares @ levels
         variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
@@ -128,7 +136,8 @@ def _bundled() -> Dataset:
     with np.load(path, allow_pickle=False) as arrays:
         parts = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     labels = {key: parts[key].long() for key in ("train_labels", "test_labels")}
-    return Dataset(name=BUNDLED, classes=10, **{**parts, **labels})
+    images = {key: parts[key] for key in ("train_images", "test_images")}
+    return Dataset(name=BUNDLED, classes=10, unit_pixels=False, **images, **labels)
 
 
 def _check_place(name: str) -> bool:

@@ -163,7 +163,7 @@ def _forget(resume: Path) -> None:
 def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
     seeded(order.seed, "init")
     model = build(order.model, order.model_arguments)
-    _check_fit(order.model, model, data)
+    check_fit(order.model, model, data)
     teacher = None
     if order.start:
         load_into(model, Path(order.start))
@@ -194,8 +194,12 @@ def _check_device(course: Course) -> None:
         ) from None
 
 
-def _check_fit(name: str, model: nn.Module, data: Dataset) -> None:
-    """One image through the model, so that a misfit is one line before anything is written."""
+def check_fit(name: str, model: nn.Module, data: Dataset) -> None:
+    """One image through the model, so that a misfit is one line before anything is written.
+
+    Raises:
+        ConfigError: the model does not take the pictures, or has too few classes.
+    """
     shape = tuple(data.train_images.shape[1:])
     model.eval()
     try:

@@ -10,19 +10,13 @@ import hashlib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import rfc8785
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from countermark.bench.models import Value
+from countermark.bench.strict import Strict
 from countermark.bench.suspects import Base, Suspects
 from countermark.errors import ConfigError
 
@@ -31,32 +25,19 @@ EXPERIMENTS = Path("experiments")
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Strict(BaseModel):
-    """A part of a specification.
-
-    A field of `since`, added after cells had been computed, is left out where it is not set: what
-    a cell is called must not change with the library.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    since: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {n: v for n, v in handler(self).items() if v or n not in self.since}
-
-
 class Host(Strict):
     """What is trained: a model by name, on the first `train` images of a data set.
 
     `start` is a checkpoint that others may have, too; `siblings` unmarked relatives are trained for
-    learnt readers; `recipe` changes fields of the host's recipe.
+    learnt readers; `recipe` changes fields of the host's recipe. `unit_pixels`
+    gives models levels from 0 to 1 instead of standardised ones. With `teacher` the answers of the
+    start replace the labels.
     """
 
-    since = frozenset({"start", "siblings", "recipe"})
+    since = frozenset({"start", "siblings", "recipe", "unit_pixels", "teacher"})
 
     model: str
-    model_arguments: dict[str, Value] = {}
+    model_arguments: dict[str, Value] = Field(default={})
     data: str
     train: int | None = None
     test: int | None = None
@@ -64,7 +45,15 @@ class Host(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     start: Base | None = None
     siblings: int = 0
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default={})
+    unit_pixels: bool = False
+    teacher: bool = False
+
+    @model_validator(mode="after")
+    def _teacher_is_a_start(self) -> Self:
+        if self.teacher and self.start is None:
+            raise ValueError("teacher needs a start, which gives the answers")
+        return self
 
 
 class Step(Strict):
@@ -76,7 +65,7 @@ class Step(Strict):
     since = frozenset({"data", "grey28"})
 
     attack: str
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = Field(default={})
     data: str = ""
     grey28: bool = False
 
@@ -89,16 +78,11 @@ class Attacks(Strict):
 
 
 class Row(Strict):
-    """One row of a table: a scheme with its fields, or "none"; what the source prints for it.
-
-    `paper` has figures by column, `paper_pruned` wrong bits by pruned fraction.
-    """
+    """One row: a scheme with its fields, or "none"."""
 
     label: str
     scheme: str = "none"
-    fields: dict[str, Any] = {}
-    paper: dict[str, float] = {}
-    paper_pruned: dict[str, float] = {}
+    fields: dict[str, Any] = Field(default={})
 
 
 class Prunings(Strict):
@@ -127,7 +111,6 @@ class Experiment(Strict):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
     title: str
     track: str
-    source: str
     seeds: tuple[int, ...]
     host: Host
     prune: Prunings | None = None
@@ -178,10 +161,10 @@ def find_experiment(name: str) -> Experiment:
     return load_experiment(located(name))
 
 
-def located(name: str) -> Path:
-    """The file of that path, or of that name under `experiments/`."""
+def located(name: str, folder: Path = EXPERIMENTS) -> Path:
+    """The TOML file of that path, or of that name in a folder."""
     path = Path(name)
-    return path if path.suffix == ".toml" else EXPERIMENTS / f"{name}.toml"
+    return path if path.suffix == ".toml" else folder / f"{name}.toml"
 
 
 def read_toml(path: Path, kind: type[Kind]) -> Kind:

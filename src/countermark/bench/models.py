@@ -7,9 +7,10 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, TypeAlias
 
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from torch import nn
 
 from countermark.bench.hosts.resnet import resnet18, resnet50
@@ -31,9 +32,11 @@ class Recipe:
     the learning rate is multiplied by `gamma`.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
     optimizer: Literal["adam", "sgd"]
-    lr: float
-    batch_size: int
+    lr: PositiveFloat
+    batch_size: PositiveInt
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 0.0
@@ -41,6 +44,8 @@ class Recipe:
     milestones: tuple[float, ...] = ()
     gamma: float = 0.2
 
+
+_RECIPE = TypeAdapter(Recipe)
 
 MODELS: Mapping[str, Factory] = {
     "mlp": mlp,
@@ -70,12 +75,30 @@ _RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """How the host called `name` is trained by default; a `module:factory` gets that of vgg16.
 
+    Args:
+        name: as `build` takes it.
+        changes: fields that are to be others, as JSON or TOML gives them.
+
     Raises:
-        ConfigError: no host model has this name, or it has and is no classifier.
+        ConfigError: no host model has this name, or it has and is no classifier; a change names no
+            field, or has a wrong value.
     """
+    fields = asdict(_default(name))
+    for field in changes or {}:
+        if field not in fields:
+            raise ConfigError(f"a recipe has no field {field!r}: {nearest(field, fields)}")
+    try:
+        return _RECIPE.validate_python(fields | dict(changes or {}))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where, given = wrong["loc"][0], wrong["input"]
+        raise ConfigError(f"recipe of {name}: {where} is {given!r}: {wrong['msg']}") from None
+
+
+def _default(name: str) -> Recipe:
     if ":" in name:
         return _DEFAULT
     if _known(name) not in _RECIPES:

@@ -11,9 +11,8 @@ from torch import nn
 
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
-from countermark.bench.train import Checkpoint, Course, fit
+from countermark.bench.train import Course, fit_to_file
 from countermark.nulls import LEAST_SIBLINGS
-from countermark.weights import save_weights
 
 _APART = 1_000_003  # between the seeds of siblings, so that hosts of near seeds share no order
 
@@ -56,17 +55,13 @@ def train_siblings(
         path = folder / f"sibling-{number}.safetensors"
         lasts = course.epochs if number % 2 == 0 else max(1, course.epochs // 2)
         if not path.exists():
-            model = host()
             own = replace(
                 course,
                 epochs=lasts,
                 seed=course.seed + number * _APART,
                 what=f"unmarked sibling {number + 1} of {count}",
             )
-            checkpoint = Checkpoint(folder / f"sibling-{number}.pt")
-            fit(model, data, recipe, own, checkpoint=checkpoint)
-            save_weights(model.state_dict(), path)
-            checkpoint.remove()
+            fit_to_file(host(), data, recipe, own, path)
         paths.append(path)
         epochs += lasts
     half = max(0, min(count // 2, count - LEAST_SIBLINGS))

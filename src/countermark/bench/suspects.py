@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import Field, PositiveInt
 
-from countermark.bench.zoo import Arrays, HostSpec, host_path, train_hosts
+from countermark.bench.models import Value
+from countermark.bench.strict import Strict
+from countermark.bench.zoo import CACHE, Arrays, HostSpec, pairs, train_hosts
 from countermark.examine import examine
 from countermark.key import Key
 from countermark.nulls import PermutedUnits
@@ -20,37 +23,47 @@ from countermark.schemes import scheme_of
 from countermark.stats import randomised_sequential_p
 from countermark.verdict import Terms
 
-CACHE = Path(".cache/hosts")
 DRAWS = 100_000
 LEVELS = (1e-2, 1e-4)
 
 
-class Base(BaseModel):
-    """A checkpoint that others may have, too: an MLP of `seed` after `epochs`."""
+class Host(Protocol):
+    """The marked host that suspects are to be like; `experiment.Host` is one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str
+    model_arguments: dict[str, Value]
+    recipe: dict[str, Any]
+    epochs: int
+    train: int | None
+    unit_pixels: bool
+
+
+class Base(Strict):
+    """A checkpoint that others may have, too: a host of `seed` after `epochs`.
+
+    `recipe` changes fields of its recipe; those that the marked host changes are not changed here.
+    """
+
+    since = frozenset({"recipe"})
 
     seed: int
     epochs: PositiveInt
-
-    def path(self, data: str) -> Path:
-        """Its weight file, trained if need be."""
-        spec = HostSpec(data, self.seed, epochs=self.epochs)
-        list(train_hosts([spec], CACHE))
-        return host_path(spec, CACHE)
+    recipe: dict[str, Any] = Field(default={})
 
 
-class Suspects(BaseModel):
-    """A group of unmarked MLPs.
+class Suspects(Strict):
+    """A group of unmarked hosts, models of the marked host's kind.
 
     Attributes:
         kind: "strangers" have initial weights of their own; "twins" start where the host started,
-            the first one differing from it in nothing but the mark.
+            the first one differing from it in nothing but the mark (it learns the labels in fp32,
+            though, whatever the host does).
         first: seed of the first stranger, or of the first twin's data order but one.
         epochs: taken in turn.
+        train: strangers see the first so many training images; twins see those of the host.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    since = frozenset({"train"})
 
     label: str
     data: str
@@ -59,24 +72,46 @@ class Suspects(BaseModel):
     first: int
     epochs: tuple[PositiveInt, ...]
     grey28: bool = False
+    train: PositiveInt | None = None
 
-    def specs(
-        self, seed: int, epochs: int, start: Path | None, train: int | None = None
-    ) -> Iterator[HostSpec]:
-        """The hosts, for a marked host of this seed, epochs, start and first training rows."""
+    def specs(self, host: Host, seed: int, start: Path | None) -> Iterator[HostSpec]:
+        """The hosts, for a marked host of this seed and start."""
+        alike = unmarked(host, self.data, seed)
         for number in range(self.count):
             lasts = self.epochs[number % len(self.epochs)]
             if self.kind == "strangers":
-                yield HostSpec(self.data, self.first + number, epochs=lasts, grey28=self.grey28)
+                yield replace(
+                    alike,
+                    seed=self.first + number,
+                    epochs=lasts,
+                    rows=_first_rows(self.train),
+                    grey28=self.grey28,
+                )
             else:
-                yield HostSpec(
-                    self.data,
-                    seed,
-                    epochs=lasts if number else epochs,
+                yield replace(
+                    alike,
+                    epochs=lasts if number else host.epochs,
                     order=self.first + number if number else seed,
                     start=None if start is None else str(start),
-                    rows=None if train is None else (0, train),
                 )
+
+
+def unmarked(host: Host, data: str, seed: int) -> HostSpec:
+    """The host as it would have been without a mark, a start and a teacher, in fp32."""
+    return HostSpec(
+        data,
+        seed,
+        epochs=host.epochs,
+        rows=_first_rows(host.train),
+        unit_pixels=host.unit_pixels,
+        model=host.model,
+        arguments=pairs(host.model_arguments),
+        recipe=pairs(host.recipe),
+    )
+
+
+def _first_rows(train: int | None) -> tuple[int, int] | None:
+    return None if train is None else (0, train)
 
 
 def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[str, Any]:

@@ -1,248 +1,304 @@
-"""Tables of results: rendered from `results/`, never typed. Ours, the paper's, the difference."""
+"""Tables of results: rendered from `results/`, never typed. Ours, the paper's, the difference.
+
+A table file says which cells of which experiments a row shows, and what the paper prints there.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from countermark.bench.experiment import Experiment, Row, cells, load_experiment, result_path
-from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
-from countermark.errors import DataError
+import numpy as np
+from pydantic import Field
 
-COLUMNS = ("accuracy", "wrong", "E_R", "log10_p")
-_DECIMALS = {"accuracy": 2, "wrong": 1, "E_R": 4, "log10_p": 1}
+from countermark.bench.experiment import (
+    EXPERIMENTS,
+    Experiment,
+    cells,
+    load_experiment,
+    read_toml,
+    result_path,
+)
+from countermark.bench.strict import Strict
+from countermark.errors import ConfigError, DataError, nearest
+
+TABLES = Path("tables")
+
+Figures = Mapping[str, Any]
 
 
-def table(experiment: Experiment, results: Path) -> list[dict[str, Any]]:
-    """The rows of one experiment as JSON values.
+class TableRow(Strict):
+    """One row: the cells of one row of an experiment, before or after one of its attacks.
 
-    Returns: per row its label and seeds, and per column `ours` (mean over seeds), `least`, `most`,
-        `paper` and `difference`; pruned fractions in `pruned`. A row that measured nothing in a
-        column has no such column; what the paper does not print is None. `outcomes` counts the
-        verdicts; `attacked` and `suspects` hold the same for attacks and unmarked models.
+    Attributes:
+        label: what the row is called.
+        experiment: name of the experiment; `cells` the label of its row.
+        attack: label of an attack whose figures the columns `after …` show.
+        prune: the share of the marked layer whose figures the columns `pruned …` show, and the
+            order in which it was pruned.
+        paper: what the paper prints, by column.
+    """
+
+    label: str
+    experiment: str
+    cells: str
+    attack: str = ""
+    prune: float | None = None
+    order: str = ""
+    paper: dict[str, float] = Field(default={})
+
+
+class Table(Strict):
+    """A table file. `histograms` correlates the watched weights of each row with those of all."""
+
+    name: str
+    title: str
+    source: str
+    note: str = ""
+    kind: Literal["figures", "histograms"] = "figures"
+    columns: tuple[str, ...] = ()
+    rows: tuple[TableRow, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column shows: one figure of a cell, with its heading and decimals."""
+
+    title: str
+    read: Callable[[Figures], Any]
+    decimals: int = 2
+
+
+def _bit_accuracy(figures: Figures) -> float:
+    return 100 * (1 - float(figures["wrong"]) / float(figures["bits"]))
+
+
+def _false_reads(figures: Figures) -> float:
+    strangers = figures["suspects"][0]
+    return 100 * float(strangers["all_bits"]) / float(strangers["hosts"])
+
+
+_READ: Mapping[str, Column] = {
+    "accuracy": Column("accuracy %", lambda f: f["accuracy"]),
+    "bit_accuracy": Column("bits right %", _bit_accuracy),
+    "wrong": Column("wrong bits", lambda f: f["wrong"], 1),
+    "E_R": Column("L2 (E_R per bit)", lambda f: f["E_R"], 4),
+    "log10_p": Column("log10 p", lambda f: f["log10_p"], 1),
+    "outcome": Column("verdict", lambda f: f["outcome"]),
+}
+
+
+def _looking_at(when: str) -> dict[str, Column]:
+    return {
+        f"{when}_{name}": replace(column, title=f"{column.title}, {when}")
+        for name, column in _READ.items()
+    }
+
+
+COLUMNS: Mapping[str, Column] = {
+    **_READ,
+    "selected": Column("weights selected", lambda f: f["selected"], 0),
+    "false_reads": Column("false reads %", _false_reads, 0),
+    **_looking_at("after"),
+    **_looking_at("pruned"),
+    "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
+}
+"""By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `unmarked` at the
+cells of the same experiment that bear no mark."""
+
+
+def load_table(path: Path) -> Table:
+    """Read a table file.
 
     Raises:
-        DataError: a cell has no result yet.
+        ConfigError: it cannot be read, has an unknown, missing or wrong field or column.
     """
-    return [_row(experiment, row, results) for row in experiment.rows]
+    table = read_toml(path, Table)
+    for column in table.columns:
+        if column not in COLUMNS:
+            raise ConfigError(f"{path}: no column {column!r}: {nearest(column, COLUMNS)}")
+    return table
 
 
-def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
-    figures = [
-        _figures(result_path(cell, results))
-        for cell in cells(experiment)
-        if cell.label == row.label
-    ]
-    pruned = [
-        {"fraction": thinned[0]["fraction"]}
-        | _columns(thinned, {"wrong": row.paper_pruned.get(str(thinned[0]["fraction"]))})
-        for thinned in zip(*(each.get("pruned", []) for each in figures), strict=True)
-    ]
+def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> dict[str, Any]:
+    """A table as JSON values.
+
+    Returns: name, title, source, note, `columns` (name to heading) and `rows`; a row has its label,
+        the number of seeds and `cells` by column: `ours` (mean over the seeds), `least`, `most`,
+        `paper`, `difference` (None where the paper prints nothing), `track`. Verdicts are counts
+        by outcome.
+
+    Raises:
+        DataError: a cell has no result yet, or no such figure.
+        ConfigError: an experiment, a row or an attack of that name does not exist.
+    """
+    columns = {name: COLUMNS[name].title for name in table.columns}
+    if table.kind == "histograms":
+        columns = {row.label: row.label for row in table.rows}
+    return {
+        "name": table.name,
+        "title": table.title,
+        "source": table.source,
+        "note": table.note,
+        "columns": columns,
+        "rows": [_row(table, row, results, experiments) for row in table.rows],
+    }
+
+
+def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[str, Any]:
+    experiment = load_experiment(experiments / f"{row.experiment}.toml")
+    own = figures_of(experiment, row.cells, results)
+    if table.kind == "histograms":
+        shown = {
+            other.label: _correlations(
+                own,
+                figures_of(
+                    load_experiment(experiments / f"{other.experiment}.toml"), other.cells, results
+                ),
+            )
+            for other in table.rows
+        }
+    else:
+        shown = {name: _values(name, row, own, experiment, results) for name in table.columns}
     return {
         "label": row.label,
-        "seeds": len(figures),
-        "bits": figures[0].get("bits"),
-        **_columns(figures, row.paper),
-        "outcomes": _outcomes(figures),
-        "pruned": pruned,
-        "attacked": [
-            {"label": each[0]["label"], **_columns(each, {}), "outcomes": _outcomes(each)}
-            for each in zip(*(each.get("attacked", []) for each in figures), strict=True)
-        ],
-        "suspects": [
-            _judged(each)
-            for each in zip(*(each.get("suspects", []) for each in figures), strict=True)
-        ],
+        "seeds": len(own),
+        "cells": {
+            name: summary(values, row.paper.get(name)) | {"track": experiment.track}
+            for name, values in shown.items()
+        },
     }
 
 
-def _outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return dict(Counter(each["outcome"] for each in figures if "outcome" in each))
+def _values(
+    name: str, row: TableRow, own: list[Figures], experiment: Experiment, results: Path
+) -> list[Any]:
+    """One figure a seed."""
+    sources = own
+    if name == "unmarked":
+        sources = [
+            figures
+            for each in experiment.rows
+            if each.scheme == "none"
+            for figures in figures_of(experiment, each.label, results)
+        ]
+    elif name.startswith("after_"):
+        sources = [_one(each.get("attacked", []), label=row.attack) for each in own]
+    elif name.startswith("pruned_"):
+        where = {"fraction": row.prune} | ({"order": row.order} if row.order else {})
+        sources = [_one(each.get("pruned", []), **where) for each in own]
+    try:
+        return [COLUMNS[name].read(each) for each in sources]
+    except (KeyError, IndexError):
+        raise DataError(
+            f"{experiment.name}: the cells of {row.cells!r} have no {name!r}: leave the column "
+            "out, or let the experiment measure it"
+        ) from None
 
 
-def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One group of unmarked suspects, over all seeds."""
-    joined = {name: [x for each in groups for x in each[name]] for name in ("matched", "L2", "p")}
-    counted = {
-        name: {level: sum(each[name][level] for each in groups) for level in map(str, LEVELS)}
-        for name in ("reached", "claims")
-    }
-    spread = kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
+def _one(measured: Sequence[Figures], **where: object) -> Figures:
+    for each in measured:
+        if all(each.get(name) == value for name, value in where.items()):
+            return each
+    raise ConfigError(f"no cell was measured after {where}")
+
+
+def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]:
+    """Ours over the seeds, the paper's, the difference; of verdicts, how often each was given."""
+    if isinstance(values[0], str):
+        return {"ours": dict(Counter(values)), "paper": None, "difference": None}
+    ours = statistics.mean(values)
     return {
-        "label": groups[0]["label"],
-        "hosts": len(joined["matched"]),
-        "all_bits": sum(each["all_bits"] for each in groups),
-        "matched": statistics.median(joined["matched"]),
-        "least_L2": min(joined["L2"], default=None),
-        "L2": statistics.median(joined["L2"]) if joined["L2"] else None,
-        **counted,
-        "KS": spread[0],
-        "KS_critical": spread[1],
+        "ours": ours,
+        "least": min(values),
+        "most": max(values),
+        "paper": paper,
+        "difference": None if paper is None else ours - paper,
     }
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def figures_of(experiment: Experiment, label: str, results: Path) -> list[Figures]:
+    """The figures of one row of an experiment, a seed each.
+
+    Raises:
+        ConfigError: it has no such row.
+        DataError: a cell has no result yet.
+    """
+    found = [cell for cell in cells(experiment) if cell.label == label]
+    if not found:
+        known = nearest(label, [row.label for row in experiment.rows])
+        raise ConfigError(f"{experiment.name} has no row {label!r}: {known}")
+    return [_figures(result_path(cell, results)) for cell in found]
+
+
+@lru_cache(maxsize=1024)
+def _figures(path: Path) -> Figures:
     if not path.exists():
         raise DataError(f"{path} is missing: run the experiment first (countermark bench run)")
-    figures: dict[str, Any] = json.loads(path.read_text())["cell"]["figures"]
+    figures: Figures = json.loads(path.read_text())["cell"]["figures"]
     return figures
 
 
-def _columns(
-    figures: Sequence[Mapping[str, Any]], paper: Mapping[str, float | None]
-) -> dict[str, Any]:
-    columns = {}
-    for column in COLUMNS:
-        values = [each[column] for each in figures if each.get(column) is not None]
-        if not values:
-            continue
-        ours, printed = statistics.mean(values), paper.get(column)
-        columns[column] = {
-            "ours": ours,
-            "least": min(values),
-            "most": max(values),
-            "paper": printed,
-            "difference": None if printed is None else ours - printed,
-        }
-    return columns
-
-
-def page(experiments: Sequence[Path], results: Path) -> str:
-    """The documentation page of all experiments, in Markdown."""
-    head = [
-        "# Results",
-        "",
-        "Rendered from `results/` by `make tables`; every file there holds one cell with its",
-        "specification, seed, versions, device and commit. Accuracy is in percent of the test",
-        "images, *wrong* the number of wrong bits, E_R (L2) the cross-entropy per bit in nats.",
-        "Figures over several seeds are means, with the least and the most in brackets; (paper …)",
-        "is what the source in the heading prints. Keys of benchmarks are judged as if dated.",
-    ]
-    parts = [_section(load_experiment(path), results) for path in sorted(experiments)]
-    return "\n".join([*head, *(line for part in parts for line in part), ""])
-
-
-def _section(experiment: Experiment, results: Path) -> list[str]:
-    seeds = ", ".join(str(seed) for seed in experiment.seeds)
-    head = [
-        "",
-        f"## {experiment.title}",
-        "",
-        f"`{experiment.name}`. Track: {experiment.track}.",
-        f"Printed figures: {experiment.source}. Seeds: {seeds}.",
-        "",
-    ]
-    missing = [c for c in cells(experiment) if not result_path(c, results).exists()]
-    if missing:
-        return [*head, f"Not run to the end yet: {len(missing)} cells are missing."]
-    rows = table(experiment, results)
-    lines = [
-        *head,
-        "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
-        "|---|---|---|---|---|---|",
-        *(_line(row["label"], row) for row in rows),
-    ]
-    return lines + _pruned(rows) + _attacked(rows) + _suspects(rows)
-
-
-def _line(label: str, row: Mapping[str, Any]) -> str:
-    shown = " | ".join(_shown(row, column) for column in COLUMNS)
-    verdicts = ", ".join(f"{n} {o.replace('_', ' ')}" for o, n in row["outcomes"].items())
-    return f"| {label} | {shown} | {verdicts or '–'} |"
-
-
-def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is left after each attack."""
-    if not rows[0]["attacked"]:
-        return []
+def _correlations(own: list[Figures], other: list[Figures]) -> list[float]:
     return [
-        "",
-        "After an attack:",
-        "",
-        "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
-        "|---|---|---|---|---|---|",
-        *(
-            _line(f"{row['label']}, {each['label']}", each)
-            for row in rows
-            for each in row["attacked"]
-        ),
+        correlation(a["watched"]["histogram"], b["watched"]["histogram"])
+        for a, b in zip(own, other, strict=True)
     ]
 
 
-def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the keys read in models that never saw their mark."""
-    if not any(row["suspects"] for row in rows):
-        return []
+def correlation(one: Figures, other: Figures) -> float:
+    """Eq. (2) of Wang et al. 2020: correlation of two histograms over the bins of both."""
+    first = min(one["first"], other["first"])
+    last = max(each["first"] + len(each["counts"]) for each in (one, other))
+    counts = np.zeros((2, last - first))
+    for row, each in zip(counts, (one, other), strict=True):
+        at = each["first"] - first
+        row[at : at + len(each["counts"])] = each["counts"]
+    return float(np.corrcoef(counts)[0, 1])
+
+
+def as_markdown(shown: Mapping[str, Any]) -> list[str]:
+    """A rendered table as lines of Markdown."""
+    tracks = dict.fromkeys(c["track"] for row in shown["rows"] for c in row["cells"].values())
+    seeds = ", ".join(sorted({str(row["seeds"]) for row in shown["rows"]}))
+    head = f"`{shown['name']}`. Printed figures: {shown['source']}. Seeds of a row: {seeds}."
     return [
+        f"## {shown['title']}",
         "",
-        "Models that never saw the mark. *All bits*: how many give every bit of the message, which",
-        "the published criterion takes for the mark. *Rank*: how many have a rank of L2 among",
-        "permutations of their hidden units (at most 100,000) of p ≤ .01 and p ≤ 1e-4. *Claims*:",
-        "how many of these the sibling threshold lets pass, or, for a linear key, have such a p.",
-        "*KS*: largest distance of the randomised p from uniform; 5 % of uniform samples exceed",
-        "the figure in brackets.",
+        head,
+        *(f"Track: {track}." for track in tracks),
+        *(["", shown["note"].strip()] if shown["note"] else []),
         "",
-        "| key | suspects | all bits | median bits | least L2 | median L2 | rank | claims | KS |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_suspects_line(row["label"], each) for row in rows for each in row["suspects"]),
+        f"| | {' | '.join(shown['columns'].values())} |",
+        "|---" * (len(shown["columns"]) + 1) + "|",
+        *(_line(row) for row in shown["rows"]),
+        "",
     ]
 
 
-def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
-    learnt = group["KS"] is not None
-    shown = [
-        label,
-        group["label"],
-        f"{group['all_bits']} of {group['hosts']}",
-        f"{group['matched']:g}",
-        f"{group['least_L2']:.2g}" if learnt else "–",
-        f"{group['L2']:.2g}" if learnt else "–",
-        ", ".join(map(str, group["reached"].values())) if learnt else "–",
-        ", ".join(map(str, group["claims"].values())),
-        f"{group['KS']:.3f} ({group['KS_critical']:.3f})" if learnt else "–",
-    ]
-    return f"| {' | '.join(shown)} |"
+def _line(row: Mapping[str, Any]) -> str:
+    cells = " | ".join(shown_cell(name, cell) for name, cell in row["cells"].items())
+    return f"| {row['label']} | {cells} |"
 
 
-def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Wrong bits and accuracy against the pruned share of the marked layer."""
-    fractions = [each["fraction"] for each in rows[0]["pruned"]]
-    if not fractions:
-        return []
-    lines = [
-        "",
-        "Wrong bits after pruning the smallest weights of the marked layer (accuracy below):",
-        "",
-        "| | " + " | ".join(f"{100 * fraction:g} %" for fraction in fractions) + " |",
-        "|---" * (len(fractions) + 1) + "|",
-    ]
-    for column, needed in (("wrong", "wrong"), ("accuracy", "accuracy")):
-        lines += [
-            f"| {row['label']}, {needed} | "
-            + " | ".join(_shown(each, column) for each in row["pruned"])
-            + " |"
-            for row in rows
-            if column in row["pruned"][0]
-        ]
-    return lines
-
-
-def _shown(row: Mapping[str, Any], column: str) -> str:
-    if column not in row:
-        return "–"
-    figures = row[column]
-    least, ours, most = (_number(column, figures[name]) for name in ("least", "ours", "most"))
+def shown_cell(column: str, cell: Mapping[str, Any], *, paper: bool = True) -> str:
+    """A cell as text: ours, least and most over the seeds, the paper's."""
+    if isinstance(cell["ours"], dict):
+        return ", ".join(f"{n} {o.replace('_', ' ')}" for o, n in cell["ours"].items())
+    decimals = COLUMNS[column].decimals if column in COLUMNS else 4
+    least, ours, most = (number(cell[name], decimals) for name in ("least", "ours", "most"))
     text = ours if least == most else f"{ours} [{least}, {most}]"
-    if figures["paper"] is not None:
-        text += f" (paper {figures['paper']:g})"
-    return text
+    return f"{text} (paper {cell['paper']:g})" if paper and cell["paper"] is not None else text
 
 
-def _number(column: str, value: float) -> str:
-    if column == "E_R" and 0 < value < 1e-3:
+def number(value: float, decimals: int) -> str:
+    """A figure as text; small losses in scientific notation."""
+    if decimals == 4 and 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
-    return f"{value:.{_DECIMALS[column]}f}"
+    return f"{value:.{decimals}f}"

@@ -24,6 +24,7 @@ from countermark.embedding import Embedding
 from countermark.errors import DataError
 from countermark.files import replacing
 from countermark.progress import progress
+from countermark.weights import save_weights
 
 _CHECKPOINT_SECONDS = 20.0
 _TEST_BATCH = 500
@@ -126,6 +127,19 @@ def fit(
             if checkpoint:
                 checkpoint.save(loop.state())
     model.eval()
+
+
+def fit_to_file(
+    model: nn.Module, data: Dataset, recipe: Recipe, course: Course, path: Path
+) -> None:
+    """Train `model` as `fit` does and write its weights; a checkpoint lies beside them till then.
+
+    The first four arguments are those of `fit`; the name of the checkpoint ends in .pt.
+    """
+    checkpoint = Checkpoint(path.with_suffix(".pt"))
+    fit(model, data, recipe, course, checkpoint=checkpoint)
+    save_weights(model.state_dict(), path)
+    checkpoint.remove()
 
 
 class _Loop:

@@ -30,7 +30,9 @@ class Watch:
 
     def end_epoch(self, model: nn.Module) -> None:
         """Note the values."""
-        self._epochs.append(model.state_dict()[self._layer].detach().float().cpu().flatten())
+        self._epochs.append(
+            model.state_dict()[self._layer].detach().float().cpu().flatten().clone()
+        )
 
     def state(self) -> list[Tensor]:
         """What was seen so far, for a checkpoint."""

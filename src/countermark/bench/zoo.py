@@ -1,40 +1,40 @@
-"""Unmarked hosts by the hundred, to test null hypotheses on: small MLPs trained many at a time.
+"""Unmarked hosts by the hundred, to test null hypotheses on.
 
-N hosts are one stack of parameters, so that one batched product serves all of them. Each host is
-the one that `fit` would train, up to rounding, whoever is trained beside it, and lies in a cache
-under its own digest: what was interrupted goes on, and no host is trained twice.
+A host lies in a cache under the digest of all that its weights follow from: what was interrupted
+goes on, and no host is trained twice. The small MLPs are trained many at a time (`stack`), all
+other hosts one after the other, by `fit`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import rfc8785
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.bench.data import Dataset, load_data
-from countermark.bench.embed import load_into
-from countermark.bench.models import build
-from countermark.bench.train import accuracy, epoch_order, seeded
-from countermark.errors import ConfigError, DataError
+from countermark.bench.embed import check_fit, load_into
+from countermark.bench.models import Recipe, Value, build, recipe
+from countermark.bench.pictures import check_for_mlp, cut, grey28
+from countermark.bench.stack import Stack
+from countermark.bench.train import Course, accuracy, fit_to_file, seeded
+from countermark.errors import ConfigError
 from countermark.progress import progress
 from countermark.weights import load_state, open_weights, save_weights
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 
-_SIDE, _CLASSES = 28, 10  # the MLP of `build("mlp", {})` reads 28 x 28 pixels
-_LANES = 16  # the parameters of a host are padded to whole vectors and cache lines
-_LUMA = (19595, 38470, 7471)  # Rec. 601: 0.299, 0.587, 0.114, times 2^16
+CACHE = Path(".cache/hosts")
+AT_A_TIME = 16  # 8 to 64 are about as quick (docs/performance.md); what is killed loses few
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ class HostSpec:
         order: seed of the data order; None for `seed`.
         rows: first and one past the last training row; None for all.
         grey28: grey (Rec. 601 luma), cropped to the middle 28 x 28 pixels.
+        unit_pixels: levels from 0 to 1, not standardised ones.
         start: a weight file to begin from; its content enters the digest, not its name.
-        lr: learning rate of Adam.
-        batch_size: rows a step; an incomplete last batch is left out.
+        model, arguments: as `build` takes them; a factory enters the digest by its name alone.
+        recipe: fields of the model's recipe that are changed; this and `arguments` as of `pairs`.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: epochs below 0, an unknown model, a wrong field of the recipe.
     """
 
     data: str
@@ -63,21 +64,33 @@ class HostSpec:
     order: int | None = None
     rows: tuple[int, int] | None = None
     grey28: bool = False
+    unit_pixels: bool = False
     start: str | None = None
-    lr: float = 1e-3
-    batch_size: int = 32
+    model: str = "mlp"
+    arguments: tuple[tuple[str, Value], ...] = ()
+    recipe: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr < math.inf:
-            raise ConfigError(
-                "a host needs epochs >= 0, batch_size >= 1 and a finite lr > 0, got "
-                f"{self.epochs}, {self.batch_size} and {self.lr}"
-            )
+        if self.epochs < 0:
+            raise ConfigError(f"a host needs epochs >= 0, got {self.epochs}")
+        recipe(self.model, dict(self.recipe))
 
     @property
     def data_order(self) -> int:
         """The seed of the data order, whether or not it was given."""
         return self.seed if self.order is None else self.order
+
+    @property
+    def resolved(self) -> Recipe:
+        """The model's recipe with its changes."""
+        return recipe(self.model, dict(self.recipe))
+
+    @property
+    def stacks(self) -> bool:
+        """Whether it is a small MLP that many are trained of at a time."""
+        default, own = recipe("mlp"), self.resolved
+        alike = replace(own, lr=default.lr, batch_size=default.batch_size) == default
+        return self.model == "mlp" and not self.arguments and alike
 
     @property
     def digest(self) -> str:
@@ -86,31 +99,49 @@ class HostSpec:
         Raises:
             SuspectError: `start` cannot be read.
         """
-        content = asdict(self) | {"order": self.data_order}
+        names = ("data", "seed", "epochs", "rows", "grey28", "start")
+        content = {name: getattr(self, name) for name in names} | {"order": self.data_order}
         if self.start is not None:
             with open_weights(self.start) as weights:
                 content["start"] = weights.file_digest()
+        how = asdict(self.resolved)
+        # What came later is left out where it is not set: no cached host is renamed.
+        if self.stacks:
+            content |= {name: how[name] for name in ("lr", "batch_size")}
+        else:
+            content |= {"model": self.model, "arguments": dict(self.arguments), "recipe": how}
+        if self.unit_pixels:
+            content["unit_pixels"] = True
         return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
 
 
-def train_hosts(
-    specs: Sequence[HostSpec], cache: Path, *, at_a_time: int = 32
-) -> Iterator[tuple[HostSpec, Arrays]]:
-    """Train the hosts that `cache` lacks, on the CPU, then read all of them.
+def pairs(fields: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Arguments or changes of a recipe as a `HostSpec` holds them: sorted, lists as tuples."""
+    return tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in sorted(fields.items())
+    )
 
-    Training is over when the call returns; a host is read when the iterator comes to it.
+
+def train_hosts(
+    specs: Sequence[HostSpec], cache: Path, *, at_a_time: int = AT_A_TIME
+) -> Iterator[tuple[HostSpec, Arrays]]:
+    """Train the hosts that `cache` lacks, then read all of them.
+
+    Training is over when the call returns; a host is read when the iterator comes to it. Small MLPs
+    are trained on the CPU; each other host where `fit` trains it, going on from its checkpoint.
 
     Args:
         specs: which hosts; the results come in this order.
         cache: folder of the files `<digest>.safetensors`; made if need be.
-        at_a_time: hosts trained together, and lost together when the process is killed.
+        at_a_time: small MLPs trained together, and lost together when the process is killed.
 
-    Returns: each spec with its weights float32: "0.weight" (64, 784), "0.bias" (64,),
-        "2.weight" (10, 64), "2.bias" (10,).
+    Returns: each spec with its weights by name; of a small MLP "0.weight" (64, 784), "0.bias"
+        (64,), "2.weight" (10, 64), "2.bias" (10,).
 
     Raises:
-        ConfigError: `at_a_time` is below 1, or a `start` does not fit.
-        DataError: the data cannot be read or do not fit the MLP.
+        ConfigError: `at_a_time` is below 1, or a `start` or the data do not fit the model.
+        DataError: the data cannot be read, have fewer rows or do not fit the small MLP.
         SuspectError: a `start` or a file of the cache cannot be read.
     """
     if at_a_time < 1:
@@ -119,14 +150,68 @@ def train_hosts(
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{cache}.lock"):  # cells that run side by side share the hosts
         missing = {path: spec for spec, path in paths.items() if not path.exists()}
-        epochs = sum(spec.epochs for spec in missing.values())
+        stacked = [spec for spec in missing.values() if spec.stacks]
+        epochs = sum(spec.epochs for spec in stacked)
         with progress("training hosts, epochs", epochs) as advance:
-            for group, data in _groups(missing.values(), at_a_time):
-                stack = _Stack(group, data)
-                stack.train(advance)
-                for spec, state in zip(group, stack.states(), strict=True):
+            for group, data in _groups(stacked, at_a_time):
+                for spec, state in _trained_together(group, data, advance):
                     save_weights(state, paths[spec])
+        alone = [spec for spec in missing.values() if not spec.stacks]
+        for number, (spec, data) in enumerate(_with_data(alone), 1):
+            what = f"unmarked host {number} of {len(alone)}"
+            course = Course(spec.epochs, spec.data_order, what=what)
+            fit_to_file(_initial(spec), _seen(spec, data), spec.resolved, course, paths[spec])
     return ((spec, _arrays(paths[spec])) for spec in specs)
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What `extend` found and did.
+
+    Attributes:
+        there: hosts that the cache had already.
+        trained: hosts trained just now, a base left out.
+        seconds: CPU time of the training, that of a base included.
+        accuracies: shares of the test images, 0 to 1, of all hosts.
+    """
+
+    there: int
+    trained: int
+    seconds: float
+    accuracies: tuple[float, ...]
+
+
+def extend(
+    like: HostSpec, count: int, *, cache: Path, base: HostSpec | None = None,
+    at_a_time: int = AT_A_TIME,
+) -> Extended:  # fmt: skip
+    """Train so many hosts, as far as the cache lacks them, and test all of them.
+
+    Args:
+        like: the first host; the others take the next seeds.
+        count: how many.
+        cache: as for `train_hosts`.
+        base: all hosts begin where this one ended.
+        at_a_time: as for `train_hosts`.
+
+    Raises:
+        ConfigError: `count` is below 1; else as `train_hosts`, and nothing is written.
+    """
+    if count < 1:
+        raise ConfigError(f"count is {count}: expected at least 1 host")
+    data, began = host_data(like), time.process_time()
+    if base is not None:
+        train_hosts([base], cache, at_a_time=at_a_time)
+        like = replace(like, start=str(host_path(base, cache)))
+    specs = [replace(like, seed=like.seed + number) for number in range(count)]
+    there = sum(host_path(spec, cache).exists() for spec in specs)
+    hosts = train_hosts(specs, cache, at_a_time=at_a_time)
+    seconds, found = time.process_time() - began, []
+    with progress("testing hosts", count) as advance:
+        for spec, weights in hosts:
+            found.append(test_accuracy(spec, weights, data))
+            advance(1)
+    return Extended(there, count - there, seconds, tuple(found))
 
 
 def host_path(spec: HostSpec, cache: Path) -> Path:
@@ -138,104 +223,51 @@ def host_data(spec: HostSpec) -> Dataset:
     """The data a host sees: its training rows, their scale, and every test row.
 
     Raises:
-        DataError: the data cannot be read, do not fit the MLP, or have fewer rows.
+        ConfigError: the model does not take them, or cannot be built.
+        DataError: the data cannot be read, have fewer rows or do not fit the small MLP.
     """
-    return _cut(fitting(spec.data, spec.grey28), spec.rows)
+    return _seen(spec, _pictures(spec.data, spec.grey28))
 
 
-def test_accuracy(weights: Mapping[str, NDArray[np.float32]], data: Dataset) -> float:
+def test_accuracy(
+    spec: HostSpec, weights: Mapping[str, NDArray[np.float32]], data: Dataset
+) -> float:
     """Share of the test images, 0 to 1, that a host classifies right; `data` as of `host_data`."""
-    model = _initial(0)
+    model = _built(spec)
     model.load_state_dict({name: torch.from_numpy(each) for name, each in weights.items()})
-    return accuracy(model, data)
+    return accuracy(model.to(Course(0).resolved_device()), data)
 
 
 test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
 
 
-class _Stack:
-    """N hosts that take equally many equally large steps, as parameters (N, ...) each."""
-
-    def __init__(self, specs: Sequence[HostSpec], data: Dataset) -> None:
-        self._specs = specs
-        cuts = {spec.rows: _cut(data, spec.rows) for spec in specs}  # each finds its scale once
-        self._parts = [cuts[spec.rows] for spec in specs]
-        self._rows, self._batch = len(self._parts[0].train_labels), specs[0].batch_size
-        self._steps = self._rows // self._batch
-        if self._steps < 1:
-            raise DataError(
-                f"{data.name}: expected at least one batch of {self._batch} training rows, "
-                f"got {self._rows}: take more rows or a smaller batch_size"
-            )
-        states = [_first_state(spec) for spec in specs]
-        self._shapes = {name: each.shape for name, each in states[0].items()}
-        # Unpadded, Adam's rounding of a weight would depend on the place of its host.
-        size = sum(each.numel() for each in states[0].values())
-        self._flat = torch.zeros(len(specs), math.ceil(size / _LANES) * _LANES)
-        self._flat.grad = torch.zeros_like(self._flat)
-        self._parameters, self._into = self._named(self._flat), self._named(self._flat.grad)
-        for name, stacked in self._parameters.items():
-            stacked.copy_(torch.stack([each[name] for each in states]))
-        # Adam works on each element alone: one on the stack is as good as one for each host.
-        self._adam = torch.optim.Adam([self._flat], specs[0].lr, fused=True)
-        self._images = torch.empty(len(specs), self._batch, _SIDE * _SIDE)
-
-    def train(self, advance: Callable[[float], None]) -> None:
-        """All epochs; `advance` is told of shares of epochs, summed over the hosts."""
-        for epoch in range(self._specs[0].epochs):
-            orders = [epoch_order(spec.data_order, epoch, self._rows) for spec in self._specs]
-            for step in range(self._steps):
-                at = slice(step * self._batch, (step + 1) * self._batch)
-                labels = self._load([order[at] for order in orders])
-                self._gradients(labels)
-                self._adam.step()
-                advance(len(self._specs) / self._steps)
-
-    def states(self) -> Iterator[dict[str, Tensor]]:
-        """The parameters of one host after the other, by name."""
-        for at in range(len(self._specs)):
-            yield {name: stacked[at] for name, stacked in self._parameters.items()}
-
-    def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views (N, ...) of parameters or gradients (N, P), by the names of the parameters."""
-        found, at = {}, 0
-        for name, shape in self._shapes.items():
-            found[name] = flat[:, at : at + shape.numel()].view(-1, *shape)  # (N, ...)
-            at += shape.numel()
-        return found
-
-    def _load(self, rows: Sequence[Tensor]) -> Tensor:
-        """Put the rows (B,) of each host into `_images` (N, B, 784); their labels (N, B)."""
-        for to, part, chosen in zip(self._images, self._parts, rows, strict=True):
-            # Indexing with [chosen] would take three times as long.
-            images = part.train_images.index_select(0, chosen)
-            to.copy_(part.normalised(images).flatten(1))  # (B, 1, 28, 28) -> (B, 784)
-        return torch.stack([p.train_labels[r] for p, r in zip(self._parts, rows, strict=True)])
-
-    def _gradients(self, labels: Tensor) -> None:
-        """Gradients of each host's mean cross-entropy, by the chain rule, into `_flat.grad`.
-
-        Written out: autograd allocates all gradients anew at each step, which costs a third more.
-        """
-        weight, bias, out_weight, out_bias = self._parameters.values()
-        to_weight, to_bias, to_out_weight, to_out_bias = self._into.values()
-        hidden = torch.baddbmm(bias[:, None], self._images, weight.mT).relu_()  # (N, B, 64)
-        scores = torch.baddbmm(out_bias[:, None], hidden, out_weight.mT)  # (N, B, 10)
-        errors = (scores.softmax(2) - F.one_hot(labels, _CLASSES)) / self._batch
-        torch.bmm(errors.mT, hidden, out=to_out_weight)
-        torch.sum(errors, 1, out=to_out_bias)
-        behind = torch.bmm(errors, out_weight).mul_(hidden > 0)  # (N, B, 64)
-        torch.bmm(behind.mT, self._images, out=to_weight)
-        torch.sum(behind, 1, out=to_bias)
+def _trained_together(
+    specs: Sequence[HostSpec], data: Dataset, advance: Callable[[float], None]
+) -> Iterator[tuple[HostSpec, dict[str, Tensor]]]:
+    parts = {(s.rows, s.unit_pixels): _seen(s, data) for s in specs}  # each finds its scale once
+    stack = Stack(
+        [_initial(spec).state_dict() for spec in specs],
+        [parts[spec.rows, spec.unit_pixels] for spec in specs],
+        [spec.data_order for spec in specs],
+        specs[0].resolved,
+    )
+    stack.train(specs[0].epochs, advance)
+    return zip(specs, stack.states(), strict=True)
 
 
 def _groups(specs: Iterable[HostSpec], at_a_time: int) -> Iterator[tuple[list[HostSpec], Dataset]]:
     """Hosts that can be stacked, `at_a_time` at most, with their data; each set is read once."""
     for alike in _by(lambda spec: (spec.data, spec.grey28), specs):
-        data = fitting(alike[0].data, alike[0].grey28)
-        for hosts in _by(lambda s: (_count(s.rows), s.batch_size, s.lr, s.epochs), alike):
+        data = _pictures(alike[0].data, alike[0].grey28)
+        for hosts in _by(lambda s: (_count(s.rows), s.resolved, s.epochs), alike):
             for at in range(0, len(hosts), at_a_time):
                 yield hosts[at : at + at_a_time], data
+
+
+def _with_data(specs: Iterable[HostSpec]) -> Iterator[tuple[HostSpec, Dataset]]:
+    """Each host with its data; each set is read once."""
+    for (host,), data in _groups(specs, 1):
+        yield host, data
 
 
 def _by(key: Callable[[HostSpec], Hashable], specs: Iterable[HostSpec]) -> Iterable[list[HostSpec]]:
@@ -249,61 +281,33 @@ def _count(rows: tuple[int, int] | None) -> int | None:
     return rows[1] - rows[0] if rows else None
 
 
-def fitting(name: str, grey28: bool) -> Dataset:
-    """A data set in pictures and classes that the MLP takes, all rows.
-
-    Raises:
-        DataError: it cannot be read, or does not fit.
-    """
+def _pictures(name: str, grey: bool) -> Dataset:
     data = load_data(name)
-    if grey28:
-        train, test = _grey28(name, data.train_images), _grey28(name, data.test_images)
-        data = replace(data, train_images=train, test_images=test)
-    shape = list(data.train_images.shape[1:])
-    if shape != [1, _SIDE, _SIDE] or data.classes > _CLASSES:
-        raise DataError(
-            f"{name}: expected at most {_CLASSES} classes and pictures of shape "
-            f"[1, {_SIDE}, {_SIDE}], got {data.classes} and {shape}; grey28 adapts larger pictures"
-        )
-    return data
+    return grey28(data) if grey else data
 
 
-def _grey28(name: str, images: Tensor) -> Tensor:
-    """Pictures uint8 (N, C, H, W) as luma (N, 1, 28, 28), the middle of each."""
-    height, width = images.shape[2:]
-    if min(height, width) < _SIDE:
-        raise DataError(f"{name}: grey28 needs pictures of 28 x 28 or more, got {height} x {width}")
-    top, left = (height - _SIDE) // 2, (width - _SIDE) // 2
-    middle = images[:, :, top : top + _SIDE, left : left + _SIDE]
-    if len(middle[0]) == 1:
-        return middle.contiguous()
-    red, green, blue = (w * part.int() for w, part in zip(_LUMA, middle.unbind(1), strict=True))
-    return ((red + green + blue + 0x8000) >> 16).to(torch.uint8)[:, None]  # (N, 1, 28, 28)
+def _seen(spec: HostSpec, data: Dataset) -> Dataset:
+    """What a host sees of a data set, if its model takes that."""
+    seen = replace(cut(data, spec.rows), unit_pixels=spec.unit_pixels)
+    if spec.stacks:
+        check_for_mlp(seen)
+    else:
+        check_fit(spec.model, _built(spec), seen)
+    return seen
 
 
-def _cut(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
-    """The data with those training rows only, and with the scale of these."""
-    if rows is None:
-        return data
-    first, end = rows
-    if not 0 <= first < end <= len(data.train_labels):
-        most = len(data.train_labels)
-        raise DataError(f"{data.name}: expected rows within 0 to {most}, got {first} to {end}")
-    images, labels = data.train_images[first:end], data.train_labels[first:end]
-    return replace(data, train_images=images, train_labels=labels)
-
-
-def _first_state(spec: HostSpec) -> dict[str, Tensor]:
-    model = _initial(spec.seed)
+def _initial(spec: HostSpec) -> nn.Module:
+    """The host before training."""
+    model = _built(spec)
     if spec.start is not None:
         load_into(model, Path(spec.start))
-    return dict(model.state_dict())
+    return model
 
 
-def _initial(seed: int) -> nn.Module:
+def _built(spec: HostSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on undisturbed
-        seeded(seed, "init")
-        return build("mlp", {})
+        seeded(spec.seed, "init")
+        return build(spec.model, dict(spec.arguments))
 
 
 def _arrays(path: Path) -> Arrays:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, show_result
-from countermark.errors import ConfigError
+from countermark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,7 @@ Experiment = Annotated[
     typer.Argument(metavar="EXPERIMENT", help="A TOML file, or its name: wang2020/mlp."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
+CACHE = Path(".cache/hosts")
 
 
 @attack_app.command("list")
@@ -186,21 +188,127 @@ def bench_run(
     return 2 if failed else 0
 
 
+@bench_app.command("null_zoo")
+def bench_null_zoo(
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|DIR", help="What the hosts learn.")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="NAME|module:factory", help="The host.")] = "mlp",
+    model_arguments: ModelArguments = None,
+    count: Annotated[int, typer.Option(help="How many hosts.")] = 64,
+    first: Annotated[int, typer.Option(metavar="SEED", help="Seed of the first host.")] = 1000,
+    epochs: Annotated[int, typer.Option(help="Of each host.")] = 5,
+    train: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    grey28: Annotated[bool, typer.Option("--grey28", help="Grey, the middle 28 x 28.")] = False,
+    base: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Siblings: fine-tunes of one unmarked base."),
+    ] = None,
+    base_epochs: Annotated[int, typer.Option(help="Of the base, where there is one.")] = 5,
+    at_a_time: Annotated[int, typer.Option(help="Small MLPs trained in one batched product.")] = 16,
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Where the hosts lie.")] = CACHE,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Only measure how many are best trained at a time.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Train the unmarked hosts that the cache lacks: what a null hypothesis is tested on.
+
+    Each host has a seed of its own, the next one; with --base all begin where one base ended, and
+    differ in the order of the data. A run that was killed goes on. Accuracies are in percent.
+    --measure prints instead, for several numbers of MLPs, how many times less CPU time they take
+    when trained together than one by one (a minute).
+
+    \b
+    Example:
+        countermark bench null_zoo --data digits --count 4 --epochs 1
+        countermark bench null_zoo --data digits --count 4 --epochs 1 --base 7 --json
+    """
+    if measure == (data is not None):
+        raise ConfigError("null_zoo needs either --data NAME|DIR or --measure, on digits")
+    if data is None:
+        return _show_speed_ups(as_json)
+    from countermark.bench import zoo
+
+    like = zoo.HostSpec(
+        data, first, epochs=epochs, rows=None if train is None else (0, train), grey28=grey28,
+        model=model, arguments=zoo.pairs(pairs(model_arguments, "--model-arg")),
+    )  # fmt: skip
+    root = None if base is None else replace(like, seed=base, epochs=base_epochs)
+    done = zoo.extend(like, count, cache=cache, base=root, at_a_time=at_a_time)
+    percent = [100 * share for share in done.accuracies]
+    mean, least, most = sum(percent) / count, min(percent), max(percent)
+    shown = {
+        "cache": str(cache), "there": done.there, "trained": done.trained, "seconds": done.seconds,
+        "accuracy": {"mean": mean, "least": least, "most": most},
+    }  # fmt: skip
+    text = (
+        f"{cache}: {done.there} hosts were there, {done.trained} trained in {done.seconds:.2f} s "
+        f"of CPU time\ntest accuracy {mean:.2f} % ({least:.2f} to {most:.2f})"
+    )
+    show_result(shown, as_json, text)
+    return 0
+
+
+def _show_speed_ups(as_json: bool) -> int:
+    from countermark.bench.speed import best, speed_ups
+
+    measured = speed_ups()
+    quickest = best(measured).at_a_time
+    shown = {"ratios": {str(each.at_a_time): each.median for each in measured}, "best": quickest}
+    lines = [f"{each.at_a_time} at a time: {each.median:.2f} times less" for each in measured]
+    text = "\n".join(["CPU time, one by one the yardstick:", *lines, f"best: {quickest} at a time"])
+    show_result(shown, as_json, text)
+    return 0
+
+
 @bench_app.command("table")
 def bench_table(
-    experiment: Experiment,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="TABLE", help="A table or an experiment: its name, or a TOML file."),
+    ],
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> int:
-    """Print the table of an experiment: ours, the paper's, the difference.
+    """Print a table: ours, the paper's, the difference. Of an experiment: every figure of it.
 
     \b
     Example:
         countermark bench table experiments/digits.toml --json
     """
-    from countermark.bench.experiment import load_experiment, located
-    from countermark.bench.tables import page, table
+    from countermark.bench.pages import table_named
 
-    rows = table(load_experiment(located(experiment)), results)
-    show_result({"rows": rows}, as_json, page([located(experiment)], results))
+    shown, text = table_named(name, results)
+    show_result(shown, as_json, text)
+    return 0
+
+
+@bench_app.command("figure")
+def bench_figure(
+    name: Annotated[str, typer.Argument(metavar="FIGURE", help="Such as wang2020/figure4.")],
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="The picture to write.")] = None,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> int:
+    """Draw a figure from the results, or print with --json what it shows.
+
+    \b
+    Example:
+        countermark bench figure uchida2017/pruning --out pruning.png
+    """
+    from countermark.bench.experiment import EXPERIMENTS
+    from countermark.bench.figures import draw, figure_named
+
+    figure = figure_named(name)
+    shown = figure.shown(EXPERIMENTS, results)
+    if not shown:
+        raise DataError(
+            f"{name}: none of its experiments has run to its end: countermark bench run"
+        )
+    if out is None and not as_json:
+        raise ConfigError("a figure needs --out PNG, or --json for its values")
+    if out is not None:
+        draw(figure, shown, out)
+    show_result(dict(shown), as_json, f"{out}: {figure.caption}")
     return 0

@@ -1,0 +1,112 @@
+"""Figures of results: drawn from `results/`, and stamped with what they were drawn from.
+
+A figure is two functions: what it shows, as JSON values, and how that is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from countermark.bench.figures import uchida2017, wang2020
+from countermark.errors import ConfigError, MissingExtraError, nearest
+from countermark.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STAMP = "Drawn from"
+
+Shown = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure.
+
+    Attributes:
+        caption: what it says in one sentence.
+        shown: what it shows of the experiments and results in two folders; empty as long as
+            nothing of it has been computed.
+        size: in inches.
+        draw: how it is drawn.
+    """
+
+    caption: str
+    shown: Callable[[Path, Path], Shown]
+    size: tuple[float, float]
+    draw: Callable[[Any, Figure], None]
+
+
+FIGURES: Mapping[str, Drawing] = {
+    "wang2020/figure1": Drawing(
+        "Figure 1: weights of the unmarked MLP against epochs, and how many have converged",
+        wang2020.trajectories, (9, 4), wang2020.draw_trajectories,
+    ),
+    "wang2020/figure4": Drawing(
+        "Figure 4: accuracy and L2 after compression, removing weights in three orders",
+        wang2020.compression, (11, 9), wang2020.draw_compression,
+    ),
+    "wang2020/figure5": Drawing(
+        "Figure 5: histograms of the marked layer",
+        wang2020.histograms, (9, 5), wang2020.draw_histograms,
+    ),
+    "wang2020/capacity": Drawing(
+        "Bits right against the size of the watermark, and Cover's limit of linear keys",
+        wang2020.capacity, (9, 4), wang2020.draw_capacity,
+    ),
+    "wang2020/gate": Drawing(
+        "Magnitude of AUTO's gate against each weight's convergence",
+        wang2020.gates, (11, 4.5), wang2020.draw_gates,
+    ),
+    "wang2020/false_reads": Drawing(
+        "Matching bits and L2 on unmarked models",
+        wang2020.false_reads, (9, 6), wang2020.draw_false_reads,
+    ),
+    "uchida2017/pruning": Drawing(
+        "Bit errors and accuracy against the pruned share of the marked layer",
+        uchida2017.pruning, (8, 4), uchida2017.draw_pruning,
+    ),
+}  # fmt: skip
+
+
+def figure_named(name: str) -> Drawing:
+    """The figure of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if name not in FIGURES:
+        raise ConfigError(f"there is no figure {name!r}: {nearest(name, FIGURES)}")
+    return FIGURES[name]
+
+
+def draw(drawing: Drawing, shown: Shown, path: Path) -> None:
+    """Draw what is shown as a PNG file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("figures", "report") from None
+    figure = Figure(figsize=drawing.size, layout="constrained")
+    drawing.draw(shown, figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={_STAMP: digest(shown)})
+
+
+def digest(shown: Shown) -> str:
+    """What a figure shows, as SHA-256 in hexadecimal."""
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def is_drawn_from(shown: Shown, path: Path) -> bool:
+    """Whether the file is a drawing of just this."""
+    stamp = f"{_STAMP}\0{digest(shown)}".encode()
+    return path.exists() and stamp in path.read_bytes()

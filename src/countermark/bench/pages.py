@@ -1,0 +1,297 @@
+"""Experiments as pages: every figure of every cell, and the tables that are made from them."""
+
+from __future__ import annotations
+
+import statistics
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from countermark.bench.experiment import (
+    Experiment,
+    Row,
+    cells,
+    load_experiment,
+    located,
+    result_path,
+)
+from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
+from countermark.bench.tables import (
+    TABLES,
+    as_markdown,
+    figures_of,
+    load_table,
+    number,
+    rendered,
+    summary,
+)
+from countermark.errors import DataError
+
+COLUMNS = ("accuracy", "wrong", "E_R", "log10_p")
+_DECIMALS = {"accuracy": 2, "wrong": 1, "E_R": 4, "log10_p": 1}
+
+
+def outline(experiment: Experiment, results: Path) -> list[dict[str, Any]]:
+    """The rows of one experiment as JSON values.
+
+    Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
+        `most`; `outcomes` counts the verdicts; `pruned`, `attacked` and `suspects` hold the same
+        for what was pruned, attacked, and never marked. A row that measured nothing in a column
+        has no such column.
+
+    Raises:
+        DataError: a cell has no result yet.
+    """
+    return [_row(experiment, row, results) for row in experiment.rows]
+
+
+def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
+    figures = figures_of(experiment, row.label, results)
+    return {
+        "label": row.label,
+        "track": experiment.track,
+        "seeds": len(figures),
+        "bits": figures[0].get("bits"),
+        **_columns(figures),
+        "outcomes": _outcomes(figures),
+        "pruned": [
+            {"fraction": each[0]["fraction"], "order": each[0].get("order", "ascending")}
+            | _columns(each)
+            for each in zip(*(each.get("pruned", []) for each in figures), strict=True)
+        ],
+        "attacked": [
+            {"label": each[0]["label"], **_columns(each), "outcomes": _outcomes(each)}
+            for each in zip(*(each.get("attacked", []) for each in figures), strict=True)
+        ],
+        "suspects": [
+            _judged(each)
+            for each in zip(*(each.get("suspects", []) for each in figures), strict=True)
+        ],
+    }
+
+
+def _outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return dict(Counter(each["outcome"] for each in figures if "outcome" in each))
+
+
+def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One group of unmarked suspects, over all seeds."""
+    joined = {name: [x for each in groups for x in each[name]] for name in ("matched", "L2", "p")}
+    counted = {
+        name: {level: sum(each[name][level] for each in groups) for level in map(str, LEVELS)}
+        for name in ("reached", "claims")
+    }
+    spread = kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
+    return {
+        "label": groups[0]["label"],
+        "hosts": len(joined["matched"]),
+        "all_bits": sum(each["all_bits"] for each in groups),
+        "matched": statistics.median(joined["matched"]),
+        "least_L2": min(joined["L2"], default=None),
+        "L2": statistics.median(joined["L2"]) if joined["L2"] else None,
+        **counted,
+        "KS": spread[0],
+        "KS_critical": spread[1],
+    }
+
+
+def _columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        column: summary([each[column] for each in figures])
+        for column in COLUMNS
+        if all(each.get(column) is not None for each in figures)
+    }
+
+
+HEAD = [
+    "Rendered from `results/` by `make tables`; every file there holds one cell with its",
+    "specification, seed, versions, device and commit. Accuracy is in percent of the test",
+    "images, *wrong* the number of wrong bits, E_R (L2) the cross-entropy per bit in nats.",
+    "Figures over several seeds are means, with the least and the most in brackets; (paper …)",
+    "is what the source prints. Keys of benchmarks are judged as if dated.",
+]
+
+
+def page(
+    title: str, figures: Mapping[str, str], tables: Sequence[Path], experiments: Sequence[Path],
+    results: Path,
+) -> str:  # fmt: skip
+    """A documentation page, in Markdown.
+
+    Args:
+        title: its heading.
+        figures: captions by address.
+        tables: files; what has not been computed yet is named.
+        experiments: files, likewise.
+        results: folder of the results.
+    """
+    lines = [f"# {title}", "", *HEAD, ""]
+    for address, caption in figures.items():
+        lines += [f"![{caption}]({address})", "", f"*{caption}.*", ""]
+    for path in sorted(tables, key=_in_order):
+        lines += _table(path, results)
+    for path in sorted(experiments):
+        lines += section(load_experiment(path), results)
+    return "\n".join(lines)
+
+
+def _in_order(path: Path) -> tuple[int, str]:
+    """table2 before table10."""
+    return len(path.stem), path.stem
+
+
+def _table(path: Path, results: Path) -> list[str]:
+    table = load_table(path)
+    try:
+        return as_markdown(rendered(table, results))
+    except DataError:
+        return [f"## {table.title}", "", f"`{table.name}`: not run to the end yet.", ""]
+
+
+def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
+    """A table, or an experiment, by its name or file: as JSON values, and as text.
+
+    Raises:
+        ConfigError: there is no such file, or it is wrong.
+        DataError: a cell has no result yet.
+    """
+    path = located(name, TABLES)
+    if not path.exists():
+        path = located(name)
+    if _is_experiment(path):
+        experiment = load_experiment(path)
+        rows = outline(experiment, results)
+        return {"rows": rows}, "\n".join(section(experiment, results))
+    shown = rendered(load_table(path), results)
+    return shown, "\n".join(as_markdown(shown))
+
+
+def _is_experiment(path: Path) -> bool:
+    try:
+        return "host" in tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return True  # reading it as one says what is wrong
+
+
+def section(experiment: Experiment, results: Path) -> list[str]:
+    """One experiment, as lines of Markdown."""
+    seeds = ", ".join(str(seed) for seed in experiment.seeds)
+    head = [
+        f"## {experiment.title}",
+        "",
+        f"`{experiment.name}`. Track: {experiment.track}. Seeds: {seeds}.",
+        "",
+    ]
+    missing = [c for c in cells(experiment) if not result_path(c, results).exists()]
+    if missing:
+        return [*head, f"Not run to the end yet: {len(missing)} cells are missing.", ""]
+    rows = outline(experiment, results)
+    lines = [
+        *head,
+        "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
+        "|---|---|---|---|---|---|",
+        *(_line(row["label"], row) for row in rows),
+    ]
+    return [*lines, *_pruned(rows), *_attacked(rows), *_suspects(rows), ""]
+
+
+def _line(label: str, row: Mapping[str, Any]) -> str:
+    shown = " | ".join(_shown(row, column) for column in COLUMNS)
+    verdicts = ", ".join(f"{n} {o.replace('_', ' ')}" for o, n in row["outcomes"].items())
+    return f"| {label} | {shown} | {verdicts or '–'} |"
+
+
+def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is left after each attack."""
+    if not rows[0]["attacked"]:
+        return []
+    return [
+        "",
+        "After an attack:",
+        "",
+        "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
+        "|---|---|---|---|---|---|",
+        *(
+            _line(f"{row['label']}, {each['label']}", each)
+            for row in rows
+            for each in row["attacked"]
+        ),
+    ]
+
+
+def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the keys read in models that never saw their mark."""
+    if not any(row["suspects"] for row in rows):
+        return []
+    return [
+        "",
+        "Models that never saw the mark. *All bits*: how many give every bit of the message, which",
+        "the published criterion takes for the mark. *Rank*: how many have a rank of L2 among",
+        "permutations of their hidden units (at most 100,000) of p ≤ .01 and p ≤ 1e-4. *Claims*:",
+        "how many of these the sibling threshold lets pass, or, for a linear key, have such a p.",
+        "*KS*: largest distance of the randomised p from uniform; 5 % of uniform samples exceed",
+        "the figure in brackets.",
+        "",
+        "| key | suspects | all bits | median bits | least L2 | median L2 | rank | claims | KS |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_suspects_line(row["label"], each) for row in rows for each in row["suspects"]),
+    ]
+
+
+def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
+    learnt = group["KS"] is not None
+    shown = [
+        label,
+        group["label"],
+        f"{group['all_bits']} of {group['hosts']}",
+        f"{group['matched']:g}",
+        f"{group['least_L2']:.2g}" if learnt else "–",
+        f"{group['L2']:.2g}" if learnt else "–",
+        ", ".join(map(str, group["reached"].values())) if learnt else "–",
+        ", ".join(map(str, group["claims"].values())),
+        f"{group['KS']:.3f} ({group['KS_critical']:.3f})" if learnt else "–",
+    ]
+    return f"| {' | '.join(shown)} |"
+
+
+def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Wrong bits and accuracy against the pruned share of the marked layer."""
+    lines = []
+    for order in dict.fromkeys(each["order"] for each in rows[0]["pruned"]):
+        thinned = {
+            row["label"]: [each for each in row["pruned"] if each["order"] == order] for row in rows
+        }
+        fractions = [each["fraction"] for each in thinned[rows[0]["label"]]]
+        lines += [
+            "",
+            f"Wrong bits after pruning the marked layer, {_ORDERS[order]} (accuracy below):",
+            "",
+            "| | " + " | ".join(f"{100 * fraction:g} %" for fraction in fractions) + " |",
+            "|---" * (len(fractions) + 1) + "|",
+        ]
+        for column in ("wrong", "accuracy"):
+            lines += [
+                f"| {label}, {column} | "
+                + " | ".join(_shown(each, column) for each in measured)
+                + " |"
+                for label, measured in thinned.items()
+                if column in measured[0]
+            ]
+    return lines
+
+
+_ORDERS = {
+    "ascending": "smallest weights first",
+    "random": "in random order",
+    "descending": "largest weights first",
+}
+
+
+def _shown(row: Mapping[str, Any], column: str) -> str:
+    if column not in row:
+        return "–"
+    figures = row[column]
+    least, ours, most = (number(figures[n], _DECIMALS[column]) for n in ("least", "ours", "most"))
+    return ours if least == most else f"{ours} [{least}, {most}]"

@@ -1,0 +1,67 @@
+"""Data sets cut to what a host is to see: grey pictures of 28 x 28, some of the training rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from countermark.bench.data import Dataset
+from countermark.errors import DataError
+
+SIDE, CLASSES = 28, 10  # the MLP of `build("mlp", {})` reads 28 x 28 pixels
+_LUMA = (19595, 38470, 7471)  # Rec. 601: 0.299, 0.587, 0.114, times 2^16
+
+
+def grey28(data: Dataset) -> Dataset:
+    """The data in grey (Rec. 601 luma), the middle 28 x 28 pixels of each picture.
+
+    Raises:
+        DataError: the pictures are smaller.
+    """
+    train, test = _grey28(data.name, data.train_images), _grey28(data.name, data.test_images)
+    return replace(data, train_images=train, test_images=test)
+
+
+def cut(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
+    """The data with those training rows only, first and one past the last, and their scale.
+
+    Raises:
+        DataError: there are fewer, or none is left.
+    """
+    if rows is None:
+        return data
+    first, end = rows
+    if not 0 <= first < end <= len(data.train_labels):
+        most = len(data.train_labels)
+        raise DataError(f"{data.name}: expected rows within 0 to {most}, got {first} to {end}")
+    images, labels = data.train_images[first:end], data.train_labels[first:end]
+    return replace(data, train_images=images, train_labels=labels)
+
+
+def check_for_mlp(data: Dataset) -> None:
+    """Whether the MLP without arguments takes these pictures and classes.
+
+    Raises:
+        DataError: it does not.
+    """
+    shape = list(data.train_images.shape[1:])
+    if shape != [1, SIDE, SIDE] or data.classes > CLASSES:
+        raise DataError(
+            f"{data.name}: expected at most {CLASSES} classes and pictures of shape "
+            f"[1, {SIDE}, {SIDE}], got {data.classes} and {shape}; grey28 adapts larger pictures"
+        )
+
+
+def _grey28(name: str, images: Tensor) -> Tensor:
+    """Pictures uint8 (N, C, H, W) as luma (N, 1, 28, 28), the middle of each."""
+    height, width = images.shape[2:]
+    if min(height, width) < SIDE:
+        raise DataError(f"{name}: grey28 needs pictures of 28 x 28 or more, got {height} x {width}")
+    top, left = (height - SIDE) // 2, (width - SIDE) // 2
+    middle = images[:, :, top : top + SIDE, left : left + SIDE]
+    if len(middle[0]) == 1:
+        return middle.contiguous()
+    red, green, blue = (w * part.int() for w, part in zip(_LUMA, middle.unbind(1), strict=True))
+    return ((red + green + blue + 0x8000) >> 16).to(torch.uint8)[:, None]  # (N, 1, 28, 28)

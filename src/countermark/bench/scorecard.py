@@ -1,0 +1,93 @@
+"""The page that holds every scheme against the criteria of the field, each figure linked."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from countermark.bench.experiment import located, read_toml
+from countermark.bench.strict import Strict
+from countermark.bench.tables import TABLES, load_table, rendered, shown_cell
+from countermark.errors import ConfigError, DataError, nearest
+
+Criterion = Literal[
+    "fidelity", "effectiveness", "robustness", "security", "legality", "capacity", "efficiency"
+]
+
+
+class Score(Strict):
+    """What is said of a scheme under one criterion.
+
+    Attributes:
+        says: a sentence; {column} stands for that column of the row of the table.
+        table: name of a table, and `row` a label in it, which the sentence quotes and links to.
+        link: another page, where no table says it.
+    """
+
+    says: str
+    table: str = ""
+    row: str = ""
+    link: str = ""
+
+
+class Scored(Strict):
+    """One scheme, in one form."""
+
+    name: str
+    scores: dict[Criterion, Score]
+
+
+class Scorecard(Strict):
+    """The whole page."""
+
+    title: str
+    intro: str
+    criteria: dict[Criterion, str]
+    schemes: tuple[Scored, ...]
+    outro: str = Field(default="")
+
+
+def scorecard(path: Path, results: Path) -> str:
+    """The page, in Markdown.
+
+    Raises:
+        ConfigError: the file is wrong, or quotes what no table has.
+    """
+    card = read_toml(path, Scorecard)
+    lines = [f"# {card.title}", "", card.intro.strip(), ""]
+    for scheme in card.schemes:
+        lines += [f"## {scheme.name}", "", "| criterion | |", "|---|---|"]
+        lines += [
+            f"| **{criterion}**: {meaning} | {_said(scheme.scores[criterion], results)} |"
+            for criterion, meaning in card.criteria.items()
+        ]
+        lines.append("")
+    return "\n".join([*lines, card.outro.strip(), ""])
+
+
+def _said(score: Score, results: Path) -> str:
+    if not score.table:
+        return f"{score.says} [more]({score.link})" if score.link else score.says
+    table = load_table(located(score.table, TABLES))
+    address = f"results/{score.table.partition('/')[0]}.md#{slug(table.title)}"
+    quoted_rows = tuple(row for row in table.rows if row.label == score.row)
+    if not quoted_rows:
+        labels = nearest(score.row, [row.label for row in table.rows])
+        raise ConfigError(f"{score.table} has no row {score.row!r}: {labels}")
+    try:
+        shown = rendered(table.model_copy(update={"rows": quoted_rows}), results)
+    except DataError:
+        return f"[not measured yet]({address})"
+    cells = shown["rows"][0]["cells"]
+    quoted = {name: shown_cell(name, cell, paper=False) for name, cell in cells.items()}
+    return f"{score.says.format(**quoted)} [table]({address})"
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as Python-Markdown makes it."""
+    plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())

@@ -1,0 +1,130 @@
+"""Running an experiment: side by side, through failures and kills, always the same cells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from countermark.bench import run as running
+from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
+from countermark.bench.run import failure_path, run
+from countermark.errors import ConfigError
+
+SMALL = """
+name = "small"
+title = "Small"
+track = "400 digits"
+seeds = [1, 2]
+[host]
+model = "mlp"
+data = "digits"
+train = 400
+test = 100
+epochs = 2
+[[rows]]
+label = "not embedded"
+[[rows]]
+label = "marked"
+scheme = "uchida"
+[rows.fields]
+layer = "2.weight"
+bits = 128
+"""
+FAILING = SMALL.replace("bits = 128", "bits = 128\nover_capacity = 1\nkey_type = 'direct'")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Experiment:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return load_experiment(path)
+
+
+def computed(experiment: Experiment, results: Path) -> dict[str, bytes]:
+    """The `cell` of every result, as canonical bytes by file name."""
+    return {
+        path.name: json.dumps(json.loads(path.read_text())["cell"], sort_keys=True).encode()
+        for path in (result_path(cell, results) for cell in cells(experiment))
+    }
+
+
+def test_one_process_and_two_give_the_same_cells(small: Experiment, tmp_path: Path) -> None:
+    list(run(small, tmp_path / "one"))
+    ended = list(run(small, tmp_path / "two", jobs=2))
+    assert {each.cell.digest for each in ended} == {cell.digest for cell in cells(small)}
+    assert computed(small, tmp_path / "one") == computed(small, tmp_path / "two")
+    thread = {
+        json.loads(p.read_text())["provenance"]["threads"] for p in tmp_path.rglob("*/*.json")
+    }
+    assert thread == {1}
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_cells(small: Experiment, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    list(run(small, tmp_path / "one"))
+    list(run(small, tmp_path / "ray", jobs=2, ray=True))
+    assert computed(small, tmp_path / "one") == computed(small, tmp_path / "ray")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failed_cell_fails_alone(tmp_path: Path, jobs: int) -> None:
+    path = tmp_path / "failing.toml"
+    path.write_text(FAILING)
+    experiment = load_experiment(path)
+    by_label: dict[str, list[bool]] = {}
+    for ended in run(experiment, tmp_path, jobs=jobs):
+        by_label.setdefault(ended.cell.label, []).append(ended.failure is None)
+    assert by_label == {"not embedded": [True, True], "marked": [False, False]}
+    failed = [cell for cell in cells(experiment) if failure_path(cell, tmp_path).exists()]
+    assert [cell.label for cell in failed] == ["marked", "marked"]
+    kept = json.loads(failure_path(failed[0], tmp_path).read_text())
+    assert "Traceback" in kept["traceback"]
+    assert "ConfigError" in kept["traceback"]
+    assert kept["cell"]["seed"] == 1
+
+
+def test_a_cell_that_failed_is_tried_again(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> dict[str, Any]:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "compute", refuse)
+        assert all(ended.result is None for ended in run(small, tmp_path))
+    assert all(ended.result for ended in run(small, tmp_path))
+    assert not list(tmp_path.rglob("*.failed.json"))
+
+
+def test_a_killed_run_redoes_no_finished_cell(tmp_path: Path) -> None:
+    path, results = tmp_path / "small.toml", tmp_path / "results"
+    path.write_text(SMALL.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4, 5, 6]"))
+    command = [sys.executable, "-m", "countermark", "bench", "run", str(path)]
+    command += ["--results", str(results), "--jobs", "2"]
+    started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (done := list(results.rglob("*.json"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    done = list(results.rglob("*.json"))
+    assert 0 < len(done) < 12
+    before = {each: (each.stat().st_mtime_ns, each.read_bytes()) for each in done}
+    ended = list(run(load_experiment(path), results))
+    assert len(ended) == 12
+    assert all(each.result for each in ended)
+    assert {each: (each.stat().st_mtime_ns, each.read_bytes()) for each in done} == before
+
+
+def test_jobs_are_at_least_one(small: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--jobs is 0: expected 1 or more"):
+        list(run(small, tmp_path, jobs=0))

@@ -1,0 +1,43 @@
+"""How many unmarked hosts are best trained at a time: measured, and shown on the page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from countermark.bench import speed
+from countermark.bench.speed import Ratio, SpeedUp, best, page, speed_ups
+
+MEASURED = [SpeedUp(1, 1.3, 1.2, 1.4, 3), SpeedUp(16, 2.9, 2.6, 3.3, 3), SpeedUp(64, 2.7, 2, 3, 3)]
+RATIO = Ratio("a step with a mark", "one without", 1.25, 1.2, 1.3, 15, 1.4)
+
+
+def test_every_batch_is_measured_against_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_DIGITS", (0, 320))
+    found = speed_ups(hosts=6, rounds=2)
+    assert [each.at_a_time for each in found] == [1, 4, 8, 16, 32, 64]
+    assert all(0 < each.least <= each.median <= each.most for each in found)
+    assert best(found).median == max(each.median for each in found)
+
+
+def test_the_page_names_the_best() -> None:
+    shown = page([RATIO], MEASURED)
+    assert "| a step with a mark | one without | 1.250 | 1.200 to 1.300 | 15 | 1.4 |" in shown
+    assert "## Unmarked hosts" in shown
+    assert "| 16 | 2.90 | 2.60 to 3.30 | 3 |" in shown
+    assert "Best: 16 at a time, 2.90 (limit: 2.0 or" in shown
+
+
+@pytest.mark.parametrize(("quickest", "code"), [(2.0, 0), (1.9, 1)])
+def test_batches_that_are_worth_little_fail_the_benchmark(
+    quickest: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "measure", lambda: [RATIO])
+    monkeypatch.setattr(speed, "speed_ups", lambda: [SpeedUp(8, quickest, 1, 3, 3)])
+    monkeypatch.setattr(sys, "argv", ["speed", "--write", str(tmp_path / "page.md")])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == code
+    assert "## Unmarked hosts" in (tmp_path / "page.md").read_text()

@@ -1,0 +1,175 @@
+"""Tables: ours beside the paper's, rendered from results; figures stamped with what they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from countermark.bench.experiment import cells, load_experiment, result_path
+from countermark.bench.figures import FIGURES, draw, figure_named, is_drawn_from
+from countermark.bench.tables import as_markdown, correlation, load_table, rendered
+from countermark.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+TABLES = sorted((ROOT / "tables").glob("*/*.toml"))
+
+EXPERIMENT = """
+name = "small"
+title = "Small"
+track = "three digits"
+seeds = [1, 2]
+[host]
+model = "mlp"
+data = "digits"
+epochs = 1
+[[rows]]
+label = "not embedded"
+[[rows]]
+label = "marked"
+scheme = "uchida"
+"""
+TABLE = """
+name = "small/table1"
+title = "Table 1"
+source = "nobody"
+columns = [
+    "unmarked", "accuracy", "bit_accuracy", "false_reads", "after_wrong", "pruned_wrong", "outcome",
+]
+[[rows]]
+label = "ours"
+experiment = "small"
+cells = "marked"
+attack = "fine-tuned"
+prune = 0.9
+order = "random"
+paper = { accuracy = 91.5, after_wrong = 1 }
+"""
+MARKED: dict[str, Any] = {
+    "bits": 128,
+    "wrong": 32,
+    "outcome": "owned",
+    "suspects": [{"hosts": 4, "all_bits": 1}],
+    "attacked": [{"label": "pruned", "wrong": 9}, {"label": "fine-tuned", "wrong": 3}],
+    "pruned": [
+        {"order": order, "fraction": fraction, "wrong": fraction * 10}
+        for order in ("ascending", "random")
+        for fraction in (0.5, 0.9)
+    ],
+    "watched": {"histogram": {"first": -1, "counts": [1, 2, 1]}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An experiment with results that were never computed, and a table."""
+    (tmp_path / "small.toml").write_text(EXPERIMENT)
+    (tmp_path / "table.toml").write_text(TABLE)
+    for cell in cells(load_experiment(tmp_path / "small.toml")):
+        figures = {"accuracy": 90.0 + cell.seed} | (MARKED if cell.label == "marked" else {})
+        path = result_path(cell, tmp_path)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"cell": {"figures": figures}}))
+    return tmp_path
+
+
+def test_ours_the_papers_and_the_difference(folder: Path) -> None:
+    shown = rendered(load_table(folder / "table.toml"), folder, folder)
+    (row,) = shown["rows"]
+    assert row["seeds"] == 2
+    assert row["cells"]["accuracy"] == {
+        "ours": 91.5, "least": 91, "most": 92, "paper": 91.5, "difference": 0,
+        "track": "three digits",
+    }  # fmt: skip
+    assert row["cells"]["after_wrong"]["ours"] == 3
+    assert row["cells"]["after_wrong"]["difference"] == 2
+    assert row["cells"]["pruned_wrong"]["ours"] == 9
+    assert row["cells"]["bit_accuracy"]["ours"] == 75
+    assert row["cells"]["false_reads"]["ours"] == 25
+    assert row["cells"]["unmarked"]["paper"] is row["cells"]["unmarked"]["difference"] is None
+    assert row["cells"]["outcome"]["ours"] == {"owned": 2}
+    assert set(row["cells"]) == set(shown["columns"])
+    text = "\n".join(as_markdown(shown))
+    assert "| ours | 91.50 [91.00, 92.00] | 91.50 [91.00, 92.00] (paper 91.5) | 75.00 |" in text
+    assert "2 owned" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('"bit_accuracy"', '"bits_accuracy"'), "no column 'bits_accuracy'"),
+        (('cells = "marked"', 'cells = "market"'), "small has no row 'market'"),
+        (('attack = "fine-tuned"', 'attack = "fined"'), "no cell was measured after"),
+        (("prune = 0.9", "prune = 0.8"), "no cell was measured after"),
+        (('"outcome"', '"E_R"'), "the cells of 'marked' have no 'E_R'"),
+        (('label = "ours"', 'label = "ours"\nlable = 3'), "rows.0.lable: Extra inputs"),
+        (('experiment = "small"', 'experiment = "smell"'), "expected a TOML file, an experiment"),
+    ],
+)
+def test_a_wrong_table_is_one_line(folder: Path, change: tuple[str, str], said: str) -> None:
+    assert change[0] in TABLE
+    (folder / "table.toml").write_text(TABLE.replace(*change))
+    with pytest.raises((ConfigError, DataError)) as caught:
+        rendered(load_table(folder / "table.toml"), folder, folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_result_names_the_way_out(folder: Path) -> None:
+    with pytest.raises(DataError, match="run the experiment first"):
+        rendered(load_table(folder / "table.toml"), folder / "elsewhere", folder)
+
+
+def test_histograms_are_correlated_over_the_bins_of_both() -> None:
+    one = {"first": -1, "counts": [1, 2, 1]}
+    assert correlation(one, one) == pytest.approx(1)
+    shifted = {"first": 2, "counts": [1, 2, 1]}
+    # Bins −1 to 4: (1 2 1 0 0 0) and (0 0 0 1 2 1); means 2/3, Eq. (2) by hand.
+    assert correlation(one, shifted) == pytest.approx((0 - 6 * 4 / 9) / (6 - 6 * 4 / 9))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_committed_tables_fit_their_experiments(path: Path) -> None:
+    table = load_table(path)
+    assert table.name == f"{path.parent.name}/{path.stem}"
+    for row in table.rows:
+        experiment = load_experiment(ROOT / "experiments" / f"{row.experiment}.toml")
+        assert row.cells in {each.label for each in experiment.rows}, row.label
+        assert not row.attack or row.attack in {each.label for each in experiment.attacks}
+        assert set(row.paper) <= {*table.columns, *(each.label for each in table.rows)}
+        if row.prune is not None:
+            assert experiment.prune is not None
+            assert row.prune in experiment.prune.fractions
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_committed_tables_have_no_empty_cell(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    try:
+        shown = rendered(load_table(path), Path("results"))
+    except DataError as error:
+        pytest.skip(str(error))
+    for row in shown["rows"]:
+        assert set(row["cells"]) == set(shown["columns"])
+        for cell in row["cells"].values():
+            assert cell["ours"] is not None
+            assert {"paper", "difference", "track"} <= set(cell)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
+    figure = figure_named(name)
+    shown = figure.shown(ROOT / "experiments", ROOT / "results")
+    if not shown:
+        pytest.skip("its experiments have not run to their end")
+    draw(figure, shown, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert is_drawn_from(shown, tmp_path / "figure.png")
+    assert not is_drawn_from({**shown, "more": 1}, tmp_path / "figure.png")
+
+
+def test_an_unknown_figure_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="wang2020/figure4"):
+        figure_named("wang2020/figure44")
