@@ -16,6 +16,7 @@ import pytest
 from countermark.bench import run as running
 from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
 from countermark.bench.run import failure_path, run
+from countermark.cli import run as cli
 from countermark.errors import ConfigError
 
 SMALL = """
@@ -38,7 +39,8 @@ scheme = "uchida"
 layer = "2.weight"
 bits = 128
 """
-FAILING = SMALL.replace("bits = 128", "bits = 128\nover_capacity = 1\nkey_type = 'direct'")
+FAILING = SMALL.replace('layer = "2.weight"', 'layer = "9.weight"')
+PRONE = "[[attacks]]\nlabel = 'a'\nsteps = [{ attack = 'prone' }]\n"
 
 
 @pytest.fixture
@@ -123,6 +125,31 @@ def test_a_killed_run_redoes_no_finished_cell(tmp_path: Path) -> None:
     assert len(ended) == 12
     assert all(each.result for each in ended)
     assert {each: (each.stat().st_mtime_ns, each.read_bytes()) for each in done} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('data = "digits"', 'data = "no/such/place"'), "no data directory 'no/such/place'"),
+        (('model = "mlp"', 'model = "mpl"'), "unknown model 'mpl'"),
+        (('scheme = "uchida"', 'scheme = "uchide"'), "uchide"),
+        (("bits = 128", "bitz = 128"), "uchida has no field 'bitz'"),
+        (("epochs = 2", "epochs = 2\nepoch = 3"), "host.epoch: Extra inputs are not permitted"),
+        (("seeds = [1, 2]", "seeds = [1, 'two']"), "seeds.1: Input should be a valid integer"),
+        (("[[rows]]", f"{PRONE}[[rows]]"), "prone"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_before_anything_runs(
+    tmp_path: Path, change: tuple[str, str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(SMALL.replace(*change, 1))
+    assert cli(["bench", "run", str(path), "--results", str(tmp_path / "results")]) == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert said in shown.err
+    assert not (tmp_path / "results").exists()
 
 
 def test_jobs_are_at_least_one(small: Experiment, tmp_path: Path) -> None:

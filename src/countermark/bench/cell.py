@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from countermark.attacks import attack_named
 from countermark.attacks.prune import Prune
-from countermark.bench.data import Dataset, load_data
+from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
 from countermark.bench.models import build, recipe
@@ -29,6 +29,24 @@ from countermark.examine import examine, read_evidence
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_named
 from countermark.verdict import ALPHA, Terms
+
+
+def check(cell: Cell) -> None:
+    """What can be known to be wrong before anything is computed.
+
+    Raises:
+        CountermarkError: an unknown model, scheme or attack, a wrong field of one, or a data set
+            that is not there.
+    """
+    recipe(cell.host.model, cell.host.recipe)
+    if cell.scheme != "none":
+        scheme_named(cell.scheme).from_fields(cell.fields)
+    steps = [step for attacks in cell.attacks for step in attacks.steps]
+    for step in steps:
+        attack_named(step.attack).from_fields(step.fields)
+    given = (cell.host.data, *(s.data for s in steps), *(s.data for s in cell.suspects))
+    for name in {each for each in given if each not in ("", BUNDLED)}:
+        check_place(name)
 
 
 def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:

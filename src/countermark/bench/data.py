@@ -120,7 +120,7 @@ def load_data(name: str) -> Dataset:
     """
     if name == BUNDLED:
         return _bundled()
-    is_directory = _check_place(name)
+    is_directory = check_place(name)
     try:
         return _read(name, is_directory)
     except CountermarkError:
@@ -140,8 +140,12 @@ def _bundled() -> Dataset:
     return Dataset(name=BUNDLED, classes=10, unit_pixels=False, **images, **labels)
 
 
-def _check_place(name: str) -> bool:
-    """Whether `name` is a directory; a hub id if not, and an error if it can be neither."""
+def check_place(name: str) -> bool:
+    """Whether `name` is a directory; a hub id if not.
+
+    Raises:
+        DataError: it can be neither.
+    """
     path = Path(name)
     if name and path.is_dir():
         return True

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from countermark._version import VERSION
-from countermark.bench.cell import compute
+from countermark.bench.cell import check, compute
 from countermark.bench.experiment import Cell, Experiment, cells, result_path
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.files import write_bytes
@@ -54,13 +54,16 @@ def run(
         ray: on Ray's local cluster of so many workers instead.
 
     Raises:
-        ConfigError: jobs is below 1.
+        ConfigError: jobs is below 1, or a name or field of a pending cell is wrong.
+        DataError: a data set is not there.
         MissingExtraError: Ray is not installed.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
     wanted = list(cells(experiment))
     pending = [cell for cell in wanted if not result_path(cell, results).exists()]
+    for cell in pending:
+        check(cell)  # rather than after hours
     for cell in wanted:
         if cell not in pending:
             yield _ended(cell, results)
