@@ -43,8 +43,9 @@ def test_column_7_is_not_beaten_by_being_run_badly() -> None:
 
 
 def hardened(row: TableRow) -> bool:
+    """AUTO only: a mark of MANU can hang on three units, and no rank of these reaches 1e-6."""
     attacks = ("90 % pruned", "fine-tuned, same", "fine-tuned, different")
-    return "hardened" in row.cells and row.attack.startswith(attacks)
+    return row.cells == "AUTO, hardened" and row.attack.startswith(attacks)
 
 
 @pytest.mark.parametrize("host", MLP[:1])
