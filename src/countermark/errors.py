@@ -17,7 +17,10 @@ cannot break it. "Not owned" is no error: it is a value of `Verdict.outcome`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
 
 
 class CountermarkError(Exception):
@@ -82,3 +85,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"the nearest is {close[0]!r}"
     shown = ", ".join(choices[:6]) + (", …" if len(choices) > 6 else "")
     return f"there are: {shown}" if choices else "there are none"
+
+
+def named(kind: str, name: str, known: Mapping[str, _Value]) -> _Value:
+    """What is known by that name.
+
+    Raises:
+        ConfigError: nothing is; says what kind of thing was sought, and the nearest.
+    """
+    if name not in known:
+        raise ConfigError(f"there is no {kind} {name!r}: {nearest(name, known)}")
+    return known[name]

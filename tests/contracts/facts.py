@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from countermark.schemes import scheme_of
 from countermark.schemes.base import WeightScheme
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
+
+_Way = TypeVar("_Way")
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,13 @@ def foreign_key(facts: Facts, key: Key, number: int) -> Key:
     other = scheme.generate_key(key.tensors, owner=OWNER, material=material, frozen=key.frozen)
     start = {name: np.zeros(shape, np.float32) for name, shape in key.tensors.items()}
     return replace(other, learnt=scheme.training()(scheme, other, [start]).learnt())
+
+
+def covering(ways: Sequence[_Way]) -> list[tuple[Facts, _Way]]:
+    """Every form once and every way once; the first form in every way."""
+    return [
+        (facts, way)
+        for at, facts in enumerate(SCHEMES_UNDER_CONTRACT)
+        for number, way in enumerate(ways)
+        if at == 0 or number == at % len(ways)
+    ]

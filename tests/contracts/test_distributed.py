@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from contracts.facts import OWNER, SCHEMES_UNDER_CONTRACT, Facts, fresh_host
+from contracts.facts import OWNER, SCHEMES_UNDER_CONTRACT, Facts, covering, fresh_host
 from contracts.test_loops import (
     BATCH,
     EPOCHS,
@@ -47,13 +47,7 @@ FORM = SCHEMES_UNDER_CONTRACT[0]
 LEARNT = next(facts for facts in SCHEMES_UNDER_CONTRACT if facts.learnt)
 WAYS = ["ddp", "ddp-attach", "fsdp2", "fsdp2-attach"]
 PRODUCT = [(facts, way) for facts in SCHEMES_UNDER_CONTRACT for way in WAYS]
-# Every form once and every way once; the first form in every way.
-QUICK = [
-    (facts, way)
-    for at, facts in enumerate(SCHEMES_UNDER_CONTRACT)
-    for number, way in enumerate(WAYS)
-    if at == 0 or number == at % len(WAYS)
-]
+QUICK = covering(WAYS)
 
 
 def wrapped(host: nn.Module, kind: str) -> nn.Module:

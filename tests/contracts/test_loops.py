@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contracts.facts import DATA, OWNER, SCHEMES_UNDER_CONTRACT, Facts, every_form, fresh_host
+from contracts.facts import (
+    DATA,
+    OWNER,
+    SCHEMES_UNDER_CONTRACT,
+    Facts,
+    covering,
+    every_form,
+    fresh_host,
+)
 from countermark.embedding import Embedding
 from countermark.errors import LoopError
 from countermark.key import KeyMaterial
@@ -135,13 +143,7 @@ LOOPS = [
 ]
 
 PRODUCT = [(facts, loop) for facts in SCHEMES_UNDER_CONTRACT for loop in LOOPS]
-# Every form once and every loop once; the first form with every loop.
-PAIRS = [
-    (facts, loop)
-    for at, facts in enumerate(SCHEMES_UNDER_CONTRACT)
-    for number, loop in enumerate(LOOPS)
-    if at == 0 or number == at % len(LOOPS)
-]
+PAIRS = covering(LOOPS)
 
 
 def agree(facts: Facts, loop: Loop) -> None:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from cli_calls import call, embed
+from cli_calls import call, embed, environment
+from killing import DRIVER, Driver
 
 from countermark.bench.models import build
 from countermark.weights import save_weights
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other are slow beside other work, and change the last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Driver]:
+    """Starts the command line in children, to be killed at any moment."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Driver(process)
+        assert process.stdin is not None
+        process.stdin.close()  # its last line: it ends by itself
 
 
 @pytest.fixture

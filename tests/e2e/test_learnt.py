@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_calls import Said, call, embed, environment, listing, refused
+from cli_calls import Said, call, embed, listing, refused
+from killing import Driver
 from safetensors.numpy import load_file
-from test_resume import DRIVER, Driver
 
 pytestmark = pytest.mark.xdist_group("learnt")  # its models are made once
 
@@ -216,20 +213,6 @@ MOMENTS = {  # the siblings take 935 steps and 5 epochs, the host 374 and 2; fin
     ),
     "after the key is written": ("after(Key, 'save', 1)", 3),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    with subprocess.Popen(
-        [sys.executable, "-c", DRIVER],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield Driver(process)
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")

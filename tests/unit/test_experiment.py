@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import SMALL
 
 from countermark.bench import experiment as bench
 from countermark.bench import run as running
@@ -17,38 +18,6 @@ from countermark.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "experiments" / "digits.toml"
-
-SMALL = """
-name = "small"
-title = "Small"
-track = "100 digits"
-seeds = [1, 2]
-[host]
-model = "mlp"
-data = "digits"
-train = 100
-test = 100
-epochs = 1
-[prune]
-layers = ["2.weight"]
-fractions = [0.5]
-[[rows]]
-label = "not embedded"
-[[rows]]
-label = "marked"
-scheme = "uchida"
-[rows.fields]
-layer = "2.weight"
-bits = 128
-strength = 1.0
-"""
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> bench.Experiment:
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return bench.load_experiment(path)
 
 
 def test_every_row_at_every_seed_is_a_cell_with_a_name_of_its_own(small: bench.Experiment) -> None:

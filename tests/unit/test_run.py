@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import SMALL
 
 from countermark.bench import run as running
 from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
@@ -19,35 +20,11 @@ from countermark.bench.run import failure_path, run
 from countermark.cli import run as cli
 from countermark.errors import ConfigError
 
-SMALL = """
-name = "small"
-title = "Small"
-track = "400 digits"
-seeds = [1, 2]
-[host]
-model = "mlp"
-data = "digits"
-train = 400
-test = 100
-epochs = 2
-[[rows]]
-label = "not embedded"
-[[rows]]
-label = "marked"
-scheme = "uchida"
-[rows.fields]
-layer = "2.weight"
-bits = 128
-"""
 FAILING = SMALL.replace('layer = "2.weight"', 'layer = "9.weight"')
+LONGER = SMALL.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4, 5, 6]").replace(
+    "train = 100\ntest = 100\nepochs = 1", "train = 400\ntest = 100\nepochs = 2"
+)
 PRONE = "[[attacks]]\nlabel = 'a'\nsteps = [{ attack = 'prone' }]\n"
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Experiment:
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    return load_experiment(path)
 
 
 def computed(experiment: Experiment, results: Path) -> dict[str, bytes]:
@@ -109,7 +86,7 @@ def test_a_cell_that_failed_is_tried_again(
 
 def test_a_killed_run_redoes_no_finished_cell(tmp_path: Path) -> None:
     path, results = tmp_path / "small.toml", tmp_path / "results"
-    path.write_text(SMALL.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4, 5, 6]"))
+    path.write_text(LONGER)
     command = [sys.executable, "-m", "countermark", "bench", "run", str(path)]
     command += ["--results", str(results), "--jobs", "2"]
     started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -134,7 +111,7 @@ def test_a_killed_run_redoes_no_finished_cell(tmp_path: Path) -> None:
         (('model = "mlp"', 'model = "mpl"'), "unknown model 'mpl'"),
         (('scheme = "uchida"', 'scheme = "uchide"'), "uchide"),
         (("bits = 128", "bitz = 128"), "uchida has no field 'bitz'"),
-        (("epochs = 2", "epochs = 2\nepoch = 3"), "host.epoch: Extra inputs are not permitted"),
+        (("epochs = 1", "epochs = 1\nepoch = 3"), "host.epoch: Extra inputs are not permitted"),
         (("seeds = [1, 2]", "seeds = [1, 'two']"), "seeds.1: Input should be a valid integer"),
         (("[[rows]]", f"{PRONE}[[rows]]"), "prone"),
     ],

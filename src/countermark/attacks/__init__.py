@@ -9,7 +9,7 @@ from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.overwrite import Overwrite
 from countermark.attacks.prune import Prune
 from countermark.attacks.retrain import Retrain
-from countermark.errors import ConfigError, nearest
+from countermark.errors import named
 
 ATTACKS: Mapping[str, type[Attack]] = {
     Prune.name: Prune,
@@ -25,6 +25,4 @@ def attack_named(name: str) -> type[Attack]:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    if name not in ATTACKS:
-        raise ConfigError(f"there is no attack {name!r}: {nearest(name, ATTACKS)}")
-    return ATTACKS[name]
+    return named("attack", name, ATTACKS)

@@ -13,6 +13,8 @@ from countermark.attacks.fine_tune import FineTune
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_named
 
+_APART = 1_000_003  # between the thief's key numbers and those of the owners that he robs
+
 
 @dataclass(frozen=True)
 class Overwrite(FineTune):
@@ -60,6 +62,3 @@ class Overwrite(FineTune):
             if mark.drawn_key is not None:  # MANU draws none before its weights have converged
                 keys.append(mark.drawn_key)
         return keys, share
-
-
-_APART = 1_000_003  # between the thief's key numbers and those of the owners that he robs

@@ -1,4 +1,4 @@
-"""Retraining: every layer learns new data at a high rate. It wins, and costs the thief most."""
+"""Retraining: every layer learns new data at a high rate. Expected to win, at the highest cost."""
 
 from __future__ import annotations
 

@@ -21,16 +21,16 @@ from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
 from countermark.bench.tables import (
     TABLES,
     as_markdown,
+    counted,
     figures_of,
     load_table,
-    number,
     rendered,
+    shown_cell,
     summary,
 )
 from countermark.errors import DataError
 
-COLUMNS = ("accuracy", "wrong", "E_R", "log10_p")
-_DECIMALS = {"accuracy": 2, "wrong": 1, "E_R": 4, "log10_p": 1}
+_FIGURES = ("accuracy", "wrong", "E_R", "log10_p")
 
 
 def outline(experiment: Experiment, results: Path) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         column: summary([each[column] for each in figures])
-        for column in COLUMNS
+        for column in _FIGURES
         if all(each.get(column) is not None for each in figures)
     }
 
@@ -198,9 +198,8 @@ def section(experiment: Experiment, results: Path) -> list[str]:
 
 
 def _line(label: str, row: Mapping[str, Any]) -> str:
-    shown = " | ".join(_shown(row, column) for column in COLUMNS)
-    verdicts = ", ".join(f"{n} {o.replace('_', ' ')}" for o, n in row["outcomes"].items())
-    return f"| {label} | {shown} | {verdicts or '–'} |"
+    shown = " | ".join(_shown(row, column) for column in _FIGURES)
+    return f"| {label} | {shown} | {counted(row['outcomes']) or '–'} |"
 
 
 def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -290,8 +289,4 @@ _ORDERS = {
 
 
 def _shown(row: Mapping[str, Any], column: str) -> str:
-    if column not in row:
-        return "–"
-    figures = row[column]
-    least, ours, most = (number(figures[n], _DECIMALS[column]) for n in ("least", "ours", "most"))
-    return ours if least == most else f"{ours} [{least}, {most}]"
+    return shown_cell(column, row[column]) if column in row else "–"

@@ -60,15 +60,16 @@ def run(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
-    wanted = list(cells(experiment))
-    pending = [cell for cell in wanted if not result_path(cell, results).exists()]
+    finished: list[Cell] = []
+    pending: list[Cell] = []
+    for cell in cells(experiment):
+        (finished if result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
         check(cell)  # rather than after hours
-    for cell in wanted:
-        if cell not in pending:
-            yield _ended(cell, results)
+    for cell in finished:
+        yield _ended(cell, results)
     finish = _on_ray if ray else _in_processes if jobs > 1 else _here
-    for cell in finish(pending, results, jobs):
+    for cell in finish(pending, results, jobs) if pending else ():
         yield _ended(cell, results)
 
 

@@ -290,15 +290,20 @@ def _line(row: Mapping[str, Any]) -> str:
 def shown_cell(column: str, cell: Mapping[str, Any], *, paper: bool = True) -> str:
     """A cell as text: ours, least and most over the seeds, the paper's."""
     if isinstance(cell["ours"], dict):
-        return ", ".join(f"{n} {o.replace('_', ' ')}" for o, n in cell["ours"].items())
+        return counted(cell["ours"])
     decimals = COLUMNS[column].decimals if column in COLUMNS else 4
-    least, ours, most = (number(cell[name], decimals) for name in ("least", "ours", "most"))
+    least, ours, most = (_number(cell[name], decimals) for name in ("least", "ours", "most"))
     text = ours if least == most else f"{ours} [{least}, {most}]"
     return f"{text} (paper {cell['paper']:g})" if paper and cell["paper"] is not None else text
 
 
-def number(value: float, decimals: int) -> str:
-    """A figure as text; small losses in scientific notation."""
+def counted(outcomes: Mapping[str, int]) -> str:
+    """How often each verdict was given, as text."""
+    return ", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items())
+
+
+def _number(value: float, decimals: int) -> str:
+    """Small losses in scientific notation."""
     if decimals == 4 and 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:.{decimals}f}"

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.key import Key
+from countermark.schemes.base import ConvergedScheme
 
 BIN = 0.1
 """Width of a histogram bin (Wang et al. 2020, Relationship between MANU and AUTO)."""
 
-CONVERGED_STD, WINDOW = 0.01, 5
+CONVERGED_STD = ConvergedScheme.convergence_std
+WINDOW = ConvergedScheme.convergence_epochs
 """A weight has converged when its last five epoch values deviate by less (footnote 1)."""
 
-_EARLY = 6  # the paper's MLP is marked after six epochs
+_EARLY = ConvergedScheme.start_epoch  # the paper's MLP is marked then
 _SHOWN = 12  # trajectories kept
 
 

@@ -1,4 +1,4 @@
-"""The commands of thieves and researchers: attack list, attack run, bench run, bench table."""
+"""The commands of thieves and researchers: `attack` and `bench`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from countermark.errors import ConfigError, nearest, printable
+from countermark.errors import ConfigError, named, printable
 from countermark.key import Key
 from countermark.schemes.base import WeightScheme
 from countermark.schemes.independent_network import IndependentNetwork
@@ -22,9 +22,7 @@ def scheme_named(name: str) -> type[WeightScheme]:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    if name not in SCHEMES:
-        raise ConfigError(f"there is no scheme {name!r}: {nearest(name, SCHEMES)}")
-    return SCHEMES[name]
+    return named("scheme", name, SCHEMES)
 
 
 def scheme_of(key: Key) -> WeightScheme:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countermark.bench.figures import uchida2017, wang2020
-from countermark.errors import ConfigError, MissingExtraError, nearest
+from countermark.errors import MissingExtraError, named
 from countermark.files import replacing
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def figure_named(name: str) -> Drawing:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    if name not in FIGURES:
-        raise ConfigError(f"there is no figure {name!r}: {nearest(name, FIGURES)}")
-    return FIGURES[name]
+    return named("figure", name, FIGURES)
 
 
 def draw(drawing: Drawing, shown: Shown, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
-from countermark.bench.tables import figures_of
+from countermark.bench.tables import COLUMNS, figures_of
 from countermark.bench.watch import BIN, CONVERGED_STD, WINDOW
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def capacity(experiments: Path, results: Path) -> dict[str, Any]:
                 if row.scheme == "none" or label not in COLOURS:
                     continue
                 seeds = figures_of(source, row.label, results)
-                right = [100 * (1 - each["wrong"] / each["bits"]) for each in seeds]
+                right = [COLUMNS["bit_accuracy"].read(each) for each in seeds]
                 points = shown.setdefault(host, {}).setdefault(label, [])
                 points.append({"bits": row.fields["bits"], "right": right})
                 points.sort(key=lambda point: point["bits"])
