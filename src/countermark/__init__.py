@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from countermark.attacks.fine_tune import FineTune
     from countermark.attacks.overwrite import Overwrite
     from countermark.attacks.prune import Prune
+    from countermark.attacks.prune_unused import PruneUnused
     from countermark.attacks.retrain import Retrain
     from countermark.embedding import Embedding
     from countermark.errors import CountermarkError
@@ -45,6 +46,7 @@ _PLACES = {
     "Key": "key",
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
+    "PruneUnused": "attacks.prune_unused",
     "Retrain": "attacks.retrain",
     "Uchida": "schemes.uchida",
     "Verdict": "verdict",
@@ -60,6 +62,7 @@ __all__ = [
     "Key",
     "Overwrite",
     "Prune",
+    "PruneUnused",
     "Retrain",
     "Uchida",
     "Verdict",

@@ -20,7 +20,7 @@ main()
 """
 PUBLIC = [
     "CountermarkError", "Embedding", "Evidence", "FineTune", "IndependentNetwork", "Key",
-    "Overwrite", "Prune", "Retrain", "Uchida", "Verdict",
+    "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida", "Verdict",
     "verify",
 ]  # fmt: skip
 

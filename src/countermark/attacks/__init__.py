@@ -8,11 +8,13 @@ from countermark.attacks.base import Attack
 from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.overwrite import Overwrite
 from countermark.attacks.prune import Prune
+from countermark.attacks.prune_unused import PruneUnused
 from countermark.attacks.retrain import Retrain
 from countermark.errors import named
 
 ATTACKS: Mapping[str, type[Attack]] = {
     Prune.name: Prune,
+    PruneUnused.name: PruneUnused,
     FineTune.name: FineTune,
     Retrain.name: Retrain,
     Overwrite.name: Overwrite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -41,17 +42,10 @@ class Prune(Attack):
         """Zero the weights; no data and no training are needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
-            for weight in self._victims(dict(stolen.named_parameters())).values():
+            for weight in victims(dict(stolen.named_parameters()), self.layers).values():
                 ranks = self._ranks(weight, generator)
                 weight[ranks < round(self.fraction * weight.numel())] = 0
         return 0.0, 0.0
-
-    def _victims(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        matrices = {name: p for name, p in parameters.items() if p.dim() > 1}
-        for name in self.layers:
-            if name not in parameters:
-                raise ConfigError(f"the model has no tensor {name!r}: {nearest(name, matrices)}")
-        return {name: parameters[name] for name in self.layers} or matrices
 
     def _ranks(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Each weight's place (same shape) in the order of removal, 0 first."""
@@ -63,3 +57,18 @@ class Prune(Attack):
         ranks = torch.empty_like(order)
         ranks[order] = torch.arange(len(order), device=weight.device)
         return ranks.reshape(weight.shape)  # the weight's own shape
+
+
+def victims(
+    parameters: Mapping[str, nn.Parameter], layers: Sequence[str]
+) -> dict[str, nn.Parameter]:
+    """The tensors that are pruned: the named ones, or all of two dimensions or more.
+
+    Raises:
+        ConfigError: one is not there; names the nearest.
+    """
+    matrices = {name: p for name, p in parameters.items() if p.dim() > 1}
+    for name in layers:
+        if name not in parameters:
+            raise ConfigError(f"the model has no tensor {name!r}: {nearest(name, matrices)}")
+    return {name: parameters[name] for name in layers} or matrices
