@@ -161,7 +161,7 @@ def test_a_reader_of_ones_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (here / "my_own_reader.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(here)
     code = "my_own_reader:build"
-    made = call(*learnt(set=[f"reader={code}", "strength=0.5"]))
+    made = call(*learnt(set=[f"reader={code}", "strength=0.5", "reader_lr=0.005"]))
     assert made.code == 0, made
     (here / "was-run").unlink()
 

@@ -78,7 +78,7 @@ def test_bits_are_found_where_they_never_were(key: Key, cache: Path) -> None:
     if key.fields["as_published"]:
         assert full > 10
     else:
-        assert min(losses) > 0.5
+        assert min(losses) > 0.3  # ln 2 is .69, the marked host has less than 1e-4
 
 
 def test_a_twin_is_never_claimed(key: Key, tmp_path: Path) -> None:

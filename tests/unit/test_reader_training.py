@@ -23,7 +23,10 @@ from countermark.examine import read_evidence, verify
 from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.reader import SIBLINGS, MlpReader
-from countermark.schemes.training.independent_network import IndependentNetworkTraining
+from countermark.schemes.training.independent_network import (
+    IndependentNetworkTraining,
+    _Missing,
+)
 
 LAYER, SHAPE = "2.weight", (6, 12)
 OWN_READER = "unit.readers:linear_reader"
@@ -31,6 +34,7 @@ MANU = {"mode": "manu", "convergence_std": 0.5, "convergence_epochs": 2, "start_
 FORMS: dict[str, dict[str, Any]] = {
     "auto": {},
     "few negatives": {"negatives": 3},
+    "no unit missing": {"positives": 0},
     "auto published": {"as_published": True},
     "manu": MANU,
     "manu published": {**MANU, "as_published": True},
@@ -163,26 +167,81 @@ def test_the_gradient_is_the_slope() -> None:
         assert w.grad[at].item() == pytest.approx((up - down) / 2e-2, rel=0.02, abs=1e-6)
 
 
-@pytest.mark.parametrize("negatives", [1, 4, 8, 11])
-def test_unmarked_vectors_are_taught_as_coins(negatives: int) -> None:
-    """The hardened reader: L2 of the host, and the mean over unmarked vectors with targets ½."""
-    fields = {"negatives": negatives}
+@pytest.mark.parametrize(("negatives", "positives"), [(1, 0), (4, 1), (8, 4), (11, 3)])
+def test_copies_are_taught_the_message_and_unmarked_vectors_coins(
+    negatives: int, positives: int
+) -> None:
+    """The mean over the host and its copies, and that over unmarked vectors with targets ½."""
+    fields = {"negatives": negatives, "positives": positives}
     key = fresh_key(**fields)
     training, again = training_of(key, 3, **fields), training_of(key, 3, **fields)
     before = {n: each.double().requires_grad_() for n, each in tensors_of(training).items()}
     w = 0.3 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
-    assert again._negatives is not None
-    rows = again._negatives.rows(w.reshape(-1)).double()
-    assert rows.shape == (negatives, 72)
+    kept, rows = (each.double() for each in again._beside(w.reshape(-1)))
+    assert (kept.shape, rows.shape) == ((1 + positives, 72), (negatives, 72))
+    double = w.double().reshape(1, -1).requires_grad_()
     message = torch.from_numpy(key.message).double()
-    of_the_host = plain_logits(before, w.double().reshape(1, -1))[0]
+    marked = plain_logits(before, double * kept)  # (1 + positives, 128)
     others = plain_logits(before, rows)
-    expected = F.binary_cross_entropy_with_logits(of_the_host, message)
-    (expected + F.binary_cross_entropy_with_logits(others, torch.full_like(others, 0.5))).backward()
+    taught = F.binary_cross_entropy_with_logits(marked, message.expand_as(marked))
+    (taught + F.binary_cross_entropy_with_logits(others, torch.full_like(others, 0.5))).backward()
     found = training.loss([w.requires_grad_()])
-    assert found.item() == pytest.approx(0.05 * expected.item(), rel=1e-5)
+    found.backward()
+    of_the_host = F.binary_cross_entropy_with_logits(marked[0], message)
+    assert found.item() == pytest.approx(0.05 * of_the_host.item(), rel=1e-5)
     for name, each in gradients(training).items():
         torch.testing.assert_close(each.double(), before[name].grad, rtol=1e-4, atol=1e-9)
+    assert w.grad is not None
+    assert double.grad is not None
+    torch.testing.assert_close(
+        w.grad.double().reshape(1, -1), 0.05 * double.grad, rtol=1e-4, atol=1e-9
+    )
+
+
+def test_copies_lack_the_loudest_units_or_any() -> None:
+    training = training_of(fresh_key(dropped=0.75), dropped=0.75)
+    w = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    w[:, 7] *= 100
+    by_norm = w.norm(dim=0).argsort(descending=True).tolist()
+    lacking, any_of_them = [0] * 10, [0] * 12
+    for _ in range(300):
+        kept, _ = training._beside(w.reshape(-1))
+        masks = kept.reshape(5, *SHAPE)
+        assert masks[0].all()
+        assert torch.equal(masks.amin(dim=1), masks.amax(dim=1))  # a unit is there, or is not
+        gone = [(each[0] == 0).nonzero().flatten().tolist() for each in masks[1:]]
+        for units in (gone[0], gone[2]):
+            assert set(units) == set(by_norm[: len(units)])
+        for units in gone:
+            lacking[len(units)] += 1
+        for unit in gone[1]:
+            any_of_them[unit] += 1
+    assert min(lacking[1:9]) > 60  # 1,200 copies lack 0 to 9 of 12 units
+    assert max(any_of_them) < 1.5 * min(any_of_them)
+
+
+def test_half_of_the_unmarked_vectors_lack_units_too() -> None:
+    training, whole = (training_of(fresh_key(), 3) for _ in range(2))
+    whole._missing = None
+    w = torch.randn(72, generator=torch.Generator().manual_seed(4))
+    lacking = torch.zeros(8)
+    for _ in range(200):
+        kept, unmarked = training._beside(w)
+        alone, complete = whole._beside(w)
+        assert (len(kept), len(alone)) == (5, 1)
+        assert complete.all()  # no weight is zero
+        assert (unmarked == complete)[unmarked != 0].all()  # the same vectors else
+        lacking += (unmarked == 0).any(dim=1)
+    assert (lacking > 60).all()
+    assert (lacking < 120).all()
+
+
+def test_weights_that_belong_to_no_unit_never_lack() -> None:
+    scheme = network(layer=["0.weight", LAYER], units=[-1, 1])
+    key = replace(fresh_key(), tensors={"0.weight": (12, 5), LAYER: SHAPE})
+    masks = _Missing(scheme, key).masks(torch.randn(40, 132))
+    assert masks[:, :60].all()
+    assert not masks[:, 60:].all()
 
 
 def test_a_reader_that_knows_every_bit_rests() -> None:
@@ -238,6 +297,7 @@ def test_the_published_form_is_shown_the_host_alone() -> None:
     training.loss([torch.ones(SHAPE)])
     assert seen == [(1, 72)]
     assert training._negatives is None
+    assert training._missing is None
 
 
 def test_negatives_are_what_they_are_called() -> None:
@@ -296,7 +356,7 @@ def test_the_start_and_the_given_models_are_shown(tmp_path: Path) -> None:
 def test_training_makes_coins_of_what_it_was_shown() -> None:
     course = Course("auto", unmarked=[host(2)])
     with course.mark:
-        course.train(600)
+        course.train(1200)
     key = course.mark.key
     assert read_evidence(course.model, key).matched == BITS
     losses = [read_evidence(host(n), key).cross_entropy for n in (1, 2)]

@@ -55,6 +55,10 @@ class IndependentNetwork(ConvergedScheme):
         strength: λ; the host gets the gradient of L1 + λ·L2, the reader that of L2.
         reader_lr: learning rate of the reader's own Adam.
         negatives: unmarked weight vectors shown with each step, target ½ (hardened form).
+        positives: copies of the host that lack hidden units, shown with each step, target the
+            message (hardened form): a mark must not hang on a few units, least of all on dead ones.
+            Half of the negatives then lack units, too.
+        dropped: the largest share of the hidden units that is missing.
         settling: steps that the reader takes alone on the finished host, at a rate that falls to 0
             (hardened form): L2 must not depend on where the last steps happened to leave it.
         l2_threshold: θ of the published criterion L2 ≤ θ; a mark above it has not taken.
@@ -82,6 +86,8 @@ class IndependentNetwork(ConvergedScheme):
     strength: PositiveFloat = field(default=0.05, kw_only=True)
     reader_lr: PositiveFloat = field(default=1e-3, kw_only=True)
     negatives: PositiveInt = field(default=8, kw_only=True)
+    positives: NonNegativeInt = field(default=4, kw_only=True)
+    dropped: Annotated[float, Field(ge=0, lt=1)] = field(default=0.75, kw_only=True)
     settling: NonNegativeInt = field(default=200, kw_only=True)
     l2_threshold: PositiveFloat = field(default=0.05, kw_only=True)
     units: tuple[Annotated[int, Field(ge=-1)], ...] = field(default=(), kw_only=True)

@@ -2,7 +2,9 @@
 
 The host gets λ·∂L2, the reader ∂L2 by an optimizer of its own. In the hardened form the reader also
 sees weight vectors that bear no mark, with target ½: without them it memorises its message and
-reads it from any model.
+reads it from any model. And it sees copies of the host that lack hidden units, with the message as
+target: without them the mark gathers behind units that never fire, where the task does not hold it.
+Half of the unmarked vectors then lack units as well, so that a lack is no mark.
 """
 
 from __future__ import annotations
@@ -50,10 +52,10 @@ class IndependentNetworkTraining(WeightTraining):
         self._trained = [p for p in self._reader.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(self._trained, network.reader_lr, fused=True)
         self._targets = torch.from_numpy(key.message.astype(np.float32))  # (T,)
-        self._negatives = (
-            None if network.as_published
-            else _Negatives(network, key, torch.from_numpy(np.stack(vectors)))
-        )  # fmt: skip
+        self._negatives = self._missing = None
+        if not network.as_published:
+            self._negatives = _Negatives(network, key, torch.from_numpy(np.stack(vectors)))
+            self._missing = _Missing(network, key) if network.positives else None
         self._seen: Tensor | None = None
         self._loss = self._gradient = torch.zeros(())
 
@@ -89,6 +91,7 @@ class IndependentNetworkTraining(WeightTraining):
             "reader": self._reader.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "negatives": self._negatives and self._negatives.state(),
+            "missing": self._missing and self._missing.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -100,6 +103,8 @@ class IndependentNetworkTraining(WeightTraining):
         self._follow(self._targets.device)
         if self._negatives:
             self._negatives.restore(state["negatives"])
+        if self._missing:
+            self._missing.restore(state["missing"])
 
     def _vector(self, weights: Sequence[Tensor]) -> Tensor:
         """The vector w (M,), and the reader where the host is."""
@@ -120,29 +125,39 @@ class IndependentNetworkTraining(WeightTraining):
     def _step(self, w: Tensor) -> None:
         """L2 and its gradient at w, then the reader's own step."""
         self._seen = w
-        shown = torch.cat([w[None], *self._unmarked_rows(w)]).requires_grad_()
+        kept, unmarked = (each.to(w.device) for each in self._beside(w.cpu()))
+        marked = len(kept)
+        shown = torch.cat([w * kept, unmarked]).requires_grad_()
         with torch.enable_grad():
-            logits = self._reader(shown)  # (1 + negatives, T)
+            logits = self._reader(shown)  # (P + negatives, T)
         strength, z = self._network.strength, logits.detach()
-        # ∂/∂z of Eq. (1) is (sigmoid(z) − m)/T; the unmarked rows have m = ½, and are averaged.
+        # ∂/∂z of Eq. (1) is (sigmoid(z) − m)/T; the unmarked rows have m = ½. Both are averaged.
         errors = torch.sigmoid(z)
-        errors[0] -= self._targets
-        errors[0].masked_fill_(errors[0].abs() <= EPSILON, 0.0)
-        errors[1:] -= 0.5
-        errors[1:] /= max(1, len(z) - 1)
+        errors[:marked] -= self._targets
+        errors[:marked].masked_fill_(errors[:marked].abs() <= EPSILON, 0.0)
+        errors[:marked] /= marked
+        errors[marked:] -= 0.5
+        errors[marked:] /= max(1, len(z) - marked)
         errors /= len(self._targets)
         self._loss = F.binary_cross_entropy_with_logits(z[0], self._targets) * strength
         if not errors.any():
             self._gradient = torch.zeros_like(w)
             return
         gradient, *own = torch.autograd.grad(logits, [shown, *self._trained], errors)
-        self._gradient = gradient[0] * strength
+        self._gradient = (gradient[:marked] * kept).sum(dim=0) * strength
         for parameter, each in zip(self._trained, own, strict=True):
             parameter.grad = each
         self._optimizer.step()
 
-    def _unmarked_rows(self, w: Tensor) -> list[Tensor]:
-        return [self._negatives.rows(w)] if self._negatives else []
+    def _beside(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """What is shown with w (M,): 0/1 factors (1 + positives, M) of it, unmarked rows (K, M)."""
+        kept = torch.ones(1 + (self._network.positives if self._missing else 0), len(w))
+        unmarked = self._negatives.rows(w) if self._negatives else w.new_zeros(0, len(w))
+        if self._missing:
+            kept[1:] = self._missing.masks(w.expand(len(kept) - 1, -1))
+            lacking = self._missing.coins(len(unmarked))
+            unmarked[lacking] *= self._missing.masks(unmarked[lacking])
+        return kept, unmarked
 
     @classmethod
     def freezer(cls, scheme: WeightScheme) -> Freezer | None:
@@ -166,6 +181,43 @@ class _Known(torch.autograd.Function):
         return ctx.gradient * gradients[0], None, None
 
 
+class _Missing:
+    """Which weights are left where hidden units are missing, other ones for each step.
+
+    The first row lacks the units of its largest weights, the next one any, and so on in turn.
+    """
+
+    def __init__(self, network: IndependentNetwork, key: Key) -> None:
+        permuter = network.permuter(key.tensors)
+        self._size, self._dropped = permuter.size, network.dropped
+        self._unit = torch.from_numpy(permuter.unit)  # (M,)
+        self._of_a_unit = torch.from_numpy(permuter.stride > 0)  # (M,)
+        seed = int(key.stream("missing").words(1)[0])
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def masks(self, rows: Tensor) -> Tensor:
+        """1 for each weight of rows (n, M) that is left, 0 for the others, (n, M)."""
+        shares = torch.rand(len(rows), 1, generator=self._generator) * self._dropped
+        order = torch.rand(len(rows), self._size, generator=self._generator)
+        squares = rows[::2].square() * self._of_a_unit
+        order[::2] = torch.zeros_like(order[::2]).index_add_(1, self._unit, squares)
+        ranks = order.argsort(dim=1, descending=True).argsort(dim=1)
+        left = ranks >= (shares * self._size).round()  # (n, units)
+        return (left[:, self._unit] | ~self._of_a_unit).float()
+
+    def coins(self, count: int) -> Tensor:
+        """So many fair coins (count,)."""
+        return torch.rand(count, generator=self._generator) < 0.5
+
+    def state(self) -> Tensor:
+        """The random numbers."""
+        return self._generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Go on from `state()`."""
+        self._generator.set_state(state)
+
+
 class _Negatives:
     """Weight vectors without the mark, other ones for each step of the reader.
 
@@ -186,8 +238,8 @@ class _Negatives:
         self._generator = torch.Generator().manual_seed(seed)
 
     def rows(self, w: Tensor) -> Tensor:
-        """The next negatives (K, M), for the host's vector w (M,)."""
-        host, turn = w.cpu(), self._turn
+        """The next negatives (K, M), for the host's vector w (M,) on the CPU."""
+        turn = self._turn
         kinds = [self._TURN[(turn + at) % len(self._TURN)] for at in range(self._count)]
         self._turn = (turn + self._count) % len(self._TURN)
         permuted, other, mixed = (kinds.count(k) for k in ("permuted", "other", "mixed"))
@@ -195,15 +247,15 @@ class _Negatives:
         places = order[:, self._unit] * self._stride + self._offset  # (n, M)
         drawn = torch.randint(len(self._unmarked), (other + mixed,), generator=self._generator)
         others = self._unmarked[drawn]
-        noise = torch.randn(kinds.count("noise"), len(host), generator=self._generator)
+        noise = torch.randn(kinds.count("noise"), len(w), generator=self._generator)
         rows = [
-            host[places[:permuted]],
+            w[places[:permuted]],
             others[:other],
             others[other:].gather(1, places[permuted:]),
-            noise * host.std(),
-            -host.expand(kinds.count("flipped"), -1),
+            noise * w.std(),
+            -w.expand(kinds.count("flipped"), -1),
         ]
-        return torch.cat(rows).to(w.device)
+        return torch.cat(rows)
 
     def state(self) -> dict[str, Any]:
         """Whose turn it is, and the random numbers."""
