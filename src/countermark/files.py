@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,14 +65,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, non_finite: bool = False) -> Any:
     """A UTF-8 JSON document in which no object has a name twice and no number is NaN or infinite.
+
+    Args:
+        content: the document.
+        non_finite: let NaN and infinities pass, as some servers write them.
 
     Raises:
         ValueError: it is no such document, or nests too deeply.
     """
+    constant = float if non_finite else _refuse
     try:
-        return json.loads(content.decode(), object_pairs_hook=_named_once, parse_constant=_refuse)
+        return json.loads(content.decode(), object_pairs_hook=_named_once, parse_constant=constant)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
 
@@ -79,8 +85,7 @@ def parse_json(content: bytes) -> Any:
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)  # in linear time
         raise ValueError(f"the name {twice!r} stands twice")
     return found
 

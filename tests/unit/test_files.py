@@ -138,6 +138,18 @@ def test_json_with_two_readings_is_refused(content: bytes, said: str) -> None:
         parse_json(content)
 
 
+def test_numbers_that_are_not_finite_pass_where_they_are_let() -> None:
+    assert str(parse_json(b"[NaN, Infinity, -Infinity]", non_finite=True)) == "[nan, inf, -inf]"
+    with pytest.raises(ValueError, match="stands twice"):
+        parse_json(b'{"a": NaN, "a": 1}', non_finite=True)
+
+
+def test_a_name_that_stands_twice_among_many_is_found_in_linear_time() -> None:
+    names = [f'"{number}": 0' for number in [*range(300_000), 299_999]]
+    with pytest.raises(ValueError, match="'299999' stands twice"):  # or not before the time-out
+        parse_json(f"{{{', '.join(names)}}}".encode())
+
+
 def test_errors_are_one_printable_line_whatever_they_quote() -> None:
     said = one_line(CountermarkError("a\nb\r\x1b[2J\u202e\ud800 ü → 🔑" + "x" * 10_000))
     assert said.startswith("a\\nb\\r\\x1b[2J\\u202e\\ud800 ü → 🔑xxx")
