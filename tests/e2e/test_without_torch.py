@@ -77,6 +77,26 @@ def test_a_torch_file_asks_for_torch_in_one_line(
     assert "torch is not installed" in said.why
 
 
+def test_a_transcript_of_a_remote_suspect_is_read_without_its_extra(here: Path) -> None:
+    reading = """
+import sys
+sys.modules.update(dict.fromkeys(["torch", "scipy", "httpx2", "PIL"]))
+from countermark.errors import CountermarkError
+from countermark.remote import RemoteOptions, Transcript, connect
+made = Transcript(type="countermark/transcript/v1", url="https://h/", protocol="mlflow",
+                  options=RemoteOptions("mlflow").public(), started="", entries=())
+made.save("t.json")
+print(len(Transcript.load("t.json").entries), Transcript.load("t.json") == made)
+try:
+    connect("https://h/", RemoteOptions("mlflow"))
+except CountermarkError as error:
+    print(error)
+"""
+    said = python(reading, folder=here)
+    needs = "asking a remote suspect needs an extra: pip install 'countermark[remote]'"
+    assert said == Said(0, f"0 True\n{needs}\n", "")
+
+
 def test_importing_countermark_loads_nothing_heavy(here: Path) -> None:
     heavy = "{'torch', 'numpy', 'scipy', 'pydantic', 'safetensors', 'cryptography', 'typer'}"
     said = python(

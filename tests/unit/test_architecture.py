@@ -28,6 +28,7 @@ RANKS = {
     "stats": 1,
     "key": 2,
     "nulls": 2,
+    "remote": 2,
     "weights": 2,
     "verdict": 3,
     "embedding": 4,
@@ -45,12 +46,14 @@ PART_OF = {"keyfile": "key"}
 ONLY = {
     "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
+    "remote": {"errors", "files", "progress", "xof"},
 }
 # The one attack that makes keys: those of the thief's own marks.
 MAKES_KEYS = {"attacks.overwrite": {"key", "schemes"}}
 NEVER = {"examine": {"embedding"}}
 TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training"}
 TORCH = {"torch", "safetensors.torch"}
+LAZY = ("scipy", "httpx2")  # wanted by one feature each
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,8 @@ def broken_weight(found: Import) -> str | None:
     """The rule on heavy libraries that an import breaks, or None."""
     if found.in_function:
         return None
-    if within(found.target, {"scipy"}):
-        return "scipy is imported inside functions only"
+    if lazy := [name for name in LAZY if within(found.target, {name})]:
+        return f"{lazy[0]} is imported inside functions only"
     if within(found.target, TORCH) and not within(found.importer.partition(".")[2], TORCH_ON_TOP):
         return f"torch is imported on top only in {', '.join(sorted(TORCH_ON_TOP))}"
     return None
@@ -347,6 +350,7 @@ WEIGHT = [
     ("cli.py", "try:\n    import torch\nexcept ImportError: ...", 2, "torch is imported on top"),
     ("bench/run.py", "from scipy import stats", 1, "scipy is imported inside functions only"),
     ("embedding.py", "import scipy", 1, "scipy is imported inside"),
+    ("xof.py", "from httpx2 import URL", 1, "httpx2 is imported inside"),
 ]
 KEYS = [
     ("attacks/prune.py", "class A:\n    def run(self, model, key): ...", 2, "A, key"),

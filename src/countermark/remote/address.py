@@ -1,0 +1,66 @@
+"""The url that is asked: checked, completed for its protocol, and shown without its secrets."""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, quote, urlsplit
+
+from countermark.errors import ConfigError
+from countermark.remote.options import RemoteOptions
+
+_MODELS = {"oip": ("/v2", "/infer"), "tf_serving": ("/v1", ":predict")}
+
+
+def address(url: str, options: RemoteOptions) -> str:
+    """The url that requests go to: path completed, query kept, fragment dropped.
+
+    Raises:
+        ConfigError: it is not http(s), names no host, holds a user's name or password, or lacks
+            the name of a model. What stands in it is not repeated: it may be secret.
+    """
+    parts = _split(url)
+    path = _path(parts.path, options)
+    return parts._replace(path=path, fragment="").geturl()
+
+
+def shown(url: str) -> str:
+    """A url as a transcript shows it: without query and fragment, where tokens stand."""
+    return urlsplit(url)._replace(query="", fragment="").geturl()
+
+
+def _split(url: str) -> SplitResult:
+    if not url.isprintable() or " " in url:
+        raise ConfigError("the url of a suspect holds a space or a control character: remove it")
+    try:
+        parts = urlsplit(url)
+        known, host, _ = parts.scheme in {"http", "https"}, parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError("the url of a suspect has a host or port that cannot be read") from None
+    if not known or not host:
+        raise ConfigError("the url of a suspect must begin with http:// or https:// and a host")
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "the url of a suspect holds a user's name or password: leave it out, and put an "
+            "Authorization header into the file that COUNTERMARK_HEADERS_FILE names"
+        )
+    return parts
+
+
+def _path(path: str, options: RemoteOptions) -> str:
+    bare = path.rstrip("/")
+    if options.protocol == "mlflow":
+        return bare if bare.endswith("/invocations") else f"{bare}/invocations"
+    if options.protocol not in _MODELS:
+        return path or "/"
+    version, verb = _MODELS[options.protocol]
+    carried = bare.endswith(verb) or f"{version}/models/" in bare
+    if carried and options.model is not None:
+        raise ConfigError(f"the url already names a model of {options.protocol}: leave model out")
+    if not carried and options.model is None:
+        raise ConfigError(
+            f"{options.protocol} needs the name of a model: give model, or a url that ends in "
+            f"{version}/models/NAME{verb}"
+        )
+    if options.model is None:
+        return bare if bare.endswith(verb) else bare + verb
+    root = bare.removesuffix("/models").removesuffix(version)
+    return f"{root}{version}/models/{quote(options.model, safe='')}{verb}"

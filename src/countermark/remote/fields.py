@@ -1,0 +1,56 @@
+"""Finding one's way in a JSON document that a suspect wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from countermark.errors import printable
+
+_LONGEST = 40  # characters of a suspect's own text in a reason
+
+
+class UnreadableError(ValueError):
+    """An answer without a label in it; its message is the reason that the transcript keeps."""
+
+
+def shown(value: Any) -> str:
+    """A JSON value in a few printable characters, whatever its size."""
+    match value:
+        case dict():
+            return f"an object of {len(value)} field(s)"
+        case list():
+            return f"a list of {len(value)}"
+        case int() if not isinstance(value, bool) and abs(value) >= 1 << 63:
+            return "a number beyond 64 bits"
+        case _:
+            return printable(repr(value[:_LONGEST] if isinstance(value, str) else value), _LONGEST)
+
+
+def follow(value: Any, path: str) -> Any:
+    """What stands at a dotted path: names lead into objects, numbers into lists.
+
+    Raises:
+        UnreadableError: the path leads nowhere.
+    """
+    for step in filter(None, path.split(".")):
+        match value:
+            case dict() if step in value:
+                value = value[step]
+            case list() if step.isdecimal() and len(step) < 10 and int(step) < len(value):
+                value = value[int(step)]
+            case _:
+                raise UnreadableError(f"there is no {step!r} in {shown(value)}")
+    return value
+
+
+def listed(value: Any, count: int) -> list[Any]:
+    """A list of `count`, maybe as the only field of an object.
+
+    Raises:
+        UnreadableError: it is none, or of another length.
+    """
+    while isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    if not isinstance(value, list) or len(value) != count:
+        raise UnreadableError(f"expected a list of {count} answer(s), came {shown(value)}")
+    return value

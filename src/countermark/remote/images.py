@@ -1,0 +1,86 @@
+"""Images as the suspect is sent them: numbers or pictures; and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import ConfigError
+from countermark.remote.options import RemoteOptions
+from countermark.xof import frame
+
+Images: TypeAlias = NDArray[np.uint8]
+Labels: TypeAlias = NDArray[np.int64]
+Predict: TypeAlias = Callable[[Images], Labels]
+"""Images (n, C, H, W) of 0 to 255 -> labels (n,); −1 where there is none that could be read."""
+
+NO_LABEL = -1
+
+
+def checked(images: Images) -> Images:
+    """The same images.
+
+    Raises:
+        ConfigError: they are not uint8 (n, C, H, W) with something in each.
+    """
+    found = np.asarray(images)
+    if found.dtype != np.uint8 or found.ndim != 4 or 0 in found.shape[1:]:
+        raise ConfigError(
+            "expected images as uint8 (n, C, H, W) of 0 to 255, "
+            f"came {found.dtype} {found.shape}: convert them first"
+        )
+    return found
+
+
+def fitting(images: Images, options: RemoteOptions) -> Images:
+    """Checked images that can be sent as the options say.
+
+    Raises:
+        ConfigError: as `checked`, or a number of channels that the options cannot send.
+    """
+    channels = checked(images).shape[1]
+    if options.pixels == "normalised" and len(options.mean) != channels:
+        raise ConfigError(
+            f"mean and std are for {len(options.mean)} channel(s), the images have {channels}: "
+            "give one number for each"
+        )
+    if options.sends_pictures and channels not in {1, 3}:
+        raise ConfigError(
+            f"a {options.picture} has 1 or 3 channels, the images have {channels}: "
+            "use a protocol that sends numbers"
+        )
+    return images
+
+
+def image_digest(image: Images) -> str:
+    """SHA-256 (hex) of one image (C, H, W): frame("uint8 [C, H, W]", its bytes in C order)."""
+    about = f"uint8 {list(image.shape)}"
+    return hashlib.sha256(frame(about.encode(), image.tobytes())).hexdigest()
+
+
+def pixels(images: Images, options: RemoteOptions) -> NDArray[Any]:
+    """The numbers (n, C, H, W) or (n, H, W, C) that are sent for images (n, C, H, W)."""
+    numbers: NDArray[Any] = images
+    if options.pixels != "uint8":
+        numbers = images / 255
+        if options.pixels == "normalised":
+            mean, std = (np.reshape(each, (-1, 1, 1)) for each in (options.mean, options.std))
+            numbers = (numbers - mean) / std
+        numbers = numbers.round(7)  # as fine as float32, at half the text of all its digits
+    return numbers if options.layout == "nchw" else numbers.transpose(0, 2, 3, 1)  # (n, H, W, C)
+
+
+def picture(image: Images, options: RemoteOptions) -> bytes:
+    """One image (C, H, W), C of 1 or 3, as a PNG or JPEG file."""
+    import PIL.Image
+
+    rows = image[0] if len(image) == 1 else image.transpose(1, 2, 0)  # (H, W) or (H, W, 3)
+    file = io.BytesIO()
+    quality = {"quality": options.jpeg_quality} if options.picture == "jpeg" else {}
+    PIL.Image.fromarray(np.ascontiguousarray(rows)).save(file, options.picture, **quality)
+    return file.getvalue()

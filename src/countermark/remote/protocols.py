@@ -1,0 +1,143 @@
+"""The protocols: a request's body from images, and each image's part of the answer.
+
+oip         Open Inference Protocol v2, POST v2/models/NAME/infer
+tf_serving  TensorFlow Serving v1, row format, POST v1/models/NAME:predict
+mlflow      MLflow scoring server, POST /invocations
+image       one PNG or JPEG a POST
+json        a template of the caller's own
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from countermark.remote.fields import UnreadableError, follow, listed, shown
+from countermark.remote.images import Images, picture, pixels
+from countermark.remote.options import PLACE, ProtocolName, RemoteOptions
+
+_DIMENSIONS = 8  # the most of an output's: the product of a million sizes would take for ever
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol is: two functions and where its answers stand.
+
+    Attributes:
+        body: images (n, C, H, W) -> the body of one request.
+        parts: the document of an answer to n images -> each image's part; else
+            UnreadableError.
+        answer_at: where answers stand when the options do not say it.
+    """
+
+    body: Callable[[Images, RemoteOptions], bytes]
+    parts: Callable[[Any, int, RemoteOptions], list[Any]]
+    answer_at: str = ""
+
+
+def content_type(options: RemoteOptions) -> str:
+    """The media type of a request's body."""
+    return f"image/{options.picture}" if options.protocol == "image" else "application/json"
+
+
+def paths(options: RemoteOptions) -> tuple[str | None, str]:
+    """The way from the document to the list of all images' answers, and on from each of them.
+
+    No list is sought (None) where a request carries one image and the path has no `*`.
+    """
+    if options.protocol == "oip":
+        return None, ""
+    path = options.answer_at or PROTOCOLS[options.protocol].answer_at
+    if options.images_a_request > 1 and "*" not in path.split("."):
+        path += ".*"
+    before, star, after = f".{path}.".partition(".*.")
+    return (before, after) if star else (None, path)
+
+
+def _dumped(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _oip_body(images: Images, options: RemoteOptions) -> bytes:
+    numbers = pixels(images, options)
+    tensor = {
+        "name": options.input_name or "input-0",
+        "shape": list(numbers.shape),
+        "datatype": options.datatype or ("UINT8" if options.pixels == "uint8" else "FP32"),
+        "data": numbers.ravel().tolist(),
+    }
+    return _dumped({"inputs": [tensor]})
+
+
+def _oip_parts(document: Any, count: int, options: RemoteOptions) -> list[Any]:
+    tensors = follow(document, "outputs")
+    named = {
+        each["name"]: each
+        for each in (tensors if isinstance(tensors, list) else [])
+        if isinstance(each, dict) and isinstance(each.get("name"), str)
+    }
+    if options.answer_at is None and len(named) != 1:
+        raise UnreadableError(f"{len(named)} named outputs came: say which is meant with answer_at")
+    tensor = named.get(options.answer_at) if options.answer_at else next(iter(named.values()))
+    if tensor is None:
+        raise UnreadableError(f"there is no output {shown(options.answer_at)} among {len(named)}")
+    return _rows(follow(tensor, "data"), follow(tensor, "shape"), count)
+
+
+def _rows(data: Any, shape: Any, count: int) -> list[Any]:
+    """The data of a tensor, flat or nested, as one part for each of `count` images."""
+    sizes = shape if isinstance(shape, list) and len(shape) <= _DIMENSIONS else []
+    if not sizes or any(type(each) is not int or not 1 <= each < 1 << 31 for each in sizes):
+        raise UnreadableError(f"the output has no shape, but {shown(shape)}")
+    if sizes[0] != count:
+        raise UnreadableError(f"expected answers for {count} image(s), came {sizes[0]}")
+    width = math.prod(sizes[1:])
+    if not isinstance(data, list) or len(data) not in {count, count * width}:
+        raise UnreadableError(f"expected {count * width} number(s), came {shown(data)}")
+    if len(data) == count:
+        return data
+    return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def _tf_serving_body(images: Images, options: RemoteOptions) -> bytes:
+    rows = pixels(images, options).tolist()
+    name = options.input_name
+    return _dumped({"instances": rows if name is None else [{name: row} for row in rows]})
+
+
+def _mlflow_body(images: Images, options: RemoteOptions) -> bytes:
+    rows = pixels(images, options).tolist()
+    name = options.input_name
+    return _dumped({"inputs": rows if name is None else {name: rows}})
+
+
+def _image_body(images: Images, options: RemoteOptions) -> bytes:
+    return picture(images[0], options)
+
+
+def _json_body(images: Images, options: RemoteOptions) -> bytes:
+    filled: dict[str, str] = {}
+    if options.sends_pictures:
+        files = [base64.b64encode(picture(image, options)).decode() for image in images]
+        filled = {"$image": files[0], '"$images"': json.dumps(files)}
+    if "$pixels" in options.places:
+        filled['"$pixels"'] = _dumped(pixels(images, options).tolist()).decode()
+    return PLACE.sub(lambda place: filled[place[0]], options.template or "").encode()
+
+
+def _parts(document: Any, count: int, options: RemoteOptions) -> list[Any]:
+    before, _ = paths(options)
+    return [document] if before is None else listed(follow(document, before), count)
+
+
+PROTOCOLS: Mapping[ProtocolName, Protocol] = {
+    "oip": Protocol(_oip_body, _oip_parts),
+    "tf_serving": Protocol(_tf_serving_body, _parts, "predictions.*"),
+    "mlflow": Protocol(_mlflow_body, _parts, "predictions.*"),
+    "image": Protocol(_image_body, _parts),
+    "json": Protocol(_json_body, _parts),
+}

@@ -1,0 +1,175 @@
+"""The record of what a remote suspect was asked and what it answered; it can be asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from countermark import files
+from countermark.errors import ConfigError, SuspectError, printable
+from countermark.remote.answers import MOST_LABELS
+from countermark.remote.images import NO_LABEL, Images, Labels, Predict, checked, image_digest
+from countermark.remote.options import MOST_IMAGES
+
+TYPE: Final = "countermark/transcript/v1"
+_LARGEST = 64 << 20  # bytes
+
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(max_length=10_000)]
+Flat = Text | int | float | bool | None | list[Text] | list[float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Entry(_Strict):
+    """One image that was to be asked.
+
+    Attributes:
+        image: its digest (`images.image_digest`).
+        request: SHA-256 of the body of the request it was in; None when it was never sent.
+        answer: SHA-256 of the body of the last answer; None when none came whole.
+        status: of HTTP, of the last answer; None when there was none.
+        attempts: requests that were sent.
+        label: what was read; None when nothing could be.
+        why: why not.
+    """
+
+    image: Hex32
+    request: Hex32 | None
+    answer: Hex32 | None
+    status: Annotated[int, Field(ge=100, le=999)] | None
+    attempts: Annotated[int, Field(ge=0, le=1000)]
+    label: Annotated[int, Field(ge=0, lt=MOST_LABELS)] | None
+    why: Text | None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if (self.label is None) == (self.why is None):
+            raise ValueError("expected a label, or why there is none")
+        if self.label is not None and self.answer is None:
+            raise ValueError("a label came without an answer")
+        if (self.request is None) != (self.attempts == 0):
+            raise ValueError("a request and the number of attempts do not agree")
+        return self
+
+
+class Transcript(_Strict):
+    """What was asked of whom, in order, and what came back; holds no headers and no query.
+
+    Attributes:
+        url: that was asked, without its query.
+        protocol, options: how (`RemoteOptions.public`).
+        started: when the endpoint was connected to, UTC, ISO 8601.
+        entries: one for each image, in the order of asking.
+    """
+
+    type: Literal["countermark/transcript/v1"]
+    url: Text
+    protocol: Text
+    options: dict[Text, Flat]
+    started: Text
+    entries: Annotated[tuple[Entry, ...], Field(max_length=MOST_IMAGES, repr=False)]
+
+    def to_bytes(self) -> bytes:
+        """The transcript as it lies on disk: JSON."""
+        return json.dumps(self.model_dump(), indent=1, ensure_ascii=False).encode() + b"\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the file that `save` writes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def predict(self) -> Predict:
+        """Images uint8 (n, C, H, W) -> labels (n,) out of the record, without any network.
+
+        Where an image was asked about twice, its first label counts. The function raises
+        SuspectError for an image that was never asked about.
+        """
+        known: dict[str, int] = {}
+        for entry in self.entries:
+            known.setdefault(entry.image, NO_LABEL if entry.label is None else entry.label)
+
+        def replay(images: Images) -> Labels:
+            digests = [image_digest(image) for image in checked(images)]
+            missing = sum(digest not in known for digest in digests)
+            if missing:
+                raise SuspectError(
+                    f"the transcript of {self.url} has no answer for {missing} of {len(digests)} "
+                    "image(s), so it is of other images: use the key that it was made with"
+                )
+            return np.array([known[digest] for digest in digests], dtype=np.int64)
+
+        return replay
+
+    def save(self, path: str | Path) -> None:
+        """Write a new file, whole or not at all.
+
+        Raises:
+            ConfigError: something already has that name; it is left untouched.
+        """
+        if os.path.lexists(path):
+            raise ConfigError(
+                f"{path} exists, and a transcript is never written over anything: "
+                "choose another name or move it away"
+            )
+        files.write_bytes(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that anybody may have written.
+
+        Raises:
+            SuspectError: missing, too large, no transcript or of another version, or with a field
+                that is unknown, missing or wrong; says which.
+        """
+        content = _read(Path(path))
+        try:
+            _refuse_other_versions(files.parse_json(content))
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            why = f"{where}: {first['msg']}"
+        except ValueError as error:
+            why = str(error)
+        raise SuspectError(f"{path}: {printable(why, 200)}; expected a transcript of type {TYPE}")
+
+
+def _refuse_other_versions(document: Any) -> None:
+    kind, _, version = TYPE.rpartition("/")
+    came = document.get("type") if isinstance(document, dict) else None
+    if isinstance(came, str) and came.startswith(f"{kind}/") and came != TYPE:
+        raise ValueError(
+            f"it is of version {came[len(kind) + 1 :]!r}, this countermark reads {version}"
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SuspectError(f"{path} is not a regular file: expected a transcript")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise SuspectError(
+            f"{path} cannot be read ({error.strerror}): expected a transcript"
+        ) from None
+    if len(content) > _LARGEST:
+        raise SuspectError(f"{path} is too large: a transcript has at most {_LARGEST:,} bytes")
+    return content
