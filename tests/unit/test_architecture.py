@@ -1,4 +1,4 @@
-"""Imports run downwards only, torch and scipy stay off the plain path, no attack sees a key.
+"""Imports run downwards only, torch and its like stay off the plain path, no attack sees a key.
 
 The rules are read from the source by `ast`, so that an import inside a function counts as well;
 what stands under `if TYPE_CHECKING:` is never run and does not count.
@@ -32,6 +32,7 @@ RANKS = {
     "weights": 2,
     "verdict": 3,
     "embedding": 4,
+    "steganalysis": 4,
     "loops": 5,
     "schemes": 5,
     "attacks": 6,
@@ -47,13 +48,16 @@ ONLY = {
     "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
     "remote": {"errors", "files", "progress", "xof"},
+    "steganalysis": {"errors", "progress", "stats"},
 }
 # The one attack that makes keys: those of the thief's own marks.
 MAKES_KEYS = {"attacks.overwrite": {"key", "schemes"}}
-NEVER = {"examine": {"embedding"}}
+# Steganalysis looks at pictures and knows of no mark: the laboratory alone uses it.
+NEVER = {"examine": {"embedding", "steganalysis"}, "schemes": {"steganalysis"}}
 TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training"}
 TORCH = {"torch", "safetensors.torch"}
-LAZY = ("scipy", "httpx2")  # wanted by one feature each
+# Slow to load, and needed by few: imported where they are used.
+INSIDE = {"conseal", "httpx2", "scipy", "sklearn"}
 
 
 @dataclass(frozen=True)
@@ -183,8 +187,8 @@ def broken_weight(found: Import) -> str | None:
     """The rule on heavy libraries that an import breaks, or None."""
     if found.in_function:
         return None
-    if lazy := [name for name in LAZY if within(found.target, {name})]:
-        return f"{lazy[0]} is imported inside functions only"
+    if within(found.target, INSIDE):
+        return f"{found.target.partition('.')[0]} is imported inside functions only"
     if within(found.target, TORCH) and not within(found.importer.partition(".")[2], TORCH_ON_TOP):
         return f"torch is imported on top only in {', '.join(sorted(TORCH_ON_TOP))}"
     return None
@@ -209,7 +213,7 @@ def direction_violations(package: Path) -> list[str]:
 
 
 def weight_violations(package: Path) -> list[str]:
-    """Imports of torch and scipy where they are not wanted, as `file:line: rule`."""
+    """Imports of torch, scipy and their like where they are not wanted, as `file:line: rule`."""
     return [
         f"{place(package, path, seen.line)}: {rule}"
         for path, seen in imports(package)
@@ -302,8 +306,14 @@ CLEAN = {
             def _inner(self, key): ...
     """,
     "loops/hf.py": "from countermark.embedding import Embedding",
+    "steganalysis/ats.py": """
+        from countermark.stats import holm
+        from countermark.steganalysis.spam import spam
+        def fit():
+            import sklearn.svm
+    """,
     "examine.py": "from countermark import schemes, verdict, weights, key",
-    "bench/run.py": "import torch\nfrom countermark import attacks, examine",
+    "bench/run.py": "import torch\nfrom countermark import attacks, examine, steganalysis",
     "cli.py": "from countermark.bench import run",
 }
 DIRECTION = [
@@ -327,6 +337,13 @@ DIRECTION = [
     ("loops/hf.py", "from countermark.schemes.base import Scheme", 1, "may not import schemes"),
     ("examine.py", "from countermark.embedding import Embedding", 1, "never import embedding"),
     ("examine.py", "from countermark.attacks.prune import Prune", 1, "may not import attacks"),
+    ("examine.py", "from countermark.steganalysis.ats import ats", 1, "examine may never import"),
+    ("schemes/base.py", "from countermark.steganalysis import ats", 1, "may never import"),
+    ("attacks/prune.py", "from countermark.steganalysis import ats", 1, "not steganalysis"),
+    ("embedding.py", "from countermark import steganalysis", 1, "may not import steganalysis"),
+    ("steganalysis/ats.py", "from countermark.key import Key", 1, "not key"),
+    ("steganalysis/ats.py", "from countermark.xof import Stream", 1, "not xof"),
+    ("steganalysis/ats.py", "from countermark.bench.data import load_data", 1, "may not import"),
     ("cli.py", "import importlib\nimportlib.import_module('countermark.__main__')", 2, "__main__"),
     ("cli.py", "from countermark import Uchida", 1, "the module that defines the name"),
     ("cli.py", "import countermark as cm", 1, "the module that defines the name"),
@@ -351,6 +368,9 @@ WEIGHT = [
     ("bench/run.py", "from scipy import stats", 1, "scipy is imported inside functions only"),
     ("embedding.py", "import scipy", 1, "scipy is imported inside"),
     ("xof.py", "from httpx2 import URL", 1, "httpx2 is imported inside"),
+    ("steganalysis/ats.py", "from sklearn.svm import SVC", 1, "sklearn is imported inside"),
+    ("steganalysis/ats.py", "import conseal", 1, "conseal is imported inside functions only"),
+    ("steganalysis/ats.py", "import torch", 1, "torch is imported on top only in"),
 ]
 KEYS = [
     ("attacks/prune.py", "class A:\n    def run(self, model, key): ...", 2, "A, key"),

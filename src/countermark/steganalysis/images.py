@@ -1,0 +1,97 @@
+"""What goes in and out everywhere here: batches of 8-bit images, and what embeds into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import ConfigError
+
+Images: TypeAlias = NDArray[np.uint8]  # (n, C, H, W), grey levels 0 to 255
+Flags: TypeAlias = NDArray[np.bool_]  # (n,), True for stego
+Embed: TypeAlias = Callable[[Images, int], Images]  # (images, seed) -> images of the same shape
+
+SMALLEST = 4  # pixels a side: three differences in a row
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Covers and stego images in one set: `images` (n, C, H, W), and which of them are stego."""
+
+    images: Images
+    stego: Flags
+
+
+def checked(images: Images) -> Images:
+    """The same images, once they are known to be such.
+
+    Raises:
+        ConfigError: no uint8 array (n, C, H, W) with n and C at least 1 and sides of at least 4.
+    """
+    wanted = f"expected images as a numpy array, uint8 (n, C, H, W) of {SMALLEST} pixels a side"
+    if not isinstance(images, np.ndarray):
+        raise ConfigError(
+            f"{wanted} or more, got {type(images).__name__}: call numpy() on a tensor"
+        )
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ConfigError(f"{wanted} or more, got {images.dtype} {images.shape}")
+    if min(images.shape[:2]) < 1 or min(images.shape[2:]) < SMALLEST:
+        raise ConfigError(f"{wanted} or more, got {images.shape}")
+    return images
+
+
+def embedded(embed: Embed, images: Images, seed: int) -> Images:
+    """What an embedder makes of the images, in the same shape.
+
+    Raises:
+        ConfigError: it returns something else.
+    """
+    stego = checked(embed(images, seed))
+    if stego.shape != images.shape:
+        raise ConfigError(
+            f"an embedder keeps the shape of the images: expected {images.shape}, got {stego.shape}"
+        )
+    return stego
+
+
+def half_stego(covers: Images, embed: Embed, *, seed: int) -> Mixed:
+    """Covers of which a half, drawn by the seed, are made stego images; their order is kept.
+
+    No picture is in the set twice, as cover and as stego image, so that each counts for itself.
+
+    Args:
+        covers: uint8 (n, C, H, W), n even.
+        embed: makes the stego images.
+        seed: draws the half, and the embedder's seed.
+
+    Raises:
+        ConfigError: n is odd, or the covers, the embedder's answer or the seed are not as they
+            have to be.
+    """
+    count = len(checked(covers))
+    if count % 2:
+        raise ConfigError(f"half of the images become stego: expected an even number, got {count}")
+    draw, inner = derived(seed, "mix", 2)
+    stego = np.zeros(count, dtype=np.bool_)
+    stego[np.random.default_rng(draw).permutation(count)[: count // 2]] = True
+    images = covers.copy()
+    images[stego] = embedded(embed, covers[stego], inner)
+    return Mixed(images, stego)
+
+
+def derived(seed: int, purpose: str, count: int) -> list[int]:
+    """`count` seeds for one purpose: neither each other, nor the seed, nor those of another.
+
+    The thief who embeds anew must not hit the pixels that the owner hit because both said seed 0.
+
+    Raises:
+        ConfigError: the seed is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"a seed is 0 or more, got {seed}")
+    source = np.random.SeedSequence([seed, *purpose.encode()])
+    return [int(state) for state in source.generate_state(count, np.uint64)]
