@@ -1,0 +1,156 @@
+"""What turns covers into stego images: LSB matching, noise as a control, and adaptive methods.
+
+All carry a random message: nobody reads it here. An embedder is called with images uint8 (n, C, H,
+W) and a seed, and returns images of that shape. In colour images each channel is a picture by
+itself: a payload of 0.4 bits a pixel is 0.4 in each channel, 1.2 for the three of a coloured pixel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import ConfigError, MissingExtraError, named
+from countermark.progress import progress
+from countermark.steganalysis.images import Embed, Images, checked
+
+Method: TypeAlias = Literal["wow", "hugo", "s_uniward"]
+
+PAYLOAD = 0.4  # bits a pixel, as in the tables of Li et al. 2019
+
+
+def _check_payload(payload: float) -> None:
+    if not 0 <= payload <= 1:
+        raise ConfigError(f"a payload is 0 to 1 bits a pixel, got {payload}")
+
+
+@dataclass(frozen=True)
+class LsbMatching:
+    """LSB matching, also called ±1 embedding (J. Mielikainen describes it in IEEE SPL 13(5), 2006).
+
+    A pixel is used with probability `payload`. A used one is to hold a random bit: where its lowest
+    bit differs, it goes up or down by one with equal probability, 0 only up and 255 only down. So
+    payload/2 of the pixels change, by one level.
+
+    Attributes:
+        payload: bits a pixel, 0 to 1.
+    """
+
+    payload: float = PAYLOAD
+
+    def __post_init__(self) -> None:
+        _check_payload(self.payload)
+
+    def __call__(self, images: Images, seed: int) -> Images:
+        """The stego images, uint8 (n, C, H, W)."""
+        rng, shape = np.random.default_rng(seed), checked(images).shape
+        used = rng.random(shape) < self.payload
+        bits = rng.integers(0, 2, shape, dtype=np.uint8)
+        up = rng.integers(0, 2, shape, dtype=np.uint8) == 1
+        up = (up | (images == 0)) & (images < 255)
+        step = np.where(up, 1, -1)  # (n, C, H, W)
+        changed: Images = (images + step * (used & (images % 2 != bits))).astype(np.uint8)
+        return changed
+
+
+@dataclass(frozen=True)
+class UniformNoise:
+    """Noise that hides nothing: each pixel moves by −k to k, each with equal probability, clipped.
+
+    A control: a detector that does not find ±4 finds nothing.
+
+    Attributes:
+        amplitude: k in grey levels, 1 to 255.
+    """
+
+    amplitude: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.amplitude <= 255:
+            raise ConfigError(
+                f"the amplitude of noise is 1 to 255 grey levels, got {self.amplitude}"
+            )
+
+    def __call__(self, images: Images, seed: int) -> Images:
+        """The noisy images, uint8 (n, C, H, W)."""
+        rng, k = np.random.default_rng(seed), self.amplitude
+        moved = checked(images) + rng.integers(-k, k + 1, images.shape, dtype=np.int16)
+        return moved.clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A method that changes pixels by ±1 where it costs least, simulated at its coding bound.
+
+    `wow`: V. Holub, J. Fridrich, WIFS 2012. `hugo`: T. Pevný, T. Filler, P. Bas, IH 2010.
+    `s_uniward`: V. Holub, J. Fridrich, T. Denemark, EURASIP JIS 2014:1. The costs and the simulator
+    are those of the package conseal; a channel of 32×32 takes some 10 to 40 ms. A channel that
+    cannot hold the payload, such as a constant one with `wow`, carries less.
+
+    Attributes:
+        method: whose costs.
+        payload: bits a pixel, 0 to 1.
+    """
+
+    method: Method
+    payload: float = PAYLOAD
+
+    def __post_init__(self) -> None:
+        named("adaptive method", self.method, dict.fromkeys(get_args(Method)))
+        _check_payload(self.payload)
+
+    def __call__(self, images: Images, seed: int) -> Images:
+        """The stego images, uint8 (n, C, H, W).
+
+        Raises:
+            MissingExtraError: conseal is not installed.
+        """
+        simulate = _simulator(self.method)
+        count, channels, height, width = checked(images).shape
+        planes = images.reshape(-1, height, width)
+        seeds = np.random.default_rng(seed).integers(2**63, size=len(planes))
+        stego = np.empty_like(planes)
+        with progress(f"embedding with {self.method}", len(planes)) as advance:
+            for row, (plane, inner) in enumerate(zip(planes, seeds, strict=True)):
+                stego[row] = simulate(plane, self.payload, seed=int(inner))
+                advance(1)
+        return stego.reshape(count, channels, height, width)
+
+
+EMBEDDERS: Mapping[str, Embed] = {
+    "wow": Adaptive("wow"),
+    "hugo": Adaptive("hugo"),
+    "s_uniward": Adaptive("s_uniward"),
+    "lsb_matching": LsbMatching(),
+    "uniform_noise": UniformNoise(),
+}
+
+
+def embedder_named(name: str) -> Embed:
+    """The embedder of that name with its default payload, 0.4 bits a pixel, or amplitude, 4.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    return named("embedder", name, EMBEDDERS)
+
+
+def _simulator(method: Method) -> Callable[..., NDArray[np.uint8]]:
+    """The function of conseal for one channel (H, W), without its warnings of payloads missed."""
+    try:
+        import conseal
+    except ImportError as error:
+        raise MissingExtraError(f"embedding with {method}", "stego") from error
+    family = {"wow": conseal.wow, "hugo": conseal.hugo, "s_uniward": conseal.suniward}[method]
+
+    def simulate(plane: Images, payload: float, *, seed: int) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return family.simulate_single_channel(plane, payload, seed=seed)
+
+    return simulate
