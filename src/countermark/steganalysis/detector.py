@@ -1,0 +1,123 @@
+"""What both attacks train: features, the best of them, and a support vector machine."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import ConfigError, MissingExtraError
+from countermark.steganalysis.images import Flags, Images, checked
+from countermark.steganalysis.rates import Detected
+from countermark.steganalysis.spam import Colour, Form, spam
+
+
+def require_extra() -> None:
+    """Find out before minutes of embedding that there is nothing to train with.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        import sklearn.svm  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("training a steganalyser", "stego") from error
+
+
+@dataclass(frozen=True)
+class Detector:
+    """SPAM features, standardised; those that tell most by their F value; an SVM with RBF kernel.
+
+    The kernel is exp(−|x − y|²/d) on d selected features, which have variance 1.
+
+    Attributes:
+        form: of the features, see `spam`.
+        colour: as well.
+        select: how many features are read at most.
+        penalty: C of the SVM.
+    """
+
+    form: Form = "cooccurrence"
+    colour: Colour = "average"
+    select: int = 500
+    penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.select < 1 or not 0 < self.penalty < np.inf:
+            raise ConfigError(
+                "a detector selects 1 feature or more and has a penalty above 0, "
+                f"got select={self.select}, penalty={self.penalty}"
+            )
+
+    def features(self, images: Images) -> NDArray[np.float64]:
+        """What it reads of the images, float64 (n, F)."""
+        return spam(images, form=self.form, colour=self.colour).astype(np.float64)
+
+    def fit(self, covers: Images, stego: Images) -> Trained:
+        """Train on images that count as covers and others that count as stego, (n, C, H, W) each.
+
+        Nothing is drawn: the same images give the same detector.
+
+        Raises:
+            ConfigError: there are fewer than two of a kind, they differ in shape, or their features
+                do not differ at all.
+            MissingExtraError: scikit-learn is not installed.
+        """
+        if (
+            checked(covers).shape[1:] != checked(stego).shape[1:]
+            or min(len(covers), len(stego)) < 2
+        ):
+            raise ConfigError(
+                "training needs two images or more of each kind, of one shape, "
+                f"got {covers.shape} and {stego.shape}"
+            )
+        features = np.concatenate([self.features(covers), self.features(stego)])
+        answers = np.repeat([False, True], [len(covers), len(stego)])
+        varying = np.ptp(features, axis=0) > 0
+        if not varying.any():
+            raise ConfigError("the images all have the same features: nothing tells them apart")
+        selected = min(self.select, int(varying.sum()))
+        model = self._fitted(features[:, varying], answers, selected)
+        return Trained(self, model, varying, selected, covers.shape[1:])
+
+    def _fitted(self, features: NDArray[np.float64], answers: Flags, selected: int) -> Any:
+        require_extra()
+        from sklearn.feature_selection import SelectKBest, f_classif
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
+
+        select, machine = SelectKBest(f_classif, k=selected), SVC(C=self.penalty, kernel="rbf")
+        with warnings.catch_warnings():
+            # A feature that is constant within both kinds has F = ∞ or 0/0: as it should.
+            warnings.filterwarnings("ignore", message="Features .* are constant")
+            warnings.filterwarnings("ignore", message="(divide by zero|invalid value)")
+            return make_pipeline(StandardScaler(), select, machine).fit(features, answers)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A detector at work; `Detector.fit` makes it."""
+
+    detector: Detector
+    model: Any
+    varying: Flags
+    selected: int
+    image_size: tuple[int, int, int]
+
+    def detect(self, images: Images) -> Detected:
+        """Which of the images (n, C, H, W) are on the stego images' side.
+
+        Raises:
+            ConfigError: they are not of the shape it was trained on.
+        """
+        if checked(images).shape[1:] != self.image_size:
+            raise ConfigError(
+                f"trained on images {self.image_size}, got {images.shape[1:]}: use one size"
+            )
+        features = self.detector.features(images)[:, self.varying]
+        called = np.asarray(self.model.predict(features), dtype=np.bool_)
+        return Detected(called, len(self.varying), self.selected, self.image_size)
