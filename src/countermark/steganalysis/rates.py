@@ -44,8 +44,8 @@ class Rate:
     def interval(self) -> tuple[float, float]:
         """Clopper and Pearson's interval of 95 %.
 
-        It speaks of other images before this trained detector. One that is trained anew, with
-        other images or another seed, scatters beyond it.
+        It speaks of other images before this trained detector; what training on other images
+        would change is not in it.
         """
         return clopper_pearson(self.hits, self.of, CONFIDENCE)
 
