@@ -24,8 +24,8 @@ from countermark.weights import Array, Suspect, open_weights
 from countermark.weights.module import gathered
 
 if TYPE_CHECKING:
-    from countermark.schemes.base import WeightScheme
     from countermark.schemes.training.base import WeightTraining
+    from countermark.schemes.white_box import WeightScheme
 
 
 class Embedding:

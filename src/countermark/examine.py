@@ -9,7 +9,7 @@ from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.nulls import Evidence
 from countermark.schemes import scheme_of
-from countermark.schemes.base import WeightScheme
+from countermark.schemes.white_box import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
     MOST_CANDIDATES,

@@ -16,9 +16,9 @@ from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_of
-from countermark.schemes.base import WeightScheme
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
+from countermark.schemes.white_box import WeightScheme
 
 _Way = TypeVar("_Way")
 

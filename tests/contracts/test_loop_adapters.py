@@ -47,7 +47,7 @@ from countermark.errors import LoopError, MissingExtraError
 from countermark.loops import accelerate as accelerate_loop
 from countermark.loops import hf_trainer
 from countermark.loops import lightning as lightning_loop
-from countermark.schemes.base import WeightScheme
+from countermark.schemes.white_box import WeightScheme
 
 pytestmark = [
     # Lightning's own: its use of torch's trees, and advice for data that is not in memory.

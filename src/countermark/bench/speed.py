@@ -30,9 +30,9 @@ from countermark.bench.zoo import AT_A_TIME, HostSpec, host_data, train_hosts
 from countermark.embedding import Embedding
 from countermark.files import write_bytes
 from countermark.key import KeyMaterial
-from countermark.schemes.base import WeightScheme
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
+from countermark.schemes.white_box import WeightScheme
 from countermark.weights import save_weights
 
 _BIG_FILE = 25_000_000  # float32 weights, 100 MB

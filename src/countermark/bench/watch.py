@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.key import Key
-from countermark.schemes.base import ConvergedScheme
+from countermark.schemes.white_box import ConvergedScheme
 
 BIN = 0.1
 """Width of a histogram bin (Wang et al. 2020, Relationship between MANU and AUTO)."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from countermark.errors import ConfigError, named, printable
 from countermark.key import Key
-from countermark.schemes.base import WeightScheme
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
+from countermark.schemes.white_box import WeightScheme
 
 SCHEMES: Mapping[str, type[WeightScheme]] = {
     Uchida.name: Uchida,

@@ -1,41 +1,21 @@
-"""The scheme families: what every scheme is, and the steps that all schemes of a family share.
+"""What every scheme is: a frozen dataclass whose fields are its whole configuration.
 
-A scheme is a frozen dataclass whose fields are its whole configuration. A weight scheme writes
-`weights_read` and `extract` here (numpy) and `loss` in its training half (torch).
+The families are in `white_box` (marks in the weights) and `black_box` (marks in the answers).
 """
 
 from __future__ import annotations
 
 import importlib
-import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final, get_type_hints
+from typing import Any, ClassVar, Self, cast, final, get_type_hints
 
-from numpy.typing import NDArray
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from countermark.errors import CapacityError, ConfigError, nearest
-from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, FairCoin, FreshKeys, Null, forgery_bits
-from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
-from countermark.weights import Array, Suspect
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from countermark.embedding import Embedding
-    from countermark.schemes.training.base import WeightTraining
-
-
-MOST_BITS = 1 << 20
-"""No message is longer: a key is hostile input, and its message is expanded before it is read."""
-
-MASK = "mask"
-"""First part of the names of frozen tensors that say which values carry the mark."""
+from countermark.errors import ConfigError, nearest
+from countermark.nulls import Null
 
 
 @dataclass(frozen=True)
@@ -109,166 +89,23 @@ def _adapters(cls: Hashable) -> dict[str, TypeAdapter[Any]]:
 
 
 @dataclass(frozen=True)
-class WeightScheme(Configured, ABC):
-    """A mark in the weights, read white-box from named tensors.
-
-    Attributes:
-        layer: name of the tensor that carries the mark, several names, or "all" for every
-            trainable tensor of two dimensions or more.
-        bits: length T of the message.
-        over_capacity: embed more bits than can be held, for benchmarks; recorded, not refused.
-    """
-
-    layer: tuple[str, ...] | str
-    bits: int = field(default=256)
-    over_capacity: bool = field(default=False, kw_only=True)
+class Scheme(Configured, ABC):
+    """A published method: where its mark lives, what reads it, and what its evidence proves."""
 
     paper: ClassVar[Paper]
-    family: ClassVar[str] = "weights"
-    threat_model: ClassVar[str] = "white-box: named tensors"
-    linear: ClassVar[bool]
-    null: ClassVar[type[Null]] = FairCoin
+    family: ClassVar[str]
+    threat_model: ClassVar[str]
+    null: ClassVar[type[Null]]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.bits <= MOST_BITS:
-            raise ConfigError(f"{self.name}: bits is {self.bits}: expected 1 to {MOST_BITS:,}")
-
+    @property
     @abstractmethod
-    def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
-        """How many bits tensors of these shapes can hold.
-
-        Args:
-            tensors: names and shapes of what carries the mark.
-            selected: how many of the values that are read carry it; None for all of them.
-        """
-
-    @abstractmethod
-    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
-        """Read the key's bits out of the tensors it names."""
-
-    def nulls(
-        self,
-        weights: Mapping[str, Array],
-        key: Key,
-        draws: int,  # noqa: ARG002 - for ranks
-    ) -> dict[str, Null]:
-        """The null hypotheses that this scheme can be judged by; its own one first.
-
-        Args:
-            weights: what is read of the suspect.
-            key: the key that reads it.
-            draws: how many draws a rank needs to reach alpha, where nothing is exact.
-        """
-        found: dict[str, Null] = {FairCoin.name: FairCoin()}
-        if self.linear:
-            found[FreshKeys.name] = FreshKeys(redraw=lambda: self._fresh_match(weights, key))
-        return found  # a scheme whose reader is learnt has others
-
-    def _fresh_match(self, weights: Mapping[str, Array], key: Key) -> int:
-        """How many of its own bits a new key of the same form finds in these tensors."""
-        return self.extract(weights, replace(key, material=KeyMaterial.fresh())).matched
-
-    def not_taken(self, evidence: Evidence) -> str | None:
-        """Why a mark would not be found in the owner's own model; None when it would."""
-        log10_p, floor = self.null().log10_p(evidence), self.null().log10_floor(evidence)
-        if log10_p <= max(math.log10(ALPHA), floor) and forgery_bits(evidence) >= min(
-            LEAST_FORGERY_BITS, evidence.bits
-        ):
-            return None
-        return (
-            f"only {evidence.matched} of {evidence.bits} bits are in the model "
-            f"(log10 p {log10_p:.1f}): train longer, raise strength, or take fewer bits"
-        )
-
-    def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:  # noqa: ARG002
-        """This scheme with the fields filled in that depend on the model's parameters."""
-        return self
-
-    def calibrated(self, key: Key, siblings: Sequence[Mapping[str, Array]]) -> Key:  # noqa: ARG002
-        """The key with what its finished reader gives on unmarked relatives that it never saw."""
-        return key
+    def size(self) -> int:
+        """How many bits or triggers a reading compares."""
 
     @property
     def code(self) -> str | None:
         """The module:factory that reading runs; None when reading runs nothing but this library."""
         return None
-
-    @final
-    def choose(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The tensors that carry the mark, out of a model's parameters by name and shape.
-
-        Raises:
-            ConfigError: a layer that the model does not have; names the nearest.
-        """
-        matrices = {name: shape for name, shape in parameters.items() if len(shape) > 1}
-        if self.layer == "all":
-            return matrices
-        names = (self.layer,) if isinstance(self.layer, str) else self.layer
-        for name in names:
-            if name not in parameters:
-                raise ConfigError(
-                    f"the model has no trainable tensor {name!r}: {nearest(name, matrices)}"
-                )
-        return {name: parameters[name] for name in names}
-
-    @final
-    def generate_key(
-        self,
-        tensors: Mapping[str, tuple[int, ...]],
-        *,
-        owner: str,
-        material: KeyMaterial | None = None,
-        frozen: Mapping[str, NDArray[Any]] | None = None,
-    ) -> Key:
-        """Make a key for tensors of these names and shapes.
-
-        Args:
-            tensors: what carries the mark, as `choose` gives it.
-            owner: the name that the payload speaks of.
-            material: secret and nonce; drawn from the operating system when None.
-            frozen: what was fixed before the message is drawn; its digests enter the commitment.
-
-        Raises:
-            CapacityError: too many bits for what is read; names the limit.
-        """
-        key = Key(
-            scheme=self.name,
-            fields=self.to_fields(),
-            tensors=dict(tensors),
-            owner=owner,
-            material=material or KeyMaterial.fresh(),
-            frozen=dict(frozen or {}),
-            trusted=self.code,
-        )
-        self.check_capacity(tensors, self.selected(key))
-        return key
-
-    @final
-    def check_capacity(
-        self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
-    ) -> None:
-        """Raise `CapacityError` when T bits do not fit; warn when T bits prove little undated."""
-        self.require_capacity(tensors, selected)
-        if self.bits < LEAST_FORGERY_BITS:
-            warnings.warn(
-                f"even a perfect reading of {self.bits} bits cannot reach "
-                f"{LEAST_FORGERY_BITS:.0f} forgery bits: without a dated claim verify will answer "
-                "no_verdict; take 128 bits or more",
-                stacklevel=2,
-            )
-
-    @final
-    def require_capacity(
-        self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
-    ) -> None:
-        """Raise `CapacityError` when T bits do not fit, or when nothing at all is read."""
-        limit = self.capacity(tensors, selected)
-        if self.bits > limit and not (self.over_capacity and limit):
-            raise CapacityError(
-                f"{self.bits} bits do not fit: what is read of {', '.join(tensors)} holds at most "
-                f"{limit}; take fewer bits or more layers"
-            )
 
     @final
     @classmethod
@@ -284,49 +121,6 @@ class WeightScheme(Configured, ABC):
             "fields": cls.default_fields(),
         }
 
-    def selected(self, key: Key) -> int | None:  # noqa: ARG002 - a scheme that selects overrides
-        """How many of the values that are read carry the mark; None for all of them."""
-        return None
-
-    @final
-    def embed(
-        self, model: nn.Module, *, owner: str, material: KeyMaterial | None = None,
-        unmarked: Sequence[Suspect] = (), siblings: Sequence[Suspect] = (),
-    ) -> Embedding:  # fmt: skip
-        """Start to mark a model while it is trained; see `countermark.embedding.Embedding`."""
-        from countermark.embedding import Embedding
-
-        return Embedding(
-            self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings
-        )
-
-    @final
-    def training(self) -> type[WeightTraining]:
+    def half(self) -> Any:
         """The training half of this scheme, loaded with torch when somebody trains."""
-        module = importlib.import_module(f"countermark.schemes.training.{self.name}")
-        half: type[WeightTraining] = module.TRAINING
-        return half
-
-
-@dataclass(frozen=True)
-class ConvergedScheme(WeightScheme):
-    """A weight scheme that can be told to mark only what has converged (Wang et al. 2020).
-
-    Attributes:
-        convergence_std, convergence_epochs, start_epoch: a weight has converged when the sample
-            standard deviation of its last `convergence_epochs` epoch values is below
-            `convergence_std`; the mark starts after `start_epoch` epochs.
-    """
-
-    convergence_std: PositiveFloat = field(default=0.01, kw_only=True)
-    convergence_epochs: PositiveInt = field(default=5, kw_only=True)
-    start_epoch: PositiveInt = field(default=6, kw_only=True)
-
-    @final
-    def check_start(self) -> None:
-        """Raise `ConfigError` when the mark starts before convergence can be judged."""
-        if self.start_epoch < self.convergence_epochs:
-            raise ConfigError(
-                f"start_epoch is {self.start_epoch}: convergence is judged on "
-                f"{self.convergence_epochs} epochs, start at {self.convergence_epochs} or later"
-            )
+        return importlib.import_module(f"countermark.schemes.training.{self.name}").TRAINING

@@ -25,7 +25,7 @@ from countermark.errors import ConfigError
 from countermark.key import Key, tensor_digest
 from countermark.nulls import Evidence, Null, PermutedUnits, Reader, UnmarkedModels
 from countermark.progress import progress
-from countermark.schemes.base import MASK, MOST_BITS, ConvergedScheme, Paper
+from countermark.schemes.base import Paper
 from countermark.schemes.reader import (
     LOOK,
     SIBLINGS,
@@ -36,6 +36,7 @@ from countermark.schemes.reader import (
     check_measured,
     measured,
 )
+from countermark.schemes.white_box import MASK, MOST_BITS, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 

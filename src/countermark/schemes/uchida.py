@@ -18,7 +18,8 @@ from pydantic import PositiveFloat
 from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.nulls import Evidence
-from countermark.schemes.base import MASK, ConvergedScheme, Paper
+from countermark.schemes.base import Paper
+from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 

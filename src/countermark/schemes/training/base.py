@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.key import Key
-from countermark.schemes.base import WeightScheme
+from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
 

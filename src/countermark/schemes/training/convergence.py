@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.errors import ConfigError
-from countermark.schemes.base import MASK, ConvergedScheme
 from countermark.schemes.training.base import Freezer
+from countermark.schemes.white_box import MASK, ConvergedScheme
 
 
 class ConvergenceDetector(Freezer):

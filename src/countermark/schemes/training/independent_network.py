@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from countermark.errors import ConfigError, printable
 from countermark.key import Key
-from countermark.schemes.base import WeightScheme
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.reader import Logits
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
+from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
 EPSILON = 1e-7

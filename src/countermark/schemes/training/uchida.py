@@ -14,10 +14,10 @@ from torch import Tensor
 
 from countermark.errors import CapacityError
 from countermark.key import Key
-from countermark.schemes.base import MASK, WeightScheme
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
 from countermark.schemes.uchida import Uchida
+from countermark.schemes.white_box import MASK, WeightScheme
 from countermark.weights import Array
 
 MOST_ENTRIES = 1 << 28  # entries of X kept in memory while training, 1 GiB in float32
