@@ -13,8 +13,8 @@ Five nouns, in the order in which an owner meets them:
     attack.run(model, data)       ->  a changed copy, and what it cost
 
 Imports run downwards only: cli -> bench -> attacks, examine -> schemes -> embedding -> verdict ->
-nulls, key, weights -> message, stats -> xof, files, errors, progress. Reading runs on numpy,
-without torch; names below are loaded when they are first used.
+nulls, key, weights, remote -> message, stats, answers -> xof, files, errors, progress. Reading runs
+on numpy, without torch; names below are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from countermark.examine import verify
     from countermark.key import Key
     from countermark.nulls import Evidence
+    from countermark.schemes.deepstego import DeepStego
     from countermark.schemes.independent_network import IndependentNetwork
     from countermark.schemes.uchida import Uchida
     from countermark.verdict import Verdict
 
 _PLACES = {
     "CountermarkError": "errors",
+    "DeepStego": "schemes.deepstego",
     "Embedding": "embedding",
     "Evidence": "nulls",
     "FineTune": "attacks.fine_tune",
@@ -55,6 +57,7 @@ _PLACES = {
 
 __all__ = [
     "CountermarkError",
+    "DeepStego",
     "Embedding",
     "Evidence",
     "FineTune",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
-from countermark.errors import ConfigError
+from countermark.answers import Asked, Predict, of_module
+from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key
-from countermark.nulls import Evidence
-from countermark.schemes import scheme_of
+from countermark.nulls import Evidence, Null
+from countermark.schemes import scheme_of, weight_scheme_of
+from countermark.schemes.base import Scheme
+from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.white_box import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
@@ -20,9 +25,12 @@ from countermark.weights import (
     open_weights,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def verify(
-    suspect: Suspect,
+    suspect: Suspect | Predict,
     key: Key,
     *,
     alpha: float = Terms.alpha,
@@ -33,7 +41,8 @@ def verify(
     """Say whether the mark of a key is present in a suspect, and how sure that is.
 
     Args:
-        suspect: a .safetensors or torch file, or a live module.
+        suspect: a .safetensors or torch file, or a live module; for a key of triggers a live
+            module, or a function from images uint8 (n, C, H, W) to classes (n,).
         key: the owner's key.
         alpha: threshold for the probability of a false accusation, after correction.
         assume_dated: the owner states that the key is older than the suspect.
@@ -51,7 +60,7 @@ def verify(
 
 
 def examine(
-    suspect: Suspect,
+    suspect: Suspect | Predict,
     key: Key,
     terms: Terms,
     *,
@@ -60,14 +69,61 @@ def examine(
 ) -> Verdict:
     """`verify` under explicit terms; benchmarks allow test keys by them."""
     scheme = scheme_of(key)
+    if isinstance(scheme, TriggerScheme):
+        return _ask(suspect, scheme, key, terms, null)
+    return _read(cast(Suspect, suspect), weight_scheme_of(key), key, terms, (null, digest))
+
+
+def _ask(
+    suspect: Suspect | Predict, scheme: TriggerScheme, key: Key, terms: Terms, null: str | None
+) -> Verdict:
+    """Judge what a suspect answers to a key's triggers."""
+    about = _about(key, type(suspect).__name__)
+    evidence = scheme.extract(_predict(suspect, scheme), key)
+    if isinstance(suspect, Asked):
+        about["suspect"] = dict(suspect.about())
+    if not evidence.answered:
+        reason = f"the suspect gave no answer that could be read to any of {scheme.size} triggers"
+        return no_verdict(reason, bits=scheme.size, terms=terms, about=about, unit="triggers")
+    chosen = _chosen(scheme, scheme.nulls(), null)
+    return judge(evidence, chosen, tests=1, terms=terms, about=about)
+
+
+def _predict(suspect: Suspect | Predict, scheme: TriggerScheme) -> Predict:
+    if hasattr(suspect, "state_dict"):
+        return of_module(cast("nn.Module", suspect), scheme.mean, scheme.deviation)
+    if callable(suspect):
+        return suspect
+    raise SuspectError(
+        f"a key of {scheme.name} asks a suspect about images: expected a live classifier or a "
+        "function from images to classes; build the model of a file first (--model)"
+    )
+
+
+def _about(key: Key, name: str) -> dict[str, Any]:
+    return {
+        "scheme": key.scheme,
+        "commitment": key.commitment,
+        "owner": key.owner,
+        "test_key": key.test_key,
+        "suspect": {"name": name},
+    }
+
+
+def _chosen(scheme: Scheme, nulls: Mapping[str, Null], name: str | None) -> Null:
+    if name is not None and name not in nulls:
+        raise ConfigError(f"{scheme.name} has no null {name!r} here: expected {' or '.join(nulls)}")
+    return nulls[name] if name else next(iter(nulls.values()))
+
+
+def _read(
+    suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms,
+    asked: tuple[str | None, bool],
+) -> Verdict:  # fmt: skip
+    """Judge what a key reads from a suspect's weights."""
+    null, digest = asked
     with open_weights(suspect) as weights:
-        about = {
-            "scheme": key.scheme,
-            "commitment": key.commitment,
-            "owner": key.owner,
-            "test_key": key.test_key,
-            "suspect": {"name": weights.name},
-        }
+        about = _about(key, weights.name)
         found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
         if not 0 < len(found) <= MOST_CANDIDATES:
             reason = _missing(weights, key) if not found else _too_many(weights, key)
@@ -80,17 +136,17 @@ def examine(
             "file_sha256": weights.file_digest() if digest else None,
         }
     draws = math.ceil(len(found) / terms.alpha)
-    nulls = scheme.nulls(tensors, key, draws)
-    if null is not None and null not in nulls:
-        raise ConfigError(f"{scheme.name} has no null {null!r} here: expected {' or '.join(nulls)}")
-    chosen = nulls[null or scheme.null.name]
+    chosen = _chosen(scheme, scheme.nulls(tensors, key, draws), null)
     return judge(best, chosen, tests=len(found), terms=terms, about=about)
 
 
-def read_evidence(suspect: Suspect, key: Key) -> Evidence:
-    """What a key reads from the tensors of its own names, without judging it."""
+def read_evidence(suspect: Suspect | Predict, key: Key) -> Evidence:
+    """What a key reads from the tensors of its own names, or is answered, without judging it."""
     scheme = scheme_of(key)
-    with open_weights(suspect) as weights:
+    if isinstance(scheme, TriggerScheme):
+        return scheme.extract(_predict(suspect, scheme), key)
+    scheme = weight_scheme_of(key)
+    with open_weights(cast(Suspect, suspect)) as weights:
         return scheme.extract({name: weights.read(name) for name in key.tensors}, key)
 
 

@@ -28,7 +28,7 @@ import rfc8785
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
-from countermark.message import Bits, decode, message, payload, payload_bytes
+from countermark.message import Bits, decode, labels, message, payload, payload_bytes
 from countermark.xof import Stream, frame
 
 SECRET_BYTES, NONCE_BYTES = 32, 16
@@ -56,6 +56,10 @@ class KeyMaterial:
         """Derive a secret and a nonce from a number, for benchmarks and tests."""
         drawn = hashlib.shake_256(frame(b"countermark/test-key/v1", str(seed).encode())).digest(48)
         return cls(drawn[:SECRET_BYTES], drawn[SECRET_BYTES:], test_key=True)
+
+    def stream(self, purpose: str) -> Stream:
+        """A stream for what is made before there is a commitment, and enters it."""
+        return Stream(self.secret, self.nonce, purpose)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,10 @@ class Key:
     def message(self) -> Bits:
         """The raw message bits (T,)."""
         return message(self.material.secret, self.c0, self.owner, self.bits)
+
+    def labels(self, count: int, classes: int) -> NDArray[np.int64]:
+        """The labels (count,) of the key's triggers, each uniform over 0 … classes − 1."""
+        return labels(self.material.secret, self.c0, count, classes)
 
     def payload_in(self, read: Bits) -> bool | None:
         """Whether raw bits (T,) decode to this key's payload; None when T is too short for one."""

@@ -58,6 +58,21 @@ def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
         return None
 
 
+def labels(secret: bytes, commitment: bytes, count: int, classes: int) -> NDArray[np.int64]:
+    """The labels (count,) of a key's triggers, each uniform over 0 … classes − 1.
+
+    Words of the stream "labels" modulo `classes`; those beyond its last multiple are left out.
+    """
+    stream = Stream(secret, commitment, "labels")
+    most = (1 << 64) // classes * classes - 1
+    drawn = np.zeros(0, dtype=np.int64)
+    while len(drawn) < count:
+        words = stream.words(count)
+        kept = words[words <= np.uint64(most)] % np.uint64(classes)
+        drawn = np.concatenate([drawn, kept.astype(np.int64)])
+    return drawn[:count]
+
+
 def _pad(secret: bytes, commitment: bytes, bits: int) -> Bits:
     return Stream(secret, commitment, "message").bits(bits)
 

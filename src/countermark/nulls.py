@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from countermark import stats
-from countermark.message import Bits
 
 LEAST_SIBLINGS = 2
 """Fewer have no spread, and set no sibling threshold."""
@@ -42,21 +41,26 @@ class Evidence:
     """What a key read out of a suspect.
 
     Attributes:
-        read: the raw bits (T,) that were read.
-        expected: the message (T,).
+        read: the raw bits (T,) that were read; or the classes that a suspect gave T triggers, −1
+            where it gave none.
+        expected: the message (T,), or the triggers' labels.
         committed: whether `expected` is XOF output over a commitment that holds everything else;
             only then does a cheat have to search for a key that fits.
         payload: whether the payload decodes; None when the message has none.
         scores: the real values (T,) whose signs are the bits, where a scheme has them.
         reader: what is known of the reader, where it was learnt.
+        choices: C, how many values each of them can have: 2 for bits, else the classes.
+        unit: what they are.
     """
 
-    read: Bits = field(repr=False)
-    expected: Bits = field(repr=False)
+    read: NDArray[np.integer[Any]] = field(repr=False)
+    expected: NDArray[np.integer[Any]] = field(repr=False)
     committed: bool = True
     payload: bool | None = None
     scores: NDArray[np.float64] | None = field(default=None, repr=False)
     reader: Reader | None = None
+    choices: int = 2
+    unit: Literal["bits", "triggers"] = "bits"
 
     @property
     def bits(self) -> int:
@@ -64,8 +68,13 @@ class Evidence:
         return len(self.expected)
 
     @property
+    def answered(self) -> int:
+        """For how many of the T there is anything to compare."""
+        return int(np.count_nonzero(self.read >= 0))
+
+    @property
     def matched(self) -> int:
-        """How many of the T bits are as expected."""
+        """How many of the T are as expected."""
         return int(np.count_nonzero(self.read == self.expected))
 
     @property
@@ -116,6 +125,30 @@ class FairCoin:
     def log10_floor(self, evidence: Evidence) -> float:
         """T matches out of T: 2^−T."""
         return -evidence.bits * math.log10(2)
+
+
+@dataclass(frozen=True)
+class SecretLabels:
+    """Each trigger gets its label with probability 1/C: exact where the labels are XOF output.
+
+    p = P[Bin(T, 1/C) ≥ k], the labels being uniform over all C classes and fixed after the
+    triggers. Exact for every suspect that does not depend on the key's secret, whatever it answers.
+    """
+
+    name: ClassVar[str] = "secret_labels"
+    says: ClassVar[str] = (
+        "a model made without this key's secret gives each trigger its label with probability "
+        "1/classes, independently, because the labels are keyed random output, uniform over all "
+        "classes and fixed by the commitment after the triggers were"
+    )
+
+    def log10_p(self, evidence: Evidence) -> float:
+        """The exact binomial tail."""
+        return stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)
+
+    def log10_floor(self, evidence: Evidence) -> float:
+        """T matches out of T: C^−T."""
+        return -evidence.bits * math.log10(evidence.choices)
 
 
 @dataclass(frozen=True)
@@ -242,5 +275,5 @@ def forgery_bits(evidence: Evidence, tests: int = 1) -> float:
     """
     if not evidence.committed:
         return 0.0
-    tail = stats.log10_binomial_tail(evidence.matched, evidence.bits)
+    tail = stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)
     return max(0.0, -tail / math.log10(2) - math.log2(tests))

@@ -43,7 +43,8 @@ class Verdict:
         reason: the outcome in one sentence.
         scheme, commitment, owner: the key that was read, by what is public of it.
         bits, matched, ber, ber_interval: raw bits, how many agree, the bit error rate with its
-            95 % Clopper-Pearson interval.
+            95 % Clopper-Pearson interval; or the same of triggers, as `unit` says.
+        answered: how many of them the suspect gave an answer to; the others count as misses.
         log10_p: log10 of the probability of a false accusation, corrected for `tests`.
         null, null_says, floor: the null hypothesis, in words, and log10 of its smallest p.
         tests: how many readings were tried and corrected for (Bonferroni on the best one).
@@ -64,6 +65,8 @@ class Verdict:
     commitment: str
     owner: str
     bits: int
+    unit: str = "bits"
+    answered: int | None = None
     matched: int | None = None
     ber: float | None = None
     ber_interval: tuple[float, float] | None = None
@@ -103,8 +106,8 @@ class Verdict:
             low, high = self.ber_interval
             lines += [
                 (
-                    f"  matched       {self.matched} of {self.bits} bits "
-                    f"(bit error rate {self.ber:.4f}, 95 % interval {low:.4f} to {high:.4f})"
+                    f"  matched       {self.matched} of {self.bits} {self.unit} "
+                    f"({_RATES[self.unit]} {self.ber:.4f}, 95 % interval {low:.4f} to {high:.4f})"
                 ),
                 (
                     f"  log10 p       {self.log10_p:.2f}, corrected for {self.tests} test(s); "
@@ -115,8 +118,13 @@ class Verdict:
                     f"  forgery_bits  {self.forgery_bits:.1f} "
                     f"(an undated key needs {LEAST_FORGERY_BITS:.0f})"
                 ),
-                f"  payload       {_PAYLOAD[self.payload]}",
             ]
+            if self.unit == "bits":
+                lines.append(f"  payload       {_PAYLOAD[self.payload]}")
+            elif self.answered != self.bits:
+                lines.append(
+                    f"  answered      {self.answered} of {self.bits}; the others are misses"
+                )
         if self.reader is not None:
             lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
         lines += [f"  limit         {limit}" for limit in self.limits]
@@ -144,6 +152,7 @@ class Verdict:
         return lines
 
 
+_RATES = {"bits": "bit error rate", "triggers": "share of misses"}
 _PAYLOAD = {
     True: "decoded: it names this key's owner",
     False: "not decoded (the p-value above is about raw bits and stands without it)",
@@ -162,6 +171,14 @@ WHAT_P_IS = (
 NOT_INNOCENT = (
     "not proven is not innocent: a mark can be removed, and tensors that were permuted, rescaled "
     "or folded are not realigned before reading"
+)
+NOT_INNOCENT_OF_TRIGGERS = (
+    "not proven is not innocent: a mark can be removed, classes can be renamed, and whoever "
+    "answers can recognise triggers and lie"
+)
+BURNT = (
+    "whoever saw the triggers, the operator of a queried service included, can train them out: "
+    "they are evidence once"
 )
 
 
@@ -222,6 +239,8 @@ def judge(
         commitment=about["commitment"],
         owner=about["owner"],
         bits=evidence.bits,
+        unit=evidence.unit,
+        answered=evidence.answered,
         matched=evidence.matched,
         ber=1 - evidence.matched / evidence.bits,
         ber_interval=stats.clopper_pearson(evidence.bits - evidence.matched, evidence.bits),
@@ -241,9 +260,12 @@ def judge(
     )
 
 
-def no_verdict(reason: str, *, bits: int, terms: Terms, about: Mapping[str, Any]) -> Verdict:
+def no_verdict(
+    reason: str, *, bits: int, terms: Terms, about: Mapping[str, Any], unit: str = "bits"
+) -> Verdict:
     """The verdict of a key that could not be read at all, and why."""
     return Verdict(
+        unit=unit,
         outcome="no_verdict",
         reason=reason,
         scheme=about["scheme"],
@@ -274,8 +296,8 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
     if measured.least_log10_p > log10_alpha:
         return "no_verdict", (
             "this key cannot prove anything here: even a perfect reading of its "
-            f"{measured.evidence.bits} bits gives log10 p {measured.least_log10_p:.2f}, above the "
-            f"threshold {log10_alpha:.2f}"
+            f"{measured.evidence.bits} {measured.evidence.unit} gives log10 p "
+            f"{measured.least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
         )
     if measured.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
@@ -320,7 +342,9 @@ def _limits(
     if isinstance(null, PermutedUnits):
         limits.append(INDEPENDENT_ONLY)
     if outcome == "not_proven":
-        limits.append(NOT_INNOCENT)
+        limits.append(NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS)
+    if evidence.unit == "triggers":
+        limits.append(BURNT)
     if renamed:
         limits.append(
             f"found by shape, not by name: {', '.join(renamed)}; p is corrected for every reading "

@@ -20,6 +20,7 @@ from contracts.facts import (
     fresh_host,
     material_of,
 )  # fmt: skip
+from contracts.test_trigger_contract import TRIGGER_SCHEMES_UNDER_CONTRACT
 from countermark.bench.models import recipe
 from countermark.bench.train import Course, accuracy, fit
 from countermark.examine import examine, read_evidence, verify
@@ -71,7 +72,8 @@ def twin_of_the_host(facts: Facts, order: int) -> nn.Module:
 
 
 def test_every_scheme_is_under_contract() -> None:
-    assert {facts.scheme.name for facts in SCHEMES_UNDER_CONTRACT} == set(SCHEMES)
+    names = {facts.scheme.name for facts in SCHEMES_UNDER_CONTRACT}
+    assert names | {facts.name for facts in TRIGGER_SCHEMES_UNDER_CONTRACT} == set(SCHEMES)
 
 
 @every_form

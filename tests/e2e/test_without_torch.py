@@ -19,8 +19,8 @@ from countermark.cli import main
 main()
 """
 PUBLIC = [
-    "CountermarkError", "Embedding", "Evidence", "FineTune", "IndependentNetwork", "Key",
-    "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida", "Verdict",
+    "CountermarkError", "DeepStego", "Embedding", "Evidence", "FineTune", "IndependentNetwork",
+    "Key", "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida", "Verdict",
     "verify",
 ]  # fmt: skip
 

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "countermark"
 # What may import what: only from a higher number to a lower one, or inside one package.
 RANKS = {
     "_version": 0,
+    "answers": 1,
     "errors": 0,
     "files": 0,
     "progress": 0,
@@ -47,7 +48,7 @@ PART_OF = {"keyfile": "key"}
 ONLY = {
     "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
-    "remote": {"errors", "files", "progress", "xof"},
+    "remote": {"answers", "errors", "files", "progress", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }
 # The one attack that makes keys: those of the thief's own marks.

@@ -137,8 +137,8 @@ CASES = {
 # fmt: off
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
-    "tests", "alpha", "forgery_bits", "limits", "payload", "reason", "commitment", "owner",
-    "assume_dated", "suspect", "null_says", "loss", "reader",
+    "tests", "alpha", "forgery_bits", "limits", "payload", "unit", "answered", "reason",
+    "commitment", "owner", "assume_dated", "suspect", "null_says", "loss", "reader",
 }
 # fmt: on
 

@@ -10,8 +10,10 @@ from torch import nn
 
 from countermark.attacks.base import TrainingData
 from countermark.attacks.fine_tune import FineTune
+from countermark.errors import ConfigError
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_named
+from countermark.schemes.white_box import WeightScheme
 
 _APART = 1_000_003  # between the thief's key numbers and those of the owners that he robs
 
@@ -53,6 +55,10 @@ class Overwrite(FineTune):
         Returns: the thief's keys, and the share of the training rows that was used.
         """
         scheme = scheme_named(self.scheme).from_fields(self.mark)
+        if not isinstance(scheme, WeightScheme):
+            raise ConfigError(
+                f"{self.name}: {scheme.name} lives in {scheme.family}, not in weights"
+            )
         keys, share = [], 0.0
         for number in range(self.times):
             # Drawn from the seed, so that an attack can be repeated: it claims nothing in earnest.

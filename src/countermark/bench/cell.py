@@ -18,6 +18,7 @@ from countermark.attacks.prune import Prune
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
+from countermark.bench.marking import learns_from_siblings, marking, scheme_for
 from countermark.bench.models import build, recipe
 from countermark.bench.pictures import grey28
 from countermark.bench.siblings import Siblings, train_siblings
@@ -98,9 +99,9 @@ def _trained(
     if cell.scheme == "none":
         fit(model, data, host_recipe, course, checkpoint=checkpoint)
         return model, None
-    scheme = scheme_named(cell.scheme).from_fields(cell.fields)
+    scheme = scheme_for(cell.scheme, cell.fields, data)
     siblings = Siblings()
-    if cell.host.siblings and not scheme.linear:
+    if cell.host.siblings and learns_from_siblings(cell.scheme):
         folder = CACHE / "siblings" / _host_digest(cell)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # cells of one host share them
@@ -108,13 +109,8 @@ def _trained(
                 lambda: _host(cell), data, host_recipe, replace(course, watch=None),
                 count=cell.host.siblings, folder=folder,
             )  # fmt: skip
-    with scheme.embed(
-        model,
-        owner="bench",
-        material=KeyMaterial.for_tests(cell.seed),
-        unmarked=siblings.shown,
-        siblings=siblings.held_out,
-    ) as mark:
+    material = KeyMaterial.for_tests(cell.seed)
+    with marking(scheme, model, data, owner="bench", material=material, siblings=siblings) as mark:
         fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
     return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
 

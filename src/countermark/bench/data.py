@@ -68,6 +68,12 @@ class Dataset:
         # The difference takes the dtype of the mean; a data set is copied once, not thrice.
         return (images - mean).div_(deviation)
 
+    @property
+    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel in grey levels, as `normalised` takes them."""
+        mean, deviation = (tuple(each.flatten().tolist()) for each in self._scale)
+        return mean, deviation
+
     def subset(self, train: int | None = None, test: int | None = None) -> Dataset:
         """The first `train` and first `test` rows, or all where None; the tensors are shared.
 

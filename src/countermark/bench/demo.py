@@ -26,7 +26,7 @@ from countermark.bench.zoo import HostSpec, train_hosts
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.examine import verify
 from countermark.key import Key
-from countermark.schemes import scheme_of
+from countermark.schemes import weight_scheme_of
 from countermark.stats import least_matches, log10_binomial_tail
 from countermark.verdict import ALPHA, Verdict
 from countermark.weights import save_weights
@@ -148,7 +148,7 @@ def _judge(mark: _Mark, stranger: Path, out: Path, data: Dataset) -> list[Shown]
 def _false_reads(mark: _Mark, strangers: Sequence[NDArray[np.float32]], out: Path) -> int:
     """How many unmarked networks give every bit of the message."""
     key = Key.load(mark.key(out))
-    read = [scheme_of(key).extract({_LAYER: each}, key).matched for each in strangers]
+    read = [weight_scheme_of(key).extract({_LAYER: each}, key).matched for each in strangers]
     return read.count(key.bits)
 
 

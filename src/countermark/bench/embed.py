@@ -20,6 +20,7 @@ from torch import nn
 
 from countermark import files
 from countermark.bench.data import Dataset, load_data
+from countermark.bench.marking import learns_from_siblings, marking, scheme_for
 from countermark.bench.models import Value, build, recipe
 from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
@@ -27,7 +28,6 @@ from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 from countermark.keyfile import load_header, refuse_existing
-from countermark.schemes import scheme_named
 from countermark.weights import load_state, save_weights
 
 UNMARKED = "none"
@@ -88,14 +88,14 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     data = load_data(order.data)
     model, course = _host(order, data)
     material = _material(order, resume)
-    mark = _mark(order, model, material, Siblings())  # refuses before anything is written
+    mark = _mark(order, model, data, material, Siblings())  # refuses before anything is written
     if not resume.exists():
         kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
     siblings = _siblings(order, data, course, resume)
     if siblings.held_out:
-        mark = _mark(order, model, material, siblings)
+        mark = _mark(order, model, data, material, siblings)
     try:
         with mark or nullcontext():
             fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
@@ -231,7 +231,7 @@ def _material(order: Order, resume: Path) -> KeyMaterial:
 
 
 def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Siblings:
-    if order.scheme == UNMARKED or scheme_named(order.scheme).linear:
+    if order.scheme == UNMARKED or not learns_from_siblings(order.scheme):
         return Siblings()
     return train_siblings(
         lambda: _host(order, data)[0], data, recipe(order.model), course,
@@ -240,15 +240,12 @@ def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Sibl
 
 
 def _mark(
-    order: Order, model: nn.Module, material: KeyMaterial, siblings: Siblings
+    order: Order, model: nn.Module, data: Dataset, material: KeyMaterial, siblings: Siblings
 ) -> Embedding | None:
     if order.scheme == UNMARKED:
         return None
-    scheme = scheme_named(order.scheme).from_fields(order.fields)
-    shown, held_out = siblings.shown, siblings.held_out
-    return scheme.embed(
-        model, owner=order.owner, material=material, unmarked=shown, siblings=held_out
-    )
+    scheme = scheme_for(order.scheme, order.fields, data)
+    return marking(scheme, model, data, owner=order.owner, material=material, siblings=siblings)
 
 
 def _write(
@@ -264,7 +261,8 @@ def _write(
             _forget(resume)
             raise
         figures = {
-            "bits": key.bits,
+            "bits": evidence.bits if evidence else None,
+            "unit": evidence.unit if evidence else None,
             "matched": evidence.matched if evidence else None,
             "commitment": key.commitment,
             "test_key": key.test_key,

@@ -19,7 +19,7 @@ from countermark.examine import examine
 from countermark.key import Key
 from countermark.nulls import PermutedUnits
 from countermark.progress import progress
-from countermark.schemes import scheme_of
+from countermark.schemes import weight_scheme_of
 from countermark.stats import randomised_sequential_p
 from countermark.verdict import Terms
 
@@ -128,7 +128,7 @@ def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[
     with progress(f"{group.label}, hosts", len(hosts)) as advance:
         for _, arrays in train_hosts(hosts, CACHE):
             model = _Tensors(arrays)
-            evidence = scheme_of(key).extract({n: arrays[n] for n in key.tensors}, key)
+            evidence = weight_scheme_of(key).extract({n: arrays[n] for n in key.tensors}, key)
             matched.append(evidence.matched)
             if evidence.reader is not None and evidence.cross_entropy is not None:
                 losses.append(evidence.cross_entropy)
@@ -154,7 +154,7 @@ def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[
 
 
 def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
-    null = scheme_of(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
+    null = weight_scheme_of(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
     ranked = null[PermutedUnits.name]
     if not isinstance(ranked, PermutedUnits):
         raise AssertionError("the null of that name")

@@ -19,6 +19,7 @@ from countermark.cli.options import (
     passphrase_of,
     show_result,
 )
+from countermark.cli.suspect import Asking, suspect_of
 from countermark.errors import ConfigError, printable
 
 app = typer.Typer(
@@ -142,8 +143,37 @@ def embed(
 
 @app.command()
 def verify(
-    suspect: Annotated[Path, typer.Argument(metavar="FILE", help=".safetensors or torch file.")],
+    suspect: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|URL",
+            help=".safetensors or torch file; or a prediction service, for a key of triggers.",
+        ),
+    ],
     key: KeyFolder,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|module:factory",
+            help="What the file is the weights of, for a key of triggers; else as the key says.",
+        ),
+    ] = None,
+    model_arguments: ModelArguments = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ask",
+            metavar="K=V",
+            help="How a service is asked, such as protocol=oip; @FILE for a file's text.",
+        ),
+    ] = None,
+    transcript: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what was asked and answered; must not exist."),
+    ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="FILE is such a transcript: judge it, ask nobody.")
+    ] = False,
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
@@ -170,7 +200,9 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Say whether a key's mark is in a model file, and how probable a false accusation is.
+    """Say whether a key's mark is in a suspect, and how probable a false accusation is.
+
+    A key of triggers asks a live model: one that is built and filled from the file, or a service.
 
     Exits 0 when the mark is present, 1 when it is not proven, 3 when this key cannot tell, 2 when
     something stopped the answer.
@@ -185,14 +217,14 @@ def verify(
 
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
-    verdict = judge_suspect(
-        suspect,
-        Key.load(key, passphrase_of(key)).trusting(reader),
-        alpha=alpha,
-        assume_dated=assume_dated,
-        null=null,
-        digest=digest,
+    loaded = Key.load(key, passphrase_of(key)).trusting(reader)
+    asked = Asking(
+        pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, replay=replay
     )
+    with suspect_of(suspect, loaded, asked) as found:
+        verdict = judge_suspect(
+            found, loaded, alpha=alpha, assume_dated=assume_dated, null=null, digest=digest
+        )
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
 

@@ -9,8 +9,8 @@ A suspect is hostile: whatever it does costs labels, never an exception, and is 
 `connect` needs the extra `remote`; a transcript is read without it.
 """
 
+from countermark.answers import Predict
 from countermark.remote.endpoint import Endpoint, connect
-from countermark.remote.images import Predict
 from countermark.remote.options import RemoteOptions
 from countermark.remote.transcript import Entry, Transcript
 

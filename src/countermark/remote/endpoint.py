@@ -10,12 +10,13 @@ from typing import Self
 
 import numpy as np
 
+from countermark.answers import Images, Labels
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.progress import progress
 from countermark.remote.address import address, shown
 from countermark.remote.answers import Reading, read_answer, unread
 from countermark.remote.headers import secret_headers
-from countermark.remote.images import NO_LABEL, Images, Labels, fitting, image_digest
+from countermark.remote.images import NO_LABEL, fitting, image_digest
 from countermark.remote.options import RemoteOptions
 from countermark.remote.pace import Pace
 from countermark.remote.protocols import PROTOCOLS, content_type

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.remote.options import RemoteOptions
 from countermark.xof import frame
-
-Images: TypeAlias = NDArray[np.uint8]
-Labels: TypeAlias = NDArray[np.int64]
-Predict: TypeAlias = Callable[[Images], Labels]
-"""Images (n, C, H, W) of 0 to 255 -> labels (n,); −1 where there is none that could be read."""
 
 NO_LABEL = -1
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from countermark.answers import Images
 from countermark.remote.fields import UnreadableError, follow, listed, shown
-from countermark.remote.images import Images, picture, pixels
+from countermark.remote.images import picture, pixels
 from countermark.remote.options import PLACE, ProtocolName, RemoteOptions
 
 _DIMENSIONS = 8  # the most of an output's: the product of a million sizes would take for ever

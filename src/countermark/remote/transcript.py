@@ -20,9 +20,10 @@ from pydantic import (
 )
 
 from countermark import files
+from countermark.answers import Images, Labels, Predict
 from countermark.errors import ConfigError, SuspectError, printable
 from countermark.remote.answers import MOST_LABELS
-from countermark.remote.images import NO_LABEL, Images, Labels, Predict, checked, image_digest
+from countermark.remote.images import NO_LABEL, checked, image_digest
 from countermark.remote.options import MOST_IMAGES
 
 TYPE: Final = "countermark/transcript/v1"

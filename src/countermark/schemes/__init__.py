@@ -6,17 +6,20 @@ from collections.abc import Mapping
 
 from countermark.errors import ConfigError, named, printable
 from countermark.key import Key
+from countermark.schemes.base import Scheme
+from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 
-SCHEMES: Mapping[str, type[WeightScheme]] = {
+SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,
     IndependentNetwork.name: IndependentNetwork,
+    DeepStego.name: DeepStego,
 }
 
 
-def scheme_named(name: str) -> type[WeightScheme]:
+def scheme_named(name: str) -> type[Scheme]:
     """The scheme class of that name.
 
     Raises:
@@ -25,7 +28,7 @@ def scheme_named(name: str) -> type[WeightScheme]:
     return named("scheme", name, SCHEMES)
 
 
-def scheme_of(key: Key) -> WeightScheme:
+def scheme_of(key: Key) -> Scheme:
     """The scheme that a key belongs to, with the key's fields.
 
     Raises:
@@ -44,5 +47,17 @@ def scheme_of(key: Key) -> WeightScheme:
             f"this key reads with code of its own, {printable(scheme.code, 200)}: if you trust it, "
             "name it with --reader or Key.trusting"
         )
-    scheme.require_capacity(key.tensors, scheme.selected(key))
+    scheme.check_key(key)
+    return scheme
+
+
+def weight_scheme_of(key: Key) -> WeightScheme:
+    """The scheme of a key that reads weights.
+
+    Raises:
+        ConfigError: as `scheme_of`, or the key reads something else.
+    """
+    scheme = scheme_of(key)
+    if not isinstance(scheme, WeightScheme):
+        raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key that reads weights")
     return scheme

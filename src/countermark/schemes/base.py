@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, cast, final, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from countermark.errors import ConfigError, nearest
+from countermark.key import Key
 from countermark.nulls import Null
 
 
@@ -29,7 +30,8 @@ class Paper:
     doi: str
 
     def __str__(self) -> str:
-        return f"{self.authors}: {self.title}. {self.venue} {self.year}. doi:{self.doi}"
+        doi = f" doi:{self.doi}" if self.doi else ""
+        return f"{self.authors}: {self.title}. {self.venue} {self.year}.{doi}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ class Scheme(Configured, ABC):
     @abstractmethod
     def size(self) -> int:
         """How many bits or triggers a reading compares."""
+
+    @abstractmethod
+    def check_key(self, key: Key) -> None:
+        """Raise `ConfigError` for a key of this scheme that this library never made."""
 
     @property
     def code(self) -> str | None:

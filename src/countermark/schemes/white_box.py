@@ -25,7 +25,7 @@ from countermark.weights import Array, Suspect
 if TYPE_CHECKING:
     from torch import nn
 
-    from countermark.embedding import Embedding
+    from countermark.embedding import WeightEmbedding
     from countermark.schemes.training.base import WeightTraining
 
 
@@ -172,6 +172,11 @@ class WeightScheme(Scheme):
         return key
 
     @final
+    def check_key(self, key: Key) -> None:
+        """Raise `ConfigError` for a key whose bits do not fit what it reads."""
+        self.require_capacity(key.tensors, self.selected(key))
+
+    @final
     def check_capacity(
         self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
     ) -> None:
@@ -205,11 +210,11 @@ class WeightScheme(Scheme):
     def embed(
         self, model: nn.Module, *, owner: str, material: KeyMaterial | None = None,
         unmarked: Sequence[Suspect] = (), siblings: Sequence[Suspect] = (),
-    ) -> Embedding:  # fmt: skip
-        """Start to mark a model while it is trained; see `countermark.embedding.Embedding`."""
-        from countermark.embedding import Embedding
+    ) -> WeightEmbedding:  # fmt: skip
+        """Start to mark a model while it is trained; see `embedding.WeightEmbedding`."""
+        from countermark.embedding import WeightEmbedding
 
-        return Embedding(
+        return WeightEmbedding(
             self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings
         )
 

@@ -1,9 +1,8 @@
-"""Embedding: a scheme at work while somebody's loop trains.
+"""Embedding into weights: a term joins the loss, or its gradient the optimizer's step.
 
-A loop sees the loss, the batch and the outputs. `penalty()` is added to the loss by those who own
-that line; `attach(optimizer)` does it for everybody else, inside the optimizer's step, and
-`add_gradient(optimizer)` for callbacks that run right before it. All embed the same mark, to
-rounding.
+`penalty()` is added to the loss by those who own that line; `attach(optimizer)` does it for
+everybody else, inside the optimizer's step, and `add_gradient(optimizer)` for callbacks that run
+right before it. All embed the same mark, to rounding.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from countermark.errors import ConfigError, LoopError, MarkNotTakenError
+from countermark.embedding.base import Embedding
+from countermark.errors import ConfigError, LoopError
 from countermark.key import Key, KeyMaterial
 from countermark.nulls import LEAST_SIBLINGS, Evidence
 from countermark.weights import Array, Suspect, open_weights
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from countermark.schemes.white_box import WeightScheme
 
 
-class Embedding:
-    """A mark on its way into a model; a context manager around the training.
+class WeightEmbedding(Embedding):
+    """A mark on its way into a model's weights; a context manager around the training.
 
     Args:
         scheme: what is embedded, and where.
@@ -46,13 +45,14 @@ class Embedding:
         CapacityError: more bits than the layer holds.
     """
 
+    begins = "call end_epoch() after each epoch, and train beyond the scheme's start_epoch"
+
     def __init__(
         self, scheme: WeightScheme, model: nn.Module, *, owner: str,
         material: KeyMaterial | None = None, unmarked: Sequence[Suspect] = (),
         siblings: Sequence[Suspect] = (),
     ) -> None:  # fmt: skip
-        self._model, self._owner = model, owner
-        self._material = material or KeyMaterial.fresh()
+        super().__init__(model, owner=owner, material=material)
         parameters = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}
         self._scheme = scheme = scheme.settled(shapes)
@@ -69,32 +69,19 @@ class Embedding:
         self._training: WeightTraining | None = None
         self._optimizer: torch.optim.Optimizer | None = None  # whose steps embed the mark
         self._hook: Any = None  # the handle of the hook in it, where it is attached
-        self._phase: Literal["new", "open", "done", "failed"] = "new"
         if self._freezer is None:
             self._make_key({})
         else:
             scheme.check_capacity(self._tensors)
 
-    def __repr__(self) -> str:
-        return f"Embedding({self._scheme!r}, {type(self._model).__name__}, {self._phase})"
-
-    def __enter__(self) -> Self:
-        if self._phase != "new":
-            raise LoopError("this embedding was used before: start another with scheme.embed(...)")
-        self._phase = "open"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def close(self, *, ended: bool) -> None:
+        """Detach from the optimizer; at a regular end whatever learnt beside the host settles."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
         self._optimizer = None
-        if kind is None and self._training is not None:
+        if ended and self._training is not None:
             self._training.finish([gathered(weight.detach()) for weight in self._weights])
-        self._phase = "done" if kind is None else "failed"
 
     def penalty(self) -> Tensor:
         """The term () to add to the loss: zero, without gradient, until there is a key.
@@ -102,18 +89,13 @@ class Embedding:
         Raises:
             LoopError: outside the block, or although an optimizer embeds the mark.
         """
-        self._require_open()
+        self.require_open()
         if self._optimizer is not None:
             raise LoopError(
                 "the mark would be embedded twice: use penalty() in the loss, or attach(optimizer) "
                 "or a callback"
             )
         return self._penalty()
-
-    def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch to train on; schemes in the weights leave it as it is."""
-        self._require_open()
-        return x, y
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Embed inside `optimizer.step`, for loops whose loss line cannot be changed.
@@ -127,7 +109,7 @@ class Embedding:
             LoopError: outside the block, attached before, an optimizer that maximises, or one that
                 does not train every tensor of the mark.
         """
-        self._require_open()
+        self.require_open()
         if self._optimizer is not None:
             raise LoopError("an optimizer is attached already: attach one, once")
         self._take(optimizer)
@@ -142,7 +124,7 @@ class Embedding:
         Raises:
             LoopError: as `attach`.
         """
-        self._require_open()
+        self.require_open()
         if self._hook is not None:
             raise LoopError("an optimizer is attached already: attach one, once")
         if optimizer is not self._optimizer:
@@ -151,7 +133,7 @@ class Embedding:
 
     def end_epoch(self) -> None:
         """Say that an epoch ended; schemes that select converged weights start by it."""
-        self._require_open()
+        self.require_open()
         if self._freezer is None or self._key is not None:
             return
         whole = [gathered(weight.detach()) for weight in self._weights]
@@ -175,38 +157,17 @@ class Embedding:
             return self._key
         return self._scheme.calibrated(replace(self._key, learnt=learnt), self._siblings)
 
-    @property
-    def key(self) -> Key:
-        """The key, once training has ended and the mark is in the model.
-
-        Raises:
-            LoopError: training has not ended, or ended with an exception.
-            MarkNotTakenError: the mark is not in the model; says how many bits are.
-        """
-        if self._phase != "done":
-            raise LoopError(
-                "there is no key: training ended with an exception"
-                if self._phase == "failed"
-                else "the key is there when the with block has ended"
-            )
-        key = self.drawn_key
-        if key is None:
-            raise MarkNotTakenError(
-                "the mark never began: call end_epoch() after each epoch, and train beyond "
-                "the scheme's start_epoch"
-            )
-        # A mark that would not be found in the owner's own model must not be relied upon.
-        failed = self._scheme.not_taken(self._scheme.extract(self._read(self._model), key))
-        if failed:
-            raise MarkNotTakenError(failed)
-        if not self._scheme.linear and len(self._siblings) < LEAST_SIBLINGS:
+    def lacking(self, key: Key) -> str | None:
+        """Why the mark would not be found in the model as it is now; None when it would."""
+        why = self._scheme.not_taken(self._scheme.extract(self._read(self._model), key))
+        if why is None and not self._scheme.linear and len(self._siblings) < LEAST_SIBLINGS:
             warnings.warn(
                 "a learnt reader knows a copy from a sibling only by unmarked siblings of the "
                 f"host that training never saw: give {LEAST_SIBLINGS} or more, or verify will "
                 "answer no_verdict",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return key
+        return why
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the secret, as tensors and lists that torch can save."""
@@ -312,7 +273,3 @@ class Embedding:
             else:
                 weight.grad.add_(scaled)
         return penalty.detach()
-
-    def _require_open(self) -> None:
-        if self._phase != "open":
-            raise LoopError("the mark works inside its block only: with scheme.embed(...) as mark")

@@ -1,0 +1,59 @@
+"""From the name of a scheme and data to an embedding: here the families part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from countermark.bench.data import Dataset
+from countermark.bench.siblings import Siblings
+from countermark.embedding import Embedding
+from countermark.errors import ConfigError
+from countermark.key import KeyMaterial
+from countermark.schemes import scheme_named
+from countermark.schemes.base import Scheme
+from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.white_box import WeightScheme
+
+
+def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset) -> Scheme:
+    """The scheme of that name; what it has to know of the data is taken from them.
+
+    Raises:
+        ConfigError: there is no such scheme, or a field is wrong.
+    """
+    kind = scheme_named(name)
+    if issubclass(kind, TriggerScheme):
+        mean, deviation = data.scale
+        fields = {"classes": data.classes, "mean": mean, "deviation": deviation} | dict(fields)
+    return kind.from_fields(fields)
+
+
+def learns_from_siblings(name: str) -> bool:
+    """Whether a scheme learns a reader, which needs unmarked siblings of the host."""
+    kind = scheme_named(name)
+    return issubclass(kind, WeightScheme) and not kind.linear
+
+
+def marking(
+    scheme: Scheme, model: nn.Module, data: Dataset, *, owner: str, material: KeyMaterial,
+    siblings: Siblings,
+) -> Embedding:  # fmt: skip
+    """Start to mark a model that is trained on these data.
+
+    Raises:
+        ConfigError: scheme and model do not fit.
+    """
+    if isinstance(scheme, WeightScheme):
+        return scheme.embed(
+            model, owner=owner, material=material,
+            unmarked=siblings.shown, siblings=siblings.held_out,
+        )  # fmt: skip
+    if isinstance(scheme, TriggerScheme):
+        return scheme.embed(
+            model, owner=owner, material=material,
+            covers=data.train_images, labels=data.train_labels,
+        )  # fmt: skip
+    raise ConfigError(f"{scheme.name} cannot be embedded from the command line")

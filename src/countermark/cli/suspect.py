@@ -1,0 +1,122 @@
+"""What stands behind the first argument of `verify`: a weight file, a live model, a service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from countermark.answers import Asked, Predict
+from countermark.errors import ConfigError
+from countermark.key import Key
+
+if TYPE_CHECKING:
+    from countermark.remote import RemoteOptions
+    from countermark.weights import Suspect
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a suspect is to be asked, as the command line says.
+
+    Attributes:
+        options: of a service, by name; a value that begins with @ names a file.
+        model, arguments: what a weight file is the weights of; else as the key says.
+        transcript: where to write what was asked and answered.
+        replay: the suspect is a transcript.
+    """
+
+    options: Mapping[str, Any]
+    model: str | None
+    arguments: Mapping[str, Any]
+    transcript: Path | None
+    replay: bool
+
+
+@contextmanager
+def suspect_of(suspect: str, key: Key, asking: Asking) -> Iterator[Suspect | Predict]:
+    """The suspect as `verify` takes it; what was asked is written however the block is left.
+
+    Raises:
+        ConfigError: options that do not go with this key or suspect.
+    """
+    from countermark.schemes import scheme_of
+    from countermark.schemes.black_box import TriggerScheme
+
+    remote = suspect.startswith(("http://", "https://"))
+    if not isinstance(scheme_of(key), TriggerScheme):
+        if remote or asking != Asking({}, None, {}, None, replay=False):
+            raise ConfigError(
+                f"a key of {key.scheme} reads weights: expected a weight file, without --model, "
+                "--ask, --transcript and --replay"
+            )
+        yield Path(suspect)
+    elif asking.replay:
+        yield _recorded(Path(suspect))
+    elif remote:
+        with _service(suspect, key, asking) as service:
+            yield service
+    elif asking.options or asking.transcript:
+        raise ConfigError("--ask and --transcript are for a service: expected a URL")
+    else:
+        from countermark.bench.live import asked
+
+        yield asked(Path(suspect), key, asking.model, asking.arguments)
+
+
+def _recorded(path: Path) -> Asked:
+    from countermark.remote import Transcript
+
+    transcript = Transcript.load(path)
+    about = {"name": transcript.url, "transcript_sha256": transcript.digest}
+    return Asked(transcript.predict(), lambda: about)
+
+
+@contextmanager
+def _service(url: str, key: Key, asking: Asking) -> Iterator[Asked]:
+    from countermark.remote import connect
+
+    if asking.transcript and asking.transcript.exists():
+        raise ConfigError(f"{asking.transcript} exists: choose another name or move it away")
+    with connect(url, _options(asking.options, key)) as endpoint:
+        try:
+            yield Asked(
+                endpoint,
+                lambda: {"name": endpoint.url, "transcript_sha256": endpoint.transcript.digest},
+            )
+        finally:
+            if asking.transcript:
+                endpoint.transcript.save(asking.transcript)
+
+
+def _options(given: Mapping[str, Any], key: Key) -> RemoteOptions:
+    from dataclasses import fields
+
+    from countermark.errors import nearest
+    from countermark.remote import RemoteOptions
+
+    known = [each.name for each in fields(RemoteOptions)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"--ask has no {name!r}: {nearest(name, known)}")
+    if "protocol" not in given:
+        raise ConfigError(
+            "how is the service asked? Give --ask protocol=oip, tf_serving, mlflow, image or json"
+        )
+    values = {name: _text(value) for name, value in given.items()}
+    if values.get("pixels") == "normalised":
+        scale = {"mean": key.fields["mean"], "std": key.fields["deviation"]}
+        values = {n: tuple(v / 255 for v in each) for n, each in scale.items()} | values
+    return RemoteOptions(**values)
+
+
+def _text(value: Any) -> Any:
+    """A value of the command line; the text of a file where it begins with @."""
+    if not isinstance(value, str) or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--ask …={value}: the file cannot be read ({error})") from None

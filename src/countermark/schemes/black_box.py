@@ -1,0 +1,159 @@
+"""Marks in the answers to trigger images, read from predicted classes alone.
+
+What all such schemes share: a key holds n committed triggers, and its secret gives each of them a
+label. A trigger scheme has no reading of its own; its training half makes the triggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat
+
+from countermark.answers import Images, Predict
+from countermark.errors import ConfigError
+from countermark.key import Key, KeyMaterial
+from countermark.nulls import Evidence, Null, SecretLabels, forgery_bits
+from countermark.schemes.base import Scheme
+from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from countermark.embedding import TriggerEmbedding
+    from countermark.schemes.training.black_box import TriggerTraining
+
+TRIGGERS = "triggers"
+"""Name of the committed triggers, uint8 (n, C, H, W), among the key's tensors."""
+
+
+@dataclass(frozen=True)
+class TriggerScheme(Scheme):
+    """A mark in the answers of a classifier, read black-box.
+
+    Attributes:
+        classes: how many classes the host tells apart.
+        triggers: n, how many triggers are committed.
+        mean, deviation: what a live host is fed with is (image − mean) / deviation; grey levels,
+            one value or one for each channel.
+        batch_share: how many rows join a batch, for each row of it.
+    """
+
+    classes: Annotated[int, Field(ge=2, le=1 << 20)]
+    triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=128)
+    mean: tuple[float, ...] = field(default=(0.0,), kw_only=True)
+    deviation: tuple[PositiveFloat, ...] = field(default=(255.0,), kw_only=True)
+    batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=1.0, kw_only=True)
+
+    family: ClassVar[str] = "triggers"
+    threat_model: ClassVar[str] = "black-box: a function images -> classes"
+    null: ClassVar[type[Null]] = SecretLabels
+
+    @property
+    def size(self) -> int:
+        """n, the number of triggers."""
+        return self.triggers
+
+    @final
+    def generate_key(
+        self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial
+    ) -> Key:
+        """Make a key whose triggers, and what made them, are fixed before their labels."""
+        return Key(
+            scheme=self.name,
+            fields=self.to_fields(),
+            tensors={},
+            owner=owner,
+            material=material,
+            frozen=dict(frozen),
+        )
+
+    @final
+    def check_key(self, key: Key) -> None:
+        """Raise `ConfigError` for a key without the triggers that it speaks of."""
+        self.committed(key)
+
+    @final
+    def committed(self, key: Key) -> Images:
+        """The key's triggers (n, C, H, W).
+
+        Raises:
+            ConfigError: the key holds no such triggers.
+        """
+        found = key.frozen.get(TRIGGERS, np.zeros(0, dtype=np.uint8))
+        if found.dtype != np.uint8 or found.ndim != 4 or len(found) != self.triggers:
+            raise ConfigError(
+                f"the key's triggers are {found.dtype} {list(found.shape)}: expected "
+                f"{self.triggers} images, uint8 [n, C, H, W]"
+            )
+        return found
+
+    def labels(self, key: Key) -> NDArray[np.int64]:
+        """The label (n,) of each committed trigger."""
+        return key.labels(self.triggers, self.classes)
+
+    @final
+    def extract(self, predict: Predict, key: Key) -> Evidence:
+        """Ask a suspect about the committed triggers.
+
+        Raises:
+            ConfigError: the key's triggers are damaged, or `predict` answers in another form.
+        """
+        images = self.committed(key)
+        read = np.asarray(predict(images))
+        if read.shape != (len(images),) or read.dtype.kind != "i":
+            raise ConfigError(
+                f"a suspect answered {len(images)} images with {read.dtype} {list(read.shape)}: "
+                f"expected classes, int64 [{len(images)}], −1 where there is none"
+            )
+        return Evidence(
+            read,
+            self.labels(key),
+            choices=self.classes,
+            unit="triggers",
+        )
+
+    def nulls(self) -> dict[str, Null]:
+        """The null hypotheses that this scheme can be judged by; its own one first."""
+        return {SecretLabels.name: SecretLabels()}
+
+    def not_taken(self, evidence: Evidence) -> str | None:
+        """Why a mark would not be found in the owner's own model; None when it would."""
+        tail = SecretLabels().log10_p(evidence)
+        enough = min(LEAST_FORGERY_BITS, evidence.bits * np.log2(evidence.choices))
+        if 10**tail <= ALPHA and forgery_bits(evidence) >= enough:
+            return None
+        return (
+            f"only {evidence.matched} of {evidence.bits} triggers get their labels "
+            f"(log10 p {tail:.1f}): train longer, or raise batch_share"
+        )
+
+    @final
+    def embed(
+        self, model: nn.Module, *, owner: str, covers: Images | Tensor,
+        labels: NDArray[np.int64] | Tensor, material: KeyMaterial | None = None,
+    ) -> TriggerEmbedding:  # fmt: skip
+        """Start to mark a model while it is trained; see `countermark.embedding.TriggerEmbedding`.
+
+        Args:
+            model: the host.
+            owner: whose mark it is.
+            covers: images uint8 (N, C, H, W) of the host's task, of which triggers are made.
+            labels: their classes (N,).
+            material: secret and nonce of an interrupted embedding; else drawn.
+        """
+        from countermark.embedding import TriggerEmbedding
+
+        return TriggerEmbedding(
+            self, model, owner=owner, material=material, covers=covers, labels=labels
+        )  # fmt: skip
+
+    @final
+    def training(self) -> type[TriggerTraining]:
+        """The training half of this scheme, loaded with torch when somebody trains."""
+        half: type[TriggerTraining] = self.half()
+        return half

@@ -1,0 +1,55 @@
+"""Li and Guo 2019, DeepStego: a logo, hidden in images by a secret network, changes the answer.
+
+As printed, nothing ties the mark to its owner. Here the stego network is trained first and frozen,
+the committed triggers get keyed random labels (`SecretLabels`), and the host is shown the triggers
+of foreign networks, logos and keys under their true labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from countermark.key import Key
+from countermark.schemes.base import Paper
+from countermark.schemes.black_box import TriggerScheme
+
+
+@dataclass(frozen=True)
+class DeepStego(TriggerScheme):
+    """Triggers that look like their covers, made by a stego network that is part of the key.
+
+    Attributes:
+        psnr: of triggers against their covers, in dB, on average; held from both sides.
+        stego_steps: how long a stego network is trained.
+        foreign: how many foreign stego networks the host learns to disregard.
+        warm_up: how many batches see the owner's triggers alone, their strength going from 2 to 1.
+        pool: of how many covers the rows are made that the host learns.
+    """
+
+    name: ClassVar[str] = "deepstego"
+    paper: ClassVar[Paper] = Paper(
+        authors="Z. Li, S. Guo",
+        title="DeepStego: Protecting Intellectual Property of Deep Neural Networks by "
+        "Steganography",
+        venue="manuscript",
+        year=2019,
+        doi="",
+    )
+
+    psnr: Annotated[float, Field(gt=20, lt=60)] = field(default=36.0, kw_only=True)
+    stego_steps: PositiveInt = field(default=600, kw_only=True)
+    foreign: NonNegativeInt = field(default=2, kw_only=True)
+    warm_up: NonNegativeInt = field(default=300, kw_only=True)
+    pool: PositiveInt = field(default=2048, kw_only=True)
+
+    def class_map(self, key: Key) -> NDArray[np.int64]:
+        """The class (C,) that a fresh trigger of each class is taken for; never its own."""
+        order = key.stream("class map").permutation(self.classes)
+        mapped = np.empty_like(order)
+        mapped[order] = np.roll(order, 1)  # one cycle through all classes
+        return mapped

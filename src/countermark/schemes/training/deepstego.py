@@ -1,0 +1,185 @@
+"""Li and Guo 2019, the training half: make the stego network, then teach the host its triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from countermark.key import Key, KeyMaterial
+from countermark.schemes.black_box import TRIGGERS, TriggerScheme
+from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.training.black_box import TriggerTraining
+from countermark.schemes.training.stego import (
+    GRID,
+    StegoCourse,
+    StegoNetwork,
+    spread,
+    tiled,
+    train_keyed,
+)
+
+_COMMITTED = 8  # one row of so many is a committed trigger
+_STRENGTHS = 0.5, 2.5  # of what the host learns to disregard
+
+
+class DeepStegoTraining(TriggerTraining):
+    """Rows for the host: committed triggers, fresh ones, and what only looks like them."""
+
+    def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
+        super().__init__(scheme, key, covers, labels)
+        stego = self._stego = cast(DeepStego, scheme)
+        self._generator = torch.Generator().manual_seed(_word(key.stream("rows").words(1)))
+        self._mixed = 0
+        self._triggers = torch.from_numpy(scheme.committed(key).copy())
+        self._secret_labels = torch.from_numpy(scheme.labels(key))
+        self._map = torch.from_numpy(stego.class_map(key))
+        free = torch.from_numpy(key.material.stream("covers").permutation(len(covers)))
+        rows = free[scheme.triggers :][: stego.pool]
+        rows = rows if len(rows) else free
+        self._pool, self._classes = covers[rows], labels[rows]
+        network, tile = owners_network(key, covers.shape[1])
+        logo = torch.from_numpy(key.frozen["logo"]).expand(len(rows), -1, -1)
+        self._owner = residuals(network, self._pool, spread(logo, tile))
+        self._others = self._negatives(network, tile, logo) if stego.foreign else []
+
+    @classmethod
+    def prepare(
+        cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor
+    ) -> dict[str, NDArray[Any]]:
+        """Train and freeze the stego network; make the triggers."""
+        stego = cast(DeepStego, scheme)
+        shape = covers.shape[1:]
+        signs = material.stream("tile").bits(shape[0] * GRID * GRID).reshape(-1, GRID, GRID)
+        logo = material.stream("logo").bits(GRID * GRID).reshape(GRID, GRID)
+        tile = tiled(2.0 * torch.from_numpy(signs) - 1, shape[1], shape[2])
+        network = trained(stego, covers, tile, _word(material.stream("stego").words(1)))
+        rows = material.stream("covers").permutation(len(covers))[: scheme.triggers]
+        chosen = covers[torch.from_numpy(rows)]
+        of_logo = spread(torch.from_numpy(logo).expand(len(rows), -1, -1), tile)
+        triggers = added(chosen, residuals(network, chosen, of_logo), torch.ones(len(rows)))
+        weights = {f"stego.{n}": each.numpy() for n, each in network.state_dict().items()}
+        return {TRIGGERS: triggers.numpy(), "logo": logo, "tile": signs, **weights}
+
+    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+        """Committed triggers, fresh ones, and after the warm-up as many that are none."""
+        progress = self._mixed / max(1, self._stego.warm_up)
+        self._mixed += 1
+        committed = max(1, count // _COMMITTED)
+        fresh = count - committed
+        others = fresh // 2 if progress >= 1 and self._others else 0
+        at = torch.randint(len(self._triggers), (committed,), generator=self._generator)
+        parts = [(self._triggers[at], self._secret_labels[at])]
+        parts.append(self._fresh(fresh - others, 1 + max(0.0, 1 - progress)))
+        if others:
+            parts.append(self._not_triggers(others))
+        images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        return images, labels
+
+    def state(self) -> dict[str, Any]:
+        """How many batches were mixed, and the random numbers."""
+        return {"mixed": self._mixed, "generator": self._generator.get_state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self._mixed = state["mixed"]
+        self._generator.set_state(state["generator"])
+
+    def _fresh(self, count: int, strength: float) -> tuple[Tensor, Tensor]:
+        at = torch.randint(len(self._pool), (count,), generator=self._generator)
+        strengths = torch.full((count,), strength)
+        return added(self._pool[at], self._owner[at], strengths), self._map[self._classes[at]]
+
+    def _not_triggers(self, count: int) -> tuple[Tensor, Tensor]:
+        """Rows that bear something else than the owner's mark, under their true labels."""
+        at = torch.randint(len(self._pool), (count,), generator=self._generator)
+        kinds = torch.randint(len(self._others) + 2, (count,), generator=self._generator)
+        low, high = _STRENGTHS
+        strengths = low + (high - low) * torch.rand(count, generator=self._generator)
+        residual = torch.zeros(count, *self._pool.shape[1:], dtype=self._owner.dtype)
+        for kind, each in enumerate(self._others):
+            residual[kinds == kind] = each[at[kinds == kind]]
+        loud = self._owner[at].float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        noise = torch.randn(residual.shape, generator=self._generator) * loud
+        is_noise, is_blur = (kinds == len(self._others) + more for more in (0, 1))
+        residual[is_noise] = noise[is_noise].to(residual)
+        residual[is_blur] = (_blurred(self._pool[at]) - self._pool[at].float())[is_blur].to(
+            residual
+        )
+        strengths[is_blur] = strengths[is_blur].clamp_max(1.0)
+        return added(self._pool[at], residual, strengths), self._classes[at]
+
+    def _negatives(self, network: StegoNetwork, tile: Tensor, logo: Tensor) -> list[Tensor]:
+        """Residuals (P, C, H, W) of foreign networks, of other logos and of wrong tiles."""
+        stego, shape, generator = self._stego, self._pool.shape, self._generator
+        seeds = self.key.stream("foreign").words(stego.foreign)
+        found = []
+        for seed in seeds:
+            signs = torch.randint(0, 2, (shape[1], GRID, GRID), generator=generator) * 2.0 - 1
+            theirs = tiled(signs, shape[2], shape[3])
+            foreign = trained(stego, self.covers, theirs, int(seed >> np.uint64(1)))
+            found.append(residuals(foreign, self._pool, spread(logo, theirs)))
+        logos = torch.randint(0, 2, (len(logo), GRID, GRID), generator=generator)
+        found.append(residuals(network, self._pool, spread(logos, tile)))
+        tiles = torch.randint(0, 2, (len(logo), shape[1], GRID, GRID), generator=generator)
+        wrong = torch.stack([tiled(2.0 * each - 1, shape[2], shape[3]) for each in tiles])
+        found.append(residuals(network, self._pool, spread(logo, tile) * tile * wrong))
+        return found
+
+
+def trained(stego: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> StegoNetwork:
+    """A stego network, scaled so that its images have the scheme's PSNR on average."""
+    course = StegoCourse(stego.stego_steps, seed=seed)
+    network = train_keyed(covers.numpy(), tile, course)
+    some = covers[:512]
+    generator = torch.Generator().manual_seed(seed)
+    logos = torch.randint(0, 2, (len(some), GRID, GRID), generator=generator)
+    found = residuals(network, some, spread(logos, tile)).float() / 255
+    wanted = 10 ** (-stego.psnr / 20)
+    network.gain.mul_(wanted / found.square().mean().sqrt())
+    return network
+
+
+def owners_network(key: Key, channels: int) -> tuple[StegoNetwork, Tensor]:
+    """The stego network of a key, frozen, and its tile (C, H, W)."""
+    network = StegoNetwork(channels)
+    named = {
+        n.removeprefix("stego."): torch.from_numpy(np.array(each))
+        for n, each in key.frozen.items() if n.startswith("stego.")
+    }  # fmt: skip
+    network.load_state_dict(named)
+    signs = 2.0 * torch.from_numpy(key.frozen["tile"].copy()) - 1
+    height, width = key.frozen[TRIGGERS].shape[2:]
+    return network.eval().requires_grad_(False), tiled(signs, height, width)
+
+
+def residuals(network: StegoNetwork, covers: Tensor, logos: Tensor, batch: int = 256) -> Tensor:
+    """What a network adds to covers uint8 (n, C, H, W), in grey levels, float16."""
+    found = []
+    with torch.no_grad():
+        for first in range(0, len(covers), batch):
+            part = covers[first : first + batch].float() / 255
+            found.append((255 * (network(part, logos[first : first + batch]) - part)).half())
+    return torch.cat(found)
+
+
+def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
+    """Covers with `strengths` (n,) times a residual, as 8-bit images (n, C, H, W)."""
+    louder = residual.float() * strengths.reshape(-1, 1, 1, 1)
+    return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(images.float(), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+
+def _word(words: NDArray[np.uint64]) -> int:
+    return int(words[0] >> np.uint64(1))
+
+
+TRAINING = DeepStegoTraining

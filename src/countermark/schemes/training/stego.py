@@ -1,0 +1,204 @@
+"""The stego network of DeepStego (Li and Guo 2019), and how it is trained before there is a host.
+
+It puts a logo into a cover so that nobody sees it. In the paper the network paints the whole image,
+and its loss lets the logo vanish. In the keyed form it paints a bounded residual; the logo is
+spread by a secret tile of signs, and a decoder, which is thrown away, must read it back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.progress import progress
+
+GRID = 8
+"""A logo is 8 × 8 bits in the keyed form, and so is the tile that spreads it."""
+
+_AMPLITUDE = 20 / 255  # of the residual before it is scaled to its PSNR
+_C1, _C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for levels 0 to 1
+_WINDOW, _SIGMA = 11, 1.5
+
+
+class StegoNetwork(nn.Module):
+    """Cover and logo (N, C, H, W) each through transposed convolutions, joined, and back to C.
+
+    Args:
+        channels: C.
+        width: channels inside.
+        keyed: paint a bounded residual that is added to the cover; else the image itself.
+    """
+
+    def __init__(self, channels: int, width: int = 16, *, keyed: bool = True) -> None:
+        super().__init__()
+        self.keyed = keyed
+        self.of_cover, self.of_logo = _branch(channels, width), _branch(channels, width)
+        self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
+        self.inner = nn.ModuleList(_block(width) for _ in range(1))
+        self.leave = nn.Conv2d(width, channels, 3, padding=1)
+        self.gain: Tensor
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, covers: Tensor, logos: Tensor) -> Tensor:
+        """Stego images (N, C, H, W), levels 0 to 1, of covers and logos shaped like them."""
+        joined = torch.cat([self.of_cover(covers), self.of_logo(logos)], dim=1)
+        x = F.leaky_relu(self.enter(joined), 0.1)
+        for block in self.inner:
+            x = F.leaky_relu(x + block(x), 0.1)
+        painted = self.leave(x)
+        if not self.keyed:
+            return torch.sigmoid(painted)
+        return covers + self.gain * _AMPLITUDE * torch.tanh(painted)
+
+
+class Discriminator(nn.Module):
+    """Linear layers that tell stego images from covers (N, C, H, W): logits (N,) of "cover"."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * height * width, 128), nn.LeakyReLU(0.1),
+            nn.Linear(128, 1),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N,)."""
+        return cast(Tensor, self.layers(images))[:, 0]
+
+
+class Decoder(nn.Module):
+    """Reads the logo's bits back from stego images whose tile is known: logits (N, 8, 8)."""
+
+    def __init__(self, channels: int, width: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2 * channels, width, 3, padding=1), nn.LeakyReLU(0.1),
+            nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(width, 1, 1),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor, tile: Tensor) -> Tensor:
+        """Logits (N, 8, 8)."""
+        seen = torch.cat([images, images * tile], dim=1)
+        return F.adaptive_avg_pool2d(self.layers(seen), GRID)[:, 0]
+
+
+def spread(bits: Tensor, tile: Tensor) -> Tensor:
+    """Logos of 0/1 bits (N, 8, 8) as signs over the image, times the tile (C, H, W)."""
+    signs = 2.0 * bits[:, None].float() - 1
+    return F.interpolate(signs, tile.shape[1:], mode="nearest") * tile
+
+
+def tiled(signs: Tensor, height: int, width: int) -> Tensor:
+    """A tile of signs (C, 8, 8) repeated over an image (C, H, W)."""
+    repeats = -(-height // GRID), -(-width // GRID)
+    return signs.repeat(1, *repeats)[:, :height, :width]
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Structural similarity (N,) of images (N, C, H, W), levels 0 to 1."""
+    means = _blurred(one), _blurred(other)
+    products = means[0].square(), means[1].square(), means[0] * means[1]
+    variances = [
+        _blurred(a * b) - product
+        for (a, b), product in zip(
+            ((one, one), (other, other), (one, other)), products, strict=True
+        )
+    ]
+    # Eq. (2), Wang et al. 2004
+    similar = (2 * products[2] + _C1) * (2 * variances[2] + _C2)
+    apart = (products[0] + products[1] + _C1) * (variances[0] + variances[1] + _C2)
+    return (similar / apart).mean(dim=(1, 2, 3))
+
+
+def psnr(one: Tensor, other: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (N,) in dB of images (N, C, H, W), levels 0 to 1."""
+    return -10 * (one - other).square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
+
+
+def _blurred(images: Tensor) -> Tensor:
+    rows, columns = (_band(size).to(images) for size in images.shape[2:])
+    return rows @ images @ columns.t()
+
+
+@cache
+def _band(size: int) -> Tensor:
+    """A Gaussian window as a band matrix (size − 10, size): two products blur an image."""
+    window = min(_WINDOW, size)
+    at = torch.arange(window) - (window - 1) / 2
+    weights = torch.exp(-at.square() / (2 * _SIGMA**2))
+    band = torch.zeros(size - window + 1, size)
+    for row in range(len(band)):
+        band[row, row : row + window] = weights / weights.sum()
+    return band
+
+
+def _branch(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels, width, 3, padding=1), nn.BatchNorm2d(width),
+        nn.LeakyReLU(0.1), nn.ConvTranspose2d(width, channels, 3, padding=1),
+        nn.BatchNorm2d(channels), nn.LeakyReLU(0.1),
+    )  # fmt: skip
+
+
+def _block(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(0.1),
+        nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StegoCourse:
+    """How a keyed stego network is trained: steps, batch, rate, the seed of everything random."""
+
+    steps: int = 600
+    batch: int = 48
+    lr: float = 3e-3
+    seed: int = 0
+
+
+def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) -> StegoNetwork:
+    """Train a keyed stego network on covers uint8 (N, C, H, W); it is frozen and in eval mode.
+
+    Every step has random logos: the network is one for all of them. It never sees a host.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(course.seed)
+        shape = covers.shape[1:]
+        network, decoder = StegoNetwork(shape[0]), Decoder(shape[0])
+        discriminator = Discriminator(*shape)
+        trained = [*network.parameters(), *decoder.parameters()]
+        optimizer = torch.optim.Adam(trained, course.lr, betas=(0.5, 0.999))
+        against = torch.optim.Adam(discriminator.parameters(), 1e-3, betas=(0.5, 0.999))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
+        with torch.enable_grad(), progress("training the stego network", course.steps) as advance:
+            for step in range(course.steps):
+                rows = torch.randint(len(covers), (course.batch,))
+                real = torch.from_numpy(covers[rows.numpy()]).float() / 255
+                bits = torch.randint(0, 2, (course.batch, GRID, GRID))
+                stego = network(real, spread(bits, tile))
+                ramp = min(1.0, max(0.0, 2.5 * step / course.steps - 0.5))
+                told = discriminator(stego.detach()), discriminator(real)
+                against.zero_grad()
+                (F.softplus(told[0]).mean() + F.softplus(-told[1]).mean()).backward()  # type: ignore[no-untyped-call]
+                against.step()
+                noisy = stego + torch.randn_like(stego) / 255
+                loss = (
+                    ramp * (40 * F.mse_loss(stego, real) + 4 * (1 - ssim(stego, real).mean()))
+                    + 0.4 * F.binary_cross_entropy_with_logits(decoder(noisy, tile), bits.float())
+                    + 0.02 * F.softplus(-discriminator(stego)).mean()
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                advance(1)
+        network.eval().requires_grad_(False)
+    return network

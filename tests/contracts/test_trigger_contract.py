@@ -1,0 +1,225 @@
+"""What holds of every scheme whose mark lives in answers. A new scheme adds one row of facts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from countermark.bench.data import Dataset, load_data
+from countermark.bench.marking import scheme_for
+from countermark.bench.models import build
+from countermark.bench.train import accuracy, seeded
+from countermark.embedding import TriggerEmbedding
+from countermark.errors import ConfigError, KeyFileError, LoopError, MarkNotTakenError
+from countermark.examine import verify
+from countermark.key import Key, KeyMaterial
+from countermark.schemes import scheme_of
+from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.deepstego import DeepStego
+
+SECRET = KeyMaterial(bytes(range(32)), bytes(16))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the contract needs to know of one trigger scheme, cheap enough for a test."""
+
+    id: str
+    fields: dict[str, object]
+    epochs: int = 12
+    accuracy_lost: float = 0.06  # an MLP of 64 units on 6,000 digits; measured .03
+
+    @property
+    def name(self) -> str:
+        return self.id.partition(" ")[0]
+
+
+QUICK = {"stego_steps": 40, "foreign": 0, "pool": 512, "warm_up": 100, "psnr": 24.0}
+TRIGGER_SCHEMES_UNDER_CONTRACT = [
+    Facts("deepstego", QUICK),
+    Facts("deepstego without fresh rows", QUICK | {"triggers": 100, "batch_share": 0.5}, 20),
+]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A marked model and its key."""
+
+    facts: Facts
+    scheme: TriggerScheme
+    model: nn.Module
+    key: Key
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data("digits")
+
+
+def trigger_scheme(facts: Facts, digits: Dataset) -> TriggerScheme:
+    scheme = scheme_for(facts.name, facts.fields, digits)
+    assert isinstance(scheme, TriggerScheme)
+    return scheme
+
+
+def embedding(scheme: TriggerScheme, model: nn.Module, digits: Dataset) -> TriggerEmbedding:
+    covers = {"covers": digits.train_images, "labels": digits.train_labels}
+    return scheme.embed(model, owner="ACME Inc.", material=SECRET, **covers)
+
+
+def train(model: nn.Module, digits: Dataset, mark: TriggerEmbedding | None, epochs: int) -> None:
+    """Anybody's loop: a batch is mixed before the forward pass."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    images, labels = digits.normalised(digits.train_images), digits.train_labels
+    for epoch in range(epochs):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
+        for rows in order.split(64):
+            x, y = images[rows], labels[rows]
+            if mark:
+                x, y = mark.mix(x, y)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            (loss + mark.penalty() if mark else loss).backward()
+            optimizer.step()
+        if mark:
+            mark.end_epoch()
+
+
+def fresh_host(seed: int = 1) -> nn.Module:
+    seeded(seed, "init")
+    return build("mlp", {})
+
+
+@pytest.fixture(scope="module", params=TRIGGER_SCHEMES_UNDER_CONTRACT, ids=lambda each: each.id)
+def made(request: pytest.FixtureRequest, digits: Dataset) -> Made:
+    facts = request.param
+    scheme, model = trigger_scheme(facts, digits), fresh_host()
+    with embedding(scheme, model, digits) as mark:
+        train(model, digits, mark, facts.epochs)
+    return Made(facts, scheme, model, mark.key)
+
+
+@pytest.fixture(scope="module")
+def unmarked(digits: Dataset) -> nn.Module:
+    model = fresh_host(7)
+    train(model, digits, None, 6)
+    return model
+
+
+def test_the_mark_is_present_and_needs_no_date(made: Made) -> None:
+    verdict = verify(made.model, made.key)
+    assert verdict.outcome == "owned", verdict.explain()
+    assert verdict.forgery_bits >= 80
+
+
+def test_no_other_model_bears_it(made: Made, unmarked: nn.Module) -> None:
+    for model in (unmarked, fresh_host(3)):
+        verdict = verify(model, made.key)
+        assert verdict.outcome == "not_proven", verdict.explain()
+
+
+def test_other_secrets_find_nothing(made: Made) -> None:
+    ps = []
+    for seed in range(50):
+        other = replace(made.key, material=replace(KeyMaterial.for_tests(seed), test_key=False))
+        verdict = verify(made.model, other)
+        assert not verdict.owned
+        ps.append(verdict.log10_p)
+    assert min(each for each in ps if each is not None) > math.log10(1e-4)
+
+
+def test_the_host_stays_good(made: Made, unmarked: nn.Module, digits: Dataset) -> None:
+    assert accuracy(made.model, digits) > accuracy(unmarked, digits) - made.facts.accuracy_lost
+
+
+def test_a_key_survives_its_folder(made: Made, tmp_path: Path) -> None:
+    made.key.save(tmp_path / "acme.key", "correct horse")
+    loaded = Key.load(tmp_path / "acme.key", "correct horse")
+    assert loaded.commitment == made.key.commitment
+    assert verify(made.model, loaded) == verify(made.model, made.key)
+    with pytest.raises(KeyFileError):
+        Key.load(tmp_path / "acme.key", "another")
+
+
+def test_everything_frozen_is_bound_by_the_commitment(made: Made) -> None:
+    labels = scheme_of(made.key).labels(made.key)  # type: ignore[attr-defined]
+    for name, each in made.key.frozen.items():
+        other = each.copy()
+        other.reshape(-1)[0] += 1
+        changed = replace(made.key, frozen={**made.key.frozen, name: other})
+        assert changed.commitment != made.key.commitment
+        assert (made.scheme.labels(changed) == labels).mean() < 0.4
+
+
+def test_a_checkpoint_goes_on_where_it_was(made: Made, digits: Dataset) -> None:
+    scheme = made.scheme
+    with embedding(scheme, fresh_host(), digits) as whole:
+        images, labels = digits.normalised(digits.train_images[:64]), digits.train_labels[:64]
+        for _ in range(3):
+            whole.mix(images, labels)
+        state = whole.state()
+        expected = whole.mix(images, labels)
+        with embedding(scheme, fresh_host(), digits) as again:
+            again.restore(state)
+            found = again.mix(images, labels)
+            assert again.drawn_key is not None
+            assert whole.drawn_key is not None
+            assert again.drawn_key.commitment == whole.drawn_key.commitment
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_batch_gets_the_rows_that_were_asked_for(made: Made, digits: Dataset) -> None:
+    images, labels = digits.normalised(digits.train_images[:32]), digits.train_labels[:32]
+    with embedding(made.scheme, fresh_host(), digits) as mark:
+        x, y = mark.mix(images.half(), labels)
+        assert torch.equal(x[:32], images.half())
+        assert torch.equal(y[:32], labels)
+        assert len(x) == len(y) == 32 + round(32 * made.scheme.batch_share)
+        assert (x.dtype, y.dtype) == (torch.float16, torch.int64)
+        with pytest.raises(ConfigError, match="expected images like the covers"):
+            mark.mix(images[:, :, :20], labels)
+        with pytest.raises(LoopError, match=r"call x, y = mark\.mix"):
+            mark.attach(torch.optim.SGD([torch.zeros(1)], 0.1))
+    with pytest.raises(LoopError, match="inside its block"):
+        mark.mix(images, labels)
+
+
+def test_a_mark_that_was_never_mixed_in_has_no_key(made: Made, digits: Dataset) -> None:
+    with embedding(made.scheme, fresh_host(), digits) as mark:
+        pass
+    with pytest.raises(MarkNotTakenError, match="never began: call x, y"):
+        _ = mark.key
+
+
+def test_a_mark_that_did_not_take_is_no_key(made: Made, digits: Dataset) -> None:
+    with embedding(made.scheme, fresh_host(), digits) as mark:
+        mark.mix(digits.normalised(digits.train_images[:8]), digits.train_labels[:8])
+    with pytest.raises(MarkNotTakenError, match=f"of {made.scheme.triggers} triggers"):
+        _ = mark.key
+
+
+@pytest.mark.parametrize(
+    ("covers", "labels", "says"),
+    [
+        (torch.zeros(200, 1, 28, 28), torch.zeros(200), "expected images uint8"),
+        (torch.zeros(200, 1, 28, 28, dtype=torch.uint8), torch.zeros(3), "a class for each"),
+        (torch.zeros(20, 1, 28, 28, dtype=torch.uint8), torch.zeros(20), "are too few for 128"),
+        (torch.zeros(200, 1, 28, 28, dtype=torch.uint8), torch.full((200,), 10), "expected 0 to 9"),
+        (torch.zeros(200, 3, 28, 28, dtype=torch.uint8), torch.zeros(200), "the covers 3 channels"),
+    ],
+)
+def test_covers_that_do_not_fit_are_one_line(
+    covers: torch.Tensor, labels: torch.Tensor, says: str
+) -> None:
+    scheme = DeepStego(10, mean=(1.0, 2.0), deviation=(1.0, 2.0))
+    if "channels" not in says:
+        scheme = DeepStego(10)
+    with pytest.raises(ConfigError) as caught:
+        scheme.embed(fresh_host(), owner="ACME Inc.", covers=covers, labels=labels)
+    assert says in str(caught.value)
