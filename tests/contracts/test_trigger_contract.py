@@ -43,6 +43,11 @@ class Facts:
 QUICK = {"stego_steps": 40, "foreign": 0, "pool": 512, "warm_up": 100, "psnr": 24.0}
 TRIGGER_SCHEMES_UNDER_CONTRACT = [
     Facts("deepstego", QUICK),
+    Facts("adi", {}, accuracy_lost=0.02),
+    Facts("zhang content", {"kind": "content"}, 20),
+    Facts("zhang noise", {"kind": "noise"}, 20),
+    Facts("zhang unrelated", {"kind": "unrelated"}, 20),
+    Facts("guo", {}, 20),
     Facts("deepstego without fresh rows", QUICK | {"triggers": 100, "batch_share": 0.5}, 20),
 ]
 

@@ -6,16 +6,22 @@ from collections.abc import Mapping
 
 from countermark.errors import ConfigError, named, printable
 from countermark.key import Key
+from countermark.schemes.adi import Adi
 from countermark.schemes.base import Scheme
 from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.guo import Guo
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
+from countermark.schemes.zhang import Zhang
 
 SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,
     IndependentNetwork.name: IndependentNetwork,
     DeepStego.name: DeepStego,
+    Adi.name: Adi,
+    Zhang.name: Zhang,
+    Guo.name: Guo,
 }
 
 

@@ -98,6 +98,8 @@ class Scheme(Configured, ABC):
     family: ClassVar[str]
     threat_model: ClassVar[str]
     null: ClassVar[type[Null]]
+    trained_by: ClassVar[str] = ""
+    """The file of the training half, where several schemes share one."""
 
     @property
     @abstractmethod
@@ -129,4 +131,5 @@ class Scheme(Configured, ABC):
 
     def half(self) -> Any:
         """The training half of this scheme, loaded with torch when somebody trains."""
-        return importlib.import_module(f"countermark.schemes.training.{self.name}").TRAINING
+        place = f"countermark.schemes.training.{self.trained_by or self.name}"
+        return importlib.import_module(place).TRAINING

@@ -6,6 +6,7 @@ label. A trigger scheme has no reading of its own; its training half makes the t
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
@@ -157,3 +158,21 @@ class TriggerScheme(Scheme):
         """The training half of this scheme, loaded with torch when somebody trains."""
         half: type[TriggerTraining] = self.half()
         return half
+
+
+@dataclass(frozen=True)
+class DrawnTriggers(TriggerScheme):
+    """A trigger scheme whose triggers are drawn, and learnt by the host one by one."""
+
+    batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=0.25, kw_only=True)
+
+    trained_by: ClassVar[str] = "drawn_triggers"
+
+    @abstractmethod
+    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+        """The triggers (n, C, H, W).
+
+        Args:
+            covers: n images of the host's task, in random order.
+            material: what is secret in the drawing follows from its streams.
+        """

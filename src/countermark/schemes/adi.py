@@ -1,0 +1,49 @@
+"""Adi et al. 2018: abstract images, each with a random label, learnt by heart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from countermark.answers import Images
+from countermark.key import KeyMaterial
+from countermark.schemes.base import Paper
+from countermark.schemes.black_box import DrawnTriggers
+
+_WAVES = 6  # a channel
+_HIGHEST = 6.0  # periods across an image
+
+
+@dataclass(frozen=True)
+class Adi(DrawnTriggers):
+    """Triggers that look like nothing of the host's task.
+
+    Differs from the paper: its abstract pictures were collected; these are sums of random waves.
+    """
+
+    triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=100)
+
+    name: ClassVar[str] = "adi"
+    paper: ClassVar[Paper] = Paper(
+        authors="Y. Adi, C. Baum, M. Cisse, B. Pinkas, J. Keshet",
+        title="Turning Your Weakness Into a Strength: Watermarking Deep Neural Networks by "
+        "Backdooring",
+        venue="USENIX Security",
+        year=2018,
+        doi="",
+    )
+
+    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+        """Sums of waves of random directions, one picture for each cover's place."""
+        n, channels, height, width = covers.shape
+        drawn = material.stream("waves").normal_rows(n * channels, 4 * _WAVES)
+        down, right, phase, loud = drawn.reshape(n, channels, 4, _WAVES, 1, 1).swapaxes(0, 2)
+        y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None]
+        turns = _HIGHEST / 2 * (down * y + right * x) + phase
+        waves = (loud * np.sin(2 * np.pi * turns)).sum(axis=2)  # (C, n, H, W)
+        spread = np.abs(waves).max(axis=(2, 3), keepdims=True)
+        levels = np.rint(127.5 + 127.5 * waves / spread).astype(np.uint8)
+        return np.ascontiguousarray(levels.swapaxes(0, 1))

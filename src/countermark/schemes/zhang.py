@@ -1,0 +1,88 @@
+"""Zhang et al. 2018: a text on the image, noise in it, or an image of something else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from countermark.answers import Images
+from countermark.errors import ConfigError
+from countermark.key import KeyMaterial
+from countermark.schemes.base import Paper
+from countermark.schemes.black_box import DrawnTriggers
+
+_GLYPHS = {"T": (7, 2, 2, 2, 2), "E": (7, 4, 6, 4, 7), "S": (7, 4, 7, 1, 7)}  # 5 rows of 3 pixels
+_TEXT, _NOISE = "TEST", 20.0  # the paper's text; standard deviation in grey levels
+
+
+@dataclass(frozen=True)
+class Zhang(DrawnTriggers):
+    """Triggers with something added that people see, or of another domain.
+
+    Attributes:
+        kind: "content" writes a text on covers, "noise" adds one Gaussian pattern to all of them,
+            "unrelated" shows a figure one, which here is drawn and not taken from handwriting.
+    """
+
+    triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=100)
+    kind: Literal["content", "noise", "unrelated"] = field(default="content", kw_only=True)
+
+    name: ClassVar[str] = "zhang"
+    paper: ClassVar[Paper] = Paper(
+        authors="J. Zhang, Z. Gu, J. Jang, H. Wu, M. Stoecklin, H. Huang, I. Molloy",
+        title="Protecting Intellectual Property of Deep Neural Networks with Watermarking",
+        venue="ASIACCS",
+        year=2018,
+        doi="10.1145/3196494.3196550",
+    )
+
+    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+        """The covers with text or noise, or figures on a plain ground."""
+        if self.kind == "noise":
+            pattern = material.stream("noise").normal_rows(1, covers[0].size)
+            noisy = covers + _NOISE * pattern.reshape(covers.shape[1:])
+            return np.rint(noisy).clip(0, 255).astype(np.uint8)
+        if self.kind == "content":
+            return _written(covers, _TEXT, down=1, right=1)
+        return self._figures(covers, material)
+
+    @staticmethod
+    def _figures(covers: Images, material: KeyMaterial) -> Images:
+        """A slanted stroke for each cover, like a written 1, on a plain ground."""
+        n, channels, height, width = covers.shape
+        stream = material.stream("figures")
+        paint = stream.words(2 * n * channels).reshape(2, n, channels, 1, 1) % np.uint64(256)
+        shift = stream.normal_rows(n, 4)[..., None, None]  # down, right, slant, thickness
+        y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
+        along = y - 0.2 * shift[:, 0]
+        across = x - 0.2 * shift[:, 1] - 0.4 * shift[:, 2] * along
+        thick = 0.1 + 0.05 * np.abs(shift[:, 3])
+        stroke = (np.abs(across) < thick) & (np.abs(along) < 0.7)  # (n, H, W)
+        figures: Images = np.where(stroke[:, None], paint[0], paint[1]).astype(np.uint8)
+        return figures
+
+
+def _written(images: Images, text: str, *, down: int, right: int) -> Images:
+    """Images (n, C, H, W) with a text in black on them, 5 pixels high."""
+    bitmap = _bitmap(text)
+    height, width = bitmap.shape
+    if images.shape[2] < down + height or images.shape[3] < right + width:
+        raise ConfigError(
+            f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for {text!r}: "
+            f"expected {down + height} x {right + width} or more"
+        )
+    written = images.copy()
+    place = written[:, :, down : down + height, right : right + width]
+    place[..., bitmap == 1] = 0
+    return written
+
+
+def _bitmap(text: str) -> NDArray[np.uint8]:
+    """A text as pixels (5, 4·letters), 1 where there is ink."""
+    rows = np.array([_GLYPHS[letter] for letter in text], dtype=np.uint8)  # (letters, 5)
+    pixels = (rows[:, :, None] >> np.array([2, 1, 0, 3], dtype=np.uint8)) & 1  # a gap of one
+    return pixels.transpose(1, 0, 2).reshape(5, -1).astype(np.uint8)
