@@ -75,6 +75,11 @@ scheme = "uchida"
 [rows.fields]
 layer = "2.weight"
 bits = 128
+[[rows]]
+label = "answers"
+scheme = "adi"
+[rows.fields]
+batch_share = 1.0
 """
 
 
@@ -89,14 +94,16 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> None:
     experiment, results = bench.load_experiment(small), tmp_path / "results"
     list(run(experiment, results))
-    network, linear = outline(experiment, results)
-    for row in (network, linear):
+    network, linear, answers = outline(experiment, results)
+    for row in (network, linear, answers):
         (attacked,) = row["attacked"]
         assert attacked["outcomes"] != {"owned": 1}  # nothing is left of the marked layer
         assert [each["hosts"] for each in row["suspects"]] == [3, 2]
         assert [each["claims"] for each in row["suspects"]] == [{"0.01": 0, "0.0001": 0}] * 2
     assert network["suspects"][0]["KS_critical"] == pytest.approx(1.358 / 3**0.5)
     assert linear["suspects"][0]["KS"] is None
+    assert answers["outcomes"] == {"owned": 1}
+    assert answers["bits"] == 100
     shown = "\n".join(section(experiment, results))
     assert "After an attack" in shown
     assert "| network | twins |" in shown

@@ -18,7 +18,7 @@ from countermark.attacks.prune import Prune
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
-from countermark.bench.marking import learns_from_siblings, marking, scheme_for
+from countermark.bench.marking import check_fields, learns_from_siblings, marking, scheme_for
 from countermark.bench.models import build, recipe
 from countermark.bench.pictures import grey28
 from countermark.bench.siblings import Siblings, train_siblings
@@ -28,7 +28,7 @@ from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
 from countermark.examine import examine, read_evidence
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_named
+from countermark.schemes.white_box import MASK
 from countermark.verdict import ALPHA, Terms
 
 
@@ -41,7 +41,7 @@ def check(cell: Cell) -> None:
     """
     recipe(cell.host.model, cell.host.recipe)
     if cell.scheme != "none":
-        scheme_named(cell.scheme).from_fields(cell.fields)
+        check_fields(cell.scheme, cell.fields)
     steps = [step for attacks in cell.attacks for step in attacks.steps]
     for step in steps:
         attack_named(step.attack).from_fields(step.fields)
@@ -63,8 +63,9 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     watch = Watch(cell.watch) if cell.watch else None
     model, key = _trained(cell, data, saving, watch)
     figures = measured(model, key) | {"accuracy": 100 * accuracy(model, data)}
-    if key is not None and key.frozen:
-        figures["selected"] = sum(int(mask.sum()) for mask in key.frozen.values())
+    masks = [] if key is None else [m for n, m in key.frozen.items() if n.startswith(MASK)]
+    if masks:
+        figures["selected"] = sum(int(mask.sum()) for mask in masks)
     if watch:
         figures["watched"] = watch.figures(key)
     if cell.prune:

@@ -31,6 +31,13 @@ def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset) -> Scheme:
     return kind.from_fields(fields)
 
 
+def check_fields(name: str, fields: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for fields that no data can make right."""
+    kind = scheme_named(name)
+    known = {"classes": 2} if issubclass(kind, TriggerScheme) else {}
+    kind.from_fields(known | dict(fields))
+
+
 def learns_from_siblings(name: str) -> bool:
     """Whether a scheme learns a reader, which needs unmarked siblings of the host."""
     kind = scheme_named(name)

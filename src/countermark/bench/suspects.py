@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
-from countermark.bench.models import Value
+from countermark.bench.models import Value, build
 from countermark.bench.strict import Strict
 from countermark.bench.zoo import CACHE, Arrays, HostSpec, pairs, train_hosts
-from countermark.examine import examine
+from countermark.examine import examine, read_evidence
 from countermark.key import Key
 from countermark.nulls import PermutedUnits
 from countermark.progress import progress
@@ -126,9 +126,9 @@ def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[
     matched, losses, ps = [], [], []
     reached, claims = dict.fromkeys(map(str, LEVELS), 0), dict.fromkeys(map(str, LEVELS), 0)
     with progress(f"{group.label}, hosts", len(hosts)) as advance:
-        for _, arrays in train_hosts(hosts, CACHE):
-            model = _Tensors(arrays)
-            evidence = weight_scheme_of(key).extract({n: arrays[n] for n in key.tensors}, key)
+        for spec, arrays in train_hosts(hosts, CACHE):
+            model = _Tensors(arrays) if key.tensors else _live(spec, arrays)
+            evidence = read_evidence(model, key)
             matched.append(evidence.matched)
             if evidence.reader is not None and evidence.cross_entropy is not None:
                 losses.append(evidence.cross_entropy)
@@ -143,14 +143,21 @@ def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[
     return {
         "label": group.label,
         "hosts": len(hosts),
-        "bits": key.bits,
+        "bits": evidence.bits,
         "matched": matched,
-        "all_bits": sum(each == key.bits for each in matched),
+        "all_bits": sum(each == evidence.bits for each in matched),
         "L2": losses,
         "p": ps,
         "reached": reached,
         "claims": claims,
     }
+
+
+def _live(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
+    """A host that can be asked."""
+    model = build(spec.model, dict(spec.arguments))
+    model.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()})
+    return model
 
 
 def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
