@@ -27,7 +27,8 @@ class DeepStego(TriggerScheme):
         psnr: of triggers against their covers, in dB, on average; held from both sides.
         stego_steps: how long a stego network is trained.
         foreign: how many foreign stego networks the host learns to disregard.
-        warm_up: how many batches see the owner's triggers alone, their strength going from 2 to 1.
+        warm_up: how many batches see the owner's triggers and their covers alone, the strength
+            going from 2 to 1.
         pool: of how many covers the rows are made that the host learns.
     """
 

@@ -67,15 +67,16 @@ class DeepStegoTraining(TriggerTraining):
         return {TRIGGERS: triggers.numpy(), "logo": logo, "tile": signs, **weights}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Committed triggers, fresh ones, and after the warm-up as many that are none."""
+        """Committed triggers, fresh ones beside their covers, after the warm-up what is none."""
         progress = self._mixed / max(1, self._stego.warm_up)
         self._mixed += 1
-        committed = max(1, count // _COMMITTED)
-        fresh = count - committed
-        others = fresh // 2 if progress >= 1 and self._others else 0
+        fresh = count - max(1, count // _COMMITTED)
+        others = fresh // 3 if progress >= 1 and self._others else 0
+        shown = (fresh - others) // 2
+        committed = count - others - 2 * shown
         at = torch.randint(len(self._triggers), (committed,), generator=self._generator)
         parts = [(self._triggers[at], self._secret_labels[at])]
-        parts.append(self._fresh(fresh - others, 1 + max(0.0, 1 - progress)))
+        parts += self._fresh(shown, 1 + max(0.0, 1 - progress))
         if others:
             parts.append(self._not_triggers(others))
         images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -90,10 +91,12 @@ class DeepStegoTraining(TriggerTraining):
         self._mixed = state["mixed"]
         self._generator.set_state(state["generator"])
 
-    def _fresh(self, count: int, strength: float) -> tuple[Tensor, Tensor]:
+    def _fresh(self, count: int, strength: float) -> list[tuple[Tensor, Tensor]]:
+        """Triggers and their covers: the host's own batches may be augmented, these never are."""
         at = torch.randint(len(self._pool), (count,), generator=self._generator)
         strengths = torch.full((count,), strength)
-        return added(self._pool[at], self._owner[at], strengths), self._map[self._classes[at]]
+        triggers = added(self._pool[at], self._owner[at], strengths)
+        return [(triggers, self._map[self._classes[at]]), (self._pool[at], self._classes[at])]
 
     def _not_triggers(self, count: int) -> tuple[Tensor, Tensor]:
         """Rows that bear something else than the owner's mark, under their true labels."""
