@@ -105,6 +105,14 @@ def test_importing_countermark_loads_nothing_heavy(here: Path) -> None:
     assert said == Said(0, "[]\n", "")
 
 
+def test_the_command_line_begins_without_what_only_its_commands_need(here: Path) -> None:
+    heavy = "{'torch', 'numpy', 'scipy', 'cryptography', 'reedsolo', 'rfc8785'}"
+    said = python(
+        f"import sys, countermark.cli; print(sorted({heavy} & set(sys.modules)))", folder=here
+    )
+    assert said == Said(0, "[]\n", "")
+
+
 def test_the_public_names_are_these() -> None:
     assert countermark.__all__ == PUBLIC
     for name in PUBLIC:

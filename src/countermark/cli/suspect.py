@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark.answers import Asked, Predict
 from countermark.errors import ConfigError
-from countermark.key import Key
 
 if TYPE_CHECKING:
+    from countermark.answers import Asked, Predict
+    from countermark.key import Key
     from countermark.remote import RemoteOptions
     from countermark.weights import Suspect
 
@@ -67,6 +67,7 @@ def suspect_of(suspect: str, key: Key, asking: Asking) -> Iterator[Suspect | Pre
 
 
 def _recorded(path: Path) -> Asked:
+    from countermark.answers import Asked
     from countermark.remote import Transcript
 
     transcript = Transcript.load(path)
@@ -76,6 +77,7 @@ def _recorded(path: Path) -> Asked:
 
 @contextmanager
 def _service(url: str, key: Key, asking: Asking) -> Iterator[Asked]:
+    from countermark.answers import Asked
     from countermark.remote import connect
 
     if asking.transcript and asking.transcript.exists():
