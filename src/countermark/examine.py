@@ -11,7 +11,7 @@ from countermark.answers import Asked, Predict, of_module
 from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key
 from countermark.nulls import Evidence, Null
-from countermark.schemes import scheme_of, weight_scheme_of
+from countermark.schemes import as_weight_scheme, scheme_of
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.white_box import WeightScheme
@@ -71,7 +71,7 @@ def examine(
     scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
         return _ask(suspect, scheme, key, terms, null)
-    return _read(cast(Suspect, suspect), weight_scheme_of(key), key, terms, (null, digest))
+    return _read(cast(Suspect, suspect), as_weight_scheme(scheme), key, terms, (null, digest))
 
 
 def _ask(
@@ -145,9 +145,9 @@ def read_evidence(suspect: Suspect | Predict, key: Key) -> Evidence:
     scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
         return scheme.extract(_predict(suspect, scheme), key)
-    scheme = weight_scheme_of(key)
+    weight_scheme = as_weight_scheme(scheme)
     with open_weights(cast(Suspect, suspect)) as weights:
-        return scheme.extract({name: weights.read(name) for name in key.tensors}, key)
+        return weight_scheme.extract({name: weights.read(name) for name in key.tensors}, key)
 
 
 def _best(

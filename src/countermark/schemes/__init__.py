@@ -63,7 +63,15 @@ def weight_scheme_of(key: Key) -> WeightScheme:
     Raises:
         ConfigError: as `scheme_of`, or the key reads something else.
     """
-    scheme = scheme_of(key)
+    return as_weight_scheme(scheme_of(key))
+
+
+def as_weight_scheme(scheme: Scheme) -> WeightScheme:
+    """The same scheme, as one that reads weights.
+
+    Raises:
+        ConfigError: it reads something else.
+    """
     if not isinstance(scheme, WeightScheme):
         raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key that reads weights")
     return scheme
