@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TriggerScheme
+from countermark.xof import Stream
 
 
 class TriggerTraining(ABC):
@@ -20,11 +22,18 @@ class TriggerTraining(ABC):
         scheme: the configuration.
         key: the key whose triggers and labels are embedded.
         covers, labels: uint8 (N, C, H, W) and (N,), the owner's images.
+
+    Attributes:
+        generator: draws whatever is random in the rows; follows from the key.
+        triggers, secret_labels: uint8 (n, C, H, W) and (n,), what is committed.
     """
 
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         self.scheme, self.key = scheme, key
         self.covers, self.labels = covers, labels
+        self.generator = torch.Generator().manual_seed(seed_of(key.stream("rows")))
+        self.triggers = torch.from_numpy(scheme.committed(key).copy())
+        self.secret_labels = torch.from_numpy(scheme.labels(key))
 
     @classmethod
     @abstractmethod
@@ -37,10 +46,29 @@ class TriggerTraining(ABC):
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """The next rows that the host learns: images uint8 (count, C, H, W), labels (count,)."""
 
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with, as tensors that torch can save."""
+    def committed_rows(self, count: int) -> tuple[Tensor, Tensor]:
+        """Some of the committed triggers (count, C, H, W), with their labels (count,)."""
+        at = torch.randint(len(self.triggers), (count,), generator=self.generator)
+        return self.triggers[at], self.secret_labels[at]
 
-    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on with, as tensors and numbers that torch can save."""
+        return {"generator": self.generator.get_state()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
+        self.generator.set_state(state["generator"])
+
+
+def split_covers(scheme: TriggerScheme, material: KeyMaterial, count: int) -> tuple[Tensor, Tensor]:
+    """Which of `count` covers the committed triggers are made of (n,), and all others.
+
+    Both in an order that follows from the secret.
+    """
+    order = torch.from_numpy(material.stream("covers").permutation(count))
+    return order[: scheme.triggers], order[scheme.triggers :]
+
+
+def seed_of(stream: Stream) -> int:
+    """The next word of a stream as a seed for torch."""
+    return int(stream.words(1)[0]) >> 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.black_box import TriggerTraining
+from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
 from countermark.schemes.training.stego import (
     GRID,
     StegoCourse,
@@ -34,14 +34,10 @@ class DeepStegoTraining(TriggerTraining):
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         super().__init__(scheme, key, covers, labels)
         stego = self._stego = cast(DeepStego, scheme)
-        self._generator = torch.Generator().manual_seed(_word(key.stream("rows").words(1)))
         self._mixed = 0
-        self._triggers = torch.from_numpy(scheme.committed(key).copy())
-        self._secret_labels = torch.from_numpy(scheme.labels(key))
         self._map = torch.from_numpy(stego.class_map(key))
-        free = torch.from_numpy(key.material.stream("covers").permutation(len(covers)))
-        rows = free[scheme.triggers :][: stego.pool]
-        rows = rows if len(rows) else free
+        chosen, free = split_covers(scheme, key.material, len(covers))
+        rows = free[: stego.pool] if len(free) else chosen
         self._pool, self._classes = covers[rows], labels[rows]
         network, tile = owners_network(key, covers.shape[1])
         logo = torch.from_numpy(key.frozen["logo"]).expand(len(rows), -1, -1)
@@ -58,9 +54,9 @@ class DeepStegoTraining(TriggerTraining):
         signs = material.stream("tile").bits(shape[0] * GRID * GRID).reshape(-1, GRID, GRID)
         logo = material.stream("logo").bits(GRID * GRID).reshape(GRID, GRID)
         tile = tiled(2.0 * torch.from_numpy(signs) - 1, shape[1], shape[2])
-        network = trained(stego, covers, tile, _word(material.stream("stego").words(1)))
-        rows = material.stream("covers").permutation(len(covers))[: scheme.triggers]
-        chosen = covers[torch.from_numpy(rows)]
+        network = trained(stego, covers, tile, seed_of(material.stream("stego")))
+        rows, _ = split_covers(scheme, material, len(covers))
+        chosen = covers[rows]
         of_logo = spread(torch.from_numpy(logo).expand(len(rows), -1, -1), tile)
         triggers = added(chosen, residuals(network, chosen, of_logo), torch.ones(len(rows)))
         weights = {f"stego.{n}": each.numpy() for n, each in network.state_dict().items()}
@@ -74,8 +70,7 @@ class DeepStegoTraining(TriggerTraining):
         others = fresh // 3 if progress >= 1 and self._others else 0
         shown = (fresh - others) // 2
         committed = count - others - 2 * shown
-        at = torch.randint(len(self._triggers), (committed,), generator=self._generator)
-        parts = [(self._triggers[at], self._secret_labels[at])]
+        parts = [self.committed_rows(committed)]
         parts += self._fresh(shown, 1 + max(0.0, 1 - progress))
         if others:
             parts.append(self._not_triggers(others))
@@ -84,31 +79,31 @@ class DeepStegoTraining(TriggerTraining):
 
     def state(self) -> dict[str, Any]:
         """How many batches were mixed, and the random numbers."""
-        return {"mixed": self._mixed, "generator": self._generator.get_state()}
+        return {"mixed": self._mixed} | super().state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`."""
+        super().restore(state)
         self._mixed = state["mixed"]
-        self._generator.set_state(state["generator"])
 
     def _fresh(self, count: int, strength: float) -> list[tuple[Tensor, Tensor]]:
         """Triggers and their covers: the host's own batches may be augmented, these never are."""
-        at = torch.randint(len(self._pool), (count,), generator=self._generator)
+        at = torch.randint(len(self._pool), (count,), generator=self.generator)
         strengths = torch.full((count,), strength)
         triggers = added(self._pool[at], self._owner[at], strengths)
         return [(triggers, self._map[self._classes[at]]), (self._pool[at], self._classes[at])]
 
     def _not_triggers(self, count: int) -> tuple[Tensor, Tensor]:
         """Rows that bear something else than the owner's mark, under their true labels."""
-        at = torch.randint(len(self._pool), (count,), generator=self._generator)
-        kinds = torch.randint(len(self._others) + 2, (count,), generator=self._generator)
+        at = torch.randint(len(self._pool), (count,), generator=self.generator)
+        kinds = torch.randint(len(self._others) + 2, (count,), generator=self.generator)
         low, high = _STRENGTHS
-        strengths = low + (high - low) * torch.rand(count, generator=self._generator)
+        strengths = low + (high - low) * torch.rand(count, generator=self.generator)
         residual = torch.zeros(count, *self._pool.shape[1:], dtype=self._owner.dtype)
         for kind, each in enumerate(self._others):
             residual[kinds == kind] = each[at[kinds == kind]]
         loud = self._owner[at].float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        noise = torch.randn(residual.shape, generator=self._generator) * loud
+        noise = torch.randn(residual.shape, generator=self.generator) * loud
         is_noise, is_blur = (kinds == len(self._others) + more for more in (0, 1))
         residual[is_noise] = noise[is_noise].to(residual)
         residual[is_blur] = (_blurred(self._pool[at]) - self._pool[at].float())[is_blur].to(
@@ -119,13 +114,12 @@ class DeepStegoTraining(TriggerTraining):
 
     def _negatives(self, network: StegoNetwork, tile: Tensor, logo: Tensor) -> list[Tensor]:
         """Residuals (P, C, H, W) of foreign networks, of other logos and of wrong tiles."""
-        stego, shape, generator = self._stego, self._pool.shape, self._generator
-        seeds = self.key.stream("foreign").words(stego.foreign)
-        found = []
-        for seed in seeds:
+        stego, shape, generator = self._stego, self._pool.shape, self.generator
+        seeds, found = self.key.stream("foreign"), []
+        for _ in range(stego.foreign):
             signs = torch.randint(0, 2, (shape[1], GRID, GRID), generator=generator) * 2.0 - 1
             theirs = tiled(signs, shape[2], shape[3])
-            foreign = trained(stego, self.covers, theirs, int(seed >> np.uint64(1)))
+            foreign = trained(stego, self.covers, theirs, seed_of(seeds))
             found.append(residuals(foreign, self._pool, spread(logo, theirs)))
         logos = torch.randint(0, 2, (len(logo), GRID, GRID), generator=generator)
         found.append(residuals(network, self._pool, spread(logos, tile)))
@@ -179,10 +173,6 @@ def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
 
 def _blurred(images: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(images.float(), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-
-
-def _word(words: NDArray[np.uint64]) -> int:
-    return int(words[0] >> np.uint64(1))
 
 
 TRAINING = DeepStegoTraining
