@@ -23,6 +23,7 @@ GRID = 8
 """A logo is 8 × 8 bits in the keyed form, and so is the tile that spreads it."""
 
 _AMPLITUDE = 20 / 255  # of the residual before it is scaled to its PSNR
+_BATCH, _RATE = 48, 3e-3  # covers a step; of Adam, at first
 _C1, _C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for levels 0 to 1
 _WINDOW, _SIGMA = 11, 1.5
 
@@ -41,7 +42,7 @@ class StegoNetwork(nn.Module):
         self.keyed = keyed
         self.of_cover, self.of_logo = _branch(channels, width), _branch(channels, width)
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
-        self.inner = nn.ModuleList(_block(width) for _ in range(1))
+        self.inner = _block(width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
         self.gain: Tensor
         self.register_buffer("gain", torch.ones(()))
@@ -50,8 +51,7 @@ class StegoNetwork(nn.Module):
         """Stego images (N, C, H, W), levels 0 to 1, of covers and logos shaped like them."""
         joined = torch.cat([self.of_cover(covers), self.of_logo(logos)], dim=1)
         x = F.leaky_relu(self.enter(joined), 0.1)
-        for block in self.inner:
-            x = F.leaky_relu(x + block(x), 0.1)
+        x = F.leaky_relu(x + self.inner(x), 0.1)
         painted = self.leave(x)
         if not self.keyed:
             return torch.sigmoid(painted)
@@ -117,11 +117,6 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     return (similar / apart).mean(dim=(1, 2, 3))
 
 
-def psnr(one: Tensor, other: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (N,) in dB of images (N, C, H, W), levels 0 to 1."""
-    return -10 * (one - other).square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
-
-
 def _blurred(images: Tensor) -> Tensor:
     rows, columns = (_band(size).to(images) for size in images.shape[2:])
     return rows @ images @ columns.t()
@@ -156,11 +151,9 @@ def _block(width: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class StegoCourse:
-    """How a keyed stego network is trained: steps, batch, rate, the seed of everything random."""
+    """How a keyed stego network is trained: steps, and the seed of everything random."""
 
     steps: int = 600
-    batch: int = 48
-    lr: float = 3e-3
     seed: int = 0
 
 
@@ -175,14 +168,14 @@ def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) ->
         network, decoder = StegoNetwork(shape[0]), Decoder(shape[0])
         discriminator = Discriminator(*shape)
         trained = [*network.parameters(), *decoder.parameters()]
-        optimizer = torch.optim.Adam(trained, course.lr, betas=(0.5, 0.999))
+        optimizer = torch.optim.Adam(trained, _RATE, betas=(0.5, 0.999))
         against = torch.optim.Adam(discriminator.parameters(), 1e-3, betas=(0.5, 0.999))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
         with torch.enable_grad(), progress("training the stego network", course.steps) as advance:
             for step in range(course.steps):
-                rows = torch.randint(len(covers), (course.batch,))
+                rows = torch.randint(len(covers), (_BATCH,))
                 real = torch.from_numpy(covers[rows.numpy()]).float() / 255
-                bits = torch.randint(0, 2, (course.batch, GRID, GRID))
+                bits = torch.randint(0, 2, (_BATCH, GRID, GRID))
                 stego = network(real, spread(bits, tile))
                 ramp = min(1.0, max(0.0, 2.5 * step / course.steps - 0.5))
                 told = discriminator(stego.detach()), discriminator(real)
