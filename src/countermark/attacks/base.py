@@ -101,6 +101,20 @@ class Attack(Configured, ABC):
         """
 
 
+def row_count(attack: str, rows: int | None, there: int) -> int:
+    """How many of the training rows that are there an attack of this name takes; None for all.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    if rows is not None and rows > there:
+        raise ConfigError(
+            f"{attack}: rows is {rows}, the data have {there} training rows: "
+            "take fewer, or leave rows out for all"
+        )
+    return rows or there
+
+
 def scores(model: nn.Module, images: Tensor) -> Tensor:
     """What a classifier says to images (n, C, H, W): class scores (n, classes).
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, TrainingData, first_scores, scores
+from countermark.attacks.base import Attack, TrainingData, first_scores, row_count, scores
 from countermark.errors import ConfigError
 from countermark.progress import progress
 
@@ -80,19 +80,12 @@ class FineTune(Attack):
         """
         generator = torch.Generator().manual_seed(self.seed)
         there = len(data.train_labels)
-        rows = torch.randperm(there, generator=generator)[: self._row_count(there)]
+        count = row_count(self.name, self.rows, there)
+        rows = torch.randperm(there, generator=generator)[:count]
         with _randomness(self.seed, stolen), torch.enable_grad():
             trained = self._prepared(stolen, data)
             self._train(stolen, data, (rows, generator), trained, mark)
         return len(rows) / there
-
-    def _row_count(self, there: int) -> int:
-        if self.rows is not None and self.rows > there:
-            raise ConfigError(
-                f"{self.name}: rows is {self.rows}, the data have {there} training rows: "
-                "take fewer, or leave rows out for all"
-            )
-        return self.rows or there
 
     def _prepared(self, stolen: nn.Module, data: TrainingData) -> list[nn.Parameter]:
         """What is to be trained, once the output layer fits the data."""

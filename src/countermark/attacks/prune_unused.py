@@ -9,9 +9,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, TrainingData, first_scores, scores
+from countermark.attacks.base import Attack, TrainingData, first_scores, row_count, scores
 from countermark.attacks.prune import victims
-from countermark.errors import ConfigError
 from countermark.progress import progress
 
 
@@ -53,13 +52,8 @@ class PruneUnused(Attack):
                 images or does not answer them with scores.
         """
         there = len(data.train_images)
-        if self.rows is not None and self.rows > there:
-            raise ConfigError(
-                f"{self.name}: rows is {self.rows}, the data have {there} training images: "
-                "take fewer, or leave rows out for all"
-            )
+        rows = row_count(self.name, self.rows, there)
         weights = list(victims(dict(stolen.named_parameters()), self.layers).values())
-        rows = self.rows or there
         used = self._use(stolen, weights, data, rows)
         with torch.no_grad():
             for weight, use in zip(weights, used, strict=True):
