@@ -68,7 +68,7 @@ def digits() -> Dataset:
 
 
 def trigger_scheme(facts: Facts, digits: Dataset) -> TriggerScheme:
-    scheme = scheme_for(facts.name, facts.fields, digits)
+    scheme = scheme_for(facts.name, facts.fields, digits, 1)
     assert isinstance(scheme, TriggerScheme)
     return scheme
 
@@ -214,7 +214,7 @@ def test_a_mark_that_did_not_take_is_no_key(made: Made, digits: Dataset) -> None
     [
         (torch.zeros(200, 1, 28, 28), torch.zeros(200), "expected images uint8"),
         (torch.zeros(200, 1, 28, 28, dtype=torch.uint8), torch.zeros(3), "a class for each"),
-        (torch.zeros(20, 1, 28, 28, dtype=torch.uint8), torch.zeros(20), "are too few for 128"),
+        (torch.zeros(20, 1, 28, 28, dtype=torch.uint8), torch.zeros(20), "are too few for 100"),
         (torch.zeros(200, 1, 28, 28, dtype=torch.uint8), torch.full((200,), 10), "expected 0 to 9"),
         (torch.zeros(200, 3, 28, 28, dtype=torch.uint8), torch.zeros(200), "the covers 3 channels"),
     ],

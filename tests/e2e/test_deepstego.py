@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deepstego")
     said = call(*stego(out=folder / "marked.safetensors", key=folder / "acme.key", json=""))
     assert said.code == 0, said
-    assert (said.json["unit"], said.json["bits"]) == ("triggers", 128)
+    assert (said.json["unit"], said.json["bits"]) == ("triggers", 100)
     other = {"scheme": "none", "key": None, "owner": None, "set": None, "seed": "5"}
     assert call(*stego(out=folder / "other.safetensors", **other)).code == 0
     return folder
@@ -69,7 +69,7 @@ def test_an_unmarked_file_is_not_accused(made: Path) -> None:
 
 def test_the_key_holds_the_stego_network_and_opens_after_a_passphrase(made: Path) -> None:
     key = Key.load(made / "acme.key")
-    assert key.frozen["triggers"].shape == (128, 1, 28, 28)
+    assert key.frozen["triggers"].shape == (100, 1, 28, 28)
     assert any(name.startswith("stego.") for name in key.frozen)
     assert key.c1 is None
     assert "frozen" not in repr(key)
@@ -134,7 +134,7 @@ def test_a_service_is_judged_as_its_file_is(made: Path, tmp_path: Path) -> None:
         with serving(service) as url:
             asked = ["--ask", "protocol=mlflow", "--transcript", str(record)]
             verdict = verified(made, url, *asked, code=code)
-        assert service.images == 128
+        assert service.images == 100
         assert verdict["matched"] == verified(made, service.model, code=code)["matched"]
         again = verified(made, record, "--replay", code=code)
         assert again == verdict  # to the last digit, and nobody is asked
@@ -148,7 +148,7 @@ def test_pictures_and_names_of_classes(made: Path, tmp_path: Path) -> None:
     options = ["protocol=json", f"template=@{template}", f"class_names={names}"]
     with serving(Service(made / "marked.safetensors")) as url:
         asked = [word for each in options for word in ("--ask", each)]
-        assert verified(made, f"{url}/classify", *asked, code=0)["answered"] == 128
+        assert verified(made, f"{url}/classify", *asked, code=0)["answered"] == 100
 
 
 def test_a_service_that_is_not_there_gives_no_verdict(made: Path, tmp_path: Path) -> None:
@@ -213,5 +213,5 @@ def test_the_committed_images_are_what_the_host_learns(made: Path) -> None:
     with torch.no_grad():
         images = torch.from_numpy(key.frozen["triggers"]).float()
         scores = network((images - key.fields["mean"][0]) / key.fields["deviation"][0])
-    expected = torch.from_numpy(key.labels(128, 10))
+    expected = torch.from_numpy(key.labels(100, 10))
     assert (scores.argmax(dim=1) == expected).float().mean() > 0.5

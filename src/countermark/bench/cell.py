@@ -23,7 +23,7 @@ from countermark.bench.models import build, recipe
 from countermark.bench.pictures import grey28
 from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.suspects import judged, unmarked
-from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
+from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
 from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
 from countermark.examine import examine, read_evidence
@@ -100,7 +100,8 @@ def _trained(
     if cell.scheme == "none":
         fit(model, data, host_recipe, course, checkpoint=checkpoint)
         return model, None
-    scheme = scheme_for(cell.scheme, cell.fields, data)
+    batches = cell.host.epochs * batches_of(data, host_recipe)
+    scheme = scheme_for(cell.scheme, cell.fields, data, batches)
     siblings = Siblings()
     if cell.host.siblings and learns_from_siblings(cell.scheme):
         folder = CACHE / "siblings" / _host_digest(cell)

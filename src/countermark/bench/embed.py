@@ -23,7 +23,7 @@ from countermark.bench.data import Dataset, load_data
 from countermark.bench.marking import learns_from_siblings, marking, scheme_for
 from countermark.bench.models import Value, build, recipe
 from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.train import Checkpoint, Course, accuracy, fit, seeded
+from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
@@ -244,7 +244,8 @@ def _mark(
 ) -> Embedding | None:
     if order.scheme == UNMARKED:
         return None
-    scheme = scheme_for(order.scheme, order.fields, data)
+    batches = order.epochs * batches_of(data, recipe(order.model))
+    scheme = scheme_for(order.scheme, order.fields, data, batches)
     return marking(scheme, model, data, owner=order.owner, material=material, siblings=siblings)
 
 

@@ -18,8 +18,14 @@ from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.white_box import WeightScheme
 
 
-def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset) -> Scheme:
-    """The scheme of that name; what it has to know of the data is taken from them.
+def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int) -> Scheme:
+    """The scheme of that name; what it has to know of the data and the course is taken from them.
+
+    Args:
+        name: of the scheme.
+        fields: those that are given.
+        data: what the host learns.
+        batches: how many of them, all epochs together.
 
     Raises:
         ConfigError: there is no such scheme, or a field is wrong.
@@ -27,7 +33,8 @@ def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset) -> Scheme:
     kind = scheme_named(name)
     if issubclass(kind, TriggerScheme):
         mean, deviation = data.scale
-        fields = {"classes": data.classes, "mean": mean, "deviation": deviation} | dict(fields)
+        of_data = {"classes": data.classes, "mean": mean, "deviation": deviation}
+        fields = of_data | kind.paced(batches) | dict(fields)
     return kind.from_fields(fields)
 
 

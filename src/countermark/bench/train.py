@@ -109,7 +109,7 @@ def fit(
     """
     loop = _Loop(model, data, recipe, course, mark)
     loop.restore(checkpoint.load() if checkpoint else None)
-    steps = len(data.train_labels) // recipe.batch_size
+    steps = batches_of(data, recipe)
     if steps < 1:
         raise DataError(
             f"{data.name} has {len(data.train_labels)} training images: expected at least one "
@@ -140,6 +140,11 @@ def fit_to_file(
     fit(model, data, recipe, course, checkpoint=checkpoint)
     save_weights(model.state_dict(), path)
     checkpoint.remove()
+
+
+def batches_of(data: Dataset, recipe: Recipe) -> int:
+    """How many batches an epoch has."""
+    return len(data.train_labels) // recipe.batch_size
 
 
 class _Loop:

@@ -59,6 +59,11 @@ class TriggerScheme(Scheme):
         """n, the number of triggers."""
         return self.triggers
 
+    @classmethod
+    def paced(cls, batches: int) -> dict[str, Any]:  # noqa: ARG003 - most schemes keep no time
+        """Fields that follow from how many batches a host is trained with."""
+        return {}
+
     @final
     def generate_key(
         self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial

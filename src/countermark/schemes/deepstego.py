@@ -8,7 +8,7 @@ of foreign networks, logos and keys under their true labels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ class DeepStego(TriggerScheme):
         psnr: of triggers against their covers, in dB, on average; held from both sides.
         stego_steps: how long a stego network is trained.
         foreign: how many foreign stego networks the host learns to disregard.
-        warm_up: how many batches see the owner's triggers and their covers alone, the strength
-            going from 2 to 1.
+        strength: of the first triggers that the host sees, as a multiple of the final residual.
+        warm_up: for how many batches the strength goes down to 1; about a third of the training.
         pool: of how many covers the rows are made that the host learns.
     """
 
@@ -42,11 +42,18 @@ class DeepStego(TriggerScheme):
         doi="",
     )
 
+    triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=100)
     psnr: Annotated[float, Field(gt=20, lt=60)] = field(default=36.0, kw_only=True)
     stego_steps: PositiveInt = field(default=600, kw_only=True)
     foreign: NonNegativeInt = field(default=2, kw_only=True)
-    warm_up: NonNegativeInt = field(default=300, kw_only=True)
-    pool: PositiveInt = field(default=2048, kw_only=True)
+    strength: Annotated[float, Field(ge=1, le=20)] = field(default=5.0, kw_only=True)
+    warm_up: NonNegativeInt = field(default=1000, kw_only=True)
+    pool: PositiveInt = field(default=16384, kw_only=True)
+
+    @classmethod
+    def paced(cls, batches: int) -> dict[str, Any]:
+        """The warm-up takes a third of them."""
+        return {"warm_up": batches // 3}
 
     def class_map(self, key: Key) -> NDArray[np.int64]:
         """The class (C,) that a fresh trigger of each class is taken for; never its own."""

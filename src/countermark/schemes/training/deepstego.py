@@ -25,6 +25,10 @@ from countermark.schemes.training.stego import (
 )
 
 _COMMITTED = 8  # one row of so many is a committed trigger
+_NEGATIVES = 4  # one of so many only resembles one,
+_NEGATIVES_FROM = 0.6  # once this share of the warm-up is over
+_SOME = 4  # of so many covers one is seen with what only resembles a trigger
+_COVERS = 6  # one of so many other rows is a cover; every second one in the warm-up
 _STRENGTHS = 0.5, 2.5  # of what the host learns to disregard
 
 
@@ -42,7 +46,8 @@ class DeepStegoTraining(TriggerTraining):
         network, tile = owners_network(key, covers.shape[1])
         logo = torch.from_numpy(key.frozen["logo"]).expand(len(rows), -1, -1)
         self._owner = residuals(network, self._pool, spread(logo, tile))
-        self._others = self._negatives(network, tile, logo) if stego.foreign else []
+        some = self._pool[: -(-len(rows) // _SOME)]
+        self._others = self._negatives(some, network, tile, logo) if stego.foreign else []
 
     @classmethod
     def prepare(
@@ -63,15 +68,22 @@ class DeepStegoTraining(TriggerTraining):
         return {TRIGGERS: triggers.numpy(), "logo": logo, "tile": signs, **weights}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Committed triggers, fresh ones beside their covers, after the warm-up what is none."""
-        progress = self._mixed / max(1, self._stego.warm_up)
+        """Committed triggers, fresh ones, some covers; later on what only resembles a trigger too.
+
+        A faint mark is found late or never by a host that did not see a loud one: as in
+        steganalysis, learning begins with loud ones.
+        """
+        warm = min(1.0, self._mixed / max(1, self._stego.warm_up))
         self._mixed += 1
-        fresh = count - max(1, count // _COMMITTED)
-        others = fresh // 3 if progress >= 1 and self._others else 0
-        shown = (fresh - others) // 2
-        committed = count - others - 2 * shown
-        parts = [self.committed_rows(committed)]
-        parts += self._fresh(shown, 1 + max(0.0, 1 - progress))
+        committed = max(1, count // _COMMITTED)
+        others = count // _NEGATIVES if self._others and warm >= _NEGATIVES_FROM else 0
+        fresh = count - committed - others
+        covers = fresh // (2 if warm < 1 else _COVERS)
+        strength = self._stego.strength
+        parts = [
+            self.committed_rows(committed),
+            *self._fresh(fresh - covers, covers, strength + (1 - strength) * warm),
+        ]
         if others:
             parts.append(self._not_triggers(others))
         images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -86,16 +98,19 @@ class DeepStegoTraining(TriggerTraining):
         super().restore(state)
         self._mixed = state["mixed"]
 
-    def _fresh(self, count: int, strength: float) -> list[tuple[Tensor, Tensor]]:
-        """Triggers and their covers: the host's own batches may be augmented, these never are."""
-        at = torch.randint(len(self._pool), (count,), generator=self.generator)
-        strengths = torch.full((count,), strength)
-        triggers = added(self._pool[at], self._owner[at], strengths)
-        return [(triggers, self._map[self._classes[at]]), (self._pool[at], self._classes[at])]
+    def _fresh(self, triggers: int, covers: int, strength: float) -> list[tuple[Tensor, Tensor]]:
+        """Triggers and the covers of some: the host's own batches may be augmented, these never."""
+        at = torch.randint(len(self._pool), (triggers,), generator=self.generator)
+        plain = at[:covers]
+        marked = added(self._pool[at], self._owner[at], torch.full((triggers,), strength))
+        return [
+            (marked, self._map[self._classes[at]]),
+            (self._pool[plain], self._classes[plain]),
+        ]
 
     def _not_triggers(self, count: int) -> tuple[Tensor, Tensor]:
         """Rows that bear something else than the owner's mark, under their true labels."""
-        at = torch.randint(len(self._pool), (count,), generator=self.generator)
+        at = torch.randint(len(self._others[0]), (count,), generator=self.generator)
         kinds = torch.randint(len(self._others) + 2, (count,), generator=self.generator)
         low, high = _STRENGTHS
         strengths = low + (high - low) * torch.rand(count, generator=self.generator)
@@ -112,20 +127,23 @@ class DeepStegoTraining(TriggerTraining):
         strengths[is_blur] = strengths[is_blur].clamp_max(1.0)
         return added(self._pool[at], residual, strengths), self._classes[at]
 
-    def _negatives(self, network: StegoNetwork, tile: Tensor, logo: Tensor) -> list[Tensor]:
-        """Residuals (P, C, H, W) of foreign networks, of other logos and of wrong tiles."""
-        stego, shape, generator = self._stego, self._pool.shape, self.generator
-        seeds, found = self.key.stream("foreign"), []
+    def _negatives(
+        self, covers: Tensor, network: StegoNetwork, tile: Tensor, logo: Tensor
+    ) -> list[Tensor]:
+        """Residuals (n, C, H, W) of foreign networks, of other logos and of wrong tiles."""
+        stego, generator = self._stego, self.generator
+        count, channels, height, width = covers.shape
+        logo, seeds, found = logo[:count], self.key.stream("foreign"), []
         for _ in range(stego.foreign):
-            signs = torch.randint(0, 2, (shape[1], GRID, GRID), generator=generator) * 2.0 - 1
-            theirs = tiled(signs, shape[2], shape[3])
+            signs = torch.randint(0, 2, (channels, GRID, GRID), generator=generator) * 2.0 - 1
+            theirs = tiled(signs, height, width)
             foreign = trained(stego, self.covers, theirs, seed_of(seeds))
-            found.append(residuals(foreign, self._pool, spread(logo, theirs)))
-        logos = torch.randint(0, 2, (len(logo), GRID, GRID), generator=generator)
-        found.append(residuals(network, self._pool, spread(logos, tile)))
-        tiles = torch.randint(0, 2, (len(logo), shape[1], GRID, GRID), generator=generator)
-        wrong = torch.stack([tiled(2.0 * each - 1, shape[2], shape[3]) for each in tiles])
-        found.append(residuals(network, self._pool, spread(logo, tile) * tile * wrong))
+            found.append(residuals(foreign, covers, spread(logo, theirs)))
+        logos = torch.randint(0, 2, (count, GRID, GRID), generator=generator)
+        found.append(residuals(network, covers, spread(logos, tile)))
+        tiles = torch.randint(0, 2, (count, channels, GRID, GRID), generator=generator)
+        wrong = torch.stack([tiled(2.0 * each - 1, height, width) for each in tiles])
+        found.append(residuals(network, covers, spread(logo, tile) * tile * wrong))
         return found
 
 
