@@ -25,6 +25,7 @@ RANKS = {
     "files": 0,
     "progress": 0,
     "xof": 0,
+    "merkle": 1,
     "message": 1,
     "stats": 1,
     "key": 2,

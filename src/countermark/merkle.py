@@ -1,0 +1,115 @@
+"""Merkle trees as in RFC 9162 (Certificate Transparency 2.0), section 2.1, over SHA-256.
+
+    MTH({})  = SHA-256()
+    MTH({d}) = SHA-256(0x00 ‖ d)
+    MTH(D_n) = SHA-256(0x01 ‖ MTH(D[0:k]) ‖ MTH(D[k:n])),  k the largest power of two below n
+
+Hashed level by level from the leaves: neighbours are paired, and a last one without a neighbour
+rises as it is. That is the same tree. A root with the number of leaves fixes every leaf and its
+place; the root alone does not fix their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from countermark.errors import ConfigError
+
+DIGEST_BYTES = 32
+
+
+def root(leaves: Sequence[bytes]) -> bytes:
+    """The Merkle tree hash (32 bytes) of leaves of any length; RFC 9162, section 2.1.1."""
+    if not leaves:
+        return hashlib.sha256().digest()
+    return _levels(leaves)[-1][0]
+
+
+def inclusion(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """The inclusion path of one leaf, digests of 32 bytes, lowest first; section 2.1.3.1.
+
+    Raises:
+        ConfigError: there is no such leaf.
+    """
+    return inclusions(leaves, [index])[0]
+
+
+def inclusions(leaves: Sequence[bytes], indices: Sequence[int]) -> list[list[bytes]]:
+    """The inclusion path of each of several leaves; the tree is hashed once.
+
+    Raises:
+        ConfigError: there is no such leaf.
+    """
+    levels = _levels(leaves) if leaves else []
+    return [_path(levels, index, len(leaves)) for index in indices]
+
+
+def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """The root (32 bytes) that a path leads to; section 2.1.3.2.
+
+    The leaf is in the tree of `size` leaves when this is the tree's root, and only then.
+
+    Args:
+        leaf: the leaf itself, not its digest.
+        index: its place, from 0.
+        size: how many leaves the tree has.
+        path: digests of 32 bytes, lowest first.
+
+    Raises:
+        ConfigError: no leaf has this place, or no path to it has this form.
+    """
+    place, last = _placed(index, size), size - 1
+    reached = _of_leaf(leaf)
+    for digest in path:
+        if len(digest) != DIGEST_BYTES or last == 0:
+            raise _no_path(index, size, path)
+        if place % 2 or place == last:
+            reached = _of_node(digest, reached)
+            while place % 2 == 0 and place:  # it rose without a neighbour
+                place, last = place >> 1, last >> 1
+        else:
+            reached = _of_node(reached, digest)
+        place, last = place >> 1, last >> 1
+    if last:
+        raise _no_path(index, size, path)
+    return reached
+
+
+def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """The digests of the leaves, of their pairs and so on, up to the root."""
+    levels = [[_of_leaf(leaf) for leaf in leaves]]
+    while len(below := levels[-1]) > 1:
+        level = [_of_node(*below[at : at + 2]) for at in range(0, len(below) - 1, 2)]
+        levels.append(level + below[len(below) - len(below) % 2 :])
+    return levels
+
+
+def _path(levels: Sequence[Sequence[bytes]], index: int, size: int) -> list[bytes]:
+    place, path = _placed(index, size), []
+    for level in levels[:-1]:
+        if place ^ 1 < len(level):
+            path.append(level[place ^ 1])
+        place >>= 1
+    return path
+
+
+def _placed(index: int, size: int) -> int:
+    if not 0 <= index < size:
+        raise ConfigError(f"there is no leaf {index} in a tree of {size}: expected 0 to {size - 1}")
+    return index
+
+
+def _no_path(index: int, size: int, path: Sequence[bytes]) -> ConfigError:
+    return ConfigError(
+        f"{len(path)} digests of {sorted({len(each) for each in path})} bytes are no path to leaf "
+        f"{index} of {size}: expected the one that was made with the tree"
+    )
+
+
+def _of_leaf(leaf: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def _of_node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
