@@ -9,7 +9,8 @@ one changed field redraws every bit. A reader that is trained on the message is 
 
     C1 = SHA-256(frame("countermark/C1/v1", C0, learnt))
 
-with `learnt` the digests of the reader and of all that was measured with it. How a key lies on disk
+with `learnt` the digests of the reader and of all that was measured with it. Both follow from
+digests, so whoever is shown these can check a commitment without the secret. How a key lies on disk
 is in `keyfile`.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,9 @@ from countermark.errors import ConfigError
 from countermark.message import Bits, decode, labels, message, payload, payload_bytes
 from countermark.xof import Stream, frame
 
-SECRET_BYTES, NONCE_BYTES = 32, 16
+SECRET_BYTES, NONCE_BYTES, SALT_BYTES = 32, 16, 32
+OPENINGS = "openings"
+"""Name of the frozen tensor against which a part of a key is opened; its digest stands first."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class KeyMaterial:
     def stream(self, purpose: str) -> Stream:
         """A stream for what is made before there is a commitment, and enters it."""
         return Stream(self.secret, self.nonce, purpose)
+
+    def salts(self, count: int) -> list[bytes]:
+        """The salts of `count` triggers, 32 bytes each: they hide these, and draw their labels."""
+        drawn = self.stream("salts").take(SALT_BYTES * count)
+        return [drawn[at : at + SALT_BYTES] for at in range(0, len(drawn), SALT_BYTES)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,16 @@ class Key:
         """Whether the secret was derived from a number and proves nothing."""
         return self.material.test_key
 
+    @property
+    def context(self) -> dict[str, Any]:
+        """What C0 binds in plain, as JSON values: scheme, fields, tensors and the test flag."""
+        return {
+            "scheme": self.scheme,
+            "fields": dict(self.fields),
+            "tensors": [[name, list(shape)] for name, shape in self.tensors.items()],
+            "test_key": self.test_key,
+        }
+
     @cached_property
     def c0(self) -> bytes:
         """C0, the 32-byte commitment to everything fixed before the message is drawn.
@@ -108,29 +126,18 @@ class Key:
         Raises:
             ConfigError: a field that has no canonical JSON (RFC 8785).
         """
-        context: dict[str, Any] = {
-            "scheme": self.scheme,
-            "fields": dict(self.fields),
-            "tensors": [[name, list(shape)] for name, shape in self.tensors.items()],
-            "test_key": self.test_key,
-        }
-        try:
-            canonical = rfc8785.dumps(context)
-        except rfc8785.CanonicalizationError as error:
-            raise ConfigError(
-                f"a field of the scheme cannot be committed to ({error}): "
-                "expected finite numbers, and whole numbers below 2^53"
-            ) from None
-        secret = hashlib.sha256(self.material.secret).digest()
-        parts = (canonical, secret, _digests(self.frozen), self.owner.encode(), self.material.nonce)
-        return hashlib.sha256(frame(b"countermark/C0/v1", *parts)).digest()
+        return commit(
+            self.context,
+            digests(self.frozen),
+            secret=hashlib.sha256(self.material.secret).digest(),
+            owner=self.owner,
+            nonce=self.material.nonce,
+        )
 
     @cached_property
     def c1(self) -> bytes | None:
         """C1, the 32-byte commitment to what was learnt as well; None where nothing was."""
-        if not self.learnt:
-            return None
-        return hashlib.sha256(frame(b"countermark/C1/v1", self.c0, _digests(self.learnt))).digest()
+        return commit_learnt(self.c0, digests(self.learnt)) if self.learnt else None
 
     @property
     def commitment(self) -> str:
@@ -148,7 +155,7 @@ class Key:
 
     def labels(self, count: int, classes: int) -> NDArray[np.int64]:
         """The labels (count,) of the key's triggers, each uniform over 0 … classes − 1."""
-        return labels(self.material.secret, self.c0, count, classes)
+        return labels(self.material.salts(count), self.c0, classes)
 
     def payload_in(self, read: Bits) -> bool | None:
         """Whether raw bits (T,) decode to this key's payload; None when T is too short for one."""
@@ -179,9 +186,45 @@ class Key:
         return load_key(Path(path), passphrase)
 
 
-def _digests(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """The digests of named tensors, in the order of their names."""
-    return frame(*(tensor_digest(name, tensors[name]) for name in sorted(tensors)))
+def commit(
+    context: Mapping[str, Any], frozen: Sequence[bytes], *, secret: bytes, owner: str, nonce: bytes
+) -> bytes:
+    """C0 (32 bytes) of a key, from what can be shown of it.
+
+    Args:
+        context: as `Key.context`.
+        frozen: the digests of the frozen tensors, as `digests` orders them.
+        secret: SHA-256 of the secret.
+        owner: as in the key.
+        nonce: likewise, 16 bytes.
+
+    Raises:
+        ConfigError: a value of the context that has no canonical JSON (RFC 8785).
+    """
+    try:
+        canonical = rfc8785.dumps(dict(context))
+    except rfc8785.CanonicalizationError as error:
+        raise ConfigError(
+            f"a field of the scheme cannot be committed to ({error}): "
+            "expected finite numbers, and whole numbers below 2^53"
+        ) from None
+    parts = (canonical, secret, frame(*frozen), owner.encode(), nonce)
+    return hashlib.sha256(frame(b"countermark/C0/v1", *parts)).digest()
+
+
+def commit_learnt(c0: bytes, learnt: Sequence[bytes]) -> bytes:
+    """C1 (32 bytes), from C0 and the digests of the learnt tensors, as `digests` orders them."""
+    return hashlib.sha256(frame(b"countermark/C1/v1", c0, frame(*learnt))).digest()
+
+
+def digests(tensors: Mapping[str, NDArray[Any]]) -> list[bytes]:
+    """The digests of named tensors, in the order of their names, but `OPENINGS` first.
+
+    A digest does not show the name that is in it. Because the place of this one is fixed, nobody
+    can commit to several such tensors and later show the one that suits him.
+    """
+    names = sorted(tensors, key=lambda name: (name != OPENINGS, name))
+    return [tensor_digest(name, tensors[name]) for name in names]
 
 
 def tensor_digest(name: str, tensor: NDArray[Any]) -> bytes:

@@ -10,6 +10,7 @@ bits; the payload is a second statement, made after decoding. Below 128 bits the
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,19 +59,26 @@ def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
         return None
 
 
-def labels(secret: bytes, commitment: bytes, count: int, classes: int) -> NDArray[np.int64]:
-    """The labels (count,) of a key's triggers, each uniform over 0 … classes − 1.
+def labels(salts: Sequence[bytes], commitment: bytes, classes: int) -> NDArray[np.int64]:
+    """The labels (n,) of n triggers, each uniform over 0 … classes − 1.
 
-    Words of the stream "labels" modulo `classes`; those beyond its last multiple are left out.
+    Each is drawn by its own salt: whoever is shown some of the salts learns nothing of the others'
+    labels.
+
+    Args:
+        salts: one for each trigger, 32 bytes, of the key's material.
+        commitment: C0, which binds the salts and the triggers.
+        classes: C.
     """
-    stream = Stream(secret, commitment, "labels")
-    most = (1 << 64) // classes * classes - 1
-    drawn = np.zeros(0, dtype=np.int64)
-    while len(drawn) < count:
-        words = stream.words(count)
-        kept = words[words <= np.uint64(most)] % np.uint64(classes)
-        drawn = np.concatenate([drawn, kept.astype(np.int64)])
-    return drawn[:count]
+    return np.array([_label(salt, commitment, classes) for salt in salts], dtype=np.int64)
+
+
+def _label(salt: bytes, commitment: bytes, classes: int) -> int:
+    """The first word of the stream "label" below the last multiple of C, modulo C."""
+    stream, end = Stream(salt, commitment, "label"), (1 << 64) // classes * classes
+    while (word := int.from_bytes(stream.take(8), "big")) >= end:
+        pass
+    return word % classes
 
 
 def _pad(secret: bytes, commitment: bytes, bits: int) -> Bits:

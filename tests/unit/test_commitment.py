@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from keys import SHAPE, known_key
 from numpy.typing import NDArray
 from scipy import stats
 
-from countermark.key import Key
+from countermark.key import Key, commit, digests, tensor_digest
 from countermark.xof import Stream
 
 CHANGES: Mapping[str, Any] = {
@@ -86,6 +87,23 @@ def test_order_of_tensors_counts_and_order_of_frozen_ones_does_not() -> None:
     frozen = replace(key, frozen={"x": one, "y": two})
     assert frozen.commitment == replace(key, frozen={"y": two, "x": one}).commitment
     assert frozen.commitment != replace(key, frozen={"x": two, "y": one}).commitment
+
+
+def test_the_digest_of_openings_stands_first_whatever_the_others_are_called() -> None:
+    """Of several tensors that might pass for it, the place tells which one counts."""
+    root, frozen = np.zeros(32, dtype=np.uint8), {"a": np.zeros(3), "z": np.ones(3)}
+    assert digests(frozen) == [tensor_digest(name, frozen[name]) for name in "az"]
+    assert digests({**frozen, "openings": root}) == [
+        tensor_digest("openings", root), *digests(frozen)
+    ]  # fmt: skip
+
+
+def test_c0_follows_from_digests_alone() -> None:
+    key = replace(known_key(), frozen={"b": np.ones(3), "a": np.zeros(3)})
+    secret = hashlib.sha256(key.material.secret).digest()
+    about = {"secret": secret, "owner": key.owner, "nonce": key.material.nonce}
+    assert commit(key.context, digests(key.frozen), **about) == key.c0
+    assert commit(key.context, digests(key.frozen)[::-1], **about) != key.c0
 
 
 def test_streams_differ_by_purpose_and_tensor() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from keys import one_line
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,6 +24,7 @@ from countermark.nulls import Evidence, SecretLabels, forgery_bits
 from countermark.schemes import scheme_of
 from countermark.schemes.deepstego import DeepStego
 from countermark.verdict import Terms
+from countermark.xof import Stream, frame
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (128, 1, 8, 8), dtype=np.uint8)
 DATED = Terms(assume_dated=True, allow_test_key=True)
@@ -28,7 +32,7 @@ DATED = Terms(assume_dated=True, allow_test_key=True)
 
 def key(seed: int = 1, classes: int = 10, owner: str = "ACME Inc.") -> Key:
     """A key whose triggers are noise; what made them does not matter here."""
-    scheme = DeepStego(classes)
+    scheme = DeepStego(classes, 128)
     return scheme.generate_key(
         {"triggers": IMAGES}, owner=owner, material=KeyMaterial.for_tests(seed)
     )
@@ -49,16 +53,33 @@ class Answers:
 # --- labels
 
 
-def test_labels_follow_from_secret_and_commitment() -> None:
-    secret, commitment = bytes(32), bytes(range(32))
-    drawn = labels(secret, commitment, 1000, 10)
-    assert np.array_equal(drawn, labels(secret, commitment, 1000, 10))
-    assert (labels(secret, bytes(32), 1000, 10) == drawn).mean() == pytest.approx(0.1, abs=0.05)
+def test_labels_follow_from_salts_and_commitment() -> None:
+    commitment, salts = bytes(range(32)), KeyMaterial.for_tests(1).salts(1000)
+    drawn = labels(salts, commitment, 10)
+    assert np.array_equal(drawn, labels(salts, commitment, 10))
+    assert (labels(salts, bytes(32), 10) == drawn).mean() == pytest.approx(0.1, abs=0.05)
+    others = KeyMaterial.for_tests(2).salts(1000)
+    assert (labels(others, commitment, 10) == drawn).mean() == pytest.approx(0.1, abs=0.05)
+
+
+def test_each_label_follows_from_its_own_salt_alone() -> None:
+    salts = KeyMaterial.for_tests(1).salts(100)
+    assert len(set(salts)) == 100
+    assert salts[:7] == KeyMaterial.for_tests(1).salts(7)
+    drawn = labels(salts, bytes(32), 1000)
+    assert labels(salts[40:60], bytes(32), 1000).tolist() == drawn[40:60].tolist()
+
+
+def test_a_word_beyond_the_last_multiple_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = (1 << 64) // 10 * 10
+    words = iter(each.to_bytes(8, "big") for each in (end, (1 << 64) - 1, end - 1))
+    monkeypatch.setattr(Stream, "take", lambda *_: next(words))
+    assert labels([bytes(32)], bytes(32), 10).tolist() == [9]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100, 1 << 20])
 def test_labels_are_uniform_over_all_classes(classes: int) -> None:
-    drawn = labels(b"s" * 32, b"c" * 32, 20_000, classes)
+    drawn = labels(KeyMaterial.for_tests(1).salts(20_000), b"c" * 32, classes)
     assert drawn.min() >= 0
     assert drawn.max() < classes
     if classes <= 100:
@@ -69,7 +90,7 @@ def test_labels_are_uniform_over_all_classes(classes: int) -> None:
 def test_one_changed_trigger_redraws_every_label() -> None:
     images = IMAGES.copy()
     images[0, 0, 0, 0] ^= 1
-    other = replace(key(), frozen={"triggers": images})
+    other = replace(key(), frozen={**key().frozen, "triggers": images})
     same = key().labels(128, 10) == other.labels(128, 10)
     assert same.mean() < 0.3
 
@@ -226,6 +247,47 @@ def test_a_file_alone_cannot_be_asked() -> None:
 def test_a_key_without_its_triggers_is_refused(frozen: dict[str, NDArray[np.uint8]]) -> None:
     with pytest.raises(ConfigError, match="the key's triggers are"):
         scheme_of(replace(key(), frozen=frozen))
+    with pytest.raises(ConfigError, match="the key's triggers are"):
+        DeepStego(10, 128).generate_key(frozen, owner="A", material=KeyMaterial.for_tests(1))
+
+
+def unrooted() -> dict[str, Key]:
+    """Keys whose root does not follow from their secret and their triggers."""
+    made, images = key(), IMAGES.copy()
+    images[127, 0, 7, 7] ^= 1
+    root = made.frozen["openings"]
+    changes: dict[str, dict[str, Any]] = {
+        "no root": {"openings": np.zeros(0, dtype=np.uint8)},
+        "another root": {"openings": root ^ 1},
+        "another dtype": {"openings": root.astype(np.int8)},
+        "another shape": {"openings": root.reshape(1, 32)},
+        "another trigger": {"triggers": images},
+        "another order": {"triggers": IMAGES[::-1]},
+    }
+    found = {n: replace(made, frozen={**made.frozen, **each}) for n, each in changes.items()}
+    other = replace(made, material=KeyMaterial.for_tests(2))
+    return found | {"another secret": other, "none": replace(made, frozen={"triggers": IMAGES})}
+
+
+@pytest.mark.parametrize("what", unrooted())
+def test_a_key_whose_root_does_not_fit_is_refused(what: str) -> None:
+    for act in (scheme_of, DeepStego(10, 128).committed):
+        with pytest.raises(ConfigError) as caught:
+            act(unrooted()[what])
+        assert "do not follow from its secret and its triggers" in one_line(caught.value)
+
+
+def test_the_root_is_that_of_salted_triggers() -> None:
+    def sha(*parts: bytes) -> bytes:
+        return hashlib.sha256(b"".join(parts)).digest()
+
+    salts = KeyMaterial.for_tests(1).salts(128)
+    about = [sha(frame(b"trigger", b"uint8 [1, 8, 8]", each.tobytes())) for each in IMAGES]
+    level = [sha(b"\0", frame(*each)) for each in zip(salts, about, strict=True)]
+    while len(level) > 1:
+        level = [sha(b"\1", *level[at : at + 2]) for at in range(0, len(level), 2)]
+    root = key().frozen["openings"]
+    assert (root.dtype, root.shape, root.tobytes()) == (np.uint8, (32,), level[0])
 
 
 def test_another_null_must_be_one_of_the_scheme() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rfc8785
 from keys import known_key
 from numpy.typing import NDArray
 from scipy import stats
@@ -17,6 +18,7 @@ from scipy import stats
 from countermark.key import KeyMaterial, tensor_digest
 from countermark.message import decode, message, payload, payload_bytes
 from countermark.schemes import uchida
+from countermark.schemes.adi import Adi
 from countermark.schemes.uchida import Uchida
 from countermark.xof import Stream, frame
 
@@ -59,6 +61,16 @@ def test_known_answers_of_streams() -> None:
     normal = key.stream("rows", "fc.weight").normal_rows(1, 4)[0]
     assert normal.tolist() == pytest.approx(VECTORS["normal"], rel=1e-12)
     assert key.stream("rows").permutation(8).tolist() == VECTORS["permutation"]
+
+
+def test_known_answers_of_triggers() -> None:
+    triggers = {"triggers": np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)}
+    key = Adi(10, 3).generate_key(triggers, owner="ACME Inc.", material=KeyMaterial.for_tests(1))
+    assert rfc8785.dumps(key.context).decode() == VECTORS["trigger_context"]
+    assert key.material.salts(1)[0].hex() == VECTORS["trigger_salt"]
+    assert key.frozen["openings"].tobytes().hex() == VECTORS["trigger_root"]
+    assert key.commitment == VECTORS["trigger_C0"]
+    assert key.labels(3, 10).tolist() == VECTORS["trigger_labels"]
 
 
 def test_frame_cannot_be_read_in_two_ways() -> None:

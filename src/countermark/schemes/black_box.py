@@ -1,7 +1,9 @@
 """Marks in the answers to trigger images, read from predicted classes alone.
 
 What all such schemes share: a key holds n committed triggers, and its secret gives each of them a
-label. A trigger scheme has no reading of its own; its training half makes the triggers.
+salt, which draws its label. The root of a Merkle tree over salts and triggers is committed too, so
+that some triggers can be shown without the others (`openings`). A trigger scheme has no reading of
+its own; its training half makes the triggers.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
+from countermark import merkle
 from countermark.answers import Images, Predict
 from countermark.errors import ConfigError
-from countermark.key import Key, KeyMaterial
+from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
 from countermark.nulls import Evidence, Null, SecretLabels, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
+from countermark.xof import frame
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +33,8 @@ if TYPE_CHECKING:
     from countermark.schemes.training.black_box import TriggerTraining
 
 TRIGGERS = "triggers"
-"""Name of the committed triggers, uint8 (n, C, H, W), among the key's tensors."""
+"""Name of the committed triggers, uint8 (n, C, H, W), among the key's tensors; the root of the tree
+over their leaves (`leaf`) is the one named `OPENINGS`, uint8 (32,)."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,19 @@ class TriggerScheme(Scheme):
     def generate_key(
         self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial
     ) -> Key:
-        """Make a key whose triggers, and what made them, are fixed before their labels."""
+        """Make a key whose triggers, and what made them, are fixed before their labels.
+
+        Raises:
+            ConfigError: there are no such triggers among what is frozen.
+        """
+        rooted = {OPENINGS: _root(self._triggers(frozen), material)}
         return Key(
             scheme=self.name,
             fields=self.to_fields(),
             tensors={},
             owner=owner,
             material=material,
-            frozen=dict(frozen),
+            frozen={**frozen, **rooted},
         )
 
     @final
@@ -88,9 +98,20 @@ class TriggerScheme(Scheme):
         """The key's triggers (n, C, H, W).
 
         Raises:
-            ConfigError: the key holds no such triggers.
+            ConfigError: the key holds no such triggers, or they are not those of its tree.
         """
-        found = key.frozen.get(TRIGGERS, np.zeros(0, dtype=np.uint8))
+        images = self._triggers(key.frozen)
+        found = key.frozen.get(OPENINGS, np.zeros(0, dtype=np.uint8))
+        root = _root(images, key.material)
+        if found.dtype != np.uint8 or not np.array_equal(found, root):
+            raise ConfigError(
+                f"the key's openings, {found.dtype} {list(found.shape)}, do not follow from its "
+                "secret and its triggers: this library never made such a key"
+            )
+        return images
+
+    def _triggers(self, frozen: Mapping[str, NDArray[Any]]) -> Images:
+        found = frozen.get(TRIGGERS, np.zeros(0, dtype=np.uint8))
         if found.dtype != np.uint8 or found.ndim != 4 or len(found) != self.triggers:
             raise ConfigError(
                 f"the key's triggers are {found.dtype} {list(found.shape)}: expected "
@@ -109,19 +130,22 @@ class TriggerScheme(Scheme):
         Raises:
             ConfigError: the key's triggers are damaged, or `predict` answers in another form.
         """
-        images = self.committed(key)
+        return self.compare(predict, self.committed(key), self.labels(key))
+
+    @final
+    def compare(self, predict: Predict, images: Images, labels: NDArray[np.int64]) -> Evidence:
+        """Ask a suspect about images (n, C, H, W) that have labels (n,).
+
+        Raises:
+            ConfigError: `predict` answers in another form.
+        """
         read = np.asarray(predict(images))
         if read.shape != (len(images),) or read.dtype.kind != "i":
             raise ConfigError(
                 f"a suspect answered {len(images)} images with {read.dtype} {list(read.shape)}: "
                 f"expected classes, int64 [{len(images)}], −1 where there is none"
             )
-        return Evidence(
-            read,
-            self.labels(key),
-            choices=self.classes,
-            unit="triggers",
-        )
+        return Evidence(read, labels, choices=self.classes, unit="triggers")
 
     def nulls(self) -> dict[str, Null]:
         """The null hypotheses that this scheme can be judged by; its own one first."""
@@ -181,3 +205,14 @@ class DrawnTriggers(TriggerScheme):
             covers: n images of the host's task, in random order.
             material: what is secret in the drawing follows from its streams.
         """
+
+
+def leaf(salt: bytes, image: Images) -> bytes:
+    """A trigger's leaf: its salt, and the digest of its image (C, H, W) as tensor "trigger"."""
+    return frame(salt, tensor_digest("trigger", image))
+
+
+def _root(triggers: Images, material: KeyMaterial) -> NDArray[np.uint8]:
+    """The root (32,) of the tree over triggers (n, C, H, W) and their salts."""
+    salted = zip(material.salts(len(triggers)), triggers, strict=True)
+    return np.frombuffer(merkle.root([leaf(*each) for each in salted]), dtype=np.uint8)
