@@ -12,9 +12,9 @@ Five nouns, in the order in which an owner meets them:
     verify(suspect, key)          ->  Verdict    (owned, not_proven, no_verdict)
     attack.run(model, data)       ->  a changed copy, and what it cost
 
-Imports run downwards only: cli -> bench -> attacks, examine -> schemes -> embedding -> verdict ->
-nulls, key, weights, remote -> message, stats, answers -> xof, files, errors, progress. Reading runs
-on numpy, without torch; names below are loaded when they are first used.
+Imports run downwards only: cli -> bench -> attacks, examine -> openings -> schemes -> embedding ->
+verdict -> nulls, key, weights, remote -> message, merkle, stats, answers -> xof, files, errors,
+progress. Reading runs on numpy, without torch; names below are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     CountermarkError                  every error this library raises on purpose
     ├── ConfigError                   a field, name or option that cannot be right
     │   └── CapacityError             more bits than the weights that are read can hold
-    ├── KeyFileError                  a key folder that is missing, damaged, forged or in the way
+    ├── KeyFileError                  a key folder or opening: missing, damaged, forged, in the way
     ├── SuspectError                  a suspect that cannot be read: truncated, hostile, non-finite
     ├── DataError                     a data set that is missing or cannot be read
     ├── LoopError                     a training loop and a mark that do not fit together
@@ -39,7 +39,7 @@ class CapacityError(ConfigError):
 
 
 class KeyFileError(CountermarkError):
-    """A key folder that is missing, damaged, forged or in the way."""
+    """A key folder, or what was opened of one, that is missing, damaged, forged or in the way."""
 
 
 class SuspectError(CountermarkError):

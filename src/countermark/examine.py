@@ -11,6 +11,7 @@ from countermark.answers import Asked, Predict, of_module
 from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key
 from countermark.nulls import Evidence, Null
+from countermark.openings import Openings
 from countermark.schemes import as_weight_scheme, scheme_of
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def verify(
     suspect: Suspect | Predict,
-    key: Key,
+    key: Key | Openings,
     *,
     alpha: float = Terms.alpha,
     assume_dated: bool = False,
@@ -43,7 +44,8 @@ def verify(
     Args:
         suspect: a .safetensors or torch file, or a live module; for a key of triggers a live
             module, or a function from images uint8 (n, C, H, W) to classes (n,).
-        key: the owner's key.
+        key: the owner's key; or some triggers that were opened of one, where those that were not
+            count as misses.
         alpha: threshold for the probability of a false accusation, after correction.
         assume_dated: the owner states that the key is older than the suspect.
         null: one of the null hypotheses that the scheme allows; its own one by default.
@@ -55,19 +57,22 @@ def verify(
         SuspectError: the suspect cannot be read.
         ConfigError: the key's fields and tensors do not fit each other, an unknown null, or a key
             with a reader of its own that was not trusted (`Key.trusting`).
+        KeyFileError: opened triggers that do not belong to their commitment.
     """
     return examine(suspect, key, Terms(alpha, assume_dated), null=null, digest=digest)
 
 
 def examine(
     suspect: Suspect | Predict,
-    key: Key,
+    key: Key | Openings,
     terms: Terms,
     *,
     null: str | None = None,
     digest: bool = False,
 ) -> Verdict:
     """`verify` under explicit terms; benchmarks allow test keys by them."""
+    if isinstance(key, Openings):
+        return _ask(suspect, key.trigger_scheme, key, terms, null)
     scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
         return _ask(suspect, scheme, key, terms, null)
@@ -75,16 +80,22 @@ def examine(
 
 
 def _ask(
-    suspect: Suspect | Predict, scheme: TriggerScheme, key: Key, terms: Terms, null: str | None
-) -> Verdict:
-    """Judge what a suspect answers to a key's triggers."""
+    suspect: Suspect | Predict, scheme: TriggerScheme, key: Key | Openings, terms: Terms,
+    null: str | None,
+) -> Verdict:  # fmt: skip
+    """Judge what a suspect answers to a key's triggers, or to those that were opened."""
     about = _about(key, type(suspect).__name__)
-    evidence = scheme.extract(_predict(suspect, scheme), key)
+    predict = _predict(suspect, scheme)
+    if isinstance(key, Openings):
+        evidence = key.extract(predict, blind_choice=terms.blind_choice)
+    else:
+        evidence = scheme.extract(predict, key)
     if isinstance(suspect, Asked):
         about["suspect"] = dict(suspect.about())
     if not evidence.answered:
-        reason = f"the suspect gave no answer that could be read to any of {scheme.size} triggers"
-        return no_verdict(reason, bits=scheme.size, terms=terms, about=about, unit="triggers")
+        asked = evidence.readable
+        reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
+        return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
     chosen = _chosen(scheme, scheme.nulls(), null)
     return judge(evidence, chosen, tests=1, terms=terms, about=about)
 
@@ -100,7 +111,7 @@ def _predict(suspect: Suspect | Predict, scheme: TriggerScheme) -> Predict:
     )
 
 
-def _about(key: Key, name: str) -> dict[str, Any]:
+def _about(key: Key | Openings, name: str) -> dict[str, Any]:
     return {
         "scheme": key.scheme,
         "commitment": key.commitment,

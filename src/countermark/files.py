@@ -9,11 +9,16 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 @contextmanager
@@ -63,6 +68,39 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_regular(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes.
+
+    Raises:
+        ValueError: it is missing, no regular file or larger; says which, without its name.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from None
+    if len(content) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
+    return content
+
+
+def parse_as(model: type[_Model], content: bytes) -> _Model:
+    """A document that `parse_json` accepts, as a pydantic model.
+
+    Raises:
+        ValueError: it is none; names the first field that is unknown, missing or wrong.
+    """
+    parse_json(content)
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{where}: {first['msg']}") from None
 
 
 def parse_json(content: bytes, *, non_finite: bool = False) -> Any:

@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -152,12 +152,7 @@ def load_header(folder: Path) -> KeyHeader:
     """
     content = _read(folder, "key.json", _LARGEST_JSON)
     try:
-        files.parse_json(content)
-        header = KeyHeader.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise _no_header(folder, f"{where}: {first['msg']}") from None
+        header = files.parse_as(KeyHeader, content)
     except ValueError as error:
         raise _no_header(folder, str(error)) from None
     header.associated_data()

@@ -37,6 +37,22 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Disclosure:
+    """How many of a key's triggers were opened to whoever judges.
+
+    Attributes:
+        opened: k, how many were opened.
+        committed: n, of how many.
+        blind_choice: whether it was stated that they were chosen without knowledge of their
+            labels; else those that were not opened count as misses.
+    """
+
+    opened: int
+    committed: int
+    blind_choice: bool
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a key read out of a suspect.
 
@@ -51,6 +67,7 @@ class Evidence:
         reader: what is known of the reader, where it was learnt.
         choices: C, how many values each of them can have: 2 for bits, else the classes.
         unit: what they are.
+        disclosure: which part of the key this is about, where it was not the whole.
     """
 
     read: NDArray[np.integer[Any]] = field(repr=False)
@@ -61,11 +78,17 @@ class Evidence:
     reader: Reader | None = None
     choices: int = 2
     unit: Literal["bits", "triggers"] = "bits"
+    disclosure: Disclosure | None = None
 
     @property
     def bits(self) -> int:
         """T."""
         return len(self.expected)
+
+    @property
+    def readable(self) -> int:
+        """How many of the T could agree: those that were opened, where not all were."""
+        return self.bits if self.disclosure is None else self.disclosure.opened
 
     @property
     def answered(self) -> int:
@@ -147,7 +170,10 @@ class SecretLabels:
         return stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)
 
     def log10_floor(self, evidence: Evidence) -> float:
-        """T matches out of T: C^−T."""
+        """T matches out of T: C^−T. Fewer where not all triggers were opened."""
+        if evidence.readable < evidence.bits:
+            rate = 1 / evidence.choices
+            return stats.log10_binomial_tail(evidence.readable, evidence.bits, rate)
         return -evidence.bits * math.log10(evidence.choices)
 
 

@@ -16,6 +16,7 @@ from countermark import stats
 from countermark.errors import printable
 from countermark.nulls import (
     LEAST_SIBLINGS,
+    Disclosure,
     Evidence,
     Null,
     PermutedUnits,
@@ -54,6 +55,8 @@ class Verdict:
         loss: L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys.
         reader: what is known of a learnt reader: held-out unmarked `siblings`, the sibling
             `threshold`, `permuted` copies of the suspect, `false_reads` among them, `published`.
+        disclosure: how many of the key's triggers were `opened`, of how many `committed` ones, and
+            whether a `blind_choice` was stated; None where the whole key was there.
         assume_dated: the owner stated that the key is older than the suspect.
         suspect: name, digests and tensors of what was read.
         limits: what the verdict does not say, in plain words.
@@ -80,6 +83,7 @@ class Verdict:
     payload: bool | None = None
     loss: float | None = None
     reader: Reader | None = None
+    disclosure: Disclosure | None = None
     assume_dated: bool = False
     suspect: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
@@ -125,6 +129,9 @@ class Verdict:
                 lines.append(
                     f"  answered      {self.answered} of {self.bits}; the others are misses"
                 )
+        if self.disclosure is not None:
+            shown = self.disclosure
+            lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
         if self.reader is not None:
             lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
         lines += [f"  limit         {limit}" for limit in self.limits]
@@ -181,6 +188,25 @@ BURNT = (
     "they are evidence once"
 )
 
+OPENED_LATER = (
+    "p is about a model made without knowledge of the opened triggers: one made after they were "
+    "opened can be trained on them"
+)
+
+
+def _opened(shown: Disclosure) -> str:
+    """How many triggers were opened, and what that makes of p."""
+    if shown.opened == shown.committed:
+        return f"all {shown.committed} of the key's triggers were opened"
+    if shown.blind_choice:
+        what = (
+            "p is about these alone and holds only if whoever chose them did not know their "
+            "labels: the owner did not choose them, as the examiner states"
+        )
+    else:
+        what = "the others count as misses, so p holds whoever chose these"
+    return f"{shown.opened} of the key's {shown.committed} triggers were opened; {what}"
+
 
 INDEPENDENT_ONLY = (
     "log10 p is against models trained independently from other initial weights; against "
@@ -200,11 +226,14 @@ class Terms:
     Attributes:
         alpha: threshold against coincidence, after correction.
         assume_dated: the owner's own statement that the key is older than the suspect.
+        blind_choice: the examiner's own statement that whoever chose which triggers were opened did
+            not know their labels; of no effect with a whole key.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
     """
 
     alpha: float = ALPHA
     assume_dated: bool = False
+    blind_choice: bool = False
     allow_test_key: bool = False
 
     def __post_init__(self) -> None:
@@ -254,6 +283,7 @@ def judge(
         payload=evidence.payload,
         loss=evidence.cross_entropy if evidence.reader else None,
         reader=evidence.reader,
+        disclosure=evidence.disclosure,
         assume_dated=terms.assume_dated,
         suspect=about["suspect"],
         limits=_limits(evidence, null, outcome, terms, renamed),
@@ -295,8 +325,8 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
     if measured.least_log10_p > log10_alpha:
         return "no_verdict", (
-            "this key cannot prove anything here: even a perfect reading of its "
-            f"{measured.evidence.bits} {measured.evidence.unit} gives log10 p "
+            "this key cannot prove anything here: even a perfect reading of "
+            f"{_read_of(measured.evidence)} gives log10 p "
             f"{measured.least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
         )
     if measured.log10_p > log10_alpha:
@@ -315,6 +345,11 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
             "owner's own statement)"
         )
     return "owned", "the mark of this key is present"
+
+
+def _read_of(evidence: Evidence) -> str:
+    opened = "" if evidence.disclosure is None else " opened"
+    return f"its {evidence.readable}{opened} {evidence.unit}"
 
 
 def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
@@ -345,6 +380,8 @@ def _limits(
         limits.append(NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS)
     if evidence.unit == "triggers":
         limits.append(BURNT)
+    if evidence.disclosure is not None:
+        limits += [_opened(evidence.disclosure), OPENED_LATER]
     if renamed:
         limits.append(
             f"found by shape, not by name: {', '.join(renamed)}; p is corrected for every reading "

@@ -37,11 +37,12 @@ RANKS = {
     "steganalysis": 4,
     "loops": 5,
     "schemes": 5,
-    "attacks": 6,
-    "examine": 6,
-    "bench": 7,
-    "cli": 8,
-    "__main__": 9,
+    "openings": 6,
+    "attacks": 7,
+    "examine": 7,
+    "bench": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 # A module that is one with its neighbour although the two are no package.
 PART_OF = {"keyfile": "key"}
@@ -328,7 +329,7 @@ DIRECTION = [
         "message (rank 1) may not import stats",
     ),
     ("verdict.py", "from countermark.schemes.base import Scheme", 1, "may not import schemes"),
-    ("schemes/base.py", "from ..attacks import prune", 1, "may not import attacks (rank 6)"),
+    ("schemes/base.py", "from ..attacks import prune", 1, "may not import attacks (rank 7)"),
     ("schemes/base.py", "from ...countermark import cli", 1, "may not import cli"),
     ("attacks/prune.py", "from countermark import verdict", 1, "attacks may import only"),
     ("attacks/prune.py", "from countermark.key import Key", 1, "not key"),

@@ -203,7 +203,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Transcript.load(tmp_path / "pipe")
     monkeypatch.setattr("countermark.remote.transcript._LARGEST", 10)
     (tmp_path / "large").write_bytes(b" " * 11)
-    with pytest.raises(SuspectError, match="is too large: a transcript has at most 10 bytes"):
+    with pytest.raises(SuspectError, match="it has more than 10 bytes; expected a transcript"):
         Transcript.load(tmp_path / "large")
 
 

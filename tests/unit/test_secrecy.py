@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from keys import known_key, one_line
+from opened import images_of
 
 from countermark.errors import CountermarkError
 from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
+from countermark.key import Key, KeyMaterial, tensor_digest
+from countermark.openings import open_triggers
+from countermark.schemes.adi import Adi
 from countermark.schemes.uchida import Uchida
 from countermark.verdict import Terms
 
@@ -75,3 +78,26 @@ def test_fresh_material_is_drawn_from_the_system_and_never_repeats() -> None:
     assert not any(each.test_key for each in drawn)
     assert KeyMaterial.for_tests(1) == KeyMaterial.for_tests(1) != KeyMaterial.for_tests(2)
     assert KeyMaterial.for_tests(1).test_key
+
+
+def test_an_opening_holds_neither_the_secret_nor_what_was_not_opened() -> None:
+    material = KeyMaterial.fresh()
+    made = Adi(10, 40).generate_key(
+        {"triggers": images_of(40)}, owner="ACME Inc.", material=material
+    )
+    opened = open_triggers(made, [0, 3, 7])
+    said = opened.to_bytes() + repr(opened).encode() + repr(opened.check()).encode()
+    secrets = [
+        material.secret,
+        *(s for n, s in enumerate(material.salts(40)) if n not in (0, 3, 7)),
+    ]
+    for secret in secrets:
+        assert not any(trace in said for trace in traces(secret))
+    for index, image in enumerate(images_of(40)):
+        written = base64.b64encode(image.tobytes())
+        assert (written in said) == (index in (0, 3, 7))
+        assert image.tobytes() not in said
+        assert image.tobytes().hex().encode() not in said
+        digest = tensor_digest("trigger", image)
+        assert digest not in said
+        assert digest.hex().encode() not in said

@@ -87,6 +87,13 @@ def test_labels_are_uniform_over_all_classes(classes: int) -> None:
         assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
+def test_salts_do_not_follow_from_each_other() -> None:
+    """As far as a test can see: no two share bytes more often than chance lets them."""
+    drawn = np.frombuffer(b"".join(KeyMaterial.for_tests(1).salts(20_000)), dtype=np.uint8)
+    same = drawn.reshape(-1, 32)[1:] == drawn.reshape(-1, 32)[:-1]
+    assert scipy.stats.binomtest(int(same.sum()), same.size, 1 / 256).pvalue > 1e-3
+
+
 def test_one_changed_trigger_redraws_every_label() -> None:
     images = IMAGES.copy()
     images[0, 0, 0, 0] ^= 1

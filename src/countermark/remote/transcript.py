@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -139,8 +138,8 @@ class Transcript(_Strict):
             SuspectError: missing, too large, no transcript or of another version, or with a field
                 that is unknown, missing or wrong; says which.
         """
-        content = _read(Path(path))
         try:
+            content = files.read_regular(Path(path), _LARGEST)
             _refuse_other_versions(files.parse_json(content))
             return cls.model_validate_json(content)
         except ValidationError as error:
@@ -159,18 +158,3 @@ def _refuse_other_versions(document: Any) -> None:
         raise ValueError(
             f"it is of version {came[len(kind) + 1 :]!r}, this countermark reads {version}"
         )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SuspectError(f"{path} is not a regular file: expected a transcript")
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise SuspectError(
-            f"{path} cannot be read ({error.strerror}): expected a transcript"
-        ) from None
-    if len(content) > _LARGEST:
-        raise SuspectError(f"{path} is too large: a transcript has at most {_LARGEST:,} bytes")
-    return content

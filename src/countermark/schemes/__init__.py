@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from countermark.errors import ConfigError, named, printable
 from countermark.key import Key
@@ -34,6 +35,22 @@ def scheme_named(name: str) -> type[Scheme]:
     return named("scheme", name, SCHEMES)
 
 
+def scheme_from(name: str, fields: Mapping[str, Any]) -> Scheme:
+    """The scheme of that name, with the fields of a key.
+
+    Raises:
+        ConfigError: there is none, or the fields are not exactly those that it writes.
+    """
+    scheme = scheme_named(name).from_fields(fields)
+    for field, value in scheme.to_fields().items():
+        if field not in fields or fields[field] != value:
+            raise ConfigError(
+                f"the key's field {field!r} is {fields.get(field, 'missing')!r}, where "
+                f"{scheme.name} writes {value!r}: this library never made such a key"
+            )
+    return scheme
+
+
 def scheme_of(key: Key) -> Scheme:
     """The scheme that a key belongs to, with the key's fields.
 
@@ -41,13 +58,7 @@ def scheme_of(key: Key) -> Scheme:
         ConfigError: the key's fields are not exactly those of its scheme, or its bits do not fit
             what it reads: no such key was ever made. Or it reads with code that nobody trusted.
     """
-    scheme = scheme_named(key.scheme).from_fields(key.fields)
-    for name, value in scheme.to_fields().items():
-        if name not in key.fields or key.fields[name] != value:
-            raise ConfigError(
-                f"the key's field {name!r} is {key.fields.get(name, 'missing')!r}, where "
-                f"{scheme.name} writes {value!r}: this library never made such a key"
-            )
+    scheme = scheme_from(key.scheme, key.fields)
     if scheme.code not in (None, key.trusted):
         raise ConfigError(
             f"this key reads with code of its own, {printable(scheme.code, 200)}: if you trust it, "

@@ -1,0 +1,349 @@
+"""Triggers opened one by one: a third party checks them against the commitment, without the key.
+
+An opening of trigger i shows its salt, its image and its path to the root of the key's tree, and of
+all else in C0 the digests. Whoever holds it finds that image and salt were committed to at place i,
+and draws the label anew. Unopened triggers stay hidden behind their salts. `docs/format.md` has the
+file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+import numpy as np
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from countermark import files, merkle
+from countermark.answers import Images, Predict
+from countermark.errors import ConfigError, KeyFileError, printable
+from countermark.key import OPENINGS, Key, commit, commit_learnt, digests, tensor_digest
+from countermark.keyfile import Hex16, Hex32, Size
+from countermark.message import labels
+from countermark.nulls import Disclosure, Evidence
+from countermark.schemes import scheme_from, scheme_of
+from countermark.schemes.base import Scheme
+from countermark.schemes.black_box import TriggerScheme, leaf
+
+TYPE: Final = "countermark/openings/v1"
+_LARGEST = 64 << 20  # bytes of a file
+_MOST, _DEEPEST = 1 << 16, 16  # triggers of a key, and digests of a path in their tree
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trigger that was committed to.
+
+    Attributes:
+        index: its place among the key's triggers, from 0.
+        image: uint8 (C, H, W).
+        label: the class that salt and commitment drew for it.
+    """
+
+    index: int
+    image: Images = field(repr=False)
+    label: int
+
+
+class Context(_Strict):
+    """What C0 binds in plain (`Key.context`)."""
+
+    scheme: str
+    fields: dict[str, Any]
+    tensors: tuple[tuple[str, tuple[Size, ...]], ...]
+    test_key: bool
+
+
+class Shown(_Strict):
+    """One opened trigger, as the file has it.
+
+    Attributes:
+        index: its place among the key's triggers.
+        salt: 32 bytes, in hexadecimal.
+        image: the bytes of uint8 (C, H, W) in C order, in base64.
+        path: digests from its leaf to the root, lowest first, in hexadecimal.
+    """
+
+    index: Annotated[int, Field(ge=0, lt=_MOST)]
+    salt: Hex32
+    image: str
+    path: Annotated[tuple[Hex32, ...], Field(max_length=_DEEPEST)]
+
+    def pixels(self, shape: tuple[int, int, int]) -> Images:
+        """The image, uint8 (C, H, W).
+
+        Raises:
+            KeyFileError: it is no base64, or of another size.
+        """
+        try:
+            content = base64.b64decode(self.image, validate=True)
+        except ValueError:
+            content = b""
+        if base64.b64encode(content).decode() != self.image or len(content) != math.prod(shape):
+            raise KeyFileError(
+                f"the image of trigger {self.index} is not {list(shape)} bytes in base64: "
+                "ask the owner for another copy of the file"
+            )
+        return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+class Openings(_Strict):
+    """Some of a key's triggers, opened, and what is needed to check them. Made by `open_triggers`.
+
+    Attributes:
+        context: scheme, fields, tensors and test flag of the key.
+        owner: whose key it is.
+        nonce: the key's.
+        secret_sha256: SHA-256 of its secret.
+        root: of the tree of its triggers; all of these in hexadecimal.
+        frozen: the digests of its other frozen tensors, in the order of their names.
+        learnt: those of its learnt tensors, likewise; empty for every scheme there is today.
+        shape: of each image, (C, H, W).
+        opened: the triggers that are opened, in ascending order.
+    """
+
+    type: Literal["countermark/openings/v1"]
+    context: Context
+    owner: str
+    nonce: Hex16
+    secret_sha256: Hex32
+    root: Hex32
+    frozen: tuple[Hex32, ...]
+    learnt: tuple[Hex32, ...]
+    shape: tuple[Size, Size, Size]
+    opened: Annotated[tuple[Shown, ...], Field(min_length=1, max_length=_MOST, repr=False)]
+
+    # An opening does not say how the host is built.
+    model: ClassVar[str | None] = None
+    model_arguments: ClassVar[Mapping[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        indices = [each.index for each in self.opened]
+        if any(above <= below for below, above in itertools.pairwise(indices)):
+            raise ValueError("expected the triggers in ascending order, none of them twice")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        """Name of the key's scheme."""
+        return self.context.scheme
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """All fields of the scheme, as JSON values."""
+        return self.context.fields
+
+    @property
+    def test_key(self) -> bool:
+        """Whether the key's secret was derived from a number and proves nothing."""
+        return self.context.test_key
+
+    @cached_property
+    def c0(self) -> bytes:
+        """C0 of the key (32 bytes), as it follows from what is shown.
+
+        Raises:
+            ConfigError: a field that has no canonical JSON (RFC 8785).
+        """
+        root = np.frombuffer(bytes.fromhex(self.root), dtype=np.uint8)
+        return commit(
+            self.context.model_dump(),
+            [tensor_digest(OPENINGS, root), *map(bytes.fromhex, self.frozen)],
+            secret=bytes.fromhex(self.secret_sha256),
+            owner=self.owner,
+            nonce=bytes.fromhex(self.nonce),
+        )
+
+    @property
+    def commitment(self) -> str:
+        """The key's commitment, C1 where something was learnt, else C0; in hexadecimal."""
+        learnt = [bytes.fromhex(each) for each in self.learnt]
+        return (commit_learnt(self.c0, learnt) if learnt else self.c0).hex()
+
+    @cached_property
+    def trigger_scheme(self) -> TriggerScheme:
+        """The key's scheme, with its fields.
+
+        Raises:
+            ConfigError: there is no such scheme, its fields are others, or it has no triggers.
+        """
+        return _of_triggers(scheme_from(self.scheme, self.fields))
+
+    def check(self, commitment: str | None = None) -> list[Opened]:
+        """What was opened, once it is certain that it was committed to.
+
+        Args:
+            commitment: the key's, in hexadecimal, as it was published; None leaves it to the
+                caller to compare it with `commitment`.
+
+        Raises:
+            KeyFileError: another commitment, or a trigger that does not belong to this one.
+            ConfigError: scheme and fields that this library never wrote.
+        """
+        scheme = self.trigger_scheme
+        if commitment is not None and commitment.lower() != self.commitment:
+            raise KeyFileError(
+                f"these triggers belong to the commitment {self.commitment}, not to "
+                f"{printable(commitment, 80)}: ask the owner for those of the one you know"
+            )
+        images = [each.pixels(self.shape) for each in self.opened]
+        for shown, image in zip(self.opened, images, strict=True):
+            self._require_placed(shown, image, scheme.triggers)
+        salts = [bytes.fromhex(each.salt) for each in self.opened]
+        drawn = labels(salts, self.c0, scheme.classes).tolist()
+        return [
+            Opened(shown.index, image, label)
+            for shown, image, label in zip(self.opened, images, drawn, strict=True)
+        ]
+
+    def _require_placed(self, shown: Shown, image: Images, size: int) -> None:
+        """Raise `KeyFileError` unless a trigger's path leads from its leaf to the root."""
+        made = leaf(bytes.fromhex(shown.salt), image)
+        try:
+            path = [bytes.fromhex(each) for each in shown.path]
+            reached = merkle.root_of(made, shown.index, size, path).hex()
+        except ConfigError as error:
+            reached = str(error)
+        if reached != self.root:
+            raise KeyFileError(
+                f"trigger {shown.index} of {size} is not what was committed to: its image, salt, "
+                "place or path was changed, so it can prove nothing"
+            )
+
+    def extract(self, predict: Predict, *, blind_choice: bool = False) -> Evidence:
+        """Ask a suspect about the opened triggers, and about no other.
+
+        Those that were not opened count as misses: who knows the labels could open the triggers
+        that any model answers so, and with the others as misses that gains nothing.
+
+        Args:
+            predict: the suspect.
+            blind_choice: whoever chose them did not know their labels, so that the evidence may be
+                about the opened ones alone.
+
+        Raises:
+            KeyFileError, ConfigError: as `check`; or `predict` answers in another form.
+        """
+        opened, scheme = self.check(), self.trigger_scheme
+        images = np.stack([each.image for each in opened])
+        evidence = scheme.compare(predict, images, np.array([each.label for each in opened]))
+        evidence = replace(
+            evidence, disclosure=Disclosure(len(opened), scheme.triggers, blind_choice)
+        )
+        if blind_choice:
+            return evidence
+        hidden = scheme.triggers - len(opened)
+        return replace(
+            evidence,
+            read=np.pad(evidence.read, (0, hidden), constant_values=-1),
+            expected=np.pad(evidence.expected, (0, hidden)),
+        )
+
+    def to_bytes(self) -> bytes:
+        """The file: canonical JSON (RFC 8785) and a line end."""
+        return rfc8785.dumps(self.model_dump(mode="json")) + b"\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write a new file, whole or not at all.
+
+        Raises:
+            ConfigError: something already has that name, and is left untouched; or the file would
+                be larger than one that is read.
+        """
+        if os.path.lexists(path):
+            raise ConfigError(
+                f"{path} exists, and an opening is never written over anything: "
+                "choose another name or move it away"
+            )
+        content = self.to_bytes()
+        if len(content) > _LARGEST:
+            raise ConfigError(
+                f"{len(self.opened)} triggers are {len(content):,} bytes, an opening has at most "
+                f"{_LARGEST:,}: open them in several files"
+            )
+        files.write_bytes(Path(path), content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that anybody may have written; `check` says whether it is true.
+
+        Raises:
+            KeyFileError: missing, too large, no opening or of another version, or with a field
+                that is unknown, missing or wrong; says which.
+        """
+        try:
+            return files.parse_as(cls, files.read_regular(Path(path), _LARGEST))
+        except ValueError as error:
+            raise KeyFileError(
+                f"{path}: {printable(str(error), 200)}; expected a file of type {TYPE} "
+                "as `countermark key open` writes it"
+            ) from None
+
+
+def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
+    """Open some of a key's triggers for a third party. Whoever sees them can train them out.
+
+    Args:
+        key: a key of triggers.
+        indices: which, from 0, in any order; None for all of them.
+
+    Raises:
+        ConfigError: no key of triggers, or a damaged one; none, an unknown or a repeated index.
+    """
+    scheme = _of_triggers(scheme_of(key))
+    chosen = _chosen(range(scheme.triggers) if indices is None else indices, scheme.triggers)
+    triggers, salts = scheme.committed(key), key.material.salts(scheme.triggers)
+    leaves = [leaf(salt, image) for salt, image in zip(salts, triggers, strict=True)]
+    others = {name: each for name, each in key.frozen.items() if name != OPENINGS}
+    shown = [
+        Shown(
+            index=index,
+            salt=salts[index].hex(),
+            image=base64.b64encode(triggers[index].tobytes()).decode(),
+            path=tuple(each.hex() for each in path),
+        )
+        for index, path in zip(chosen, merkle.inclusions(leaves, chosen), strict=True)
+    ]
+    return Openings(
+        type=TYPE,
+        context=Context.model_validate_json(rfc8785.dumps(key.context)),
+        owner=key.owner,
+        nonce=key.material.nonce.hex(),
+        secret_sha256=hashlib.sha256(key.material.secret).hexdigest(),
+        root=key.frozen[OPENINGS].tobytes().hex(),
+        frozen=tuple(each.hex() for each in digests(others)),
+        learnt=tuple(each.hex() for each in digests(key.learnt)),
+        shape=triggers.shape[1:],
+        opened=tuple(shown),
+    )
+
+
+def _of_triggers(scheme: Scheme) -> TriggerScheme:
+    if not isinstance(scheme, TriggerScheme):
+        raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key of triggers")
+    return scheme
+
+
+def _chosen(indices: Sequence[int], size: int) -> list[int]:
+    """Indices in ascending order."""
+    chosen = sorted(set(indices))
+    if not chosen or len(chosen) < len(indices) or chosen[0] < 0 or chosen[-1] >= size:
+        raise ConfigError(
+            f"the triggers to open are {printable(str(list(indices)), 200)}: expected some of 0 to "
+            f"{size - 1}, each once"
+        )
+    return chosen
