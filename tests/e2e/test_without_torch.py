@@ -5,12 +5,15 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from cli_calls import Said, call, python
 
 import countermark
 from countermark.cli import app, main
+from countermark.key import KeyMaterial
+from countermark.schemes.adi import Adi
 
 BLOCKED = """
 import sys
@@ -95,6 +98,42 @@ except CountermarkError as error:
     said = python(reading, folder=here)
     needs = "asking a remote suspect needs an extra: pip install 'countermark[remote]'"
     assert said == Said(0, f"0 True\n{needs}\n", "")
+
+
+def test_opened_triggers_are_written_checked_and_judged_without_torch(here: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (100, 3, 4, 5), dtype=np.uint8)
+    material = KeyMaterial(bytes(range(32)), bytes(16))
+    made = Adi(10).generate_key({"triggers": images}, owner="ACME Inc.", material=material)
+    made.save("t.key")
+    asked = """
+import numpy as np
+from countermark.key import Key
+from countermark.remote import RemoteOptions, Transcript
+from countermark.remote.images import image_digest
+from countermark.remote.transcript import Entry
+key = Key.load("t.key")
+digest = "00" * 32
+entries = tuple(
+    Entry(image=image_digest(image), request=digest, answer=digest, status=200, attempts=1,
+          label=int(label), why=None)
+    for image, label in zip(key.frozen["triggers"], key.labels(100, 10))
+)
+Transcript(type="countermark/transcript/v1", url="https://h/", protocol="mlflow", started="",
+           options=RemoteOptions("mlflow").public(), entries=entries).save("asked.json")
+"""
+    assert python(asked, folder=here) == Said(0, "", "")
+    for line in (
+        "key open t.key --triggers all --out opened.json",
+        f"key check-opening opened.json --commitment {made.commitment} --out pictures",
+        "verify asked.json --replay --opened opened.json --json",
+        "verify asked.json --replay --opened opened.json --blind-choice",
+    ):
+        said = blocked(*line.split())
+        assert said.code == 0, said
+        for written in ("opened.json", "pictures"):
+            if written in line.split()[-1]:
+                Path(written).rename(f"before-{written}")
+        assert call(*line.split()) == said
 
 
 def test_importing_countermark_loads_nothing_heavy(here: Path) -> None:

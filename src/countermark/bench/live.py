@@ -12,14 +12,18 @@ from countermark.bench.embed import load_into
 from countermark.bench.models import build
 from countermark.errors import ConfigError, printable
 from countermark.key import Key
+from countermark.openings import Openings
 
 
-def asked(path: Path, key: Key, model: str | None, arguments: Mapping[str, Any]) -> Asked:
+def asked(
+    path: Path, key: Key | Openings, model: str | None, arguments: Mapping[str, Any]
+) -> Asked:
     """A weight file as a suspect that is asked.
 
     Args:
         path: the suspect's file.
-        key: a key of triggers; says how the host takes images, and by default what it is.
+        key: a key of triggers, or some of one; says how the host takes images, and by default what
+            it is, which opened triggers never do.
         model: what the file is the weights of, where it is not the key's own host.
         arguments: of that model.
 

@@ -21,7 +21,6 @@ ModelArguments = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="K=V", help="An argument of the model; repeatable."),
 ]
-KeyFolder = Annotated[Path, typer.Option("--key", metavar="DIR", help="The key folder.")]
 
 
 def show_result(value: Mapping[str, Any], as_json: bool, text: str) -> None:

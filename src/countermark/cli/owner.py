@@ -1,4 +1,4 @@
-"""The commands of owners and auditors: demo, embed, verify, schemes, key show."""
+"""The commands of owners and auditors: demo, embed, verify, schemes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from countermark.cli.key import Commitment, key_or_openings
 from countermark.cli.options import (
     AsJson,
-    KeyFolder,
     ModelArguments,
     Settings,
     new_passphrase,
     pairs,
-    passphrase_of,
     show_result,
 )
 from countermark.cli.suspect import Asking, suspect_of
-from countermark.errors import ConfigError, printable
+from countermark.errors import ConfigError
 
 app = typer.Typer(
     name="countermark",
@@ -30,8 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-key_app = typer.Typer(help="Look at keys.", rich_markup_mode=None, no_args_is_help=True)
-app.add_typer(key_app, name="key")
 
 
 @app.command()
@@ -150,7 +147,22 @@ def verify(
             help=".safetensors or torch file; or a prediction service, for a key of triggers.",
         ),
     ],
-    key: KeyFolder,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="DIR", help="The key folder.")
+    ] = None,
+    opened: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="In place of a key, triggers that `key open` wrote."),
+    ] = None,
+    commitment: Commitment = None,
+    blind_choice: Annotated[
+        bool,
+        typer.Option(
+            "--blind-choice",
+            help="You state that whoever chose the opened triggers did not know their labels; "
+            "recorded. Else the others count as misses.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -203,6 +215,7 @@ def verify(
     """Say whether a key's mark is in a suspect, and how probable a false accusation is.
 
     A key of triggers asks a live model: one that is built and filled from the file, or a service.
+    With --opened it is asked about some of its triggers, and the key is not needed.
 
     Exits 0 when the mark is present, 1 when it is not proven, 3 when this key cannot tell, 2 when
     something stopped the answer.
@@ -212,19 +225,20 @@ def verify(
         countermark verify m.safetensors --key acme.key
         countermark verify other.safetensors --key acme.key --json  # exit 1
     """
-    from countermark.examine import verify as judge_suspect
-    from countermark.key import Key
+    from countermark.examine import examine
+    from countermark.verdict import Terms
 
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
-    loaded = Key.load(key, passphrase_of(key)).trusting(reader)
+    if blind_choice and opened is None:
+        raise ConfigError("--blind-choice is for --opened: a key has all of its triggers")
+    loaded = key_or_openings(key, opened, commitment, reader)
     asked = Asking(
         pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, replay=replay
     )
     with suspect_of(suspect, loaded, asked) as found:
-        verdict = judge_suspect(
-            found, loaded, alpha=alpha, assume_dated=assume_dated, null=null, digest=digest
-        )
+        terms = Terms(alpha, assume_dated, blind_choice)
+        verdict = examine(found, loaded, terms, null=null, digest=digest)
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
 
@@ -251,26 +265,6 @@ def schemes(
     lines = [f"{field}: {value}" for field, value in about.items() if field != "fields"]
     lines += ["fields:", *(f"  {each} = {default}" for each, default in about["fields"].items())]
     show_result(about, as_json, "\n".join(lines))
-    return 0
-
-
-@key_app.command()
-def show(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
-    as_json: AsJson = False,
-) -> int:
-    """Show what is public of a key: scheme, fields, commitment. Never the secret.
-
-    \b
-    Example:
-        countermark key show acme.key
-    """
-    from countermark.keyfile import load_header
-
-    header = load_header(folder).model_dump(mode="json")
-    show_result(
-        header, as_json, "\n".join(printable(f"{name}: {value}") for name, value in header.items())
-    )
     return 0
 
 

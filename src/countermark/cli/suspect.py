@@ -13,6 +13,7 @@ from countermark.errors import ConfigError
 if TYPE_CHECKING:
     from countermark.answers import Asked, Predict
     from countermark.key import Key
+    from countermark.openings import Openings
     from countermark.remote import RemoteOptions
     from countermark.weights import Suspect
 
@@ -36,17 +37,18 @@ class Asking:
 
 
 @contextmanager
-def suspect_of(suspect: str, key: Key, asking: Asking) -> Iterator[Suspect | Predict]:
+def suspect_of(suspect: str, key: Key | Openings, asking: Asking) -> Iterator[Suspect | Predict]:
     """The suspect as `verify` takes it; what was asked is written however the block is left.
 
     Raises:
         ConfigError: options that do not go with this key or suspect.
     """
+    from countermark.key import Key
     from countermark.schemes import scheme_of
     from countermark.schemes.black_box import TriggerScheme
 
     remote = suspect.startswith(("http://", "https://"))
-    if not isinstance(scheme_of(key), TriggerScheme):
+    if isinstance(key, Key) and not isinstance(scheme_of(key), TriggerScheme):
         if remote or asking != Asking({}, None, {}, None, replay=False):
             raise ConfigError(
                 f"a key of {key.scheme} reads weights: expected a weight file, without --model, "
@@ -76,7 +78,7 @@ def _recorded(path: Path) -> Asked:
 
 
 @contextmanager
-def _service(url: str, key: Key, asking: Asking) -> Iterator[Asked]:
+def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Asked]:
     from countermark.answers import Asked
     from countermark.remote import connect
 
@@ -93,7 +95,7 @@ def _service(url: str, key: Key, asking: Asking) -> Iterator[Asked]:
                 endpoint.transcript.save(asking.transcript)
 
 
-def _options(given: Mapping[str, Any], key: Key) -> RemoteOptions:
+def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
     from dataclasses import fields
 
     from countermark.errors import nearest

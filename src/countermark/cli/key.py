@@ -1,0 +1,187 @@
+"""The commands about keys: show what is public of one, open some of its triggers, check those."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from countermark.cli.options import AsJson, passphrase_of, show_result
+from countermark.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from countermark.answers import Images
+    from countermark.key import Key
+    from countermark.openings import Openings
+
+key_app = typer.Typer(help="Look at keys.", rich_markup_mode=None, no_args_is_help=True)
+
+Commitment = Annotated[
+    str | None,
+    typer.Option(metavar="HEX", help="The commitment that opened triggers must belong to."),
+]
+
+
+@key_app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
+    as_json: AsJson = False,
+) -> int:
+    """Show what is public of a key: scheme, fields, commitment. Never the secret.
+
+    \b
+    Example:
+        countermark key show acme.key
+    """
+    from countermark.keyfile import load_header
+
+    header = load_header(folder).model_dump(mode="json")
+    show_result(
+        header, as_json, "\n".join(printable(f"{name}: {value}") for name, value in header.items())
+    )
+    return 0
+
+
+@key_app.command("open")
+def open_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
+    triggers: Annotated[
+        str, typer.Option(metavar="N,N,…|all", help="Which triggers, counted from 0.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+    as_json: AsJson = False,
+) -> int:
+    """Open some triggers of a key for somebody who must not see the others.
+
+    He can check with `key check-opening` that they were committed to and that nobody chose their
+    labels, and with `verify --opened` what a suspect answers. Let him say which ones, by number:
+    you know the labels, so a choice of yours proves less.
+
+    \b
+    Example:
+        countermark embed --scheme adi --model mlp --data digits --owner "ACME Inc." --epochs 8 \\
+            --out triggers.safetensors --key triggers.key
+        countermark key open triggers.key --triggers 0,3,7 --out opened.json
+    """
+    from countermark.key import Key
+    from countermark.openings import open_triggers
+
+    key = Key.load(folder, passphrase_of(folder))
+    opened = open_triggers(key, _indices(triggers))
+    opened.save(out)
+    count = len(opened.opened)
+    warnings.warn(
+        f"whoever sees these {count} triggers can train them out: give {out} to nobody who need "
+        "not have it, and count on them no more",
+        stacklevel=1,
+    )
+    about = {
+        "opened": str(out), "triggers": [each.index for each in opened.opened],
+        "committed": opened.trigger_scheme.triggers, "commitment": opened.commitment,
+    }  # fmt: skip
+    text = f"{out}: {count} of {about['committed']} triggers, commitment {opened.commitment}"
+    show_result(about, as_json, text)
+    return 0
+
+
+@key_app.command("check-opening")
+def check_opening(
+    opened: Annotated[Path, typer.Argument(metavar="FILE", help="As `key open` writes it.")],
+    commitment: Commitment = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the images there as PNG; must not exist."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check that opened triggers were committed to, and print their labels.
+
+    Exits 0 when they were, 3 when they are of a test key, which proves nothing, 2 when they were
+    not or something else stopped the answer.
+
+    \b
+    Example:
+        countermark key check-opening opened.json --out pictures
+        countermark verify triggers.safetensors --model mlp --opened opened.json  # exit 3
+    """
+    from countermark.files import write_folder
+    from countermark.openings import Openings
+
+    if out and os.path.lexists(out):
+        raise ConfigError(f"{out} exists: choose another name or move it away")
+    loaded = Openings.load(opened)
+    found = loaded.check(commitment)
+    if out:
+        names = [f"trigger-{each.index:05}-class-{each.label}.png" for each in found]
+        pictures = [_png(each.image) for each in found]
+        write_folder(out, dict(zip(names, pictures, strict=True)))
+    about = {
+        "commitment": loaded.commitment, "owner": loaded.owner, "scheme": loaded.scheme,
+        "test_key": loaded.test_key, "committed": loaded.trigger_scheme.triggers,
+        "opened": [{"index": each.index, "label": each.label} for each in found],
+    }  # fmt: skip
+    lines = [
+        f"commitment {loaded.commitment}" + ("" if commitment else ": is it the one you know?"),
+        f"owner {loaded.owner}, {len(found)} of {about['committed']} triggers of {loaded.scheme}",
+        *(f"trigger {each.index}: class {each.label}" for each in found),
+    ]
+    if loaded.test_key:
+        lines.append("this is a test key: anybody can make it again, so it proves nothing")
+    show_result(about, as_json, "\n".join(map(printable, lines)))
+    return 3 if loaded.test_key else 0
+
+
+def key_or_openings(
+    key: Path | None, opened: Path | None, commitment: str | None, reader: str | None
+) -> Key | Openings:
+    """What `verify` judges by: a key folder, or triggers that were opened of one.
+
+    Raises:
+        ConfigError: both or neither, or an option that goes with the other.
+    """
+    from countermark.key import Key
+    from countermark.openings import Openings
+
+    if (key is None) == (opened is None):
+        raise ConfigError("verify needs a key: give --key DIR, or --opened FILE with some of one")
+    if key is not None:
+        if commitment is not None:
+            raise ConfigError("--commitment is for --opened: a key folder has its own")
+        return Key.load(key, passphrase_of(key)).trusting(reader)
+    if opened is None or reader is not None:
+        raise ConfigError("--reader is for --key: opened triggers run no code")
+    loaded = Openings.load(opened)
+    loaded.check(commitment)
+    return loaded
+
+
+def _indices(given: str) -> list[int] | None:
+    """The triggers that N,N,… names; None for all."""
+    if given == "all":
+        return None
+    try:
+        return [int(each) for each in given.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--triggers is {printable(given, 80)}: expected numbers such as 0,3,7, or all"
+        ) from None
+
+
+def _png(image: Images) -> bytes:
+    """An image (C, H, W) as a PNG file (ISO/IEC 15948): what looks at keys needs no extra.
+
+    In colours with three channels; otherwise grey, the channels below each other.
+    """
+    colours, width = 3 if len(image) == 3 else 1, image.shape[2]
+    rows = (image.transpose(1, 2, 0) if colours == 3 else image).reshape(-1, width * colours)
+    about = struct.pack(">IIBBBBB", width, len(rows), 8, 2 if colours == 3 else 0, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", about), (b"IDAT", content), (b"IEND", b""))
+    )
