@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark import stats
+from countermark.xof import Stream
+
+_MOST_TRIED = 10  # classes: 9! maps take half a second, 10! would take ten times as long
+_MAPS = 10_000  # random maps at a time
 
 LEAST_SIBLINGS = 2
 """Fewer have no spread, and set no sibling threshold."""
@@ -175,6 +180,71 @@ class SecretLabels:
             rate = 1 / evidence.choices
             return stats.log10_binomial_tail(evidence.readable, evidence.bits, rate)
         return -evidence.bits * math.log10(evidence.choices)
+
+
+@dataclass(frozen=True)
+class SecretClassMap:
+    """Fresh triggers are answered by the key's map of the classes: ranked among all such maps.
+
+    A map is one cycle through all C classes, so that none stays what it is; the key's own is keyed
+    random and any of the (C − 1)! alike. p is the share of them by which at least as many triggers
+    are answered: all of them up to 10 classes, else (1 + exceedances) / (draws + 1) of random ones.
+    Exact for every suspect that does not depend on the key's secret, whatever it answers, as long
+    as the covers were chosen without looking at the answers.
+
+    Attributes:
+        classes: the covers' own classes (T,).
+        stream: draws random maps where there are too many to try.
+        draws: how many of them.
+    """
+
+    name: ClassVar[str] = "secret_class_map"
+    says: ClassVar[str] = (
+        "a model made without this key's secret answers fresh triggers by the key's map of the "
+        "classes no more often than by any other map that is one cycle through all classes"
+    )
+
+    classes: NDArray[np.int64] = field(repr=False)
+    stream: Stream = field(repr=False)
+    draws: int = 999_999
+
+    def log10_p(self, evidence: Evidence) -> float:
+        """The rank of the key's map, ties counted against it."""
+        count = evidence.choices
+        answers = np.zeros((count, count), dtype=np.int64)  # how often class c is answered a
+        readable = (evidence.read >= 0) & (evidence.read < count)
+        np.add.at(answers, (self.classes[readable], evidence.read[readable]), 1)
+        total = reached = 0
+        for maps in self._maps(count):
+            matched = answers[np.arange(count), maps].sum(axis=1)
+            reached += int(np.count_nonzero(matched >= evidence.matched))
+            total += len(maps)
+        if count <= _MOST_TRIED:  # the key's own map is among them
+            return math.log10(reached / total)
+        return stats.empirical_log10_p(reached, total)
+
+    def log10_floor(self, evidence: Evidence) -> float:
+        """1 / (C − 1)!, or what the draws can tell."""
+        if evidence.choices <= _MOST_TRIED:
+            return 0.0 - math.lgamma(evidence.choices) / math.log(10)
+        return stats.empirical_log10_floor(self.draws)
+
+    def _maps(self, count: int) -> Iterator[NDArray[np.int64]]:
+        """Maps (m, C), in parts."""
+        if count <= _MOST_TRIED:
+            others = np.array(list(itertools.permutations(range(1, count))), dtype=np.int64)
+            yield _cycles(np.insert(others, 0, 0, axis=1))
+            return
+        for first in range(0, self.draws, _MAPS):
+            size = min(_MAPS, self.draws - first)
+            yield _cycles(np.stack([self.stream.permutation(count) for _ in range(size)]))
+
+
+def _cycles(orders: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Orders (m, C) of the classes as maps (m, C): each goes to the one before it."""
+    maps = np.empty_like(orders)
+    np.put_along_axis(maps, orders, np.roll(orders, 1, axis=1), axis=1)
+    return maps
 
 
 @dataclass(frozen=True)
