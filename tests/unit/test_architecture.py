@@ -23,6 +23,7 @@ RANKS = {
     "answers": 1,
     "errors": 0,
     "files": 0,
+    "pictures": 0,
     "progress": 0,
     "xof": 0,
     "merkle": 1,

@@ -9,29 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.errors import CountermarkError, DataError, MissingExtraError
+from countermark.pictures import Pixels, decoded
 from countermark.progress import progress
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 BUNDLED = "digits"
-MAX_PIXELS = 64_000_000  # of one picture; a few kB of PNG can claim far more
 BATCH = 1000  # rows decoded between two looks at the clock
 
-# Formats that PIL decodes by itself; others (EPS) would start a program.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-GREY = ("1", "L", "LA")
-COLOUR = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
-
-Pixels: TypeAlias = NDArray[np.uint8]  # one picture (C, H, W)
 Split: TypeAlias = tuple[list[Pixels], list[int]]
 Row: TypeAlias = tuple[Mapping[str, Any] | None, object]
 Batch: TypeAlias = Mapping[str, list[Any]]
@@ -222,29 +212,13 @@ def _decoded(where: str, rows: Iterable[Row], classes: int) -> Split:
 
 def _picture(here: str, cell: Mapping[str, Any] | None) -> Pixels:
     """The picture in a cell of an undecoded image column, uint8 (C, H, W) with C = 1 or 3."""
-    import PIL.Image
-
     path, data = (cell["path"], cell["bytes"]) if cell else (None, b"")
     try:
-        source = str(path) if data is None else io.BytesIO(data)
-        with PIL.Image.open(source, formats=FORMATS) as image:
-            return _pixels(image)
+        return decoded(str(path) if data is None else io.BytesIO(data))
     except Exception as error:  # PIL's decoders raise whatever their format trips over
         named = f" ({path})" if path else ""
         message = f"{here}{named}: expected a picture, got: {_line(error)}"
         raise DataError(f"{message}; remove or repair it") from error
-
-
-def _pixels(image: Image) -> Pixels:
-    width, height = image.size
-    # Opening reads the header only: the claim is refused before memory is asked for.
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS:,}")
-    if image.mode in GREY:
-        return np.asarray(image.convert("L"))[None]  # (1, H, W)
-    if image.mode not in COLOUR:
-        raise ValueError(f"pixel mode {image.mode!r}, not 8 bits of grey or colour")
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # (3, H, W)
 
 
 def _label(here: str, label: object, classes: int) -> int:
