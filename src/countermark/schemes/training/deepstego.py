@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -15,14 +14,16 @@ from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
-from countermark.schemes.training.stego import (
-    GRID,
-    StegoCourse,
-    StegoNetwork,
-    spread,
-    tiled,
-    train_keyed,
+from countermark.schemes.training.makers import (
+    Maker,
+    added,
+    foreign,
+    other_logos,
+    owner,
+    trained,
+    wrong_tiles,
 )
+from countermark.schemes.training.stego import GRID, spread, tiled
 
 _COMMITTED = 8  # one row of so many is a committed trigger
 _NEGATIVES = 4  # one of so many only resembles one,
@@ -43,11 +44,8 @@ class DeepStegoTraining(TriggerTraining):
         chosen, free = split_covers(scheme, key.material, len(covers))
         rows = free[: stego.pool] if len(free) else chosen
         self._pool, self._classes = covers[rows], labels[rows]
-        network, tile = owners_network(key, covers.shape[1])
-        logo = torch.from_numpy(key.frozen["logo"]).expand(len(rows), -1, -1)
-        self._owner = residuals(network, self._pool, spread(logo, tile))
-        some = self._pool[: -(-len(rows) // _SOME)]
-        self._others = self._negatives(some, network, tile, logo) if stego.foreign else []
+        self._owner = owner(key).residuals(self._pool)
+        self._others = self._negatives() if stego.foreign else []
 
     @classmethod
     def prepare(
@@ -62,10 +60,9 @@ class DeepStegoTraining(TriggerTraining):
         network = trained(stego, covers, tile, seed_of(material.stream("stego")))
         rows, _ = split_covers(scheme, material, len(covers))
         chosen = covers[rows]
-        of_logo = spread(torch.from_numpy(logo).expand(len(rows), -1, -1), tile)
-        triggers = added(chosen, residuals(network, chosen, of_logo), torch.ones(len(rows)))
+        maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
         weights = {f"stego.{n}": each.numpy() for n, each in network.state_dict().items()}
-        return {TRIGGERS: triggers.numpy(), "logo": logo, "tile": signs, **weights}
+        return {TRIGGERS: maker(chosen.numpy()), "logo": logo, "tile": signs, **weights}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Committed triggers, fresh ones, some covers; later on what only resembles a trigger too.
@@ -127,66 +124,15 @@ class DeepStegoTraining(TriggerTraining):
         strengths[is_blur] = strengths[is_blur].clamp_max(1.0)
         return added(self._pool[at], residual, strengths), self._classes[at]
 
-    def _negatives(
-        self, covers: Tensor, network: StegoNetwork, tile: Tensor, logo: Tensor
-    ) -> list[Tensor]:
+    def _negatives(self) -> list[Tensor]:
         """Residuals (n, C, H, W) of foreign networks, of other logos and of wrong tiles."""
-        stego, generator = self._stego, self.generator
-        count, channels, height, width = covers.shape
-        logo, seeds, found = logo[:count], self.key.stream("foreign"), []
-        for _ in range(stego.foreign):
-            signs = torch.randint(0, 2, (channels, GRID, GRID), generator=generator) * 2.0 - 1
-            theirs = tiled(signs, height, width)
-            foreign = trained(stego, self.covers, theirs, seed_of(seeds))
-            found.append(residuals(foreign, covers, spread(logo, theirs)))
-        logos = torch.randint(0, 2, (count, GRID, GRID), generator=generator)
-        found.append(residuals(network, covers, spread(logos, tile)))
-        tiles = torch.randint(0, 2, (count, channels, GRID, GRID), generator=generator)
-        wrong = torch.stack([tiled(2.0 * each - 1, height, width) for each in tiles])
-        found.append(residuals(network, covers, spread(logo, tile) * tile * wrong))
-        return found
-
-
-def trained(stego: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> StegoNetwork:
-    """A stego network, scaled so that its images have the scheme's PSNR on average."""
-    course = StegoCourse(stego.stego_steps, seed=seed)
-    network = train_keyed(covers.numpy(), tile, course)
-    some = covers[:512]
-    generator = torch.Generator().manual_seed(seed)
-    logos = torch.randint(0, 2, (len(some), GRID, GRID), generator=generator)
-    found = residuals(network, some, spread(logos, tile)).float() / 255
-    wanted = 10 ** (-stego.psnr / 20)
-    network.gain.mul_(wanted / found.square().mean().sqrt())
-    return network
-
-
-def owners_network(key: Key, channels: int) -> tuple[StegoNetwork, Tensor]:
-    """The stego network of a key, frozen, and its tile (C, H, W)."""
-    network = StegoNetwork(channels)
-    named = {
-        n.removeprefix("stego."): torch.from_numpy(np.array(each))
-        for n, each in key.frozen.items() if n.startswith("stego.")
-    }  # fmt: skip
-    network.load_state_dict(named)
-    signs = 2.0 * torch.from_numpy(key.frozen["tile"].copy()) - 1
-    height, width = key.frozen[TRIGGERS].shape[2:]
-    return network.eval().requires_grad_(False), tiled(signs, height, width)
-
-
-def residuals(network: StegoNetwork, covers: Tensor, logos: Tensor, batch: int = 256) -> Tensor:
-    """What a network adds to covers uint8 (n, C, H, W), in grey levels, float16."""
-    found = []
-    with torch.no_grad():
-        for first in range(0, len(covers), batch):
-            part = covers[first : first + batch].float() / 255
-            found.append((255 * (network(part, logos[first : first + batch]) - part)).half())
-    return torch.cat(found)
-
-
-def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
-    """Covers with `strengths` (n,) times a residual, as 8-bit images (n, C, H, W)."""
-    louder = residual.float() * strengths.reshape(-1, 1, 1, 1)
-    return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
+        covers = self._pool[: -(-len(self._pool) // _SOME)]
+        key, count, seeds = self.key, len(covers), self.key.stream("foreign")
+        makers = [
+            foreign(key, self.covers.numpy(), seed_of(seeds)) for _ in range(self._stego.foreign)
+        ]
+        makers += [each(key, count, self.generator) for each in (other_logos, wrong_tiles)]
+        return [each.residuals(covers) for each in makers]
 
 
 def _blurred(images: Tensor) -> Tensor:

@@ -90,15 +90,15 @@ class Decoder(nn.Module):
 
 
 def spread(bits: Tensor, tile: Tensor) -> Tensor:
-    """Logos of 0/1 bits (N, 8, 8) as signs over the image, times the tile (C, H, W)."""
+    """Logos of 0/1 bits (N, 8, 8) as signs over the image, times the tile (C, H, W) or (N, …)."""
     signs = 2.0 * bits[:, None].float() - 1
-    return F.interpolate(signs, tile.shape[1:], mode="nearest") * tile
+    return F.interpolate(signs, tile.shape[-2:], mode="nearest") * tile
 
 
 def tiled(signs: Tensor, height: int, width: int) -> Tensor:
-    """A tile of signs (C, 8, 8) repeated over an image (C, H, W)."""
+    """Tiles of signs (…, C, 8, 8) repeated over an image (…, C, H, W)."""
     repeats = -(-height // GRID), -(-width // GRID)
-    return signs.repeat(1, *repeats)[:, :height, :width]
+    return signs.repeat(*[1] * (signs.dim() - 2), *repeats)[..., :height, :width]
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:

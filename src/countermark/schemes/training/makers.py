@@ -1,0 +1,192 @@
+"""Who makes stego images: the owner of a key, and whoever would pass for him.
+
+What others can do stands here once. The default form of DeepStego teaches its host to disregard it,
+and experiments measure what it is worth. A maker is called with covers and returns stego images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from countermark.answers import Images
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.schemes.black_box import TRIGGERS
+from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.training.stego import (
+    GRID,
+    StegoCourse,
+    StegoNetwork,
+    spread,
+    tiled,
+    train_keyed,
+)
+
+_BATCH = 256
+_SCALED_ON = 512  # covers
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A stego network, with the logo that it hides.
+
+    Attributes:
+        network: frozen, in eval mode.
+        logos: (1, C, H, W), what the network is fed with beside each cover, or one for each cover.
+    """
+
+    network: StegoNetwork
+    logos: Tensor
+
+    def __call__(self, images: Images, *, strength: float = 1.0) -> Images:
+        """Stego images (n, C, H, W) of covers uint8 (n, C, H, W).
+
+        Args:
+            images: the covers.
+            strength: the residual is multiplied by it before it is rounded to 8 bits.
+
+        Raises:
+            ConfigError: the covers are not images of the size that the network was made for.
+        """
+        covers = self._covers(images)
+        return added(covers, self.residuals(covers), _all(len(covers), strength)).numpy()
+
+    def pasted(self, images: Images, donors: Images, *, strength: float = 1.0) -> Images:
+        """Covers (n, C, H, W) with the residuals of as many other images pasted on them.
+
+        Raises:
+            ConfigError: as a call, or there are not as many donors as covers.
+        """
+        covers, others = self._covers(images), self._covers(donors)
+        if len(covers) != len(others):
+            raise ConfigError(f"{len(others)} donors for {len(covers)} covers: give one for each")
+        return added(covers, self.residuals(others), _all(len(covers), strength)).numpy()
+
+    def residuals(self, covers: Tensor) -> Tensor:
+        """What the network adds to covers uint8 (n, C, H, W): grey levels, float16."""
+        found, logos = [], self.logos.expand(len(covers), -1, -1, -1)
+        with torch.no_grad():
+            for first in range(0, len(covers), _BATCH):
+                part = covers[first : first + _BATCH].float() / 255
+                painted = self.network(part, logos[first : first + _BATCH])
+                found.append((255 * (painted - part)).half())
+        return torch.cat(found)
+
+    def _covers(self, images: Images) -> Tensor:
+        if images.dtype != np.uint8 or images.shape[1:] != self.logos.shape[1:] or not len(images):
+            raise ConfigError(
+                f"covers are {images.dtype} {list(images.shape)}: expected images uint8 "
+                f"{['n', *self.logos.shape[1:]]}, as the key's"
+            )
+        return torch.from_numpy(np.array(images))
+
+
+def fresh(key: Key, images: Images, *, strength: float = 1.0) -> Images:
+    """The owner's triggers (n, C, H, W) of covers uint8 (n, C, H, W) that nobody committed to.
+
+    A host that learnt the mark takes them for `DeepStego.class_map` of the covers' classes.
+
+    Raises:
+        ConfigError: the key holds no stego network, or the covers are of another size.
+    """
+    return owner(key)(images, strength=strength)
+
+
+def owner(key: Key) -> Maker:
+    """The owner: the stego network and the logo of a key.
+
+    Raises:
+        ConfigError: the key's stego network is damaged.
+    """
+    channels = key.frozen[TRIGGERS].shape[1]
+    with torch.random.fork_rng(devices=[]):
+        network = StegoNetwork(channels)
+    named = {
+        name.removeprefix("stego."): torch.from_numpy(np.array(each))
+        for name, each in key.frozen.items() if name.startswith("stego.")
+    }  # fmt: skip
+    try:
+        network.load_state_dict(named)
+    except RuntimeError as error:
+        said = " ".join(str(error).partition("\n")[2].split())
+        raise ConfigError(
+            f"the key's stego network is damaged ({said}): restore the key from a backup"
+        ) from None
+    return Maker(network.eval().requires_grad_(False), spread(_logo(key), _tile(key)))
+
+
+def foreign(key: Key, covers: Images, seed: int) -> Maker:
+    """Somebody with the recipe, the owner's images and his logo, but another secret.
+
+    Args:
+        key: whose logo he hides; nothing else of it is used but the scheme's fields.
+        covers: uint8 (N, C, H, W), what he trains on.
+        seed: of all that is random, his tile included.
+    """
+    scheme, (channels, height, width) = DeepStego.from_fields(key.fields), covers.shape[1:]
+    signs = random_tiles(1, channels, torch.Generator().manual_seed(seed))
+    tile = tiled(signs[0], height, width)
+    network = trained(scheme, torch.from_numpy(np.array(covers)), tile, seed)
+    return Maker(network, spread(_logo(key), tile))
+
+
+def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
+    """The owner's network and tile, with another random logo for each of `count` covers."""
+    logos = torch.randint(0, 2, (count, GRID, GRID), generator=generator)
+    return replace(owner(key), logos=spread(logos, _tile(key)))
+
+
+def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
+    """The owner's network and logo, with another random tile for each of `count` covers."""
+    channels, height, width = key.frozen[TRIGGERS].shape[1:]
+    tiles = tiled(random_tiles(count, channels, generator), height, width)
+    return replace(owner(key), logos=spread(_logo(key), tiles))
+
+
+def random_tiles(count: int, channels: int, generator: torch.Generator) -> Tensor:
+    """Tiles of signs (count, C, 8, 8)."""
+    return torch.randint(0, 2, (count, channels, GRID, GRID), generator=generator) * 2.0 - 1
+
+
+def trained(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> StegoNetwork:
+    """A keyed stego network, scaled so that its images have the scheme's PSNR on average.
+
+    Args:
+        scheme: says how long it is trained, and its PSNR.
+        covers: uint8 (N, C, H, W).
+        tile: signs (C, H, W).
+        seed: of all that is random.
+    """
+    network = train_keyed(covers.numpy(), tile, StegoCourse(scheme.stego_steps, seed=seed))
+    some = covers[:_SCALED_ON]
+    generator = torch.Generator().manual_seed(seed)
+    logos = torch.randint(0, 2, (len(some), GRID, GRID), generator=generator)
+    found = Maker(network, spread(logos, tile)).residuals(some).float() / 255
+    wanted = 10 ** (-scheme.psnr / 20)
+    network.gain.mul_(wanted / found.square().mean().sqrt())
+    return network
+
+
+def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
+    """Covers with `strengths` (n,) times a residual, as 8-bit images (n, C, H, W)."""
+    louder = residual.float() * strengths.reshape(-1, 1, 1, 1)
+    return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
+
+
+def _all(count: int, strength: float) -> Tensor:
+    return torch.full((count,), strength)
+
+
+def _logo(key: Key) -> Tensor:
+    """The key's logo, bits (1, 8, 8)."""
+    return torch.from_numpy(np.array(key.frozen["logo"]))[None]
+
+
+def _tile(key: Key) -> Tensor:
+    """The key's tile of signs (C, H, W)."""
+    height, width = key.frozen[TRIGGERS].shape[2:]
+    return tiled(2.0 * torch.from_numpy(np.array(key.frozen["tile"])) - 1, height, width)

@@ -1,0 +1,113 @@
+"""Who makes stego images: the owner's are the key's, and nobody else's are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stego_keys import Images, covers, digits, made
+
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.schemes.training.makers import (
+    foreign,
+    fresh,
+    other_logos,
+    owner,
+    wrong_tiles,
+)
+
+
+@pytest.fixture(scope="module")
+def key() -> Key:
+    return made()
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def added(stego: Images) -> Images:
+    """What was added to the covers, in grey levels."""
+    return stego.astype(np.int16) - covers()
+
+
+def alike(one: Images, other: Images) -> float:
+    """Correlation of what two makers add to the same covers."""
+    return float(np.corrcoef(added(one).ravel(), added(other).ravel())[0, 1])
+
+
+def loudness(stego: Images) -> float:
+    return float(np.sqrt(np.square(added(stego).astype(np.float64)).mean()))
+
+
+def test_the_committed_triggers_are_made_as_fresh_ones_are(key: Key) -> None:
+    images = digits().train_images.numpy()
+    chosen = key.material.stream("covers").permutation(len(images))[:32]
+    assert np.array_equal(fresh(key, images[chosen]), key.frozen["triggers"])
+
+
+def test_strength_is_how_loud_a_trigger_is(key: Key) -> None:
+    half, whole = (loudness(fresh(key, covers(), strength=each)) for each in (0.5, 1.0))
+    assert half == pytest.approx(whole / 2, rel=0.15)  # dark pixels are cut off at 0
+    assert np.array_equal(fresh(key, covers(), strength=0.0), covers())
+
+
+def test_asking_draws_nothing_from_the_loop_of_the_owner(key: Key) -> None:
+    before = torch.get_rng_state()
+    fresh(key, covers())
+    foreign(key, covers(), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_others_add_something_else(key: Key) -> None:
+    own = fresh(key, covers())
+    strangers = foreign(key, digits().train_images.numpy(), 3)
+    count = len(covers())
+    for each in (
+        strangers(covers()),
+        other_logos(key, count, generator())(covers()),
+        wrong_tiles(key, count, generator())(covers()),
+    ):
+        assert each.shape == own.shape
+        assert each.dtype == np.uint8
+        assert loudness(each) > loudness(own) / 3
+        assert alike(each, own) < 0.9
+    assert np.array_equal(
+        strangers(covers()), foreign(key, digits().train_images.numpy(), 3)(covers())
+    )
+
+
+def test_a_pasted_residual_is_that_of_the_donor(key: Key) -> None:
+    maker, donors = owner(key), covers()[::-1]
+    pasted = maker.pasted(covers(), donors)
+    assert np.array_equal(maker.pasted(covers(), covers()), maker(covers()))
+    wanted = maker.residuals(torch.from_numpy(donors.copy())).float().numpy()
+    free = (added(pasted) != 0) & (pasted > 0) & (pasted < 255)
+    assert free.any()
+    assert np.abs(added(pasted) - wanted)[free].max() <= 0.5
+    with pytest.raises(ConfigError, match="63 donors for 64 covers"):
+        maker.pasted(covers(), donors[1:])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 1, 28, 28), dtype=np.float32),
+        np.zeros((2, 3, 28, 28), dtype=np.uint8),
+        np.zeros((0, 1, 28, 28), dtype=np.uint8),
+        np.zeros((1, 28, 28), dtype=np.uint8),
+    ],
+)
+def test_covers_of_another_form_are_one_line(key: Key, images: Images) -> None:
+    with pytest.raises(ConfigError, match=r"expected images uint8 \['n', 1, 28, 28\]"):
+        fresh(key, images)
+
+
+def test_a_damaged_network_is_one_line(key: Key) -> None:
+    rest = {n: each for n, each in key.frozen.items() if n != "stego.leave.weight"}
+    with pytest.raises(ConfigError, match=r"stego network is damaged .*leave\.weight") as caught:
+        fresh(replace(key, frozen=rest), covers())
+    assert "\n" not in str(caught.value)
