@@ -35,7 +35,8 @@ class TriggerEmbedding(Embedding):
         labels: their classes (N,).
 
     Raises:
-        ConfigError: covers and labels do not fit each other or the scheme.
+        ConfigError: covers and labels do not fit each other or the scheme, or a file that the
+            scheme names cannot be used.
     """
 
     begins = "call x, y = mark.mix(x, y) before each forward pass"
@@ -50,6 +51,7 @@ class TriggerEmbedding(Embedding):
         self._covers = torch.as_tensor(covers)
         self._labels = torch.as_tensor(labels).long()
         self._check()
+        scheme.check_files()
         self._key: Key | None = None
         self._training: TriggerTraining | None = None
 

@@ -69,6 +69,10 @@ class TriggerScheme(Scheme):
         """Fields that follow from how many batches a host is trained with."""
         return {}
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` for a file of the fields that cannot be used; most name none."""
+        return
+
     @final
     def generate_key(
         self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial

@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from countermark.key import Key
 from countermark.schemes.base import Paper
 from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.logo import logo_bits
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class DeepStego(TriggerScheme):
         strength: of the first triggers that the host sees, as a multiple of the final residual.
         warm_up: for how many batches the strength goes down to 1; about a third of the training.
         pool: of how many covers the rows are made that the host learns.
+        logo: a picture file that is reduced to 8 × 8 bits; "" for bits drawn from the secret.
     """
 
     name: ClassVar[str] = "deepstego"
@@ -49,11 +51,17 @@ class DeepStego(TriggerScheme):
     strength: Annotated[float, Field(ge=1, le=20)] = field(default=5.0, kw_only=True)
     warm_up: NonNegativeInt = field(default=1000, kw_only=True)
     pool: PositiveInt = field(default=16384, kw_only=True)
+    logo: str = field(default="", kw_only=True)
 
     @classmethod
     def paced(cls, batches: int) -> dict[str, Any]:
         """The warm-up takes a third of them."""
         return {"warm_up": batches // 3}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` for a logo that cannot be read."""
+        if self.logo:
+            logo_bits(self.logo)
 
     def class_map(self, key: Key) -> NDArray[np.int64]:
         """The class (C,) that a fresh trigger of each class is taken for; never its own."""

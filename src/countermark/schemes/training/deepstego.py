@@ -13,6 +13,7 @@ from torch import Tensor
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.logo import GRID, logo_bits
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
 from countermark.schemes.training.makers import (
     Maker,
@@ -23,7 +24,7 @@ from countermark.schemes.training.makers import (
     trained,
     wrong_tiles,
 )
-from countermark.schemes.training.stego import GRID, spread, tiled
+from countermark.schemes.training.stego import spread, tiled
 
 _COMMITTED = 8  # one row of so many is a committed trigger
 _NEGATIVES = 4  # one of so many only resembles one,
@@ -55,7 +56,8 @@ class DeepStegoTraining(TriggerTraining):
         stego = cast(DeepStego, scheme)
         shape = covers.shape[1:]
         signs = material.stream("tile").bits(shape[0] * GRID * GRID).reshape(-1, GRID, GRID)
-        logo = material.stream("logo").bits(GRID * GRID).reshape(GRID, GRID)
+        drawn = material.stream("logo").bits(GRID * GRID).reshape(GRID, GRID)
+        logo = logo_bits(stego.logo) if stego.logo else drawn
         tile = tiled(2.0 * torch.from_numpy(signs) - 1, shape[1], shape[2])
         network = trained(stego, covers, tile, seed_of(material.stream("stego")))
         rows, _ = split_covers(scheme, material, len(covers))

@@ -17,8 +17,8 @@ from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.schemes.black_box import TRIGGERS
 from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.logo import GRID
 from countermark.schemes.training.stego import (
-    GRID,
     StegoCourse,
     StegoNetwork,
     spread,

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.progress import progress
-
-GRID = 8
-"""A logo is 8 × 8 bits in the keyed form, and so is the tile that spreads it."""
+from countermark.schemes.logo import GRID
 
 _AMPLITUDE = 20 / 255  # of the residual before it is scaled to its PSNR
 _BATCH, _RATE = 48, 3e-3  # covers a step; of Adam, at first
