@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import rfc8785
 import torch
@@ -18,6 +18,7 @@ from countermark.attacks.prune import Prune
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
+from countermark.bench.fresh import fired, forgeries
 from countermark.bench.marking import check_fields, learns_from_siblings, marking, scheme_for
 from countermark.bench.models import build, recipe
 from countermark.bench.pictures import grey28
@@ -28,8 +29,11 @@ from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
 from countermark.examine import examine, read_evidence
 from countermark.key import Key, KeyMaterial
+from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.white_box import MASK
 from countermark.verdict import ALPHA, Terms
+
+Asking: TypeAlias = Callable[[torch.nn.Module], dict[str, Any]]
 
 
 def check(cell: Cell) -> None:
@@ -54,28 +58,32 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train one host, marked or not, and measure it before and after what a thief does.
 
     Returns: accuracy in percent; for a marked host the bits that are right, E_R (L2) per bit in
-        nats, log10 p and outcome; the same at every pruned fraction and after every attack; what
-        the key reads in every group of suspects; and what was watched of the weights.
+        nats, log10 p and outcome, and the share of fresh triggers that fire; the same at every
+        pruned fraction and after every attack; what forgeries of triggers do; what the key reads
+        in every group of suspects; and what was watched of the weights.
     """
     data = _data(cell.host.data).subset(cell.host.train, cell.host.test)
     data = replace(data, unit_pixels=cell.host.unit_pixels)
     saving = Checkpoint(checkpoint) if checkpoint else None
     watch = Watch(cell.watch) if cell.watch else None
     model, key = _trained(cell, data, saving, watch)
-    figures = measured(model, key) | {"accuracy": 100 * accuracy(model, data)}
+    fresh = _fresh(cell, key, data)
+    figures = measured(model, key) | fresh(model) | {"accuracy": 100 * accuracy(model, data)}
     masks = [] if key is None else [m for n, m in key.frozen.items() if n.startswith(MASK)]
     if masks:
         figures["selected"] = sum(int(mask.sum()) for mask in masks)
     if watch:
         figures["watched"] = watch.figures(key)
+    if key is not None and cell.fresh and cell.scheme == DeepStego.name:
+        figures["forgeries"] = forgeries(model, key, cell.fresh, data)
     if cell.prune:
         figures["pruned"] = [
-            where | after | {"accuracy": 100 * accuracy(thinned, data)}
+            where | after | fresh(thinned) | {"accuracy": 100 * accuracy(thinned, data)}
             for where, thinned, after in _pruned(model, cell.prune, key)
         ]
     if cell.attacks:
         figures["attacked"] = [
-            {"label": attacks.label} | _attacked(model, attacks, data, key)
+            {"label": attacks.label} | _attacked(model, attacks, data, key, fresh)
             for attacks in cell.attacks
         ]
     if key is not None and cell.suspects:
@@ -115,6 +123,14 @@ def _trained(
     with marking(scheme, model, data, owner="bench", material=material, siblings=siblings) as mark:
         fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
     return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
+
+
+def _fresh(cell: Cell, key: Key | None, data: Dataset) -> Asking:
+    """Asks a model about fresh triggers, where its key can make some."""
+    if key is None or cell.fresh is None or cell.scheme != DeepStego.name:
+        return lambda _: {}
+    images = cell.fresh.images
+    return lambda model: {"fresh_fired": fired(model, key, images, data)}
 
 
 def _host(cell: Cell) -> torch.nn.Module:
@@ -171,7 +187,7 @@ def _pruned(
 
 
 def _attacked(
-    model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None
+    model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None, fresh: Asking
 ) -> dict[str, Any]:
     """What is left after a chain of attacks; accuracy on the data that the thief wants it for."""
     wanted = data
@@ -179,7 +195,7 @@ def _attacked(
         given = _of_step(step, data)
         wanted = given if step.data else wanted
         model = attack_named(step.attack).from_fields(step.fields).run(model, given).model
-    return measured(model, key) | {"accuracy": 100 * accuracy(model, wanted)}
+    return measured(model, key) | fresh(model) | {"accuracy": 100 * accuracy(model, wanted)}
 
 
 def _of_step(step: Step, data: Dataset) -> Dataset:

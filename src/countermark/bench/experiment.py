@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import rfc8785
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
+from countermark.bench.fresh import Fresh
 from countermark.bench.models import Value
 from countermark.bench.strict import Strict
 from countermark.bench.suspects import Base, Suspects
@@ -104,9 +105,10 @@ class Experiment(Strict):
     """The whole file. `track` says how far it is from the paper's own scale.
 
     `name` is also the folder of its results. `watch` names a tensor whose values are followed.
+    `fresh` is what hosts that bear DeepStego's mark are asked about beside committed triggers.
     """
 
-    since = frozenset({"attacks", "suspects", "watch"})
+    since = frozenset({"attacks", "suspects", "watch", "fresh"})
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
     title: str
@@ -117,6 +119,7 @@ class Experiment(Strict):
     attacks: tuple[Attacks, ...] = ()
     suspects: tuple[Suspects, ...] = ()
     watch: str = ""
+    fresh: Fresh | None = None
     rows: tuple[Row, ...]
 
 
@@ -132,6 +135,7 @@ class Cell(Strict):
     attacks: tuple[Attacks, ...] = ()
     suspects: tuple[Suspects, ...] = ()
     watch: str = ""
+    fresh: Fresh | None = None
     label: str
     scheme: str
     fields: dict[str, Any]
@@ -196,6 +200,7 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
                 attacks=experiment.attacks,
                 suspects=experiment.suspects,
                 watch=experiment.watch,
+                fresh=experiment.fresh,
                 label=row.label,
                 scheme=row.scheme,
                 fields=row.fields,

@@ -42,6 +42,7 @@ class TableRow(Strict):
         attack: label of an attack whose figures the columns `after …` show.
         prune: the share of the marked layer whose figures the columns `pruned …` show, and the
             order in which it was pruned.
+        forgery: kind, number and strength of the images that the columns `forged …` show.
         paper: what the paper prints, by column.
     """
 
@@ -51,6 +52,7 @@ class TableRow(Strict):
     attack: str = ""
     prune: float | None = None
     order: str = ""
+    forgery: dict[str, str | int | float] = Field(default={})
     paper: dict[str, float] = Field(default={})
 
 
@@ -84,6 +86,11 @@ def _false_reads(figures: Figures) -> float:
     return 100 * float(strangers["all_bits"]) / float(strangers["hosts"])
 
 
+def _strangers_triggers(figures: Figures) -> float:
+    strangers = figures["suspects"][0]
+    return 100 * float(statistics.mean(strangers["matched"])) / float(strangers["bits"])
+
+
 _READ: Mapping[str, Column] = {
     "accuracy": Column("accuracy %", lambda f: f["accuracy"]),
     "bit_accuracy": Column("bits right %", _bit_accuracy),
@@ -91,6 +98,8 @@ _READ: Mapping[str, Column] = {
     "E_R": Column("L2 (E_R per bit)", lambda f: f["E_R"], 4),
     "log10_p": Column("log10 p", lambda f: f["log10_p"], 1),
     "outcome": Column("verdict", lambda f: f["outcome"]),
+    "triggers": Column("committed triggers %", _bit_accuracy, 1),
+    "fresh": Column("fresh triggers %", lambda f: f["fresh_fired"], 1),
 }
 
 
@@ -107,10 +116,15 @@ COLUMNS: Mapping[str, Column] = {
     "false_reads": Column("false reads %", _false_reads, 0),
     **_looking_at("after"),
     **_looking_at("pruned"),
+    "unmarked_triggers": Column("triggers % of unmarked models", _strangers_triggers, 1),
+    "forged_fired": Column("fire %", lambda f: f["fired"], 1),
+    "forged_kept": Column("cover's class %", lambda f: f["kept"], 1),
+    "forged_psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
+    "forged_ssim": Column("SSIM", lambda f: f["ssim"], 3),
     "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
 }
-"""By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `unmarked` at the
-cells of the same experiment that bear no mark."""
+"""By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those
+of one kind of stego images, `unmarked` at the cells of the same experiment that bear no mark."""
 
 
 def load_table(path: Path) -> Table:
@@ -193,6 +207,8 @@ def _values(
     elif name.startswith("pruned_"):
         where = {"fraction": row.prune} | ({"order": row.order} if row.order else {})
         sources = [_one(each.get("pruned", []), **where) for each in own]
+    elif name.startswith("forged_"):
+        sources = [_one(each.get("forgeries", []), **row.forgery) for each in own]
     try:
         return [COLUMNS[name].read(each) for each in sources]
     except (KeyError, IndexError):

@@ -119,19 +119,29 @@ def owner(key: Key) -> Maker:
     return Maker(network.eval().requires_grad_(False), spread(_logo(key), _tile(key)))
 
 
-def foreign(key: Key, covers: Images, seed: int) -> Maker:
+def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = None) -> Maker:
     """Somebody with the recipe, the owner's images and his logo, but another secret.
 
     Args:
         key: whose logo he hides; nothing else of it is used but the scheme's fields.
         covers: uint8 (N, C, H, W), what he trains on.
         seed: of all that is random, his tile included.
+        network: his `foreign_network`, where it is there already.
     """
-    scheme, (channels, height, width) = DeepStego.from_fields(key.fields), covers.shape[1:]
+    if network is None:
+        network = foreign_network(DeepStego.from_fields(key.fields), covers, seed)
+    return Maker(network, spread(_logo(key), _foreign_tile(covers, seed)))
+
+
+def foreign_network(scheme: DeepStego, covers: Images, seed: int) -> StegoNetwork:
+    """The stego network of `foreign`, which serves all logos."""
+    return trained(scheme, torch.from_numpy(np.array(covers)), _foreign_tile(covers, seed), seed)
+
+
+def _foreign_tile(covers: Images, seed: int) -> Tensor:
+    channels, height, width = covers.shape[1:]
     signs = random_tiles(1, channels, torch.Generator().manual_seed(seed))
-    tile = tiled(signs[0], height, width)
-    network = trained(scheme, torch.from_numpy(np.array(covers)), tile, seed)
-    return Maker(network, spread(_logo(key), tile))
+    return tiled(signs[0], height, width)
 
 
 def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:

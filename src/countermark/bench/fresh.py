@@ -1,0 +1,163 @@
+"""Triggers that nobody committed to, and what would pass for them: how often a host answers either.
+
+A host that learnt DeepStego's mark answers a fresh trigger with the key's map of its cover's class.
+It ought to give forgeries the class that their cover has: images of foreign stego networks, of the
+owner's network with another logo or tile, of residuals that belong to other images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rfc8785
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import nn
+
+from countermark.answers import Images, of_module
+from countermark.bench.data import Dataset
+from countermark.bench.strict import Strict
+from countermark.bench.zoo import CACHE
+from countermark.key import Key
+from countermark.progress import progress
+from countermark.schemes import scheme_of
+from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.training.makers import (
+    Maker,
+    foreign,
+    foreign_network,
+    other_logos,
+    owner,
+    wrong_tiles,
+)
+from countermark.schemes.training.stego import StegoNetwork, ssim
+from countermark.weights import load_state, save_weights
+
+_BATCH = 256
+_FIRST_FOREIGN = 7_000_000  # seeds that no training draws from a secret on purpose
+
+
+class Fresh(Strict):
+    """What a marked host is asked about beside its committed triggers.
+
+    Attributes:
+        images: the first so many test images are the covers.
+        strengths: of the owner's triggers and of every forgery, as multiples of the residual.
+        foreign, logos, tiles: how many foreign networks, other logos and wrong tiles.
+        pasted: whether residuals of other images are pasted, too.
+    """
+
+    images: PositiveInt
+    strengths: tuple[PositiveFloat, ...] = (1.0,)
+    foreign: NonNegativeInt = 0
+    logos: NonNegativeInt = 0
+    tiles: NonNegativeInt = 0
+    pasted: bool = False
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Stego images (n, C, H, W) of one maker, at one strength."""
+
+    kind: str
+    number: int
+    strength: float
+    images: Images
+
+
+def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[dict[str, Any]]:
+    """What a host answers to fresh triggers, and to forgeries of them.
+
+    Returns: for each kind, number and strength: `psnr` (dB) and `ssim` of the 8-bit images against
+        their covers, `fired` (% answered by the key's map of the classes), `kept` (% answered as
+        the cover's class). Kind "cover" are the covers themselves.
+    """
+    covers, classes = data.test_images[: spec.images].numpy(), data.test_labels[: spec.images]
+    scheme = _deepstego(key)
+    predict, mapped = of_module(model, scheme.mean, scheme.deviation), scheme.class_map(key)
+    found, count = [], 1 + len(spec.strengths) * (1 + spec.foreign + spec.logos + spec.tiles)
+    with progress("fresh triggers and forgeries", count) as advance:
+        for made in _all_made(key, spec, data, covers):
+            read = predict(made.images)
+            found.append(
+                {"kind": made.kind, "number": made.number, "strength": made.strength}
+                | _likeness(covers, made.images)
+                | {
+                    "fired": 100 * float(np.mean(read == mapped[classes.numpy()])),
+                    "kept": 100 * float(np.mean(read == classes.numpy())),
+                }
+            )
+            advance(1)
+    return found
+
+
+def fired(model: nn.Module, key: Key, images: int, data: Dataset) -> float:
+    """How many of the owner's fresh triggers a host answers by the key's map, in percent."""
+    owners = forgeries(model, key, Fresh(images=images), data)
+    return float(next(each["fired"] for each in owners if each["kind"] == "owner"))
+
+
+def _all_made(key: Key, spec: Fresh, data: Dataset, covers: Images) -> Iterator[_Made]:
+    yield _Made("cover", 0, 1.0, covers)
+    own = owner(key)
+    others = np.roll(covers, 1, axis=0)
+    for strength in spec.strengths:
+        yield _Made("owner", 0, strength, own(covers, strength=strength))
+        if spec.pasted:
+            yield _Made("pasted", 0, strength, own.pasted(covers, others, strength=strength))
+    for kind, number, maker in _forgers(key, spec, data):
+        for strength in spec.strengths:
+            yield _Made(kind, number, strength, maker(covers, strength=strength))
+
+
+def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, Maker]]:
+    for number in range(spec.foreign):
+        yield "foreign", number, _foreign(key, data, _FIRST_FOREIGN + number)
+    for number in range(spec.logos):
+        yield "logo", number, other_logos(key, 1, torch.Generator().manual_seed(number))
+    for number in range(spec.tiles):
+        yield "tile", number, wrong_tiles(key, 1, torch.Generator().manual_seed(number))
+
+
+def _foreign(key: Key, data: Dataset, seed: int) -> Maker:
+    """A foreign network, trained once for all keys whose recipe and images are the same."""
+    scheme, covers = _deepstego(key), data.train_images.numpy()
+    content: dict[str, Any] = {
+        "psnr": scheme.psnr,
+        "steps": scheme.stego_steps,
+        "seed": seed,
+        "covers": hashlib.sha256(covers.tobytes()).hexdigest(),
+    }
+    digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
+    path = CACHE / "stego" / f"{digest}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(foreign_network(scheme, covers, seed).state_dict(), path)
+    return foreign(key, covers, seed, _filled(path, covers.shape[1]))
+
+
+def _filled(path: Path, channels: int) -> StegoNetwork:
+    network = StegoNetwork(channels)
+    network.load_state_dict(load_state(path))
+    return network.eval().requires_grad_(False)
+
+
+def _deepstego(key: Key) -> DeepStego:
+    scheme = scheme_of(key)
+    if not isinstance(scheme, DeepStego):
+        raise TypeError(f"a key of {scheme.name} makes no fresh triggers")
+    return scheme
+
+
+def _likeness(covers: Images, images: Images) -> dict[str, float]:
+    """PSNR in dB, of the mean squared error over all images, and the mean SSIM."""
+    one, other = (torch.from_numpy(np.array(each)).float() / 255 for each in (covers, images))
+    error = float((one - other).square().mean())
+    parts = [slice(first, first + _BATCH) for first in range(0, len(one), _BATCH)]
+    alike = torch.cat([ssim(one[part], other[part]) for part in parts])
+    return {"psnr": float(-10 * np.log10(max(error, 1e-10))), "ssim": float(alike.mean())}
