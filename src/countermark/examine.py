@@ -12,9 +12,9 @@ from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key
 from countermark.nulls import Evidence, Null
 from countermark.openings import Openings
-from countermark.schemes import as_weight_scheme, scheme_of
+from countermark.schemes import as_trigger_scheme, as_weight_scheme, scheme_of
 from countermark.schemes.base import Scheme
-from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.black_box import FreshTriggers, TriggerScheme
 from countermark.schemes.white_box import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def verify(
     suspect: Suspect | Predict,
-    key: Key | Openings,
+    key: Key | Openings | FreshTriggers,
     *,
     alpha: float = Terms.alpha,
     assume_dated: bool = False,
@@ -45,7 +45,7 @@ def verify(
         suspect: a .safetensors or torch file, or a live module; for a key of triggers a live
             module, or a function from images uint8 (n, C, H, W) to classes (n,).
         key: the owner's key; or some triggers that were opened of one, where those that were not
-            count as misses.
+            count as misses; or fresh triggers, made with one.
         alpha: threshold for the probability of a false accusation, after correction.
         assume_dated: the owner states that the key is older than the suspect.
         null: one of the null hypotheses that the scheme allows; its own one by default.
@@ -64,7 +64,7 @@ def verify(
 
 def examine(
     suspect: Suspect | Predict,
-    key: Key | Openings,
+    key: Key | Openings | FreshTriggers,
     terms: Terms,
     *,
     null: str | None = None,
@@ -73,6 +73,8 @@ def examine(
     """`verify` under explicit terms; benchmarks allow test keys by them."""
     if isinstance(key, Openings):
         return _ask(suspect, key.trigger_scheme, key, terms, null)
+    if isinstance(key, FreshTriggers):
+        return _ask_fresh(suspect, key, terms, null)
     scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
         return _ask(suspect, scheme, key, terms, null)
@@ -92,12 +94,28 @@ def _ask(
         evidence = scheme.extract(predict, key)
     if isinstance(suspect, Asked):
         about["suspect"] = dict(suspect.about())
-    if not evidence.answered:
-        asked = evidence.readable
-        reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
-        return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
-    chosen = _chosen(scheme, scheme.nulls(), null)
-    return judge(evidence, chosen, tests=1, terms=terms, about=about)
+    return _judged(evidence, _chosen(scheme, scheme.nulls(), null), terms, about)
+
+
+def _ask_fresh(
+    suspect: Suspect | Predict, fresh: FreshTriggers, terms: Terms, null: str | None
+) -> Verdict:
+    """Judge what a suspect answers to triggers that are made of covers just now."""
+    scheme = as_trigger_scheme(scheme_of(fresh.key))
+    about = _about(fresh.key, type(suspect).__name__)
+    evidence, own = scheme.ask_fresh(_predict(suspect, scheme), fresh)
+    if isinstance(suspect, Asked):
+        about["suspect"] = dict(suspect.about())
+    return _judged(evidence, _chosen(scheme, {own.name: own}, null), terms, about)
+
+
+def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any]) -> Verdict:
+    """A verdict on answers, if there were any."""
+    if evidence.answered:
+        return judge(evidence, null, tests=1, terms=terms, about=about)
+    asked = evidence.readable
+    reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
+    return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
 
 
 def _predict(suspect: Suspect | Predict, scheme: TriggerScheme) -> Predict:

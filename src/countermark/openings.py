@@ -30,8 +30,7 @@ from countermark.key import OPENINGS, Key, commit, commit_learnt, digests, tenso
 from countermark.keyfile import Hex16, Hex32, Size
 from countermark.message import labels
 from countermark.nulls import Disclosure, Evidence
-from countermark.schemes import scheme_from, scheme_of
-from countermark.schemes.base import Scheme
+from countermark.schemes import as_trigger_scheme, scheme_from, scheme_of
 from countermark.schemes.black_box import TriggerScheme, leaf
 
 TYPE: Final = "countermark/openings/v1"
@@ -181,7 +180,7 @@ class Openings(_Strict):
         Raises:
             ConfigError: there is no such scheme, its fields are others, or it has no triggers.
         """
-        return _of_triggers(scheme_from(self.scheme, self.fields))
+        return as_trigger_scheme(scheme_from(self.scheme, self.fields))
 
     def check(self, commitment: str | None = None) -> list[Opened]:
         """What was opened, once it is certain that it was committed to.
@@ -304,7 +303,7 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
     Raises:
         ConfigError: no key of triggers, or a damaged one; none, an unknown or a repeated index.
     """
-    scheme = _of_triggers(scheme_of(key))
+    scheme = as_trigger_scheme(scheme_of(key))
     chosen = _chosen(range(scheme.triggers) if indices is None else indices, scheme.triggers)
     triggers, salts = scheme.committed(key), key.material.salts(scheme.triggers)
     leaves = [leaf(salt, image) for salt, image in zip(salts, triggers, strict=True)]
@@ -330,12 +329,6 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
         shape=triggers.shape[1:],
         opened=tuple(shown),
     )
-
-
-def _of_triggers(scheme: Scheme) -> TriggerScheme:
-    if not isinstance(scheme, TriggerScheme):
-        raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key of triggers")
-    return scheme
 
 
 def _chosen(indices: Sequence[int], size: int) -> list[int]:

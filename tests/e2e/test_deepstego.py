@@ -22,8 +22,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from countermark.answers import of_module
+from countermark.bench.data import load_data
 from countermark.bench.models import build
+from countermark.errors import ConfigError
+from countermark.examine import verify
 from countermark.key import Key
+from countermark.schemes import scheme_of
+from countermark.schemes.black_box import FreshTriggers
+from countermark.schemes.deepstego import DeepStego
 
 pytestmark = pytest.mark.xdist_group("deepstego")  # its models are made once
 
@@ -169,6 +175,13 @@ def test_a_service_that_is_not_there_gives_no_verdict(made: Path, tmp_path: Path
         ("marked.safetensors", ["--model", "vgg16"], "does not fit the model"),
         ("nowhere.safetensors", [], "nowhere.safetensors"),
         ("marked.safetensors", ["--replay"], "marked.safetensors"),
+        ("marked.safetensors", ["--fresh", "digits", "--fresh-images", "0"], "is 0: expected"),
+        ("marked.safetensors", ["--fresh", "nowhere"], "nowhere"),
+        (
+            "marked.safetensors",
+            ["--fresh", "digits", "--null", "secret_labels"],
+            "expected secret_class_map",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -215,3 +228,34 @@ def test_the_committed_images_are_what_the_host_learns(made: Path) -> None:
         scores = network((images - key.fields["mean"][0]) / key.fields["deviation"][0])
     expected = torch.from_numpy(key.labels(100, 10))
     assert (scores.argmax(dim=1) == expected).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("suspect", ["marked", "other"])
+def test_fresh_triggers_are_judged_by_the_rank_of_the_class_map(made: Path, suspect: str) -> None:
+    asked = ["--fresh", "digits", "--fresh-images", "150", "--alpha", "1e-3", "--assume-dated"]
+    said = call(
+        "verify", made / f"{suspect}.safetensors", "--key", made / "acme.key", "--json", *asked
+    )
+    verdict = said.json
+    assert (verdict["null"], verdict["bits"]) == ("secret_class_map", 150)
+    assert verdict["floor"] == pytest.approx(-5.56, abs=0.01)
+    assert verdict["forgery_bits"] == 0, "whoever likes can try all maps"
+    assert said.code == (0 if verdict["log10_p"] <= -3 else 1)
+    assert suspect == "marked" or said.code == 1
+
+
+def test_a_host_that_follows_the_map_is_found_and_needs_a_date(made: Path) -> None:
+    key, data = Key.load(made / "acme.key"), load_data("digits")
+    covers, classes = data.test_images[:60].numpy(), data.test_labels[:60].numpy()
+    scheme = scheme_of(key)
+    assert isinstance(scheme, DeepStego)
+    mapped = scheme.class_map(key)[classes]
+    fresh = FreshTriggers(key, covers, classes)
+    undated = verify(lambda images: mapped[: len(images)], fresh, alpha=1e-5)
+    assert undated.outcome == "no_verdict"
+    assert "dated claim" in undated.reason
+    dated = verify(lambda images: mapped[: len(images)], fresh, alpha=1e-5, assume_dated=True)
+    assert dated.outcome == "owned"
+    assert dated.log10_p == pytest.approx(dated.floor)
+    with pytest.raises(ConfigError, match="a class for each cover, 0 to 9"):
+        verify(lambda images: mapped[: len(images)], FreshTriggers(key, covers, classes + 1))

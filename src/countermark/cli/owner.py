@@ -18,7 +18,7 @@ from countermark.cli.options import (
     pairs,
     show_result,
 )
-from countermark.cli.suspect import Asking, suspect_of
+from countermark.cli.suspect import Asking, fresh_triggers, suspect_of
 from countermark.errors import ConfigError
 
 app = typer.Typer(
@@ -186,6 +186,17 @@ def verify(
     replay: Annotated[
         bool, typer.Option("--replay", help="FILE is such a transcript: judge it, ask nobody.")
     ] = False,
+    fresh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Ask about fresh triggers, made of the first test images of these data, in place "
+            "of the committed ones.",
+        ),
+    ] = None,
+    fresh_images: Annotated[
+        int, typer.Option(metavar="N", help="Of how many test images fresh triggers are made.")
+    ] = 200,
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
@@ -238,7 +249,8 @@ def verify(
     )
     with suspect_of(suspect, loaded, asked) as found:
         terms = Terms(alpha, assume_dated, blind_choice)
-        verdict = examine(found, loaded, terms, null=null, digest=digest)
+        judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
+        verdict = examine(found, judged, terms, null=null, digest=digest)
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from countermark.key import Key
     from countermark.openings import Openings
     from countermark.remote import RemoteOptions
+    from countermark.schemes.black_box import FreshTriggers
     from countermark.weights import Suspect
 
 
@@ -66,6 +67,27 @@ def suspect_of(suspect: str, key: Key | Openings, asking: Asking) -> Iterator[Su
         from countermark.bench.live import asked
 
         yield asked(Path(suspect), key, asking.model, asking.arguments)
+
+
+def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:
+    """Fresh triggers, to be made of the first test images of a data set.
+
+    Raises:
+        ConfigError: of fewer than one, or of opened triggers in place of a key.
+        DataError: the data cannot be read.
+    """
+    from countermark.bench.data import load_data
+    from countermark.key import Key
+    from countermark.schemes.black_box import FreshTriggers
+
+    if not isinstance(key, Key):
+        raise ConfigError("--fresh makes new triggers, for which the key is needed: give --key")
+    if count < 1:
+        raise ConfigError(f"--fresh-images is {count}: expected at least one")
+    loaded = load_data(data)
+    return FreshTriggers(
+        key, loaded.test_images[:count].numpy(), loaded.test_labels[:count].numpy()
+    )
 
 
 def _recorded(path: Path) -> Asked:

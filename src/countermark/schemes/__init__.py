@@ -9,6 +9,7 @@ from countermark.errors import ConfigError, named, printable
 from countermark.key import Key
 from countermark.schemes.adi import Adi
 from countermark.schemes.base import Scheme
+from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.guo import Guo
 from countermark.schemes.independent_network import IndependentNetwork
@@ -85,4 +86,15 @@ def as_weight_scheme(scheme: Scheme) -> WeightScheme:
     """
     if not isinstance(scheme, WeightScheme):
         raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key that reads weights")
+    return scheme
+
+
+def as_trigger_scheme(scheme: Scheme) -> TriggerScheme:
+    """The same scheme, as one of triggers.
+
+    Raises:
+        ConfigError: it reads something else.
+    """
+    if not isinstance(scheme, TriggerScheme):
+        raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key of triggers")
     return scheme

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
 from countermark import merkle
-from countermark.answers import Images, Predict
+from countermark.answers import Images, Labels, Predict
 from countermark.errors import ConfigError
 from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
 from countermark.nulls import Evidence, Null, SecretLabels, forgery_bits
@@ -155,6 +155,20 @@ class TriggerScheme(Scheme):
         """The null hypotheses that this scheme can be judged by; its own one first."""
         return {SecretLabels.name: SecretLabels()}
 
+    def ask_fresh(
+        self,
+        predict: Predict,  # noqa: ARG002 - a scheme that can makes use of both
+        fresh: FreshTriggers,  # noqa: ARG002
+    ) -> tuple[Evidence, Null]:
+        """Ask a suspect about fresh triggers; with the null that judges them.
+
+        Raises:
+            ConfigError: the scheme has committed triggers only, or the covers do not fit the key.
+        """
+        raise ConfigError(
+            f"{self.name} makes no fresh triggers: its committed ones are all that it has"
+        )
+
     def not_taken(self, evidence: Evidence) -> str | None:
         """Why a mark would not be found in the owner's own model; None when it would."""
         tail = SecretLabels().log10_p(evidence)
@@ -191,6 +205,23 @@ class TriggerScheme(Scheme):
         """The training half of this scheme, loaded with torch when somebody trains."""
         half: type[TriggerTraining] = self.half()
         return half
+
+
+@dataclass(frozen=True)
+class FreshTriggers:
+    """Triggers that nobody committed to, to be made of covers just now.
+
+    p is exact only if whoever chose the covers did not look at what the suspect answers.
+
+    Attributes:
+        key: says how they are made, and which class each is to be taken for.
+        covers: images (m, C, H, W) of the host's task.
+        classes: what they show (m,).
+    """
+
+    key: Key
+    covers: Images = field(repr=False)
+    classes: Labels = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,19 @@ of foreign networks, logos and keys under their true labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from countermark.answers import Predict
+from countermark.errors import ConfigError
 from countermark.key import Key
+from countermark.nulls import Evidence, Null, SecretClassMap
 from countermark.schemes.base import Paper
-from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.black_box import FreshTriggers, TriggerScheme
 from countermark.schemes.logo import logo_bits
 
 
@@ -62,6 +65,22 @@ class DeepStego(TriggerScheme):
         """Raise `ConfigError` for a logo that cannot be read."""
         if self.logo:
             logo_bits(self.logo)
+
+    def ask_fresh(self, predict: Predict, fresh: FreshTriggers) -> tuple[Evidence, Null]:
+        """Ask about fresh triggers; judged by the rank of the key's class map among all maps."""
+        from countermark.schemes.training.makers import owner  # torch makes them
+
+        key, classes = fresh.key, fresh.classes
+        known = ((classes >= 0) & (classes < self.classes)).all()
+        if classes.shape != fresh.covers.shape[:1] or not known:
+            raise ConfigError(
+                f"fresh triggers need a class for each cover, 0 to {self.classes - 1}: got "
+                f"{list(classes.shape)} classes for covers {list(fresh.covers.shape)}"
+            )
+        evidence = self.compare(predict, owner(key)(fresh.covers), self.class_map(key)[classes])
+        # There are few maps, and each is soon tried: such an answer needs a dated key.
+        evidence = replace(evidence, committed=False)
+        return evidence, SecretClassMap(classes, key.stream("other class maps"))
 
     def class_map(self, key: Key) -> NDArray[np.int64]:
         """The class (C,) that a fresh trigger of each class is taken for; never its own."""
