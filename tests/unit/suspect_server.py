@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import socketserver
 import ssl
@@ -143,16 +144,34 @@ class Suspects:
         self._socket.close()
 
 
+def read_request(connection: Any) -> None:
+    """Head and body, whose length the head says."""
+    read = b""
+    while (end := read.find(b"\r\n\r\n")) < 0 or len(read) < end + 4 + _length(read[:end]):
+        if not (more := connection.recv(1 << 16)):
+            return
+        read += more
+
+
+def _length(head: bytes) -> int:
+    said = re.search(rb"(?i)content-length: *(\d+)", head)
+    return int(said[1]) if said else 0
+
+
 @contextmanager
 def talking(talk: Callable[[Any], None], context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The url of a server that does what it likes with each connection, after the first bytes."""
+    """The url of a server that does what it likes with each connection, after the request.
+
+    The whole of it: a socket that is closed before all was read resets the connection, and what it
+    sent last may be lost.
+    """
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with suppress(OSError):  # the asking side has hung up
                 raw = self.request
                 with context.wrap_socket(raw, server_side=True) if context else raw as connection:
-                    connection.recv(1 << 16)
+                    read_request(connection)
                     talk(connection)
 
     class Server(socketserver.ThreadingTCPServer):
