@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from countermark.errors import ConfigError
+from countermark.remote.lookup import Loop
 
 if TYPE_CHECKING:
     import httpx2
@@ -70,7 +71,7 @@ class Wire:
                 f"no connection can be made ({type(error).__name__}): expected a url, and a proxy "
                 "and certificates in the environment, that httpx2 takes"
             ) from None
-        self._loop = asyncio.new_event_loop()
+        self._loop = Loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
