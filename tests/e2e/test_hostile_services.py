@@ -259,12 +259,12 @@ def test_a_rate_limit_is_waited_for(judge: Judge, served: Suspects, thief: Thief
     refused: list[float] = []
 
     def answer(seen: Seen) -> Any:
-        if len(refused) < 1 or len(thief.seen) == 3 > len(refused):
+        if not refused:
             refused.append(time.monotonic())
             return Said(b"", 429, (("retry-after", "1"),))
         return {"predictions": thief.right(seen)}
 
-    verdict = judge(served.answer(answer), code=0, within=2)
+    verdict = judge(served.answer(answer), code=0, within=1)
     assert verdict["matched"] == N
     assert thief.seen[0] - refused[0] > 0.9
 
