@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from countermark.bench import speed
+from countermark.bench import speed, trigger_speed
 from countermark.bench.speed import Ratio, SpeedUp, best, page, speed_ups
 
 MEASURED = [SpeedUp(1, 1.3, 1.2, 1.4, 3), SpeedUp(16, 2.9, 2.6, 3.3, 3), SpeedUp(64, 2.7, 2, 3, 3)]
@@ -41,3 +41,25 @@ def test_batches_that_are_worth_little_fail_the_benchmark(
         speed.main()
     assert ended.value.code == code
     assert "## Unmarked hosts" in (tmp_path / "page.md").read_text()
+
+
+def test_the_making_of_triggers_is_compared_with_classifying_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trigger_speed, "_PAIRS", 3)
+    found = trigger_speed.making(covers=64)
+    assert 0 < found.least <= found.median <= found.most
+    assert (found.pairs, found.limit) == (3, 1.0)
+    assert found.what == "deepstego, 64 triggers of 32 × 32 in colour"
+
+
+def test_a_mixed_step_is_compared_with_one_of_as_many_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trigger_speed, "_PAIRS", 2)
+    monkeypatch.setattr(trigger_speed, "_COVERS", 64)
+    host = trigger_speed.Host("an MLP", "mlp", (), (1, 28, 28), batch=8, steps=2)
+    found = trigger_speed.mixing(host, 3.0)
+    assert (found.pairs, found.limit) == (2, 3.0)
+    assert found.what.endswith("8 rows and as many more")
+    assert found.least > 0

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from countermark._version import VERSION
 from countermark.bench.data import BUNDLED
 from countermark.bench.models import build
+from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.bench.train import Course, fit, seeded
+from countermark.bench.trigger_speed import trigger_ratios
 from countermark.bench.zoo import AT_A_TIME, HostSpec, host_data, train_hosts
 from countermark.embedding import Embedding
 from countermark.files import write_bytes
@@ -39,24 +41,6 @@ _BIG_FILE = 25_000_000  # float32 weights, 100 MB
 _DIGITS = (0, 4000)
 _AT_A_TIME = (1, 4, 8, 16, 32, 64)
 _LEAST_SPEED_UP = 2.0  # of the best of these
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """One measured ratio and the limit it has to keep."""
-
-    what: str
-    against: str
-    median: float
-    least: float
-    most: float
-    pairs: int
-    limit: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether the median lies within the limit."""
-        return self.median <= self.limit
 
 
 @dataclass(frozen=True)
@@ -80,6 +64,7 @@ def measure() -> list[Ratio]:
         _step("published", IndependentNetwork(on_mlp, as_published=True), mlp, 3.0),
         _step("hardened", IndependentNetwork(on_mlp), mlp, 4.5),
         _step("hardened", IndependentNetwork(on_vgg), vgg, 1.05),
+        *trigger_ratios(),
         *_commands(),
     ]
 
@@ -146,8 +131,8 @@ def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
     with scheme.embed(marked, owner="bench", material=KeyMaterial.for_tests(0)) as mark:
         without = _stepper(plain, images, labels, None)
         embedding = _stepper(marked, images, labels, mark)
-        ratios = _paired(lambda: embedding(repeats), lambda: without(repeats), pairs)
-    return _ratio(what, "the same step without a mark", ratios, limit)
+        ratios = paired(lambda: embedding(repeats), lambda: without(repeats), pairs)
+    return ratio(what, "the same step without a mark", ratios, limit)
 
 
 def _stepper(
@@ -180,7 +165,7 @@ def _commands() -> list[Ratio]:
         verify = ["-m", "countermark", "verify", str(suspect), "--key", str(key)]
         importing = ["-c", "import torch"]
         return [
-            _ratio(what, "python -c 'import torch'", _paired_commands(command, importing), limit)
+            ratio(what, "python -c 'import torch'", _paired_commands(command, importing), limit)
             for what, command, limit in (
                 ("verify a linear key in a 100 MB file", verify, 0.6),
                 ("countermark --help", ["-m", "countermark", "--help"], 0.3),
@@ -189,7 +174,7 @@ def _commands() -> list[Ratio]:
 
 
 def _paired_commands(command: Sequence[str], other: Sequence[str]) -> list[float]:
-    return _paired(lambda: _cpu_time(command), lambda: _cpu_time(other), 7)
+    return paired(lambda: _cpu_time(command), lambda: _cpu_time(other), 7)
 
 
 def _cpu_time(arguments: Sequence[str]) -> float:
@@ -202,17 +187,6 @@ def _cpu_time(arguments: Sequence[str]) -> float:
     return (after.children_user - before.children_user) + (
         after.children_system - before.children_system
     )
-
-
-def _paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> list[float]:
-    """Ratios first / second, the two in turn, after one warm-up of each."""
-    first(), second()
-    return [first() / second() for _ in range(pairs)]
-
-
-def _ratio(what: str, against: str, ratios: list[float], limit: float) -> Ratio:
-    median = statistics.median(ratios)
-    return Ratio(what, against, median, min(ratios), max(ratios), len(ratios), limit)
 
 
 def page(ratios: Sequence[Ratio], measured: Sequence[SpeedUp]) -> str:

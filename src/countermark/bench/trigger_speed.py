@@ -1,0 +1,111 @@
+"""What marks in answers cost: rows that join a batch, and the making of triggers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from countermark.bench.models import Value, build
+from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.embedding import TriggerEmbedding
+from countermark.key import KeyMaterial
+from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.training.deepstego import added, residuals
+from countermark.schemes.training.stego import GRID, StegoNetwork, spread, tiled
+
+_COVERS = 1024
+_PAIRS = 15
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host and how it is timed: `steps` together, each on `batch` rows of its own."""
+
+    name: str
+    model: str
+    arguments: tuple[tuple[str, Value], ...]
+    shape: tuple[int, int, int]
+    batch: int
+    steps: int
+
+
+_VGG16 = Host("VGG16, width .25", "vgg16", (("width", 0.25),), (3, 32, 32), 64, 1)
+_MLP = Host("the MLP", "mlp", (), (1, 28, 28), 32, 200)
+
+
+def trigger_ratios() -> list[Ratio]:
+    """All ratios of marks in answers; about a minute."""
+    torch.set_num_threads(1)
+    return [mixing(_VGG16, 1.3), mixing(_MLP, 3.0), making(_VGG16, 1.0)]
+
+
+def mixing(host: Host, limit: float) -> Ratio:
+    """CPU time of `mark.mix` and a step, against a step of as many rows."""
+    # The networks are trained for one step: what they paint costs the same.
+    scheme = DeepStego(10, stego_steps=1, foreign=2, warm_up=0)
+    covers, classes = _pictures(host.shape, 2 * _COVERS), torch.randint(0, 10, (2 * _COVERS,))
+    images, labels = torch.randn(2 * host.batch, *host.shape), classes[: 2 * host.batch]
+    plain, marked = (build(host.model, dict(host.arguments)) for _ in range(2))
+    material = KeyMaterial.for_tests(0)
+    with scheme.embed(
+        marked, owner="bench", covers=covers, labels=classes, material=material
+    ) as mark:
+        mark.mix(images[:1], labels[:1])  # the stego networks are trained
+        mixed = _stepper(marked, images[: host.batch], labels[: host.batch], mark)
+        unmixed = _stepper(plain, images, labels, None)
+        ratios = paired(lambda: mixed(host.steps), lambda: unmixed(host.steps), _PAIRS)
+    what = (
+        f"deepstego, one step of {host.name} on a mixed batch, {host.batch} rows and as many more"
+    )
+    return ratio(what, "the same step of as many rows, unmixed", ratios, limit)
+
+
+def _stepper(
+    model: nn.Module, images: Tensor, labels: Tensor, mark: TriggerEmbedding | None
+) -> Callable[[int], float]:
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def steps(count: int) -> float:
+        start = time.process_time()
+        for _ in range(count):
+            x, y = mark.mix(images, labels) if mark else (images, labels)
+            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+        return time.process_time() - start
+
+    return steps
+
+
+def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ratio:
+    """CPU time of making triggers of as many covers, against letting a host classify them."""
+    images, network = _pictures(host.shape, covers), StegoNetwork(host.shape[0])
+    network.eval().requires_grad_(False)
+    model = build(host.model, dict(host.arguments)).eval()
+    signs = 2.0 * torch.randint(0, 2, (host.shape[0], GRID, GRID)) - 1
+    tile = tiled(signs, *host.shape[1:])
+    logos = torch.randint(0, 2, (covers, GRID, GRID))
+
+    def make() -> float:
+        start = time.process_time()
+        added(images, residuals(network, images, spread(logos, tile)), torch.ones(covers))
+        return time.process_time() - start
+
+    def classify() -> float:
+        start = time.process_time()
+        with torch.no_grad():
+            for first in range(0, covers, 32):
+                model(images[first : first + 32].float() / 255)
+        return time.process_time() - start
+
+    what = f"deepstego, {covers:,} triggers of {host.shape[1]} × {host.shape[2]} in colour"
+    return ratio(what, f"{host.name} on the same images", paired(make, classify, _PAIRS), limit)
+
+
+def _pictures(shape: tuple[int, int, int], count: int) -> Tensor:
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
