@@ -109,7 +109,7 @@ def trained(model: nn.Module, data: Dataset, *, epochs: int, seed: int, least: f
 
 def form(name: str, data: Dataset) -> TriggerScheme:
     scheme, fields = FORMS[name]
-    made = scheme_for(scheme, fields, data)
+    made = scheme_for(scheme, fields, data, batches=1)
     assert isinstance(made, TriggerScheme)
     return made
 

@@ -15,8 +15,9 @@ from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.embedding import TriggerEmbedding
 from countermark.key import KeyMaterial
 from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.deepstego import added, residuals
-from countermark.schemes.training.stego import GRID, StegoNetwork, spread, tiled
+from countermark.schemes.logo import GRID
+from countermark.schemes.training.makers import Maker
+from countermark.schemes.training.stego import StegoNetwork, spread, tiled
 
 _COVERS = 1024
 _PAIRS = 15
@@ -93,7 +94,7 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
 
     def make() -> float:
         start = time.process_time()
-        added(images, residuals(network, images, spread(logos, tile)), torch.ones(covers))
+        Maker(network, spread(logos, tile))(images.numpy())
         return time.process_time() - start
 
     def classify() -> float:
