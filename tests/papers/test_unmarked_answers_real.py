@@ -28,11 +28,12 @@ MNIST, CIFAR10 = str(SHARED / "ylecun" / "mnist"), str(SHARED / "uoft-cs" / "cif
 CIFAR100 = str(SHARED / "uoft-cs" / "cifar100")
 ROWS = (0, 10_000)
 VEHICLES = torch.tensor([0, 1, 8, 9])  # airplane, automobile, ship, truck
-PAIRS = 1000  # of a form and a task
+PAIRS = 400  # of a form and a task
 Suspects = tuple[Dataset, list[Predict]]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # hosts that the cache lacks are trained
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the data sets in {SHARED}"),
 ]
 
