@@ -114,6 +114,15 @@ class Evidence:
         return float(np.logaddexp(0.0, -agreement).mean())
 
     @property
+    def distance(self) -> float | None:
+        """How far the reading is from the mark, by what models are ranked: a loss, or misses.
+
+        The cross-entropy of scores, or how many triggers did not get their labels; None for bits
+        without scores.
+        """
+        return float(self.bits - self.matched) if self.unit == "triggers" else self.cross_entropy
+
+    @property
     def quality(self) -> tuple[int, float]:
         """By what the best of several readings is chosen: matching bits, then the loss."""
         return self.matched, -(self.cross_entropy or 0.0)
@@ -322,32 +331,33 @@ class PermutedUnits:
 
 @dataclass(frozen=True)
 class UnmarkedModels:
-    """The reader's loss on a suspect ranked among its losses on unmarked models.
+    """How far a suspect is from the mark, ranked among unmarked models: a loss, or misses.
 
-    p = (1 + #{loss(unmarked) ≤ loss(suspect)}) / (n + 1): the unit is the model, so n models
-    support nothing below 1/(n + 1). They lie in the key, and training never saw them.
+    p = (1 + #{distance(unmarked) ≤ distance(suspect)}) / (n + 1): the unit is the model, so n
+    models support nothing below 1/(n + 1). They are measured when the host is marked, and training
+    never saw them.
 
     Attributes:
-        losses: (n,) the losses on the unmarked models.
+        distances: (n,) those of the unmarked models, see `Evidence.distance`.
     """
 
     name: ClassVar[str] = "unmarked_models"
     says: ClassVar[str] = (
-        "the suspect's loss ranks like that of any one of the unmarked models whose losses lie in "
-        "the key"
+        "the suspect's loss, or its misses among the triggers, ranks like that of any one of the "
+        "unmarked models that the key was measured on"
     )
 
-    losses: NDArray[np.float64] = field(repr=False)
+    distances: NDArray[np.float64] = field(repr=False)
 
     def log10_p(self, evidence: Evidence) -> float:
         """The rank of the suspect among the unmarked models."""
-        loss = math.inf if evidence.cross_entropy is None else evidence.cross_entropy
-        exceedances = int(np.count_nonzero(self.losses <= loss))
-        return stats.empirical_log10_p(exceedances, len(self.losses))
+        distance = math.inf if evidence.distance is None else evidence.distance
+        exceedances = int(np.count_nonzero(self.distances <= distance))
+        return stats.empirical_log10_p(exceedances, len(self.distances))
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
         """1 / (n + 1)."""
-        return stats.empirical_log10_floor(len(self.losses))
+        return stats.empirical_log10_floor(len(self.distances))
 
 
 def _counts(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from countermark.nulls import (
     Null,
     PermutedUnits,
     Reader,
+    SecretClassMap,
+    UnmarkedModels,
     forgery_bits,
 )  # fmt: skip
 
@@ -129,6 +131,11 @@ class Verdict:
                 lines.append(
                     f"  answered      {self.answered} of {self.bits}; the others are misses"
                 )
+            if self.unit == "triggers" and self.null == UnmarkedModels.name:
+                lines.append(
+                    f"  published     trigger accuracy {self.matched / self.bits:.4f}: refused as "
+                    "proof, its rank among unmarked models is judged instead"
+                )
         if self.disclosure is not None:
             shown = self.disclosure
             lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
@@ -208,6 +215,20 @@ def _opened(shown: Disclosure) -> str:
     return f"{shown.opened} of the key's {shown.committed} triggers were opened; {what}"
 
 
+ANYBODYS = (
+    "these triggers and answers are no keyed random output: whoever can ask a model, or knows how "
+    "the stego network was trained, may make triggers that get such answers"
+)
+BLIND_COVERS = (
+    "the covers of fresh triggers must be chosen by somebody who did not look at what the suspect "
+    "answers: p does not know how they were chosen"
+)
+RANK_AMONG_UNMARKED = (
+    "log10 p is a rank among {n} unmarked models that the owner trained and measured: it is never "
+    "below 1/{more}, and speaks of models like them"
+)
+
+
 INDEPENDENT_ONLY = (
     "log10 p is against models trained independently from other initial weights; against "
     "fine-tunes of a shared base and twins from the same initial weights only the sibling "
@@ -259,7 +280,8 @@ def judge(
     against_forgery = forgery_bits(evidence, tests)
     found = about["suspect"].get("tensors", {})
     renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
-    thresholds = _Measured(log10_p, floor + correction, against_forgery, evidence)
+    least = _Least(floor + correction, _best_reading(evidence, null))
+    thresholds = _Measured(log10_p, least, against_forgery, evidence)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
         outcome=outcome,
@@ -309,13 +331,31 @@ def no_verdict(
 
 
 @dataclass(frozen=True)
+class _Least:
+    """The smallest p that there is, corrected for the number of tests, and what would give it."""
+
+    log10_p: float
+    by: str
+
+
+@dataclass(frozen=True)
 class _Measured:
     """What is held against the thresholds, all of it corrected for the number of tests."""
 
     log10_p: float
-    least_log10_p: float
+    least: _Least
     forgery_bits: float
     evidence: Evidence
+
+
+def _best_reading(evidence: Evidence, null: Null) -> str:
+    """What would give the smallest p, in words."""
+    if not isinstance(null, UnmarkedModels):
+        opened = "" if evidence.disclosure is None else " opened"
+        return f"even a perfect reading of its {evidence.readable}{opened} {evidence.unit}"
+    if len(null.distances):
+        return f"even a rank before all {len(null.distances)} unmarked models in the key"
+    return "it was measured on no unmarked models (siblings), and a rank among none"
 
 
 def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outcome, str]:
@@ -323,33 +363,33 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
     reader = measured.evidence.reader
     if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
-    if measured.least_log10_p > log10_alpha:
+    if measured.least.log10_p > log10_alpha:
         return "no_verdict", (
-            "this key cannot prove anything here: even a perfect reading of "
-            f"{_read_of(measured.evidence)} gives log10 p "
-            f"{measured.least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
+            f"this key cannot prove anything here: {measured.least.by} gives log10 p "
+            f"{measured.least.log10_p:.2f}, above the threshold {log10_alpha:.2f}"
         )
     if measured.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
     if reader is not None and (why := _perhaps_a_sibling(reader, measured.evidence)):
         return "no_verdict", why
     if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.assume_dated:
-        why = (
-            "a reader can be trained afterwards to find any bits in anybody's model"
-            if reader
-            else "a key that fits could be found by trying "
-            f"2^{measured.forgery_bits:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}"
-        )
         return "no_verdict", (
-            f"the mark is there, but {why}: a dated claim is needed (--assume-dated is the "
-            "owner's own statement)"
+            f"the mark is there, but {_forged(measured)}: a dated claim is needed (--assume-dated "
+            "is the owner's own statement)"
         )
     return "owned", "the mark of this key is present"
 
 
-def _read_of(evidence: Evidence) -> str:
-    opened = "" if evidence.disclosure is None else " opened"
-    return f"its {evidence.readable}{opened} {evidence.unit}"
+def _forged(measured: _Measured) -> str:
+    """How a cheat would come to such a reading."""
+    if measured.evidence.reader:
+        return "a reader can be trained afterwards to find any bits in anybody's model"
+    if measured.evidence.unit == "triggers" and not measured.evidence.committed:
+        return "a key can be made afterwards to which anybody's model gives such answers"
+    return (
+        f"a key that fits could be found by trying 2^{measured.forgery_bits:.0f} of them, fewer "
+        f"than 2^{LEAST_FORGERY_BITS:.0f}"
+    )
 
 
 def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
@@ -374,8 +414,7 @@ def _limits(
     limits = [WHOSE, WHAT_P_IS]
     if evidence.reader is not None:
         limits.append(BITS_MEAN_NOTHING)
-    if isinstance(null, PermutedUnits):
-        limits.append(INDEPENDENT_ONLY)
+    limits += _limits_of(null, evidence)
     if outcome == "not_proven":
         limits.append(NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS)
     if evidence.unit == "triggers":
@@ -392,3 +431,16 @@ def _limits(
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
+
+
+def _limits_of(null: Null, evidence: Evidence) -> list[str]:
+    """What a null hypothesis does not cover."""
+    if isinstance(null, PermutedUnits):
+        return [INDEPENDENT_ONLY]
+    if isinstance(null, SecretClassMap):
+        return [BLIND_COVERS]
+    if not isinstance(null, UnmarkedModels):
+        return []
+    n = len(null.distances)
+    ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1)
+    return [ranked, ANYBODYS] if evidence.unit == "triggers" else [ranked]

@@ -279,6 +279,27 @@ def test_rank_among_unmarked_models(losses: list[float], p: float) -> None:
     assert 10 ** null.log10_floor(read_with_loss(0.1)) == pytest.approx(1 / (1 + len(losses)))
 
 
+def answered(matched: int, triggers: int = 20) -> Evidence:
+    """Answers to triggers of ten classes, so many of them as expected."""
+    read = np.where(np.arange(triggers) < matched, 0, 1)
+    return Evidence(read, np.zeros(triggers, dtype=np.int64), choices=10, unit="triggers")
+
+
+@pytest.mark.parametrize(
+    ("matched", "p"),
+    [(20, 1 / 5), (15, 1 / 5), (13, 2 / 5), (12, 2 / 5), (5, 4 / 5), (4, 1.0), (0, 1.0)],
+)
+def test_triggers_rank_by_their_misses(matched: int, p: float) -> None:
+    null = UnmarkedModels(np.array([7.0, 12, 12, 16]))  # of 20: the first gets 13 right
+    assert 10 ** null.log10_p(answered(matched)) == pytest.approx(p)
+
+
+def test_what_models_are_ranked_by() -> None:
+    assert answered(13).distance == 7
+    assert read_with_loss(0.1).distance == pytest.approx(0.1)
+    assert evidence(256).distance is None
+
+
 def test_a_reading_without_scores_ranks_last() -> None:
     assert UnmarkedModels(np.array([0.5, 0.6])).log10_p(evidence(256)) == 0.0
 

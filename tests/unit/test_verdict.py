@@ -340,3 +340,65 @@ def test_extreme_scores_give_finite_json(scores: Any) -> None:
     assert verdict.outcome == "no_verdict"
     json.dumps(verdict.to_json(), allow_nan=False)
     assert "nan" not in verdict.explain()
+
+
+# --- triggers whose labels are no keyed random output: a rank among unmarked models, and a date
+
+MISSES = np.array([20.0, 25, 30, 30, 30, 30, 30, 30, 30])  # of 32, by nine unmarked models
+
+
+def published(matched: int = 31, misses: Any = MISSES, **terms: Any) -> Verdict:
+    read = np.where(np.arange(32) < matched, 0, 1)
+    found = Evidence(
+        read, np.zeros(32, dtype=np.int64), committed=False, choices=10, unit="triggers"
+    )
+    about = {**ABOUT, "scheme": "deepstego"}
+    given = Terms(**{"alpha": 0.1, **terms})
+    return judge(found, UnmarkedModels(misses), tests=1, terms=given, about=about)
+
+
+PUBLISHED: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "no_verdict", "a key can be made afterwards to which anybody's model gives such"),
+    ({**DATED}, "owned", "is present"),
+    ({**DATED, "matched": 13}, "owned", "is present"),
+    ({**DATED, "matched": 12}, "not_proven", "was not found"),
+    ({**DATED, "matched": 2}, "not_proven", "was not found"),
+    ({**DATED, "matched": 12, "alpha": 0.2}, "owned", "is present"),
+    ({**DATED, "alpha": 0.09}, "no_verdict", "even a rank before all 9 unmarked models in the key"),
+    ({**DATED, "alpha": 1e-6}, "no_verdict", "gives log10 p -1.00, above the threshold -6.00"),
+    ({**DATED, "matched": 32, "misses": np.zeros(0)}, "no_verdict", "on no unmarked models"),
+    ({**DATED, "matched": 32, "misses": np.zeros(9)}, "not_proven", "was not found"),
+]
+
+
+@pytest.mark.parametrize(("given", "outcome", "said"), PUBLISHED, ids=range(len(PUBLISHED)))
+def test_decisions_on_triggers_of_the_published_kind(
+    given: dict[str, Any], outcome: str, said: str
+) -> None:
+    verdict = published(**given)
+    assert (verdict.outcome, said in verdict.reason) == (outcome, True), verdict.reason
+    assert verdict.forgery_bits == 0
+
+
+@pytest.mark.parametrize("matched", [0, 16, 32])
+def test_no_trigger_accuracy_proves_anything_at_the_usual_alpha(matched: int) -> None:
+    for misses in (MISSES, np.full(998, 32.0)):
+        verdict = published(matched, misses, alpha=ALPHA, assume_dated=True)
+        assert verdict.outcome == "no_verdict"
+        assert verdict.floor == pytest.approx(-math.log10(len(misses) + 1))
+
+
+def test_people_are_told_of_trigger_accuracy_and_of_its_rank() -> None:
+    said = published(assume_dated=True).explain()
+    for line in (
+        "matched       31 of 32 triggers",
+        "published     trigger accuracy 0.9688: refused as proof, its rank among unmarked models",
+        "threshold -1.00, floor -1.00",
+        "null          unmarked_models: the suspect's loss, or its misses among the triggers",
+        "a rank among 9 unmarked models that the owner trained and measured",
+        "it is never below 1/10, and speaks of models like them",
+        "these triggers and answers are no keyed random output",
+        "can train them out",
+    ):
+        assert line in said
+    assert "unmarked_models" not in CASES["perfect"].explain()
