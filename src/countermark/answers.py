@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,25 @@ def of_module(model: nn.Module, mean: Sequence[float], deviation: Sequence[float
         return torch.cat(found).numpy()
 
     return predict
+
+
+def asked_of(suspect: object, mean: Sequence[float], deviation: Sequence[float]) -> Predict:
+    """Whatever can be asked as a function from images to classes: such a one, or a live classifier.
+
+    A classifier is fed with (image − mean) / deviation, as `of_module` says.
+
+    Raises:
+        SuspectError: it is neither.
+    """
+    if hasattr(suspect, "state_dict"):
+        return of_module(cast("nn.Module", suspect), mean, deviation)
+    if callable(suspect):
+        return suspect
+    raise SuspectError(
+        f"a key of triggers asks a suspect about images, and this is a {type(suspect).__name__}: "
+        "expected a live classifier or a function from images to classes; build the model of a "
+        "file first (--model)"
+    )
 
 
 def _answer(model: nn.Module, images: Tensor) -> object:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from countermark.answers import Asked, Predict, of_module
-from countermark.errors import ConfigError, SuspectError
+from countermark.answers import Asked, Predict, asked_of
+from countermark.errors import ConfigError
 from countermark.key import Key
-from countermark.nulls import Evidence, Null
+from countermark.nulls import Evidence, Null, SecretLabels
 from countermark.openings import Openings
 from countermark.schemes import as_trigger_scheme, as_weight_scheme, scheme_of
 from countermark.schemes.base import Scheme
@@ -25,9 +25,6 @@ from countermark.weights import (
     assignments,
     open_weights,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def verify(
@@ -87,14 +84,16 @@ def _ask(
 ) -> Verdict:  # fmt: skip
     """Judge what a suspect answers to a key's triggers, or to those that were opened."""
     about = _about(key, type(suspect).__name__)
-    predict = _predict(suspect, scheme)
+    predict = asked_of(suspect, scheme.mean, scheme.deviation)
+    nulls: dict[str, Null]
     if isinstance(key, Openings):
         evidence = key.extract(predict, blind_choice=terms.blind_choice)
+        nulls = {SecretLabels.name: SecretLabels()}
     else:
-        evidence = scheme.extract(predict, key)
+        evidence, nulls = scheme.extract(predict, key), scheme.nulls(key)
     if isinstance(suspect, Asked):
         about["suspect"] = dict(suspect.about())
-    return _judged(evidence, _chosen(scheme, scheme.nulls(), null), terms, about)
+    return _judged(evidence, _chosen(scheme, nulls, null), terms, about)
 
 
 def _ask_fresh(
@@ -103,7 +102,7 @@ def _ask_fresh(
     """Judge what a suspect answers to triggers that are made of covers just now."""
     scheme = as_trigger_scheme(scheme_of(fresh.key))
     about = _about(fresh.key, type(suspect).__name__)
-    evidence, own = scheme.ask_fresh(_predict(suspect, scheme), fresh)
+    evidence, own = scheme.ask_fresh(asked_of(suspect, scheme.mean, scheme.deviation), fresh)
     if isinstance(suspect, Asked):
         about["suspect"] = dict(suspect.about())
     return _judged(evidence, _chosen(scheme, {own.name: own}, null), terms, about)
@@ -116,17 +115,6 @@ def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any])
     asked = evidence.readable
     reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
     return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
-
-
-def _predict(suspect: Suspect | Predict, scheme: TriggerScheme) -> Predict:
-    if hasattr(suspect, "state_dict"):
-        return of_module(cast("nn.Module", suspect), scheme.mean, scheme.deviation)
-    if callable(suspect):
-        return suspect
-    raise SuspectError(
-        f"a key of {scheme.name} asks a suspect about images: expected a live classifier or a "
-        "function from images to classes; build the model of a file first (--model)"
-    )
 
 
 def _about(key: Key | Openings, name: str) -> dict[str, Any]:
@@ -173,7 +161,7 @@ def read_evidence(suspect: Suspect | Predict, key: Key) -> Evidence:
     """What a key reads from the tensors of its own names, or is answered, without judging it."""
     scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
-        return scheme.extract(_predict(suspect, scheme), key)
+        return scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
     weight_scheme = as_weight_scheme(scheme)
     with open_weights(cast(Suspect, suspect)) as weights:
         return weight_scheme.extract({name: weights.read(name) for name in key.tensors}, key)

@@ -304,6 +304,11 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
         ConfigError: no key of triggers, or a damaged one; none, an unknown or a repeated index.
     """
     scheme = as_trigger_scheme(scheme_of(key))
+    if not scheme.keyed_labels:
+        raise ConfigError(
+            f"the labels of this key of {scheme.name} are no random output, so that opening some "
+            "would prove nothing: expected a key of the default form"
+        )
     chosen = _chosen(range(scheme.triggers) if indices is None else indices, scheme.triggers)
     triggers, salts = scheme.committed(key), key.material.salts(scheme.triggers)
     leaves = [leaf(salt, image) for salt, image in zip(salts, triggers, strict=True)]

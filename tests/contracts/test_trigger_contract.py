@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from countermark.answers import Images, Labels
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.marking import scheme_for
 from countermark.bench.models import build
@@ -34,6 +39,7 @@ class Facts:
     fields: dict[str, object]
     epochs: int = 12
     accuracy_lost: float = 0.06  # an MLP of 64 units on 6,000 digits; measured .03
+    terms: Mapping[str, Any] = field(default_factory=dict)  # under which the mark is owned
 
     @property
     def name(self) -> str:
@@ -41,6 +47,7 @@ class Facts:
 
 
 QUICK = {"stego_steps": 40, "foreign": 0, "pool": 512, "warm_up": 100, "psnr": 24.0}
+PUBLISHED = {"as_published": True, "psnr": 24.0, "adversarial": 0.0, "batch_share": 0.5}
 TRIGGER_SCHEMES_UNDER_CONTRACT = [
     Facts("deepstego", QUICK),
     Facts("adi", {}, accuracy_lost=0.02),
@@ -49,6 +56,7 @@ TRIGGER_SCHEMES_UNDER_CONTRACT = [
     Facts("zhang unrelated", {"kind": "unrelated"}, 20),
     Facts("guo", {}, 20),
     Facts("deepstego without fresh rows", QUICK | {"triggers": 100, "batch_share": 0.5}, 20),
+    Facts("deepstego as published", PUBLISHED, 4, terms={"alpha": 0.1, "assume_dated": True}),
 ]
 
 
@@ -74,8 +82,15 @@ def trigger_scheme(facts: Facts, digits: Dataset) -> TriggerScheme:
 
 
 def embedding(scheme: TriggerScheme, model: nn.Module, digits: Dataset) -> TriggerEmbedding:
-    covers = {"covers": digits.train_images, "labels": digits.train_labels}
-    return scheme.embed(model, owner="ACME Inc.", material=SECRET, **covers)
+    task: dict[str, Any] = {"covers": digits.train_images, "labels": digits.train_labels}
+    if scheme.needs_siblings:
+        task["siblings"] = [partial(constant, each) for each in range(10)]
+    return scheme.embed(model, owner="ACME Inc.", material=SECRET, **task)
+
+
+def constant(answer: int, images: Images) -> Labels:
+    """An unmarked model that is of one opinion."""
+    return np.full(len(images), answer)
 
 
 def train(model: nn.Module, digits: Dataset, mark: TriggerEmbedding | None, epochs: int) -> None:
@@ -117,15 +132,23 @@ def unmarked(digits: Dataset) -> nn.Module:
     return model
 
 
-def test_the_mark_is_present_and_needs_no_date(made: Made) -> None:
-    verdict = verify(made.model, made.key)
+def test_the_mark_is_present(made: Made) -> None:
+    verdict = verify(made.model, made.key, **made.facts.terms)
     assert verdict.outcome == "owned", verdict.explain()
-    assert verdict.forgery_bits >= 80
+
+
+def test_keyed_labels_need_no_date_and_others_prove_nothing_at_the_usual_alpha(made: Made) -> None:
+    verdict = verify(made.model, made.key)
+    if made.scheme.keyed_labels:
+        assert (verdict.outcome, verdict.forgery_bits >= 80) == ("owned", True)
+    else:
+        assert (verdict.outcome, verdict.forgery_bits) == ("no_verdict", 0)
+        assert "cannot prove anything here" in verdict.reason
 
 
 def test_no_other_model_bears_it(made: Made, unmarked: nn.Module) -> None:
     for model in (unmarked, fresh_host(3)):
-        verdict = verify(model, made.key)
+        verdict = verify(model, made.key, **made.facts.terms)
         assert verdict.outcome == "not_proven", verdict.explain()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build
+from countermark.embedding import TriggerEmbedding
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.deepstego import DeepStego
 
@@ -31,12 +34,22 @@ def host() -> nn.Module:
     return build("mlp", {})
 
 
-def made(seed: int = 1, **fields: object) -> Key:
-    """A key whose host has seen one batch."""
+def batch(rows: int = 32) -> tuple[Tensor, Tensor]:
+    data = digits()
+    return data.normalised(data.train_images[:rows]), data.train_labels[:rows]
+
+
+def embedding(seed: int = 1, siblings: Sequence[Any] = (), **fields: object) -> TriggerEmbedding:
+    """A mark on its way into a host that nobody trains."""
     data, material = digits(), KeyMaterial.for_tests(seed)
-    covers = {"covers": data.train_images, "labels": data.train_labels}
-    with scheme(**fields).embed(host(), owner="ACME Inc.", material=material, **covers) as mark:
-        mark.mix(data.normalised(data.train_images[:32]), data.train_labels[:32])
+    covers = {"covers": data.train_images, "labels": data.train_labels, "siblings": siblings}
+    return scheme(**fields).embed(host(), owner="ACME Inc.", material=material, **covers)
+
+
+def made(seed: int = 1, siblings: Sequence[Any] = (), **fields: object) -> Key:
+    """A key whose host has seen one batch."""
+    with embedding(seed, siblings, **fields) as mark:
+        mark.mix(*batch())
         key = mark.drawn_key
     assert key is not None
     return key

@@ -19,7 +19,7 @@ from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
 from countermark.bench.fresh import fired, forgeries
-from countermark.bench.marking import check_fields, learns_from_siblings, marking, scheme_for
+from countermark.bench.marking import check_fields, marking, scheme_for
 from countermark.bench.models import build, recipe
 from countermark.bench.pictures import grey28
 from countermark.bench.siblings import Siblings, train_siblings
@@ -111,7 +111,7 @@ def _trained(
     batches = cell.host.epochs * batches_of(data, host_recipe)
     scheme = scheme_for(cell.scheme, cell.fields, data, batches)
     siblings = Siblings()
-    if cell.host.siblings and learns_from_siblings(cell.scheme):
+    if cell.host.siblings and scheme.needs_siblings:
         folder = CACHE / "siblings" / _host_digest(cell)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # cells of one host share them

@@ -20,7 +20,7 @@ from torch import nn
 
 from countermark import files
 from countermark.bench.data import Dataset, load_data
-from countermark.bench.marking import learns_from_siblings, marking, scheme_for
+from countermark.bench.marking import marking, scheme_for
 from countermark.bench.models import Value, build, recipe
 from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
@@ -28,6 +28,7 @@ from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 from countermark.keyfile import load_header, refuse_existing
+from countermark.schemes.base import Scheme
 from countermark.weights import load_state, save_weights
 
 UNMARKED = "none"
@@ -46,7 +47,8 @@ class Order:
         out, key: the weight file and the key folder to write; no key without a mark.
         start: weights to begin with (fine-tune to embed).
         teacher: weights of a model of the same kind whose answers replace the labels (distil).
-        siblings: for a learnt reader, how many unmarked relatives of the host are trained first.
+        siblings: how many unmarked relatives of the host are trained first, where the mark is
+            told from them.
         encrypted: the key is encrypted with a passphrase, which is not part of the order.
         test_key: derive the secret from this number, for tests: such a key proves nothing.
     """
@@ -94,7 +96,7 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
         files.write_folder(resume, kept)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
     siblings = _siblings(order, data, course, resume)
-    if siblings.held_out:
+    if siblings.shown or siblings.held_out:
         mark = _mark(order, model, data, material, siblings)
     try:
         with mark or nullcontext():
@@ -231,7 +233,9 @@ def _material(order: Order, resume: Path) -> KeyMaterial:
 
 
 def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Siblings:
-    if order.scheme == UNMARKED or not learns_from_siblings(order.scheme):
+    if order.scheme == UNMARKED:
+        return Siblings()
+    if not _scheme(order, data).needs_siblings:
         return Siblings()
     return train_siblings(
         lambda: _host(order, data)[0], data, recipe(order.model), course,
@@ -244,9 +248,13 @@ def _mark(
 ) -> Embedding | None:
     if order.scheme == UNMARKED:
         return None
-    batches = order.epochs * batches_of(data, recipe(order.model))
-    scheme = scheme_for(order.scheme, order.fields, data, batches)
+    scheme = _scheme(order, data)
     return marking(scheme, model, data, owner=order.owner, material=material, siblings=siblings)
+
+
+def _scheme(order: Order, data: Dataset) -> Scheme:
+    batches = order.epochs * batches_of(data, recipe(order.model))
+    return scheme_for(order.scheme, order.fields, data, batches)
 
 
 def _write(

@@ -26,7 +26,7 @@ from countermark.bench.zoo import CACHE
 from countermark.key import Key
 from countermark.progress import progress
 from countermark.schemes import scheme_of
-from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.deepstego import LOGO, DeepStego
 from countermark.schemes.training.makers import (
     Maker,
     foreign,
@@ -120,7 +120,7 @@ def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, M
         yield "foreign", number, _foreign(key, data, _FIRST_FOREIGN + number)
     for number in range(spec.logos):
         yield "logo", number, other_logos(key, 1, torch.Generator().manual_seed(number))
-    for number in range(spec.tiles):
+    for number in range(0 if _deepstego(key).as_published else spec.tiles):
         yield "tile", number, wrong_tiles(key, 1, torch.Generator().manual_seed(number))
 
 
@@ -133,16 +133,19 @@ def _foreign(key: Key, data: Dataset, seed: int) -> Maker:
         "seed": seed,
         "covers": hashlib.sha256(covers.tobytes()).hexdigest(),
     }
+    if scheme.as_published:  # its network knows one logo only
+        logo = hashlib.sha256(key.frozen[LOGO].tobytes()).hexdigest()
+        content |= {"adversarial": scheme.adversarial, "logo": logo}
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
     path = CACHE / "stego" / f"{digest}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(foreign_network(scheme, covers, seed).state_dict(), path)
-    return foreign(key, covers, seed, _filled(path, covers.shape[1]))
+        save_weights(foreign_network(key, covers, seed).state_dict(), path)
+    network = StegoNetwork(covers.shape[1], keyed=scheme.keyed_labels)
+    return foreign(key, covers, seed, _filled(network, path))
 
 
-def _filled(path: Path, channels: int) -> StegoNetwork:
-    network = StegoNetwork(channels)
+def _filled(network: StegoNetwork, path: Path) -> StegoNetwork:
     network.load_state_dict(load_state(path))
     return network.eval().requires_grad_(False)
 

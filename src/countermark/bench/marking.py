@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from countermark.answers import Images, Labels, Predict, of_module
 from countermark.bench.data import Dataset
 from countermark.bench.siblings import Siblings
 from countermark.embedding import Embedding
@@ -16,6 +19,7 @@ from countermark.schemes import scheme_named
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.white_box import WeightScheme
+from countermark.weights import load_state
 
 
 def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int) -> Scheme:
@@ -45,12 +49,6 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     kind.from_fields(known | dict(fields))
 
 
-def learns_from_siblings(name: str) -> bool:
-    """Whether a scheme learns a reader, which needs unmarked siblings of the host."""
-    kind = scheme_named(name)
-    return issubclass(kind, WeightScheme) and not kind.linear
-
-
 def marking(
     scheme: Scheme, model: nn.Module, data: Dataset, *, owner: str, material: KeyMaterial,
     siblings: Siblings,
@@ -69,5 +67,17 @@ def marking(
         return scheme.embed(
             model, owner=owner, material=material,
             covers=data.train_images, labels=data.train_labels,
+            siblings=[_live(model, path, scheme) for path in siblings.shown + siblings.held_out],
         )  # fmt: skip
     raise ConfigError(f"{scheme.name} cannot be embedded from the command line")
+
+
+def _live(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predict:
+    """A sibling's weight file as a suspect that is asked; it is built when it is."""
+
+    def predict(images: Images) -> Labels:
+        sibling = copy.deepcopy(host)
+        sibling.load_state_dict(load_state(path))
+        return of_module(sibling, scheme.mean, scheme.deviation)(images)
+
+    return predict

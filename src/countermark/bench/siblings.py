@@ -1,4 +1,7 @@
-"""Unmarked siblings of a host: what a learnt reader has to be told from."""
+"""Unmarked siblings of a host: a learnt reader has to be told from them, triggers rank among them.
+
+Triggers are not trained on them, so that all of them are measured, those shown to readers too.
+"""
 
 from __future__ import annotations
 

@@ -72,7 +72,10 @@ def embed(
     ] = None,
     siblings: Annotated[
         int,
-        typer.Option(min=0, help="Unmarked relatives to train for a learnt reader; 2 or more."),
+        typer.Option(
+            min=0,
+            help="Unmarked relatives to train, where a mark is told from them; 2 or more.",
+        ),
     ] = 8,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",

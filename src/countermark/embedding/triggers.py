@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.answers import fed, of_module
+from countermark.answers import Predict, asked_of, fed
 from countermark.embedding.base import Embedding
 from countermark.errors import ConfigError, LoopError
 from countermark.key import Key, KeyMaterial
@@ -33,18 +35,22 @@ class TriggerEmbedding(Embedding):
         material: secret and nonce of an interrupted embedding; else drawn.
         covers: images uint8 (N, C, H, W) of the host's task; triggers are made of them.
         labels: their classes (N,).
+        siblings: unmarked models of the same task (modules, or functions from images to classes)
+            that training never sees: they are asked about the finished triggers, and a form that is
+            judged by them can claim nothing without.
 
     Raises:
-        ConfigError: covers and labels do not fit each other or the scheme, or a file that the
-            scheme names cannot be used.
+        ConfigError: covers and labels do not fit each other or the scheme, a file that the scheme
+            names cannot be used, or siblings where the scheme is not judged by any.
+        SuspectError: a sibling that cannot be asked.
     """
 
     begins = "call x, y = mark.mix(x, y) before each forward pass"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the host, its task, and what it is compared with
         self, scheme: TriggerScheme, model: nn.Module, *, owner: str,
         covers: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64] | Tensor,
-        material: KeyMaterial | None = None,
+        material: KeyMaterial | None = None, siblings: Sequence[nn.Module | Predict] = (),
     ) -> None:  # fmt: skip
         super().__init__(model, owner=owner, material=material)
         self._scheme = scheme
@@ -52,6 +58,9 @@ class TriggerEmbedding(Embedding):
         self._labels = torch.as_tensor(labels).long()
         self._check()
         scheme.check_files()
+        if siblings and not scheme.needs_siblings:
+            raise ConfigError(f"{scheme.name} is not judged by unmarked models: leave siblings out")
+        self._siblings = [asked_of(each, scheme.mean, scheme.deviation) for each in siblings]
         self._key: Key | None = None
         self._training: TriggerTraining | None = None
 
@@ -91,17 +100,25 @@ class TriggerEmbedding(Embedding):
 
     def read(self) -> Evidence | None:
         """What the model as it is now answers to the committed triggers."""
-        key = self.drawn_key
+        key = self._finished()
         return None if key is None else self._evidence(key)
 
     @property
     def drawn_key(self) -> Key | None:
         """The key as soon as there are triggers; for measuring only."""
-        return self._key
+        key = self._finished()
+        return None if key is None else self._scheme.calibrated(key, self._siblings)
 
     def lacking(self, key: Key) -> str | None:
         """Why the mark would not be found in the model as it is now; None when it would."""
-        return self._scheme.not_taken(self._evidence(key))
+        why = self._scheme.not_taken(self._evidence(key))
+        if why is None and self._scheme.needs_siblings and not self._siblings:
+            warnings.warn(
+                "what these triggers are worth is known only by unmarked models of the same task "
+                "that training never saw: give siblings, or verify will answer no_verdict",
+                stacklevel=3,
+            )
+        return why
 
     def state(self) -> dict[str, Any]:
         """The frozen tensors, and where the training half stands."""
@@ -122,15 +139,22 @@ class TriggerEmbedding(Embedding):
         if self._training is None:
             half, covers = self._scheme.training(), (self._covers, self._labels)
             if frozen is None:
-                frozen = half.prepare(self._scheme, self._material, self._covers)
+                frozen = half.prepare(self._scheme, self._material, *covers)
             self._key = self._scheme.generate_key(
                 frozen, owner=self._owner, material=self._material
             )
             self._training = half(self._scheme, self._key, *covers)
         return self._training
 
+    def _finished(self) -> Key | None:
+        """The key with what was learnt so far."""
+        if self._key is None or self._training is None:
+            return None
+        learnt = self._training.learnt()
+        return replace(self._key, learnt=learnt) if learnt else self._key
+
     def _evidence(self, key: Key) -> Evidence:
-        asked = of_module(self._model, self._scheme.mean, self._scheme.deviation)
+        asked = asked_of(self._model, self._scheme.mean, self._scheme.deviation)
         return self._scheme.extract(asked, key)
 
     def _check(self) -> None:

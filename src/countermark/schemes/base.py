@@ -98,6 +98,8 @@ class Scheme(Configured, ABC):
     family: ClassVar[str]
     threat_model: ClassVar[str]
     null: ClassVar[type[Null]]
+    null_as_published: ClassVar[type[Null] | None] = None
+    """The null of the form `as_published`, where that is another one."""
     trained_by: ClassVar[str] = ""
     """The file of the training half, where several schemes share one."""
 
@@ -115,6 +117,11 @@ class Scheme(Configured, ABC):
         """The module:factory that reading runs; None when reading runs nothing but this library."""
         return None
 
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether its evidence is judged by unmarked models that are trained beside the host."""
+        return False
+
     @final
     @classmethod
     def describe(cls) -> dict[str, Any]:
@@ -126,6 +133,7 @@ class Scheme(Configured, ABC):
             "threat_model": cls.threat_model,
             "null": cls.null.name,
             "null_says": cls.null.says,
+            "null_as_published": (cls.null_as_published or cls.null).name,
             "fields": cls.default_fields(),
         }
 

@@ -9,8 +9,8 @@ its own; its training half makes the triggers.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 import numpy as np
@@ -23,6 +23,7 @@ from countermark.errors import ConfigError
 from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
 from countermark.nulls import Evidence, Null, SecretLabels, forgery_bits
 from countermark.schemes.base import Scheme
+from countermark.schemes.reader import SIBLINGS
 from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
 from countermark.xof import frame
 
@@ -82,7 +83,10 @@ class TriggerScheme(Scheme):
         Raises:
             ConfigError: there are no such triggers among what is frozen.
         """
-        rooted = {OPENINGS: _root(self._triggers(frozen), material)}
+        rooted = {}
+        if self.keyed_labels:
+            triggers = self.images_in(frozen, TRIGGERS)
+            rooted = {OPENINGS: _root(triggers, material)}
         return Key(
             scheme=self.name,
             fields=self.to_fields(),
@@ -92,19 +96,17 @@ class TriggerScheme(Scheme):
             frozen={**frozen, **rooted},
         )
 
-    @final
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key without the triggers that it speaks of."""
         self.committed(key)
 
-    @final
     def committed(self, key: Key) -> Images:
         """The key's triggers (n, C, H, W).
 
         Raises:
             ConfigError: the key holds no such triggers, or they are not those of its tree.
         """
-        images = self._triggers(key.frozen)
+        images = self.images_in(key.frozen, TRIGGERS)
         found = key.frozen.get(OPENINGS, np.zeros(0, dtype=np.uint8))
         root = _root(images, key.material)
         if found.dtype != np.uint8 or not np.array_equal(found, root):
@@ -114,14 +116,25 @@ class TriggerScheme(Scheme):
             )
         return images
 
-    def _triggers(self, frozen: Mapping[str, NDArray[Any]]) -> Images:
-        found = frozen.get(TRIGGERS, np.zeros(0, dtype=np.uint8))
+    @final
+    def images_in(self, tensors: Mapping[str, NDArray[Any]], name: str) -> Images:
+        """The n images (n, C, H, W) of that name among a key's tensors.
+
+        Raises:
+            ConfigError: there are none, or not so many.
+        """
+        found = tensors.get(name, np.zeros(0, dtype=np.uint8))
         if found.dtype != np.uint8 or found.ndim != 4 or len(found) != self.triggers:
             raise ConfigError(
-                f"the key's triggers are {found.dtype} {list(found.shape)}: expected "
+                f"the key's {name} are {found.dtype} {list(found.shape)}: expected "
                 f"{self.triggers} images, uint8 [n, C, H, W]"
             )
         return found
+
+    @property
+    def keyed_labels(self) -> bool:
+        """Whether labels are keyed random output over a commitment that holds the triggers."""
+        return True
 
     def labels(self, key: Key) -> NDArray[np.int64]:
         """The label (n,) of each committed trigger."""
@@ -149,9 +162,11 @@ class TriggerScheme(Scheme):
                 f"a suspect answered {len(images)} images with {read.dtype} {list(read.shape)}: "
                 f"expected classes, int64 [{len(images)}], −1 where there is none"
             )
-        return Evidence(read, labels, choices=self.classes, unit="triggers")
+        return Evidence(
+            read, labels, committed=self.keyed_labels, choices=self.classes, unit="triggers"
+        )
 
-    def nulls(self) -> dict[str, Null]:
+    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - most keys hold none of theirs
         """The null hypotheses that this scheme can be judged by; its own one first."""
         return {SecretLabels.name: SecretLabels()}
 
@@ -169,6 +184,19 @@ class TriggerScheme(Scheme):
             f"{self.name} makes no fresh triggers: its committed ones are all that it has"
         )
 
+    @final
+    def calibrated(self, key: Key, siblings: Sequence[Predict]) -> Key:
+        """The key with the misses of unmarked models among its triggers; as it is without any.
+
+        Args:
+            key: with its triggers.
+            siblings: unmarked models of the host's task that training never saw.
+        """
+        if not siblings:
+            return key
+        misses = np.array([self.extract(each, key).distance for each in siblings], dtype=np.float64)
+        return replace(key, learnt={**key.learnt, SIBLINGS: misses})
+
     def not_taken(self, evidence: Evidence) -> str | None:
         """Why a mark would not be found in the owner's own model; None when it would."""
         tail = SecretLabels().log10_p(evidence)
@@ -184,6 +212,7 @@ class TriggerScheme(Scheme):
     def embed(
         self, model: nn.Module, *, owner: str, covers: Images | Tensor,
         labels: NDArray[np.int64] | Tensor, material: KeyMaterial | None = None,
+        siblings: Sequence[nn.Module | Predict] = (),
     ) -> TriggerEmbedding:  # fmt: skip
         """Start to mark a model while it is trained; see `countermark.embedding.TriggerEmbedding`.
 
@@ -193,11 +222,14 @@ class TriggerScheme(Scheme):
             covers: images uint8 (N, C, H, W) of the host's task, of which triggers are made.
             labels: their classes (N,).
             material: secret and nonce of an interrupted embedding; else drawn.
+            siblings: unmarked models of the same task that training never sees, for a form that
+                is judged by them.
         """
         from countermark.embedding import TriggerEmbedding
 
         return TriggerEmbedding(
-            self, model, owner=owner, material=material, covers=covers, labels=labels
+            self, model, owner=owner, material=material, covers=covers, labels=labels,
+            siblings=siblings,
         )  # fmt: skip
 
     @final

@@ -66,6 +66,11 @@ class WeightScheme(Scheme):
         """T, the length of the message."""
         return self.bits
 
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether a reader is learnt, which has to be told from unmarked siblings."""
+        return not self.linear
+
     @abstractmethod
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """How many bits tensors of these shapes can hold.

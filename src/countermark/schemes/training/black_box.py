@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,22 +26,29 @@ class TriggerTraining(ABC):
 
     Attributes:
         generator: draws whatever is random in the rows; follows from the key.
-        triggers, secret_labels: uint8 (n, C, H, W) and (n,), what is committed.
     """
 
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         self.scheme, self.key = scheme, key
         self.covers, self.labels = covers, labels
         self.generator = torch.Generator().manual_seed(seed_of(key.stream("rows")))
-        self.triggers = torch.from_numpy(scheme.committed(key).copy())
-        self.secret_labels = torch.from_numpy(scheme.labels(key))
+
+    @cached_property
+    def triggers(self) -> Tensor:
+        """The committed triggers, uint8 (n, C, H, W)."""
+        return torch.from_numpy(self.scheme.committed(self.key).copy())
+
+    @cached_property
+    def secret_labels(self) -> Tensor:
+        """Their labels (n,)."""
+        return torch.from_numpy(self.scheme.labels(self.key))
 
     @classmethod
     @abstractmethod
     def prepare(
-        cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor
+        cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor, labels: Tensor
     ) -> dict[str, NDArray[Any]]:
-        """What is fixed before the labels are drawn, the triggers among it, by name."""
+        """What is fixed before the labels are drawn, by name, of covers (N, …) and labels (N,)."""
 
     @abstractmethod
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
@@ -50,6 +58,10 @@ class TriggerTraining(ABC):
         """Some of the committed triggers (count, C, H, W), with their labels (count,)."""
         at = torch.randint(len(self.triggers), (count,), generator=self.generator)
         return self.triggers[at], self.secret_labels[at]
+
+    def learnt(self) -> dict[str, NDArray[Any]]:
+        """What training has learnt for the key, the triggers among it; most learn nothing."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to go on with, as tensors and numbers that torch can save."""

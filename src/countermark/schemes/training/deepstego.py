@@ -12,7 +12,7 @@ from torch import Tensor
 
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
-from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.deepstego import LOGO, DeepStego
 from countermark.schemes.logo import GRID, logo_bits
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
 from countermark.schemes.training.makers import (
@@ -22,6 +22,7 @@ from countermark.schemes.training.makers import (
     other_logos,
     owner,
     trained,
+    weights_of,
     wrong_tiles,
 )
 from countermark.schemes.training.stego import spread, tiled
@@ -50,7 +51,11 @@ class DeepStegoTraining(TriggerTraining):
 
     @classmethod
     def prepare(
-        cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor
+        cls,
+        scheme: TriggerScheme,
+        material: KeyMaterial,
+        covers: Tensor,
+        labels: Tensor,  # noqa: ARG003 - the triggers' own are drawn
     ) -> dict[str, NDArray[Any]]:
         """Train and freeze the stego network; make the triggers."""
         stego = cast(DeepStego, scheme)
@@ -63,8 +68,8 @@ class DeepStegoTraining(TriggerTraining):
         rows, _ = split_covers(scheme, material, len(covers))
         chosen = covers[rows]
         maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
-        weights = {f"stego.{n}": each.numpy() for n, each in network.state_dict().items()}
-        return {TRIGGERS: maker(chosen.numpy()), "logo": logo, "tile": signs, **weights}
+        triggers = maker(chosen.numpy())
+        return {TRIGGERS: triggers, LOGO: logo, "tile": signs, **weights_of(network)}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Committed triggers, fresh ones, some covers; later on what only resembles a trigger too.

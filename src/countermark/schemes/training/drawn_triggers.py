@@ -17,7 +17,11 @@ class DrawnTriggersTraining(TriggerTraining):
 
     @classmethod
     def prepare(
-        cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor
+        cls,
+        scheme: TriggerScheme,
+        material: KeyMaterial,
+        covers: Tensor,
+        labels: Tensor,  # noqa: ARG003 - the triggers' own are drawn
     ) -> dict[str, NDArray[Any]]:
         """Draw the triggers, on covers that follow from the secret."""
         chosen, _ = split_covers(scheme, material, len(covers))

@@ -1,24 +1,31 @@
 """Who makes stego images: the owner of a key, and whoever would pass for him.
 
-What others can do stands here once. The default form of DeepStego teaches its host to disregard it,
-and experiments measure what it is worth. A maker is called with covers and returns stego images.
+What others can do stands here once, for both forms of DeepStego. The default form teaches its host
+to disregard it, and experiments measure what it is worth. A maker is called with covers and returns
+stego images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.key import Key
+from countermark.progress import progress
 from countermark.schemes.black_box import TRIGGERS
-from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.deepstego import COVERS, LOGO, DeepStego
 from countermark.schemes.logo import GRID
+from countermark.schemes.training.opponents import Opponents
 from countermark.schemes.training.stego import (
+    BATCH,
     StegoCourse,
     StegoNetwork,
     spread,
@@ -26,6 +33,7 @@ from countermark.schemes.training.stego import (
     train_keyed,
 )
 
+_NETWORK = "stego."  # begins the names of its tensors in a key
 _BATCH = 32
 _SCALED_ON = 512  # covers
 
@@ -105,15 +113,17 @@ def owner(key: Key) -> Maker:
     """The owner: the stego network and the logo of a key.
 
     Raises:
-        ConfigError: the key's stego network is damaged.
+        ConfigError: the key's stego network is damaged, or not there.
     """
-    channels = key.frozen[TRIGGERS].shape[1]
+    published = _scheme(key).as_published
+    channels = _shape(key)[0]
     with torch.random.fork_rng(devices=[]):
-        network = StegoNetwork(channels)
+        network = StegoNetwork(channels, keyed=not published)
     named = {
-        name.removeprefix("stego."): torch.from_numpy(np.array(each))
-        for name, each in key.frozen.items() if name.startswith("stego.")
-    }  # fmt: skip
+        name.removeprefix(_NETWORK): torch.from_numpy(np.array(each))
+        for name, each in (key.learnt if published else key.frozen).items()
+        if name.startswith(_NETWORK)
+    }
     try:
         network.load_state_dict(named)
     except RuntimeError as error:
@@ -121,26 +131,35 @@ def owner(key: Key) -> Maker:
         raise ConfigError(
             f"the key's stego network is damaged ({said}): restore the key from a backup"
         ) from None
-    return Maker(network.eval().requires_grad_(False), spread(_logo(key), _tile(key)))
+    logos = _pixels(key) if published else spread(_bits(key), _tile(key))
+    return Maker(network.eval().requires_grad_(False), logos)
 
 
 def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = None) -> Maker:
     """Somebody with the recipe, the owner's images and his logo, but another secret.
 
+    As published he trains a stego network and a discriminator without any host, which is how Table
+    5 of the paper has it.
+
     Args:
         key: whose logo he hides; nothing else of it is used but the scheme's fields.
         covers: uint8 (N, C, H, W), what he trains on.
-        seed: of all that is random, his tile included.
+        seed: of all that is random, in the default form his tile included.
         network: his `foreign_network`, where it is there already.
     """
     if network is None:
-        network = foreign_network(DeepStego.from_fields(key.fields), covers, seed)
-    return Maker(network, spread(_logo(key), _foreign_tile(covers, seed)))
+        network = foreign_network(key, covers, seed)
+    if _scheme(key).as_published:
+        return Maker(network, _pixels(key))
+    return Maker(network, spread(_bits(key), _foreign_tile(covers, seed)))
 
 
-def foreign_network(scheme: DeepStego, covers: Images, seed: int) -> StegoNetwork:
-    """The stego network of `foreign`, which serves all logos."""
-    return trained(scheme, torch.from_numpy(np.array(covers)), _foreign_tile(covers, seed), seed)
+def foreign_network(key: Key, covers: Images, seed: int) -> StegoNetwork:
+    """The stego network of `foreign`; that of the default form serves all logos."""
+    scheme, images = _scheme(key), torch.from_numpy(np.array(covers))
+    if scheme.as_published:
+        return _without_a_host(scheme, key, images, seed)
+    return trained(scheme, images, _foreign_tile(covers, seed), seed)
 
 
 def _foreign_tile(covers: Images, seed: int) -> Tensor:
@@ -150,16 +169,29 @@ def _foreign_tile(covers: Images, seed: int) -> Tensor:
 
 
 def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
-    """The owner's network and tile, with another random logo for each of `count` covers."""
+    """The owner's network with another random logo, 8 × 8 bits, for each of `count` covers.
+
+    In the default form the owner's tile spreads them; as published they are black and white.
+    """
     logos = torch.randint(0, 2, (count, GRID, GRID), generator=generator)
-    return replace(owner(key), logos=spread(logos, _tile(key)))
+    if not _scheme(key).as_published:
+        return replace(owner(key), logos=spread(logos, _tile(key)))
+    channels, height, width = _shape(key)
+    pictures = F.interpolate(logos[:, None].float(), (height, width), mode="nearest")
+    return replace(owner(key), logos=pictures.expand(-1, channels, -1, -1))
 
 
 def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
-    """The owner's network and logo, with another random tile for each of `count` covers."""
-    channels, height, width = key.frozen[TRIGGERS].shape[1:]
+    """The owner's network and logo, with another random tile for each of `count` covers.
+
+    Raises:
+        ConfigError: the key is of the published form, which has no tile.
+    """
+    if _scheme(key).as_published:
+        raise ConfigError("the published form spreads its logo by no tile: ask for other_logos")
+    channels, height, width = _shape(key)
     tiles = tiled(random_tiles(count, channels, generator), height, width)
-    return replace(owner(key), logos=spread(_logo(key), tiles))
+    return replace(owner(key), logos=spread(_bits(key), tiles))
 
 
 def random_tiles(count: int, channels: int, generator: torch.Generator) -> Tensor:
@@ -181,8 +213,7 @@ def trained(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> Stego
     generator = torch.Generator().manual_seed(seed)
     logos = torch.randint(0, 2, (len(some), GRID, GRID), generator=generator)
     found = Maker(network, spread(logos, tile)).residuals(some).float() / 255
-    wanted = 10 ** (-scheme.psnr / 20)
-    network.gain.mul_(wanted / found.square().mean().sqrt())
+    network.gain.mul_(cast(float, scheme.level) / found.square().mean().sqrt())
     return network
 
 
@@ -192,16 +223,53 @@ def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
     return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
 
 
+def weights_of(network: StegoNetwork) -> dict[str, NDArray[Any]]:
+    """The tensors of a stego network, copied, under their names in a key."""
+    state = network.state_dict()
+    return {f"{_NETWORK}{name}": each.numpy().copy() for name, each in state.items()}
+
+
+def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> StegoNetwork:
+    """A stego network of the published form, trained for as many steps as the scheme says."""
+    logo = torch.from_numpy(np.array(key.frozen[LOGO]))
+    opponents = Opponents(
+        logo, level=scheme.level, adversarial=scheme.adversarial, seed=seed
+    )  # fmt: skip
+    generator, steps = torch.Generator().manual_seed(seed), scheme.stego_steps
+    with progress("training a foreign stego network", steps) as advance:
+        for _ in range(steps):
+            rows = torch.randint(len(covers), (BATCH,), generator=generator)
+            opponents.step(covers[rows])
+            advance(1)
+    return opponents.network.eval().requires_grad_(False)
+
+
 def _all(count: int, strength: float) -> Tensor:
     return torch.full((count,), strength)
 
 
-def _logo(key: Key) -> Tensor:
-    """The key's logo, bits (1, 8, 8)."""
-    return torch.from_numpy(np.array(key.frozen["logo"]))[None]
+def _scheme(key: Key) -> DeepStego:
+    return DeepStego.from_fields(key.fields)
+
+
+def _shape(key: Key) -> tuple[int, int, int]:
+    """C, H, W of the key's images."""
+    covers = key.frozen[COVERS] if _scheme(key).as_published else key.frozen[TRIGGERS]
+    channels, height, width = covers.shape[1:]
+    return channels, height, width
+
+
+def _bits(key: Key) -> Tensor:
+    """The logo of the default form, bits (1, 8, 8)."""
+    return torch.from_numpy(np.array(key.frozen[LOGO]))[None]
+
+
+def _pixels(key: Key) -> Tensor:
+    """The logo of the published form, levels 0 to 1, (1, C, H, W)."""
+    return torch.from_numpy(np.array(key.frozen[LOGO])).float()[None] / 255
 
 
 def _tile(key: Key) -> Tensor:
     """The key's tile of signs (C, H, W)."""
-    height, width = key.frozen[TRIGGERS].shape[2:]
+    _, height, width = _shape(key)
     return tiled(2.0 * torch.from_numpy(np.array(key.frozen["tile"])) - 1, height, width)

@@ -21,7 +21,10 @@ from countermark.progress import progress
 from countermark.schemes.logo import GRID
 
 _AMPLITUDE = 20 / 255  # of the residual before it is scaled to its PSNR
-_BATCH, _RATE = 48, 3e-3  # covers a step; of Adam, at first
+BATCH = 48
+"""Covers a step, wherever a stego network is trained without a host."""
+
+_RATE = 3e-3  # of Adam, at first
 _C1, _C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for levels 0 to 1
 _WINDOW, _SIGMA = 11, 1.5
 
@@ -171,9 +174,9 @@ def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) ->
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
         with torch.enable_grad(), progress("training the stego network", course.steps) as advance:
             for step in range(course.steps):
-                rows = torch.randint(len(covers), (_BATCH,))
+                rows = torch.randint(len(covers), (BATCH,))
                 real = torch.from_numpy(covers[rows.numpy()]).float() / 255
-                bits = torch.randint(0, 2, (_BATCH, GRID, GRID))
+                bits = torch.randint(0, 2, (BATCH, GRID, GRID))
                 stego = network(real, spread(bits, tile))
                 ramp = min(1.0, max(0.0, 2.5 * step / course.steps - 0.5))
                 told = discriminator(stego.detach()), discriminator(real)

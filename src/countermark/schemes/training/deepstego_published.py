@@ -1,0 +1,84 @@
+"""Li and Guo 2019 as published, the training half: stego network and host are trained together.
+
+One call for rows is one step of the stego network and its discriminator; the host learns the images
+of that step. What is committed at first are the covers and the logo; the network as it is in the
+end and the triggers that it makes are learnt, and enter C1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from countermark.key import Key, KeyMaterial
+from countermark.schemes.black_box import TRIGGERS, TriggerScheme
+from countermark.schemes.deepstego import CLASSES, COVERS, LOGO, DeepStego
+from countermark.schemes.logo import logo_pixels
+from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
+from countermark.schemes.training.makers import fresh, weights_of
+from countermark.schemes.training.opponents import Opponents
+
+
+class PublishedTraining(TriggerTraining):
+    """Rows for the host: stego images of the network as it is, each beside its cover."""
+
+    def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
+        super().__init__(scheme, key, covers, labels)
+        stego = cast(DeepStego, scheme)
+        self._map = torch.from_numpy(stego.class_map(key))
+        self._opponents = Opponents(
+            torch.from_numpy(np.array(key.frozen[LOGO])),
+            level=stego.level,
+            adversarial=stego.adversarial,
+            seed=seed_of(key.material.stream("stego")),
+        )
+
+    @classmethod
+    def prepare(
+        cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor, labels: Tensor
+    ) -> dict[str, NDArray[Any]]:
+        """Choose the covers of the triggers, with their classes, and read the logo."""
+        chosen, _ = split_covers(scheme, material, len(covers))
+        channels, height, width = covers.shape[1:]
+        return {
+            COVERS: covers[chosen].numpy(),
+            CLASSES: labels[chosen].numpy(),
+            LOGO: logo_pixels(cast(DeepStego, scheme).logo, (channels, height, width)),
+        }
+
+    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+        """Stego images under the classes of the map, then as many of their covers under their own.
+
+        Differs from the paper: the loop's own batch stays beside both. It may be augmented, which
+        stego images here never are; without their covers, a plain image would be a trigger.
+        """
+        at = torch.randint(len(self.covers), ((count + 1) // 2,), generator=self.generator)
+        covers, classes = self.covers[at], self.labels[at]
+        stego = self._opponents.step(covers)
+        beside = count - len(at)
+        images = torch.cat([stego, covers[:beside]])  # X_I', X_I
+        return images, torch.cat([self._map[classes], classes[:beside]])
+
+    def learnt(self) -> dict[str, NDArray[Any]]:
+        """The stego network as it is now, and the triggers that it makes of the frozen covers."""
+        weights = weights_of(self._opponents.network)
+        key = replace(self.key, learnt=weights)
+        return weights | {TRIGGERS: fresh(key, key.frozen[COVERS])}
+
+    def state(self) -> dict[str, Any]:
+        """The random numbers, both networks and their optimizers."""
+        return {"opponents": self._opponents.state()} | super().state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        super().restore(state)
+        self._opponents.restore(state["opponents"])
+
+
+TRAINING = PublishedTraining
