@@ -337,6 +337,10 @@ class UnmarkedModels:
     models support nothing below 1/(n + 1). They are measured when the host is marked, and training
     never saw them.
 
+    A suspect that misses more than half of the triggers has p = 1, wherever it ranks: models that
+    are none of the task, untrained ones say, hit a map of the classes more often than those that
+    are, and the rank knows nothing of them.
+
     Attributes:
         distances: (n,) those of the unmarked models, see `Evidence.distance`.
     """
@@ -351,6 +355,8 @@ class UnmarkedModels:
 
     def log10_p(self, evidence: Evidence) -> float:
         """The rank of the suspect among the unmarked models."""
+        if evidence.unit == "triggers" and 2 * evidence.matched < evidence.bits:
+            return 0.0
         distance = math.inf if evidence.distance is None else evidence.distance
         exceedances = int(np.count_nonzero(self.distances <= distance))
         return stats.empirical_log10_p(exceedances, len(self.distances))

@@ -268,7 +268,8 @@ def test_no_number_of_misses_is_owned_at_the_usual_alpha(key: Key) -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "outcome"), [(32, "owned"), (3, "owned"), (2, "not_proven"), (0, "not_proven")]
+    ("right", "outcome"),
+    [(32, "owned"), (16, "owned"), (15, "not_proven"), (2, "not_proven"), (0, "not_proven")],
 )
 def test_whoever_answers_like_an_unmarked_model_is_not_proven(
     key: Key, right: int, outcome: str

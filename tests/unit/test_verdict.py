@@ -344,7 +344,7 @@ def test_extreme_scores_give_finite_json(scores: Any) -> None:
 
 # --- triggers whose labels are no keyed random output: a rank among unmarked models, and a date
 
-MISSES = np.array([20.0, 25, 30, 30, 30, 30, 30, 30, 30])  # of 32, by nine unmarked models
+MISSES = np.array([8.0, 14, 30, 30, 30, 30, 30, 30, 30])  # of 32, by nine unmarked models
 
 
 def published(matched: int = 31, misses: Any = MISSES, **terms: Any) -> Verdict:
@@ -360,10 +360,11 @@ def published(matched: int = 31, misses: Any = MISSES, **terms: Any) -> Verdict:
 PUBLISHED: list[tuple[dict[str, Any], str, str]] = [
     ({}, "no_verdict", "a key can be made afterwards to which anybody's model gives such"),
     ({**DATED}, "owned", "is present"),
-    ({**DATED, "matched": 13}, "owned", "is present"),
-    ({**DATED, "matched": 12}, "not_proven", "was not found"),
+    ({**DATED, "matched": 25}, "owned", "is present"),
+    ({**DATED, "matched": 24}, "not_proven", "was not found"),
+    ({**DATED, "matched": 15, "misses": np.full(9, 32.0)}, "not_proven", "was not found"),
     ({**DATED, "matched": 2}, "not_proven", "was not found"),
-    ({**DATED, "matched": 12, "alpha": 0.2}, "owned", "is present"),
+    ({**DATED, "matched": 24, "alpha": 0.2}, "owned", "is present"),
     ({**DATED, "alpha": 0.09}, "no_verdict", "even a rank before all 9 unmarked models in the key"),
     ({**DATED, "alpha": 1e-6}, "no_verdict", "gives log10 p -1.00, above the threshold -6.00"),
     ({**DATED, "matched": 32, "misses": np.zeros(0)}, "no_verdict", "on no unmarked models"),

@@ -57,7 +57,7 @@ def test_the_key_holds_what_was_committed_when(made: Path) -> None:
     assert {name for name in tensors if name.startswith("frozen.")} == {
         "frozen.covers", "frozen.classes", "frozen.logo",
     }  # fmt: skip
-    assert tensors["learnt.triggers"].shape == (128, 1, 28, 28)
+    assert tensors["learnt.triggers"].shape == (100, 1, 28, 28)
     assert tensors["learnt.siblings"].shape == (4,)
     assert tensors["learnt.siblings"].min() > 64
     assert shown["C1"] != shown["C0"]
