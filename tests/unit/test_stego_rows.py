@@ -26,7 +26,7 @@ def covers() -> tuple[Tensor, Tensor]:
 
 def started(covers: tuple[Tensor, Tensor]) -> DeepStegoTraining:
     material = KeyMaterial.for_tests(4)
-    frozen = DeepStegoTraining.prepare(SCHEME, material, covers[0])
+    frozen = DeepStegoTraining.prepare(SCHEME, material, *covers)
     key = SCHEME.generate_key(frozen, owner="ACME", material=material)
     return DeepStegoTraining(SCHEME, key, *covers)
 
