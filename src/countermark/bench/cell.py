@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from countermark.attacks import attack_named
 from countermark.attacks.prune import Prune
+from countermark.bench.asking import asked
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
 from countermark.bench.experiment import Attacks, Cell, Prunings, Step
@@ -59,8 +60,9 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
 
     Returns: accuracy in percent; for a marked host the bits that are right, E_R (L2) per bit in
         nats, log10 p and outcome, and the share of fresh triggers that fire; the same at every
-        pruned fraction and after every attack; what forgeries of triggers do; what the key reads
-        in every group of suspects; and what was watched of the weights.
+        pruned fraction and after every attack; what forgeries of triggers do, and what handled
+        images are answered; what the key reads in every group of suspects; and what was watched
+        of the weights.
     """
     data = _data(cell.host.data).subset(cell.host.train, cell.host.test)
     data = replace(data, unit_pixels=cell.host.unit_pixels)
@@ -76,6 +78,8 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
         figures["watched"] = watch.figures(key)
     if key is not None and cell.fresh and cell.scheme == DeepStego.name:
         figures["forgeries"] = forgeries(model, key, cell.fresh, data)
+    if key is not None:
+        figures |= asked(model, key, cell, data)
     if cell.prune:
         figures["pruned"] = [
             where | after | fresh(thinned) | {"accuracy": 100 * accuracy(thinned, data)}

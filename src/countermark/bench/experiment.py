@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import rfc8785
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from countermark.bench.fresh import Fresh
+from countermark.bench.handling import Handling
 from countermark.bench.models import Value
 from countermark.bench.strict import Strict
 from countermark.bench.suspects import Base, Suspects
@@ -106,9 +114,11 @@ class Experiment(Strict):
 
     `name` is also the folder of its results. `watch` names a tensor whose values are followed.
     `fresh` is what hosts that bear DeepStego's mark are asked about beside committed triggers.
+    Of any mark in answers: `handled` is what images go through before such a host sees them,
+    `trials` how often another process answers from files, `pictures` how many triggers are kept.
     """
 
-    since = frozenset({"attacks", "suspects", "watch", "fresh"})
+    since = frozenset({"attacks", "suspects", "watch", "fresh", "handled", "trials", "pictures"})
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
     title: str
@@ -120,6 +130,9 @@ class Experiment(Strict):
     suspects: tuple[Suspects, ...] = ()
     watch: str = ""
     fresh: Fresh | None = None
+    handled: tuple[Handling, ...] = ()
+    trials: NonNegativeInt = 0
+    pictures: NonNegativeInt = 0
     rows: tuple[Row, ...]
 
 
@@ -136,6 +149,9 @@ class Cell(Strict):
     suspects: tuple[Suspects, ...] = ()
     watch: str = ""
     fresh: Fresh | None = None
+    handled: tuple[Handling, ...] = ()
+    trials: NonNegativeInt = 0
+    pictures: NonNegativeInt = 0
     label: str
     scheme: str
     fields: dict[str, Any]
@@ -201,6 +217,9 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
                 suspects=experiment.suspects,
                 watch=experiment.watch,
                 fresh=experiment.fresh,
+                handled=experiment.handled,
+                trials=experiment.trials,
+                pictures=experiment.pictures,
                 label=row.label,
                 scheme=row.scheme,
                 fields=row.fields,

@@ -1,0 +1,105 @@
+"""What is measured of a host whose mark is in its answers, beside its committed triggers.
+
+Its triggers after what images go through on their way, before another machine, and as pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import nn
+
+from countermark.answers import Images, Labels, Predict, of_module
+from countermark.bench.data import Dataset
+from countermark.bench.experiment import Cell
+from countermark.bench.handling import behind
+from countermark.bench.machines import answered_elsewhere
+from countermark.key import Key
+from countermark.progress import progress
+from countermark.schemes import scheme_of
+from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.training.makers import fresh
+
+_ASKED = 1000  # test images, where an experiment has no fresh triggers
+
+Questions: TypeAlias = Mapping[str, tuple[Images, Labels]]
+"""By name: images (n, C, H, W), and the classes (n,) that are wanted for them."""
+
+
+def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, Any]:
+    """What the cell asks for of a host whose mark is in its answers.
+
+    Returns: `handled`, `machines` and `pictures`, each where the cell asks for it; nothing for a
+        mark that is elsewhere. Shares are in percent.
+    """
+    scheme = scheme_of(key)
+    if not isinstance(scheme, TriggerScheme):
+        return {}
+    questions, figures = _questions(key, scheme, cell, data), dict[str, Any]()
+    if cell.handled:
+        predict = of_module(model, scheme.mean, scheme.deviation)
+        with progress("images on their way", len(cell.handled)) as advance:
+            figures["handled"] = []
+            for each in cell.handled:
+                found = shares(questions, behind(predict, each))
+                figures["handled"].append(each.model_dump() | found)
+                advance(1)
+    if cell.trials:
+        figures["machines"] = _elsewhere(model, scheme, questions, cell)
+    if cell.pictures:
+        figures["pictures"] = _pictures(questions, cell.pictures)
+    return figures
+
+
+def shares(questions: Questions, predict: Predict) -> dict[str, float]:
+    """How many images of each kind get the class that is wanted, in percent; all asked at once."""
+    read = predict(np.concatenate([images for images, _ in questions.values()]))
+    ends = np.cumsum([len(images) for images, _ in questions.values()])[:-1]
+    return {
+        name: 100 * float(np.mean(part == wanted))
+        for (name, (_, wanted)), part in zip(questions.items(), np.split(read, ends), strict=True)
+    }
+
+
+def _questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Questions:
+    """Test images, the committed triggers, and fresh ones of the test images if there are any."""
+    count = cell.fresh.images if cell.fresh else _ASKED
+    covers, classes = data.test_images[:count].numpy(), data.test_labels[:count].numpy()
+    found = {
+        "accuracy": (covers, classes),
+        "triggers": (scheme.committed(key), scheme.labels(key)),
+    }
+    if isinstance(scheme, DeepStego):
+        found["fresh"] = fresh(key, covers), scheme.class_map(key)[classes]
+    return found
+
+
+def _elsewhere(
+    model: nn.Module, scheme: TriggerScheme, questions: Questions, cell: Cell
+) -> list[dict[str, float]]:
+    """What another machine answers; each trial has its part of the images of each kind."""
+    trials, scale = [], (scheme.mean, scheme.deviation)
+    with progress("another machine answers", cell.trials) as advance:
+        for trial in range(cell.trials):
+            part = {
+                name: (images[trial :: cell.trials], wanted[trial :: cell.trials])
+                for name, (images, wanted) in questions.items()
+            }
+            trials.append(
+                shares(part, lambda each: answered_elsewhere(model, cell.host, scale, each))
+            )
+            advance(1)
+    return trials
+
+
+def _pictures(questions: Questions, count: int) -> dict[str, Any]:
+    """The first images of each kind: their bytes in base64, and the shape of each (C, H, W)."""
+    shape = questions["triggers"][0].shape[1:]
+    return {"shape": list(shape)} | {
+        name: [base64.b64encode(each.tobytes()).decode() for each in images[:count]]
+        for name, (images, _) in questions.items()
+    }

@@ -1,0 +1,63 @@
+"""Two machines: one trains a host and makes triggers, another has a file of it and answers.
+
+The other is a process of its own that is given a folder: the weights, what they are weights of, and
+images. It knows no key.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from countermark.answers import Images, Labels, of_module
+from countermark.bench.experiment import Host
+from countermark.bench.models import build
+from countermark.errors import SuspectError
+from countermark.weights import load_state, save_weights
+
+Scale = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation that a host is fed with, in grey levels, as in `answers.fed`."""
+
+_WEIGHTS, _HOST, _IMAGES, _ANSWERS = "m.safetensors", "host.json", "images.npy", "answers.npy"
+
+
+def answered_elsewhere(model: nn.Module, host: Host, scale: Scale, images: Images) -> Labels:
+    """The classes (n,) that another process gives images (n, C, H, W), from files alone.
+
+    Raises:
+        SuspectError: it ended without an answer; says what it said last.
+    """
+    with tempfile.TemporaryDirectory(prefix="countermark-") as name:
+        folder = Path(name)
+        save_weights(model.state_dict(), folder / _WEIGHTS)
+        told = {"model": host.model, "arguments": host.model_arguments, "scale": scale}
+        (folder / _HOST).write_text(json.dumps(told))
+        np.save(folder / _IMAGES, images, allow_pickle=False)
+        command = [sys.executable, "-m", "countermark.bench.machines", str(folder)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if ended.returncode:
+            last = (ended.stderr.strip() or "nothing").splitlines()[-1]
+            raise SuspectError(f"the other machine ended with {ended.returncode}: {last}")
+        answers: NDArray[np.int64] = np.load(folder / _ANSWERS, allow_pickle=False)
+    return answers
+
+
+def answer(folder: Path) -> None:
+    """The other machine: build the host, load its weights, answer the images of a folder."""
+    told = json.loads((folder / _HOST).read_text())
+    model = build(told["model"], told["arguments"])
+    model.load_state_dict(load_state(folder / _WEIGHTS))
+    images = np.load(folder / _IMAGES, allow_pickle=False)
+    np.save(folder / _ANSWERS, of_module(model, *told["scale"])(images))
+
+
+if __name__ == "__main__":
+    answer(Path(sys.argv[1]))
