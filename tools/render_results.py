@@ -9,7 +9,11 @@ from countermark.bench.scorecard import scorecard
 
 DOCS = Path("docs")
 EXPERIMENTS, TABLES, RESULTS = Path("experiments"), Path("tables"), Path("results")
-PAPERS = {"uchida2017": "Results: Uchida et al. 2017", "wang2020": "Results: Wang et al. 2020"}
+PAPERS = {
+    "uchida2017": "Results: Uchida et al. 2017",
+    "wang2020": "Results: Wang et al. 2020",
+    "li2019": "Results: Li and Guo 2019",
+}
 
 
 def figures() -> dict[Path, tuple[Drawing, Shown]]:

@@ -10,18 +10,18 @@ import hashlib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar, overload
 
 import rfc8785
 from pydantic import (
     BaseModel,
     Field,
     NonNegativeInt,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
 
+from countermark.bench.detection import Detected, Detection, Name, cells_of
 from countermark.bench.fresh import Fresh
 from countermark.bench.handling import Handling
 from countermark.bench.models import Value
@@ -120,7 +120,7 @@ class Experiment(Strict):
 
     since = frozenset({"attacks", "suspects", "watch", "fresh", "handled", "trials", "pictures"})
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
+    name: Name
     title: str
     track: str
     seeds: tuple[int, ...]
@@ -163,8 +163,14 @@ class Cell(Strict):
         return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()[:16]
 
 
+AnyExperiment: TypeAlias = Experiment | Detection
+"""Hosts that are trained, or stego images that are looked for."""
+
+AnyCell: TypeAlias = Cell | Detected
+
+
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment file.
+    """Read the file of an experiment that trains hosts.
 
     Raises:
         ConfigError: it cannot be read, or has an unknown, missing or wrong field.
@@ -172,13 +178,26 @@ def load_experiment(path: Path) -> Experiment:
     return read_toml(path, Experiment)
 
 
-def find_experiment(name: str) -> Experiment:
+def load_any(path: Path) -> AnyExperiment:
+    """Read an experiment file; one that says what is `sought` trains no hosts.
+
+    Raises:
+        ConfigError: as `load_experiment`.
+    """
+    try:
+        trains = "sought" not in tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        trains = True  # reading it as one says what is wrong
+    return load_experiment(path) if trains else read_toml(path, Detection)
+
+
+def find_experiment(name: str) -> AnyExperiment:
     """An experiment by its file, or by its name under `experiments/`.
 
     Raises:
         ConfigError: as `load_experiment`.
     """
-    return load_experiment(located(name))
+    return load_any(located(name))
 
 
 def located(name: str, folder: Path = EXPERIMENTS) -> Path:
@@ -204,8 +223,15 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 
 
-def cells(experiment: Experiment) -> Iterator[Cell]:
+@overload
+def cells(experiment: Experiment) -> Iterator[Cell]: ...
+@overload
+def cells(experiment: AnyExperiment) -> Iterator[AnyCell]: ...
+def cells(experiment: AnyExperiment) -> Iterator[AnyCell]:
     """Every cell of an experiment: its rows at each of its seeds."""
+    if isinstance(experiment, Detection):
+        yield from cells_of(experiment)
+        return
     for row in experiment.rows:
         for seed in experiment.seeds:
             yield Cell(
@@ -227,6 +253,6 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
             )
 
 
-def result_path(cell: Cell, results: Path) -> Path:
+def result_path(cell: AnyCell, results: Path) -> Path:
     """Where the result of a cell lies."""
     return results / cell.experiment / f"{cell.digest}.json"

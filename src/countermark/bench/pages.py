@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from countermark.bench.detection import Detection
 from countermark.bench.experiment import (
+    AnyExperiment,
     Experiment,
     Row,
     cells,
-    load_experiment,
+    load_any,
     located,
     result_path,
 )
@@ -33,17 +35,23 @@ from countermark.errors import DataError
 _FIGURES = ("accuracy", "wrong", "E_R", "log10_p")
 
 
-def outline(experiment: Experiment, results: Path) -> list[dict[str, Any]]:
+def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
     """The rows of one experiment as JSON values.
 
     Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
         `most`; `outcomes` counts the verdicts; `pruned`, `attacked` and `suspects` hold the same
         for what was pruned, attacked, and never marked. A row that measured nothing in a column
-        has no such column.
+        has no such column. A row of stego images that are looked for has the figures of each seed.
 
     Raises:
         DataError: a cell has no result yet.
     """
+    if isinstance(experiment, Detection):
+        return [
+            {"label": row.label, "track": experiment.track}
+            | {"figures": figures_of(experiment, row.label, results)}
+            for row in experiment.rows
+        ]
     return [_row(experiment, row, results) for row in experiment.rows]
 
 
@@ -133,7 +141,7 @@ def page(
     for path in sorted(tables, key=_in_order):
         lines += _table(path, results)
     for path in sorted(experiments):
-        lines += section(load_experiment(path), results)
+        lines += section(load_any(path), results)
     return "\n".join(lines)
 
 
@@ -161,7 +169,7 @@ def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         path = located(name)
     if _is_experiment(path):
-        experiment = load_experiment(path)
+        experiment = load_any(path)
         rows = outline(experiment, results)
         return {"rows": rows}, "\n".join(section(experiment, results))
     shown = rendered(load_table(path), results)
@@ -175,7 +183,7 @@ def _is_experiment(path: Path) -> bool:
         return True  # reading it as one says what is wrong
 
 
-def section(experiment: Experiment, results: Path) -> list[str]:
+def section(experiment: AnyExperiment, results: Path) -> list[str]:
     """One experiment, as lines of Markdown."""
     seeds = ", ".join(str(seed) for seed in experiment.seeds)
     head = [
@@ -188,6 +196,8 @@ def section(experiment: Experiment, results: Path) -> list[str]:
     if missing:
         return [*head, f"Not run to the end yet: {len(missing)} cells are missing.", ""]
     rows = outline(experiment, results)
+    if isinstance(experiment, Detection):
+        return [*head, *_rates(rows), ""]
     lines = [
         *head,
         "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
@@ -195,6 +205,28 @@ def section(experiment: Experiment, results: Path) -> list[str]:
         *(_line(row["label"], row) for row in rows),
     ]
     return [*lines, *_pruned(rows), *_attacked(rows), *_suspects(rows), ""]
+
+
+def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Detection rates with their intervals; a line for each row and seed."""
+    return [
+        "Detection in percent of N images of which half are stego images; 95 % in brackets.",
+        "",
+        "| | ATS | of covers | supervised | of covers | N | features |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['label']} | {_rate(found['ats'])} | {_rate(found['supervised'])} | "
+            f"{found['ats']['images']} | {' of '.join(map(str, found['ats']['features']))} |"
+            for row in rows
+            for found in row["figures"]
+        ),
+    ]
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    low, high = found["low"], found["high"]
+    wrongly = f"{found['false_positives']:.1f} called stego"
+    return f"{found['detection']:.1f} [{low:.1f}, {high:.1f}] | {wrongly}"
 
 
 def _line(label: str, row: Mapping[str, Any]) -> str:

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from countermark._version import VERSION
-from countermark.bench.cell import check, compute
-from countermark.bench.experiment import Cell, Experiment, cells, result_path
+from countermark.bench import cell as hosts
+from countermark.bench import detection
+from countermark.bench.experiment import AnyCell, AnyExperiment, Cell, cells, result_path
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.files import write_bytes
 
@@ -37,13 +38,13 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 class Ended:
     """A cell that was computed, now or before: its result, or why it failed."""
 
-    cell: Cell
+    cell: AnyCell
     result: dict[str, Any] | None
     failure: str | None = None
 
 
 def run(
-    experiment: Experiment, results: Path, *, jobs: int = 1, ray: bool = False
+    experiment: AnyExperiment, results: Path, *, jobs: int = 1, ray: bool = False
 ) -> Iterator[Ended]:
     """Compute the cells that have no result yet; yields every cell as it ends.
 
@@ -60,8 +61,8 @@ def run(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
-    finished: list[Cell] = []
-    pending: list[Cell] = []
+    finished: list[AnyCell] = []
+    pending: list[AnyCell] = []
     for cell in cells(experiment):
         (finished if result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
@@ -73,12 +74,12 @@ def run(
         yield _ended(cell, results)
 
 
-def failure_path(cell: Cell, results: Path) -> Path:
+def failure_path(cell: AnyCell, results: Path) -> Path:
     """Where a failed cell leaves its traceback."""
     return result_path(cell, results).with_suffix(".failed.json")
 
 
-def _ended(cell: Cell, results: Path) -> Ended:
+def _ended(cell: AnyCell, results: Path) -> Ended:
     path = result_path(cell, results)
     if path.exists():
         return Ended(cell, json.loads(path.read_text()))
@@ -86,7 +87,22 @@ def _ended(cell: Cell, results: Path) -> Ended:
     return Ended(cell, None, failed["traceback"])
 
 
-def _finish(cell: Cell, results: Path) -> Cell:
+def check(cell: AnyCell) -> None:
+    """What can be known to be wrong of a cell before anything is computed."""
+    if isinstance(cell, Cell):
+        hosts.check(cell)
+    else:
+        detection.check(cell)
+
+
+def compute(cell: AnyCell, checkpoint: Path) -> dict[str, Any]:
+    """The figures of a cell, whatever kind it is."""
+    if isinstance(cell, Cell):
+        return hosts.compute(cell, checkpoint)
+    return detection.compute(cell)
+
+
+def _finish(cell: AnyCell, results: Path) -> AnyCell:
     """Compute one cell and write its result, or its traceback."""
     torch.set_num_threads(1)
     path, failed = result_path(cell, results), failure_path(cell, results)
@@ -104,7 +120,7 @@ def _finish(cell: Cell, results: Path) -> Cell:
     return cell
 
 
-def _here(pending: list[Cell], results: Path, _: int) -> Iterator[Cell]:
+def _here(pending: list[AnyCell], results: Path, _: int) -> Iterator[AnyCell]:
     threads = torch.get_num_threads()
     try:
         for cell in pending:
@@ -113,7 +129,7 @@ def _here(pending: list[Cell], results: Path, _: int) -> Iterator[Cell]:
         torch.set_num_threads(threads)
 
 
-def _in_processes(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cell]:
+def _in_processes(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
     with _one_thread():
         pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
         try:
@@ -123,7 +139,7 @@ def _in_processes(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cel
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _on_ray(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cell]:
+def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
     try:
         import ray
     except ImportError:

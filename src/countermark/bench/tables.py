@@ -19,9 +19,9 @@ from pydantic import Field
 
 from countermark.bench.experiment import (
     EXPERIMENTS,
-    Experiment,
+    AnyExperiment,
     cells,
-    load_experiment,
+    load_any,
     read_toml,
     result_path,
 )
@@ -43,6 +43,7 @@ class TableRow(Strict):
         prune: the share of the marked layer whose figures the columns `pruned …` show, and the
             order in which it was pruned.
         forgery: kind, number and strength of the images that the columns `forged …` show.
+        handled: how images are handled, and by how much, where the columns `handled …` show it.
         paper: what the paper prints, by column.
     """
 
@@ -53,6 +54,7 @@ class TableRow(Strict):
     prune: float | None = None
     order: str = ""
     forgery: dict[str, str | int | float] = Field(default={})
+    handled: dict[str, str | float] = Field(default={})
     paper: dict[str, float] = Field(default={})
 
 
@@ -110,6 +112,25 @@ def _looking_at(when: str) -> dict[str, Column]:
     }
 
 
+def _of_each(prefix: str, when: str) -> dict[str, Column]:
+    """What is answered as wanted: test images, committed triggers, fresh ones."""
+    titles = {"accuracy": "accuracy %", "triggers": "committed triggers %", "fresh": "fresh %"}
+    return {
+        f"{prefix}_{name}": Column(f"{title}, {when}", lambda f, name=name: f[name], 1)  # type: ignore[misc]
+        for name, title in titles.items()
+    }
+
+
+def _detected(method: str, title: str) -> dict[str, Column]:
+    """A detection rate, and the ends of its interval of 95 %."""
+    ends = {"": "detection", "_low": "low", "_high": "high"}
+    says = {"": f"{title} %", "_low": "95 % from", "_high": "to"}
+    return {
+        f"{method}{end}": Column(says[end], lambda f, name=name: f[method][name], 1)  # type: ignore[misc]
+        for end, name in ends.items()
+    }
+
+
 COLUMNS: Mapping[str, Column] = {
     **_READ,
     "selected": Column("weights selected", lambda f: f["selected"], 0),
@@ -121,10 +142,16 @@ COLUMNS: Mapping[str, Column] = {
     "forged_kept": Column("cover's class %", lambda f: f["kept"], 1),
     "forged_psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
     "forged_ssim": Column("SSIM", lambda f: f["ssim"], 3),
+    **_of_each("handled", "handled"),
+    **_of_each("machines", "another machine"),
+    **_detected("ats", "ATS"),
+    **_detected("supervised", "supervised"),
     "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
 }
 """By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those
-of one kind of stego images, `unmarked` at the cells of the same experiment that bear no mark."""
+of one kind of stego images, `handled_…` at those of handled ones, `machines_…` at the mean of what
+another machine answered, `ats…` and `supervised…` at detection rates and their intervals,
+`unmarked` at the cells of the same experiment that bear no mark."""
 
 
 def load_table(path: Path) -> Table:
@@ -166,14 +193,14 @@ def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> di
 
 
 def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[str, Any]:
-    experiment = load_experiment(experiments / f"{row.experiment}.toml")
+    experiment = load_any(experiments / f"{row.experiment}.toml")
     own = figures_of(experiment, row.cells, results)
     if table.kind == "histograms":
         shown = {
             other.label: _correlations(
                 own,
                 figures_of(
-                    load_experiment(experiments / f"{other.experiment}.toml"), other.cells, results
+                    load_any(experiments / f"{other.experiment}.toml"), other.cells, results
                 ),
             )
             for other in table.rows
@@ -191,7 +218,7 @@ def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[
 
 
 def _values(
-    name: str, row: TableRow, own: list[Figures], experiment: Experiment, results: Path
+    name: str, row: TableRow, own: list[Figures], experiment: AnyExperiment, results: Path
 ) -> list[Any]:
     """One figure a seed."""
     sources = own
@@ -209,6 +236,10 @@ def _values(
         sources = [_one(each.get("pruned", []), **where) for each in own]
     elif name.startswith("forged_"):
         sources = [_one(each.get("forgeries", []), **row.forgery) for each in own]
+    elif name.startswith("handled_"):
+        sources = [_one(each.get("handled", []), **row.handled) for each in own]
+    elif name.startswith("machines_"):
+        sources = [_means(each.get("machines", [])) for each in own]
     try:
         return [COLUMNS[name].read(each) for each in sources]
     except (KeyError, IndexError):
@@ -225,6 +256,11 @@ def _one(measured: Sequence[Figures], **where: object) -> Figures:
     raise ConfigError(f"no cell was measured after {where}")
 
 
+def _means(trials: Sequence[Figures]) -> Figures:
+    """The mean of each figure over the trials."""
+    return {name: statistics.mean(each[name] for each in trials) for name in trials[0]}
+
+
 def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]:
     """Ours over the seeds, the paper's, the difference; of verdicts, how often each was given."""
     if isinstance(values[0], str):
@@ -239,7 +275,7 @@ def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]
     }
 
 
-def figures_of(experiment: Experiment, label: str, results: Path) -> list[Figures]:
+def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Figures]:
     """The figures of one row of an experiment, a seed each.
 
     Raises:

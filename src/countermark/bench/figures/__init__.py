@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark.bench.figures import uchida2017, wang2020
+from countermark.bench.figures import li2019, uchida2017, wang2020
 from countermark.errors import MissingExtraError, named
 from countermark.files import replacing
 
@@ -70,6 +70,22 @@ FIGURES: Mapping[str, Drawing] = {
     "uchida2017/pruning": Drawing(
         "Bit errors and accuracy against the pruned share of the marked layer",
         uchida2017.pruning, (8, 4), uchida2017.draw_pruning,
+    ),
+    "li2019/table1": Drawing(
+        "Table 1 as pictures: what the triggers of each scheme look like",
+        li2019.triggers, (9, 6), li2019.draw_triggers,
+    ),
+    "li2019/table4": Drawing(
+        "Table 4: covers, fresh triggers, and five times what is between them",
+        li2019.stego, (9, 6), li2019.draw_stego,
+    ),
+    "li2019/strength": Drawing(
+        "Stego images that fire the host, against their PSNR: the owner's and forgeries",
+        li2019.strength, (10, 4), li2019.draw_strength,
+    ),
+    "li2019/removal": Drawing(
+        "What pruning and fine-tuning leave of the default form",
+        li2019.removal, (11, 6), li2019.draw_removal,
     ),
 }  # fmt: skip
 
