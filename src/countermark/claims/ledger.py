@@ -1,0 +1,348 @@
+"""A ledger: claims in the order in which they came, under a Merkle tree that only grows.
+
+Whoever keeps a tree head from outside, signed by the ledger's key and time-stamped, can show later
+that nothing under it was changed, taken away or put in between. `audit` does that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from countermark import files
+from countermark.claims import timestamp
+from countermark.claims.signed import LARGEST, Claim, TreeHead
+from countermark.claims.tree import consistency_path, grown, inclusion_path, root_at
+from countermark.errors import ClaimError, ConfigError, LedgerError, MissingExtraError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from countermark.claims import database
+
+TYPE = "countermark/ledger/v1"
+_ROWS = 200  # that are read at a time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim in a ledger.
+
+    Attributes:
+        place: its place, from 0.
+        claim: the claim as it was added.
+    """
+
+    place: int
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That a claim is in the tree of a ledger.
+
+    Attributes:
+        place: its leaf, from 0.
+        size: how many leaves the tree has.
+        root: its root, in hexadecimal.
+        path: digests from leaf to root, lowest first, in hexadecimal.
+    """
+
+    place: int
+    size: int
+    root: str
+    path: tuple[str, ...]
+
+
+class Ledger:
+    """An append-only list of claims in a database; a context manager.
+
+    Attributes:
+        name: its URL without a password.
+        identity: 32 bytes that were drawn when it was made, in hexadecimal.
+        operator: the public key that signs its heads, in hexadecimal.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.database = _opened(url)
+        self._tables = _tables()
+        self.name = self.database.name
+        try:
+            if not self.database.exists():
+                raise LedgerError(
+                    f"there is no ledger at {self.name}: make one with `countermark ledger init`"
+                )
+            with self.database.reading() as connection:
+                rows = connection.execute(self._tables.about.select()).all()
+        except BaseException:
+            self.close()
+            raise
+        stated = {str(row.name): str(row.value) for row in rows}
+        if stated.get("type") != TYPE:
+            self.close()
+            raise LedgerError(f"{self.name} is no ledger of type {TYPE}: expected one")
+        self.identity, self.operator = stated.get("identity", ""), stated.get("operator", "")
+
+    @classmethod
+    def init(cls, url: str, operator: str) -> Ledger:
+        """Make a new, empty ledger.
+
+        Args:
+            url: a file, `sqlite:///FILE`, or `postgresql://…` of an empty database.
+            operator: the public key that will sign its heads, as `signing.key_id` names it.
+
+        Raises:
+            LedgerError: a ledger, or something else, is there already.
+        """
+        made = _opened(url)
+        try:
+            _require_free(made)
+            if made.is_sqlite:
+                with files.replacing(Path(made.url.database or "")) as temporary:
+                    _make(_opened(str(temporary)), operator)
+            else:
+                _make(made, operator)
+        finally:
+            made.close()
+        return cls(url)
+
+    def add(self, document: Claim | TreeHead) -> int:
+        """Add a claim, or keep a head of this ledger with its stamps. On disk when this returns.
+
+        Returns: the claim's place, from 0, also where it was there before; of a head its size.
+
+        Raises:
+            ClaimError: nobody signed it, or it was changed since, or a stamp is of something else.
+            LedgerError: a head that is not of this ledger.
+        """
+        document.check()
+        for stamp in document.stamps:
+            timestamp.read(stamp, document)
+        if isinstance(document, TreeHead):
+            return self._keep(document)
+        with self.database.writing() as connection:
+            known = self._place_of(connection, document.digest)
+            return self._append(connection, document) if known is None else known
+
+    def find(self, **wanted: str) -> list[Entry]:
+        """The claims of which a column has this value.
+
+        Args:
+            wanted: one or more of `digest`, `commitment` and `model`, in hexadecimal.
+
+        Raises:
+            ConfigError: nothing of these.
+        """
+        columns = {"digest", "commitment", "model"}
+        if not wanted or wanted.keys() - columns:
+            raise ConfigError(f"claims are found by {', '.join(sorted(columns))}: give one of them")
+        with self.database.reading() as connection:
+            self._require_small(connection)
+            query = self._tables.claims.select().order_by("place")
+            for name, value in wanted.items():
+                query = query.where(self._tables.claims.c[name] == value.lower())
+            rows = connection.execute(query).all()
+        return [Entry(row.place, _claim(row.content, self.name, row.place)) for row in rows]
+
+    def prove(self, place: int, size: int | None = None) -> Proof:
+        """That the claim at a place is in the tree of the first `size` claims; today's by default.
+
+        Raises:
+            ConfigError: there is no such place.
+        """
+        with self.database.reading() as connection:
+            whole = self._size(connection)
+            size = whole if size is None else size
+            if not 0 <= place < size <= whole:
+                raise ConfigError(f"there is no claim {place} among {size}: the ledger has {whole}")
+            nodes = self._nodes(connection)
+            path = inclusion_path(place, size, nodes)
+            root = root_at(size, nodes).hex()
+        return Proof(place, size, root, tuple(each.hex() for each in path))
+
+    def head(self) -> TreeHead:
+        """Today's tree head, for its operator to sign."""
+        with self.database.reading() as connection:
+            size = self._size(connection)
+            root = root_at(size, self._nodes(connection))
+        return TreeHead.new(self.identity, size, root.hex())
+
+    def since(self, old: TreeHead, size: int) -> list[str]:
+        """The proof that the tree of `size` claims only adds to an older one, in hexadecimal.
+
+        Raises:
+            LedgerError: a head of another ledger, or of more claims than there are.
+        """
+        self._require_own(old)
+        with self.database.reading() as connection:
+            whole = self._size(connection)
+            if not old.size <= size <= whole:
+                raise LedgerError(
+                    f"the tree head is over {old.size} claims, {size} were asked for, and the "
+                    f"ledger has {whole}: expected an older head"
+                )
+            path = consistency_path(old.size, size, self._nodes(connection))
+        return [each.hex() for each in path]
+
+    def heads(self) -> list[TreeHead]:
+        """The heads that were kept, smallest first.
+
+        Raises:
+            LedgerError: one that cannot be read.
+        """
+        table = self._tables.heads
+        with self.database.reading() as connection:
+            query = table.select().order_by("size", "digest")
+            rows = connection.execute(query).all()
+        try:
+            return [TreeHead.from_bytes(row.content) for row in rows]
+        except ClaimError as error:
+            raise LedgerError(f"{self.name}: a tree head was changed: {error}") from None
+
+    def rows(self, connection: sa.Connection) -> Iterator[Any]:
+        """All rows of the table of claims, in their order, some at a time.
+
+        Raises:
+            LedgerError: one is larger than any claim.
+        """
+        table, after = self._tables.claims, -1
+        self._require_small(connection)
+        while True:
+            query = table.select().where(table.c.place > after).order_by("place").limit(_ROWS)
+            rows = connection.execute(query).all()
+            yield from rows
+            if len(rows) < _ROWS:
+                return
+            after = rows[-1].place
+
+    def node_rows(self, connection: sa.Connection, level: int) -> dict[int, bytes]:
+        """All nodes of one level that are kept, by their place."""
+        table = self._tables.nodes
+        query = table.select().where(table.c.level == level)
+        return {row.place: bytes(row.hash) for row in connection.execute(query)}
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.database.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_small(self, connection: sa.Connection) -> None:
+        largest = self._tables.largest(connection)
+        if largest > LARGEST:
+            raise LedgerError(f"{self.name} holds {largest:,} bytes as one claim: expected at most "
+                              f"{LARGEST:,}, so it was changed from outside")  # fmt: skip
+
+    def _append(self, connection: sa.Connection, claim: Claim) -> int:
+        place, content = self._size(connection), claim.to_bytes()
+        row = {
+            "place": place, "digest": claim.digest, "commitment": claim.commitment,
+            "model": claim.model_root, "content": content,
+        }  # fmt: skip
+        made = grown(content, place, self._nodes(connection))
+        connection.execute(self._tables.claims.insert(), row)
+        connection.execute(
+            self._tables.nodes.insert(),
+            [{"level": n, "place": at, "hash": digest} for (n, at), digest in made.items()],
+        )
+        return place
+
+    def _keep(self, head: TreeHead) -> int:
+        self._require_own(head)
+        if self.operator not in head.signers:
+            raise LedgerError(
+                f"the tree head is not signed by {self.operator}, the key of this ledger"
+            )
+        table = self._tables.heads
+        with self.database.writing() as connection:
+            if head.size > self._size(connection) or (
+                root_at(head.size, self._nodes(connection)).hex() != head.root
+            ):
+                raise LedgerError(
+                    f"this ledger never had {head.size} claims under the root {head.root}: the "
+                    "tree head is of a copy, or the ledger was changed"
+                )
+            row = {"size": head.size, "content": head.to_bytes()}
+            connection.execute(table.delete().where(table.c.digest == head.digest))
+            connection.execute(table.insert(), row | {"digest": head.digest})
+        return head.size
+
+    def _require_own(self, head: TreeHead) -> None:
+        if head.statement.predicate.ledger != self.identity:
+            raise LedgerError(
+                f"the tree head is of the ledger {head.statement.predicate.ledger}, this is "
+                f"{self.identity}: expected one of the same"
+            )
+
+    def _place_of(self, connection: sa.Connection, digest: str) -> int | None:
+        table = self._tables.claims
+        query = table.select().where(table.c.digest == digest)
+        row = connection.execute(query).one_or_none()
+        return None if row is None else int(row.place)
+
+    def _size(self, connection: sa.Connection) -> int:
+        table = self._tables.claims
+        query = table.select().order_by(table.c.place.desc()).limit(1)
+        row = connection.execute(query).one_or_none()
+        return 0 if row is None else int(row.place) + 1
+
+    def _nodes(self, connection: sa.Connection) -> Any:
+        table = self._tables.nodes
+
+        def node(level: int, place: int) -> bytes:
+            query = table.select().where(table.c.level == level, table.c.place == place)
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise LedgerError(
+                    f"{self.name} misses node {place} of level {level} of its tree: it was changed "
+                    "from outside; `countermark ledger verify` says more"
+                )
+            return bytes(row.hash)
+
+        return node
+
+
+def _claim(content: bytes, name: str, place: int) -> Claim:
+    try:
+        return Claim.from_bytes(content)
+    except ClaimError as error:
+        raise LedgerError(f"{name}: claim {place} was changed: {error}") from None
+
+
+def _make(place: database.Database, operator: str) -> None:
+    """The tables of a new ledger, and what it is."""
+    stated = {"type": TYPE, "identity": os.urandom(32).hex(), "operator": operator}
+    rows = [{"name": name, "value": value} for name, value in stated.items()]
+    try:
+        with place.writing() as connection:
+            place.migrate(connection)
+            connection.execute(_tables().about.insert(), rows)
+    finally:
+        place.close()
+
+
+def _require_free(made: database.Database) -> None:
+    if made.is_sqlite and os.path.lexists(made.url.database or ""):
+        raise LedgerError(f"{made.name} exists, and a ledger is never made over anything")
+    if made.exists():
+        raise LedgerError(f"there is a ledger at {made.name} already: expected an empty database")
+
+
+def _opened(url: str) -> database.Database:
+    made: database.Database = _tables().Database(url)
+    return made
+
+
+def _tables() -> Any:
+    try:
+        from countermark.claims import database
+    except ImportError:
+        raise MissingExtraError("a ledger", "evidence") from None
+    return database
