@@ -38,6 +38,35 @@ EXIT_CODES: Mapping[Outcome, int] = {"owned": 0, "not_proven": 1, "no_verdict": 
 
 
 @dataclass(frozen=True)
+class Dating:
+    """What a claim says about the age of a key, under what an examiner believes and states.
+
+    Attributes:
+        claim: digest of the claim.
+        suspect_date: before which the key must have been committed to: the examiner's statement.
+        committed: by when it was, as pinned authorities stamped; None where that is not certain.
+        authorities: the pinned authorities that stamped it in time.
+        commitments: among how many it was, by which p is multiplied; None where nobody can count.
+        signer: "pinned" where the examiner knows the claim's signer and counts his commitments
+            alone, else "unknown".
+        why: why the key stays undated; None where it is dated.
+    """
+
+    claim: str
+    suspect_date: str
+    committed: str | None
+    authorities: tuple[str, ...]
+    commitments: int | None
+    signer: str
+    why: str | None
+
+    @property
+    def multiplier(self) -> int:
+        """By what p is multiplied: an undated claim dates nothing and is one of nothing."""
+        return max(1, self.commitments or 1) if self.committed else 1
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What can be said about one suspect and one key.
 
@@ -60,6 +89,7 @@ class Verdict:
         disclosure: how many of the key's triggers were `opened`, of how many `committed` ones, and
             whether a `blind_choice` was stated; None where the whole key was there.
         assume_dated: the owner stated that the key is older than the suspect.
+        dating: what a claim says about that; None where none was given.
         suspect: name, digests and tensors of what was read.
         limits: what the verdict does not say, in plain words.
     """
@@ -87,6 +117,7 @@ class Verdict:
     reader: Reader | None = None
     disclosure: Disclosure | None = None
     assume_dated: bool = False
+    dating: Dating | None = None
     suspect: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
 
@@ -103,7 +134,10 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         interval = None if self.ber_interval is None else list(self.ber_interval)
-        return asdict(self) | {"limits": list(self.limits), "ber_interval": interval}
+        found = asdict(self) | {"limits": list(self.limits), "ber_interval": interval}
+        if self.dating is not None:
+            found["dating"]["authorities"] = list(self.dating.authorities)
+        return found
 
     def explain(self) -> str:
         """The verdict for people, as lines of text."""
@@ -141,6 +175,8 @@ class Verdict:
             lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
         if self.reader is not None:
             lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
+        if self.dating is not None:
+            lines.append(f"  dated         {_dated(self.dating)}")
         lines += [f"  limit         {limit}" for limit in self.limits]
         return "\n".join(printable(line) for line in lines)  # a key's or suspect's names may lie
 
@@ -172,6 +208,17 @@ _PAYLOAD = {
     False: "not decoded (the p-value above is about raw bits and stands without it)",
     None: "none: fewer than 128 bits carry no payload",
 }
+
+
+def _dated(dating: Dating) -> str:
+    """What a claim says, for people."""
+    if dating.committed is None:
+        return f"no: {dating.why}"
+    whose = "its pinned signer" if dating.signer == "pinned" else "everybody in the ledger"
+    return (
+        f"committed to by {dating.committed}, stamped by {', '.join(dating.authorities)}; one of "
+        f"{dating.multiplier} commitments of {whose}, by which p is multiplied"
+    )
 
 
 WHOSE = (
@@ -240,6 +287,16 @@ BITS_MEAN_NOTHING = (
 )
 
 
+DATE_RESTS_ON = (
+    "the date rests on the authorities that the examiner pinned, and whether their certificates "
+    "were withdrawn was not asked"
+)
+COUNTED_IN = (
+    "p is multiplied by the commitments in the ledger that the examiner named: keys that were "
+    "committed to elsewhere are not counted"
+)
+
+
 @dataclass(frozen=True)
 class Terms:
     """The terms of a judgement: what is asked, and what is stated rather than measured.
@@ -250,16 +307,28 @@ class Terms:
         blind_choice: the examiner's own statement that whoever chose which triggers were opened did
             not know their labels; of no effect with a whole key.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
+        dating: what a claim says about the key's age; p is multiplied by its commitments.
     """
 
     alpha: float = ALPHA
     assume_dated: bool = False
     blind_choice: bool = False
     allow_test_key: bool = False
+    dating: Dating | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
+
+    @property
+    def dated(self) -> bool:
+        """Whether the key is older than the suspect, by a claim or by the owner's word."""
+        return self.assume_dated or (self.dating is not None and self.dating.committed is not None)
+
+    @property
+    def multiplier(self) -> int:
+        """How many keys a claimant could have chosen this one from."""
+        return 1 if self.dating is None else self.dating.multiplier
 
 
 def judge(
@@ -270,11 +339,12 @@ def judge(
     Args:
         evidence: the best reading that was found.
         null: the null hypothesis to judge it by.
-        tests: how many readings were tried; p is multiplied by it.
+        tests: how many readings were tried; p is multiplied by it, and by the commitments that a
+            claim is one of.
         terms: the thresholds and statements.
         about: `scheme`, `commitment`, `owner`, `suspect` and `test_key` for the verdict's record.
     """
-    correction = math.log10(tests)
+    correction = math.log10(tests * terms.multiplier)
     log10_p = min(0.0, null.log10_p(evidence) + correction)
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
@@ -307,6 +377,7 @@ def judge(
         reader=evidence.reader,
         disclosure=evidence.disclosure,
         assume_dated=terms.assume_dated,
+        dating=terms.dating,
         suspect=about["suspect"],
         limits=_limits(evidence, null, outcome, terms, renamed),
     )
@@ -326,6 +397,7 @@ def no_verdict(
         bits=bits,
         alpha=terms.alpha,
         assume_dated=terms.assume_dated,
+        dating=terms.dating,
         suspect=about["suspect"],
     )
 
@@ -372,11 +444,11 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
         return "not_proven", "the mark of this key was not found"
     if reader is not None and (why := _perhaps_a_sibling(reader, measured.evidence)):
         return "no_verdict", why
-    if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.assume_dated:
-        return "no_verdict", (
-            f"the mark is there, but {_forged(measured)}: a dated claim is needed (--assume-dated "
-            "is the owner's own statement)"
-        )
+    if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.dated:
+        needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
+        if terms.dating is not None:
+            needed = f"the claim does not date the key, since {terms.dating.why}"
+        return "no_verdict", f"the mark is there, but {_forged(measured)}: {needed}"
     return "owned", "the mark of this key is present"
 
 
@@ -428,9 +500,23 @@ def _limits(
         )
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
+    if terms.dating is not None:
+        limits += _limits_of_dating(terms.dating)
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
+
+
+def _limits_of_dating(dating: Dating) -> list[str]:
+    """What a claim rests on."""
+    stated = f"that the suspect is not older than {dating.suspect_date} is the examiner's statement"
+    if dating.committed is None:
+        return [stated]
+    return [
+        stated,
+        DATE_RESTS_ON,
+        COUNTED_IN,
+    ]
 
 
 def _limits_of(null: Null, evidence: Evidence) -> list[str]:

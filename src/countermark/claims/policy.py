@@ -17,9 +17,10 @@ from typing import Any, Literal, Protocol
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import least_of
 from countermark.claims.statement import instant
-from countermark.claims.timestamp import Authority, Confirmed, confirmed
+from countermark.claims.timestamp import Authority, Confirmed, confirmed, read
 from countermark.errors import ClaimError, printable
 from countermark.verdict import Verdict
+from countermark.weights.digest import ModelDigest
 
 Outcome = Literal["accepted", "refused", "undecided"]
 EXIT_CODES = {"accepted": 0, "refused": 1, "undecided": 3}
@@ -134,6 +135,67 @@ class AtLeast:
         why = "; ".join(f.reason for each in decisions for f in each.findings if not f.holds)
         reason = f"{held} of {len(decisions)} hold, {self.least} must" + (f": {why}" if why else "")
         return Decision((Finding("at least", held >= self.least, reason),))
+
+
+@dataclass(frozen=True)
+class Unasked:
+    """What was left open, because nobody to believe was named.
+
+    Attributes:
+        check: what was not asked.
+        reason: what is missing.
+    """
+
+    check: str
+    reason: str
+
+    def judge(self, case: Case) -> Decision:  # noqa: ARG002 - the same for every case
+        """That it is open."""
+        return Decision((Finding(self.check, None, self.reason),))
+
+
+@dataclass(frozen=True)
+class Intact:
+    """Every signature is by its key over the claim, and every time stamp is of both."""
+
+    def judge(self, case: Case) -> Decision:
+        """Whether anything was changed since."""
+        try:
+            case.claim.check()
+            for each in case.claim.stamps:
+                read(each, case.claim)
+        except ClaimError as error:
+            return Decision((Finding("intact", holds=False, reason=str(error)),))
+        of = f"{len(case.claim.signers)} signatures and {len(case.claim.stamps)} time stamps"
+        return Decision((Finding("intact", holds=True, reason=f"{of} are of this claim"),))
+
+
+@dataclass(frozen=True)
+class OfModel:
+    """The claim is about this model."""
+
+    model: ModelDigest
+
+    def judge(self, case: Case) -> Decision:
+        """Whether the digests agree."""
+        said = ModelDigest(case.claim.model_root, case.claim.statement.predicate.tensors)
+        reason = f"the claim is about {said.root} with {said.tensors} tensors, "
+        reason += "this one" if said == self.model else f"the model is {self.model.root}"
+        return Decision((Finding("of the model", said == self.model, reason),))
+
+
+@dataclass(frozen=True)
+class OfKey:
+    """The claim is about this key."""
+
+    commitment: str
+
+    def judge(self, case: Case) -> Decision:
+        """Whether the commitments agree."""
+        same = self.commitment == case.claim.commitment
+        reason = f"the claim is about {case.claim.commitment}, "
+        reason += "this one" if same else f"the key is {self.commitment}"
+        return Decision((Finding("of the key", same, reason),))
 
 
 @dataclass(frozen=True)

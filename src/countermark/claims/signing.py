@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
 )
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 _LARGEST = 1 << 20  # bytes of a PEM file
-_HOW = "openssl genpkey -algorithm ed25519 -out FILE writes a new one"
+_HOW = "`countermark claim keygen` and `openssl genpkey -algorithm ed25519` write new ones"
 
 
 def key_id(public: Ed25519PublicKey) -> str:
@@ -52,6 +58,24 @@ def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey
     if not isinstance(key, Ed25519PrivateKey):
         raise ClaimError(f"{path} holds another kind of key: expected Ed25519; {_HOW}")
     return key
+
+
+def write_pair(path: Path, passphrase: str | None = None) -> str:
+    """Write a fresh key pair: `path`.pem (0600, PKCS #8) and `path`.pub; returns its name.
+
+    Raises:
+        ConfigError: something has one of these names already.
+    """
+    private = Ed25519PrivateKey.generate()
+    cipher = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    secret, public = path.with_name(f"{path.name}.pem"), path.with_name(f"{path.name}.pub")
+    for each in (secret, public):
+        if os.path.lexists(each):
+            raise ConfigError(f"{each} exists, and a key is never overwritten: choose another name")
+    files.write_secret(secret, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, cipher))
+    shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    files.write_bytes(public, shown)
+    return key_id(private.public_key())
 
 
 def is_encrypted(path: Path) -> bool:

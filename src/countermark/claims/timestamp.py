@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 LARGEST_RESPONSE = 1 << 16  # bytes
+_PATIENCE, OK = 30, 200  # seconds; HTTP
 MEDIA_TYPE = "application/timestamp-query"
 
 
@@ -187,6 +188,37 @@ def confirmed(document: Claim | TreeHead, authorities: Sequence[Authority]) -> l
                 found.append(Confirmed(stamp, authority))
                 break
     return found
+
+
+def ask(url: str, request: bytes) -> bytes:
+    """Ask an authority by HTTP (RFC 3161, section 3.4) for a response in DER.
+
+    Raises:
+        ClaimError: it does not answer, or not with a response of at most 64 KiB.
+        MissingExtraError: httpx2 is not installed.
+    """
+    try:
+        import httpx2
+    except ImportError:
+        raise MissingExtraError("asking an authority", "evidence") from None
+
+    found = bytearray()
+    try:
+        with httpx2.stream(
+            "POST", url, content=request, headers={"Content-Type": MEDIA_TYPE}, timeout=_PATIENCE
+        ) as answer:
+            for piece in answer.iter_raw():
+                found += piece
+                if len(found) > LARGEST_RESPONSE:
+                    break
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise ClaimError(f"{url} does not answer: {printable(str(error), 200)}") from None
+    if answer.status_code != OK or not 0 < len(found) <= LARGEST_RESPONSE:
+        raise ClaimError(
+            f"{url} answers {answer.status_code} with {len(found):,} bytes: expected an RFC 3161 "
+            "response"
+        )
+    return bytes(found)
 
 
 def _may_issue(certificate: Certificate) -> bool:
