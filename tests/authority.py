@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from countermark.claims.signed import Claim, TreeHead
+from countermark.claims.statement import Commitment
 from countermark.claims.timestamp import Authority, request_for
 
 Document = TypeVar("Document", Claim, TreeHead)
@@ -89,6 +91,17 @@ class LocalAuthority:
     def stamp(self, document: Document) -> Document:
         """The same document, stamped now."""
         return document.stamped(self.reply(request_for(document)))
+
+
+def some_claim(
+    *signers: Ed25519PrivateKey, commitment: str | None = None, model: str = "cd" * 32
+) -> Claim:
+    """A signed claim, of a commitment of its own by default."""
+    digest = commitment or os.urandom(32).hex()
+    claim = Claim.new(Commitment(kind="C0", sha256=digest), "ACME Inc.", model, 4)
+    for each in signers:
+        claim = claim.signed(each)
+    return claim
 
 
 def write_keys(folder: Path, name: str) -> Ed25519PrivateKey:
