@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from keys import mutated, one_line
 
 from authority import LocalAuthority, some_claim
 from countermark.claims.audit import NO_CHECKPOINT, Audit, audit
@@ -15,6 +17,7 @@ from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import key_id
 from countermark.claims.tree import Growing
+from countermark.errors import CountermarkError, printable
 
 OWNER, OTHER, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
 COUNT = 6
@@ -186,6 +189,14 @@ def test_without_a_checkpoint_a_rewritten_ledger_looks_sound_and_the_limit_says_
         ("UPDATE nodes SET hash = zeroblob(32) WHERE level = 1 AND place = 1", "over claim 2"),
         ("DELETE FROM nodes WHERE level = 2", "1 nodes of level 2"),
         ("INSERT INTO nodes VALUES (0, 9, zeroblob(32))", "over claim 9"),
+        ("UPDATE claims SET content = 'text' WHERE place = 1", "claim 1 was changed"),
+        ("UPDATE claims SET content = 1.5 WHERE place = 1", "claim 1 was changed"),
+        ("UPDATE claims SET place = 'x' WHERE place = 5", "claim 5 is missing: claim x"),
+        ("UPDATE claims SET place = -1 WHERE place = 5", "1 claims and"),
+        ("UPDATE claims SET digest = 7 WHERE place = 5", "columns of claim 5"),
+        ("UPDATE nodes SET place = 'x' WHERE place = 5", "nodes of level 0"),
+        ("UPDATE nodes SET hash = 'x' WHERE place = 5", "over claim 5"),
+        ("INSERT INTO nodes VALUES (40, 0, zeroblob(32))", "1 nodes more"),
         ("UPDATE heads SET content = x'00'", "a tree head was changed"),
         ("UPDATE claims SET content = zeroblob(100) WHERE place = 4", "claim 4 was changed"),
     ],
@@ -210,6 +221,37 @@ def test_a_checkpoint_of_another_ledger_or_signer_is_refused(kept: Kept, tmp_pat
         found = kept.audit(checkpoint)
         assert found.outcome == "refused"
         assert says in found.faults[0]
+
+
+def test_damaged_files_and_checkpoints_are_refused_or_without_effect(
+    kept: Kept, tmp_path: Path
+) -> None:
+    drawn, whole = random.Random(11), kept.path.read_bytes()  # noqa: S311
+    kept.path = tmp_path / "damaged.db"
+    for changes in range(80):
+        damaged = bytearray(whole)
+        for _ in range(1 + changes % 4):
+            at = drawn.randrange(len(damaged))
+            damaged[at : at + 4] = drawn.randbytes(len(damaged[at : at + 4]))
+        kept.path.write_bytes(damaged)
+        try:
+            found = kept.audit(kept.head)
+        except CountermarkError as error:
+            one_line(error)
+        else:
+            assert found.outcome == "refused" or found.root == kept.head.root
+            assert all(each.isprintable() for each in map(printable, found.faults))
+    kept.path.write_bytes(whole)
+    for changes in range(200):
+        damaged = mutated(kept.head.to_bytes(), drawn, 1 + changes % 4)
+        try:
+            checkpoint = TreeHead.from_bytes(bytes(damaged))
+        except CountermarkError as error:
+            one_line(error)
+        else:
+            same = checkpoint.envelope == kept.head.envelope
+            assert (kept.audit(checkpoint).outcome == "refused") != same
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["damaged.db", "l.db"]
 
 
 def test_many_faults_are_told_in_few_lines(kept: Kept) -> None:

@@ -178,6 +178,21 @@ def test_a_giant_claim_is_not_read(ledger: Ledger, tmp_path: Path) -> None:
     assert "67,108,864 bytes as one claim" in one_line(caught.value)
 
 
+@pytest.mark.parametrize("place", ["'x'", "-5", "2.5"])
+def test_a_place_that_is_none_is_one_line(ledger: Ledger, tmp_path: Path, place: str) -> None:
+    claim = filled(ledger, 1)[0]
+    with sqlite3.connect(tmp_path / "l.db") as connection:
+        connection.execute(f"UPDATE claims SET place = {place}")  # noqa: S608
+    connection.close()
+    for act in (
+        lambda: ledger.find(digest=claim.digest), ledger.head, lambda: ledger.add(claim),
+        lambda: ledger.add(some_claim(OWNER)),
+    ):  # fmt: skip
+        with pytest.raises(LedgerError) as caught:
+            act()
+        assert "which is no place" in one_line(caught.value)
+
+
 def test_a_ledger_whose_tree_was_torn_says_so(ledger: Ledger, tmp_path: Path) -> None:
     filled(ledger, 3)
     with sqlite3.connect(tmp_path / "l.db") as connection:

@@ -155,7 +155,7 @@ class _Reading:
         """One row of the table of claims."""
         if row.place != self.tree.size:
             self.faults.append(f"claim {self.tree.size} is missing: claim {row.place} comes next")
-        content = bytes(row.content)
+        content: bytes = row.content
         for (level, place), digest in self.tree.add(content).items():
             self.levels.setdefault(level, {})[place] = digest
         if self.tree.size in self.wanted:
@@ -185,6 +185,13 @@ class _Reading:
                     f"{len(wrong)} nodes of level {level} of the stored tree do not follow from "
                     f"the claims, the first over claim {min(wrong) << level}"
                 )
+
+        claims, nodes = self.ledger.row_counts(connection)
+        more = claims - self.tree.size, nodes - sum(map(len, self.levels.values()))
+        if any(more):
+            self.faults.append(
+                f"{more[0]} claims and {more[1]} nodes more than the ledger's order has places for"
+            )
 
     def sound_heads(self) -> tuple[TreeHead, ...]:
         """The kept heads that hold; the others are faults."""

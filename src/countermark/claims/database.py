@@ -19,6 +19,24 @@ from countermark.errors import LedgerError, MissingExtraError, printable
 REVISION = "1"
 _PATIENCE = 120  # seconds that a writer waits for those before it
 
+
+class Stored(sa.types.TypeDecorator[bytes]):
+    """Bytes. A SQLite file may hold anything in any column: what is no bytes is read as some."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:  # noqa: ARG002
+        """Text as its UTF-8, other values as nothing."""
+        return _as_bytes
+
+
+def _as_bytes(value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    return bytes(value) if isinstance(value, bytes | memoryview) else b""
+
+
 metadata = sa.MetaData()
 about = sa.Table(
     "about", metadata,
@@ -31,7 +49,7 @@ claims = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False, unique=False),
     sa.Column("commitment", sa.String(64), nullable=False),
     sa.Column("model", sa.String(64), nullable=False),
-    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("content", Stored, nullable=False),
     sa.Index("ix_claims_digest", "digest", unique=True),
     sa.Index("ix_claims_commitment", "commitment"),
     sa.Index("ix_claims_model", "model"),
@@ -40,14 +58,19 @@ nodes = sa.Table(
     "nodes", metadata,
     sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("hash", Stored(32), nullable=False),
 )  # fmt: skip
 heads = sa.Table(
     "heads", metadata,
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("content", Stored, nullable=False),
 )  # fmt: skip
+
+
+def count(connection: sa.Connection, table: sa.Table) -> int:
+    """How many rows a table has."""
+    return int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
 
 
 def largest(connection: sa.Connection) -> int:

@@ -16,7 +16,13 @@ from countermark import files
 from countermark.claims import timestamp
 from countermark.claims.signed import LARGEST, Claim, TreeHead
 from countermark.claims.tree import consistency_path, grown, inclusion_path, root_at
-from countermark.errors import ClaimError, ConfigError, LedgerError, MissingExtraError
+from countermark.errors import (
+    ClaimError,
+    ConfigError,
+    LedgerError,
+    MissingExtraError,
+    printable,
+)
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from countermark.claims import database
 
 TYPE = "countermark/ledger/v1"
-_ROWS = 200  # that are read at a time
+_ROWS, _MOST_FOUND = 200, 1000  # claims that are read at a time
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Ledger:
             return self._append(connection, document) if known is None else known
 
     def find(self, **wanted: str) -> list[Entry]:
-        """The claims of which a column has this value.
+        """The claims of which a column has this value; the first thousand of them.
 
         Args:
             wanted: one or more of `digest`, `commitment` and `model`, in hexadecimal.
@@ -141,11 +147,12 @@ class Ledger:
             raise ConfigError(f"claims are found by {', '.join(sorted(columns))}: give one of them")
         with self.database.reading() as connection:
             self._require_small(connection)
-            query = self._tables.claims.select().order_by("place")
+            query = self._tables.claims.select().order_by("place").limit(_MOST_FOUND)
             for name, value in wanted.items():
                 query = query.where(self._tables.claims.c[name] == value.lower())
             rows = connection.execute(query).all()
-        return [Entry(row.place, _claim(row.content, self.name, row.place)) for row in rows]
+        placed = [(self._placed(row), row.content) for row in rows]
+        return [Entry(place, _claim(content, self.name, place)) for place, content in placed]
 
     def prove(self, place: int, size: int | None = None) -> Proof:
         """That the claim at a place is in the tree of the first `size` claims; today's by default.
@@ -222,7 +229,13 @@ class Ledger:
         """All nodes of one level that are kept, by their place."""
         table = self._tables.nodes
         query = table.select().where(table.c.level == level)
-        return {row.place: bytes(row.hash) for row in connection.execute(query)}
+        rows = connection.execute(query)
+        return {row.place if type(row.place) is int else -1: row.hash for row in rows}
+
+    def row_counts(self, connection: sa.Connection) -> tuple[int, int]:
+        """How many rows the tables of claims and of nodes have, those outside every order too."""
+        tables = self._tables
+        return tables.count(connection, tables.claims), tables.count(connection, tables.nodes)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -285,13 +298,22 @@ class Ledger:
         table = self._tables.claims
         query = table.select().where(table.c.digest == digest)
         row = connection.execute(query).one_or_none()
-        return None if row is None else int(row.place)
+        return None if row is None else self._placed(row)
 
     def _size(self, connection: sa.Connection) -> int:
         table = self._tables.claims
         query = table.select().order_by(table.c.place.desc()).limit(1)
         row = connection.execute(query).one_or_none()
-        return 0 if row is None else int(row.place) + 1
+        return 0 if row is None else self._placed(row) + 1
+
+    def _placed(self, row: Any) -> int:
+        place: int = row.place
+        if type(place) is not int or place < 0:  # SQLite keeps anything in any column
+            raise LedgerError(
+                f"{self.name} holds a claim at {printable(str(place), 40)!r}, which is no place: "
+                "it was changed from outside"
+            )
+        return place
 
     def _nodes(self, connection: sa.Connection) -> Any:
         table = self._tables.nodes
@@ -304,7 +326,8 @@ class Ledger:
                     f"{self.name} misses node {place} of level {level} of its tree: it was changed "
                     "from outside; `countermark ledger verify` says more"
                 )
-            return bytes(row.hash)
+            found: bytes = row.hash
+            return found
 
         return node
 
