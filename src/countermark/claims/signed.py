@@ -15,7 +15,7 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self, cast
 
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -67,6 +67,11 @@ class _Signed(Strict):
 
     envelope: Envelope
     timestamps: Annotated[tuple[Base64, ...], Field(max_length=_MOST)]
+
+    @cached_property
+    def said(self) -> ClaimStatement | HeadStatement:
+        """The statement, read from its text."""
+        return parsed(self.words, self.payload)
 
     @cached_property
     def payload(self) -> bytes:
@@ -180,7 +185,7 @@ class _Signed(Strict):
 
     def require(self) -> None:
         """Raise `ValueError` unless the statement and every base64 can be read."""
-        parsed(self.words, self.payload)
+        _ = self.said
         for each in (*self.timestamps, *(each.sig for each in self.envelope.signatures)):
             _plain(each)
 
@@ -209,10 +214,10 @@ class Claim(_Signed):
         text = claim_text(commitment, owner, root, tensors)
         return cls(type="countermark/claim/v1", envelope=_unsigned(text), timestamps=())
 
-    @cached_property
+    @property
     def statement(self) -> ClaimStatement:
         """What is claimed."""
-        return parsed(ClaimStatement, self.payload)
+        return cast(ClaimStatement, self.said)
 
     @property
     def commitment(self) -> str:
@@ -250,10 +255,10 @@ class TreeHead(_Signed):
         text = head_text(ledger, size, root)
         return cls(type="countermark/tree-head/v1", envelope=_unsigned(text), timestamps=())
 
-    @cached_property
+    @property
     def statement(self) -> HeadStatement:
         """What is said of the ledger."""
-        return parsed(HeadStatement, self.payload)
+        return cast(HeadStatement, self.said)
 
     @property
     def size(self) -> int:
