@@ -307,3 +307,39 @@ def test_a_model_without_the_mark_is_not_claimed(case: Path) -> None:
         "the mark of this key is not in it",
         case,
     )  # fmt: skip
+
+
+# --- two owners
+
+
+def test_a_stolen_copy_that_the_thief_marked_anew(case: Path, authority: LocalAuthority) -> None:
+    """Decided for the owner, though only the thief has his claim stamped."""
+    said(
+        embed(bits="128", epochs="3", owner="Beta", out="b.safetensors", key="b.key"),
+        embed(bits="128", start="b.safetensors", owner="Thief", out="s.safetensors", key="s.key"),
+    )
+    for name, owner, key in (("b", "Beta", "registry"), ("s", "Thief", "acme")):
+        said(
+            ["claim", "new", "--key", f"{name}.key", "--model", f"{name}.safetensors", "--owner",
+             owner, "--out", f"{name}.json"],
+            f"claim sign {name}.json --private-key {key}.pem",
+        )  # fmt: skip
+    stamped(authority, "s.json")
+    owner = "--key b.key --claim b.json --model b.safetensors"
+    copy = "--key s.key --claim s.json --model s.safetensors --authority root.pem"
+    for line, code, outcome in (
+        (f"resolve s.safetensors {owner} {copy} --json", 0, "first"),
+        (f"resolve s.safetensors {copy} {owner} --json", 1, "second"),
+        (f"resolve b.safetensors {owner} {copy} --json", 0, "first"),
+    ):
+        found = call(*line.split())
+        assert (found.code, found.json["outcome"]) == (code, outcome), found
+        readings = {(each["key"], each["model"]): each["found"] for each in found.json["readings"]}
+        assert sum(readings.values()) == (5 if "resolve s" in line else 4)
+    wrong = copy.replace("s.safetensors", "m.safetensors")
+    for line, says in (
+        (f"resolve s.safetensors {owner} {wrong}", "the second claim is about the model"),
+        (f"resolve s.safetensors {owner}", "give --key, --claim and --model twice"),
+        (f"resolve s.safetensors {owner} {owner}", "both parties show one key"),
+    ):
+        refused(line.split(), says, case)
