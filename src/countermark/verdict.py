@@ -8,7 +8,7 @@ mark of a key is present, or not proven, or that nothing can be said; never who 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -298,6 +298,23 @@ COUNTED_IN = (
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a verdict follows from.
+
+    Attributes:
+        evidence: the best reading that was found.
+        null: the null hypothesis.
+        tests: how many readings were tried.
+        log10_p: by the null, before any correction.
+    """
+
+    evidence: Evidence
+    null: Null
+    tests: int
+    log10_p: float
+
+
+@dataclass(frozen=True)
 class Terms:
     """The terms of a judgement: what is asked, and what is stated rather than measured.
 
@@ -308,6 +325,7 @@ class Terms:
             not know their labels; of no effect with a whole key.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
         dating: what a claim says about the key's age; p is multiplied by its commitments.
+        told: is given what was judged, for a record.
     """
 
     alpha: float = ALPHA
@@ -315,6 +333,7 @@ class Terms:
     blind_choice: bool = False
     allow_test_key: bool = False
     dating: Dating | None = None
+    told: Callable[[Judged], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -345,7 +364,10 @@ def judge(
         about: `scheme`, `commitment`, `owner`, `suspect` and `test_key` for the verdict's record.
     """
     correction = math.log10(tests * terms.multiplier)
-    log10_p = min(0.0, null.log10_p(evidence) + correction)
+    judged = Judged(evidence, null, tests, null.log10_p(evidence))
+    if terms.told is not None:
+        terms.told(judged)
+    log10_p = min(0.0, judged.log10_p + correction)
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
     found = about["suspect"].get("tensors", {})

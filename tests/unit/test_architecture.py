@@ -40,6 +40,7 @@ RANKS = {
     "loops": 5,
     "schemes": 5,
     "openings": 6,
+    "report": 6,
     "attacks": 7,
     "examine": 7,
     "bench": 8,

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import typer
 
-from countermark.cli import dispute as _dispute  # noqa: F401 - it adds a command to `app`
+from countermark.cli import dispute, report  # noqa: F401 - they add commands to `app`
 from countermark.cli.claim import claim_app
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import attack_app, bench_app

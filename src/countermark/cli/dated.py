@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from countermark.errors import ClaimError, ConfigError
 
 if TYPE_CHECKING:
+    from countermark.claims.ledger import Ledger
+    from countermark.claims.signed import Claim, TreeHead
     from countermark.key import Key
     from countermark.openings import Openings
+    from countermark.report.bundle import Dated as Evidence
     from countermark.verdict import Dating
 
 
@@ -32,7 +35,12 @@ class Dated:
     ledger: str | None
 
     def of(self, key: Key | Openings) -> Dating | None:
-        """What the claim says of a key's age; None where no claim was given.
+        """What the claim says of a key's age; None where no claim was given."""
+        found = self.shown(key)
+        return None if found is None else found[0]
+
+    def shown(self, key: Key | Openings) -> tuple[Dating, Evidence] | None:
+        """The same, and what shows it: the claim, and the tree head that dates it.
 
         Raises:
             ConfigError: an option that is missing, or goes with a claim and there is none.
@@ -53,14 +61,16 @@ class Dated:
             )
         return self._judged(self.claim, key)
 
-    def _judged(self, path: Path, key: Key | Openings) -> Dating:
+    def _judged(self, path: Path, key: Key | Openings) -> tuple[Dating, Evidence]:
         from countermark.claims.audit import audit
         from countermark.claims.dating import Believed, dating
         from countermark.claims.ledger import Ledger
+        from countermark.claims.policy import earliest
         from countermark.claims.signed import Claim
         from countermark.claims.signing import key_id, load_public
-        from countermark.claims.statement import day_or_moment
+        from countermark.claims.statement import day_or_moment, instant
         from countermark.claims.timestamp import Authority
+        from countermark.report.bundle import Dated as Evidence
 
         claim = Claim.load(path)
         if claim.commitment != key.commitment or claim.owner != key.owner:
@@ -73,7 +83,30 @@ class Dated:
             authorities=[Authority.load(each) for each in self.authorities],
             signers=[key_id(load_public(each)) for each in self.signers],
         )
+        pinned = tuple(self.authorities), tuple(self.signers)
         if self.ledger is None:
-            return dating(claim, believed, None)
+            return dating(claim, believed, None), Evidence(claim, *pinned)
         with Ledger(self.ledger) as opened:
-            return dating(claim, believed, audit(opened))
+            audited = audit(opened)
+            found = dating(claim, believed, audited)
+            if found.committed is None:
+                return found, Evidence(claim, *pinned)
+            for head in audited.heads:
+                stamps = earliest([head], believed.authorities)
+                if found.committed in [instant(each.stamp.latest) for each in stamps]:
+                    return found, _under(opened, claim, head, pinned)
+        raise ClaimError("no tree head of the ledger is stamped as it was a moment ago: try again")
+
+
+def _under(
+    ledger: Ledger, claim: Claim, head: TreeHead, pinned: tuple[tuple[Path, ...], ...]
+) -> Evidence:
+    """The claim as the ledger has it, under the tree head that dates it."""
+    from countermark.report.bundle import Dated as Evidence
+    from countermark.report.bundle import Inclusion
+
+    (entry,) = ledger.find(digest=claim.digest)
+    proof = ledger.prove(entry.place, head.size)
+    inclusion = Inclusion(type="countermark/inclusion/v1", place=proof.place, path=proof.path)
+    authorities, signers = pinned
+    return Evidence(entry.claim, authorities, signers, head, inclusion)
