@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from countermark import stats
+from countermark import age, stats
+from countermark.age import Dating
 from countermark.errors import printable
 from countermark.nulls import (
     LEAST_SIBLINGS,
@@ -35,35 +36,6 @@ LEAST_FORGERY_BITS = 80.0
 """Below this an undated key proves nothing: 2^80 keys could be tried for one that fits."""
 
 EXIT_CODES: Mapping[Outcome, int] = {"owned": 0, "not_proven": 1, "no_verdict": 3}
-
-
-@dataclass(frozen=True)
-class Dating:
-    """What a claim says about the age of a key, under what an examiner believes and states.
-
-    Attributes:
-        claim: digest of the claim.
-        suspect_date: before which the key must have been committed to: the examiner's statement.
-        committed: by when it was, as pinned authorities stamped; None where that is not certain.
-        authorities: the pinned authorities that stamped it in time.
-        commitments: among how many it was, by which p is multiplied; None where nobody can count.
-        signer: "pinned" where the examiner knows the claim's signer and counts his commitments
-            alone, else "unknown".
-        why: why the key stays undated; None where it is dated.
-    """
-
-    claim: str
-    suspect_date: str
-    committed: str | None
-    authorities: tuple[str, ...]
-    commitments: int | None
-    signer: str
-    why: str | None
-
-    @property
-    def multiplier(self) -> int:
-        """By what p is multiplied: an undated claim dates nothing and is one of nothing."""
-        return max(1, self.commitments or 1) if self.committed else 1
 
 
 @dataclass(frozen=True)
@@ -176,7 +148,7 @@ class Verdict:
         if self.reader is not None:
             lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
         if self.dating is not None:
-            lines.append(f"  dated         {_dated(self.dating)}")
+            lines.append(f"  dated         {age.explained(self.dating)}")
         lines += [f"  limit         {limit}" for limit in self.limits]
         return "\n".join(printable(line) for line in lines)  # a key's or suspect's names may lie
 
@@ -208,17 +180,6 @@ _PAYLOAD = {
     False: "not decoded (the p-value above is about raw bits and stands without it)",
     None: "none: fewer than 128 bits carry no payload",
 }
-
-
-def _dated(dating: Dating) -> str:
-    """What a claim says, for people."""
-    if dating.committed is None:
-        return f"no: {dating.why}"
-    whose = "its pinned signer" if dating.signer == "pinned" else "everybody in the ledger"
-    return (
-        f"committed to by {dating.committed}, stamped by {', '.join(dating.authorities)}; one of "
-        f"{dating.multiplier} commitments of {whose}, by which p is multiplied"
-    )
 
 
 WHOSE = (
@@ -284,16 +245,6 @@ INDEPENDENT_ONLY = (
 BITS_MEAN_NOTHING = (
     "the reader was trained on the message, so the number of matching bits, its interval and the "
     "payload are no evidence by themselves: p is the rank of L2"
-)
-
-
-DATE_RESTS_ON = (
-    "the date rests on the authorities that the examiner pinned, and whether their certificates "
-    "were withdrawn was not asked"
-)
-COUNTED_IN = (
-    "p is multiplied by the commitments in the ledger that the examiner named: keys that were "
-    "committed to elsewhere are not counted"
 )
 
 
@@ -523,22 +474,10 @@ def _limits(
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
     if terms.dating is not None:
-        limits += _limits_of_dating(terms.dating)
+        limits += age.limits_of(terms.dating)
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
-
-
-def _limits_of_dating(dating: Dating) -> list[str]:
-    """What a claim rests on."""
-    stated = f"that the suspect is not older than {dating.suspect_date} is the examiner's statement"
-    if dating.committed is None:
-        return [stated]
-    return [
-        stated,
-        DATE_RESTS_ON,
-        COUNTED_IN,
-    ]
 
 
 def _limits_of(null: Null, evidence: Evidence) -> list[str]:

@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "countermark"
 # What may import what: only from a higher number to a lower one, or inside one package.
 RANKS = {
     "_version": 0,
+    "age": 0,
     "answers": 1,
     "errors": 0,
     "files": 0,
@@ -53,6 +54,7 @@ PART_OF = {"keyfile": "key"}
 ONLY = {
     "claims": {
         "_version",
+        "age",
         "errors",
         "files",
         "key",
@@ -61,7 +63,7 @@ ONLY = {
         "stats",
         "verdict",
         "weights",
-    },
+    },  # fmt: skip
     "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
     "remote": {"answers", "errors", "files", "progress", "xof"},

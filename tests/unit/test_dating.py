@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import LocalAuthority, some_claim
+from countermark.age import Dating
 from countermark.claims.audit import Audit, audit
 from countermark.claims.dating import Believed, dating, decide
 from countermark.claims.ledger import Ledger
@@ -19,7 +20,7 @@ from countermark.claims.signed import Claim
 from countermark.claims.signing import key_id
 from countermark.errors import ClaimError, ConfigError
 from countermark.nulls import Evidence, FairCoin
-from countermark.verdict import Dating, Terms, Verdict, judge
+from countermark.verdict import Terms, Verdict, judge
 
 OWNER, MALLORY, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
 OWNER_NAME = key_id(OWNER.public_key())

@@ -10,12 +10,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import one_line
 
 from authority import LocalAuthority, some_claim
+from countermark.claims.decision import Case, Decision
 from countermark.claims.policy import (
     AllOf,
     AtLeast,
-    Case,
     CommittedBefore,
-    Decision,
     Intact,
     OfKey,
     OfModel,

@@ -6,9 +6,12 @@
     timestamp   RFC 3161 time stamps, believed of pinned authorities only
     tree        a Merkle tree that grows by a leaf at a time; its proofs
     database    the tables of a ledger (SQLite, PostgreSQL)
+    rows        what is read of them, as hostile input
     ledger      an append-only list of claims: add, find, prove, sign its head
     audit       every row of a ledger against its tree, its heads and a checkpoint
+    decision    what a policy is asked about, and what it says
     policy      what somebody accepts as evidence; nothing is trusted by default
+    dispute     two owners, one suspect
     dating      by when the commitment of a key was in a ledger, and among how many
 
 Nothing here needs torch. Names are loaded from their modules: claims need no database.

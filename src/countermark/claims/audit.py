@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from countermark.claims.decision import EXIT_CODES, Outcome
 from countermark.claims.ledger import Ledger
-from countermark.claims.policy import EXIT_CODES, Outcome, earliest
+from countermark.claims.policy import earliest
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.timestamp import Authority, Confirmed
 from countermark.claims.tree import Growing
@@ -112,7 +113,7 @@ def audit(
     """
     reading = _Reading(ledger, checkpoint)
     with ledger.database.reading() as connection, progress("claims", None) as advance:
-        for row in ledger.rows(connection):
+        for row in ledger.rows.claims(connection):
             reading.take(row)
             advance(1)
         reading.compare_nodes(connection)
@@ -177,7 +178,7 @@ class _Reading:
     def compare_nodes(self, connection: Any) -> None:
         """The stored tree against the one over the rows."""
         for level in range(max(self.levels, default=-1) + 2):
-            stored, made = self.ledger.node_rows(connection, level), self.levels.get(level, {})
+            stored, made = self.ledger.rows.nodes_of(connection, level), self.levels.get(level, {})
             wrong = [each for each in made.keys() | stored.keys()
                      if stored.get(each) != made.get(each)]  # fmt: skip
             if wrong:
@@ -186,7 +187,7 @@ class _Reading:
                     f"the claims, the first over claim {min(wrong) << level}"
                 )
 
-        claims, nodes = self.ledger.row_counts(connection)
+        claims, nodes = self.ledger.rows.counts(connection)
         more = claims - self.tree.size, nodes - sum(map(len, self.levels.values()))
         if any(more):
             self.faults.append(

@@ -1,12 +1,13 @@
 """The tables of a ledger, on SQLite or PostgreSQL: what is read and written, one transaction each.
 
 A writer waits for the one before it: on SQLite by `BEGIN IMMEDIATE`, on PostgreSQL by a lock on the
-table. What a transaction wrote is on disk when it ends (synchronous = FULL, a rollback journal), or
-it is not there at all, whenever the process is killed.
+table. What a transaction wrote is on disk when it ends (synchronous = FULL, a write-ahead log), or
+it is not there at all, whenever the process is killed. Readers wait for nobody.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,10 @@ def count(connection: sa.Connection, table: sa.Table) -> int:
     return int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
 
 
-def largest(connection: sa.Connection) -> int:
-    """The bytes of the largest claim that is stored."""
-    return int(connection.scalar(sa.select(sa.func.max(sa.func.length(claims.c.content)))) or 0)
+def largest(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:
+    """The bytes of the largest claim that is stored, among those that meet a condition."""
+    query = sa.select(sa.func.max(sa.func.length(claims.c.content))).where(*where)
+    return int(connection.scalar(query) or 0)
 
 
 class Database:
@@ -139,6 +141,14 @@ class Database:
                 if not self.is_sqlite and sa.inspect(connection).has_table("claims"):
                     connection.execute(sa.text("LOCK TABLE claims IN EXCLUSIVE MODE"))
                 yield connection
+
+    def prepare(self) -> None:
+        """Make a new SQLite file one whose readers never wait for a writer (a write-ahead log)."""
+        connection = sqlite3.connect(self.url.database or "")
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        finally:
+            connection.close()
 
     def migrate(self, connection: sa.Connection) -> None:
         """Bring an empty database to today's form, within a transaction."""

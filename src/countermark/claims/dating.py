@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from countermark.age import Dating
 from countermark.claims.audit import Audit
+from countermark.claims.decision import Case, Decision
 from countermark.claims.policy import (
     AllOf,
-    Case,
     Check,
     CommittedBefore,
-    Decision,
     OwnedAt,
     SignedBy,
     earliest,
@@ -27,7 +27,7 @@ from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError
-from countermark.verdict import Dating, Verdict
+from countermark.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,20 @@ that nothing under it was changed, taken away or put in between. `audit` does th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countermark import files
 from countermark.claims import timestamp
-from countermark.claims.signed import LARGEST, Claim, TreeHead
+from countermark.claims.rows import Rows
+from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.tree import consistency_path, grown, inclusion_path, root_at
 from countermark.errors import (
     ClaimError,
     ConfigError,
     LedgerError,
     MissingExtraError,
-    printable,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from countermark.claims import database
 
 TYPE = "countermark/ledger/v1"
-_ROWS, _MOST_FOUND = 200, 1000  # claims that are read at a time
+_MOST_FOUND = 1000  # claims
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class Ledger:
         self.database = _opened(url)
         self._tables = _tables()
         self.name = self.database.name
+        self.rows = Rows(self._tables, self.name)
         try:
             if not self.database.exists():
                 raise LedgerError(
@@ -108,7 +108,9 @@ class Ledger:
             _require_free(made)
             if made.is_sqlite:
                 with files.replacing(Path(made.url.database or "")) as temporary:
-                    _make(_opened(str(temporary)), operator)
+                    place = _opened(str(temporary))
+                    place.prepare()
+                    _make(place, operator)
             else:
                 _make(made, operator)
         finally:
@@ -130,7 +132,7 @@ class Ledger:
         if isinstance(document, TreeHead):
             return self._keep(document)
         with self.database.writing() as connection:
-            known = self._place_of(connection, document.digest)
+            known = self.rows.place_of(connection, document.digest)
             return self._append(connection, document) if known is None else known
 
     def find(self, **wanted: str) -> list[Entry]:
@@ -146,12 +148,12 @@ class Ledger:
         if not wanted or wanted.keys() - columns:
             raise ConfigError(f"claims are found by {', '.join(sorted(columns))}: give one of them")
         with self.database.reading() as connection:
-            self._require_small(connection)
-            query = self._tables.claims.select().order_by("place").limit(_MOST_FOUND)
-            for name, value in wanted.items():
-                query = query.where(self._tables.claims.c[name] == value.lower())
+            table = self._tables.claims
+            where = [table.c[name] == value.lower() for name, value in wanted.items()]
+            self.rows.require_small(connection, *where)
+            query = table.select().where(*where).order_by("place").limit(_MOST_FOUND)
             rows = connection.execute(query).all()
-        placed = [(self._placed(row), row.content) for row in rows]
+        placed = [(self.rows.placed(row), row.content) for row in rows]
         return [Entry(place, _claim(content, self.name, place)) for place, content in placed]
 
     def prove(self, place: int, size: int | None = None) -> Proof:
@@ -161,11 +163,11 @@ class Ledger:
             ConfigError: there is no such place.
         """
         with self.database.reading() as connection:
-            whole = self._size(connection)
+            whole = self.rows.size(connection)
             size = whole if size is None else size
             if not 0 <= place < size <= whole:
                 raise ConfigError(f"there is no claim {place} among {size}: the ledger has {whole}")
-            nodes = self._nodes(connection)
+            nodes = self.rows.nodes(connection)
             path = inclusion_path(place, size, nodes)
             root = root_at(size, nodes).hex()
         return Proof(place, size, root, tuple(each.hex() for each in path))
@@ -173,8 +175,8 @@ class Ledger:
     def head(self) -> TreeHead:
         """Today's tree head, for its operator to sign."""
         with self.database.reading() as connection:
-            size = self._size(connection)
-            root = root_at(size, self._nodes(connection))
+            size = self.rows.size(connection)
+            root = root_at(size, self.rows.nodes(connection))
         return TreeHead.new(self.identity, size, root.hex())
 
     def since(self, old: TreeHead, size: int) -> list[str]:
@@ -185,13 +187,13 @@ class Ledger:
         """
         self._require_own(old)
         with self.database.reading() as connection:
-            whole = self._size(connection)
+            whole = self.rows.size(connection)
             if not old.size <= size <= whole:
                 raise LedgerError(
                     f"the tree head is over {old.size} claims, {size} were asked for, and the "
                     f"ledger has {whole}: expected an older head"
                 )
-            path = consistency_path(old.size, size, self._nodes(connection))
+            path = consistency_path(old.size, size, self.rows.nodes(connection))
         return [each.hex() for each in path]
 
     def heads(self) -> list[TreeHead]:
@@ -209,34 +211,6 @@ class Ledger:
         except ClaimError as error:
             raise LedgerError(f"{self.name}: a tree head was changed: {error}") from None
 
-    def rows(self, connection: sa.Connection) -> Iterator[Any]:
-        """All rows of the table of claims, in their order, some at a time.
-
-        Raises:
-            LedgerError: one is larger than any claim.
-        """
-        table, after = self._tables.claims, -1
-        self._require_small(connection)
-        while True:
-            query = table.select().where(table.c.place > after).order_by("place").limit(_ROWS)
-            rows = connection.execute(query).all()
-            yield from rows
-            if len(rows) < _ROWS:
-                return
-            after = rows[-1].place
-
-    def node_rows(self, connection: sa.Connection, level: int) -> dict[int, bytes]:
-        """All nodes of one level that are kept, by their place."""
-        table = self._tables.nodes
-        query = table.select().where(table.c.level == level)
-        rows = connection.execute(query)
-        return {row.place if type(row.place) is int else -1: row.hash for row in rows}
-
-    def row_counts(self, connection: sa.Connection) -> tuple[int, int]:
-        """How many rows the tables of claims and of nodes have, those outside every order too."""
-        tables = self._tables
-        return tables.count(connection, tables.claims), tables.count(connection, tables.nodes)
-
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
@@ -247,19 +221,13 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _require_small(self, connection: sa.Connection) -> None:
-        largest = self._tables.largest(connection)
-        if largest > LARGEST:
-            raise LedgerError(f"{self.name} holds {largest:,} bytes as one claim: expected at most "
-                              f"{LARGEST:,}, so it was changed from outside")  # fmt: skip
-
     def _append(self, connection: sa.Connection, claim: Claim) -> int:
-        place, content = self._size(connection), claim.to_bytes()
+        place, content = self.rows.size(connection), claim.to_bytes()
         row = {
             "place": place, "digest": claim.digest, "commitment": claim.commitment,
             "model": claim.model_root, "content": content,
         }  # fmt: skip
-        made = grown(content, place, self._nodes(connection))
+        made = grown(content, place, self.rows.nodes(connection))
         connection.execute(self._tables.claims.insert(), row)
         connection.execute(
             self._tables.nodes.insert(),
@@ -275,8 +243,8 @@ class Ledger:
             )
         table = self._tables.heads
         with self.database.writing() as connection:
-            if head.size > self._size(connection) or (
-                root_at(head.size, self._nodes(connection)).hex() != head.root
+            if head.size > self.rows.size(connection) or (
+                root_at(head.size, self.rows.nodes(connection)).hex() != head.root
             ):
                 raise LedgerError(
                     f"this ledger never had {head.size} claims under the root {head.root}: the "
@@ -293,43 +261,6 @@ class Ledger:
                 f"the tree head is of the ledger {head.statement.predicate.ledger}, this is "
                 f"{self.identity}: expected one of the same"
             )
-
-    def _place_of(self, connection: sa.Connection, digest: str) -> int | None:
-        table = self._tables.claims
-        query = table.select().where(table.c.digest == digest)
-        row = connection.execute(query).one_or_none()
-        return None if row is None else self._placed(row)
-
-    def _size(self, connection: sa.Connection) -> int:
-        table = self._tables.claims
-        query = table.select().order_by(table.c.place.desc()).limit(1)
-        row = connection.execute(query).one_or_none()
-        return 0 if row is None else self._placed(row) + 1
-
-    def _placed(self, row: Any) -> int:
-        place: int = row.place
-        if type(place) is not int or place < 0:  # SQLite keeps anything in any column
-            raise LedgerError(
-                f"{self.name} holds a claim at {printable(str(place), 40)!r}, which is no place: "
-                "it was changed from outside"
-            )
-        return place
-
-    def _nodes(self, connection: sa.Connection) -> Any:
-        table = self._tables.nodes
-
-        def node(level: int, place: int) -> bytes:
-            query = table.select().where(table.c.level == level, table.c.place == place)
-            row = connection.execute(query).one_or_none()
-            if row is None:
-                raise LedgerError(
-                    f"{self.name} misses node {place} of level {level} of its tree: it was changed "
-                    "from outside; `countermark ledger verify` says more"
-                )
-            found: bytes = row.hash
-            return found
-
-        return node
 
 
 def _claim(content: bytes, name: str, place: int) -> Claim:

@@ -19,7 +19,7 @@ from countermark.cli.options import (
 from countermark.errors import ClaimError, ConfigError, SuspectError, printable
 
 if TYPE_CHECKING:
-    from countermark.claims.policy import Decision
+    from countermark.claims.decision import Decision
     from countermark.claims.signed import Claim
     from countermark.key import Key
 
@@ -239,9 +239,9 @@ def _decided(
     of: tuple[Path | None, Path | None],
 ) -> Decision:
     """The policy that the options of `claim check` make."""
+    from countermark.claims.decision import Case
     from countermark.claims.policy import (
         AllOf,
-        Case,
         Check,
         CommittedBefore,
         Intact,

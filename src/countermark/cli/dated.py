@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from countermark.errors import ClaimError, ConfigError
 
 if TYPE_CHECKING:
+    from countermark.age import Dating
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import Claim, TreeHead
     from countermark.key import Key
     from countermark.openings import Openings
     from countermark.report.bundle import Dated as Evidence
-    from countermark.verdict import Dating
 
 
 @dataclass(frozen=True)

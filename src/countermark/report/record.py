@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from countermark._version import VERSION
+from countermark.age import Dating
 from countermark.nulls import (
     Disclosure,
     Evidence,
@@ -30,7 +31,7 @@ from countermark.nulls import (
     SecretLabels,
     UnmarkedModels,
 )
-from countermark.verdict import Dating, Judged, Terms, Verdict, judge
+from countermark.verdict import Judged, Terms, Verdict, judge
 
 _DRAWN = {each.name: each for each in (PermutedUnits, SecretClassMap, FreshKeys)}
 _MOST = 1 << 20  # bits, triggers, unmarked models
