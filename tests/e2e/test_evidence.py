@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli_calls import Said, call, embed, refused
+from cli_calls import Said, call, embed, python, refused
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import LocalAuthority, some_claim
@@ -146,6 +146,18 @@ def test_private_keys_can_be_encrypted(case: Path, monkeypatch: pytest.MonkeyPat
         ["claim", "sign", "fresh.json", "--private-key", "sealed.pem"], "is encrypted or is not",
         case,
     )  # fmt: skip
+
+
+def test_evidence_is_checked_without_torch_and_scipy(case: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = sys.modules['scipy'] = None\n"
+    blocked += "from countermark.cli import main; main()"
+    believing = "--authority root.pem --signer acme.pub"
+    for line in (
+        f"claim check claim.json {believing} --before {AHEAD} --model m.safetensors --key acme.key",
+        "ledger verify --ledger claims.db --checkpoint head.json",
+        f"{BELIEVING} {AHEAD} --signer acme.pub --ledger claims.db",
+    ):
+        assert python(blocked, *line.split(), folder=case) == call(*line.split())
 
 
 # --- forgeries, each refused for its reason

@@ -63,7 +63,7 @@ ONLY = {
         "stats",
         "verdict",
         "weights",
-    },  # fmt: skip
+    },
     "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
     "remote": {"answers", "errors", "files", "progress", "xof"},
