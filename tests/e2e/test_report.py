@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_calls import Said, call, embed, python, refused
+from cli_calls import Said, call, embed, listing, python, refused
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import LocalAuthority, some_claim
@@ -19,8 +20,10 @@ from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private, write_pair
 from countermark.claims.statement import Commitment
+from countermark.errors import CountermarkError
 from countermark.key import Key
 from countermark.nulls import Evidence, FreshKeys, Null, PermutedUnits, Reader, UnmarkedModels
+from countermark.report.bundle import replay
 from countermark.report.record import Record, Recorder
 from countermark.verdict import Terms, judge
 from countermark.weights import model_digest, open_weights
@@ -189,6 +192,28 @@ def test_a_changed_bundle_is_refused(case: Path, name: str, change: Change, says
     change(document)
     Path("bundle", name).write_bytes(rfc8785.dumps(document))
     refused(["report", "--replay", "bundle"], says, case)
+
+
+def test_damage_to_a_bundle_is_refused_or_changes_nothing(case: Path) -> None:
+    drawn = random.Random(4)  # noqa: S311
+    names = ["record.json", "claim.json", "tree-head.json", "inclusion.json", "authority-0.pem"]
+    whole = {name: Path("bundle", name).read_bytes() for name in names}
+    expected = replay(Path("bundle")).verdict.to_json()
+    before = listing(case)
+    for changes in range(200):
+        name = names[changes % len(names)]
+        damaged = bytearray(whole[name])
+        for _ in range(1 + changes % 3):
+            damaged[drawn.randrange(len(damaged))] ^= 1 << drawn.randrange(8)
+        Path("bundle", name).write_bytes(damaged)
+        try:
+            found = replay(Path("bundle"))
+        except CountermarkError:
+            pass
+        else:
+            assert found.verdict.to_json() == expected
+        Path("bundle", name).write_bytes(whole[name])
+    assert listing(case) == before
 
 
 def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAuthority) -> None:

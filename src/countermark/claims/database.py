@@ -8,7 +8,7 @@ it is not there at all, whenever the process is killed. Readers wait for nobody.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,16 @@ heads = sa.Table(
 def count(connection: sa.Connection, table: sa.Table) -> int:
     """How many rows a table has."""
     return int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
+
+
+def nodes_at(
+    connection: sa.Connection, wanted: Collection[tuple[int, int]]
+) -> dict[tuple[int, int], bytes]:
+    """Those of the wanted nodes, by level and place, that are there."""
+    where = sa.tuple_(nodes.c.level, nodes.c.place).in_(sorted(wanted))
+    return {
+        (row.level, row.place): row.hash for row in connection.execute(nodes.select().where(where))
+    }
 
 
 def largest(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:

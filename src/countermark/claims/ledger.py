@@ -164,19 +164,22 @@ class Ledger:
         """
         with self.database.reading() as connection:
             whole = self.rows.size(connection)
-            size = whole if size is None else size
-            if not 0 <= place < size <= whole:
-                raise ConfigError(f"there is no claim {place} among {size}: the ledger has {whole}")
-            nodes = self.rows.nodes(connection)
-            path = inclusion_path(place, size, nodes)
-            root = root_at(size, nodes).hex()
-        return Proof(place, size, root, tuple(each.hex() for each in path))
+            among = whole if size is None else size
+            if not 0 <= place < among <= whole:
+                raise ConfigError(
+                    f"there is no claim {place} among {among}: the ledger has {whole}"
+                )
+            path, root = self.rows.with_nodes(
+                connection,
+                lambda nodes: (inclusion_path(place, among, nodes), root_at(among, nodes)),
+            )
+        return Proof(place, among, root.hex(), tuple(each.hex() for each in path))
 
     def head(self) -> TreeHead:
         """Today's tree head, for its operator to sign."""
         with self.database.reading() as connection:
             size = self.rows.size(connection)
-            root = root_at(size, self.rows.nodes(connection))
+            root = self._root(connection, size)
         return TreeHead.new(self.identity, size, root.hex())
 
     def since(self, old: TreeHead, size: int) -> list[str]:
@@ -193,7 +196,9 @@ class Ledger:
                     f"the tree head is over {old.size} claims, {size} were asked for, and the "
                     f"ledger has {whole}: expected an older head"
                 )
-            path = consistency_path(old.size, size, self.rows.nodes(connection))
+            path = self.rows.with_nodes(
+                connection, lambda nodes: consistency_path(old.size, size, nodes)
+            )
         return [each.hex() for each in path]
 
     def heads(self) -> list[TreeHead]:
@@ -227,7 +232,7 @@ class Ledger:
             "place": place, "digest": claim.digest, "commitment": claim.commitment,
             "model": claim.model_root, "content": content,
         }  # fmt: skip
-        made = grown(content, place, self.rows.nodes(connection))
+        made = self.rows.with_nodes(connection, lambda nodes: grown(content, place, nodes))
         connection.execute(self._tables.claims.insert(), row)
         connection.execute(
             self._tables.nodes.insert(),
@@ -244,7 +249,7 @@ class Ledger:
         table = self._tables.heads
         with self.database.writing() as connection:
             if head.size > self.rows.size(connection) or (
-                root_at(head.size, self.rows.nodes(connection)).hex() != head.root
+                self._root(connection, head.size).hex() != head.root
             ):
                 raise LedgerError(
                     f"this ledger never had {head.size} claims under the root {head.root}: the "
@@ -254,6 +259,9 @@ class Ledger:
             connection.execute(table.delete().where(table.c.digest == head.digest))
             connection.execute(table.insert(), row | {"digest": head.digest})
         return head.size
+
+    def _root(self, connection: sa.Connection, size: int) -> bytes:
+        return self.rows.with_nodes(connection, lambda nodes: root_at(size, nodes))
 
     def _require_own(self, head: TreeHead) -> None:
         if head.statement.predicate.ledger != self.identity:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from countermark.claims.signed import LARGEST
-from countermark.claims.tree import Nodes
+from countermark.claims.tree import Node, Nodes
 from countermark.errors import LedgerError, printable
+from countermark.merkle import DIGEST_BYTES
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+_Made = TypeVar("_Made")
 _ROWS = 200  # claims that are read at a time
 
 
@@ -89,23 +91,29 @@ class Rows:
             )
         return place
 
-    def nodes(self, connection: sa.Connection) -> Nodes:
-        """The nodes of the stored tree, each read when it is asked for.
+    def with_nodes(self, connection: sa.Connection, act: Callable[[Nodes], _Made]) -> _Made:
+        """What `act` makes of the stored tree, whose nodes it asks for; they are read at once.
+
+        Args:
+            connection: the transaction.
+            act: asks for the same nodes whatever they are. It is called twice: to learn which
+                ones are needed, and with these.
 
         Raises:
-            LedgerError: of what is returned, when a node is not there.
+            LedgerError: one of them is not there.
         """
-        table = self.tables.nodes
+        wanted: set[Node] = set()
 
-        def node(level: int, place: int) -> bytes:
-            query = table.select().where(table.c.level == level, table.c.place == place)
-            row = connection.execute(query).one_or_none()
-            if row is None:
-                raise LedgerError(
-                    f"{self.name} misses node {place} of level {level} of its tree: it was changed "
-                    "from outside; `countermark ledger verify` says more"
-                )
-            found: bytes = row.hash
-            return found
+        def asked(level: int, place: int) -> bytes:
+            wanted.add((level, place))
+            return bytes(DIGEST_BYTES)
 
-        return node
+        act(asked)
+        found = self.tables.nodes_at(connection, wanted) if wanted else {}
+        if missing := wanted - found.keys():
+            level, place = min(missing)
+            raise LedgerError(
+                f"{self.name} misses node {place} of level {level} of its tree: it was changed "
+                "from outside; `countermark ledger verify` says more"
+            )
+        return act(lambda level, place: found[level, place])

@@ -73,7 +73,18 @@ class Authority:
         Raises:
             ClaimError: no certificate, no root, or several that could sign.
         """
-        loaded = load_certificates(Path(path))
+        try:
+            return cls._of(load_certificates(Path(path)), path)
+        except ClaimError:
+            raise
+        except Exception as error:  # a damaged certificate raises half a dozen kinds, late
+            raise ClaimError(
+                f"{path} holds a certificate that cannot be used ({printable(str(error), 120)}): "
+                "obtain it again from the authority"
+            ) from None
+
+    @classmethod
+    def _of(cls, loaded: list[Certificate], path: str | Path) -> Authority:
         roots = [each for each in loaded if each.subject == each.issuer]
         others = [each for each in loaded if each.subject != each.issuer]
         leaves = [each for each in others if not _may_issue(each)]
@@ -85,8 +96,11 @@ class Authority:
         between = [each for each in others if _may_issue(each)]
         nearest = (*leaves, *roots)[0]
         leaf = leaves[0] if leaves else None
-        name = printable(nearest.subject.rfc4514_string(), 200)
-        return cls(name, tuple(roots), tuple(between), leaf)
+        made = cls(
+            printable(nearest.subject.rfc4514_string(), 200), tuple(roots), tuple(between), leaf
+        )
+        made.certified()  # now, if one has a key of no kind that is known
+        return made
 
     def confirms(self, response: bytes, message: bytes) -> str | None:
         """None when a stamp over the message is of this authority; else why it is not."""
@@ -96,8 +110,8 @@ class Authority:
         ).build()
         try:
             verifier.verify_message(client.decode_timestamp_response(response), message)
-        except (client.VerificationError, ValueError, TypeError) as error:
-            return printable(str(error), 200)
+        except Exception as error:  # as above: whatever a hostile response raises is no stamp
+            return printable(str(error), 200) or "it cannot be verified"
         return None
 
     def certified(self) -> list[Any]:
@@ -154,7 +168,7 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
         )  # fmt: skip
         imprint = info.message_imprint
         named = client.digests[imprint.hash_algorithm.dotted_string]
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except Exception as error:  # a hostile response raises half a dozen kinds
         raise ClaimError(
             f"this is no time stamp that was granted ({printable(str(error), 120)}): expected an "
             "RFC 3161 response over SHA-256, SHA-384 or SHA-512"
