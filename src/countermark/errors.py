@@ -4,6 +4,8 @@
     ├── ConfigError                   a field, name or option that cannot be right
     │   └── CapacityError             more bits than the weights that are read can hold
     ├── KeyFileError                  a key folder or opening: missing, damaged, forged, in the way
+    ├── ClaimError                    a claim, time stamp or tree head: damaged, forged, in the way
+    ├── LedgerError                   a ledger that is missing, of another kind, or in the way
     ├── SuspectError                  a suspect that cannot be read: truncated, hostile, non-finite
     ├── DataError                     a data set that is missing or cannot be read
     ├── LoopError                     a training loop and a mark that do not fit together
@@ -40,6 +42,14 @@ class CapacityError(ConfigError):
 
 class KeyFileError(CountermarkError):
     """A key folder, or what was opened of one, that is missing, damaged, forged or in the way."""
+
+
+class ClaimError(CountermarkError):
+    """A claim, a time stamp or a tree head that is damaged, forged or in the way."""
+
+
+class LedgerError(CountermarkError):
+    """A ledger that is missing, of another kind or version, or in the way."""
 
 
 class SuspectError(CountermarkError):

@@ -152,7 +152,7 @@ def _read(
             "sha256": dict(weights.digests),
             "file_sha256": weights.file_digest() if digest else None,
         }
-    draws = math.ceil(len(found) / terms.alpha)
+    draws = math.ceil(len(found) * terms.multiplier / terms.alpha)
     chosen = _chosen(scheme, scheme.nulls(tensors, key, draws), null)
     return judge(best, chosen, tests=len(found), terms=terms, about=about)
 

@@ -45,6 +45,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Write `content` to a new file that only its owner can read (0600), whole or not at all.
+
+    Raises:
+        FileExistsError: something already has that name; it is left untouched.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Create `folder` (0700) with `files` (0600), whole or not at all.
 

@@ -60,16 +60,16 @@ def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
         ConfigError: no leaf has this place, or no path to it has this form.
     """
     place, last = _placed(index, size), size - 1
-    reached = _of_leaf(leaf)
+    reached = leaf_hash(leaf)
     for digest in path:
         if len(digest) != DIGEST_BYTES or last == 0:
             raise _no_path(index, size, path)
         if place % 2 or place == last:
-            reached = _of_node(digest, reached)
+            reached = node_hash(digest, reached)
             while place % 2 == 0 and place:  # it rose without a neighbour
                 place, last = place >> 1, last >> 1
         else:
-            reached = _of_node(reached, digest)
+            reached = node_hash(reached, digest)
         place, last = place >> 1, last >> 1
     if last:
         raise _no_path(index, size, path)
@@ -78,9 +78,9 @@ def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
 
 def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
     """The digests of the leaves, of their pairs and so on, up to the root."""
-    levels = [[_of_leaf(leaf) for leaf in leaves]]
+    levels = [[leaf_hash(leaf) for leaf in leaves]]
     while len(below := levels[-1]) > 1:
-        level = [_of_node(*below[at : at + 2]) for at in range(0, len(below) - 1, 2)]
+        level = [node_hash(*below[at : at + 2]) for at in range(0, len(below) - 1, 2)]
         levels.append(level + below[len(below) - len(below) % 2 :])
     return levels
 
@@ -107,9 +107,11 @@ def _no_path(index: int, size: int, path: Sequence[bytes]) -> ConfigError:
     )
 
 
-def _of_leaf(leaf: bytes) -> bytes:
+def leaf_hash(leaf: bytes) -> bytes:
+    """SHA-256(0x00 ‖ leaf), 32 bytes."""
     return hashlib.sha256(b"\x00" + leaf).digest()
 
 
-def _of_node(left: bytes, right: bytes) -> bytes:
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 ‖ left ‖ right), 32 bytes."""
     return hashlib.sha256(b"\x01" + left + right).digest()

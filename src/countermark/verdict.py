@@ -8,11 +8,12 @@ mark of a key is present, or not proven, or that nothing can be said; never who 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from countermark import stats
+from countermark import age, stats
+from countermark.age import Dating
 from countermark.errors import printable
 from countermark.nulls import (
     LEAST_SIBLINGS,
@@ -60,6 +61,7 @@ class Verdict:
         disclosure: how many of the key's triggers were `opened`, of how many `committed` ones, and
             whether a `blind_choice` was stated; None where the whole key was there.
         assume_dated: the owner stated that the key is older than the suspect.
+        dating: what a claim says about that; None where none was given.
         suspect: name, digests and tensors of what was read.
         limits: what the verdict does not say, in plain words.
     """
@@ -87,6 +89,7 @@ class Verdict:
     reader: Reader | None = None
     disclosure: Disclosure | None = None
     assume_dated: bool = False
+    dating: Dating | None = None
     suspect: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
 
@@ -103,7 +106,10 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         interval = None if self.ber_interval is None else list(self.ber_interval)
-        return asdict(self) | {"limits": list(self.limits), "ber_interval": interval}
+        found = asdict(self) | {"limits": list(self.limits), "ber_interval": interval}
+        if self.dating is not None:
+            found["dating"]["authorities"] = list(self.dating.authorities)
+        return found
 
     def explain(self) -> str:
         """The verdict for people, as lines of text."""
@@ -141,6 +147,8 @@ class Verdict:
             lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
         if self.reader is not None:
             lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
+        if self.dating is not None:
+            lines.append(f"  dated         {age.explained(self.dating)}")
         lines += [f"  limit         {limit}" for limit in self.limits]
         return "\n".join(printable(line) for line in lines)  # a key's or suspect's names may lie
 
@@ -241,6 +249,23 @@ BITS_MEAN_NOTHING = (
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a verdict follows from.
+
+    Attributes:
+        evidence: the best reading that was found.
+        null: the null hypothesis.
+        tests: how many readings were tried.
+        log10_p: by the null, before any correction.
+    """
+
+    evidence: Evidence
+    null: Null
+    tests: int
+    log10_p: float
+
+
+@dataclass(frozen=True)
 class Terms:
     """The terms of a judgement: what is asked, and what is stated rather than measured.
 
@@ -250,16 +275,30 @@ class Terms:
         blind_choice: the examiner's own statement that whoever chose which triggers were opened did
             not know their labels; of no effect with a whole key.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
+        dating: what a claim says about the key's age; p is multiplied by its commitments.
+        told: is given what was judged, for a record.
     """
 
     alpha: float = ALPHA
     assume_dated: bool = False
     blind_choice: bool = False
     allow_test_key: bool = False
+    dating: Dating | None = None
+    told: Callable[[Judged], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
+
+    @property
+    def dated(self) -> bool:
+        """Whether the key is older than the suspect, by a claim or by the owner's word."""
+        return self.assume_dated or (self.dating is not None and self.dating.committed is not None)
+
+    @property
+    def multiplier(self) -> int:
+        """How many keys a claimant could have chosen this one from."""
+        return 1 if self.dating is None else self.dating.multiplier
 
 
 def judge(
@@ -270,12 +309,16 @@ def judge(
     Args:
         evidence: the best reading that was found.
         null: the null hypothesis to judge it by.
-        tests: how many readings were tried; p is multiplied by it.
+        tests: how many readings were tried; p is multiplied by it, and by the commitments that a
+            claim is one of.
         terms: the thresholds and statements.
         about: `scheme`, `commitment`, `owner`, `suspect` and `test_key` for the verdict's record.
     """
-    correction = math.log10(tests)
-    log10_p = min(0.0, null.log10_p(evidence) + correction)
+    correction = math.log10(tests * terms.multiplier)
+    judged = Judged(evidence, null, tests, null.log10_p(evidence))
+    if terms.told is not None:
+        terms.told(judged)
+    log10_p = min(0.0, judged.log10_p + correction)
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
     found = about["suspect"].get("tensors", {})
@@ -307,6 +350,7 @@ def judge(
         reader=evidence.reader,
         disclosure=evidence.disclosure,
         assume_dated=terms.assume_dated,
+        dating=terms.dating,
         suspect=about["suspect"],
         limits=_limits(evidence, null, outcome, terms, renamed),
     )
@@ -326,6 +370,7 @@ def no_verdict(
         bits=bits,
         alpha=terms.alpha,
         assume_dated=terms.assume_dated,
+        dating=terms.dating,
         suspect=about["suspect"],
     )
 
@@ -372,11 +417,11 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
         return "not_proven", "the mark of this key was not found"
     if reader is not None and (why := _perhaps_a_sibling(reader, measured.evidence)):
         return "no_verdict", why
-    if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.assume_dated:
-        return "no_verdict", (
-            f"the mark is there, but {_forged(measured)}: a dated claim is needed (--assume-dated "
-            "is the owner's own statement)"
-        )
+    if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.dated:
+        needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
+        if terms.dating is not None:
+            needed = f"the claim does not date the key, since {terms.dating.why}"
+        return "no_verdict", f"the mark is there, but {_forged(measured)}: {needed}"
     return "owned", "the mark of this key is present"
 
 
@@ -428,6 +473,8 @@ def _limits(
         )
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
+    if terms.dating is not None:
+        limits += age.limits_of(terms.dating)
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)

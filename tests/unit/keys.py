@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ class InMemory(Weights):
 
     def _load(self, name: str) -> NDArray[Any]:
         return self.values[name]
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        yield self.values[name].tobytes()
 
     def file_digest(self) -> None:
         """There is no file."""

@@ -15,12 +15,17 @@ from contextlib import suppress
 
 import typer
 
+from countermark.cli import dispute, report  # noqa: F401 - they add commands to `app`
+from countermark.cli.claim import claim_app
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import attack_app, bench_app
+from countermark.cli.ledger import ledger_app
 from countermark.cli.owner import app
 from countermark.errors import CountermarkError, printable
 
 app.add_typer(key_app, name="key")
+app.add_typer(claim_app, name="claim")
+app.add_typer(ledger_app, name="ledger")
 app.add_typer(attack_app, name="attack")
 app.add_typer(bench_app, name="bench")
 

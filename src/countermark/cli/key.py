@@ -118,7 +118,7 @@ def check_opening(
     found = loaded.check(commitment)
     if out:
         names = [f"trigger-{each.index:05}-class-{each.label}.png" for each in found]
-        pictures = [_png(each.image) for each in found]
+        pictures = [png(each.image) for each in found]
         write_folder(out, dict(zip(names, pictures, strict=True)))
     about = {
         "commitment": loaded.commitment, "owner": loaded.owner, "scheme": loaded.scheme,
@@ -172,7 +172,7 @@ def _indices(given: str) -> list[int] | None:
         ) from None
 
 
-def _png(image: Images) -> bytes:
+def png(image: Images) -> bytes:
     """An image (C, H, W) as a PNG file (ISO/IEC 15948): what looks at keys needs no extra.
 
     In colours with three channels; otherwise grey, the channels below each other.

@@ -51,6 +51,15 @@ def passphrase_of(folder: Path) -> str | None:
     return _passphrase_file() or _ask("Passphrase", confirm=False)
 
 
+def pem_passphrase(path: Path) -> str | None:
+    """The passphrase of an encrypted private key, from the file named for it, or a prompt."""
+    from countermark.claims.signing import is_encrypted
+
+    if not is_encrypted(path):
+        return None
+    return _passphrase_file() or _ask("Passphrase", confirm=False)
+
+
 def new_passphrase() -> str:
     """A passphrase for a new key, from the file that is named for it, or a prompt."""
     passphrase = _passphrase_file() or _ask("New passphrase", confirm=True)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from countermark.cli.claim import Authorities, Signers
+from countermark.cli.dated import Dated
 from countermark.cli.key import Commitment, key_or_openings
 from countermark.cli.options import (
     AsJson,
@@ -209,6 +211,23 @@ def verify(
             "--assume-dated", help="You state that the key is older than the suspect; recorded."
         ),
     ] = False,
+    claim: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A claim of this key, as evidence of its age."),
+    ] = None,
+    authority: Authorities = None,
+    signer: Signers = None,
+    suspect_date: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="You state that the suspect is not older than this; recorded.",
+        ),
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where claims are counted: p is multiplied by them."),
+    ] = None,
     null: Annotated[
         str | None,
         typer.Option(
@@ -231,6 +250,9 @@ def verify(
     A key of triggers asks a live model: one that is built and filled from the file, or a service.
     With --opened it is asked about some of its triggers, and the key is not needed.
 
+    With --claim, the key is older than the suspect if a tree head of the --ledger with that claim
+    under it was stamped by an --authority before the --suspect-date.
+
     Exits 0 when the mark is present, 1 when it is not proven, 3 when this key cannot tell, 2 when
     something stopped the answer.
 
@@ -247,11 +269,12 @@ def verify(
     if blind_choice and opened is None:
         raise ConfigError("--blind-choice is for --opened: a key has all of its triggers")
     loaded = key_or_openings(key, opened, commitment, reader)
+    dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
     asked = Asking(
         pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, replay=replay
     )
     with suspect_of(suspect, loaded, asked) as found:
-        terms = Terms(alpha, assume_dated, blind_choice)
+        terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
         judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
         verdict = examine(found, judged, terms, null=null, digest=digest)
     show_result(verdict.to_json(), as_json, verdict.explain())

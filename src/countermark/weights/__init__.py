@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from countermark.errors import SuspectError
 from countermark.files import replacing
 from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.digest import ModelDigest, model_digest
 from countermark.weights.module import ModuleWeights
 from countermark.weights.safetensors_file import SafetensorsWeights
 from countermark.weights.torch_file import TorchWeights
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "MOST_CANDIDATES", "Array", "ModuleWeights", "SafetensorsWeights", "Suspect", "TensorInfo",
-    "TorchWeights", "Weights", "assignments", "load_state", "open_weights", "save_weights",
+    "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "SafetensorsWeights", "Suspect",
+    "TensorInfo", "TorchWeights", "Weights", "assignments", "load_state", "model_digest",
+    "open_weights", "save_weights",
 ]  # fmt: skip
 
 MOST_CANDIDATES = 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -41,6 +41,10 @@ class Weights(ABC):
     @abstractmethod
     def _load(self, name: str) -> NDArray[Any]:
         """The values of one tensor."""
+
+    @abstractmethod
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor in its own dtype, C order, little-endian; a piece at a time."""
 
     def read(self, name: str) -> Array:
         """One tensor as float32 (float64 stays as it is), in its own shape.

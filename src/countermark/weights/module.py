@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -33,6 +34,10 @@ class ModuleWeights(Weights):
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, as they are in memory."""
+        yield raw_bytes(self.name, name, gathered(self._state[name]))
+
     def file_digest(self) -> None:
         """A live module is no file."""
 
@@ -53,6 +58,21 @@ def to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
             f"{suspect}: {name} is a {tensor.dtype} tensor: expected dense real weights"
         ) from None
     return values
+
+
+def raw_bytes(suspect: str, name: str, tensor: Any) -> bytes:
+    """The bytes of a dense torch tensor in its own dtype, C order, little-endian."""
+    import torch
+
+    try:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found: bytes = flat.view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, TypeError, NotImplementedError):  # sparse, quantized, on no device
+        raise SuspectError(
+            f"{suspect}: {name} is a {tensor.dtype} tensor: expected a dense one, whose bytes can "
+            "be digested"
+        ) from None
+    return found
 
 
 def gathered(tensor: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from countermark.weights.base import TensorInfo, Weights
 
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
 _MOST_DIMENSIONS, _LARGEST_SIZE = 32, 1 << 63  # of one tensor: numpy's limits
+_PIECE = 1 << 22  # bytes that are digested at a time
 _METADATA = "__metadata__"
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
@@ -93,6 +94,16 @@ class SafetensorsWeights(Weights):
         if info.dtype == "BF16":  # the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
         return values.reshape(info.shape)  # the tensor's own shape
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor of any dtype, as the file has them."""
+        _, offset, size = self._places[name]
+        for start in range(0, size, _PIECE):
+            self._file.seek(offset + start)
+            piece = self._file.read(min(_PIECE, size - start))
+            if len(piece) != min(_PIECE, size - start):
+                raise self._damaged(f"{name} ends too early")
+            yield piece
 
     def file_digest(self) -> str:
         """SHA-256 of the whole file, in hexadecimal."""

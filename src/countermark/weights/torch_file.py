@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import SuspectError
 from countermark.weights.base import TensorInfo, Weights
-from countermark.weights.module import to_numpy
+from countermark.weights.module import raw_bytes, to_numpy
 
 _LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
@@ -85,6 +85,10 @@ class TorchWeights(Weights):
         values = to_numpy(self.name, name, self.tensor(name))
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, as `torch.save` wrote them."""
+        yield raw_bytes(self.name, name, self.tensor(name))
 
     def file_digest(self) -> str:
         """SHA-256 of the whole file, in hexadecimal."""

@@ -1,0 +1,249 @@
+"""Two owners, two claims, one suspect: who was first, and when that cannot be told.
+
+Both keys are read from three models: the suspect, and each party's own, which their claims fixed.
+Who marks a stolen copy anew has two marks in it, the owner's and his own; the owner's has one:
+
+    first's mark in second's model, second's mark not in first's   ->  the second's is a copy
+
+A mark that was found in another's model counts when nobody can have made its key for that model
+afterwards: by its forgery bits, or because its claim was stamped before the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from countermark.claims.policy import earliest
+from countermark.claims.signed import Claim
+from countermark.claims.statement import instant
+from countermark.claims.timestamp import Authority
+from countermark.errors import ClaimError, printable
+from countermark.verdict import LEAST_FORGERY_BITS, Verdict
+from countermark.weights.digest import ModelDigest
+
+Side = Literal["first", "second"]
+Outcome = Literal["first", "second", "neither", "undecidable"]
+Place = Literal["suspect", "first", "second"]
+SIDES: tuple[Side, Side] = ("first", "second")
+PLACES: tuple[Place, ...] = ("suspect", *SIDES)
+EXIT_CODES: Mapping[Outcome, int] = {"first": 0, "second": 1, "neither": 1, "undecidable": 3}
+
+LIMITS = (
+    "a stamp says that a claim existed by then; that it is older, a party may know and cannot show",
+    "that a mark was not found is no proof that it was never there: marks can be removed",
+    "it is decided between these two; somebody else may have been before both",
+    "the authorities are those that the examiner pinned",
+)
+
+
+@dataclass(frozen=True)
+class Party:
+    """One of the two.
+
+    Attributes:
+        claim: what it claims.
+        commitment: of the key that it gave.
+        model: the digest of the model that it calls its own.
+    """
+
+    claim: Claim
+    commitment: str
+    model: ModelDigest
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What can be said about the two.
+
+    Attributes:
+        outcome: whose the suspect is, between the two; or that it cannot be told.
+        reason: in one sentence.
+        owners: as in the claims, first and second.
+        stamped: by when each claim existed, as pinned authorities stamped; None where undated.
+        readings: for each key and place, whether its mark was found, and the verdict.
+        limits: what this does not say.
+    """
+
+    outcome: Outcome
+    reason: str
+    owners: tuple[str, str]
+    stamped: tuple[str | None, str | None]
+    readings: Mapping[tuple[Side, Place], Verdict] = field(repr=False)
+    limits: tuple[str, ...] = LIMITS
+
+    @property
+    def exit_code(self) -> int:
+        """0 for the first, 1 for the second or neither, 3 undecidable."""
+        return EXIT_CODES[self.outcome]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        readings = [
+            {"key": key, "model": place, "found": verdict.owned, "verdict": verdict.to_json()}
+            for (key, place), verdict in self.readings.items()
+        ]
+        return {
+            "outcome": self.outcome, "reason": self.reason, "owners": list(self.owners),
+            "stamped": list(self.stamped), "readings": readings, "limits": list(self.limits),
+        }  # fmt: skip
+
+    def explain(self) -> str:
+        """All of it for people."""
+        lines = [f"{self.outcome.upper()}: {self.reason}"]
+        for side, owner, stamped in zip(SIDES, self.owners, self.stamped, strict=True):
+            lines.append(f"  {side:<7} {owner}; claim stamped {stamped or 'by nobody believed'}")
+        for (key, place), verdict in self.readings.items():
+            where = "the suspect" if place == "suspect" else f"the {place}'s model"
+            p = "" if verdict.log10_p is None else f", log10 p {verdict.log10_p:.1f}"
+            found = verdict.outcome.replace("_", " ")
+            lines.append(f"  reading {key}'s mark in {where}: {found}{p}")
+        lines += [f"  limit   {each}" for each in self.limits]
+        return "\n".join(map(printable, lines))
+
+
+def resolve(
+    parties: tuple[Party, Party],
+    readings: Mapping[tuple[Side, Place], Verdict],
+    authorities: Sequence[Authority] = (),
+) -> Resolution:
+    """Decide between two parties, or say that it cannot be decided.
+
+    Args:
+        parties: first and second.
+        readings: both keys in the suspect and in both models, judged with their age left open
+            (`assume_dated`) and a threshold that is corrected for six readings.
+        authorities: whose time stamps are believed.
+
+    Raises:
+        ClaimError: a claim that is not whole, or not about its party's key and model.
+    """
+    for side, party in zip(SIDES, parties, strict=True):
+        _require_about(side, party)
+    if parties[0].commitment == parties[1].commitment:
+        raise ClaimError("both parties show one key: expected two, of two owners")
+    times = tuple(_stamped(party.claim, authorities) for party in parties)
+    outcome, reason = _decided(_Seen(readings, (times[0], times[1])))
+    stamped = [None if each is None else instant(each) for each in times]
+    owners = parties[0].claim.owner, parties[1].claim.owner
+    return Resolution(outcome, reason, owners, (stamped[0], stamped[1]), readings)
+
+
+def _require_about(side: Side, party: Party) -> None:
+    claim = party.claim
+    claim.check()
+    if claim.commitment != party.commitment:
+        raise ClaimError(
+            f"the {side} claim is about the key {claim.commitment}, the {side} key is "
+            f"{party.commitment}: expected the key that was claimed"
+        )
+    if (claim.model_root, claim.statement.predicate.tensors) != (
+        party.model.root, party.model.tensors
+    ):  # fmt: skip
+        raise ClaimError(
+            f"the {side} claim is about the model {claim.model_root}, the {side} model is "
+            f"{party.model.root}: expected the model that was claimed"
+        )
+
+
+def _stamped(claim: Claim, authorities: Sequence[Authority]) -> datetime | None:
+    stamps = earliest([claim], authorities)
+    return stamps[0].stamp.latest if stamps else None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The readings, and by when each claim existed."""
+
+    readings: Mapping[tuple[Side, Place], Verdict]
+    times: tuple[datetime | None, datetime | None]
+
+    def found(self, key: Side, place: Place) -> bool:
+        return self.readings[key, place].owned
+
+    def unsure(self) -> list[str]:
+        """What could not be read."""
+        return [
+            f"the {key}'s key in the {place}: {verdict.reason}"
+            for (key, place), verdict in self.readings.items()
+            if verdict.outcome == "no_verdict"
+        ]
+
+    def earlier(self, side: Side) -> bool:
+        """Whether a party shows that its claim is older than the other can show of its own."""
+        own, other = self.times if side == "first" else self.times[::-1]
+        return own is not None and (other is None or own < other)
+
+    def counts(self, key: Side) -> bool:
+        """Whether a mark in the other's model cannot have been made to fit it afterwards."""
+        verdict = self.readings[key, _other(key)]
+        return verdict.owned and (verdict.forgery_bits >= LEAST_FORGERY_BITS or self.earlier(key))
+
+
+def _decided(seen: _Seen) -> tuple[Outcome, str]:
+    if unsure := seen.unsure():
+        return "undecidable", f"a reading says nothing: {unsure[0]}"
+    if missing := [each for each in SIDES if not seen.found(each, each)]:
+        return "undecidable", f"the {missing[0]}'s mark is not in the {missing[0]}'s own model"
+    in_suspect = [each for each in SIDES if seen.found(each, "suspect")]
+    if not in_suspect:
+        return "neither", "neither mark was found in the suspect"
+    if len(in_suspect) == 1:
+        return _one_mark(seen, in_suspect[0])
+    return _two_marks(seen)
+
+
+def _one_mark(seen: _Seen, side: Side) -> tuple[Outcome, str]:
+    """The suspect has one of the marks; whose it is, is asked only if nobody made that key late."""
+    other = _other(side)
+    verdict = seen.readings[side, "suspect"]
+    if verdict.forgery_bits < LEAST_FORGERY_BITS and not seen.earlier(side):
+        return "undecidable", (
+            f"only the {side}'s mark is in the suspect, but its key could have been made for it "
+            f"afterwards, and its claim is not shown to be older than the {other}'s"
+        )
+    if seen.counts(other):
+        return other, (
+            f"the suspect has the {side}'s mark, and the {side}'s own model has the {other}'s: it "
+            f"is a copy of the {other}'s"
+        )
+    return side, f"of the two marks only the {side}'s was found in the suspect"
+
+
+def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
+    """The suspect has both: the copy is the model in which both are."""
+    copies = [each for each in SIDES if seen.counts(_other(each))]
+    crossed = [each for each in SIDES if seen.found(_other(each), each)]
+    if len(copies) == 1:
+        copy, owner = copies[0], _other(copies[0])
+        also = (
+            ""
+            if len(crossed) == 1
+            else (
+                f"; the {copy}'s mark in the {owner}'s model could have been made to fit afterwards"
+            )
+        )
+        return owner, (
+            f"the {copy}'s model has both marks and so is a copy that was marked anew{also}"
+        )
+    if len(copies) == 2:
+        return "undecidable", (
+            "each party's mark is in the other's model and no key can have been made afterwards: "
+            "both had access to each other's models"
+        )
+    if crossed:
+        return "undecidable", (
+            f"the {_other(crossed[0])}'s mark is in the {crossed[0]}'s model, but its key could "
+            "have been made for it afterwards, and no stamps of pinned authorities show that its "
+            "claim is older"
+        )
+    return "undecidable", (
+        "the suspect has both marks, and neither party's model has the other's: it may come from "
+        "both"
+    )
+
+
+def _other(side: Side) -> Side:
+    return "second" if side == "first" else "first"

@@ -1,0 +1,310 @@
+"""A ledger: claims in the order in which they came, under a Merkle tree that only grows.
+
+Whoever keeps a tree head from outside, signed by the ledger's key and time-stamped, can show later
+that nothing under it was changed, taken away or put in between. `audit` does that.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from countermark import files
+from countermark.claims import timestamp
+from countermark.claims.rows import Rows
+from countermark.claims.signed import Claim, TreeHead
+from countermark.claims.tree import consistency_path, grown, inclusion_path, root_at
+from countermark.errors import (
+    ClaimError,
+    ConfigError,
+    LedgerError,
+    MissingExtraError,
+)
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from countermark.claims import database
+
+TYPE = "countermark/ledger/v1"
+_MOST_FOUND = 1000  # claims
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim in a ledger.
+
+    Attributes:
+        place: its place, from 0.
+        claim: the claim as it was added.
+    """
+
+    place: int
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That a claim is in the tree of a ledger.
+
+    Attributes:
+        place: its leaf, from 0.
+        size: how many leaves the tree has.
+        root: its root, in hexadecimal.
+        path: digests from leaf to root, lowest first, in hexadecimal.
+    """
+
+    place: int
+    size: int
+    root: str
+    path: tuple[str, ...]
+
+
+class Ledger:
+    """An append-only list of claims in a database; a context manager.
+
+    Attributes:
+        name: its URL without a password.
+        identity: 32 bytes that were drawn when it was made, in hexadecimal.
+        operator: the public key that signs its heads, in hexadecimal.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.database = _opened(url)
+        self._tables = _tables()
+        self.name = self.database.name
+        self.rows = Rows(self._tables, self.name)
+        try:
+            if not self.database.exists():
+                raise LedgerError(
+                    f"there is no ledger at {self.name}: make one with `countermark ledger init`"
+                )
+            with self.database.reading() as connection:
+                rows = connection.execute(self._tables.about.select()).all()
+        except BaseException:
+            self.close()
+            raise
+        stated = {str(row.name): str(row.value) for row in rows}
+        if stated.get("type") != TYPE:
+            self.close()
+            raise LedgerError(f"{self.name} is no ledger of type {TYPE}: expected one")
+        self.identity, self.operator = stated.get("identity", ""), stated.get("operator", "")
+
+    @classmethod
+    def init(cls, url: str, operator: str) -> Ledger:
+        """Make a new, empty ledger.
+
+        Args:
+            url: a file, `sqlite:///FILE`, or `postgresql://…` of an empty database.
+            operator: the public key that will sign its heads, as `signing.key_id` names it.
+
+        Raises:
+            LedgerError: a ledger, or something else, is there already.
+        """
+        made = _opened(url)
+        try:
+            _require_free(made)
+            if made.is_sqlite:
+                with files.replacing(Path(made.url.database or "")) as temporary:
+                    place = _opened(str(temporary))
+                    place.prepare()
+                    _make(place, operator)
+            else:
+                _make(made, operator)
+        finally:
+            made.close()
+        return cls(url)
+
+    def add(self, document: Claim | TreeHead) -> int:
+        """Add a claim, or keep a head of this ledger with its stamps. On disk when this returns.
+
+        Returns: the claim's place, from 0, also where it was there before; of a head its size.
+
+        Raises:
+            ClaimError: nobody signed it, or it was changed since, or a stamp is of something else.
+            LedgerError: a head that is not of this ledger.
+        """
+        document.check()
+        for stamp in document.stamps:
+            timestamp.read(stamp, document)
+        if isinstance(document, TreeHead):
+            return self._keep(document)
+        with self.database.writing() as connection:
+            known = self.rows.place_of(connection, document.digest)
+            return self._append(connection, document) if known is None else known
+
+    def find(self, **wanted: str) -> list[Entry]:
+        """The claims of which a column has this value; the first thousand of them.
+
+        Args:
+            wanted: one or more of `digest`, `commitment` and `model`, in hexadecimal.
+
+        Raises:
+            ConfigError: nothing of these.
+        """
+        columns = {"digest", "commitment", "model"}
+        if not wanted or wanted.keys() - columns:
+            raise ConfigError(f"claims are found by {', '.join(sorted(columns))}: give one of them")
+        with self.database.reading() as connection:
+            table = self._tables.claims
+            where = [table.c[name] == value.lower() for name, value in wanted.items()]
+            self.rows.require_small(connection, *where)
+            query = table.select().where(*where).order_by("place").limit(_MOST_FOUND)
+            rows = connection.execute(query).all()
+        placed = [(self.rows.placed(row), row.content) for row in rows]
+        return [Entry(place, _claim(content, self.name, place)) for place, content in placed]
+
+    def prove(self, place: int, size: int | None = None) -> Proof:
+        """That the claim at a place is in the tree of the first `size` claims; today's by default.
+
+        Raises:
+            ConfigError: there is no such place.
+        """
+        with self.database.reading() as connection:
+            whole = self.rows.size(connection)
+            among = whole if size is None else size
+            if not 0 <= place < among <= whole:
+                raise ConfigError(
+                    f"there is no claim {place} among {among}: the ledger has {whole}"
+                )
+            path, root = self.rows.with_nodes(
+                connection,
+                lambda nodes: (inclusion_path(place, among, nodes), root_at(among, nodes)),
+            )
+        return Proof(place, among, root.hex(), tuple(each.hex() for each in path))
+
+    def head(self) -> TreeHead:
+        """Today's tree head, for its operator to sign."""
+        with self.database.reading() as connection:
+            size = self.rows.size(connection)
+            root = self._root(connection, size)
+        return TreeHead.new(self.identity, size, root.hex())
+
+    def since(self, old: TreeHead, size: int) -> list[str]:
+        """The proof that the tree of `size` claims only adds to an older one, in hexadecimal.
+
+        Raises:
+            LedgerError: a head of another ledger, or of more claims than there are.
+        """
+        self._require_own(old)
+        with self.database.reading() as connection:
+            whole = self.rows.size(connection)
+            if not old.size <= size <= whole:
+                raise LedgerError(
+                    f"the tree head is over {old.size} claims, {size} were asked for, and the "
+                    f"ledger has {whole}: expected an older head"
+                )
+            path = self.rows.with_nodes(
+                connection, lambda nodes: consistency_path(old.size, size, nodes)
+            )
+        return [each.hex() for each in path]
+
+    def heads(self) -> list[TreeHead]:
+        """The heads that were kept, smallest first.
+
+        Raises:
+            LedgerError: one that cannot be read.
+        """
+        table = self._tables.heads
+        with self.database.reading() as connection:
+            query = table.select().order_by("size", "digest")
+            rows = connection.execute(query).all()
+        try:
+            return [TreeHead.from_bytes(row.content) for row in rows]
+        except ClaimError as error:
+            raise LedgerError(f"{self.name}: a tree head was changed: {error}") from None
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.database.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, connection: sa.Connection, claim: Claim) -> int:
+        place, content = self.rows.size(connection), claim.to_bytes()
+        row = {
+            "place": place, "digest": claim.digest, "commitment": claim.commitment,
+            "model": claim.model_root, "content": content,
+        }  # fmt: skip
+        made = self.rows.with_nodes(connection, lambda nodes: grown(content, place, nodes))
+        connection.execute(self._tables.claims.insert(), row)
+        connection.execute(
+            self._tables.nodes.insert(),
+            [{"level": n, "place": at, "hash": digest} for (n, at), digest in made.items()],
+        )
+        return place
+
+    def _keep(self, head: TreeHead) -> int:
+        self._require_own(head)
+        if self.operator not in head.signers:
+            raise LedgerError(
+                f"the tree head is not signed by {self.operator}, the key of this ledger"
+            )
+        table = self._tables.heads
+        with self.database.writing() as connection:
+            if head.size > self.rows.size(connection) or (
+                self._root(connection, head.size).hex() != head.root
+            ):
+                raise LedgerError(
+                    f"this ledger never had {head.size} claims under the root {head.root}: the "
+                    "tree head is of a copy, or the ledger was changed"
+                )
+            row = {"size": head.size, "content": head.to_bytes()}
+            connection.execute(table.delete().where(table.c.digest == head.digest))
+            connection.execute(table.insert(), row | {"digest": head.digest})
+        return head.size
+
+    def _root(self, connection: sa.Connection, size: int) -> bytes:
+        return self.rows.with_nodes(connection, lambda nodes: root_at(size, nodes))
+
+    def _require_own(self, head: TreeHead) -> None:
+        if head.statement.predicate.ledger != self.identity:
+            raise LedgerError(
+                f"the tree head is of the ledger {head.statement.predicate.ledger}, this is "
+                f"{self.identity}: expected one of the same"
+            )
+
+
+def _claim(content: bytes, name: str, place: int) -> Claim:
+    try:
+        return Claim.from_bytes(content)
+    except ClaimError as error:
+        raise LedgerError(f"{name}: claim {place} was changed: {error}") from None
+
+
+def _make(place: database.Database, operator: str) -> None:
+    """The tables of a new ledger, and what it is."""
+    stated = {"type": TYPE, "identity": os.urandom(32).hex(), "operator": operator}
+    rows = [{"name": name, "value": value} for name, value in stated.items()]
+    try:
+        with place.writing() as connection:
+            place.migrate(connection)
+            connection.execute(_tables().about.insert(), rows)
+    finally:
+        place.close()
+
+
+def _require_free(made: database.Database) -> None:
+    if made.is_sqlite and os.path.lexists(made.url.database or ""):
+        raise LedgerError(f"{made.name} exists, and a ledger is never made over anything")
+    if made.exists():
+        raise LedgerError(f"there is a ledger at {made.name} already: expected an empty database")
+
+
+def _opened(url: str) -> database.Database:
+    made: database.Database = _tables().Database(url)
+    return made
+
+
+def _tables() -> Any:
+    try:
+        from countermark.claims import database
+    except ImportError:
+        raise MissingExtraError("a ledger", "evidence") from None
+    return database

@@ -1,0 +1,137 @@
+"""Ed25519 keys and certificates, as PEM files of whoever signs and whoever is believed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from countermark import files
+from countermark.errors import ClaimError, ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+_LARGEST = 1 << 20  # bytes of a PEM file
+_HOW = "`countermark claim keygen` and `openssl genpkey -algorithm ed25519` write new ones"
+
+
+def key_id(public: Ed25519PublicKey) -> str:
+    """The name of a public key: its 32 bytes (RFC 8032), in hexadecimal."""
+    return public.public_bytes_raw().hex()
+
+
+def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey:
+    """A private key out of a PEM file (PKCS #8).
+
+    Raises:
+        ClaimError: it cannot be read, is no Ed25519 key, or the passphrase is missing or wrong.
+    """
+    content = _read(path)
+    try:
+        key = load_pem_private_key(content, passphrase.encode() if passphrase else None)
+    except TypeError:
+        raise ClaimError(
+            f"{path} is encrypted or is not, and the passphrase does not fit that: give it at the "
+            "prompt of a terminal, or a file with it in COUNTERMARK_PASSPHRASE_FILE"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ClaimError(
+            f"{path} holds no private key that opens: expected PEM and its passphrase; {_HOW}"
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ClaimError(f"{path} holds another kind of key: expected Ed25519; {_HOW}")
+    return key
+
+
+def write_pair(path: Path, passphrase: str | None = None) -> str:
+    """Write a fresh key pair: `path`.pem (0600, PKCS #8) and `path`.pub; returns its name.
+
+    Raises:
+        ConfigError: something has one of these names already.
+    """
+    private = Ed25519PrivateKey.generate()
+    cipher = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    secret, public = path.with_name(f"{path.name}.pem"), path.with_name(f"{path.name}.pub")
+    for each in (secret, public):
+        if os.path.lexists(each):
+            raise ConfigError(f"{each} exists, and a key is never overwritten: choose another name")
+    files.write_secret(secret, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, cipher))
+    shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    files.write_bytes(public, shown)
+    return key_id(private.public_key())
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a PEM file asks for a passphrase."""
+    return b"ENCRYPTED" in _read(path)
+
+
+def load_public(path: Path) -> Ed25519PublicKey:
+    """A public key out of a PEM file.
+
+    Raises:
+        ClaimError: it cannot be read, or is no Ed25519 public key.
+    """
+    try:
+        key = load_pem_public_key(_read(path))
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ClaimError(
+            f"{path} holds no Ed25519 public key: expected PEM as `openssl pkey -pubout` writes it"
+        )
+    return key
+
+
+def load_certificates(path: Path) -> list[Certificate]:
+    """The certificates (X.509) in a PEM file, one or more.
+
+    Raises:
+        ClaimError: it cannot be read, or holds none.
+    """
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        return load_pem_x509_certificates(_read(path))
+    except (ValueError, UnsupportedAlgorithm):
+        raise ClaimError(f"{path} holds no certificate: expected PEM of a time-stamping authority "
+                         "with its root") from None  # fmt: skip
+
+
+def verified(public: str, signature: bytes, message: bytes) -> bool:
+    """Whether this is a signature by the key of this name."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def least_of(least: int, of: Sequence[object], what: str) -> None:
+    """Raise `ConfigError` unless k of n can be asked for."""
+    if not 1 <= least <= len(of):
+        raise ConfigError(f"{least} of {len(of)} {what}: expected at least 1, and so many of them")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return files.read_regular(path, _LARGEST)
+    except ValueError as error:
+        raise ClaimError(f"{path}: {error}; expected a PEM file") from None

@@ -1,0 +1,154 @@
+"""A Merkle tree (RFC 9162) that grows by a leaf at a time, and whose proofs need few of its nodes.
+
+Of a tree only the nodes over complete subtrees are kept: node (level, index) is the tree hash of
+the leaves index·2^level … (index + 1)·2^level − 1, and never changes once it is there. Roots,
+inclusion and consistency proofs at every size follow from O(log n) of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from countermark.errors import ClaimError
+from countermark.merkle import DIGEST_BYTES, leaf_hash, node_hash, root
+
+Node: TypeAlias = "tuple[int, int]"
+"""Level and index of a complete subtree."""
+Nodes: TypeAlias = "Callable[[int, int], bytes]"
+"""Level and index of a complete subtree to its hash (32 bytes)."""
+
+
+def grown(leaf: bytes, size: int, nodes: Nodes) -> dict[Node, bytes]:
+    """The nodes that one leaf more adds to a tree of `size` leaves: of itself, and those it closes.
+
+    Args:
+        leaf: the leaf itself.
+        size: how many leaves the tree has without it.
+        nodes: the nodes that are there.
+    """
+    level, index, digest = 0, size, leaf_hash(leaf)
+    made = {(level, index): digest}
+    while index % 2:
+        digest = node_hash(nodes(level, index - 1), digest)
+        level, index = level + 1, index // 2
+        made[level, index] = digest
+    return made
+
+
+def root_at(size: int, nodes: Nodes) -> bytes:
+    """The root (32 bytes) over the first `size` leaves."""
+    return _hash(0, size, nodes) if size else root([])
+
+
+def inclusion_path(index: int, size: int, nodes: Nodes) -> list[bytes]:
+    """The path from a leaf to the root over the first `size`, lowest first; section 2.1.3.1."""
+    path: list[bytes] = []
+    low, high = 0, size
+    while high - low > 1:
+        middle = low + _split(high - low)
+        if index < middle:
+            path.append(_hash(middle, high, nodes))
+            high = middle
+        else:
+            path.append(_hash(low, middle, nodes))
+            low = middle
+    return path[::-1]
+
+
+def consistency_path(old: int, size: int, nodes: Nodes) -> list[bytes]:
+    """The proof that the first `old` of `size` leaves are the old tree; section 2.1.4.1."""
+    path: list[bytes] = []
+    low, high, left = 0, size, True  # left: the old tree's own root is known to whoever checks
+    while old not in (0, high):
+        middle = low + _split(high - low)
+        if old <= middle:
+            path.append(_hash(middle, high, nodes))
+            high = middle
+        else:
+            path.append(_hash(low, middle, nodes))
+            low, left = middle, False
+    return ([] if left else [_hash(low, high, nodes)]) + path[::-1]
+
+
+def consistent(old: tuple[int, bytes], new: tuple[int, bytes], path: Sequence[bytes]) -> bool:
+    """Whether a proof shows that a new tree only adds leaves to an old one; section 2.1.4.2.
+
+    Args:
+        old: size and root of the one.
+        new: of the other.
+        path: as `consistency_path` gives it.
+
+    Raises:
+        ClaimError: the old tree is larger, or a digest of the proof has not 32 bytes.
+    """
+    (old_size, old_root), (size, new_root) = old, new
+    if old_size > size or any(len(each) != DIGEST_BYTES for each in path):
+        raise ClaimError(
+            f"there is no proof that {size} claims only add to {old_size}: expected digests of 32 "
+            "bytes, and the smaller tree first"
+        )
+    if old_size in (0, size):
+        return not path and (old_root == new_root if old_size else old_root == root([]))
+    if old_size & (old_size - 1) == 0:
+        path = [old_root, *path]
+    place, last = old_size - 1, size - 1
+    while place % 2:
+        place, last = place >> 1, last >> 1
+    if not path:
+        return False
+    reached_old = reached_new = path[0]
+    for digest in path[1:]:
+        if last == 0:
+            return False
+        if place % 2 or place == last:
+            reached_old = node_hash(digest, reached_old)
+            reached_new = node_hash(digest, reached_new)
+            while place % 2 == 0 and place:
+                place, last = place >> 1, last >> 1
+        else:
+            reached_new = node_hash(reached_new, digest)
+        place, last = place >> 1, last >> 1
+    return (reached_old, reached_new, last) == (old_root, new_root, 0)
+
+
+class Growing:
+    """The roots of a list of leaves while it is read: log n digests in memory."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._peaks: list[tuple[int, bytes]] = []  # complete subtrees, the largest first
+
+    def add(self, leaf: bytes) -> dict[Node, bytes]:
+        """Take one leaf more; the nodes that it adds."""
+        peaks = dict(self._peaks)
+        made = grown(leaf, self.size, lambda level, _: peaks[level])
+        top = max(made)
+        self._peaks = [each for each in self._peaks if each[0] > top[0]] + [(top[0], made[top])]
+        self.size += 1
+        return made
+
+    @property
+    def root(self) -> bytes:
+        """The root over what was taken so far."""
+        if not self._peaks:
+            return root([])
+        *others, (_, reached) = self._peaks
+        for _, peak in reversed(others):
+            reached = node_hash(peak, reached)
+        return reached
+
+
+def _split(size: int) -> int:
+    """k, the largest power of two below n."""
+    return 1 << (size - 1).bit_length() - 1
+
+
+def _hash(low: int, high: int, nodes: Nodes) -> bytes:
+    """The tree hash of leaves low … high − 1, where low is a multiple of the next power of two."""
+    size = high - low
+    if size & (size - 1) == 0:
+        level = size.bit_length() - 1
+        return nodes(level, low >> level)
+    middle = low + _split(size)
+    return node_hash(_hash(low, middle, nodes), _hash(middle, high, nodes))

@@ -1,0 +1,321 @@
+"""The commands about claims: write one, sign it, have it stamped, check it under a policy."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from countermark.cli.options import (
+    AsJson,
+    new_passphrase,
+    passphrase_of,
+    pem_passphrase,
+    show_result,
+)
+from countermark.errors import ClaimError, ConfigError, SuspectError, printable
+
+if TYPE_CHECKING:
+    from countermark.claims.decision import Decision
+    from countermark.claims.signed import Claim
+    from countermark.key import Key
+
+claim_app = typer.Typer(
+    help="Claim a marked model, with a date.", rich_markup_mode=None, no_args_is_help=True
+)
+
+Authorities = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--authority",
+        metavar="PEM",
+        help="A time-stamping authority whose word you take: its root certificate; repeatable.",
+    ),
+]
+Signers = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--signer", metavar="PEM", help="A public key that you know to be the claimant's."
+    ),
+]
+
+
+@claim_app.command()
+def keygen(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Writes NAME.pem and NAME.pub.")],
+    encrypt: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt",
+            help="Encrypt NAME.pem: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Make an Ed25519 key pair to sign claims or tree heads with, as OpenSSL does.
+
+    NAME.pem is secret; NAME.pub is what others pin. Publish it where your name is known.
+
+    \b
+    Example:
+        countermark claim keygen acme
+    """
+    from countermark.claims.signing import write_pair
+
+    identity = write_pair(Path(name), new_passphrase() if encrypt else None)
+    show_result({"public_key": identity}, as_json, f"{name}.pem and {name}.pub: {identity}")
+    return 0
+
+
+@claim_app.command()
+def new(
+    key: Annotated[Path, typer.Option(metavar="DIR", help="The key of the mark.")],
+    model: Annotated[Path, typer.Option(metavar="FILE", help="The marked model, as released.")],
+    owner: Annotated[str, typer.Option(metavar="TEXT", help="As in the key.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+    as_json: AsJson = False,
+) -> int:
+    """Write a claim: this owner, by this key's commitment, has this model.
+
+    It names the commitment and the digest of the model, and nothing of either. Make it after the
+    mark is in the model and before anybody else has a copy; then `claim sign`.
+
+    \b
+    Example:
+        countermark claim new --key acme.key --model m.safetensors --owner "ACME Inc." \\
+            --out claim.json
+    """
+    from countermark.claims.signed import Claim
+    from countermark.claims.statement import Commitment
+    from countermark.key import Key
+    from countermark.weights import model_digest, open_weights
+
+    loaded = Key.load(key, passphrase_of(key))
+    if owner != loaded.owner:
+        raise ConfigError(
+            f"--owner is {printable(owner, 80)!r}, the key's owner is "
+            f"{printable(loaded.owner, 80)!r}: expected the same"
+        )
+    if loaded.test_key:
+        raise ConfigError("this is a test key: anybody can make it again, so it claims nothing")
+    with open_weights(model) as weights:
+        digest = model_digest(weights)
+    _require_marked(model, loaded)
+    commitment = Commitment(kind="C1" if loaded.c1 else "C0", sha256=loaded.commitment)
+    claim = Claim.new(commitment, owner, digest.root, digest.tensors)
+    claim.save(out)
+    text = f"{out}: {owner}, commitment {claim.commitment}, model {digest.root}"
+    show_result(_about(claim), as_json, printable(text))
+    return 0
+
+
+@claim_app.command()
+def sign(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A claim, or a tree head.")],
+    private_key: Annotated[
+        Path,
+        typer.Option(metavar="PEM", help="Ed25519, from `claim keygen` or OpenSSL."),
+    ],
+    as_json: AsJson = False,
+) -> int:
+    """Sign a claim or a tree head, in place. Several may sign; all before the first time stamp.
+
+    \b
+    Example:
+        countermark claim sign claim.json --private-key acme.pem
+    """
+    from countermark.claims.signed import load_signed
+    from countermark.claims.signing import load_private
+
+    private = load_private(private_key, pem_passphrase(private_key))
+    document = load_signed(file).signed(private)
+    document.save(file, replace=True)
+    about = {"digest": document.digest, "signers": list(document.signers)}
+    text = f"{file}: signed by {document.signers[-1]}, digest {document.digest}"
+    show_result(about, as_json, text)
+    return 0
+
+
+@claim_app.command()
+def timestamp(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A signed claim, or tree head.")],
+    request: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a request (.tsq) for an authority.")
+    ] = None,
+    response: Annotated[
+        Path | None, typer.Option(metavar="IN", help="Put an authority's response (.tsr) in.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask an authority (RFC 3161 by HTTP).")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Have a claim or a tree head stamped: by URL, or by a request and a response as files.
+
+    Any RFC 3161 authority will do; who is believed, the examiner says later. Two are better than
+    one.
+
+    \b
+    Example:
+        countermark claim timestamp claim.json --request claim.tsq
+    """
+    from countermark.claims.signed import load_signed
+    from countermark.claims.statement import instant
+    from countermark.claims.timestamp import LARGEST_RESPONSE, ask, read, request_for
+    from countermark.files import read_regular, write_bytes
+
+    if sum(each is not None for each in (request, response, url)) != 1:
+        raise ConfigError("one of --request, --response and --url is needed, and no two")
+    document = load_signed(file)
+    document.check()
+    asked = request_for(document)
+    if request is not None:
+        if request.exists():
+            raise ConfigError(f"{request} exists: choose another name or move it away")
+        write_bytes(request, asked)
+        show_result({"request": str(request)}, as_json, f"{request}: a request for {file}")
+        return 0
+    if url is not None:
+        given = ask(url, asked)
+    else:
+        try:
+            given = read_regular(Path(str(response)), LARGEST_RESPONSE)
+        except ValueError as error:
+            raise ConfigError(f"{response}: {error}; expected an RFC 3161 response") from None
+    stamp = read(given, document)
+    document.stamped(given).save(file, replace=True)
+    about = {"time": instant(stamp.time), "signer": list(map(str, stamp.signer))}
+    text = f"{file}: stamped {about['time']} by {stamp.signer[0]}; nobody has to believe that"
+    show_result(about, as_json, printable(text))
+    return 0
+
+
+@claim_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The claim.")],
+    signer: Signers = None,
+    authority: Authorities = None,
+    before: Annotated[
+        str | None, typer.Option(metavar="DATE", help="It must be older than this.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="It must be about this model.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="It must be about this key.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check a claim under what you believe. Nobody is believed by default.
+
+    Exits 0 when every check holds, 1 when one fails, 3 when you named nobody to believe, 2 when
+    something stopped the answer.
+
+    \b
+    Example:
+        countermark claim check claim.json --signer acme.pub --key acme.key  # exit 3
+    """
+    from countermark.claims.signed import Claim
+
+    claim = Claim.load(file)
+    decision = _decided(claim, signer or [], authority or [], before, (model, key))
+    about = _about(claim)
+    lines = [f"claim {claim.digest}", f"  owner       {claim.owner}"]
+    lines += [f"  commitment  {claim.commitment}", f"  model       {claim.model_root}"]
+    lines += [f"  stamped     {each['time']} by {each['signer']}" for each in about["stamps"]]
+    text = "\n".join([*map(printable, lines), decision.explain()])
+    show_result(about | decision.to_json(), as_json, text)
+    return decision.exit_code
+
+
+def _decided(
+    claim: Claim,
+    signers: list[Path],
+    authorities: list[Path],
+    before: str | None,
+    of: tuple[Path | None, Path | None],
+) -> Decision:
+    """The policy that the options of `claim check` make."""
+    from countermark.claims.decision import Case
+    from countermark.claims.policy import (
+        AllOf,
+        Check,
+        CommittedBefore,
+        Intact,
+        OfKey,
+        OfModel,
+        SignedBy,
+        Unasked,
+    )
+    from countermark.claims.signing import key_id, load_public
+    from countermark.claims.statement import day_or_moment
+    from countermark.claims.timestamp import Authority
+    from countermark.key import Key
+    from countermark.weights import model_digest, open_weights
+
+    if bool(authorities) != (before is not None):
+        raise ConfigError("--authority and --before go together: whom you believe, and the date")
+    model, key = of
+    checks: list[Check] = [Intact()]
+    if model is not None:
+        with open_weights(model) as weights:
+            checks.append(OfModel(model_digest(weights)))
+    if key is not None:
+        checks.append(OfKey(Key.load(key, passphrase_of(key)).commitment))
+    checks.append(
+        SignedBy([key_id(load_public(each)) for each in signers])
+        if signers
+        else Unasked("signed by", "who signs with these keys is unknown: give --signer")
+    )
+    checks.append(
+        CommittedBefore(
+            day_or_moment(before, "--before"), [Authority.load(each) for each in authorities]
+        )
+        if before is not None
+        else Unasked(
+            "committed before", "no date and nobody to believe: give --authority, --before"
+        )
+    )
+    return AllOf(checks).judge(Case(claim))
+
+
+def _require_marked(model: Path, key: Key) -> None:
+    """A key that reads weights must find its mark in the model: a claim cannot be mended later."""
+    from countermark.examine import examine
+    from countermark.schemes import scheme_of
+    from countermark.schemes.white_box import WeightScheme
+    from countermark.verdict import Terms
+
+    if scheme_of(key).code is not None or not isinstance(scheme_of(key), WeightScheme):
+        warnings.warn(
+            "whether the mark is in the model was not looked at: `verify` it", stacklevel=2
+        )
+        return
+    verdict = examine(model, key, Terms(assume_dated=True))
+    if verdict.outcome == "not_proven":
+        raise SuspectError(
+            f"{model}: the mark of this key is not in it: expected the marked model as it was saved"
+        )
+    if not verdict.owned:
+        warnings.warn(f"this mark proves nothing by itself: {verdict.reason}", stacklevel=2)
+
+
+def _about(claim: Claim) -> dict[str, Any]:
+    """What a claim says, for programs; its stamps by whoever made them."""
+    from countermark.claims.statement import instant
+    from countermark.claims.timestamp import read
+
+    stamps = []
+    for response in claim.stamps:
+        with suppress(ClaimError):  # a finding says that it is none
+            stamp = read(response, claim)
+            stamps.append({"time": instant(stamp.time), "signer": stamp.signer[0]})
+    said = claim.statement.predicate
+    return {
+        "claim": claim.digest, "owner": said.owner, "commitment": said.commitment.sha256,
+        "kind": said.commitment.kind, "model": claim.model_root, "tensors": said.tensors,
+        "date": said.date, "signers": list(claim.signers), "stamps": stamps,
+    }  # fmt: skip

@@ -1,0 +1,227 @@
+"""The commands about ledgers: make one, add claims, find and prove them, check all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from countermark.cli.claim import Authorities
+from countermark.cli.options import AsJson, pem_passphrase, show_result
+from countermark.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from countermark.claims.ledger import Entry, Proof
+
+ledger_app = typer.Typer(
+    help="Keep claims in a ledger that only grows.", rich_markup_mode=None, no_args_is_help=True
+)
+
+Url = Annotated[
+    str, typer.Option("--ledger", metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
+]
+
+
+@ledger_app.command()
+def init(
+    ledger: Annotated[
+        str, typer.Argument(metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
+    ],
+    operator: Annotated[
+        Path, typer.Option(metavar="PEM", help="The public key that will sign its tree heads.")
+    ],
+    as_json: AsJson = False,
+) -> int:
+    """Make a new ledger. A password goes into ~/.pgpass, never into the URL.
+
+    \b
+    Example:
+        countermark ledger init claims.db --operator acme.pub
+    """
+    from countermark.claims.ledger import Ledger
+    from countermark.claims.signing import key_id, load_public
+
+    with Ledger.init(ledger, key_id(load_public(operator))) as made:
+        about = {"ledger": made.name, "identity": made.identity, "operator": made.operator}
+    show_result(about, as_json, f"{about['ledger']}: ledger {about['identity']}")
+    return 0
+
+
+@ledger_app.command()
+def add(
+    file: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Signed claims, or stamped tree heads.")
+    ],
+    ledger: Url,
+    as_json: AsJson = False,
+) -> int:
+    """Add claims; what is printed is on disk. Added twice, a claim keeps its place.
+
+    A tree head that was exported, signed and stamped is kept beside the claims: by it, later, the
+    claims before it are dated.
+
+    \b
+    Example:
+        countermark ledger add claim.json --ledger claims.db
+    """
+    from countermark.claims.ledger import Ledger
+    from countermark.claims.signed import load_signed
+
+    documents = [load_signed(each) for each in file]
+    with Ledger(ledger) as opened:
+        places = [opened.add(each) for each in documents]
+    rows = [
+        {"file": str(path), "digest": document.digest, document.kind: place}
+        for path, document, place in zip(file, documents, places, strict=True)
+    ]
+    lines = [
+        f"{path}: {'claim' if document.kind == 'claim' else 'tree head over'} {place}"
+        for path, document, place in zip(file, documents, places, strict=True)
+    ]
+    show_result({"ledger": opened.name, "added": rows}, as_json, "\n".join(lines))
+    return 0
+
+
+@ledger_app.command()
+def find(
+    ledger: Url,
+    digest: Annotated[str | None, typer.Option(metavar="HEX", help="Of the claim.")] = None,
+    commitment: Annotated[str | None, typer.Option(metavar="HEX", help="Of the key.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="HEX|FILE", help="Of the model, or the model.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the claims there; must not exist.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Find claims, each with the proof that it is under today's root. Exits 1 when there is none.
+
+    \b
+    Example:
+        countermark ledger find --ledger claims.db --model m.safetensors
+    """
+    from countermark.claims.ledger import Ledger
+    from countermark.files import write_folder
+
+    wanted = {"digest": digest, "commitment": commitment, "model": model and _digest(model)}
+    with Ledger(ledger) as opened:
+        entries = opened.find(**{name: value for name, value in wanted.items() if value})
+        found = [(entry, opened.prove(entry.place)) for entry in entries]
+    if out is not None and found:
+        if out.exists():
+            raise ConfigError(f"{out} exists: choose another name or move it away")
+        named = {f"claim-{entry.place}.json": entry.claim.to_bytes() for entry, _ in found}
+        write_folder(out, named)
+    lines = [
+        f"claim {entry.place}: {entry.claim.owner}, commitment {entry.claim.commitment}, "
+        f"digest {entry.claim.digest}"
+        for entry, _ in found
+    ]
+    about = {"ledger": opened.name, "found": [_row(*each) for each in found]}
+    show_result(about, as_json, "\n".join(map(printable, lines or ["no such claim"])))
+    return 0 if found else 1
+
+
+@ledger_app.command()
+def verify(
+    ledger: Url,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A tree head that was exported and kept elsewhere."),
+    ] = None,
+    authority: Authorities = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check every claim, the tree, and all of it against a tree head from outside.
+
+    Exits 0 when nothing before the checkpoint was changed, 1 when something was, 3 without a
+    checkpoint: then all that can be said is that the ledger agrees with itself.
+
+    \b
+    Example:
+        countermark ledger verify --ledger claims.db  # exit 3
+    """
+    from countermark.claims.audit import audit
+    from countermark.claims.ledger import Ledger
+    from countermark.claims.signed import TreeHead
+    from countermark.claims.timestamp import Authority
+
+    kept = TreeHead.load(checkpoint) if checkpoint else None
+    believed = [Authority.load(each) for each in authority or []]
+    with Ledger(ledger) as opened:
+        found = audit(opened, kept, believed)
+    lines = [f"{found.outcome.upper()}: {found.size} claims, root {found.root}"]
+    lines += [f"  fault       {each}" for each in found.faults]
+    if kept is not None:
+        lines.append(f"  checkpoint  {kept.digest} over {kept.size} claims")
+    for each in found.stamps:
+        said = each.to_json()
+        lines.append(f"  stamped     {said['time']} by {said['authority']}")
+    lines += [f"  limit       {each}" for each in found.limits]
+    about = {"ledger": opened.name} | found.to_json()
+    show_result(about, as_json, "\n".join(map(printable, lines)))
+    return found.exit_code
+
+
+@ledger_app.command()
+def export(
+    ledger: Url,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+    private_key: Annotated[
+        Path, typer.Option(metavar="PEM", help="Of the ledger's operator; signs the tree head.")
+    ],
+    since: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An older tree head: prove that this one only adds."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write today's tree head, signed: to stamp (`claim timestamp`), to add, and to keep elsewhere.
+
+    \b
+    Example:
+        countermark ledger export --ledger claims.db --out head.json --private-key acme.pem
+    """
+    from countermark.claims.ledger import Ledger
+    from countermark.claims.signed import TreeHead
+    from countermark.claims.signing import key_id, load_private
+
+    private = load_private(private_key, pem_passphrase(private_key))
+    older = TreeHead.load(since) if since else None
+    with Ledger(ledger) as opened:
+        if key_id(private.public_key()) != opened.operator:
+            raise ConfigError(
+                f"{private_key} is not the key of {opened.name}, which is {opened.operator}"
+            )
+        head = opened.head().signed(private)
+        path = opened.since(older, head.size) if older else None
+    head.save(out)
+    about = {"digest": head.digest, "size": head.size, "root": head.root, "consistency": path}
+    text = f"{out}: {head.size} claims, root {head.root}"
+    if older and path is not None:
+        lines = [f"only adds to the {older.size} before: {len(path)} digests prove it", *path]
+        text = "\n  ".join([text, *lines])
+    show_result(about, as_json, text)
+    return 0
+
+
+def _digest(model: str) -> str:
+    """A model's digest, given as such or as a file."""
+    if len(model) == 64 and not Path(model).exists():
+        return model
+    from countermark.weights import model_digest, open_weights
+
+    with open_weights(model) as weights:
+        return model_digest(weights).root
+
+
+def _row(entry: Entry, proof: Proof) -> dict[str, object]:
+    claim = entry.claim
+    return {
+        "place": entry.place, "digest": claim.digest, "owner": claim.owner,
+        "commitment": claim.commitment, "model": claim.model_root,
+        "signers": list(claim.signers), "size": proof.size, "root": proof.root,
+        "path": list(proof.path),
+    }  # fmt: skip

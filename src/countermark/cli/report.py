@@ -1,0 +1,225 @@
+"""The command that writes what an examiner hands over, and the one that judges it again."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from countermark.cli.claim import Authorities, Signers
+from countermark.cli.dated import Dated
+from countermark.cli.key import png
+from countermark.cli.options import AsJson, ModelArguments, pairs, passphrase_of, show_result
+from countermark.cli.owner import app
+from countermark.cli.suspect import Asking, suspect_of
+from countermark.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from countermark.key import Key
+    from countermark.report.record import Record
+    from countermark.verdict import Terms, Verdict
+
+_PICTURES = 12  # triggers that are shown where the key is opened
+
+
+@app.command()
+def report(
+    suspect: Annotated[
+        str | None, typer.Argument(metavar="[SUSPECT]", help="As for `verify`.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="DIR", help="The key folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page to write (.html).")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle to write; must not exist.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Judge a bundle again.")
+    ] = None,
+    open_key: Annotated[
+        bool,
+        typer.Option("--open-key", help="Put the key into page and bundle. This burns the mark."),
+    ] = False,
+    error_rate: Annotated[
+        float,
+        typer.Option(metavar="P", help="How often a copy loses a bit, for the likelihood ratio."),
+    ] = 0.1,
+    alpha: Annotated[
+        float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
+    ] = 1e-6,
+    assume_dated: Annotated[
+        bool, typer.Option("--assume-dated", help="The owner states that the key is older.")
+    ] = False,
+    claim: Annotated[Path | None, typer.Option(metavar="FILE", help="A claim of this key.")] = None,
+    authority: Authorities = None,
+    signer: Signers = None,
+    suspect_date: Annotated[
+        str | None, typer.Option(metavar="DATE", help="You state: the suspect is not older.")
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where claims are counted.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|module:factory", help="As for `verify`.")
+    ] = None,
+    model_arguments: ModelArguments = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write a report on a suspect: one HTML page, and a bundle that judges itself again.
+
+    With --replay, a bundle is judged again offline, from the reading that it holds; with SUSPECT
+    and --key as well, the reading is repeated. Exits as `verify` does; 2 where a bundle was changed
+    or another reading comes out.
+
+    \b
+    Example:
+        countermark report m.safetensors --key acme.key --out report.html --bundle bundle
+        countermark report --replay bundle
+        countermark report m.safetensors --key acme.key --replay bundle --json
+    """
+    asked = Asking({}, model, pairs(model_arguments, "--model-arg"), None, replay=False)
+    if replay is not None:
+        if out or bundle or open_key or claim:
+            raise ConfigError("--replay judges what is there: give SUSPECT and --key, or neither")
+        return _replayed(replay, suspect, key, asked, as_json)
+    if suspect is None or key is None or out is None or bundle is None:
+        raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
+    if not 0 < alpha < 1 or not 0 < error_rate < 1:
+        raise ConfigError("--alpha and --error-rate are probabilities between 0 and 1")
+    for each in (out, bundle):
+        if each.exists():
+            raise ConfigError(f"{each} exists: choose another name or move it away")
+    order = _Order(suspect, key, asked, alpha=alpha, assume_dated=assume_dated)
+    dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
+    made = _made(order, dated, out, bundle, (open_key, error_rate))
+    about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
+    show_result(about, as_json, f"{out}, {bundle}\n{made.explain()}")
+    return made.exit_code
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be read, and how it is judged."""
+
+    suspect: str
+    key: Path
+    asked: Asking
+    alpha: float
+    assume_dated: bool
+
+    def read(self, key: Key, terms: Terms, null: str | None = None) -> Verdict:
+        """The verdict on the suspect, the digest of the whole file included."""
+        from countermark.examine import examine
+
+        with suspect_of(self.suspect, key, self.asked) as found:
+            return examine(found, key, terms, null=null, digest=True)
+
+
+def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool, float]) -> Verdict:
+    """Read, judge, write bundle and page."""
+    from countermark.files import write_bytes
+    from countermark.key import Key
+    from countermark.report.bundle import contents, save
+    from countermark.report.page import page
+    from countermark.report.record import Recorder
+    from countermark.schemes import scheme_named
+    from countermark.verdict import Terms
+
+    open_key, error_rate = how
+    key = Key.load(order.key, passphrase_of(order.key))
+    shown, recorder = dated.shown(key), Recorder()
+    dating = None if shown is None else shown[0]
+    terms = Terms(order.alpha, order.assume_dated, dating=dating, told=recorder)
+    verdict = order.read(key, terms)
+    record = recorder.record(verdict, blind_choice=False, test_key=key.test_key)
+    if record is None:
+        raise ConfigError(f"nothing was read, so there is nothing to report: {verdict.reason}")
+    if open_key:
+        warnings.warn(
+            f"{out} and {bundle} hold the key: the mark is burnt, whoever sees them can remove it",
+            stacklevel=1,
+        )
+    content = contents(record, None if shown is None else shown[1], order.key if open_key else None)
+    paper = str(scheme_named(verdict.scheme).paper)
+    pictures = _pictures(key) if open_key else []
+    told = page(record, verdict, content, paper=paper, error_rate=error_rate, pictures=pictures)
+    save(bundle, content)
+    write_bytes(out, told)
+    return verdict
+
+
+def _pictures(key: Key) -> list[str]:
+    """The first triggers of a key that commits to some."""
+    from countermark.key import OPENINGS
+    from countermark.report.page import data_url
+    from countermark.schemes import scheme_of
+    from countermark.schemes.black_box import TriggerScheme
+
+    scheme = scheme_of(key)
+    if not isinstance(scheme, TriggerScheme) or OPENINGS not in key.frozen:
+        return []
+    return [data_url(png(each)) for each in scheme.committed(key)[:_PICTURES]]
+
+
+def _replayed(
+    bundle: Path, suspect: str | None, key: Path | None, asked: Asking, as_json: bool
+) -> int:
+    """Judge a bundle again, and with suspect and key read again."""
+    from countermark.report.bundle import replay
+
+    if (suspect is None) != (key is None):
+        raise ConfigError("to read again, --replay needs both SUSPECT and --key")
+    found = replay(bundle)
+    checked = list(found.checked)
+    if suspect is not None and key is not None:
+        order = _Order(suspect, key, asked, alpha=found.verdict.alpha, assume_dated=False)
+        checked.append(_read_again(order, found.record, found.verdict))
+    lines = [found.verdict.explain(), *(f"  holds         {each}" for each in checked)]
+    lines += [f"  limit         {each}" for each in found.limits]
+    about = {
+        "record_sha256": found.sha256, "checked": checked, "limits": list(found.limits),
+        "verdict": found.verdict.to_json(),
+    }  # fmt: skip
+    show_result(about, as_json, "\n".join(lines))
+    return found.verdict.exit_code
+
+
+def _read_again(order: _Order, record: Record, verdict: Verdict) -> str:
+    """Read the suspect again with the key; it must come to the same.
+
+    Raises:
+        ConfigError: another reading, or another suspect.
+    """
+    from countermark.key import Key
+    from countermark.verdict import Terms
+
+    key = Key.load(order.key, passphrase_of(order.key))
+    if key.commitment != verdict.commitment:
+        raise ConfigError(
+            f"{order.key} is the key {key.commitment}, the bundle is about {verdict.commitment}"
+        )
+    terms = Terms(verdict.alpha, verdict.assume_dated, dating=verdict.dating)
+    again = order.read(key, terms, record.null.name)
+    told = _comparable(again.to_json()), _comparable(verdict.to_json())
+    for name, value in told[0].items():
+        if value != told[1][name]:
+            raise ConfigError(
+                f"read again, {name} is {printable(str(value), 80)}, the bundle says "
+                f"{printable(str(told[1][name]), 80)}: it is another suspect, or was changed"
+            )
+    return f"read again from {order.suspect}, it is the same"
+
+
+def _comparable(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict without the name of the suspect's file, and with lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(told))
+    found["suspect"].pop("name", None)
+    return found

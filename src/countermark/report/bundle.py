@@ -1,0 +1,184 @@
+"""The bundle: a folder that judges itself again, without network, suspect or key.
+
+`record.json` is what was read and judged; beside it lie the claim, the tree head that dates it with
+the claim's inclusion proof, and the certificates and public keys that the examiner pinned. With an
+opened key (`key.json`, `key.safetensors`) the reading itself can be repeated on the suspect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from countermark import files, merkle
+from countermark.claims.policy import earliest
+from countermark.claims.signed import Claim, TreeHead
+from countermark.claims.statement import instant, moment
+from countermark.claims.timestamp import Authority
+from countermark.errors import ClaimError, ConfigError, CountermarkError, printable
+from countermark.report.record import Record, Strict
+from countermark.verdict import Verdict
+
+RECORD, CLAIM, HEAD, PROOF = "record.json", "claim.json", "tree-head.json", "inclusion.json"
+KEY = ("key.json", "key.safetensors")
+_LARGEST = 64 << 20  # bytes of a record
+
+RECORDED_P = (
+    "log10 p by {name} cannot be computed again without suspect and key: it is taken as recorded"
+)
+COUNT_RECORDED = (
+    "that the ledger held so many commitments is as recorded: whoever doubts it needs the ledger"
+)
+PINNED_HERE = (
+    "whose stamps count was chosen by whoever made this report: compare the certificates with your "
+    "own"
+)
+UNSIGNED = (
+    "a bundle is not signed: that suspect and key give this reading shows only when they are read "
+    "again (--replay with SUSPECT and --key)"
+)
+
+
+class Inclusion(Strict):
+    """That the claim is under the tree head: its place, and digests to the root, lowest first."""
+
+    type: Literal["countermark/inclusion/v1"]
+    place: int
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dated:
+    """What the bundle of a dated key holds beside its record."""
+
+    claim: Claim
+    authorities: tuple[Path, ...]
+    signers: tuple[Path, ...]
+    head: TreeHead | None = None
+    inclusion: Inclusion | None = None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A bundle that was judged again.
+
+    Attributes:
+        record: as it was read; its verdict follows from it.
+        verdict: the same, judged anew.
+        sha256: of `record.json`.
+        checked: what was found to hold.
+        limits: what a replay cannot know.
+    """
+
+    record: Record
+    verdict: Verdict
+    sha256: str
+    checked: tuple[str, ...]
+    limits: tuple[str, ...]
+    dated: Dated | None = field(repr=False, default=None)
+
+
+def contents(record: Record, dated: Dated | None, key: Path | None) -> dict[str, bytes]:
+    """The files of a bundle, by their names.
+
+    Args:
+        record: what was judged.
+        dated: claim and what dates it, where there was a claim.
+        key: a key folder whose files are put in, unencrypted or not, as they are.
+    """
+    made = {RECORD: record.model_dump_json(indent=1).encode() + b"\n"}
+    if dated is not None:
+        made[CLAIM] = dated.claim.to_bytes()
+        if dated.head is not None and dated.inclusion is not None:
+            made[HEAD] = dated.head.to_bytes()
+            made[PROOF] = dated.inclusion.model_dump_json().encode() + b"\n"
+        for kind, paths in (("authority", dated.authorities), ("signer", dated.signers)):
+            made |= {f"{kind}-{n}.pem": each.read_bytes() for n, each in enumerate(paths)}
+    if key is not None:
+        made |= {name: (key / name).read_bytes() for name in KEY}
+    return made
+
+
+def save(folder: Path, content: Mapping[str, bytes]) -> None:
+    """Write a bundle to a new folder, whole or not at all.
+
+    Raises:
+        ConfigError: something already has that name.
+    """
+    try:
+        files.write_folder(folder, content)
+    except FileExistsError:
+        raise ConfigError(f"{folder} exists: choose another name or move it away") from None
+
+
+def replay(folder: Path) -> Replayed:
+    """Judge a bundle again, and check what dates it.
+
+    Raises:
+        ClaimError: it is no bundle, something in it was changed, or does not follow from the rest.
+    """
+    try:
+        content = files.read_regular(folder / RECORD, _LARGEST)
+        record = files.parse_as(Record, content)
+        verdict = record.judged()
+    except (ValueError, CountermarkError) as error:
+        raise ClaimError(
+            f"{folder / RECORD}: {printable(str(error), 300)}; expected a bundle as "
+            "`countermark report` writes it"
+        ) from None
+    checked = [f"the verdict follows from the {verdict.bits} {verdict.unit} that were read"]
+    limits = [UNSIGNED]
+    if not record.null.recomputed:
+        limits.append(RECORDED_P.format(name=record.null.name))
+    dated = _dated(folder) if verdict.dating is not None else None
+    if verdict.dating is not None and dated is not None:
+        checked += _check_date(verdict, dated)
+        limits += [PINNED_HERE, COUNT_RECORDED] if verdict.dating.committed else [PINNED_HERE]
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Replayed(record, verdict, sha256, tuple(checked), tuple(limits), dated)
+
+
+def _dated(folder: Path) -> Dated:
+    """The claim of a bundle and what lies beside it."""
+    claim, head, inclusion = Claim.load(folder / CLAIM), None, None
+    if (folder / HEAD).exists():
+        head = TreeHead.load(folder / HEAD)
+        try:
+            inclusion = files.parse_as(Inclusion, files.read_regular(folder / PROOF, _LARGEST))
+        except ValueError as error:
+            raise ClaimError(f"{folder / PROOF}: {printable(str(error), 200)}") from None
+    pems = {kind: tuple(sorted(folder.glob(f"{kind}-*.pem"))) for kind in ("authority", "signer")}
+    return Dated(claim, pems["authority"], pems["signer"], head, inclusion)
+
+
+def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
+    """What holds of a claim and of the head that dates it."""
+    claim, dating = dated.claim, verdict.dating
+    claim.check()
+    if dating is None or claim.digest != dating.claim or claim.commitment != verdict.commitment:
+        raise ClaimError("the claim in the bundle is not the one that the verdict is dated by")
+    checked = [f"the claim {claim.digest} is signed, and about this key"]
+    if dating.committed is None:
+        return checked
+    if dated.head is None or dated.inclusion is None:
+        raise ClaimError("the bundle lacks the tree head that dates the claim")
+    _require_under(claim, dated.head, dated.inclusion)
+    authorities = [Authority.load(each) for each in dated.authorities]
+    latest = [instant(each.stamp.latest) for each in earliest([dated.head], authorities)]
+    if dating.committed not in latest or moment(dating.committed) >= moment(dating.suspect_date):
+        raise ClaimError("the tree head in the bundle is not stamped as the verdict says")
+    return [*checked, f"it is under a tree head that was stamped by {dating.committed}"]
+
+
+def _require_under(claim: Claim, head: TreeHead, inclusion: Inclusion) -> None:
+    head.check()
+    try:
+        path = [bytes.fromhex(each) for each in inclusion.path]
+        reached = merkle.root_of(claim.to_bytes(), inclusion.place, head.size, path).hex()
+    except (ConfigError, ValueError) as error:
+        reached = str(error)
+    if reached != head.root:
+        raise ClaimError("the claim in the bundle is not under the tree head beside it")

@@ -1,0 +1,93 @@
+"""The figures of a report, as SVG that stands in the page itself: no script, no font, no file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+
+from countermark import stats
+
+_WIDTH, _POINTS = 640, 1000
+
+
+def matches(matched: int, bits: int, rate: float, least: int | None) -> str:
+    """How many agree, against how many would by coincidence.
+
+    Args:
+        matched: how many of `bits` agreed.
+        bits: T.
+        rate: the chance that one agrees on an unmarked model.
+        least: how many are needed; None where none would do.
+    """
+    shown = range(0, bits + 1, max(1, bits // _POINTS))
+    heights = [_probability(k, bits, rate) for k in shown]
+    top, base = max(heights), 170.0
+
+    def x(k: float) -> float:
+        return 20 + (_WIDTH - 40) * k / bits
+
+    points = " ".join(
+        f"{x(k):.1f},{base - 140 * h / top:.1f}" for k, h in zip(shown, heights, strict=True)
+    )
+    parts = [
+        f'<polygon class="null" points="{x(0):.1f},{base} {points} {x(bits):.1f},{base}"/>',
+        f'<line class="axis" x1="{x(0):.1f}" y1="{base}" x2="{x(bits):.1f}" y2="{base}"/>',
+        _mark(x(matched), base, "found", f"found {matched}"),
+    ]
+    if least is not None:
+        parts.append(_mark(x(least), base, "least", f"needed {least}", low=True))
+    parts += [
+        f'<text x="{x(k):.1f}" y="{base + 16}" text-anchor="middle">{k}</text>'
+        for k in sorted({0, round(bits * rate), bits})
+    ]
+    says = f"{matched} of {bits} agree; by coincidence {bits * rate:.0f} would, as the curve shows"
+    return _svg(205, says, parts)
+
+
+def message(read: Sequence[int], expected: Sequence[int]) -> str:
+    """What was read, one cell each: dark where it agrees with what was expected, else light."""
+    columns = min(64, len(read))
+    size = (_WIDTH - 40) / 64
+    cells = []
+    for n, (got, wanted) in enumerate(zip(read, expected, strict=True)):
+        place = f'x="{20 + size * (n % columns):.1f}" y="{10 + size * (n // columns):.1f}"'
+        kind = "agrees" if got == wanted else "differs"
+        side = f'width="{size - 1:.1f}" height="{size - 1:.1f}"'
+        cells.append(f'<rect class="{kind}" {place} {side}/>')
+    rows = -(-len(read) // columns)
+    agree = sum(got == wanted for got, wanted in zip(read, expected, strict=True))
+    return _svg(int(20 + size * rows), f"{agree} of {len(read)} agree", cells)
+
+
+def time_line(events: Sequence[tuple[datetime, str]]) -> str:
+    """What is known to have been when, earliest first; the distances are not to scale."""
+    ordered, parts = sorted(events), ['<line class="axis" x1="30" y1="10" x2="30" y2="{end}"/>']
+    for n, (when, what) in enumerate(ordered):
+        y = 24 + 34 * n
+        parts.append(f'<circle class="found" cx="30" cy="{y}" r="5"/>')
+        stamp = when.strftime("%Y-%m-%d %H:%M:%S UTC")
+        parts.append(f'<text x="46" y="{y + 4}">{stamp}  {escape(what)}</text>')
+    end = 24 + 34 * (len(ordered) - 1) + 14
+    parts[0] = parts[0].format(end=end)
+    return _svg(end + 10, "; ".join(what for _, what in ordered), parts)
+
+
+def _probability(k: int, bits: int, rate: float) -> float:
+    """P[Bin(T, rate) = k], from the tails."""
+    tail = 10 ** stats.log10_binomial_tail(k, bits, rate)
+    return max(0.0, tail - 10 ** stats.log10_binomial_tail(k + 1, bits, rate))
+
+
+def _mark(x: float, base: float, kind: str, says: str, *, low: bool = False) -> str:
+    y = base - (100 if low else 150)
+    anchor = "end" if x > _WIDTH / 2 else "start"
+    shift = -6 if anchor == "end" else 6
+    text = f'<text x="{x + shift:.1f}" y="{y + 10}" text-anchor="{anchor}">{escape(says)}</text>'
+    return f'<line class="{kind}" x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{base}"/>{text}'
+
+
+def _svg(height: int, says: str, parts: Sequence[str]) -> str:
+    head = f'<svg viewBox="0 0 {_WIDTH} {math.ceil(height)}" role="img" aria-label="{escape(says)}"'
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'

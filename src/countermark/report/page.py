@@ -1,0 +1,154 @@
+"""One HTML file that says what was asked, found and not found, and on what it rests."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from countermark import stats
+from countermark.claims.statement import moment
+from countermark.errors import printable
+from countermark.report import figures
+from countermark.report.record import Record
+from countermark.verdict import Verdict
+
+_CUT = 10_000  # cells of a figure
+NO_RATIO = (
+    "none: the reader was trained on its message, so that its bits follow no error model; see p"
+)
+NOT_MEASURED = (
+    "no rate of false claims was measured for this architecture; under the null hypothesis a "
+    "claim at this threshold is false with a probability of at most {alpha:g}"
+)
+MARGIN = (
+    "{matched} agree and {least} are needed: {more} more may be lost before the mark is no longer "
+    "found. How much of a mark pruning, fine-tuning and overwriting take away was measured on "
+    "other models and is no property of this one."
+)
+SHORT = "{matched} agree and {least} are needed: the mark was not found."
+BY_RANK = "it is judged by a rank, not by a count: a margin in bits would say nothing."
+
+
+def page(
+    record: Record,
+    verdict: Verdict,
+    content: Mapping[str, bytes],
+    *,
+    paper: str,
+    error_rate: float,
+    pictures: Sequence[str] = (),
+) -> bytes:
+    """The page, as UTF-8.
+
+    Args:
+        record: what was judged.
+        verdict: that followed.
+        content: the files of the bundle, whose digests are shown.
+        paper: whom the scheme is by.
+        error_rate: e, at which bits of a copy are assumed to be lost, for the likelihood ratio.
+        pictures: triggers as data URLs, where the key was opened.
+    """
+    template = _environment().get_template("page.html.j2")
+    evidence = record.reading.evidence()
+    rate = 1 / evidence.choices
+    least = stats.least_matches(evidence.bits, _needed(verdict), rate)
+    shown = slice(0, _CUT)
+    told = template.render(
+        v=verdict,
+        paper=printable(paper),
+        log10_alpha=math.log10(verdict.alpha),
+        false_claims=NOT_MEASURED.format(alpha=verdict.alpha),
+        ratio=_ratio(verdict, evidence.bits, rate, error_rate),
+        margin=_margin(verdict, least),
+        dated=_dated(verdict),
+        matches=Markup(figures.matches(evidence.matched, evidence.bits, rate, least)),  # noqa: S704
+        message=Markup(  # noqa: S704 - made of numbers and escaped text
+            figures.message(record.reading.read[shown], record.reading.expected[shown])
+        ),
+        time_line=Markup(figures.time_line(_events(record, verdict))),  # noqa: S704
+        pictures=pictures,
+        opened="key.json" in content,
+        more_limits=_more_limits(record),
+        files=[(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
+        made=record.made,
+    )
+    return told.encode()
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("countermark", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+
+
+def _needed(verdict: Verdict) -> float:
+    """log10 of p that is still found, before correction."""
+    factor = verdict.tests * (1 if verdict.dating is None else verdict.dating.multiplier)
+    return math.log10(verdict.alpha) - math.log10(factor)
+
+
+def _counts(verdict: Verdict) -> bool:
+    """Whether it is judged by how many agree."""
+    return verdict.null in ("fair_coin", "secret_labels")
+
+
+def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
+    if not _counts(verdict) or verdict.matched is None:
+        return NO_RATIO
+    ratio = stats.log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
+    return (
+        f"log10 of {ratio:.2f} for the first proposition against the second, if {verdict.unit} of "
+        f"a copy are lost independently with probability {error_rate:g} and agree on another model "
+        f"with probability {rate:g}"
+    )
+
+
+def _margin(verdict: Verdict, least: int | None) -> str:
+    if not _counts(verdict) or least is None or verdict.matched is None:
+        return BY_RANK if not _counts(verdict) else "no number of agreements would be enough."
+    words = MARGIN if verdict.matched >= least else SHORT
+    return words.format(matched=verdict.matched, least=least, more=verdict.matched - least)
+
+
+def _dated(verdict: Verdict) -> str:
+    dating = verdict.dating
+    if dating is None:
+        return ""
+    if dating.committed is None:
+        return f"The claim {dating.claim} does not date the key: {dating.why}."
+    return (
+        f"The key was committed to by {dating.committed}, as {', '.join(dating.authorities)} "
+        f"stamped over the claim {dating.claim}, and was one of {dating.commitments} commitments."
+    )
+
+
+def _events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
+    events = [(moment(record.made["date"]), "this report")]
+    dating = verdict.dating
+    if dating is not None:
+        when = moment(dating.suspect_date)
+        events.append((when, "the suspect is not older, as the examiner states"))
+        if dating.committed is not None:
+            stamped = f"the key was committed to at the latest ({', '.join(dating.authorities)})"
+            events.append((moment(dating.committed), stamped))
+    return [(when.astimezone(UTC), what) for when, what in events]
+
+
+def _more_limits(record: Record) -> list[str]:
+    if record.null.recomputed:
+        return []
+    return [f"log10 p by {record.null.name} can only be repeated with suspect and key"]
+
+
+def data_url(png: bytes) -> str:
+    """A picture that stands in the page itself."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,72 @@
+"""The digest of a whole model: the root of a Merkle tree over its tensors.
+
+    leaf = frame(name, dtype, shape, SHA-256(bytes)),  the leaves in the order of their names
+    root = the tree hash of RFC 9162 over the leaves
+
+so that the same tensors give the same root out of a safetensors file, a torch file or a live
+module, and one tensor can be shown to belong to a model without the others. A leaf holds a digest
+in place of the bytes: a tensor of any size is hashed piece by piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from countermark import merkle
+from countermark.errors import SuspectError, printable
+from countermark.progress import progress
+from countermark.weights.base import Weights
+from countermark.xof import frame
+
+_WORDS = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32",
+    "uint16": "U16", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelDigest:
+    """What a claim says of a model.
+
+    Attributes:
+        root: of the tree over its tensors, 64 hexadecimal digits.
+        tensors: how many there are; a root alone does not fix their number.
+    """
+
+    root: str
+    tensors: int
+
+
+def model_digest(weights: Weights) -> ModelDigest:
+    """The digest of all tensors of a model. Reads all of it, a piece at a time.
+
+    Raises:
+        SuspectError: it has no tensors, or one that has no bytes of its own.
+    """
+    names = sorted(weights.tensors)
+    if not names:
+        raise SuspectError(f"{weights.name} holds no tensors: expected the weights of a model")
+    with progress("model digest", len(names)) as advance:
+        leaves = []
+        for name in names:
+            leaves.append(tensor_leaf(weights, name))
+            advance(1)
+    return ModelDigest(merkle.root(leaves).hex(), len(names))
+
+
+def tensor_leaf(weights: Weights, name: str) -> bytes:
+    """The leaf of one tensor: its name, dtype in the word of safetensors, shape and digest."""
+    info, digest = weights.tensors[name], hashlib.sha256()
+    for piece in weights.pieces(name):
+        digest.update(piece)
+    word = _WORDS.get(info.dtype, info.dtype)
+    if not word.isascii() or word != word.upper():
+        raise SuspectError(
+            f"{weights.name}: {printable(name, 200)} has dtype {printable(info.dtype, 40)}, which "
+            "has no word in safetensors: expected weights that could be saved there"
+        )
+    shape = ",".join(map(str, info.shape))
+    return frame(name.encode(), word.encode(), shape.encode(), digest.digest())

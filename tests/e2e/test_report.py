@@ -1,0 +1,287 @@
+"""The report: one page for people, and a bundle that comes to the same figures again, offline."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_calls import Said, call, embed, listing, python, refused
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from authority import LocalAuthority, some_claim
+from countermark.claims.ledger import Ledger
+from countermark.claims.signed import Claim
+from countermark.claims.signing import load_private, write_pair
+from countermark.claims.statement import Commitment
+from countermark.errors import CountermarkError
+from countermark.key import Key
+from countermark.nulls import Evidence, FreshKeys, Null, PermutedUnits, Reader, UnmarkedModels
+from countermark.report.bundle import replay
+from countermark.report.record import Record, Recorder
+from countermark.verdict import Terms, judge
+from countermark.weights import model_digest, open_weights
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, authority: LocalAuthority) -> Path:
+    """A folder with a dated key of 64 bits, and a report on the model that it marked."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call(*embed(bits="64", epochs="3", out="m.safetensors", key="acme.key")).code == 0
+        name = write_pair(Path("acme"))
+        with open_weights("m.safetensors") as weights:
+            digest = model_digest(weights)
+        key = Key.load("acme.key")
+        commitment = Commitment(kind="C0", sha256=key.commitment)
+        private = load_private(Path("acme.pem"))
+        claim = Claim.new(commitment, key.owner, digest.root, digest.tensors).signed(private)
+        claim.save("claim.json")
+        with Ledger.init("claims.db", name) as ledger:
+            ledger.add(some_claim(Ed25519PrivateKey.generate()))
+            ledger.add(claim)
+            ledger.add(authority.stamp(ledger.head().signed(private)))
+        shutil.copy(authority.root, "root.pem")
+        assert reported("report.html", "bundle").code == 0
+    return folder
+
+
+def reported(out: str, bundle: str, *more: str) -> Said:
+    return call(
+        "report", "m.safetensors", "--key", "acme.key", "--out", out, "--bundle", bundle,
+        "--claim", "claim.json", "--authority", "root.pem", "--suspect-date", "2100-01-01",
+        "--ledger", "claims.db", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def case(whole: Path, here: Path) -> Path:
+    shutil.copytree(whole, here, dirs_exist_ok=True)
+    return here
+
+
+class Seen(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in {"src", "href"}]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_says_all_of_it_and_loads_nothing(case: Path) -> None:
+    text = Path("report.html").read_text()
+    seen = Seen(text)
+    assert not {"script", "link", "iframe", "object", "form"} & set(seen.tags)
+    assert seen.links == []
+    assert seen.tags.count("svg") == 3
+    assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    verdict = json.loads(Path("bundle/record.json").read_bytes())["verdict"]
+    for part in (
+        "OWNED", verdict["reason"], verdict["commitment"], verdict["null_says"],
+        verdict["suspect"]["file_sha256"], "64 of 64 bits", f"{verdict['log10_p']:.2f}",
+        "was made without any knowledge of that key's secret", "forgery bits", "likelihood ratio",
+        "by 2 commitments", "no rate of false claims was measured", *verdict["limits"],
+    ):  # fmt: skip
+        assert part in seen.words, part
+    for name in ("record.json", "claim.json", "tree-head.json", "authority-0.pem"):
+        assert name in seen.words
+    secret = Key.load("acme.key").material.secret
+    everything = text + "".join(each.read_text() for each in Path("bundle").iterdir())
+    assert secret.hex() not in everything
+
+
+def test_a_bundle_comes_to_the_same_in_another_folder_without_anything_else(
+    case: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree("bundle", elsewhere / "b")
+    code = "import sys; sys.modules['torch'] = None\n"
+    code += "from countermark.cli import main; main(['report', '--replay', 'b', '--json'])"
+    said = python(code, folder=elsewhere)
+    assert (said.code, said.err) == (0, "")
+    recorded = json.loads(Path("bundle/record.json").read_bytes())["verdict"]
+    assert said.json["verdict"] == recorded
+    assert len(said.json["checked"]) == 3
+    assert "a bundle is not signed" in " ".join(said.json["limits"])
+
+
+def test_the_reading_is_repeated_with_suspect_and_key(case: Path) -> None:
+    again = call("report", "m.safetensors", "--key", "acme.key", "--replay", "bundle", "--json")
+    assert again.code == 0
+    assert "read again from m.safetensors, it is the same" in again.json["checked"]
+    assert call(*embed(scheme="none", out="other.safetensors", key=None)).code == 0
+    for line, says in (
+        ("report other.safetensors --key acme.key --replay bundle", "it is another suspect"),
+        ("report m.safetensors --replay bundle", "needs both SUSPECT and --key"),
+        ("report --replay bundle --out x.html", "--replay judges what is there"),
+    ):
+        refused(line.split(), says, case)
+
+
+def test_an_opened_key_burns_the_mark_and_says_so(case: Path) -> None:
+    said = reported("open.html", "open", "--open-key")
+    assert said.code == 0
+    (note,) = said.notes
+    assert "the mark is burnt" in note
+    assert "This report holds the key" in Path("open.html").read_text()
+    again = call("report", "m.safetensors", "--key", "open", "--replay", "open")
+    assert again.code == 0
+
+
+def test_what_is_not_found_is_reported_as_well(case: Path) -> None:
+    assert call(*embed(scheme="none", out="other.safetensors", key=None)).code == 0
+    words = [
+        "report",
+        "other.safetensors",
+        "--key",
+        "acme.key",
+        "--out",
+        "other.html",
+        "--bundle",
+        "other",
+    ]
+    assert call(*words).code == 1
+    assert "NOT PROVEN" in Path("other.html").read_text()
+    assert call("report", "--replay", "other").code == 1
+
+
+Change = Callable[[dict[str, Any]], object]
+CHANGES: list[tuple[str, Change, str]] = [
+    ("record.json", lambda d: d["verdict"].update(outcome="not_proven"), "outcome was changed"),
+    ("record.json", lambda d: d["verdict"].update(log10_p=-99.0), "log10_p was changed"),
+    ("record.json", lambda d: d["reading"]["read"].__setitem__(0, 7), "was changed"),
+    ("record.json", lambda d: d["reading"]["read"].pop(), "as many bits"),
+    ("record.json", lambda d: d["terms"].update(alpha=0.5), "was changed"),
+    ("record.json", lambda d: d["terms"]["dating"].update(commitments=1), "was changed"),
+    ("record.json", lambda d: d["terms"]["dating"].update(colour=1), "a dating has other fields"),
+    ("record.json", lambda d: d["terms"]["dating"].update(commitments="x"), "do not fit"),
+    ("record.json", lambda d: d["null"].update(name="coin"), "there is no null 'coin'"),
+    ("record.json", lambda d: d["about"].clear(), "do not fit each other"),
+    ("record.json", lambda d: d.update(colour=1), "colour: Extra inputs"),
+    ("record.json", lambda d: d.update(type="countermark/record/v2"), "type: "),
+    ("inclusion.json", lambda d: d.update(place=0), "is not under the tree head"),
+    ("inclusion.json", lambda d: d["path"].clear(), "is not under the tree head"),
+    ("inclusion.json", lambda d: d.update(path=["zz"]), "is not under the tree head"),
+    ("claim.json", lambda d: d["envelope"].update(signatures=[]), "nobody signed"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "says"), CHANGES, ids=range(len(CHANGES)))
+def test_a_changed_bundle_is_refused(case: Path, name: str, change: Change, says: str) -> None:
+    import rfc8785
+
+    document = json.loads(Path("bundle", name).read_bytes())
+    change(document)
+    Path("bundle", name).write_bytes(rfc8785.dumps(document))
+    refused(["report", "--replay", "bundle"], says, case)
+
+
+def test_damage_to_a_bundle_is_refused_or_changes_nothing(case: Path) -> None:
+    drawn = random.Random(4)  # noqa: S311
+    names = ["record.json", "claim.json", "tree-head.json", "inclusion.json", "authority-0.pem"]
+    whole = {name: Path("bundle", name).read_bytes() for name in names}
+    expected = replay(Path("bundle")).verdict.to_json()
+    before = listing(case)
+    for changes in range(200):
+        name = names[changes % len(names)]
+        damaged = bytearray(whole[name])
+        for _ in range(1 + changes % 3):
+            damaged[drawn.randrange(len(damaged))] ^= 1 << drawn.randrange(8)
+        Path("bundle", name).write_bytes(damaged)
+        try:
+            found = replay(Path("bundle"))
+        except CountermarkError:
+            pass
+        else:
+            assert found.verdict.to_json() == expected
+        Path("bundle", name).write_bytes(whole[name])
+    assert listing(case) == before
+
+
+def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAuthority) -> None:
+    shutil.copy(other_authority.root, "bundle/authority-0.pem")
+    refused(["report", "--replay", "bundle"], "is not stamped as the verdict says", case)
+    Path("bundle/tree-head.json").unlink()
+    refused(["report", "--replay", "bundle"], "lacks the tree head", case)
+    other = some_claim(Ed25519PrivateKey.generate())
+    Path("bundle/claim.json").write_bytes(other.to_bytes())
+    refused(["report", "--replay", "bundle"], "is not the one that the verdict is dated by", case)
+    Path("bundle/record.json").unlink()
+    refused(["report", "--replay", "bundle"], "expected a bundle as", case)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("report m.safetensors --key acme.key --out new.html", "a report needs SUSPECT"),
+        ("report m.safetensors --key acme.key --out report.html --bundle n", "report.html exists"),
+        ("report m.safetensors --key acme.key --out n.html --bundle bundle", "bundle exists"),
+        ("report m.safetensors --key acme.key --out n.html --bundle n --error-rate 1", "between"),
+        ("report absent --key acme.key --out n.html --bundle n", "absent cannot be read"),
+        ("report --replay absent", "absent/record.json"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(case: Path, line: str, says: str) -> None:
+    refused(line.split(), says, case)
+
+
+# --- records of every kind of reading
+
+
+def evidence(**changed: Any) -> Evidence:
+    bits = np.zeros(128, np.uint8)
+    return Evidence(**({"read": bits, "expected": bits} | changed))
+
+
+LEARNT = evidence(committed=False, scores=np.full(128, -3.0), reader=Reader(8, 0.3, 20, 0, 0.001))
+
+
+@pytest.mark.parametrize(
+    ("found", "null"),
+    [
+        (evidence(payload=True), FreshKeys(lambda: 3)),
+        (LEARNT, PermutedUnits(lambda n: [np.full(n, 1.0)], 0.04, 1_000_000)),
+        (LEARNT, UnmarkedModels(np.linspace(0.5, 0.7, 9))),
+        (evidence(unit="triggers", choices=10), UnmarkedModels(np.linspace(50, 70, 9))),
+    ],
+)
+def test_a_record_of_any_null_comes_to_the_same(found: Evidence, null: Null) -> None:
+    recorder = Recorder()
+    about = {"scheme": "s", "commitment": "00" * 32, "owner": "o", "suspect": {"name": "x"},
+             "test_key": False}  # fmt: skip
+    terms = Terms(alpha=1e-3, assume_dated=True, told=recorder)
+    verdict = judge(found, null, tests=3, terms=terms, about=about)
+    record = recorder.record(verdict, blind_choice=False, test_key=False)
+    assert record is not None
+    again = Record.model_validate_json(record.model_dump_json())
+    assert again.judged().to_json() == json.loads(json.dumps(verdict.to_json()))
+    assert again.null.recomputed == isinstance(null, UnmarkedModels)
+
+
+def test_a_hostile_name_is_text(case: Path) -> None:
+    """An owner's name and a suspect's file name may hold markup."""
+    name = "<script>alert(1)<.safetensors"
+    shutil.copy("m.safetensors", name)
+    words = ["--key", "acme.key", "--out", "x.html", "--bundle", "x"]
+    assert call("report", name, *words).code == 3
+    text = Path("x.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text

@@ -1,0 +1,181 @@
+"""What a claim adds to a verdict: a date that somebody pinned stands for, and a count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from authority import LocalAuthority, some_claim
+from countermark.age import Dating
+from countermark.claims.audit import Audit, audit
+from countermark.claims.dating import Believed, dating, decide
+from countermark.claims.ledger import Ledger
+from countermark.claims.signed import Claim
+from countermark.claims.signing import key_id
+from countermark.errors import ClaimError, ConfigError
+from countermark.nulls import Evidence, FairCoin
+from countermark.verdict import Terms, Verdict, judge
+
+OWNER, MALLORY, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
+OWNER_NAME = key_id(OWNER.public_key())
+TOMORROW, YESTERDAY = (datetime.now(UTC) + timedelta(days) for days in (1, -1))
+CLAIM = some_claim(OWNER)
+
+
+def audited(
+    folder: Path, claims: list[Claim], stamped_by: list[LocalAuthority], more: int = 0
+) -> Audit:
+    """A ledger with these claims under a stamped head, and some more claims behind it."""
+    with Ledger.init(str(folder / "l.db"), key_id(OPERATOR.public_key())) as ledger:
+        for each in claims:
+            ledger.add(each)
+        head = ledger.head().signed(OPERATOR)
+        for authority in stamped_by:
+            head = authority.stamp(head)
+        ledger.add(head)
+        for _ in range(more):
+            ledger.add(some_claim(MALLORY))
+        return audit(ledger)
+
+
+def believing(authority: LocalAuthority, **changed: object) -> Believed:
+    return replace(Believed(TOMORROW, [authority.pinned]), **changed)  # type: ignore[arg-type]
+
+
+def test_a_stamped_head_dates_and_counts_everybody(
+    tmp_path: Path, authority: LocalAuthority
+) -> None:
+    others = [some_claim(MALLORY) for _ in range(3)]
+    found = dating(CLAIM, believing(authority), audited(tmp_path, [CLAIM, *others], [authority], 2))
+    assert (found.why, found.signer, found.commitments, found.multiplier) == (
+        None, "unknown", 6, 6
+    )  # fmt: skip
+    assert found.authorities == ("CN=Pinned root",)
+
+
+def test_a_pinned_signer_counts_his_own(tmp_path: Path, authority: LocalAuthority) -> None:
+    claims = [CLAIM, some_claim(OWNER), *(some_claim(MALLORY) for _ in range(3))]
+    believed = believing(authority, signers=(OWNER_NAME,))
+    found = dating(CLAIM, believed, audited(tmp_path, claims, [authority]))
+    assert (found.signer, found.multiplier) == ("pinned", 2)
+
+
+def undated(found: Dating, says: str) -> None:
+    assert found.committed is None
+    assert found.why is not None
+    assert says in found.why
+    assert found.multiplier == 1
+
+
+def test_without_a_ledger_a_stamp_dates_nothing(authority: LocalAuthority) -> None:
+    """A thousand keys can be stamped in silence, and the one that fits be shown."""
+    stamped = authority.stamp(CLAIM)
+    undated(dating(stamped, believing(authority), None), "nobody can count how many keys")
+
+
+def test_a_claim_that_is_added_late_is_undated(tmp_path: Path, authority: LocalAuthority) -> None:
+    stamped = authority.stamp(CLAIM)
+    with Ledger.init(str(tmp_path / "l.db"), key_id(OPERATOR.public_key())) as ledger:
+        ledger.add(some_claim(MALLORY))
+        ledger.add(authority.stamp(ledger.head().signed(OPERATOR)))
+        ledger.add(stamped)
+        found = audit(ledger)
+    undated(dating(stamped, believing(authority), found), "0 pinned authorities stamped")
+
+
+def test_what_else_leaves_it_undated(
+    tmp_path: Path, authority: LocalAuthority, other_authority: LocalAuthority
+) -> None:
+    own = audited(tmp_path, [CLAIM], [other_authority])
+    undated(dating(CLAIM, believing(authority), own), "0 pinned authorities")
+    both = [authority.pinned, other_authority.pinned]
+    believed = believing(authority, authorities=both, least=2)
+    undated(dating(CLAIM, believed, own), "1 pinned authorities stamped")
+    late = believing(other_authority, suspect_date=YESTERDAY)
+    undated(dating(CLAIM, late, own), "0 pinned authorities stamped a tree head")
+    undated(dating(some_claim(OWNER), believing(other_authority), own), "is not in the ledger")
+    undated(
+        dating(CLAIM, believing(other_authority), replace(own, faults=("x",))), "was changed: x"
+    )
+    assert dating(CLAIM, believing(other_authority), own).committed
+
+
+def test_what_is_no_claim_of_the_pinned_signer_stops_the_answer(authority: LocalAuthority) -> None:
+    for claim, believed in (
+        (some_claim(), believing(authority)),
+        (some_claim(MALLORY), believing(authority, signers=(OWNER_NAME,))),
+        (CLAIM.stamped(authority.stamp(some_claim(OWNER)).stamps[0]), believing(authority)),
+    ):
+        with pytest.raises(ClaimError):
+            dating(claim, believed, None)
+    with pytest.raises(ConfigError):
+        dating(CLAIM, believing(authority, authorities=[]), None)
+
+
+# --- and what that makes of a verdict
+
+
+def judged(matched: int, bits: int, terms: Terms, committed: bool = True) -> Verdict:
+    read, expected = np.zeros(bits, np.uint8), np.zeros(bits, np.uint8)
+    read[matched:] = 1
+    about = {
+        "scheme": "uchida", "commitment": CLAIM.commitment, "owner": "ACME Inc.",
+        "suspect": {"name": "s"}, "test_key": False,
+    }  # fmt: skip
+    evidence = Evidence(read, expected, committed=committed)
+    return judge(evidence, FairCoin(), tests=1, terms=terms, about=about)
+
+
+def dated(commitments: int | None = 1, why: str | None = None) -> Dating:
+    return Dating(
+        "ab" * 32, "2026-06-01T00:00:00Z", None if why else "2026-05-01T00:00:00Z", ("CN=A",),
+        commitments, "unknown", why,
+    )  # fmt: skip
+
+
+def test_a_dated_key_needs_no_forgery_bits() -> None:
+    short = judged(64, 64, Terms())
+    assert short.outcome == "no_verdict"
+    found = judged(64, 64, Terms(dating=dated()))
+    assert found.outcome == "owned"
+    assert any("is the examiner's statement" in each for each in found.limits)
+    assert "committed to by 2026-05-01T00:00:00Z, stamped by CN=A" in found.explain()
+    assert found.to_json()["dating"]["commitments"] == 1
+    undated_ = judged(64, 64, Terms(dating=dated(None, "nobody can count")))
+    assert undated_.outcome == "no_verdict"
+    assert "the claim does not date the key, since nobody can count" in undated_.reason
+
+
+def test_p_is_multiplied_by_the_commitments() -> None:
+    alone = judged(52, 64, Terms(dating=dated(1)))
+    assert alone.outcome == "owned"
+    assert alone.log10_p is not None
+    for count in (10, 1000):
+        found = judged(52, 64, Terms(dating=dated(count)))
+        assert found.log10_p == pytest.approx(alone.log10_p + math.log10(count))
+    assert judged(52, 64, Terms(dating=dated(1000))).outcome == "not_proven"
+    floor = judged(20, 20, Terms(dating=dated(10)))
+    assert floor.outcome == "no_verdict"
+    assert "cannot prove anything here" in floor.reason
+
+
+def test_an_undated_claim_takes_nothing_from_a_key_that_nobody_can_forge() -> None:
+    assert judged(256, 256, Terms(dating=dated(None, "no ledger"))).outcome == "owned"
+
+
+def test_the_policy_of_verify_holds_claim_and_verdict_together(
+    tmp_path: Path, authority: LocalAuthority
+) -> None:
+    ledger = audited(tmp_path, [CLAIM], [authority])
+    believed = believing(authority, signers=(OWNER_NAME,))
+    verdict = judged(64, 64, Terms(dating=dating(CLAIM, believed, ledger)))
+    assert decide(CLAIM, believed, ledger, verdict).outcome == "accepted"
+    late = replace(believed, suspect_date=YESTERDAY)
+    assert decide(CLAIM, late, ledger, verdict).outcome == "refused"
+    assert decide(some_claim(MALLORY), believed, ledger, verdict).outcome == "refused"

@@ -1,0 +1,125 @@
+"""Keys made to fit a victim's model: whole, claimed and stamped, and refused for their reason.
+
+Claims that were back-dated, replayed or exchanged are in `tests/e2e/test_evidence.py`, changed
+ledgers in `test_audit.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from keys import InMemory, one_line
+from readers import SHAPES, fitted_key, material
+from safetensors.numpy import load_file, save_file
+
+from authority import LocalAuthority, some_claim
+from countermark.claims.audit import Audit, audit
+from countermark.claims.dating import Believed, dating
+from countermark.claims.ledger import Ledger
+from countermark.claims.signed import Claim
+from countermark.claims.signing import key_id
+from countermark.errors import KeyFileError
+from countermark.examine import examine
+from countermark.key import Key
+from countermark.schemes.uchida import Uchida
+from countermark.verdict import Terms, Verdict
+
+THIEF, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+YESTERDAY, TOMORROW = (datetime.now(UTC) + timedelta(days) for days in (-1, 1))
+VICTIM = {"a": np.random.default_rng(5).normal(size=SHAPES["a"]).astype(np.float32)}
+
+
+def stamped_ledger(folder: Path, claims: list[Claim], authority: LocalAuthority) -> Audit:
+    with Ledger.init(str(folder / "l.db"), key_id(OPERATOR.public_key())) as ledger:
+        for each in claims:
+            ledger.add(each)
+        ledger.add(authority.stamp(ledger.head().signed(OPERATOR)))
+        return audit(ledger)
+
+
+def judged(
+    key: Key, folder: Path, authority: LocalAuthority, suspect_date: datetime, alpha: float
+) -> Verdict:
+    """What an examiner finds, who is shown a claim of this key in a ledger stamped today."""
+    claim = some_claim(THIEF, commitment=key.commitment)
+    believed = Believed(suspect_date, [authority.pinned], [key_id(THIEF.public_key())])
+    found = dating(claim, believed, stamped_ledger(folder, [claim], authority))
+    return examine(InMemory(VICTIM), key, Terms(alpha, dating=found))
+
+
+def test_a_reader_learnt_on_the_victim(tmp_path: Path, authority: LocalAuthority) -> None:
+    """It finds all of its bits, at the floor of its null; it is younger than the suspect."""
+    key = fitted_key(VICTIM, 3)
+    found = judged(key, tmp_path, authority, YESTERDAY, 1e-3)
+    assert found.matched == found.bits
+    assert (found.outcome, found.forgery_bits) == ("no_verdict", 0.0)
+    assert "a reader can be trained afterwards to find any bits in anybody's model" in found.reason
+    assert "the claim does not date the key, since 0 pinned authorities" in found.reason
+
+
+def drawn_keys(count: int) -> list[Key]:
+    """Keys that a cheat draws, the same in every run; the one that reads most bits right last."""
+    scheme = Uchida(layer="a", bits=128)
+    keys = [scheme.generate_key(SHAPES, owner="Thief", material=material(n)) for n in range(count)]
+    return sorted(keys, key=lambda key: scheme.extract(VICTIM, key).matched)
+
+
+def test_a_key_that_was_searched_for(tmp_path: Path, authority: LocalAuthority) -> None:
+    """Inversion: secrets are drawn until one reads well. Good enough for alpha, not for 80 bits."""
+    found = judged(drawn_keys(400)[-1], tmp_path, authority, YESTERDAY, 0.05)
+    assert found.log10_p is not None
+    assert found.log10_p < math.log10(0.05)
+    assert found.outcome == "no_verdict"
+    assert "a key that fits could be found by trying" in found.reason
+
+
+def test_a_key_that_was_picked_out_of_many_that_were_claimed(
+    tmp_path: Path, authority: LocalAuthority
+) -> None:
+    """1,000 keys were claimed in time, before the victim's model was made: p is times 1,000."""
+    keys, name = drawn_keys(1000), key_id(THIEF.public_key())
+    best = keys[-1]
+    claim = some_claim(THIEF, commitment=best.commitment)
+    one = stamped_ledger(tmp_path, [claim], authority)
+    thousand = replace(one, commitments={key.commitment: {name} for key in keys})
+    for signers in ((name,), ()):
+        believed = Believed(TOMORROW, [authority.pinned], signers)
+        found = dating(claim, believed, thousand)
+        assert (found.committed is not None, found.multiplier) == (True, 1000)
+        alone = examine(InMemory(VICTIM), best, Terms(0.01, assume_dated=True))
+        many = examine(InMemory(VICTIM), best, Terms(0.01, dating=found))
+        assert (alone.outcome, many.outcome) == ("owned", "not_proven")
+
+
+def test_a_key_whose_signs_were_flipped(tmp_path: Path) -> None:
+    """Rows and message follow from secret and commitment: a key holds no signs to flip."""
+    (key,) = drawn_keys(1)
+    key.save(tmp_path / "k.key")
+    tensors = load_file(tmp_path / "k.key" / "key.safetensors")
+    assert set(tensors) == {"secret"}
+    for changed in (
+        tensors | {"frozen.rows": np.sign(VICTIM["a"])},
+        tensors | {"rows": np.sign(VICTIM["a"])},
+        tensors | {"secret": tensors["secret"] ^ 1},
+    ):
+        save_file(changed, tmp_path / "k.key" / "key.safetensors")
+        header = (tmp_path / "k.key" / "key.json").read_text()
+        (tmp_path / "k.key" / "key.json").write_text(_with_digest(header, tmp_path / "k.key"))
+        with pytest.raises(KeyFileError) as caught:
+            Key.load(tmp_path / "k.key")
+        one_line(caught.value)
+
+
+def _with_digest(header: str, folder: Path) -> str:
+    document = json.loads(header)
+    content = (folder / "key.safetensors").read_bytes()
+    document["tensors_sha256"] = hashlib.sha256(content).hexdigest()
+    return json.dumps(document)

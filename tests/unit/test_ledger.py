@@ -1,0 +1,202 @@
+"""A ledger takes claims, keeps their order, proves them, and refuses what does not belong in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from keys import one_line
+
+from authority import LocalAuthority, some_claim
+from countermark import merkle
+from countermark.claims import database
+from countermark.claims.ledger import Ledger
+from countermark.claims.signed import Claim, TreeHead
+from countermark.claims.signing import key_id
+from countermark.claims.tree import consistent
+from countermark.errors import ClaimError, ConfigError, CountermarkError, LedgerError
+
+OWNER, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+NAME = key_id(OPERATOR.public_key())
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.init(str(tmp_path / "l.db"), NAME) as made:
+        yield made
+
+
+def filled(ledger: Ledger, count: int) -> list[Claim]:
+    claims = [some_claim(OWNER) for _ in range(count)]
+    assert [ledger.add(each) for each in claims] == list(range(count))
+    return claims
+
+
+def test_claims_keep_their_order_and_are_found(ledger: Ledger) -> None:
+    claims = filled(ledger, 5)
+    third = claims[3]
+    for wanted in ({"digest": third.digest}, {"commitment": third.commitment.upper()}):
+        (entry,) = ledger.find(**wanted)
+        assert (entry.place, entry.claim) == (3, third)
+    assert [each.place for each in ledger.find(model="cd" * 32)] == [0, 1, 2, 3, 4]
+    assert ledger.find(digest="00" * 32) == []
+    for wanted in ({}, {"owner": "x"}):
+        with pytest.raises(ConfigError):
+            ledger.find(**wanted)
+
+
+def test_a_claim_added_again_keeps_its_place(ledger: Ledger, authority: LocalAuthority) -> None:
+    claims = filled(ledger, 3)
+    assert ledger.add(claims[1]) == 1
+    assert ledger.add(authority.stamp(claims[1])) == 1
+    assert len(ledger.find(model="cd" * 32)) == 3
+
+
+def test_every_claim_is_proven_at_every_size(ledger: Ledger) -> None:
+    leaves = [each.to_bytes() for each in filled(ledger, 9)]
+    for size in range(1, 10):
+        for place in range(size):
+            proof = ledger.prove(place, size)
+            path = [bytes.fromhex(each) for each in proof.path]
+            assert merkle.root_of(leaves[place], place, size, path).hex() == proof.root
+            assert proof.root == merkle.root(leaves[:size]).hex()
+    for place, size in ((9, None), (0, 0), (0, 10), (-1, 3), (3, 3)):
+        with pytest.raises(ConfigError, match="there is no claim"):
+            ledger.prove(place, size)
+
+
+def test_an_older_head_is_shown_to_be_only_added_to(ledger: Ledger) -> None:
+    heads = [ledger.head()]
+    for _ in range(6):
+        ledger.add(some_claim(OWNER))
+        heads.append(ledger.head())
+    for old in heads:
+        for new in heads[old.size :]:
+            path = [bytes.fromhex(each) for each in ledger.since(old, new.size)]
+            assert consistent(
+                (old.size, bytes.fromhex(old.root)), (new.size, bytes.fromhex(new.root)), path
+            )
+    for old, size in ((heads[3], 2), (heads[3], 7), (TreeHead.new("00" * 32, 1, "00" * 32), 2)):
+        with pytest.raises(LedgerError):
+            ledger.since(old, size)
+
+
+def test_only_signed_claims_with_stamps_of_their_own_come_in(
+    ledger: Ledger, authority: LocalAuthority
+) -> None:
+    for refused in (some_claim(), some_claim(OWNER).stamped(b"junk")):
+        with pytest.raises(ClaimError):
+            ledger.add(refused)
+    assert ledger.add(authority.stamp(some_claim(OWNER))) == 0
+
+
+def test_heads_are_kept_when_they_are_of_this_ledger(
+    ledger: Ledger, authority: LocalAuthority, tmp_path: Path
+) -> None:
+    filled(ledger, 3)
+    head = ledger.head().signed(OPERATOR)
+    assert ledger.add(head) == 3
+    stamped = authority.stamp(head)
+    assert ledger.add(stamped) == 3
+    assert ledger.heads() == [stamped]
+    with Ledger.init(str(tmp_path / "other.db"), NAME) as other:
+        other.add(some_claim(OWNER))
+        foreign = other.head().signed(OPERATOR)
+    for refused, says in (
+        (ledger.head().signed(OWNER), "not signed by"),
+        (foreign, "is of the ledger"),
+        (TreeHead.new(ledger.identity, 3, "00" * 32).signed(OPERATOR), "never had 3 claims"),
+        (TreeHead.new(ledger.identity, 4, head.root).signed(OPERATOR), "never had 4 claims"),
+    ):
+        with pytest.raises(LedgerError) as caught:
+            ledger.add(refused)
+        assert says in one_line(caught.value)
+
+
+def test_the_tables_are_those_that_the_code_knows(ledger: Ledger) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with ledger.database.reading() as connection:
+        context = MigrationContext.configure(connection)
+        differences = compare_metadata(context, database.metadata)
+    assert differences == []
+
+
+# --- places that are no ledger
+
+
+def test_a_ledger_is_made_over_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "l.db"
+    Ledger.init(f"sqlite:///{path}", NAME).close()
+    path.with_name("mine").write_text("mine")
+    for name in ("l.db", "mine", "."):
+        with pytest.raises(LedgerError, match="never made over anything"):
+            Ledger.init(str(tmp_path / name), NAME)
+    assert path.with_name("mine").read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["l.db", "mine"]
+
+
+def test_what_is_no_ledger_is_one_line_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database" * 1000)
+    sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE t (x)").connection.close()
+    made = sqlite3.connect(tmp_path / "newer.db")
+    made.execute("CREATE TABLE alembic_version (version_num TEXT)")
+    made.execute("INSERT INTO alembic_version VALUES ('2')")
+    made.commit()
+    made.close()
+    for url, says in (
+        ("absent.db", "there is no ledger at"),
+        ("sqlite:///absent.db", "there is no ledger at"),
+        ("text", "does not answer"),
+        ("empty.db", "there is no ledger at"),
+        ("newer.db", "has the form '2'"),
+        ("mysql://h/x", "of no known kind"),
+        ("sqlite://", "of no known kind"),
+        ("sqlite:///:memory:", "of no known kind"),
+        ("://", "of no known kind"),
+        ("postgresql://nobody:hunter2@127.0.0.1:1/x", "does not answer"),
+    ):
+        place = url if ":" in url else str(tmp_path / url)
+        with pytest.raises(CountermarkError) as caught:
+            Ledger(place)
+        assert says in one_line(caught.value)
+        assert "hunter2" not in str(caught.value)
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_a_giant_claim_is_not_read(ledger: Ledger, tmp_path: Path) -> None:
+    claim = filled(ledger, 2)[1]
+    with sqlite3.connect(tmp_path / "l.db") as connection:
+        connection.execute("UPDATE claims SET content = zeroblob(1 << 26) WHERE place = 1")
+    connection.close()
+    with pytest.raises(LedgerError) as caught:
+        ledger.find(digest=claim.digest)
+    assert "67,108,864 bytes as one claim" in one_line(caught.value)
+
+
+@pytest.mark.parametrize("place", ["'x'", "-5", "2.5"])
+def test_a_place_that_is_none_is_one_line(ledger: Ledger, tmp_path: Path, place: str) -> None:
+    claim = filled(ledger, 1)[0]
+    with sqlite3.connect(tmp_path / "l.db") as connection:
+        connection.execute(f"UPDATE claims SET place = {place}")  # noqa: S608
+    connection.close()
+    for act in (
+        lambda: ledger.find(digest=claim.digest), ledger.head, lambda: ledger.add(claim),
+        lambda: ledger.add(some_claim(OWNER)),
+    ):  # fmt: skip
+        with pytest.raises(LedgerError) as caught:
+            act()
+        assert "which is no place" in one_line(caught.value)
+
+
+def test_a_ledger_whose_tree_was_torn_says_so(ledger: Ledger, tmp_path: Path) -> None:
+    filled(ledger, 3)
+    with sqlite3.connect(tmp_path / "l.db") as connection:
+        connection.execute("DELETE FROM nodes WHERE level = 1")
+    connection.close()
+    with pytest.raises(LedgerError, match="misses node 0 of level 1"):
+        ledger.head()

@@ -1,0 +1,166 @@
+"""A policy accepts what every one of its checks holds for, and nothing by default."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from keys import one_line
+
+from authority import LocalAuthority, some_claim
+from countermark.claims.decision import Case, Decision
+from countermark.claims.policy import (
+    AllOf,
+    AtLeast,
+    CommittedBefore,
+    Intact,
+    OfKey,
+    OfModel,
+    OwnedAt,
+    SignedBy,
+    Unasked,
+)
+from countermark.claims.signed import TreeHead
+from countermark.claims.signing import key_id
+from countermark.errors import ConfigError
+from countermark.verdict import Verdict
+from countermark.weights import ModelDigest
+
+OWNER, SECOND, THIRD = (Ed25519PrivateKey.generate() for _ in range(3))
+NAMES = [key_id(each.public_key()) for each in (OWNER, SECOND, THIRD)]
+CLAIM = some_claim(OWNER, SECOND)
+TOMORROW, YESTERDAY = (datetime.now(UTC) + timedelta(days) for days in (1, -1))
+
+
+def only(decision: Decision) -> tuple[bool | None, str]:
+    (finding,) = decision.findings
+    return finding.holds, finding.reason
+
+
+def test_an_empty_policy_accepts_nothing() -> None:
+    decision = AllOf([]).judge(Case(CLAIM))
+    assert decision.outcome == "refused"
+    assert decision.exit_code == 1
+    assert "an empty policy accepts nothing" in decision.explain()
+    assert Decision(()).outcome == "refused"
+
+
+def test_one_failing_check_refuses_and_an_open_one_leaves_it_open() -> None:
+    good, bad = SignedBy(NAMES[:1]), SignedBy(NAMES[2:])
+    left = Unasked("x", "y")
+    for checks, outcome, code in (
+        ([good], "accepted", 0),
+        ([good, bad], "refused", 1),
+        ([good, left], "undecided", 3),
+        ([bad, left], "refused", 1),
+    ):
+        decision = AllOf(checks).judge(Case(CLAIM))
+        assert (decision.outcome, decision.exit_code) == (outcome, code)
+    assert AllOf([AllOf([good]), AllOf([])]).judge(Case(CLAIM)).outcome == "refused"
+
+
+def test_k_of_n_signers() -> None:
+    assert only(SignedBy(NAMES, 2).judge(Case(CLAIM)))[0] is True
+    assert only(SignedBy(NAMES, 3).judge(Case(CLAIM)))[0] is False
+    assert only(SignedBy([*NAMES[:1], *NAMES[2:]], 2).judge(Case(CLAIM)))[0] is False
+    holds, reason = only(SignedBy(NAMES[2:]).judge(Case(CLAIM)))
+    assert holds is False
+    assert "which nobody pinned" in reason
+    unsigned = some_claim()
+    assert only(SignedBy(NAMES).judge(Case(unsigned))) == (
+        False, "nobody signed this claim: expected it from `claim sign`"
+    )  # fmt: skip
+    for least in (0, 4, -1):
+        with pytest.raises(ConfigError) as caught:
+            SignedBy(NAMES, least)
+        assert f"{least} of 3 signers" in one_line(caught.value)
+    with pytest.raises(ConfigError):  # the same key twice is one
+        SignedBy([NAMES[0]] * 2, 2)
+
+
+def test_k_of_n_checks() -> None:
+    held, failed = SignedBy(NAMES[:1]), SignedBy(NAMES[2:])
+    assert only(AtLeast(1, [held, failed]).judge(Case(CLAIM)))[0] is True
+    holds, reason = only(AtLeast(2, [held, failed]).judge(Case(CLAIM)))
+    assert holds is False
+    assert "1 of 2 hold, 2 must: 0 of 1 pinned keys signed" in reason
+    assert only(AtLeast(1, [Unasked("x", "y")]).judge(Case(CLAIM)))[0] is False
+    with pytest.raises(ConfigError):
+        AtLeast(1, [])
+
+
+def test_dated_by_a_pinned_authority_only(
+    authority: LocalAuthority, other_authority: LocalAuthority
+) -> None:
+    stamped = authority.stamp(CLAIM)
+    pinned, other = [authority.pinned], [other_authority.pinned]
+    holds, reason = only(CommittedBefore(TOMORROW, pinned).judge(Case(stamped)))
+    assert holds is True
+    assert "at the latest by CN=Pinned root" in reason
+    for check, case, says in (
+        (CommittedBefore(TOMORROW, other), stamped, "undated: 1 time stamps, none of them by"),
+        (CommittedBefore(TOMORROW, pinned), CLAIM, "undated: 0 time stamps"),
+        (CommittedBefore(YESTERDAY, pinned), stamped, "which is not before"),
+        (CommittedBefore(TOMORROW, pinned + other, 2), stamped, "by the word of 2"),
+    ):
+        holds, reason = only(check.judge(Case(case)))
+        assert holds is False
+        assert says in reason
+    both = other_authority.stamp(stamped)
+    assert only(CommittedBefore(TOMORROW, pinned + other, 2).judge(Case(both)))[0] is True
+    with pytest.raises(ConfigError, match="1 of 0 authorities"):
+        CommittedBefore(TOMORROW, [])
+
+
+def test_the_accuracy_that_an_authority_states_counts_against_the_claim(
+    authority: LocalAuthority,
+) -> None:
+    stamped = authority.stamp(CLAIM)
+    within = datetime.now(UTC) + timedelta(seconds=0.5)
+    assert only(CommittedBefore(within, [authority.pinned]).judge(Case(stamped)))[0] is False
+
+
+def test_a_head_of_a_ledger_dates_what_is_under_it(authority: LocalAuthority) -> None:
+    head = authority.stamp(TreeHead.new("ab" * 32, 3, "cd" * 32).signed(OWNER))
+    check = CommittedBefore(TOMORROW, [authority.pinned])
+    assert only(check.judge(Case(CLAIM, (head,))))[0] is True
+
+
+def test_a_stamp_of_another_claim_refuses(authority: LocalAuthority) -> None:
+    replayed = CLAIM.stamped(authority.stamp(some_claim(OWNER)).stamps[0])
+    for check in (Intact(), CommittedBefore(TOMORROW, [authority.pinned])):
+        holds, reason = only(check.judge(Case(replayed)))
+        assert holds is False
+        assert "is of something else" in reason
+    assert only(Intact().judge(Case(CLAIM)))[0] is True
+    assert only(Intact().judge(Case(some_claim())))[0] is False
+
+
+def verdict(**changed: object) -> Verdict:
+    found = Verdict("owned", "found", "uchida", CLAIM.commitment, "ACME Inc.", 256, alpha=1e-6)
+    return replace(found, **changed)  # type: ignore[arg-type]
+
+
+def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
+    for alpha, found, holds, says in (
+        (1e-6, verdict(), True, "found"),
+        (1e-3, verdict(), True, "found"),
+        (1e-9, verdict(), False, "judged at alpha 1e-06, 1e-09 is asked for"),
+        (1e-6, verdict(commitment="00" * 32), False, "the key was made after the claim"),
+        (1e-6, verdict(outcome="not_proven", reason="no"), False, "no"),
+        (1e-6, verdict(outcome="no_verdict", reason="unsure"), False, "unsure"),
+        (1e-6, None, None, "no suspect was read"),
+    ):
+        got, reason = only(OwnedAt(alpha).judge(Case(CLAIM, (), found)))
+        assert got is holds
+        assert says in reason
+
+
+def test_a_claim_is_about_one_key_and_one_model() -> None:
+    assert only(OfKey(CLAIM.commitment).judge(Case(CLAIM)))[0] is True
+    assert only(OfKey("00" * 32).judge(Case(CLAIM)))[0] is False
+    assert only(OfModel(ModelDigest("cd" * 32, 4)).judge(Case(CLAIM)))[0] is True
+    for other in (ModelDigest("cd" * 32, 5), ModelDigest("ce" * 32, 4)):
+        assert only(OfModel(other).judge(Case(CLAIM)))[0] is False
