@@ -32,6 +32,7 @@ RANKS = {
     "key": 2,
     "nulls": 2,
     "remote": 2,
+    "units": 2,
     "weights": 2,
     "verdict": 3,
     "embedding": 4,
@@ -49,19 +50,22 @@ RANKS = {
 PART_OF = {"keyfile": "key"}
 # Narrower than the ranks. A thief knows the algorithm and makes keys of his own, no more.
 ONLY = {
-    "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
+    "attacks": {"errors", "files", "progress", "stats", "units", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
     "remote": {"answers", "errors", "files", "progress", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }
-# The one attack that makes keys: those of the thief's own marks.
-MAKES_KEYS = {"attacks.overwrite": {"key", "schemes"}}
+# The attacks that make keys: those of the thief's own marks.
+MAKES_KEYS = {
+    "attacks.overwrite": {"key", "schemes"},
+    "attacks.forge": {"key", "schemes"},
+}
 # Steganalysis looks at pictures and knows of no mark: the laboratory alone uses it.
 NEVER = {"examine": {"embedding", "steganalysis"}, "schemes": {"steganalysis"}}
-TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training"}
+TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training", "units.tracing"}
 TORCH = {"torch", "safetensors.torch"}
 # Slow to load, and needed by few: imported where they are used.
-INSIDE = {"conseal", "httpx2", "scipy", "sklearn"}
+INSIDE = {"conseal", "httpx2", "onnx", "scipy", "sklearn"}
 
 
 @dataclass(frozen=True)
