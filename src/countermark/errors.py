@@ -5,6 +5,7 @@
     │   └── CapacityError             more bits than the weights that are read can hold
     ├── KeyFileError                  a key folder or opening: missing, damaged, forged, in the way
     ├── SuspectError                  a suspect that cannot be read: truncated, hostile, non-finite
+    │   └── AlignmentError            its neurons cannot be put into the order of a reference
     ├── DataError                     a data set that is missing or cannot be read
     ├── LoopError                     a training loop and a mark that do not fit together
     ├── MarkNotTakenError             training ended and the mark is not in the model
@@ -44,6 +45,10 @@ class KeyFileError(CountermarkError):
 
 class SuspectError(CountermarkError):
     """A suspect that cannot be read."""
+
+
+class AlignmentError(SuspectError):
+    """A suspect whose neurons cannot be put into the order of a reference."""
 
 
 class DataError(CountermarkError):
