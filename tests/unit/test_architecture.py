@@ -34,6 +34,7 @@ RANKS = {
     "remote": 2,
     "units": 2,
     "weights": 2,
+    "alignment": 3,
     "verdict": 3,
     "embedding": 4,
     "steganalysis": 4,

@@ -15,6 +15,6 @@ from __future__ import annotations
 
 from countermark.alignment.matching import align
 from countermark.alignment.reading import Realigned, realigned
-from countermark.alignment.reference import Reference
+from countermark.alignment.reference import Disguised, Reference
 
-__all__ = ["Realigned", "Reference", "align", "realigned"]
+__all__ = ["Disguised", "Realigned", "Reference", "align", "realigned"]

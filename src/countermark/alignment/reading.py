@@ -112,7 +112,8 @@ def _in_form(
             values = values / form.factors[name].reshape(-1, *[1] * (values.ndim - 1))
         found[name] = values.reshape(shape).astype(np.float32)
     places = {name: where[name] for name in wanted}
-    return Realigned(found, places, matched.similarity, bool(form.factors), own)
+    similarity = min(1.0, matched.similarity)  # which rounding may lift above 1
+    return Realigned(found, places, similarity, bool(form.factors), own)
 
 
 def _comparable(suspect: Weights, form: _Form) -> _Form:

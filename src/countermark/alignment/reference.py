@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from countermark.units import Units, chain_of
 from countermark.weights import Suspect, Weights, open_weights
@@ -39,6 +39,13 @@ class Reference:
 
         return cls(model if weights is None else weights, units_of(model))
 
+    @classmethod
+    def of(cls, model: Reference | Suspect) -> Reference:
+        """A weight file, whose layers are a plain chain, or a live model as reference."""
+        if isinstance(model, Reference):
+            return model
+        return cls.of_module(model) if _is_module(model) else cls(model)
+
     def opened(self) -> tuple[Weights, Sequence[Units]]:
         """Its tensors, to be closed, and its neurons.
 
@@ -50,3 +57,22 @@ class Reference:
         if self.units is not None:
             return weights, self.units
         return weights, chain_of({name: info.shape for name, info in weights.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Disguised:
+    """A suspect whose neurons may be in another order and scale than the owner's.
+
+    It is read as it is and once more as it is after alignment, which is a test of its own.
+
+    Attributes:
+        suspect: a weight file or a live module.
+        reference: the owner's model; a weight file alone if its layers are a plain chain.
+    """
+
+    suspect: Suspect
+    reference: Reference | Suspect
+
+
+def _is_module(model: Suspect) -> TypeGuard[nn.Module]:
+    return hasattr(model, "named_parameters")
