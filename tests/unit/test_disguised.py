@@ -64,7 +64,9 @@ def test_with_a_reference_every_bit_is_back(
     assert examine(suspect, key, TERMS).outcome == "no_verdict"  # its shapes are gone, too
     verdict = examine(Disguised(suspect, reference), key, TERMS)
     assert verdict.owned, verdict.explain()
-    assert verdict.matched == 256 if marked_reference else (verdict.matched or 0) > 240
+    there = examine(model, key, TERMS).matched or 0
+    assert there > 240
+    assert (verdict.matched or 0) >= (there if marked_reference else there - 5)
     assert verdict.null == ("aligned_coin" if marked_reference else "fair_coin")
     assert verdict.tests == 1
     assert verdict.suspect["reference"]["bears_mark"] is marked_reference
@@ -82,7 +84,8 @@ def test_a_reference_is_one_more_test_and_needs_a_date(
     )
     assert undated.outcome == "no_verdict"
     assert "a reference can be made afterwards" in undated.reason
-    assert (undated.tests, undated.forgery_bits, undated.matched) == (2, 0.0, 256)
+    assert (undated.tests, undated.forgery_bits) == (2, 0.0)
+    assert undated.matched == examine(model, key, TERMS).matched
     assert len(undated.suspect["reference"]["sha256"]) == 64
     assert undated.suspect["reference"]["sha256"] in undated.explain()
     plain = examine(Disguised(model, model), key, Terms(allow_test_key=True))
