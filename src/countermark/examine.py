@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from countermark.alignment import Disguised, Reference, realigned
+from countermark.alignment import Disguised, Realigned, Reference, realigned
 from countermark.answers import Asked, Predict, asked_of
 from countermark.errors import AlignmentError, ConfigError
 from countermark.key import Key
@@ -29,6 +29,7 @@ from countermark.weights import (
 )  # fmt: skip
 
 _BEARS_MARK = -3.0  # log10 p of a reference, below which it is said to bear the mark
+_LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
 
 
 def verify(
@@ -209,10 +210,11 @@ def _aligned(
         record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
         try:
             found = realigned(weights, reference, key.tensors)
+            bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
+            if bears_mark:
+                _require_unmistakable(found)
         except AlignmentError as error:
             return [], record | {"refused": str(error)}
-    own = scheme.extract(found.reference, key)
-    bears_mark = FairCoin().log10_p(own) < _BEARS_MARK
     evidence = replace(
         scheme.extract(found.tensors, key),
         alignment=Alignment(bears_mark, found.similarity),
@@ -228,6 +230,21 @@ def _chosen_reading(readings: list[_Reading], log10_alpha: float) -> _Reading:
     if plain.alignment is None and FairCoin().log10_p(plain) <= log10_alpha:
         return readings[0]
     return max(readings, key=lambda each: each.evidence.quality)
+
+
+def _require_unmistakable(found: Realigned) -> None:
+    """Refuse a reading by which a suspect that is no copy of a marked reference seems marked.
+
+    Neurons that do alike read alike, and a marked network's neurons do what the mark lets them: the
+    order depends on the message unless no neuron can be mistaken for another.
+    """
+    if found.similarity < _LEAST_SIMILARITY or found.known < _LEAST_KNOWN:
+        raise AlignmentError(
+            f"the reference bears the mark, and the suspect's neurons are no copies of its own "
+            f"(mean cosine {found.similarity:.2f} over {found.known} values, needed "
+            f"{_LEAST_SIMILARITY} over {_LEAST_KNOWN}): give the weights from before the mark, to "
+            "which any suspect may be aligned"
+        )
 
 
 def _after_alignment(nulls: dict[str, Null], evidence: Evidence) -> dict[str, Null]:

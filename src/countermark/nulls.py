@@ -183,16 +183,16 @@ class FairCoin:
 class AlignedCoin(FairCoin):
     """`FairCoin` after alignment to a reference that bears the mark: simulated, not proven.
 
-    Only tensors that the key does not read were matched. They were trained beside the mark, so
-    that the order they give might depend on the message; on disjoint pairs of marked references
-    and unmarked suspects it does not (docs/verdicts.md).
+    Only tensors that the key does not read were matched, and only suspects are judged by it whose
+    neurons are unmistakable copies of the reference's. Aligned to a marked reference all the same,
+    unrelated models read too many bits right (docs/verdicts.md).
     """
 
     name: ClassVar[str] = "aligned_coin"
     says: ClassVar[str] = (
-        "on a model made without this key's secret, aligned to the marked reference by tensors "
-        "that the key does not read, each raw bit agrees with probability 1/2, independently: "
-        "simulated on disjoint pairs of models, not proven"
+        "on a model made without this key's secret, whose neurons are copies of those of the "
+        "marked reference, each raw bit agrees with probability 1/2, independently: simulated on "
+        "disjoint pairs of models, not proven"
     )
 
 

@@ -33,10 +33,13 @@ class Matched:
     Attributes:
         tensors: all tensors that units are found in, float64.
         similarity: mean cosine of matched neurons, over what they were matched by; 1 for a copy.
+            The least one of those classes that have a tensor which is not compared.
+        known: how many values a neuron of those classes was matched by, at the least.
     """
 
     tensors: Tensors
     similarity: float
+    known: int
 
 
 def align(
@@ -56,7 +59,15 @@ def align(
     """
     work = _Alignment(suspect, reference, units, by)
     work.run()
-    return Matched(work.tensors, work.similarity)
+    read = [
+        number for number, each in enumerate(units)
+        if any(member.name not in by for member in each.members)
+    ] or list(range(len(units)))  # fmt: skip
+    return Matched(
+        work.tensors,
+        min(work.similarities[number] for number in read),
+        min(work.known(number) for number in read),
+    )
 
 
 class _Alignment:
@@ -81,14 +92,14 @@ class _Alignment:
         self._scales = {
             name: float(np.sqrt(np.mean(each**2))) or 1.0 for name, each in self._reference.items()
         }
-        self.similarity = 1.0
+        self.similarities = [0.0] * len(units)
 
     def run(self) -> None:
         """All rounds."""
         reduce(self.tensors, self._units)
         while len(self._done) < len(self._units):
             left = [number for number in range(len(self._units)) if number not in self._done]
-            known = {number: self._known(number) for number in left}
+            known = {number: self.known(number) for number in left}
             best = max(left, key=known.__getitem__)
             if known[best] < _LEAST_KNOWN:
                 members = ", ".join(sorted({m.name for m in self._units[best].members}))
@@ -96,15 +107,15 @@ class _Alignment:
                     f"the key reads all that tells the neurons between {members} apart: they "
                     "cannot be put in order without looking at the mark"
                 )
-            self._align(best)
+            self.similarities[best], _ = self._align(best)
             self._done.add(best)
         for _ in range(_MOST_ROUNDS):
             seen = [self._align(number) for number in range(len(self._units))]
-            self.similarity = float(np.mean([similarity for similarity, _ in seen]))
+            self.similarities = [similarity for similarity, _ in seen]
             if not any(moved for _, moved in seen):
                 return
 
-    def _known(self, number: int) -> int:
+    def known(self, number: int) -> int:
         """How many values a neuron of a class can be matched by now."""
         return sum(each.shape[1] for each in self._features(self._reference, number).values())
 

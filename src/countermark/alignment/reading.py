@@ -28,7 +28,8 @@ class Realigned:
     Attributes:
         tensors: by the key's names, in its shapes.
         where: the suspect's names of them.
-        similarity: mean cosine of the neurons matched, 1 for a copy.
+        similarity, known: mean cosine of the neurons matched, 1 for a copy, and by how many
+            values each was matched, at the least.
         folded: the suspect's batch norms had been folded away.
         reference: the reference's own tensors, as the key would read them.
     """
@@ -36,6 +37,7 @@ class Realigned:
     tensors: dict[str, Array]
     where: dict[str, str]
     similarity: float
+    known: int
     folded: bool
     reference: dict[str, Array]
 
@@ -113,7 +115,7 @@ def _in_form(
         found[name] = values.reshape(shape).astype(np.float32)
     places = {name: where[name] for name in wanted}
     similarity = min(1.0, matched.similarity)  # which rounding may lift above 1
-    return Realigned(found, places, similarity, bool(form.factors), own)
+    return Realigned(found, places, similarity, matched.known, bool(form.factors), own)
 
 
 def _comparable(suspect: Weights, form: _Form) -> _Form:
