@@ -7,6 +7,7 @@
     ├── ClaimError                    a claim, time stamp or tree head: damaged, forged, in the way
     ├── LedgerError                   a ledger that is missing, of another kind, or in the way
     ├── SuspectError                  a suspect that cannot be read: truncated, hostile, non-finite
+    │   └── AlignmentError            its neurons cannot be put into the order of a reference
     ├── DataError                     a data set that is missing or cannot be read
     ├── LoopError                     a training loop and a mark that do not fit together
     ├── MarkNotTakenError             training ended and the mark is not in the model
@@ -54,6 +55,10 @@ class LedgerError(CountermarkError):
 
 class SuspectError(CountermarkError):
     """A suspect that cannot be read."""
+
+
+class AlignmentError(SuspectError):
+    """A suspect whose neurons cannot be put into the order of a reference."""
 
 
 class DataError(CountermarkError):

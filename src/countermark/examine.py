@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from countermark.alignment import Disguised, Realigned, Reference, realigned
 from countermark.answers import Asked, Predict, asked_of
-from countermark.errors import ConfigError
+from countermark.errors import AlignmentError, ConfigError
 from countermark.key import Key
-from countermark.nulls import Evidence, Null, SecretLabels
+from countermark.nulls import AlignedCoin, Alignment, Evidence, FairCoin, Null, SecretLabels
 from countermark.openings import Openings
 from countermark.schemes import as_trigger_scheme, as_weight_scheme, scheme_of
 from countermark.schemes.base import Scheme
@@ -26,9 +28,12 @@ from countermark.weights import (
     open_weights,
 )  # fmt: skip
 
+_BEARS_MARK = -3.0  # log10 p of a reference, below which it is said to bear the mark
+_LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
+
 
 def verify(
-    suspect: Suspect | Predict,
+    suspect: Suspect | Predict | Disguised,
     key: Key | Openings | FreshTriggers,
     *,
     alpha: float = Terms.alpha,
@@ -39,8 +44,9 @@ def verify(
     """Say whether the mark of a key is present in a suspect, and how sure that is.
 
     Args:
-        suspect: a .safetensors or torch file, or a live module; for a key of triggers a live
-            module, or a function from images uint8 (n, C, H, W) to classes (n,).
+        suspect: a .safetensors, torch or ONNX file, or a live module; one of these as `Disguised`
+            with a reference, for another reading; for a key of triggers a live module, or a
+            function from images uint8 (n, C, H, W) to classes (n,).
         key: the owner's key; or some triggers that were opened of one, where those that were not
             count as misses; or fresh triggers, made with one.
         alpha: threshold for the probability of a false accusation, after correction.
@@ -60,7 +66,7 @@ def verify(
 
 
 def examine(
-    suspect: Suspect | Predict,
+    suspect: Suspect | Predict | Disguised,
     key: Key | Openings | FreshTriggers,
     terms: Terms,
     *,
@@ -68,6 +74,10 @@ def examine(
     digest: bool = False,
 ) -> Verdict:
     """`verify` under explicit terms; benchmarks allow test keys by them."""
+    reference = None
+    if isinstance(suspect, Disguised):
+        reference = _linear_reference(suspect.reference, key)
+        suspect = suspect.suspect
     if isinstance(key, Openings):
         return _ask(suspect, key.trigger_scheme, key, terms, null)
     if isinstance(key, FreshTriggers):
@@ -75,7 +85,8 @@ def examine(
     scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
         return _ask(suspect, scheme, key, terms, null)
-    return _read(cast(Suspect, suspect), as_weight_scheme(scheme), key, terms, (null, digest))
+    asked = _Asked(null, digest, reference)
+    return _read(cast(Suspect, suspect), as_weight_scheme(scheme), key, terms, asked)
 
 
 def _ask(
@@ -133,28 +144,115 @@ def _chosen(scheme: Scheme, nulls: Mapping[str, Null], name: str | None) -> Null
     return nulls[name] if name else next(iter(nulls.values()))
 
 
-def _read(
-    suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms,
-    asked: tuple[str | None, bool],
-) -> Verdict:  # fmt: skip
-    """Judge what a key reads from a suspect's weights."""
-    null, digest = asked
+@dataclass(frozen=True)
+class _Asked:
+    """How weights are to be read: by which null, with a digest of the file, aligned to what."""
+
+    null: str | None
+    digest: bool
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Evidence, the tensors that it was read from, and where they were."""
+
+    evidence: Evidence
+    tensors: dict[str, Array]
+    where: dict[str, str]
+
+
+def _linear_reference(
+    reference: Reference | Suspect, key: Key | Openings | FreshTriggers
+) -> Reference:
+    """The reference, if a key of this kind can make use of one."""
+    scheme = scheme_of(key) if isinstance(key, Key) else None
+    if not isinstance(scheme, WeightScheme) or not scheme.linear:
+        raise ConfigError(
+            "a reference is for keys that read bits from weights by a linear rule: a rank among "
+            "permuted neurons says nothing once they are in order, and triggers need none"
+        )
+    return Reference.of(reference)
+
+
+def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
+    """Judge what a key reads from a suspect's weights, as they are and aligned to a reference."""
     with open_weights(suspect) as weights:
         about = _about(key, weights.name)
         found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
-        if not 0 < len(found) <= MOST_CANDIDATES:
-            reason = _missing(weights, key) if not found else _too_many(weights, key)
-            return no_verdict(reason, bits=key.bits, terms=terms, about=about)
-        best, tensors, where = _best(weights, scheme, key, found)
+        reason = _unreadable(weights, key, found)
+        readings = [] if reason else [_best(weights, scheme, key, found)]
+        record: dict[str, Any] | None = None
+        if asked.reference is not None:
+            aligned, record = _aligned(weights, scheme, key, asked.reference)
+            readings += aligned
+        tests = (0 if reason else len(found)) + (asked.reference is not None)
+        if not readings:
+            why = f"; aligned: {record['refused']}" if record else ""
+            return no_verdict(f"{reason}{why}", bits=key.bits, terms=terms, about=about)
+        best = _chosen_reading(readings, math.log10(terms.alpha / tests))
         about["suspect"] = {
             "name": weights.name,
-            "tensors": where,
+            "tensors": best.where,
             "sha256": dict(weights.digests),
-            "file_sha256": weights.file_digest() if digest else None,
-        }
-    draws = math.ceil(len(found) * terms.multiplier / terms.alpha)
-    chosen = _chosen(scheme, scheme.nulls(tensors, key, draws), null)
-    return judge(best, chosen, tests=len(found), terms=terms, about=about)
+            "file_sha256": weights.file_digest() if asked.digest else None,
+        } | ({"reference": record} if record else {})
+    draws = math.ceil(tests * terms.multiplier / terms.alpha)
+    nulls = scheme.nulls(best.tensors, key, draws)
+    chosen = _chosen(scheme, _after_alignment(nulls, best.evidence), asked.null)
+    return judge(best.evidence, chosen, tests=tests, terms=terms, about=about)
+
+
+def _aligned(
+    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
+) -> tuple[list[_Reading], dict[str, Any]]:
+    """The reading after alignment, or none where that is refused; what is said of the reference."""
+    with open_weights(reference.weights) as opened:
+        record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
+        try:
+            found = realigned(weights, reference, key.tensors)
+            bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
+            if bears_mark:
+                _require_unmistakable(found)
+        except AlignmentError as error:
+            return [], record | {"refused": str(error)}
+    evidence = replace(
+        scheme.extract(found.tensors, key),
+        alignment=Alignment(bears_mark, found.similarity),
+        committed=False,  # to the reference, which may have been made to fit
+    )
+    record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}
+    return [_Reading(evidence, found.tensors, found.where)], record
+
+
+def _chosen_reading(readings: list[_Reading], log10_alpha: float) -> _Reading:
+    """The plain reading where it is enough, since nobody can have made it up; else the best."""
+    plain = readings[0].evidence
+    if plain.alignment is None and FairCoin().log10_p(plain) <= log10_alpha:
+        return readings[0]
+    return max(readings, key=lambda each: each.evidence.quality)
+
+
+def _require_unmistakable(found: Realigned) -> None:
+    """Refuse a reading by which a suspect that is no copy of a marked reference seems marked.
+
+    Neurons that do alike read alike, and a marked network's neurons do what the mark lets them: the
+    order depends on the message unless no neuron can be mistaken for another.
+    """
+    if found.similarity < _LEAST_SIMILARITY or found.known < _LEAST_KNOWN:
+        raise AlignmentError(
+            f"the reference bears the mark, and the suspect's neurons are no copies of its own "
+            f"(mean cosine {found.similarity:.2f} over {found.known} values, needed "
+            f"{_LEAST_SIMILARITY} over {_LEAST_KNOWN}): give the weights from before the mark, to "
+            "which any suspect may be aligned"
+        )
+
+
+def _after_alignment(nulls: dict[str, Null], evidence: Evidence) -> dict[str, Null]:
+    """The nulls that evidence can be judged by: one alone after alignment to a marked reference."""
+    if evidence.alignment is not None and evidence.alignment.bears_mark:
+        return {AlignedCoin.name: AlignedCoin()}
+    return nulls
 
 
 def read_evidence(suspect: Suspect | Predict, key: Key) -> Evidence:
@@ -169,14 +267,21 @@ def read_evidence(suspect: Suspect | Predict, key: Key) -> Evidence:
 
 def _best(
     weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]
-) -> tuple[Evidence, dict[str, Array], dict[str, str]]:
-    """The best reading, the tensors it used, and where they were."""
+) -> _Reading:
+    """The best of the plain readings."""
 
-    def reading(where: dict[str, str]) -> tuple[Evidence, dict[str, Array], dict[str, str]]:
+    def reading(where: dict[str, str]) -> _Reading:
         tensors = {wanted: weights.read(name) for wanted, name in where.items()}
-        return scheme.extract(tensors, key), tensors, where
+        return _Reading(scheme.extract(tensors, key), tensors, where)
 
-    return max(map(reading, found), key=lambda each: each[0].quality)
+    return max(map(reading, found), key=lambda each: each.evidence.quality)
+
+
+def _unreadable(weights: Weights, key: Key, found: list[dict[str, str]]) -> str:
+    """Why the key's tensors cannot be read as they are; empty where they can."""
+    if not found:
+        return _missing(weights, key)
+    return _too_many(weights, key) if len(found) > MOST_CANDIDATES else ""
 
 
 def _missing(weights: Weights, key: Key) -> str:

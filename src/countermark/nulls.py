@@ -58,6 +58,19 @@ class Disclosure:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """What a suspect was aligned to before it was read.
+
+    Attributes:
+        bears_mark: whether the key finds its mark in the reference, too.
+        similarity: mean cosine of the neurons that were matched; 1 for a copy.
+    """
+
+    bears_mark: bool
+    similarity: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a key read out of a suspect.
 
@@ -73,6 +86,7 @@ class Evidence:
         choices: C, how many values each of them can have: 2 for bits, else the classes.
         unit: what they are.
         disclosure: which part of the key this is about, where it was not the whole.
+        alignment: to what the suspect was aligned before, where it was.
     """
 
     read: NDArray[np.integer[Any]] = field(repr=False)
@@ -84,6 +98,7 @@ class Evidence:
     choices: int = 2
     unit: Literal["bits", "triggers"] = "bits"
     disclosure: Disclosure | None = None
+    alignment: Alignment | None = None
 
     @property
     def bits(self) -> int:
@@ -162,6 +177,23 @@ class FairCoin:
     def log10_floor(self, evidence: Evidence) -> float:
         """T matches out of T: 2^−T."""
         return -evidence.bits * math.log10(2)
+
+
+@dataclass(frozen=True)
+class AlignedCoin(FairCoin):
+    """`FairCoin` after alignment to a reference that bears the mark: simulated, not proven.
+
+    Only tensors that the key does not read were matched, and only suspects are judged by it whose
+    neurons are unmistakable copies of the reference's. Aligned to a marked reference all the same,
+    unrelated models read too many bits right (docs/verdicts.md).
+    """
+
+    name: ClassVar[str] = "aligned_coin"
+    says: ClassVar[str] = (
+        "on a model made without this key's secret, whose neurons are copies of those of the "
+        "marked reference, each raw bit agrees with probability 1/2, independently: simulated on "
+        "disjoint pairs of models, not proven"
+    )
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,9 @@ class Verdict:
                     f"  published     trigger accuracy {self.matched / self.bits:.4f}: refused as "
                     "proof, its rank among unmarked models is judged instead"
                 )
+        if "reference" in self.suspect:
+            shown_as = self.suspect["reference"]
+            lines.append(f"  reference     {shown_as['name']}, sha256 {shown_as['sha256']}")
         if self.disclosure is not None:
             shown = self.disclosure
             lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
@@ -182,6 +185,21 @@ _PAYLOAD = {
 }
 
 
+ALIGNED = (
+    "the suspect's neurons were put into the order and scale of a reference (mean cosine "
+    "{alike:.3f}) before reading, by tensors that the key does not read; a reference can be made "
+    "afterwards, so this proves something only if the reference is older than the suspect"
+)
+MARKED_REFERENCE = (
+    "the reference bears the mark: that p holds after alignment to it was simulated on disjoint "
+    "pairs of models, not proven; weights from before the mark are the better reference"
+)
+UNMARKED_REFERENCE = (
+    "p is exact if the reference was fixed before the key's message was drawn; the key does not "
+    "find its mark in it, but that it is so old is the owner's own statement"
+)
+
+
 WHOSE = (
     "it says that the mark of a key is present or not; who owns the model is another question, "
     "answered by dated claims under a policy"
@@ -192,7 +210,7 @@ WHAT_P_IS = (
 )
 NOT_INNOCENT = (
     "not proven is not innocent: a mark can be removed, and tensors that were permuted, rescaled "
-    "or folded are not realigned before reading"
+    "or folded are realigned before reading only where --reference is given"
 )
 NOT_INNOCENT_OF_TRIGGERS = (
     "not proven is not innocent: a mark can be removed, classes can be renamed, and whoever "
@@ -352,7 +370,7 @@ def judge(
         assume_dated=terms.assume_dated,
         dating=terms.dating,
         suspect=about["suspect"],
-        limits=_limits(evidence, null, outcome, terms, renamed),
+        limits=_limits(evidence, null, outcome, terms, renamed) + _refused(about["suspect"]),
     )
 
 
@@ -429,6 +447,8 @@ def _forged(measured: _Measured) -> str:
     """How a cheat would come to such a reading."""
     if measured.evidence.reader:
         return "a reader can be trained afterwards to find any bits in anybody's model"
+    if measured.evidence.alignment:
+        return "a reference can be made afterwards to which anybody's model aligns as wished"
     if measured.evidence.unit == "triggers" and not measured.evidence.committed:
         return "a key can be made afterwards to which anybody's model gives such answers"
     return (
@@ -464,6 +484,9 @@ def _limits(
         limits.append(NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS)
     if evidence.unit == "triggers":
         limits.append(BURNT)
+    if (aligned := evidence.alignment) is not None:
+        limits.append(ALIGNED.format(alike=aligned.similarity))
+        limits.append(MARKED_REFERENCE if aligned.bears_mark else UNMARKED_REFERENCE)
     if evidence.disclosure is not None:
         limits += [_opened(evidence.disclosure), OPENED_LATER]
     if renamed:
@@ -478,6 +501,12 @@ def _limits(
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
+
+
+def _refused(suspect: Mapping[str, Any]) -> tuple[str, ...]:
+    """That a suspect could not be aligned to a reference, and why."""
+    why = suspect.get("reference", {}).get("refused")
+    return (f"the suspect could not be aligned to the reference: {why}",) if why else ()
 
 
 def _limits_of(null: Null, evidence: Evidence) -> list[str]:

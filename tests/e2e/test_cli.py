@@ -245,7 +245,9 @@ def test_schemes_are_listed_and_described() -> None:
 def test_attacks_are_listed() -> None:
     rows = call("attack", "list", "--json").json
     assert rows.keys() == ATTACKS.keys()
-    assert rows["prune"].keys() == {"does", "source", "needs_data"}
+    assert rows["prune"].keys() == {
+        "does", "source", "needs_data", "needs_model", "fields",
+    }  # fmt: skip
     assert "prune: " in call("attack", "list").out
 
 

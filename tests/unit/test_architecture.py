@@ -33,7 +33,9 @@ RANKS = {
     "key": 2,
     "nulls": 2,
     "remote": 2,
+    "units": 2,
     "weights": 2,
+    "alignment": 3,
     "verdict": 3,
     "claims": 4,
     "embedding": 4,
@@ -64,20 +66,24 @@ ONLY = {
         "verdict",
         "weights",
     },
-    "attacks": {"errors", "progress", "stats", "weights", "schemes.base"},
+    "attacks": {"errors", "files", "progress", "stats", "units", "weights", "schemes.base"},
     "loops": {"errors", "embedding", "key"},
     "remote": {"answers", "errors", "files", "progress", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }
-# The one attack that makes keys: those of the thief's own marks.
-MAKES_KEYS = {"attacks.overwrite": {"key", "schemes"}}
+# The attacks that make keys: those of the thief's own marks.
+MAKES_KEYS = {
+    "attacks.overwrite": {"key", "schemes"},
+    "attacks.forge": {"key", "schemes"},
+}
 # Steganalysis looks at pictures and knows of no mark: the laboratory alone uses it.
 NEVER = {"examine": {"embedding", "steganalysis"}, "schemes": {"steganalysis"}}
-TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training"}
+TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training", "units.tracing"}
 TORCH = {"torch", "safetensors.torch"}
 # Slow to load, and needed by few: imported where they are used.
 INSIDE = {
-    "alembic", "conseal", "httpx2", "psycopg", "rfc3161_client", "scipy", "sklearn", "sqlalchemy"
+    "alembic", "conseal", "httpx2", "onnx", "psycopg", "rfc3161_client", "scipy", "sklearn",
+    "sqlalchemy",
 }  # fmt: skip
 # What needs a library as a whole is a module of its own, which others import inside functions.
 HOMES = {"sqlalchemy": "claims.database", "alembic": "claims.migrations"}

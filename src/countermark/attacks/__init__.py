@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from countermark.attacks.average import Average
 from countermark.attacks.base import Attack
+from countermark.attacks.detect import DetectSorted, DetectStatistic
+from countermark.attacks.fine_prune import FinePrune
 from countermark.attacks.fine_tune import FineTune
-from countermark.attacks.overwrite import Overwrite
+from countermark.attacks.fold import Fold
+from countermark.attacks.forge import ForgeReader, ForgeSigns, ForgeTriggers, Invert, SearchKey
+from countermark.attacks.imitate import Imitate
+from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
+from countermark.attacks.isomorph import Isomorph
+from countermark.attacks.lora import LoRA
+from countermark.attacks.noise import Noise, Shift
+from countermark.attacks.overwrite import Overwrite, OverwriteClosedForm
 from countermark.attacks.prune import Prune
+from countermark.attacks.prune_structured import PruneStructured
 from countermark.attacks.prune_unused import PruneUnused
+from countermark.attacks.quantise import Quantise
 from countermark.attacks.retrain import Retrain
+from countermark.attacks.sweep import FineTuneSweep
 from countermark.errors import named
 
 ATTACKS: Mapping[str, type[Attack]] = {
-    Prune.name: Prune,
-    PruneUnused.name: PruneUnused,
-    FineTune.name: FineTune,
-    Retrain.name: Retrain,
-    Overwrite.name: Overwrite,
-}
+    attack.name: attack
+    for attack in (
+        Prune, PruneUnused, PruneStructured, FinePrune, Quantise, Noise, Shift, Average,
+        FineTune, FineTuneSweep, LoRA, Retrain, Imitate, Overwrite, OverwriteClosedForm,
+        Permute, Rescale, FlipSigns, Dummies, Fold, Isomorph,
+        ForgeReader, ForgeSigns, SearchKey, ForgeTriggers, Invert, DetectStatistic, DetectSorted,
+    )
+}  # fmt: skip
 
 
 def attack_named(name: str) -> type[Attack]:

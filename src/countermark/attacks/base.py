@@ -10,7 +10,7 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, final
 
 from torch import Tensor, nn
@@ -48,11 +48,29 @@ class TrainingData(Protocol):
 
 
 @dataclass(frozen=True)
+class Done:
+    """What a change of the copy took, and what came of it beside the changed copy.
+
+    Attributes:
+        epochs: of training, over the rows that were used.
+        data_share: share of the training data that was used, 0 to 1.
+        model: another module in place of the copy, where the attack ends with one.
+        found: what the thief has found out or made, as JSON values.
+    """
+
+    epochs: float = 0.0
+    data_share: float = 0.0
+    model: nn.Module | None = None
+    found: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Attacked:
-    """The thief's copy after the attack, and the cost."""
+    """The thief's copy after the attack, the cost, and what the attack found out or made."""
 
     model: nn.Module
     cost: Cost
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,8 @@ class Attack(Configured, ABC):
     does: ClassVar[str]
     source: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    needs_model: ClassVar[bool] = False
+    """Whether it needs the architecture although it needs no data."""
 
     @final
     def run(self, model: nn.Module, data: TrainingData | None = None) -> Attacked:
@@ -73,7 +93,7 @@ class Attack(Configured, ABC):
             data: what the thief has to train on. An attack that needs none ignores it, so that a
                 list of attacks can be run alike; `cost.data_share` is then 0.
 
-        Returns: the changed copy, and what it cost.
+        Returns: the changed copy, what it cost, and what was found.
 
         Raises:
             ConfigError: the attack needs data and got none, or model, data and fields do not fit.
@@ -85,19 +105,20 @@ class Attack(Configured, ABC):
             )
         stolen = copy.deepcopy(model)
         start = time.process_time()
-        epochs, data_share = self.change(stolen, data)
-        return Attacked(stolen, Cost(time.process_time() - start, epochs, data_share))
+        done = self.change(stolen, data)
+        cost = Cost(time.process_time() - start, done.epochs, done.data_share)
+        return Attacked(done.model or stolen, cost, done.found)
 
     # `Any`, so that an attack that needs data says TrainingData and need not ask for None again.
     @abstractmethod
-    def change(self, stolen: nn.Module, data: Any) -> tuple[float, float]:
-        """Change the stolen copy in place.
+    def change(self, stolen: nn.Module, data: Any) -> Done:
+        """Change the stolen copy in place, or say what takes its place.
 
         Args:
             stolen: the copy.
             data: as given to `run`; a TrainingData, or None for an attack that needs none.
 
-        Returns: the epochs trained and the share of the training data used, 0 to 1.
+        Returns: epochs trained, share of the training data used, and what came of it.
         """
 
 

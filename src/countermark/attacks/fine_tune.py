@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, TrainingData, first_scores, row_count, scores
+from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
 from countermark.errors import ConfigError
 from countermark.progress import progress
 
@@ -64,14 +64,14 @@ class FineTune(Attack):
     new_classes: PositiveInt | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> tuple[float, float]:
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
         """Train the copy where it is, and leave it in eval mode.
 
         Raises:
             ConfigError: more rows than there are; the model does not answer the images with scores
                 for the data's classes; or what is to change has no part in its answer.
         """
-        return float(self.epochs), self.tune(stolen, data)
+        return Done(float(self.epochs), self.tune(stolen, data))
 
     def tune(self, stolen: nn.Module, data: TrainingData, mark: OwnMark | None = None) -> float:
         """Train the copy, and with it a mark of the thief's own where there is one.
@@ -90,7 +90,7 @@ class FineTune(Attack):
     def _prepared(self, stolen: nn.Module, data: TrainingData) -> list[nn.Parameter]:
         """What is to be trained, once the output layer fits the data."""
         renewed = [] if self.new_classes is None else _renewed(stolen, self.new_classes)
-        trained = _last(stolen) if self.layers == "last" else list(stolen.parameters())
+        trained = self.trained(stolen)
         for parameter in trained:
             parameter.requires_grad_()  # what the owner froze is not frozen for a thief
         answer = first_scores(stolen, data)
@@ -112,12 +112,16 @@ class FineTune(Attack):
             )
         return trained
 
+    def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return _last(stolen) if self.layers == "last" else list(stolen.parameters())
+
     def _train(
         self, stolen: nn.Module, data: TrainingData, drawn: tuple[Tensor, torch.Generator],
         trained: list[nn.Parameter], mark: OwnMark | None,
     ) -> None:  # fmt: skip
         rows, generator = drawn
-        device, optimizer = trained[0].device, self._optimizer(trained)
+        device, optimizer = trained[0].device, self.optimizer_of(trained)
         batches = ceil(len(rows) / self.batch_size)
         stolen.train()
         with progress(f"{self.name}, steps", self.epochs * batches) as advance:
@@ -139,7 +143,8 @@ class FineTune(Attack):
         optimizer.zero_grad()
         stolen.eval()
 
-    def _optimizer(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer_of(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters, as the fields say."""
         if self.optimizer == "adam":
             return torch.optim.Adam(trained, self.lr)
         return torch.optim.SGD(trained, self.lr, momentum=_MOMENTUM)

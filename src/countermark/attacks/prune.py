@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, TrainingData
+from countermark.attacks.base import Attack, Done, TrainingData
 from countermark.errors import ConfigError, nearest
 
 
@@ -38,14 +38,14 @@ class Prune(Attack):
         self,
         stolen: nn.Module,
         data: TrainingData | None = None,  # noqa: ARG002 - another attack trains
-    ) -> tuple[float, float]:
+    ) -> Done:
         """Zero the weights; no data and no training are needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             for weight in victims(dict(stolen.named_parameters()), self.layers).values():
                 ranks = self._ranks(weight, generator)
                 weight[ranks < round(self.fraction * weight.numel())] = 0
-        return 0.0, 0.0
+        return Done()
 
     def _ranks(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Each weight's place (same shape) in the order of removal, 0 first."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, TrainingData, first_scores, row_count, scores
+from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
 from countermark.attacks.prune import victims
 from countermark.progress import progress
 
@@ -44,7 +44,7 @@ class PruneUnused(Attack):
     batch_size: PositiveInt = field(default=64, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> tuple[float, float]:
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
         """Measure the use of every weight, and zero the least used.
 
         Raises:
@@ -61,7 +61,7 @@ class PruneUnused(Attack):
                 unused = use == 0
                 unused.view(-1)[removed] = True
                 weight[unused] = 0
-        return 0.0, rows / there
+        return Done(data_share=rows / there)
 
     def _use(
         self, stolen: nn.Module, weights: list[nn.Parameter], data: TrainingData, rows: int

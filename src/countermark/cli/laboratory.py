@@ -45,7 +45,13 @@ def attack_list(as_json: AsJson = False) -> int:
     from countermark.attacks import ATTACKS
 
     rows = {
-        name: {"does": attack.does, "source": attack.source, "needs_data": attack.needs_data}
+        name: {
+            "does": attack.does,
+            "source": attack.source,
+            "needs_data": attack.needs_data,
+            "needs_model": attack.needs_model,
+            "fields": attack.default_fields(),
+        }
         for name, attack in ATTACKS.items()
     }
     show_result(rows, as_json, "\n".join(f"{name}: {row['does']}" for name, row in rows.items()))
@@ -81,27 +87,29 @@ def attack_run(
     """
     from countermark.attacks import attack_named
     from countermark.attacks.base import NamedTensors
-    from countermark.weights import load_state, save_weights
+    from countermark.weights import load_state
 
     attack = attack_named(name).from_fields(pairs(settings, "--set"))
     if out.exists():
         raise ConfigError(f"{out} exists: choose another name or move it away")
     _check_host(attack, model, data, model_arguments)
     host: nn.Module
-    if model and data:
+    if model:
         host, dataset = _host(victim, model, pairs(model_arguments, "--model-arg"), data)
     else:
         host, dataset = NamedTensors(load_state(victim)), None
     attacked = attack.run(host, dataset)
-    save_weights(attacked.model.state_dict(), out)
+    _save(attacked.model, out)
     cost = attacked.cost
     done: dict[str, Any] = {
         "attack": name,
         "fields": attack.to_fields(),
         "model": str(out),
         "cost": {"seconds": cost.seconds, "epochs": cost.epochs, "data_share": cost.data_share},
+        "found": dict(attacked.found),
     }
     text = f"{out}: {attack} in {cost.seconds:.2f} s of CPU time"
+    text += "".join(f"\n{name}: {value}" for name, value in attacked.found.items())
     if dataset:
         before, after = _accuracy(host, dataset), _accuracy(attacked.model, dataset)
         done |= {"accuracy_before": before, "accuracy_after": after}
@@ -120,14 +128,30 @@ def _check_host(
             f"{attack.name} trains: give it --model NAME and --data NAME|DIR, "
             "with the --model-arg the model was made with"
         )
-    if not attack.needs_data and any(given.values()):
+    if attack.needs_model and not model:
+        raise ConfigError(
+            f"{attack.name} follows the architecture: give it --model NAME, with the --model-arg "
+            "the model was made with; with --data NAME|DIR it also prints accuracies"
+        )
+    if not (attack.needs_data or attack.needs_model) and any(given.values()):
         idle = ", ".join(option for option, value in given.items() if value)
         raise ConfigError(f"{attack.name} works on the tensors alone: leave out {idle}")
 
 
+def _save(model: nn.Module, out: Path) -> None:
+    """Write what came of an attack: a weight file, or a graph where it is one."""
+    from countermark.attacks.isomorph import OnnxModel
+    from countermark.weights import save_weights
+
+    if isinstance(model, OnnxModel) and out.suffix == ".onnx":
+        model.save(out)
+    else:
+        save_weights(model.state_dict(), out)
+
+
 def _host(
-    victim: Path, model: str, arguments: dict[str, Any], data: str
-) -> tuple[nn.Module, Dataset]:
+    victim: Path, model: str, arguments: dict[str, Any], data: str | None
+) -> tuple[nn.Module, Dataset | None]:
     """The victim as a model that can be called, where `embed` would train it, and the data."""
     from countermark.bench.data import load_data
     from countermark.bench.embed import load_into
@@ -136,7 +160,8 @@ def _host(
 
     host = build(model, arguments)
     load_into(host, victim)
-    return host.to(Course(epochs=0).resolved_device()), load_data(data)
+    host = host.to(Course(epochs=0).resolved_device())
+    return host, load_data(data) if data else None
 
 
 def _accuracy(model: nn.Module, data: Dataset) -> float | None:

@@ -20,7 +20,7 @@ from countermark.cli.options import (
     pairs,
     show_result,
 )
-from countermark.cli.suspect import Asking, fresh_triggers, suspect_of
+from countermark.cli.suspect import Asking, disguised, fresh_triggers, reference_of, suspect_of
 from countermark.errors import ConfigError
 
 app = typer.Typer(
@@ -172,7 +172,8 @@ def verify(
         str | None,
         typer.Option(
             metavar="NAME|module:factory",
-            help="What the file is the weights of, for a key of triggers; else as the key says.",
+            help="What the file is the weights of, for a key of triggers or --reference; else as "
+            "the key says.",
         ),
     ] = None,
     model_arguments: ModelArguments = None,
@@ -202,6 +203,14 @@ def verify(
     fresh_images: Annotated[
         int, typer.Option(metavar="N", help="Of how many test images fresh triggers are made.")
     ] = 200,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own model: also read the suspect after its neurons were put into the order "
+            "and scale of this one. Best is one from before the mark.",
+        ),
+    ] = None,
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
@@ -260,6 +269,7 @@ def verify(
     Example:
         countermark verify m.safetensors --key acme.key
         countermark verify other.safetensors --key acme.key --json  # exit 1
+        countermark verify other.safetensors --key acme.key --reference m.safetensors  # exit 1
     """
     from countermark.examine import examine
     from countermark.verdict import Terms
@@ -270,13 +280,16 @@ def verify(
         raise ConfigError("--blind-choice is for --opened: a key has all of its triggers")
     loaded = key_or_openings(key, opened, commitment, reader)
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
-    asked = Asking(
-        pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, replay=replay
-    )
+    arguments = pairs(model_arguments, "--model-arg")
+    aligned_to = reference_of(reference, loaded, model, arguments)
+    if aligned_to is not None:  # a key of weights needs the architecture for nothing else
+        model, arguments = None, {}
+    asked = Asking(pairs(ask, "--ask"), model, arguments, transcript, replay=replay)
     with suspect_of(suspect, loaded, asked) as found:
         terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
         judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
-        verdict = examine(found, judged, terms, null=null, digest=digest)
+        judged_as = found if aligned_to is None else disguised(found, aligned_to)
+        verdict = examine(judged_as, judged, terms, null=null, digest=digest)
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from countermark.errors import ConfigError
 
 if TYPE_CHECKING:
+    from countermark.alignment import Disguised, Reference
     from countermark.answers import Asked, Predict
     from countermark.key import Key
     from countermark.openings import Openings
@@ -35,6 +36,49 @@ class Asking:
     arguments: Mapping[str, Any]
     transcript: Path | None
     replay: bool
+
+
+def reference_of(
+    path: Path | None, key: Key | Openings, model: str | None, arguments: Mapping[str, Any]
+) -> Reference | None:
+    """What the suspect is to be aligned to; its architecture is that of --model, or the key's.
+
+    Without torch, or where neither says, the layers have to be a plain chain.
+
+    Raises:
+        ConfigError: the model cannot be built or followed, or the key names code as its host.
+        SuspectError: the file does not fit the model.
+    """
+    from countermark.alignment import Reference
+
+    name = model or getattr(key, "model", None)
+    if path is None or name is None:
+        return None if path is None else Reference(path)
+    if model is None and ":" in name:
+        raise ConfigError(
+            "the key names code of its own as its host: if you trust it, repeat it as --model"
+        )
+    try:
+        from countermark.bench.embed import load_into
+        from countermark.bench.models import build
+    except ImportError:  # no torch: a chain can be read without it
+        return Reference(path)
+    built = build(name, dict(arguments) or ({} if model else dict(key.model_arguments)))
+    load_into(built, path)
+    return Reference.of_module(built, path)
+
+
+def disguised(suspect: Suspect | Predict, reference: Reference) -> Disguised:
+    """A weight file with what it is to be aligned to.
+
+    Raises:
+        ConfigError: it is none, but a service or a transcript.
+    """
+    from countermark.alignment import Disguised
+
+    if not isinstance(suspect, Path):
+        raise ConfigError("--reference is for keys that read weights: expected a weight file")
+    return Disguised(suspect, reference)
 
 
 @contextmanager

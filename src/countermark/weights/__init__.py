@@ -1,4 +1,4 @@
-"""Named tensors, read lazily from safetensors files, torch files and live modules.
+"""Named tensors, read lazily from safetensors, torch and ONNX files and live modules.
 
 A suspect is hostile input. Nothing is unpickled beyond torch's own `weights_only` reader, sizes are
 checked before anything is allocated, only the tensors that are asked for are read, and what was
@@ -17,6 +17,7 @@ from countermark.files import replacing
 from countermark.weights.base import Array, TensorInfo, Weights
 from countermark.weights.digest import ModelDigest, model_digest
 from countermark.weights.module import ModuleWeights
+from countermark.weights.onnx_file import OnnxWeights
 from countermark.weights.safetensors_file import SafetensorsWeights
 from countermark.weights.torch_file import TorchWeights
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "SafetensorsWeights", "Suspect",
-    "TensorInfo", "TorchWeights", "Weights", "assignments", "load_state", "model_digest",
-    "open_weights", "save_weights",
+    "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
+    "SafetensorsWeights", "Suspect", "TensorInfo", "TorchWeights", "Weights", "assignments",
+    "load_state", "model_digest", "open_weights", "save_weights",
 ]  # fmt: skip
 
 MOST_CANDIDATES = 1000
 """Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
+
+_ONNX = b"\x08"  # the first field of a model is the version of its form, a number
 
 
 Suspect: TypeAlias = "str | Path | nn.Module | Weights"
@@ -58,15 +61,17 @@ def open_weights(suspect: Suspect) -> Weights:
             start = file.read(9)
     except OSError as error:
         raise SuspectError(
-            f"{path} cannot be read ({error.strerror}): expected a .safetensors or torch file"
+            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch or ONNX file"
         ) from None
     if start[:4] == b"PK\x03\x04":
         return TorchWeights(path)
     if start[8:9] == b"{":
         return SafetensorsWeights(path)
+    if start[:1] == _ONNX or path.suffix == ".onnx":
+        return OnnxWeights(path)
     raise SuspectError(
-        f"{path} is neither safetensors nor a zip-format torch file (old pickles are never "
-        "opened): re-save it with safetensors.torch.save_file or torch.save"
+        f"{path} is neither safetensors nor a zip-format torch file, nor ONNX (old pickles are "
+        "never opened): re-save it with safetensors.torch.save_file or torch.save"
     )
 
 
@@ -94,6 +99,10 @@ def load_state(path: Path) -> dict[str, Any]:
     with open_weights(path) as weights:
         if isinstance(weights, TorchWeights):
             return {name: weights.tensor(name).clone() for name in weights.tensors}
+        if isinstance(weights, OnnxWeights):
+            import torch
+
+            return {name: torch.from_numpy(weights.read(name).copy()) for name in weights.tensors}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,0 +1,73 @@
+"""A reference without batch norms, for suspects whose norms were folded by an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.alignment.reducing import Floats, Tensors
+from countermark.units import Member, Norm, Units
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A reference whose batch norms are in the layers before them.
+
+    Attributes:
+        tensors: its tensors; a layer that had no bias has one.
+        units: its neurons, without the norms.
+        factors: what the rows (axis 0) of a tensor were multiplied with, by its name.
+    """
+
+    tensors: Tensors
+    units: tuple[Units, ...]
+    factors: Mapping[str, Floats]
+
+
+def folded(reference: Mapping[str, NDArray[Any]], units: Sequence[Units]) -> Folded | None:
+    """Fold every batch norm that alone reads one layer; None where there is none."""
+    tensors = {name: np.asarray(each, np.float64) for name, each in reference.items()}
+    factors: dict[str, Floats] = {}
+    found = [_fold(each, tensors, factors) for each in units]
+    return Folded(tensors, tuple(found), factors) if factors else None
+
+
+def _fold(units: Units, tensors: Tensors, factors: dict[str, Floats]) -> Units:
+    for norm in units.norms:
+        before = [m for m in units.members if m.domain == norm.before and m.name not in _of(norm)]
+        weights = [m for m in before if m.power == 1 and m.name.endswith("weight")]
+        others = [m for m in before if m.power != 1]
+        others += [n for n in units.norms if n is not norm and n.before == norm.before]  # type: ignore[misc]
+        if len(weights) != 1 or others or len(before) > 2:
+            continue
+        units = _without(units, norm, weights[0], tensors, factors)
+    return units
+
+
+def _without(
+    units: Units, norm: Norm, weight: Member, tensors: Tensors, factors: dict[str, Floats]
+) -> Units:
+    """A class without one of its norms, which goes into a layer."""
+    factor = tensors[norm.weight] / np.sqrt(tensors[norm.var] + norm.eps)  # (units,)
+    bias = weight.name.removesuffix("weight") + "bias"
+    values = tensors[weight.name]
+    tensors[weight.name] = values * factor.reshape(-1, *[1] * (values.ndim - 1))
+    shift = tensors.get(bias, np.zeros(units.size)) - tensors[norm.mean]
+    tensors[bias] = tensors[norm.bias] + factor * shift
+    factors[weight.name] = factor
+    for name in _of(norm):
+        tensors.pop(name)
+    kept = [m for m in units.members if m.name not in (*_of(norm), weight.name, bias)]
+    kept += [replace(weight, domain=norm.after), Member(bias, 0, norm.after, 1)]
+    return Units(
+        units.size, tuple(kept), tuple(each for each in units.norms if each is not norm),
+        units.domains, units.grows,
+    )  # fmt: skip
+
+
+def _of(norm: Norm) -> tuple[str, ...]:
+    return norm.weight, norm.bias, norm.mean, norm.var

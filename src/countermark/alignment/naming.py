@@ -1,0 +1,107 @@
+"""A reference's tensors among those of a suspect, whatever the suspect calls them.
+
+Names are taken as they are where all of them fit. Else tensors are told apart by rank, by sizes
+where no neurons can have been added, and by their values without regard to order and scale. A
+tensor that the key reads is never compared: it is the one that is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.alignment.reducing import Floats
+from countermark.errors import AlignmentError
+from countermark.weights import Weights
+
+_QUANTILES = 101
+_NEVER = 1e6  # the distance of tensors that cannot be the same
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor that is sought.
+
+    Attributes:
+        shape: in the reference.
+        free: axes that may be longer or shorter in the suspect.
+        values: in the reference; None of a tensor that the key reads.
+    """
+
+    shape: tuple[int, ...]
+    free: frozenset[int]
+    values: NDArray[Any] | None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of the suspect may be this one."""
+        return len(shape) == len(self.shape) and all(
+            one == other or axis in self.free
+            for axis, (one, other) in enumerate(zip(self.shape, shape, strict=True))
+        )
+
+
+def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+    """The suspect's name of each wanted tensor.
+
+    Raises:
+        AlignmentError: one is not there, or several could be the one that the key reads.
+    """
+    if all(
+        name in weights.tensors and each.fits(weights.tensors[name].shape)
+        for name, each in wanted.items()
+    ):
+        return {name: name for name in wanted}
+    found = _closest(weights, {n: each for n, each in wanted.items() if each.values is not None})
+    left = [name for name in weights.tensors if name not in found.values()]
+    for name, each in wanted.items():
+        if each.values is None:
+            able = [other for other in left if each.fits(weights.tensors[other].shape)]
+            if len(able) != 1:
+                raise AlignmentError(
+                    f"{len(able)} tensors of the suspect may be {name} {list(each.shape)}, which "
+                    "the key reads: expected one that is no other tensor of the reference"
+                )
+            found[name] = able[0]
+            left.remove(able[0])
+    return found
+
+
+def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+    """The assignment of least distance, all tensors that are compared taken together."""
+    from scipy.optimize import linear_sum_assignment
+
+    names = [
+        name for name, info in weights.tensors.items()
+        if any(each.fits(info.shape) for each in wanted.values())
+    ]  # fmt: skip
+    if len(names) < len(wanted):
+        raise AlignmentError(
+            f"the suspect has {len(names)} tensors of shapes that fit, the reference {len(wanted)}"
+        )
+    curves = {name: _curve(weights.read(name)) for name in names}
+    costs = np.full((len(wanted), len(names)), _NEVER)
+    for row, each in enumerate(wanted.values()):
+        own = _curve(np.asarray(each.values))
+        for column, name in enumerate(names):
+            if each.fits(weights.tensors[name].shape):
+                costs[row, column] = min(float(np.linalg.norm(own - curves[name])), _NEVER / 2)
+    rows, columns = linear_sum_assignment(costs)
+    if costs[rows, columns].max(initial=0.0) >= _NEVER:
+        raise AlignmentError("the suspect's tensors do not fit those of the reference one by one")
+    order: Sequence[str] = list(wanted)
+    return {order[r]: names[c] for r, c in zip(rows, columns, strict=True)}
+
+
+def _curve(values: NDArray[Any]) -> Floats:
+    """Sorted values at 101 places: of matrices with rows of one length, of vectors as they are."""
+    wide = values.astype(np.float64)
+    if wide.ndim > 1:
+        rows = wide.reshape(len(wide), -1)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        wide = rows / np.where(lengths > 0, lengths, 1) * np.sqrt(rows.shape[1])
+    curve: Floats = np.quantile(wide, np.linspace(0, 1, _QUANTILES))
+    return curve

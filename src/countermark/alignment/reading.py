@@ -1,0 +1,180 @@
+"""A suspect's tensors as a key expects them, whatever was done to its neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.alignment.folding import folded
+from countermark.alignment.matching import align
+from countermark.alignment.naming import Wanted, named
+from countermark.alignment.reducing import Floats
+from countermark.alignment.reference import Reference
+from countermark.errors import AlignmentError
+from countermark.units import Member, Units
+from countermark.weights import Array, Weights
+
+_MOST_ADDED = 16  # times as many neurons as the reference's class has
+
+
+@dataclass(frozen=True)
+class Realigned:
+    """What a key can read.
+
+    Attributes:
+        tensors: by the key's names, in its shapes.
+        where: the suspect's names of them.
+        similarity, known: mean cosine of the neurons matched, 1 for a copy, and by how many
+            values each was matched, at the least.
+        folded: the suspect's batch norms had been folded away.
+        reference: the reference's own tensors, as the key would read them.
+    """
+
+    tensors: dict[str, Array]
+    where: dict[str, str]
+    similarity: float
+    known: int
+    folded: bool
+    reference: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The reference in a form that a suspect may have."""
+
+    tensors: Mapping[str, NDArray[Any]]
+    units: Sequence[Units]
+    factors: Mapping[str, Floats]
+
+
+def realigned(
+    suspect: Weights, reference: Reference, wanted: Mapping[str, tuple[int, ...]]
+) -> Realigned:
+    """Find a key's tensors in a suspect and undo what was done to their neurons.
+
+    Args:
+        suspect: an open suspect.
+        reference: the owner's model.
+        wanted: names and shapes of the tensors that the key reads.
+
+    Raises:
+        AlignmentError: the suspect cannot be aligned to the reference; says why.
+        SuspectError: one of the two cannot be read.
+        ConfigError: the reference's layers are no plain chain, and nothing says what they are.
+    """
+    weights, units = reference.opened()
+    with weights:
+        names = {member.name for each in units for member in each.members}
+        for name, shape in wanted.items():
+            if name not in weights.tensors or weights.tensors[name].shape != shape:
+                raise AlignmentError(
+                    f"the reference has no {name} of shape {list(shape)}, which the key reads"
+                )
+            if name not in names:
+                raise AlignmentError(f"no neurons of {name} were found in the reference")
+        tensors = {name: weights.read(name) for name in sorted(names) if name in weights.tensors}
+    own = {name: tensors[name] for name in wanted}
+    plain = _Form(tensors, units, {})
+    try:
+        return _in_form(suspect, plain, wanted, own)
+    except AlignmentError as error:
+        form = folded(tensors, units)
+        if form is None or not _lacks_norms(suspect, units):
+            raise
+        try:
+            return _in_form(suspect, _Form(form.tensors, form.units, form.factors), wanted, own)
+        except AlignmentError:
+            raise error from None
+
+
+def _lacks_norms(suspect: Weights, units: Sequence[Units]) -> bool:
+    """Whether the suspect cannot have all of the reference's batch norms."""
+    names = {n for each in units for norm in each.norms for n in (norm.mean, norm.var)}
+    return not names <= set(suspect.tensors)
+
+
+def _in_form(
+    suspect: Weights, form: _Form, wanted: Mapping[str, tuple[int, ...]], own: dict[str, Array]
+) -> Realigned:
+    form = _comparable(suspect, form)
+    where = named(suspect, _wanted(form, wanted))
+    read = {name: suspect.read(other) for name, other in where.items()}
+    for each in form.units:
+        _require_even(read, each)
+    by = set(form.tensors) - set(wanted)
+    matched = align(read, form.tensors, form.units, by=by)
+    found = {}
+    for name, shape in wanted.items():
+        values = matched.tensors[name]
+        if name in form.factors:
+            values = values / form.factors[name].reshape(-1, *[1] * (values.ndim - 1))
+        found[name] = values.reshape(shape).astype(np.float32)
+    places = {name: where[name] for name in wanted}
+    similarity = min(1.0, matched.similarity)  # which rounding may lift above 1
+    return Realigned(found, places, similarity, matched.known, bool(form.factors), own)
+
+
+def _comparable(suspect: Weights, form: _Form) -> _Form:
+    """The form without tensors of its own names that have other sizes where no neurons are.
+
+    A head for other classes is such a tensor: it says nothing of the neurons that it reads.
+    """
+    free = _free(form.units)
+    gone = {
+        name for name, each in form.tensors.items()
+        if name in suspect.tensors
+        and not Wanted(each.shape, free[name], None).fits(suspect.tensors[name].shape)
+    }  # fmt: skip
+    if not gone:
+        return form
+    units = [
+        Units(
+            u.size, tuple(m for m in u.members if m.name not in gone), u.norms, u.domains, u.grows
+        )
+        for u in form.units
+    ]
+    tensors = {name: each for name, each in form.tensors.items() if name not in gone}
+    return _Form(tensors, [each for each in units if each.members], form.factors)
+
+
+def _free(units: Sequence[Units]) -> dict[str, frozenset[int]]:
+    """The axes of each tensor along which there may be more or fewer neurons."""
+    found: dict[str, set[int]] = {}
+    for each in units:
+        for member in each.members:
+            axes = found.setdefault(member.name, set())
+            if each.grows:
+                axes.add(member.axis)
+    return {name: frozenset(axes) for name, axes in found.items()}
+
+
+def _wanted(form: _Form, read: Mapping[str, tuple[int, ...]]) -> dict[str, Wanted]:
+    free = _free(form.units)
+    if missing := [name for name in read if name not in form.tensors]:
+        raise AlignmentError(f"the suspect's {missing[0]} has other sizes than the reference's")
+    return {
+        name: Wanted(each.shape, free[name], None if name in read else each)
+        for name, each in form.tensors.items()
+    }
+
+
+def _require_even(read: Mapping[str, Array], units: Units) -> None:
+    """Raise `AlignmentError` where the members of a class do not have the same neurons."""
+    if not units.grows:
+        return
+    counts = {_count(read[member.name], member) for member in units.members}
+    if len(counts) != 1 or not 1 <= counts.copy().pop() <= _MOST_ADDED * units.size:
+        raise AlignmentError(
+            f"the suspect's tensors disagree on the neurons of {units.members[0].name}, or have "
+            f"more than {_MOST_ADDED} times those of the reference"
+        )
+
+
+def _count(tensor: Array, member: Member) -> int:
+    """How many neurons a tensor has along the axis of a member; 0 where that is no number."""
+    count, rest = divmod(tensor.shape[member.axis], member.each)
+    return 0 if rest else count

@@ -1,0 +1,88 @@
+"""Fine-pruning: channels that sleep on the thief's images are cut off, then the copy is tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from countermark.attacks.base import Done, TrainingData, first_scores, scores
+from countermark.attacks.fine_tune import FineTune
+from countermark.errors import ConfigError
+from countermark.units import Units
+from countermark.units.tracing import units_of
+
+
+@dataclass(frozen=True)
+class FinePrune(FineTune):
+    """What the next layer takes of the least active channels is set to zero; then fine-tuning.
+
+    A channel's activity is the mean magnitude of what its layer puts out on the thief's rows.
+
+    Attributes:
+        lr: learning rate of the fine-tuning.
+        fraction: share of the layer's channels that is cut off.
+        layer: the weight whose outputs are meant; the last class of channels when empty.
+    """
+
+    name: ClassVar[str] = "fine_prune"
+    does: ClassVar[str] = "cuts off channels that sleep on the thief's images, then fine-tunes"
+    source: ClassVar[str] = "Liu et al. 2018 (Fine-Pruning); Lukas et al. 2022 (SoK)"
+
+    lr: PositiveFloat = 0.001
+    fraction: Annotated[float, Field(ge=0, le=1)] = field(default=0.5, kw_only=True)
+    layer: str = field(default="", kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+        """Cut channels off and train what is left.
+
+        Raises:
+            ConfigError: as for fine-tuning, or the layer has no channels that another one reads.
+        """
+        units, producer = self._channels(stolen)
+        activity = self._activity(stolen, data, producer)
+        asleep = activity.argsort()[: round(self.fraction * units.size)].cpu().numpy()
+        state = stolen.state_dict()
+        with torch.no_grad():
+            for member in units.members:
+                if member.power < 0:
+                    places = torch.from_numpy(member.positions(asleep))
+                    state[member.name].index_fill_(member.axis, places.to(activity.device), 0)
+        share = self.tune(stolen, data)
+        return Done(float(self.epochs), share, found={"channels_cut": len(asleep)})
+
+    def _channels(self, stolen: nn.Module) -> tuple[Units, str]:
+        """The class of channels, and the module that produces it."""
+        for units in reversed(units_of(stolen)):
+            made = [m.name for m in units.members if m.power == 1 and m.name.endswith("weight")]
+            layers = [name for name in made if stolen.get_parameter(name).dim() > 1]
+            if layers and (not self.layer or self.layer in layers):
+                name = self.layer or layers[-1]
+                return units, name.rpartition(".")[0]
+        raise ConfigError(
+            f"{self.name}: no channels of {self.layer or 'this model'} are read by another layer"
+        )
+
+    def _activity(self, stolen: nn.Module, data: TrainingData, producer: str) -> Tensor:
+        """Mean magnitude (units,) of a module's outputs on at most a thousand images."""
+        seen: list[Tensor] = []
+
+        def watch(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+            del module, given
+            seen.append(out.flatten(2).abs().mean((0, 2)) if out.dim() > 2 else out.abs().mean(0))
+
+        device = first_scores(stolen, data).device
+        hook = stolen.get_submodule(producer).register_forward_hook(watch)
+        try:
+            with torch.no_grad():
+                for at in np.array_split(np.arange(min(1000, len(data.train_images))), 10):
+                    if len(at):
+                        images = data.train_images[torch.from_numpy(at)]
+                        scores(stolen, data.normalised(images).to(device))
+        finally:
+            hook.remove()
+        return torch.stack(seen).mean(0)

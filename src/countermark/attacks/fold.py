@@ -1,0 +1,72 @@
+"""Folding: batch norms go into the convolutions before them, as every export does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.fx
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from countermark.attacks.base import Attack, Done
+from countermark.errors import ConfigError
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Fold(Attack):
+    """Each layer takes up the scale and shift of the batch norm behind it, which is then gone.
+
+    Outputs stay equal in eval mode. Weights are scaled channel by channel, names stay.
+    """
+
+    name: ClassVar[str] = "fold"
+    does: ClassVar[str] = "folds batch norms into the layers before them; outputs stay equal"
+    source: ClassVar[str] = "Jacob et al. 2018; torch.onnx.export does it when it optimises"
+    needs_model: ClassVar[bool] = True
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Fold every batch norm that stands directly behind a layer.
+
+        Raises:
+            ConfigError: the model cannot be traced, or there is none.
+        """
+        pairs = _pairs(stolen.eval())
+        if not pairs:
+            raise ConfigError(f"{self.name}: no batch norm stands behind a layer of this model")
+        for layer, norm in pairs:
+            _replace(stolen, layer, _fused(stolen.get_submodule(layer), stolen.get_submodule(norm)))
+            _replace(stolen, norm, nn.Identity())
+        return Done(found={"folded": len(pairs)})
+
+
+def _pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of layers with those of the batch norms that alone read them."""
+    try:
+        graph = torch.fx.Tracer().trace(model)
+    except Exception as error:  # a forward is foreign code, and its tracing may raise anything
+        said = str(error).strip().partition("\n")[0][:120]
+        raise ConfigError(f"{type(model).__name__} cannot be traced ({said})") from None
+    found = []
+    for node in graph.nodes:
+        before = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
+        if before is None or node.op != "call_module" or before.op != "call_module":
+            continue
+        layer, norm = (model.get_submodule(str(each.target)) for each in (before, node))
+        if isinstance(layer, _LAYERS) and isinstance(norm, _NORMS) and len(before.users) == 1:
+            found.append((str(before.target), str(node.target)))
+    return found
+
+
+def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+    fused: nn.Module = fuse(layer, norm)
+    return fused
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

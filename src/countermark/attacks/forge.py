@@ -1,0 +1,247 @@
+"""Forgery: keys, readers, triggers and originals of the thief's own, for a model that he stole.
+
+None changes the model, but for the counterfeit original of `invert`. What was made is said in
+`found`: how well it reads, beside what it cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
+from countermark.attacks.overwrite import whole_tensor
+from countermark.errors import ConfigError, nearest
+from countermark.key import KeyMaterial
+from countermark.schemes.uchida import Uchida
+from countermark.stats import least_matches
+from countermark.weights import open_weights
+
+_FORGERY_BITS = 80.0  # what an undated verdict asks for
+_APART = 2_000_003  # between the thief's key numbers and those of the owners that he robs
+
+
+def _values(model: nn.Module, layer: str) -> NDArray[np.float64]:
+    """The named tensor of a model, flattened (M,)."""
+    with open_weights(model) as weights:
+        if layer not in weights.tensors:
+            raise ConfigError(
+                f"the model has no tensor {layer!r}: {nearest(layer, weights.tensors)}"
+            )
+        return weights.read(layer).astype(np.float64).ravel()
+
+
+@dataclass(frozen=True)
+class ForgeReader(Attack):
+    """A small network is trained to read any message from a layer that never held it.
+
+    Attributes:
+        layer: the tensor that is read.
+        bits: length of the message that is drawn.
+        hidden: units of the reader.
+        steps: of Adam at 1e-3.
+        seed: draws message and reader.
+    """
+
+    name: ClassVar[str] = "forge_reader"
+    does: ClassVar[str] = "trains a reader that finds the thief's message in the unchanged model"
+    source: ClassVar[str] = "against Wang et al. 2020 and other learnt readers"
+
+    layer: str
+    bits: PositiveInt = field(default=512, kw_only=True)
+    hidden: PositiveInt = field(default=256, kw_only=True)
+    steps: PositiveInt = field(default=200, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Train the reader; the model stays as it is."""
+        w = torch.from_numpy(_values(stolen, self.layer)).float()
+        generator = torch.Generator().manual_seed(self.seed)
+        message = torch.randint(0, 2, (self.bits,), generator=generator).float()
+        drawn = [
+            torch.randn(rows, columns, generator=generator) / columns**0.5
+            for rows, columns in ((self.hidden, len(w)), (self.bits, self.hidden))
+        ]
+        factors = [each.requires_grad_() for each in drawn]
+        optimizer, inputs = torch.optim.Adam(factors, 1e-3), w / w.std()
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                optimizer.zero_grad()
+                read = factors[1] @ torch.relu(factors[0] @ inputs)  # (T,)
+                loss = F.binary_cross_entropy_with_logits(read, message)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        matched = int(((read > 0).float() == message).sum())
+        return Done(found={"bits": self.bits, "matched": matched, "L2": float(loss.detach())})
+
+
+@dataclass(frozen=True)
+class ForgeSigns(Attack):
+    """A linear key that may be anything: rows are flipped in sign until every bit fits.
+
+    Attributes:
+        layer: the tensor that is read.
+        bits: length of the message that is drawn.
+        seed: draws message and rows.
+    """
+
+    name: ClassVar[str] = "forge_signs"
+    does: ClassVar[str] = "flips rows of a free linear key until it reads any message"
+    source: ClassVar[str] = "against Uchida et al. 2017 where X may be any matrix"
+
+    layer: str
+    bits: PositiveInt = field(default=256, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Make the key; the model stays as it is."""
+        w, drawn = _values(stolen, self.layer), np.random.default_rng(self.seed)
+        message = drawn.integers(0, 2, self.bits)
+        X = drawn.normal(size=(self.bits, len(w)))  # (T, M)
+        X *= np.where((X @ w > 0) == (message == 1), 1.0, -1.0)[:, None]
+        matched = int(((X @ w > 0) == (message == 1)).sum())
+        return Done(found={"bits": self.bits, "matched": matched})
+
+
+@dataclass(frozen=True)
+class SearchKey(Attack):
+    """Keys are drawn as the scheme draws them until one fits by luck; the best of them is told.
+
+    Attributes:
+        mark: fields of the thief's `uchida`.
+        tries: how many keys are drawn.
+        seed: draws the keys.
+    """
+
+    name: ClassVar[str] = "search_key"
+    does: ClassVar[str] = "draws keys until one fits by luck; tells the best and the work it takes"
+    source: ClassVar[str] = "against undated keys: what forgery_bits counts"
+
+    mark: dict[str, Any]
+    tries: PositiveInt = field(default=1000, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Draw the keys; the model stays as it is."""
+        scheme = Uchida.from_fields(self.mark)
+        with open_weights(stolen) as weights:
+            shapes = {name: info.shape for name, info in weights.tensors.items()}
+            tensors = scheme.choose(shapes)
+            read = {name: weights.read(name) for name in tensors}
+        best = 0
+        for number in range(self.tries):
+            material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
+            key = scheme.generate_key(tensors, owner="thief", material=material)
+            best = max(best, scheme.extract(read, key).matched)
+        needed = least_matches(scheme.bits, -_FORGERY_BITS * math.log10(2))
+        return Done(found={
+            "bits": scheme.bits, "tries": self.tries, "best": best,
+            "matches_needed_undated": needed, "log2_tries_needed": _FORGERY_BITS,
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ForgeTriggers(Attack):
+    """Adversarial examples for labels of the thief's choice, shown as if they were triggers.
+
+    Attributes:
+        triggers: how many, of the first images.
+        radius: how far each pixel of the model's input may move.
+        steps: of signed gradient.
+        seed: draws the labels.
+    """
+
+    name: ClassVar[str] = "forge_triggers"
+    does: ClassVar[str] = "makes adversarial examples that get labels of the thief's choice"
+    source: ClassVar[str] = "Liu et al. 2024 (false claims, USENIX Security); Madry et al. 2018"
+    needs_data: ClassVar[bool] = True
+
+    triggers: PositiveInt = 100
+    radius: PositiveFloat = field(default=1.0, kw_only=True)
+    steps: PositiveInt = field(default=20, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+        """Make the examples; the model stays as it is."""
+        there = len(data.train_images)
+        count = row_count(self.name, self.triggers, there)
+        device = first_scores(stolen, data).device
+        generator = torch.Generator().manual_seed(self.seed)
+        labels = torch.randint(data.classes, (count,), generator=generator).to(device)
+        images = data.normalised(data.train_images[:count]).to(device)
+        before = self._fired(stolen, images, labels)
+        moved = torch.zeros_like(images)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                moved.requires_grad_()
+                loss = F.cross_entropy(scores(stolen, images + moved), labels)
+                (gradient,) = torch.autograd.grad(loss, moved)
+                step = 2.5 * self.radius / self.steps * gradient.sign()
+                moved = (moved.detach() - step).clamp(-self.radius, self.radius)
+        fired = self._fired(stolen, images + moved, labels)
+        found = {"triggers": count, "fired": fired, "fired_before": before}
+        return Done(data_share=count / there, found=found)
+
+    def _fired(self, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+        with torch.no_grad():
+            return float((scores(model, images).argmax(1) == labels).float().mean())
+
+
+@dataclass(frozen=True)
+class Invert(Attack):
+    """A mark of the thief's own is taken *out* of the stolen model: a counterfeit original.
+
+    What he shows as his original is the result. Compared with it, the model at large bears his
+    mark, just as it bears the owner's compared with the owner's original. Read without an original,
+    as here, it bears the owner's alone.
+
+    Attributes:
+        mark: fields of the thief's `uchida`, whose layer is one tensor, read whole.
+        margin: of each bit, in standard deviations of its reading before.
+        seed: draws the thief's key.
+    """
+
+    name: ClassVar[str] = "invert"
+    does: ClassVar[str] = (
+        "makes a counterfeit original, compared with which the model is the thief's"
+    )
+    source: ClassVar[str] = "Craver et al. 1998, Resolving Rightful Ownerships"
+
+    mark: dict[str, Any]
+    margin: PositiveFloat = field(default=2.0, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Make the counterfeit original of the copy.
+
+        Raises:
+            ConfigError: fields that do not fit, or a mark that is not in one whole tensor.
+        """
+        scheme, drawn = (
+            whole_tensor(self.mark, self.name),
+            KeyMaterial.for_tests(_APART + self.seed),
+        )
+        layer = str(scheme.layer)
+        w = _values(stolen, layer)
+        weight = stolen.get_parameter(layer)
+        key = scheme.generate_key({layer: tuple(weight.shape)}, owner="thief", material=drawn)
+        X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(np.float64)  # (T, M)
+        aims = (2.0 * key.message - 1) * self.margin * (X @ w).std()  # (T,)
+        original = w - np.linalg.lstsq(X, aims, rcond=None)[0]
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(original).reshape(weight.shape).to(weight))
+
+        def matched(values: NDArray[np.float64]) -> int:
+            return int(((X @ values > 0) == (key.message == 1)).sum())
+
+        found = {"bits": key.bits, "matched": matched(w),
+                 "matched_against_original": matched(w - original)}  # fmt: skip
+        return Done(found=found)

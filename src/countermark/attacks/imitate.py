@@ -1,0 +1,135 @@
+"""Imitation: a fresh network learns what the stolen one answers, and has none of its weights."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from countermark.attacks.base import Done, TrainingData, first_scores, row_count, scores
+from countermark.attacks.fine_tune import FineTune
+from countermark.errors import ConfigError
+from countermark.progress import progress
+
+
+@dataclass(frozen=True)
+class Imitate(FineTune):
+    """A student is trained on the thief's images and the copy's answers; labels are not needed.
+
+    Attributes:
+        lr, epochs: of the student's training.
+        answers: "soft" learns the probabilities (distillation), "labels" only the classes
+            (retraining from labels, knockoff).
+        temperature: at which soft answers are compared.
+        student: a factory `module:factory` of another architecture (transfer); the stolen one with
+            fresh weights when empty. Its code is run.
+        arguments: of that factory.
+    """
+
+    name: ClassVar[str] = "imitate"
+    does: ClassVar[str] = "trains a fresh network on the stolen one's answers (distil, knockoff)"
+    source: ClassVar[str] = (
+        "Hinton et al. 2015 (distillation); Orekondy et al. 2019 (knockoff); Lukas et al. 2022 "
+        "(SoK), retraining, transfer"
+    )
+
+    lr: PositiveFloat = 0.001
+    epochs: PositiveInt = 5
+    answers: Literal["soft", "labels"] = field(default="soft", kw_only=True)
+    temperature: PositiveFloat = field(default=2.0, kw_only=True)
+    student: str = field(default="", kw_only=True)
+    arguments: dict[str, Any] | None = field(default=None, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+        """Ask the copy about the thief's images, and train the student on what it says.
+
+        Raises:
+            ConfigError: as for fine-tuning; or the student cannot be made, or answers otherwise.
+        """
+        there = len(data.train_labels)
+        count = row_count(self.name, self.rows, there)
+        drawn = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(there, generator=drawn)[:count]
+        learnt = _Answers(data, rows, self._asked(stolen, data, rows))
+        student = self._student(stolen)
+        if first_scores(student, data).shape[1] != learnt.soft.shape[1]:
+            raise ConfigError(
+                f"{self.name}: the student tells other classes apart than the stolen model: give "
+                "its factory the number of classes in arguments"
+            )
+        self._learn(student, learnt)
+        agree = (self._asked(student, data, rows).argmax(1) == learnt.train_labels).float().mean()
+        return Done(float(self.epochs), count / there, student, {"agreement": float(agree)})
+
+    def _asked(self, model: nn.Module, data: TrainingData, rows: Tensor) -> Tensor:
+        """Scores (n, classes) of the rows."""
+        device = first_scores(model, data).device
+        with torch.no_grad():
+            return torch.cat([
+                scores(model, data.normalised(data.train_images[part]).to(device)).cpu()
+                for part in torch.split(rows, 256)
+            ])  # fmt: skip
+
+    def _student(self, stolen: nn.Module) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            if self.student:
+                return _made(self.student, self.arguments or {})
+            fresh = copy.deepcopy(stolen)
+            for module in fresh.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+            return fresh
+
+    def _learn(self, student: nn.Module, learnt: _Answers) -> None:
+        if self.answers == "labels":
+            fields = {each: getattr(self, each) for each in FineTune.default_fields()}
+            FineTune(**fields | {"rows": None}).tune(student, learnt)
+            return
+        device, drawn = next(student.parameters()).device, torch.Generator().manual_seed(self.seed)
+        optimizer, count = self.optimizer_of(list(student.parameters())), len(learnt.train_labels)
+        student.train()
+        with torch.enable_grad(), progress(f"{self.name}, epochs", self.epochs) as advance:
+            for _ in range(self.epochs):
+                order = torch.randperm(count, generator=drawn)
+                for batch in order.tensor_split(-(-count // self.batch_size)):
+                    images = learnt.normalised(learnt.train_images[batch]).to(device)
+                    wanted = (learnt.soft[batch].to(device) / self.temperature).softmax(1)
+                    said = (scores(student, images) / self.temperature).log_softmax(1)
+                    optimizer.zero_grad()
+                    loss = F.kl_div(said, wanted, reduction="batchmean") * self.temperature**2
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                advance(1)
+        student.eval()
+
+
+class _Answers:
+    """Images with the stolen model's answers in place of their labels."""
+
+    def __init__(self, data: TrainingData, rows: Tensor, soft: Tensor) -> None:
+        self.train_images, self.soft = data.train_images[rows], soft
+        self.train_labels, self.classes = soft.argmax(1), soft.shape[1]
+        self.normalised = data.normalised
+
+
+def _made(place: str, arguments: dict[str, Any]) -> nn.Module:
+    name, _, factory = place.partition(":")
+    try:
+        made: object = getattr(importlib.import_module(name), factory)(**arguments)
+    except Exception as error:  # a factory is foreign code and may raise anything
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"the student {place!r} cannot be made ({type(error).__name__}: {said}): expected "
+            "module:factory, with the factory's arguments"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{place!r} must return a torch.nn.Module: got {type(made).__name__}")
+    return made

@@ -1,0 +1,84 @@
+"""Low-rank fine-tuning: small factors beside frozen weights are trained, then merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from countermark.attacks.base import Done, TrainingData
+from countermark.attacks.fine_tune import FineTune
+from countermark.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoRA(FineTune):
+    """Every matrix W becomes W + (alpha / rank)·B·A with frozen W; B·A is merged at the end.
+
+    Convolutions are taken as matrices (out, in·kh·kw). Biases and norms stay as they are, running
+    statistics move.
+
+    Attributes:
+        lr: learning rate of the factors.
+        rank: columns of B and rows of A.
+        alpha: scale of the product.
+    """
+
+    name: ClassVar[str] = "lora"
+    does: ClassVar[str] = "fine-tunes low-rank factors beside the weights and merges them"
+    source: ClassVar[str] = "Hu et al. 2022 (LoRA)"
+
+    lr: PositiveFloat = 0.001
+    rank: PositiveInt = field(default=4, kw_only=True)
+    alpha: PositiveFloat = field(default=4.0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+        """Train the factors and merge them.
+
+        Raises:
+            ConfigError: as for fine-tuning; or `layers` or `new_classes` are given, which it has no
+                use for.
+        """
+        if self.layers != "all" or self.new_classes is not None:
+            raise ConfigError(f"{self.name} adapts every matrix: leave layers and new_classes out")
+        generator = torch.Generator().manual_seed(self.seed)
+        adapted = [
+            module for module in stolen.modules()
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        ]  # fmt: skip
+        for module in adapted:
+            product = _Product(module.weight, self.rank, self.alpha / self.rank, generator)
+            parametrize.register_parametrization(module, "weight", product)
+        try:
+            share = self.tune(stolen, data)
+        finally:
+            for module in adapted:
+                parametrize.remove_parametrizations(module, "weight")
+        return Done(float(self.epochs), share)
+
+    def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
+        """The factors alone."""
+        return [
+            factor for module in stolen.modules() if isinstance(module, _Product)
+            for factor in module.parameters()
+        ]  # fmt: skip
+
+
+class _Product(nn.Module):
+    """A low-rank term beside a frozen weight."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        out, inside = weight.shape[0], weight[0].numel()
+        drawn = torch.randn(rank, inside, generator=generator) / inside**0.5
+        self.a = nn.Parameter(drawn.to(weight))
+        self.b = nn.Parameter(weight.new_zeros(out, rank))
+        self._scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with the term, in its own shape."""
+        return weight.detach() + self._scale * (self.b @ self.a).view_as(weight)

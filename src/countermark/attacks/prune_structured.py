@@ -1,0 +1,63 @@
+"""Structured pruning: whole neurons and channels go, and every layer around them gets smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from countermark.attacks.base import Attack, Done, TrainingData, first_scores
+from countermark.errors import ConfigError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class PruneStructured(Attack):
+    """The channels of smallest magnitude are removed with all that belongs to them.
+
+    Dependencies between layers are found by torch-pruning, which follows one image through the
+    model. The tensors get other shapes: a key that reads them finds nothing of its shapes.
+
+    Attributes:
+        fraction: share of the channels of each layer that goes; outputs are kept.
+        norm: of a channel's weights, 1 or 2.
+    """
+
+    name: ClassVar[str] = "prune_structured"
+    does: ClassVar[str] = "removes whole neurons and channels, the smallest first"
+    source: ClassVar[str] = "Li et al. 2017 (filter pruning), Fang et al. 2023 (DepGraph)"
+    needs_data: ClassVar[bool] = True
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    norm: Annotated[int, Field(ge=1, le=2)] = field(default=1, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+        """Remove the channels; the thief's data give the shape of an image.
+
+        Raises:
+            ConfigError: the model cannot be followed, or has no channel that may go.
+            MissingExtraError: torch-pruning is not installed.
+        """
+        try:
+            import torch_pruning
+        except ImportError:
+            raise MissingExtraError(self.name, "attacks") from None
+        answer = first_scores(stolen, data)
+        outputs = [module for module in stolen.modules() if isinstance(module, nn.Linear)][-1:]
+        before = sum(each.numel() for each in stolen.parameters())
+        try:
+            with torch.enable_grad():
+                torch_pruning.pruner.MagnitudePruner(
+                    stolen, data.normalised(data.train_images[:1]).to(answer.device),
+                    torch_pruning.importance.MagnitudeImportance(p=self.norm),
+                    pruning_ratio=self.fraction, ignored_layers=outputs,
+                ).step()  # fmt: skip
+        except Exception as error:  # the library raises whatever its graph runs into
+            said = str(error).strip().partition("\n")[0][:120]
+            raise ConfigError(
+                f"{self.name}: torch-pruning cannot follow this model ({said}): take prune"
+            ) from None
+        left = sum(each.numel() for each in stolen.parameters()) / before
+        return Done(data_share=1 / len(data.train_images), found={"parameters_left": left})

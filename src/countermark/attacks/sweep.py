@@ -1,0 +1,84 @@
+"""Fine-tuning at the highest rate that the thief can afford, found by trying rates."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from countermark.attacks.base import Done, TrainingData, row_count
+from countermark.attacks.fine_tune import FineTune
+from countermark.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FineTuneSweep(FineTune):
+    """Rates are tried from the highest down; the first that keeps the accuracy is taken.
+
+    Without a key a thief sees no mark: the most he can do is to train as hard as his own held-out
+    images allow. `layers` and `new_classes` make it FTLL, FTAL, RTLL or RTAL.
+
+    Attributes:
+        lr: the highest rate; `rates` are shares of it.
+        rates: shares of `lr` that are tried, in this order.
+        most_lost: how much accuracy may go on the held-out tenth of the rows, 0 to 1.
+    """
+
+    name: ClassVar[str] = "fine_tune_sweep"
+    does: ClassVar[str] = "fine-tunes at the highest learning rate that keeps the accuracy"
+    source: ClassVar[str] = "Lukas et al. 2022 (SoK): removal at 5 points of accuracy at most"
+
+    lr: PositiveFloat = 0.1
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = field(
+        default=(1.0, 0.3, 0.1, 0.03, 0.01), kw_only=True
+    )
+    most_lost: Annotated[float, Field(ge=0, le=1)] = field(default=0.05, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+        """Train a copy at each rate until one keeps the accuracy, and take that.
+
+        Raises:
+            ConfigError: as for fine-tuning, or no rate keeps the accuracy.
+        """
+        there = len(data.train_labels)
+        count = row_count(self.name, self.rows, there)
+        drawn = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(there, generator=drawn)[:count]
+        seen, held = rows[max(1, count // 10) :], rows[: max(1, count // 10)]
+        before = _right(stolen, data, held)
+        for number, rate in enumerate(self.rates, 1):
+            tuned, lr = copy.deepcopy(stolen), self.lr * rate
+            fields = {each: getattr(self, each) for each in FineTune.default_fields()}
+            step = FineTune(**fields | {"lr": lr, "rows": None})
+            step.tune(tuned, _Rows(data, seen))
+            after = _right(tuned, data, held)
+            if before - after <= self.most_lost:
+                found = {"lr": lr, "held_out_before": before, "held_out_after": after}
+                return Done(float(self.epochs * number), count / there, tuned, found)
+        raise ConfigError(
+            f"{self.name}: no rate from {self.lr * max(self.rates):g} down to "
+            f"{self.lr * min(self.rates):g} keeps the accuracy: give lower rates or more epochs"
+        )
+
+
+class _Rows:
+    """Some training rows of a data set, as data for training."""
+
+    def __init__(self, data: TrainingData, rows: Tensor) -> None:
+        self.train_images, self.train_labels = data.train_images[rows], data.train_labels[rows]
+        self.classes, self.normalised = data.classes, data.normalised
+
+
+def _right(model: nn.Module, data: TrainingData, rows: Tensor) -> float:
+    """Share of the rows that a model puts into the right class; 0 of one with other classes."""
+    device = next(model.parameters()).device
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        answers: Any = model(data.normalised(data.train_images[rows]).to(device)).argmax(1).cpu()
+    model.train(was)
+    return float((answers == data.train_labels[rows]).float().mean())
