@@ -18,6 +18,7 @@ from countermark.nulls import (
     LEAST_SIBLINGS,
     Disclosure,
     Evidence,
+    Likeness,
     Null,
     PermutedUnits,
     Reader,
@@ -57,6 +58,7 @@ class Verdict:
         loss: L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys.
         reader: what is known of a learnt reader: held-out unmarked `siblings`, the sibling
             `threshold`, `permuted` copies of the suspect, `false_reads` among them, `published`.
+        likeness: `nc` of hidden and revealed pictures, and `nc_blank`, what a blank would get.
         disclosure: how many of the key's triggers were `opened`, of how many `committed` ones, and
             whether a `blind_choice` was stated; None where the whole key was there.
         assume_dated: the owner stated that the key is older than the suspect.
@@ -85,6 +87,7 @@ class Verdict:
     payload: bool | None = None
     loss: float | None = None
     reader: Reader | None = None
+    likeness: Likeness | None = None
     disclosure: Disclosure | None = None
     assume_dated: bool = False
     suspect: Mapping[str, Any] = field(default_factory=dict)
@@ -127,15 +130,27 @@ class Verdict:
             ]
             if self.unit == "bits":
                 lines.append(f"  payload       {_PAYLOAD[self.payload]}")
-            elif self.answered != self.bits:
+            elif self.unit == "triggers" and self.answered != self.bits:
                 lines.append(
                     f"  answered      {self.answered} of {self.bits}; the others are misses"
+                )
+            if self.unit == "images":
+                lines.append(
+                    f"  published     success rate {self.matched / self.bits:.4f}: refused as "
+                    "proof, its rank among unmarked networks is judged instead"
                 )
             if self.unit == "triggers" and self.null == UnmarkedModels.name:
                 lines.append(
                     f"  published     trigger accuracy {self.matched / self.bits:.4f}: refused as "
                     "proof, its rank among unmarked models is judged instead"
                 )
+        if "images" in self.suspect:
+            lines.append(f"  images        {_counted(self.suspect)}")
+        if self.likeness is not None:
+            lines.append(
+                f"  NC            {self.likeness.nc:.4f} of hidden and revealed pictures; a blank "
+                f"gets {self.likeness.nc_blank:.4f}"
+            )
         if self.disclosure is not None:
             shown = self.disclosure
             lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
@@ -166,12 +181,23 @@ class Verdict:
         return lines
 
 
-_RATES = {"bits": "bit error rate", "triggers": "share of misses"}
+_RATES = {
+    "bits": "bit error rate", "triggers": "share of misses", "images": "share of failures"
+}  # fmt: skip
 _PAYLOAD = {
     True: "decoded: it names this key's owner",
     False: "not decoded (the p-value above is about raw bits and stands without it)",
     None: "none: fewer than 128 bits carry no payload",
 }
+
+
+def _counted(suspect: Mapping[str, Any]) -> str:
+    """How many images were read, and how many were skipped for which reasons."""
+    reasons = suspect["skipped"]["reasons"]
+    if not reasons:
+        return f"{suspect['images']} read"
+    why = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{suspect['images']} read, {sum(reasons.values())} skipped ({why})"
 
 
 WHOSE = (
@@ -189,6 +215,14 @@ NOT_INNOCENT = (
 NOT_INNOCENT_OF_TRIGGERS = (
     "not proven is not innocent: a mark can be removed, classes can be renamed, and whoever "
     "answers can recognise triggers and lie"
+)
+NOT_INNOCENT_OF_OUTPUTS = (
+    "not proven is not innocent: images that were cropped, resized or filtered, or made by a "
+    "network that could not learn the mark, are read as they are"
+)
+ONE_SET = (
+    "all images count as one set with one message: how many there are makes the reading better, "
+    "and p no smaller; whoever chose them must not have chosen by what the key reads"
 )
 BURNT = (
     "whoever saw the triggers, the operator of a queried service included, can train them out: "
@@ -305,6 +339,7 @@ def judge(
         payload=evidence.payload,
         loss=evidence.cross_entropy if evidence.reader else None,
         reader=evidence.reader,
+        likeness=evidence.likeness,
         disclosure=evidence.disclosure,
         assume_dated=terms.assume_dated,
         suspect=about["suspect"],
@@ -384,6 +419,8 @@ def _forged(measured: _Measured) -> str:
     """How a cheat would come to such a reading."""
     if measured.evidence.reader:
         return "a reader can be trained afterwards to find any bits in anybody's model"
+    if measured.evidence.unit == "images":
+        return "networks can be trained afterwards to reveal any picture in anybody's images"
     if measured.evidence.unit == "triggers" and not measured.evidence.committed:
         return "a key can be made afterwards to which anybody's model gives such answers"
     return (
@@ -416,7 +453,9 @@ def _limits(
         limits.append(BITS_MEAN_NOTHING)
     limits += _limits_of(null, evidence)
     if outcome == "not_proven":
-        limits.append(NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS)
+        limits.append(_not_innocent(evidence))
+    if evidence.likeness is not None:
+        limits.append(ONE_SET)
     if evidence.unit == "triggers":
         limits.append(BURNT)
     if evidence.disclosure is not None:
@@ -431,6 +470,12 @@ def _limits(
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
+
+
+def _not_innocent(evidence: Evidence) -> str:
+    if evidence.likeness is not None:
+        return NOT_INNOCENT_OF_OUTPUTS
+    return NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS
 
 
 def _limits_of(null: Null, evidence: Evidence) -> list[str]:

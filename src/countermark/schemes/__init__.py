@@ -10,6 +10,7 @@ from countermark.key import Key
 from countermark.schemes.adi import Adi
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.guo import Guo
 from countermark.schemes.independent_network import IndependentNetwork
@@ -21,6 +22,7 @@ SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,
     IndependentNetwork.name: IndependentNetwork,
     DeepStego.name: DeepStego,
+    DeepWatermarking.name: DeepWatermarking,
     Adi.name: Adi,
     Zhang.name: Zhang,
     Guo.name: Guo,

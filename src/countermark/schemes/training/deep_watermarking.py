@@ -1,0 +1,188 @@
+"""Zhang et al. 2020/2021, the default form: H and R for every message, frozen before there is one.
+
+Every image of every step bears a random message of its own, so R learns to read and not what to
+read. What stands between H and R while they are trained is what a mark has to live through: a
+surrogate learns it fainter, and somewhat blurred.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.key import Key
+from countermark.progress import progress
+from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.schemes.training.box_free import (
+    OutputTraining,
+    eight_bit,
+    filled,
+    seed_of,
+    squares,
+    weights_of,
+)
+from countermark.schemes.training.placement import Placement, placement
+from countermark.schemes.training.stego import ssim
+
+_RATE = 2e-3  # of Adam, at first
+_LOUD = 20.0  # dB, of the first marked images: what is loud is found soon
+_FADED = 0.5  # share of the steps after which they are as faint as they stay
+_FAINTEST = 0.3  # of the residual, in what R is trained to read
+_NOISE = 3 / 255
+_LIKENESS = 1.0  # weight of 1 − SSIM
+_CALIBRATED_ON = 256  # squares
+
+
+class MessageAgnostic(OutputTraining):
+    """Trains and freezes H and R; the message is drawn from what they are."""
+
+    def frozen(self) -> dict[str, NDArray[Any]]:
+        """The tensors of H and R."""
+        return weights_of(
+            trained(self.scheme, self.outputs, seed_of(self.material.stream("networks")), self)
+        )
+
+    @staticmethod
+    def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
+        """H and R of a key, with its message."""
+        network = placement(scheme)
+        filled(network, key.frozen)
+        return _Messenger(network, torch.from_numpy(key.message.astype("float32")))
+
+
+class _Messenger(nn.Module):
+    """H for one message, and R."""
+
+    def __init__(self, network: Placement, message: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("_message", message)
+        self._level = level_of(network.scheme)
+
+    def hide(self, images: Tensor) -> Tensor:
+        bits = cast(Tensor, self._message).expand(len(images), -1)
+        return self.network.hidden(images, bits, self._level)
+
+    def reveal(self, images: Tensor) -> Tensor:
+        return self.network.scores(images)
+
+    def missed(self, images: Tensor) -> Tensor:
+        bits = cast(Tensor, self._message).expand(len(images), -1)
+        return F.binary_cross_entropy_with_logits(self.reveal(images), bits)
+
+
+def trained(
+    scheme: DeepWatermarking, outputs: Tensor, seed: int, training: OutputTraining | None = None
+) -> Placement:
+    """H and R, trained on images uint8 (N, C, H, W); frozen, in eval mode, at the scheme's PSNR."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        course = _Course(scheme, placement(scheme), outputs, seed)
+        saving = training.saving if training else None
+        course.restore(saving.load() if saving else None)
+        with torch.enable_grad(), progress("training H and R", scheme.steps) as advance:
+            advance(course.step)
+            while course.step < scheme.steps:
+                course.one_step()
+                advance(1)
+                if saving and saving.due():
+                    saving.save(course.state())
+    network = course.network.eval().requires_grad_(False)
+    calibrate(network, outputs, seed)
+    return network
+
+
+def calibrate(network: Placement, outputs: Tensor, seed: int) -> None:
+    """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
+    scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
+    images = squares(outputs, _CALIBRATED_ON, scheme.side, generator)
+    bits = torch.randint(0, 2, (len(images), scheme.bits), generator=generator).float()
+    wanted = level_of(scheme)
+    with torch.no_grad():
+        for _ in range(3):  # rounding and clipping take something away: once is not enough
+            found = eight_bit(network.hidden(images, bits, wanted)).float() / 255
+            network.gain.mul_(wanted / (found - images).square().mean().sqrt())
+
+
+def level_of(scheme: DeepWatermarking) -> float:
+    """The root mean square of what H adds, white being 1."""
+    return float(10 ** (-scheme.psnr / 20))
+
+
+class _Course:
+    """The state of the training, and how it takes a step."""
+
+    def __init__(
+        self, scheme: DeepWatermarking, network: Placement, outputs: Tensor, seed: int
+    ) -> None:
+        self.scheme, self.network, self._outputs = scheme, network.train(), outputs
+        self.step = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.Adam(network.parameters(), _RATE)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, scheme.steps)
+
+    def one_step(self) -> None:
+        """Hide random messages, spoil the images, read."""
+        scheme, gone = self.scheme, self.step / self.scheme.steps
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
+        images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
+        bits = torch.randint(0, 2, (len(images), scheme.bits), generator=self._generator).float()
+        faded = min(1.0, gone / _FADED)
+        level = 10 ** (-(_LOUD + (scheme.psnr - _LOUD) * faded) / 20)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=scheme.precision == "bf16"):
+            marked = self.network.hidden(images, bits, level)
+            read = self.network.scores(self._spoilt(images, marked, gone))
+        loss = F.binary_cross_entropy_with_logits(read.float(), bits)
+        loss = loss + faded * _LIKENESS * (1 - ssim(marked, images).mean())
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._schedule.step()
+        self.step += 1
+
+    def _spoilt(self, images: Tensor, marked: Tensor, gone: float) -> Tensor:
+        """What is left of the mark in a copy: fainter, noisy, rounded; shifted where asked for."""
+        if gone < _FADED:
+            return marked
+        each = (len(images), 1, 1, 1)
+        strength = _FAINTEST + (1 - _FAINTEST) * torch.rand(each)
+        found = images + strength * (marked - images)
+        found = found + _NOISE * torch.rand(each) * torch.randn_like(found)
+        return jittered(found) if self.scheme.jitter else found
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "step": self.step,
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"])
+        self.step = state["step"]
+
+
+def jittered(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) each shifted, cropped and resized a little, by one affine map."""
+    count = len(images)
+    scale = 1 - 0.15 * torch.rand(count)  # a crop of 85 % to all, enlarged
+    shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2) - 1)
+    maps = torch.zeros(count, 2, 3)
+    maps[:, 0, 0] = maps[:, 1, 1] = scale
+    maps[:, :, 2] = shift
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+TRAINING = MessageAgnostic
