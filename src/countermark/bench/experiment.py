@@ -16,6 +16,7 @@ import rfc8785
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from countermark.bench.fresh import Fresh
+from countermark.bench.imaging.experiment import ImagingCell, ImagingExperiment, imaging_cells
 from countermark.bench.models import Value
 from countermark.bench.strict import Strict
 from countermark.bench.suspects import Base, Suspects
@@ -156,13 +157,26 @@ def load_experiment(path: Path) -> Experiment:
     return read_toml(path, Experiment)
 
 
-def find_experiment(name: str) -> Experiment:
+def load_any(path: Path) -> Experiment | ImagingExperiment:
+    """Read an experiment file of either kind; those on images say so by their `[images]`.
+
+    Raises:
+        ConfigError: as `load_experiment`.
+    """
+    try:
+        imaging = "images" in tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        imaging = False  # reading it as the other kind says what is wrong
+    return read_toml(path, ImagingExperiment) if imaging else load_experiment(path)
+
+
+def find_experiment(name: str) -> Experiment | ImagingExperiment:
     """An experiment by its file, or by its name under `experiments/`.
 
     Raises:
         ConfigError: as `load_experiment`.
     """
-    return load_experiment(located(name))
+    return load_any(located(name))
 
 
 def located(name: str, folder: Path = EXPERIMENTS) -> Path:
@@ -188,6 +202,14 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 
 
+def every_cell(experiment: Experiment | ImagingExperiment) -> Iterator[Cell | ImagingCell]:
+    """Every cell of an experiment of either kind."""
+    if isinstance(experiment, ImagingExperiment):
+        yield from imaging_cells(experiment)
+    else:
+        yield from cells(experiment)
+
+
 def cells(experiment: Experiment) -> Iterator[Cell]:
     """Every cell of an experiment: its rows at each of its seeds."""
     for row in experiment.rows:
@@ -208,6 +230,6 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
             )
 
 
-def result_path(cell: Cell, results: Path) -> Path:
+def result_path(cell: Cell | ImagingCell, results: Path) -> Path:
     """Where the result of a cell lies."""
     return results / cell.experiment / f"{cell.digest}.json"

@@ -12,11 +12,12 @@ from typing import Any
 from countermark.bench.experiment import (
     Experiment,
     Row,
-    cells,
-    load_experiment,
+    every_cell,
+    load_any,
     located,
     result_path,
 )
+from countermark.bench.imaging.experiment import ImagingExperiment
 from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
 from countermark.bench.tables import (
     TABLES,
@@ -133,7 +134,7 @@ def page(
     for path in sorted(tables, key=_in_order):
         lines += _table(path, results)
     for path in sorted(experiments):
-        lines += section(load_experiment(path), results)
+        lines += any_section(path, results)
     return "\n".join(lines)
 
 
@@ -161,7 +162,9 @@ def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         path = located(name)
     if _is_experiment(path):
-        experiment = load_experiment(path)
+        experiment = load_any(path)
+        if isinstance(experiment, ImagingExperiment):
+            return imaging_outline(experiment, results), "\n".join(any_section(path, results))
         rows = outline(experiment, results)
         return {"rows": rows}, "\n".join(section(experiment, results))
     shown = rendered(load_table(path), results)
@@ -170,23 +173,60 @@ def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
 
 def _is_experiment(path: Path) -> bool:
     try:
-        return "host" in tomllib.loads(path.read_text())
+        return bool({"host", "images"} & tomllib.loads(path.read_text()).keys())
     except (OSError, ValueError):
         return True  # reading it as one says what is wrong
 
 
+def any_section(path: Path, results: Path) -> list[str]:
+    """The experiment of a file, of either kind, as lines of Markdown."""
+    experiment = load_any(path)
+    if isinstance(experiment, Experiment):
+        return section(experiment, results)
+    head, missing = _head(experiment), _missing(experiment, results)
+    if missing:
+        return [*head, missing, ""]
+    lines = [
+        *head,
+        "| | PSNR dB | wrong bits or images | NC | log10 p | verdict |",
+        "|---" * 6 + "|",
+    ]
+    for row in imaging_outline(experiment, results)["rows"]:
+        shown = " | ".join(_shown(row, column) for column in IMAGING_FIGURES)
+        lines.append(f"| {row['label']} | {shown} | {counted(row['outcomes'])} |")
+    return [*lines, ""]
+
+
+IMAGING_FIGURES = ("psnr", "wrong", "nc", "log10_p")
+
+
+def imaging_outline(experiment: ImagingExperiment, results: Path) -> dict[str, Any]:
+    """The cells of an experiment on images as JSON values, as `outline` has those of others."""
+    rows = []
+    for label in dict.fromkeys(cell.label for cell in every_cell(experiment)):
+        figures = figures_of(experiment, label, results)
+        columns = {name: summary([f[name] for f in figures]) for name in IMAGING_FIGURES}
+        about = {"label": label, "track": experiment.track, "seeds": len(figures)}
+        rows.append(about | columns | {"outcomes": _outcomes(figures)})
+    return {"rows": rows}
+
+
+def _head(experiment: Experiment | ImagingExperiment) -> list[str]:
+    seeds = ", ".join(str(seed) for seed in experiment.seeds)
+    about = f"`{experiment.name}`. Track: {experiment.track}. Seeds: {seeds}."
+    return [f"## {experiment.title}", "", about, ""]
+
+
+def _missing(experiment: Experiment | ImagingExperiment, results: Path) -> str:
+    missing = [c for c in every_cell(experiment) if not result_path(c, results).exists()]
+    return f"Not run to the end yet: {len(missing)} cells are missing." if missing else ""
+
+
 def section(experiment: Experiment, results: Path) -> list[str]:
     """One experiment, as lines of Markdown."""
-    seeds = ", ".join(str(seed) for seed in experiment.seeds)
-    head = [
-        f"## {experiment.title}",
-        "",
-        f"`{experiment.name}`. Track: {experiment.track}. Seeds: {seeds}.",
-        "",
-    ]
-    missing = [c for c in cells(experiment) if not result_path(c, results).exists()]
+    head, missing = _head(experiment), _missing(experiment, results)
     if missing:
-        return [*head, f"Not run to the end yet: {len(missing)} cells are missing.", ""]
+        return [*head, missing, ""]
     rows = outline(experiment, results)
     lines = [
         *head,

@@ -20,30 +20,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from countermark._version import VERSION
-from countermark.bench.cell import check, compute
-from countermark.bench.experiment import Cell, Experiment, cells, result_path
+from countermark.bench import cell as classifying
+from countermark.bench.experiment import Cell, Experiment, every_cell, result_path
+from countermark.bench.imaging import cell as imaging
+from countermark.bench.imaging.experiment import ImagingCell, ImagingExperiment
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.files import write_bytes
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+AnyCell: TypeAlias = Cell | ImagingCell
+
+
 @dataclass(frozen=True)
 class Ended:
     """A cell that was computed, now or before: its result, or why it failed."""
 
-    cell: Cell
+    cell: AnyCell
     result: dict[str, Any] | None
     failure: str | None = None
 
 
 def run(
-    experiment: Experiment, results: Path, *, jobs: int = 1, ray: bool = False
+    experiment: Experiment | ImagingExperiment, results: Path, *, jobs: int = 1, ray: bool = False
 ) -> Iterator[Ended]:
     """Compute the cells that have no result yet; yields every cell as it ends.
 
@@ -60,12 +65,12 @@ def run(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
-    finished: list[Cell] = []
-    pending: list[Cell] = []
-    for cell in cells(experiment):
+    finished: list[AnyCell] = []
+    pending: list[AnyCell] = []
+    for cell in every_cell(experiment):
         (finished if result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
-        check(cell)  # rather than after hours
+        _check(cell)  # rather than after hours
     for cell in finished:
         yield _ended(cell, results)
     finish = _on_ray if ray else _in_processes if jobs > 1 else _here
@@ -73,12 +78,12 @@ def run(
         yield _ended(cell, results)
 
 
-def failure_path(cell: Cell, results: Path) -> Path:
+def failure_path(cell: AnyCell, results: Path) -> Path:
     """Where a failed cell leaves its traceback."""
     return result_path(cell, results).with_suffix(".failed.json")
 
 
-def _ended(cell: Cell, results: Path) -> Ended:
+def _ended(cell: AnyCell, results: Path) -> Ended:
     path = result_path(cell, results)
     if path.exists():
         return Ended(cell, json.loads(path.read_text()))
@@ -86,14 +91,27 @@ def _ended(cell: Cell, results: Path) -> Ended:
     return Ended(cell, None, failed["traceback"])
 
 
-def _finish(cell: Cell, results: Path) -> Cell:
+def _check(cell: AnyCell) -> None:
+    if isinstance(cell, ImagingCell):
+        imaging.check(cell)
+    else:
+        classifying.check(cell)
+
+
+def _compute(cell: AnyCell, checkpoint: Path) -> dict[str, Any]:
+    if isinstance(cell, ImagingCell):
+        return imaging.compute(cell, checkpoint)
+    return classifying.compute(cell, checkpoint)
+
+
+def _finish(cell: AnyCell, results: Path) -> AnyCell:
     """Compute one cell and write its result, or its traceback."""
     torch.set_num_threads(1)
     path, failed = result_path(cell, results), failure_path(cell, results)
     started, written = time.monotonic(), cell.model_dump(mode="json")
     try:
         content: dict[str, Any] = {
-            "cell": written | {"figures": compute(cell, path.with_suffix(".checkpoint"))}
+            "cell": written | {"figures": _compute(cell, path.with_suffix(".checkpoint"))}
         }
     except Exception:  # whatever it is, the other cells go on
         path, content = failed, {"cell": written, "traceback": traceback.format_exc()}
@@ -104,7 +122,7 @@ def _finish(cell: Cell, results: Path) -> Cell:
     return cell
 
 
-def _here(pending: list[Cell], results: Path, _: int) -> Iterator[Cell]:
+def _here(pending: list[AnyCell], results: Path, _: int) -> Iterator[AnyCell]:
     threads = torch.get_num_threads()
     try:
         for cell in pending:
@@ -113,7 +131,7 @@ def _here(pending: list[Cell], results: Path, _: int) -> Iterator[Cell]:
         torch.set_num_threads(threads)
 
 
-def _in_processes(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cell]:
+def _in_processes(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
     with _one_thread():
         pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
         try:
@@ -123,7 +141,7 @@ def _in_processes(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cel
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _on_ray(pending: list[Cell], results: Path, jobs: int) -> Iterator[Cell]:
+def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
     try:
         import ray
     except ImportError:

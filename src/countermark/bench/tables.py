@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -20,15 +20,18 @@ from pydantic import Field
 from countermark.bench.experiment import (
     EXPERIMENTS,
     Experiment,
-    cells,
-    load_experiment,
+    every_cell,
+    load_any,
     read_toml,
     result_path,
 )
+from countermark.bench.imaging.experiment import ImagingExperiment
 from countermark.bench.strict import Strict
 from countermark.errors import ConfigError, DataError, nearest
 
 TABLES = Path("tables")
+
+AnyExperiment: TypeAlias = Experiment | ImagingExperiment
 
 Figures = Mapping[str, Any]
 
@@ -122,6 +125,18 @@ COLUMNS: Mapping[str, Column] = {
     "forged_psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
     "forged_ssim": Column("SSIM", lambda f: f["ssim"], 3),
     "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
+    "psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
+    "ssim": Column("SSIM", lambda f: f["ssim"], 3),
+    "image_ber": Column("bit error rate of an image", lambda f: f["image_ber"], 4),
+    "success": Column("NC > .95, % of images", _bit_accuracy, 0),
+    "nc": Column("NC", lambda f: f["nc"], 3),
+    "nc_blank": Column("NC of a blank", lambda f: f["nc_blank"], 3),
+    "twin_wrong": Column("wrong bits, unmarked twin", lambda f: f["twin"]["wrong"], 1),
+    "twin_success": Column("NC > .95, unmarked twin", lambda f: _bit_accuracy(f["twin"]), 0),
+    "twin_outcome": Column("verdict, unmarked twin", lambda f: f["twin"]["outcome"]),
+    "twin_psnr": Column("PSNR dB, unmarked twin", lambda f: f["twin"]["psnr"], 1),
+    "photographs_wrong": Column("wrong bits, photographs", lambda f: f["unmarked"]["wrong"], 1),
+    "photographs_outcome": Column("verdict, photographs", lambda f: f["unmarked"]["outcome"]),
 }
 """By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those
 of one kind of stego images, `unmarked` at the cells of the same experiment that bear no mark."""
@@ -166,14 +181,14 @@ def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> di
 
 
 def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[str, Any]:
-    experiment = load_experiment(experiments / f"{row.experiment}.toml")
+    experiment = load_any(experiments / f"{row.experiment}.toml")
     own = figures_of(experiment, row.cells, results)
     if table.kind == "histograms":
         shown = {
             other.label: _correlations(
                 own,
                 figures_of(
-                    load_experiment(experiments / f"{other.experiment}.toml"), other.cells, results
+                    load_any(experiments / f"{other.experiment}.toml"), other.cells, results
                 ),
             )
             for other in table.rows
@@ -191,14 +206,14 @@ def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[
 
 
 def _values(
-    name: str, row: TableRow, own: list[Figures], experiment: Experiment, results: Path
+    name: str, row: TableRow, own: list[Figures], experiment: AnyExperiment, results: Path
 ) -> list[Any]:
     """One figure a seed."""
     sources = own
     if name == "unmarked":
         sources = [
             figures
-            for each in experiment.rows
+            for each in getattr(experiment, "rows", ())
             if each.scheme == "none"
             for figures in figures_of(experiment, each.label, results)
         ]
@@ -239,16 +254,16 @@ def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]
     }
 
 
-def figures_of(experiment: Experiment, label: str, results: Path) -> list[Figures]:
+def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Figures]:
     """The figures of one row of an experiment, a seed each.
 
     Raises:
         ConfigError: it has no such row.
         DataError: a cell has no result yet.
     """
-    found = [cell for cell in cells(experiment) if cell.label == label]
+    found = [cell for cell in every_cell(experiment) if cell.label == label]
     if not found:
-        known = nearest(label, [row.label for row in experiment.rows])
+        known = nearest(label, {cell.label: None for cell in every_cell(experiment)})
         raise ConfigError(f"{experiment.name} has no row {label!r}: {known}")
     return [_figures(result_path(cell, results)) for cell in found]
 

@@ -36,6 +36,7 @@ class OutputEmbedding(Embedding):
         model: the network, from images to images with levels 0 to 1.
         owner: whose mark it is.
         outputs: images uint8 (N, C, H, W) like those that the network makes.
+        inputs: what it made them of, in the same order; teachers of R need them.
         material: secret and nonce of an interrupted embedding; else drawn.
         siblings: images (n, C, H, W) made by each of some unmarked networks, for a form that is
             judged by them and can claim nothing without.
@@ -46,12 +47,14 @@ class OutputEmbedding(Embedding):
 
     begins = "call served = mark.wrap(model) inside the block"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what goes in and out, and what it is compared with
         self, scheme: OutputScheme, model: nn.Module, *, owner: str, outputs: Images | Tensor,
-        material: KeyMaterial | None = None, siblings: Sequence[Images] = (),
+        inputs: Images | Tensor | None = None, material: KeyMaterial | None = None,
+        siblings: Sequence[Images] = (),
     ) -> None:  # fmt: skip
         super().__init__(model, owner=owner, material=material)
         self._scheme, self._outputs = scheme, torch.as_tensor(outputs)
+        self._inputs = None if inputs is None else torch.as_tensor(inputs)
         self._siblings = list(siblings)
         self._key: Key | None = None
         self.saving: Saving | None = None
@@ -134,7 +137,7 @@ class OutputEmbedding(Embedding):
         """The key's networks, trained if need be."""
         if self._key is None:
             training = self._scheme.training()(
-                self._scheme, self._material, self._outputs, self.saving
+                self._scheme, self._material, (self._outputs, self._inputs), self.saving
             )
             frozen = training.frozen()
             self._key = self._drawn(frozen, {})
@@ -158,6 +161,11 @@ class OutputEmbedding(Embedding):
                 f"{['N', channels, 'H', 'W']}, as channels={channels} says"
             )
         self._scheme.check_outputs((outputs.shape[2], outputs.shape[3]))
+        if self._inputs is not None and self._inputs.shape != outputs.shape:
+            raise ConfigError(
+                f"inputs are {list(self._inputs.shape)}, outputs {list(outputs.shape)}: expected "
+                "an input of the same size for each output"
+            )
         if self._siblings and not self._scheme.needs_siblings:
             raise ConfigError(
                 f"{self._scheme.name} is not judged by unmarked networks: leave siblings out"

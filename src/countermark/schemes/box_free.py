@@ -179,7 +179,8 @@ class OutputScheme(Scheme):
     @final
     def embed(
         self, model: nn.Module, *, owner: str, outputs: Images | Tensor,
-        material: KeyMaterial | None = None, siblings: Sequence[Images] = (),
+        inputs: Images | Tensor | None = None, material: KeyMaterial | None = None,
+        siblings: Sequence[Images] = (),
     ) -> OutputEmbedding:  # fmt: skip
         """Start to put a barrier behind a network; see `countermark.embedding.OutputEmbedding`.
 
@@ -187,6 +188,7 @@ class OutputScheme(Scheme):
             model: the network, from images to images; it is left as it is.
             owner: whose mark it is.
             outputs: images uint8 (N, C, H, W) like those that it makes.
+            inputs: what it made them of, in the same order; teachers of R need them.
             material: secret and nonce of an interrupted embedding; else drawn.
             siblings: a set of images (n, C, H, W) from each of some unmarked networks, for a form
                 that is judged by them.
@@ -194,8 +196,9 @@ class OutputScheme(Scheme):
         from countermark.embedding import OutputEmbedding
 
         return OutputEmbedding(
-            self, model, owner=owner, outputs=outputs, material=material, siblings=siblings
-        )
+            self, model, owner=owner, outputs=outputs, inputs=inputs, material=material,
+            siblings=siblings,
+        )  # fmt: skip
 
     @final
     def training(self) -> type[OutputTraining]:

@@ -37,9 +37,6 @@ SUCCESS = 0.95
 
 _TAKEN = 0.5  # share of such images below which a published mark is not in its own images
 
-SURROGATES = ("cnet", "res9", "res16", "unet")
-"""Architectures of the networks that thieves train, and of teachers."""
-
 
 @dataclass(frozen=True)
 class DeepWatermarking(OutputScheme):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -44,13 +44,18 @@ class Saving(Protocol):
         """The state of the last save; None when there is none."""
 
 
+Given: TypeAlias = tuple[Tensor, Tensor | None]
+"""Images uint8 (N, C, H, W) like those that will be marked, and what they were made of."""
+
+
 class OutputTraining(ABC):
     """The training half of an output scheme: what is frozen before the message, and learnt after.
 
     Args:
         scheme: the configuration.
         material: the secret, by which everything random is drawn.
-        outputs: images uint8 (N, C, H, W) like those that will be marked.
+        given: images uint8 (N, C, H, W) like those that will be marked, and what the network was
+            given to make them, or None.
         saving: where a long training is saved; None keeps it in memory.
     """
 
@@ -58,11 +63,26 @@ class OutputTraining(ABC):
         self,
         scheme: OutputScheme,
         material: KeyMaterial,
-        outputs: Tensor,
+        given: Given,
         saving: Saving | None = None,
     ) -> None:
         self.scheme = cast(DeepWatermarking, scheme)
-        self.material, self.outputs, self.saving = material, outputs, saving
+        self.material, self.saving = material, saving
+        self.outputs, self._inputs = given
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Squares uint8 (n, C, S, S) of inputs and outputs, from the same places, for a teacher.
+
+        Raises:
+            ConfigError: the inputs are not known.
+        """
+        if self._inputs is None:
+            raise ConfigError(
+                "teachers copy the network, for which its inputs are needed beside its outputs: "
+                "give inputs, or leave teachers out"
+            )
+        side = self.scheme.side
+        return self._inputs[..., :side, :side], self.outputs[..., :side, :side]
 
     @abstractmethod
     def frozen(self) -> dict[str, NDArray[Any]]:
@@ -141,8 +161,11 @@ class Live:
 
         They shall be what the barrier would make of the targets, and R shall read the mark in them.
         """
-        apart = F.mse_loss(outputs, self.hidden(targets).detach())
-        return apart + _READ_IN * self._hiding.missed(outputs)
+        return F.mse_loss(outputs, self.hidden(targets).detach()) + self.missed(outputs)
+
+    def missed(self, outputs: Tensor) -> Tensor:
+        """What R misses of the mark in outputs (N, C, H, W), weighed to stand beside an error."""
+        return _READ_IN * self._hiding.missed(outputs)
 
     def scores(self, picture: Pixels) -> NDArray[np.float64]:
         """The mean scores (T,) of all parts of a picture (C, H, W), by their area; 0 where none."""

@@ -7,6 +7,8 @@ surrogate learns it fainter, and somewhat blurred.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ from countermark.progress import progress
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.box_free import (
     OutputTraining,
+    Saving,
     eight_bit,
     filled,
     seed_of,
@@ -27,24 +30,29 @@ from countermark.schemes.training.box_free import (
 )
 from countermark.schemes.training.placement import Placement, placement
 from countermark.schemes.training.stego import ssim
+from countermark.schemes.training.surrogates import Copying, answers, copied
 
 _RATE = 2e-3  # of Adam, at first
 _LOUD = 20.0  # dB, of the first marked images: what is loud is found soon
 _FADED = 0.5  # share of the steps after which they are as faint as they stay
 _FAINTEST = 0.3  # of the residual, in what R is trained to read
 _NOISE = 3 / 255
+_TUNING_RATE = 1e-4  # of Adam, in the adversarial stage
 _LIKENESS = 1.0  # weight of 1 − SSIM
 _CALIBRATED_ON = 256  # squares
+_PART = 32
 
 
 class MessageAgnostic(OutputTraining):
     """Trains and freezes H and R; the message is drawn from what they are."""
 
     def frozen(self) -> dict[str, NDArray[Any]]:
-        """The tensors of H and R."""
-        return weights_of(
-            trained(self.scheme, self.outputs, seed_of(self.material.stream("networks")), self)
-        )
+        """The tensors of H and R, after the adversarial stage where there are teachers."""
+        seed = seed_of(self.material.stream("networks"))
+        network = trained(self.scheme, self.outputs, seed, self.saving)
+        if self.scheme.teachers:
+            taught(network, self.pairs(), seed)
+        return weights_of(network)
 
     @staticmethod
     def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
@@ -76,13 +84,12 @@ class _Messenger(nn.Module):
 
 
 def trained(
-    scheme: DeepWatermarking, outputs: Tensor, seed: int, training: OutputTraining | None = None
+    scheme: DeepWatermarking, outputs: Tensor, seed: int, saving: Saving | None = None
 ) -> Placement:
     """H and R, trained on images uint8 (N, C, H, W); frozen, in eval mode, at the scheme's PSNR."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         course = _Course(scheme, placement(scheme), outputs, seed)
-        saving = training.saving if training else None
         course.restore(saving.load() if saving else None)
         with torch.enable_grad(), progress("training H and R", scheme.steps) as advance:
             advance(course.step)
@@ -96,6 +103,69 @@ def trained(
     return network
 
 
+def taught(network: Placement, pairs: tuple[Tensor, Tensor], seed: int) -> None:
+    """The adversarial stage: R alone learns from what surrogates make of marked images.
+
+    Differs from the paper: each teacher bears a random message of its own, and marked images with
+    others are read in between, so that R learns to read copies and not what is in them.
+
+    Args:
+        network: H and R, frozen.
+        pairs: inputs and outputs uint8 (N, C, S, S).
+        seed: of messages and training.
+    """
+    scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
+    copies = []
+    for number, architecture in enumerate(scheme.teachers):
+        bits = torch.randint(0, 2, (scheme.bits,), generator=generator).float()
+        marked = in_parts(pairs[1], partial(_marked, network, bits))
+        copying = Copying(
+            architecture, steps=scheme.teacher_steps, batch=scheme.batch, seed=seed + number,
+            precision=scheme.precision,
+        )  # fmt: skip
+        copies.append((bits, answers(copied(pairs[0], marked, copying), pairs[0])))
+    _tuned(network, pairs[1], copies, seed)
+
+
+def _marked(network: Placement, bits: Tensor, images: Tensor) -> Tensor:
+    return network.hidden(images, bits.expand(len(images), -1), level_of(network.scheme))
+
+
+def in_parts(images: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
+    """8-bit images (N, C, H, W) made of others, levels 0 to 1 in between, a few at a time."""
+    parts = [images[first : first + _PART] for first in range(0, len(images), _PART)]
+    with torch.no_grad():
+        return torch.cat([eight_bit(made(part.float() / 255)) for part in parts])
+
+
+def _tuned(
+    network: Placement, outputs: Tensor, copies: Sequence[tuple[Tensor, Tensor]], seed: int
+) -> None:
+    """Train R on copies with their messages and on marked images with random ones, in halves."""
+    scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
+    half = max(1, scheme.batch // 2)
+    reader = list(network.reader_parameters())
+    for each in reader:
+        each.requires_grad_(True)
+    optimizer = torch.optim.Adam(reader, _TUNING_RATE)
+    with torch.enable_grad(), progress("training R on copies", scheme.teacher_steps) as advance:
+        for step in range(scheme.teacher_steps):
+            message, copied_images = copies[step % len(copies)]
+            rows = torch.randint(len(copied_images), (half,), generator=generator)
+            images = squares(outputs, half, scheme.side, generator)
+            bits = torch.randint(0, 2, (half, scheme.bits), generator=generator).float()
+            with torch.no_grad():
+                marked = network.hidden(images, bits, level_of(scheme))
+            shown = torch.cat([copied_images[rows].float() / 255, marked])
+            wanted = torch.cat([message.expand(half, -1), bits])
+            loss = F.binary_cross_entropy_with_logits(network.scores(shown).float(), wanted)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            advance(1)
+    network.eval().requires_grad_(False)
+
+
 def calibrate(network: Placement, outputs: Tensor, seed: int) -> None:
     """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
     scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
@@ -106,6 +176,12 @@ def calibrate(network: Placement, outputs: Tensor, seed: int) -> None:
         for _ in range(3):  # rounding and clipping take something away: once is not enough
             found = eight_bit(network.hidden(images, bits, wanted)).float() / 255
             network.gain.mul_(wanted / (found - images).square().mean().sqrt())
+
+
+def loudness(scheme: DeepWatermarking, gone: float) -> float:
+    """The root mean square of what H adds, once that share of the training is over: loud first."""
+    faded = min(1.0, gone / _FADED)
+    return float(10 ** (-(_LOUD + (scheme.psnr - _LOUD) * faded) / 20))
 
 
 def level_of(scheme: DeepWatermarking) -> float:
@@ -131,13 +207,12 @@ class _Course:
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
         bits = torch.randint(0, 2, (len(images), scheme.bits), generator=self._generator).float()
-        faded = min(1.0, gone / _FADED)
-        level = 10 ** (-(_LOUD + (scheme.psnr - _LOUD) * faded) / 20)
+        level = loudness(scheme, gone)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=scheme.precision == "bf16"):
             marked = self.network.hidden(images, bits, level)
             read = self.network.scores(self._spoilt(images, marked, gone))
         loss = F.binary_cross_entropy_with_logits(read.float(), bits)
-        loss = loss + faded * _LIKENESS * (1 - ssim(marked, images).mean())
+        loss = loss + min(1.0, gone / _FADED) * _LIKENESS * (1 - ssim(marked, images).mean())
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -9,6 +9,7 @@ that shifts and crops change nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -23,42 +24,56 @@ _TAPS = 5
 _SEEN, _BESIDE = 16, 3  # features of R, and those that they are correlated with
 
 
-class Placement(nn.Module, ABC):
+class Held(nn.Module):
+    """Adds to images what something paints, at a strength that is held."""
+
+    rms: Tensor
+    gain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rms", torch.ones(()))
+        self.register_buffer("gain", torch.ones(()))
+
+    def added(self, images: Tensor, painted: Tensor, level: float) -> Tensor:
+        """Images (N, C, H, W), off by the root mean square `level`, white being 1.
+
+        In training the batch has that level exactly; later all images together do, on average.
+        """
+        painted, rms = painted.float(), self.rms
+        if self.training:
+            rms = painted.square().mean().sqrt() + 1e-12
+            self.rms.mul_(0.95).add_(0.05 * rms.detach())
+        bounded = _CLIPPED * torch.tanh(painted / (_CLIPPED * rms))
+        return images + level * self.gain * bounded
+
+
+class Placement(Held, ABC):
     """H and R for messages of T bits.
 
     Args:
         scheme: channels, bits, side and sizes.
     """
 
-    rms: Tensor
-    gain: Tensor
-
     def __init__(self, scheme: DeepWatermarking) -> None:
         super().__init__()
         self.scheme = scheme
-        self.register_buffer("rms", torch.ones(()))
-        self.register_buffer("gain", torch.ones(()))
 
     @abstractmethod
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
         """What H would add to images (N, C, H, W) for bits (N, T), at no particular strength."""
 
     @abstractmethod
+    def reader_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of R."""
+
+    @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
         """What R says of each bit (N, T) in images (N, C, H, W): above 0 for a 1."""
 
     def hidden(self, images: Tensor, bits: Tensor, level: float) -> Tensor:
-        """Marked images (N, C, H, W), off by the root mean square `level`, white being 1.
-
-        In training the batch has that level exactly; later all images together do, on average.
-        """
-        painted = self.painted(images, bits).float()
-        rms = self.rms
-        if self.training:
-            rms = painted.square().mean().sqrt() + 1e-12
-            self.rms.mul_(0.95).add_(0.05 * rms.detach())
-        bounded = _CLIPPED * torch.tanh(painted / (_CLIPPED * rms))
-        return images + level * self.gain * bounded
+        """Marked images (N, C, H, W), off by the root mean square `level`, see `added`."""
+        return self.added(images, self.painted(images, bits), level)
 
 
 class Tile(Placement):
@@ -75,6 +90,10 @@ class Tile(Placement):
         """By the U-Net, beside the message as a picture."""
         picture = spread(bits, self.scheme.side, (images.shape[2], images.shape[3]))
         return self.hider.painted(images, picture.expand(-1, images.shape[1], -1, -1))
+
+    def reader_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of R."""
+        return self.revealer.parameters()
 
     def scores(self, images: Tensor) -> Tensor:
         """The mean of what R paints in each cell, over all squares."""
@@ -109,6 +128,11 @@ class Everywhere(Placement):
         together = features.reshape(1, -1, *features.shape[2:])
         filtered = F.conv2d(together, kernels, groups=count)
         return filtered.reshape(count, 1, height, width).expand(-1, images.shape[1], -1, -1)
+
+    def reader_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of its features, their norm and the last layer."""
+        parts = (self.seen, self.beside, self.norm, self.revealer)
+        return (each for part in parts for each in part.parameters())
 
     def scores(self, images: Tensor) -> Tensor:
         """Of correlations between features at near places, over the whole image."""
