@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -52,6 +53,16 @@ def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = Fa
         if plain and getattr(image, "is_animated", False):
             raise ValueError("several frames, not a still picture")
         return _pixels(_grounded(image) if on_white and _transparent(image) else image)
+
+
+def as_png(picture: Pixels) -> bytes:
+    """A picture (C, H, W), C = 1 or 3, as the content of a PNG file."""
+    import PIL.Image
+
+    file = io.BytesIO()
+    shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+    PIL.Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _transparent(image: Image) -> bool:

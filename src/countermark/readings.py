@@ -21,7 +21,7 @@ from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.nulls import Evidence
 from countermark.outputs import Output, Outputs, Skipped
-from countermark.pictures import Pixels
+from countermark.pictures import Pixels, as_png
 from countermark.progress import progress
 from countermark.schemes.box_free import LEAST_SIDE, OutputScheme, Reading
 from countermark.xof import frame
@@ -95,6 +95,32 @@ def read_folder(
         with suppress(FileNotFoundError):
             resume.unlink()
     return course.found()
+
+
+def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tuple[int, Skipped]:
+    """Mark the picture files of a folder and write them as PNG; those that are there are kept.
+
+    Returns: how many are marked, and what was skipped.
+
+    Raises:
+        SuspectError: the folder cannot be read.
+        ConfigError: the key's networks are damaged.
+    """
+    outputs, live, skipped, marked = Outputs(folder, LEAST_SIDE), scheme.live(key), Skipped(), 0
+    with progress("marking images", len(outputs)) as advance:
+        for number, name in enumerate(outputs.names):
+            place = out / f"{name}.png"
+            if not place.exists():
+                output = next(outputs.read(number))
+                if output.picture is None:
+                    skipped.add(output)
+                    advance(1)
+                    continue
+                picture = live.marked(scheme.fitted(output.picture)[None])[0]
+                files.write_bytes(place, as_png(picture))
+            marked += 1
+            advance(1)
+    return marked, skipped
 
 
 class _Course:

@@ -17,9 +17,11 @@ import typer
 
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import attack_app, bench_app
+from countermark.cli.outputs import mark
 from countermark.cli.owner import app
 from countermark.errors import CountermarkError, printable
 
+app.command()(mark)
 app.add_typer(key_app, name="key")
 app.add_typer(attack_app, name="attack")
 app.add_typer(bench_app, name="bench")

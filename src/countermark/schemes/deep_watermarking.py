@@ -45,7 +45,8 @@ class DeepWatermarking(OutputScheme):
     Attributes:
         as_published: hide one picture, by networks that are trained on it.
         picture: a picture file that the published form hides; "" for one drawn of the message.
-        sizes: of the networks: "cpu", or "published" (41.8, 3.4 and 1.6 million parameters).
+        sizes: of the networks: "cpu", "published" (41.8, 3.4 and 1.6 million parameters as in the
+            paper), or "tiny" for demonstrations.
         side: S, the side of the square that bears a whole message or picture; images of other
             sizes bear it as often as it fits.
         placement: "tile" puts each bit at a place of that square, so that only who sees the whole
@@ -77,7 +78,7 @@ class DeepWatermarking(OutputScheme):
 
     as_published: bool = field(default=False, kw_only=True)
     picture: str = field(default="", kw_only=True)
-    sizes: Literal["cpu", "published"] = field(default="cpu", kw_only=True)
+    sizes: Literal["tiny", "cpu", "published"] = field(default="cpu", kw_only=True)
     side: Annotated[int, Field(ge=16, le=1024)] = field(default=64, kw_only=True)
     placement: Literal["tile", "everywhere"] = field(default="tile", kw_only=True)
     psnr: Annotated[float, Field(gt=20, lt=60)] = field(default=34.5, kw_only=True)

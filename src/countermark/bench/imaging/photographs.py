@@ -25,7 +25,7 @@ DRAWN = "drawn"
 Part: TypeAlias = Literal["owner", "thief", "test"]
 
 _SHARES = {"owner": (0, 45), "thief": (45, 90), "test": (90, 100)}  # percent of the files
-_DRAWN = 240  # scenes
+_DRAWN = 120  # scenes
 
 
 @dataclass(frozen=True)

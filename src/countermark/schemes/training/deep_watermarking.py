@@ -96,7 +96,7 @@ def trained(
             while course.step < scheme.steps:
                 course.one_step()
                 advance(1)
-                if saving and saving.due():
+                if saving and (saving.due() or course.step == scheme.steps):
                     saving.save(course.state())
     network = course.network.eval().requires_grad_(False)
     calibrate(network, outputs, seed)

@@ -23,6 +23,7 @@ from countermark.schemes.deep_watermarking import PICTURE, DeepWatermarking, bla
 from countermark.schemes.pictures import hidden_picture
 from countermark.schemes.training.box_free import (
     OutputTraining,
+    eight_bit,
     filled,
     seed_of,
     squares,
@@ -34,7 +35,7 @@ from countermark.schemes.training.placement import Held, repeated
 from countermark.schemes.training.surrogates import Copying, answers, copied
 
 _SCALE = 1e4  # of every squared error, as in the authors' public code
-_RATE, _BETAS = {"cpu": 1e-3, "published": 2e-4}, (0.5, 0.999)
+_RATE, _BETAS = {"tiny": 1e-3, "cpu": 1e-3, "published": 2e-4}, (0.5, 0.999)
 _TUNING_RATE = 1e-4  # of the adversarial stage
 
 Perceptual = Callable[[Tensor], Tensor]
@@ -105,7 +106,7 @@ class PublishedTraining(OutputTraining):
                 while course.step < course.last:
                     course.one_step()
                     advance(1)
-                    if self.saving and self.saving.due():
+                    if self.saving and (self.saving.due() or course.step == course.last):
                         self.saving.save(course.state())
         return weights_of(course.networks)
 
@@ -141,6 +142,8 @@ class _Course:
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         (self._initial if self.step < self._scheme.steps else self._adversarial)()
         self.step += 1
+        if self.step == self._scheme.steps:
+            self._calibrate()
 
     def _initial(self) -> None:
         """H, R and D on marked images."""
@@ -184,6 +187,17 @@ class _Course:
         alike = F.mse_loss(halves[0][: len(halves[1])], halves[1])
         found = F.mse_loss(revealed, wanted)
         return _SCALE * (scheme.lambda4 * found + scheme.lambda5 * blanks + scheme.lambda6 * alike)
+
+    def _calibrate(self) -> None:
+        """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
+        if not SIZES[self._scheme.sizes].residual:
+            return
+        networks, images = self.networks.eval(), self._squares()
+        wanted = level_of(self._scheme)
+        with torch.no_grad():
+            for _ in range(3):
+                found = eight_bit(networks.hide(images)).float() / 255
+                networks.gain.mul_(wanted / (found - images).square().mean().sqrt())
 
     def _adversarial(self) -> None:
         """R alone, on what a surrogate made of marked images, beside images without a mark."""

@@ -41,10 +41,12 @@ class Sizes:
 
 
 SIZES = {
+    "tiny": Sizes(8, 3, 16, 2, residual=True),
     "cpu": Sizes(16, 5, 32, 4, residual=True),
     "published": Sizes(64, 7, 128, 9, residual=False),
 }
-"""The published one is that of the authors' public code; the other one is for a CPU."""
+"""The published one is that of the authors' public code, the next is for a CPU; tiny ones are for
+tests and demonstrations."""
 
 
 class Hider(nn.Module):

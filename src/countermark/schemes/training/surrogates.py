@@ -77,7 +77,7 @@ def surrogate(architecture: Architecture, channels: int, width: int = 0) -> nn.M
 
 def copied(
     inputs: Tensor, outputs: Tensor, copying: Copying, saving: Saving | None = None,
-    *, also: Callable[[Tensor], Tensor] | None = None,
+    *, also: Callable[[Tensor], Tensor] | None = None, network: nn.Module | None = None,
 ) -> nn.Module:  # fmt: skip
     """A surrogate, trained on pairs of images uint8 (N, C, H, W); frozen, in eval mode.
 
@@ -87,10 +87,12 @@ def copied(
         copying: how.
         saving: where the training is saved now and then.
         also: a loss () of what it makes, beside the loss of copying.
+        network: what is trained, where it is none of the paper's architectures.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(copying.seed)
-        course = _Course(inputs, outputs, copying, also)
+        own = network or surrogate(copying.architecture, outputs.shape[1], copying.width)
+        course = _Course((inputs, outputs), own, copying, also)
         course.restore(saving.load() if saving else None)
         what = f"a surrogate, {copying.architecture}"
         with torch.enable_grad(), progress(what, copying.steps) as advance:
@@ -98,7 +100,7 @@ def copied(
             while course.step < copying.steps:
                 course.one_step()
                 advance(1)
-                if saving and saving.due():
+                if saving and (saving.due() or course.step == copying.steps):
                     saving.save(course.state())
     return course.network.eval().requires_grad_(False)
 
@@ -117,14 +119,12 @@ class _Course:
     """The state of a surrogate's training, and how it takes a step."""
 
     def __init__(
-        self, inputs: Tensor, outputs: Tensor, copying: Copying,
+        self, pairs: tuple[Tensor, Tensor], network: nn.Module, copying: Copying,
         also: Callable[[Tensor], Tensor] | None,
     ) -> None:  # fmt: skip
-        channels = outputs.shape[1]
-        self.network = surrogate(copying.architecture, channels, copying.width).train()
-        self.step = 0
-        self._pairs, self._copying, self._also = (inputs, outputs), copying, also
-        self._critic = Critic(channels, 16)
+        self.network, self.step = network.train(), 0
+        self._pairs, self._copying, self._also = pairs, copying, also
+        self._critic = Critic(pairs[1].shape[1], 16)
         self._optimizer = torch.optim.Adam(self.network.parameters(), _RATE, _BETAS)
         self._tells = torch.optim.Adam(self._critic.parameters(), _RATE, _BETAS)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, copying.steps)
