@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 COUNTERMARK = [sys.executable, "-m", "countermark"]
 
 # Commands whose examples leave files for later ones; the others follow in the tree's order.
-ORDER = ("demo", "embed", "verify", "key show", "attack run")
+ORDER = ("demo", "embed", "mark", "verify", "key show", "attack run")
 
 HEADING = re.compile(r"^[ \t]*Examples?:?[ \t]*$", re.MULTILINE)
 NOTE = re.compile(r"\s#\s.*$")

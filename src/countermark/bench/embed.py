@@ -49,6 +49,7 @@ class Order:
         teacher: weights of a model of the same kind whose answers replace the labels (distil).
         siblings: how many unmarked relatives of the host are trained first, where the mark is
             told from them.
+        outputs: a folder for images that a network of images makes of test images, unmarked.
         encrypted: the key is encrypted with a passphrase, which is not part of the order.
         test_key: derive the secret from this number, for tests: such a key proves nothing.
     """
@@ -68,6 +69,7 @@ class Order:
     start: str | None = None
     teacher: str | None = None
     siblings: int = 8
+    outputs: str | None = None
     encrypted: bool = False
     test_key: int | None = None
 
@@ -87,6 +89,8 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     """
     resume = Path(order.out + ".resume")
     check_places(order, resume)
+    if order.outputs:
+        raise ConfigError("--outputs is for networks that make images: leave it out")
     data = load_data(order.data)
     model, course = _host(order, data)
     material = kept_material(order, resume)

@@ -80,6 +80,12 @@ def embed(
             help="Unmarked relatives to train, where a mark is told from them; 2 or more.",
         ),
     ] = 8,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Write what a network of images makes of test images, unmarked."
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     encrypt: Annotated[
@@ -105,8 +111,8 @@ def embed(
             --bits 256 --owner "ACME Inc." --epochs 3 --out m.safetensors --key acme.key
         countermark embed --scheme none --model mlp --data digits --epochs 3 --out other.safetensors
         countermark embed --scheme deep_watermarking --data drawn --set task=denoise \\
-            --set sizes=tiny --set side=32 --set bits=100 --set steps=200 --set psnr=21 --epochs 1 \\
-            --owner "ACME Inc." --out net.safetensors --key images.key
+            --set sizes=tiny --set side=32 --set bits=100 --set steps=150 --set psnr=21 \\
+            --epochs 1 --owner "ACME Inc." --out net.safetensors --key images.key --outputs outputs
     """
     from countermark.bench.embed import UNMARKED, Order
     from countermark.bench.marking import embedder
@@ -142,6 +148,7 @@ def embed(
         start=start,
         teacher=teacher,
         siblings=siblings,
+        outputs=outputs,
         encrypted=encrypt and scheme != UNMARKED,
         test_key=test_key,
     )
