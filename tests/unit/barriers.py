@@ -48,6 +48,7 @@ def key() -> Key:
     return made().key
 
 
+@cache
 def untrained(material: KeyMaterial = SECRET, **fields: Any) -> Key:
     """A key whose networks learnt nothing: what it reads is as fair as anything."""
     with embedding(material, **({"steps": 1} | fields)) as mark:

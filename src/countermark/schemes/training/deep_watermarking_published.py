@@ -29,7 +29,7 @@ from countermark.schemes.training.box_free import (
     squares,
     weights_of,
 )
-from countermark.schemes.training.deep_watermarking import in_parts, level_of, loudness
+from countermark.schemes.training.deep_watermarking import cast_to, in_parts, level_of, loudness
 from countermark.schemes.training.hiding import SIZES, Critic, Hider, Revealer
 from countermark.schemes.training.placement import Held, repeated
 from countermark.schemes.training.surrogates import Copying, answers, copied
@@ -150,7 +150,7 @@ class _Course:
         scheme = self._scheme
         images = self._squares()
         level = loudness(scheme, self.step / scheme.steps)
-        with self._cast():
+        with cast_to(self._scheme):
             marked = self.networks.hidden(images, level)
             revealed = self.networks.revealer(marked)
         loss = self._embedding(images, marked.float()) + self._extracting(
@@ -180,7 +180,7 @@ class _Course:
     def _extracting(self, images: Tensor, marked: Tensor, revealed: Tensor) -> Tensor:
         """λ4·marked + λ5·unmarked + λ6·consistency."""
         scheme, wanted = self._scheme, self.networks.shown(marked)
-        with self._cast():
+        with cast_to(self._scheme):
             blank = self.networks.revealer(images)
         blanks = F.mse_loss(blank.float(), torch.full_like(images, self.networks.blank))
         halves = revealed.chunk(2)
@@ -232,9 +232,6 @@ class _Course:
     def _squares(self) -> Tensor:
         scheme = self._scheme
         return squares(self._training.outputs, scheme.batch, scheme.side, self._generator)
-
-    def _cast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._scheme.precision == "bf16")
 
     def state(self) -> dict[str, Any]:
         parts = {name: each.state_dict() for name, each in self._parts().items()}
