@@ -113,6 +113,10 @@ def _looking_at(when: str) -> dict[str, Column]:
     }
 
 
+def _moved(how: str) -> Column:
+    return Column(f"wrong bits, {how}", lambda figures: figures["moved"][how]["wrong"], 1)
+
+
 COLUMNS: Mapping[str, Column] = {
     **_READ,
     "selected": Column("weights selected", lambda f: f["selected"], 0),
@@ -136,6 +140,9 @@ COLUMNS: Mapping[str, Column] = {
     "twin_outcome": Column("verdict, unmarked twin", lambda f: f["twin"]["outcome"]),
     "twin_psnr": Column("PSNR dB, unmarked twin", lambda f: f["twin"]["psnr"], 1),
     "photographs_wrong": Column("wrong bits, photographs", lambda f: f["unmarked"]["wrong"], 1),
+    "shifted_wrong": _moved("shifted by 1"),
+    "moved_wrong": _moved("shifted by 5 and 11"),
+    "cropped_wrong": _moved("cropped by 8 and enlarged"),
     "photographs_outcome": Column("verdict, photographs", lambda f: f["unmarked"]["outcome"]),
 }
 """By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those

@@ -51,6 +51,8 @@ class DeepWatermarking(OutputScheme):
             sizes bear it as often as it fits.
         placement: "tile" puts each bit at a place of that square, so that only who sees the whole
             square in its place can learn it; "everywhere" puts all bits at every place.
+        register: read at the shift at which all images together vote most clearly, whatever they
+            vote for; for "tile" only.
         psnr: of marked images against the network's own, in dB, on average.
         steps, batch, precision: of the training of H and R; "bf16" is quicker where the machine
             has it.
@@ -81,6 +83,7 @@ class DeepWatermarking(OutputScheme):
     sizes: Literal["tiny", "cpu", "published"] = field(default="cpu", kw_only=True)
     side: Annotated[int, Field(ge=16, le=1024)] = field(default=64, kw_only=True)
     placement: Literal["tile", "everywhere"] = field(default="tile", kw_only=True)
+    register: bool = field(default=False, kw_only=True)
     psnr: Annotated[float, Field(gt=20, lt=60)] = field(default=34.5, kw_only=True)
     steps: PositiveInt = field(default=3000, kw_only=True)
     batch: PositiveInt = field(default=16, kw_only=True)
@@ -104,6 +107,10 @@ class DeepWatermarking(OutputScheme):
             raise ConfigError(
                 f"{self.name}: {self.bits} bits make no square: expected a square number such as "
                 f"{near**2} or {(near + 1) ** 2}"
+            )
+        if self.register and (self.placement != "tile" or self.as_published):
+            raise ConfigError(
+                f"{self.name}: register is for bits in the cells of a tile: leave it out"
             )
         if self.grid > self.side // 2:
             raise ConfigError(
@@ -198,11 +205,16 @@ class DeepWatermarking(OutputScheme):
 
 
 class _Votes:
-    """A reading of the default form: every image votes on every bit, none with more than 1."""
+    """A reading of the default form: every image votes on every bit, none with more than 1.
+
+    With `register` it votes at every shift of the square. The one that counts is chosen by how
+    clear the votes are and never by the message, so that they are fair coins there, too.
+    """
 
     def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme, self._key = live, scheme, key
-        self._votes = np.zeros(scheme.bits)
+        shifts = scheme.side**2 if scheme.register else 1
+        self._votes = np.zeros((shifts, scheme.bits))
         self._count = 0
 
     def add(self, picture: Pixels) -> None:
@@ -214,14 +226,15 @@ class _Votes:
         """The sign of all votes on each bit."""
         if not self._count:
             raise ConfigError("there is no image to read: give some")
-        read = (self._votes > 0).astype(np.uint8)
-        found = (1 + self._votes / self._count) / 2  # (T,), as grey levels 0 to 1
+        votes = self._votes[np.abs(self._votes).sum(1).argmax()]  # (T,)
+        read = (votes > 0).astype(np.uint8)
+        found = (1 + votes / self._count) / 2  # (T,), as grey levels 0 to 1
         hidden = self._key.message.astype(np.float64)
         return Evidence(
             read,
             self._key.message,
             payload=self._key.payload_in(read),
-            scores=self._votes,
+            scores=votes,
             likeness=Likeness(nc(found, hidden), nc(np.full_like(hidden, 0.5), hidden)),
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from countermark.answers import Images
@@ -91,13 +92,26 @@ def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
     marked = scheme.mark(data.test.numpy(), key)
     figures = likeness(torch.from_numpy(marked), data.test) | read_in(marked, key)
     figures["unmarked"] = read_in(data.test.numpy(), key)
+    figures["moved"] = {name: read_in(made, key) for name, made in _moved(marked).items()}
     if scheme.as_published:
         return figures
     live = scheme.live(key)
-    single = np.stack([live.scores(each) > 0 for each in marked])  # (n, T)
+    single = np.stack([np.atleast_2d(live.scores(each))[0] > 0 for each in marked])  # (n, T)
     figures["image_ber"] = float(np.mean(single != key.message.astype(bool)))
     figures["payloads"] = _payloads(scheme.extract(list(data.test.numpy()), key).read)
     return figures
+
+
+def _moved(marked: Images) -> dict[str, Images]:
+    """Marked images that were shifted, or cropped and enlarged again."""
+    levels = torch.from_numpy(marked).float()
+    inner = levels[..., 4:-4, 4:-4]
+    large = F.interpolate(inner, levels.shape[2:], mode="bilinear", align_corners=False)
+    return {
+        "shifted by 1": np.roll(marked, 1, 3),
+        "shifted by 5 and 11": np.roll(marked, (5, 11), (2, 3)),
+        "cropped by 8 and enlarged": large.round().clamp(0, 255).to(torch.uint8).numpy(),
+    }
 
 
 def _payloads(read: np.ndarray[Any, Any]) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Hiding(Protocol):
         """Marked images of images (N, C, H, W), levels 0 to 1."""
 
     def reveal(self, images: Tensor) -> Tensor:
-        """What is read in each image: scores (N, T), or pictures (N, C, S, S)."""
+        """What is read in each image: scores (N, T) or (N, shifts, T), or pictures (N, C, S, S)."""
 
     def missed(self, images: Tensor) -> Tensor:
         """How far images (N, C, H, W) are from bearing the mark: a loss ()."""
@@ -168,7 +168,7 @@ class Live:
         return _READ_IN * self._hiding.missed(outputs)
 
     def scores(self, picture: Pixels) -> NDArray[np.float64]:
-        """The mean scores (T,) of all parts of a picture (C, H, W), by their area; 0 where none."""
+        """The mean scores (T,), or (shifts, T), of all parts of a picture (C, H, W), by area."""
         return self._mean(picture)
 
     def revealed(self, picture: Pixels) -> NDArray[np.float64]:

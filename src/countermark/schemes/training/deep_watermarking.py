@@ -28,7 +28,7 @@ from countermark.schemes.training.box_free import (
     squares,
     weights_of,
 )
-from countermark.schemes.training.placement import Placement, placement
+from countermark.schemes.training.placement import Placement, Tile, placement
 from countermark.schemes.training.stego import ssim
 from countermark.schemes.training.surrogates import Copying, answers, copied
 
@@ -77,11 +77,13 @@ class _Messenger(nn.Module):
         return self.network.hidden(images, bits, self._level)
 
     def reveal(self, images: Tensor) -> Tensor:
+        if isinstance(self.network, Tile) and self.network.scheme.register:
+            return self.network.shifted(images)
         return self.network.scores(images)
 
     def missed(self, images: Tensor) -> Tensor:
         bits = cast(Tensor, self._message).expand(len(images), -1)
-        return F.binary_cross_entropy_with_logits(self.reveal(images), bits)
+        return F.binary_cross_entropy_with_logits(self.network.scores(images), bits)
 
 
 def trained(

@@ -95,6 +95,20 @@ class Tile(Placement):
         """Those of R."""
         return self.revealer.parameters()
 
+    def shifted(self, images: Tensor) -> Tensor:
+        """The scores (N, S·S, T) at every shift of the square, downwards and to the right."""
+        side, cells = self.scheme.side, cast(Tensor, self.cells)
+        painted = self.revealer.painted(images).float().mean(1)  # (N, H, W)
+        places = [torch.arange(size, device=painted.device) % side for size in painted.shape[1:]]
+        rows, columns = (F.one_hot(each, side).float().t() for each in places)  # (S, H), (S, W)
+        folded = (rows @ painted @ columns.t()) / torch.outer(
+            rows.sum(1), columns.sum(1)
+        ).clamp_min(1)
+        means = cells / cells.sum(1, keepdim=True)
+        moved = torch.stack([means.roll(shift, 1) for shift in range(side)])  # (S, G, S)
+        found = torch.einsum("agh,nhw,bfw->nabgf", moved, folded, moved)
+        return found.flatten(3).flatten(1, 2)
+
     def scores(self, images: Tensor) -> Tensor:
         """The mean of what R paints in each cell, over all squares."""
         painted = self.revealer.painted(images).float().mean(1)  # (N, H, W)
