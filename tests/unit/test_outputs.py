@@ -188,6 +188,34 @@ def test_an_interrupted_reading_goes_on(
         examine(folder, key, Terms(), resume=state)
 
 
+def resident() -> int:
+    """Bytes of memory in use."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is asked of /proc")
+def test_ten_thousand_images_take_no_more_memory_than_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(10_000):
+        image = random.integers(0, 256, (1, 32, 32), dtype=np.uint8)
+        (tmp_path / f"{number:05}.png").write_bytes(as_png(image))
+    used, take = [], readings._Course.take
+
+    def watched(self: readings._Course, output: object) -> None:
+        take(self, output)  # type: ignore[arg-type]
+        if self.next in (500, 10_000):
+            used.append(resident())
+
+    monkeypatch.setattr(readings._Course, "take", watched)
+    found = read_folder(tmp_path, barriers.scheme(steps=1), barriers.untrained())
+    assert found.images == 10_000
+    assert used[1] - used[0] < 30_000_000
+
+
 def test_a_folder_is_marked_and_what_is_there_is_kept(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

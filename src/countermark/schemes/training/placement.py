@@ -132,6 +132,18 @@ class Everywhere(Placement):
         statistics = width * _BESIDE * _TAPS**2
         self.norm = nn.BatchNorm1d(statistics)
         self.revealer = nn.Linear(statistics, scheme.bits)
+        self._without_brightness()
+
+    def _without_brightness(self) -> None:
+        """Begin with features that see no brightness, and a last layer that says nothing.
+
+        Photographs are smooth: features that see brightness all see the same, and what they say at
+        first is noise that takes long to unlearn.
+        """
+        with torch.no_grad():
+            for layer in (self.hider[0], self.seen[0], self.beside):
+                layer.weight -= layer.weight.mean((2, 3), keepdim=True)
+            self.revealer.weight.zero_()
 
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
         """Features of the image, filtered as the message says; colours are all alike."""
