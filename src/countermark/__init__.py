@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from countermark.examine import verify
     from countermark.key import Key
     from countermark.nulls import Evidence
+    from countermark.schemes.deep_watermarking import DeepWatermarking
     from countermark.schemes.deepstego import DeepStego
     from countermark.schemes.independent_network import IndependentNetwork
     from countermark.schemes.uchida import Uchida
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "CountermarkError": "errors",
     "DeepStego": "schemes.deepstego",
+    "DeepWatermarking": "schemes.deep_watermarking",
     "Embedding": "embedding",
     "Evidence": "nulls",
     "FineTune": "attacks.fine_tune",
@@ -58,6 +60,7 @@ _PLACES = {
 __all__ = [
     "CountermarkError",
     "DeepStego",
+    "DeepWatermarking",
     "Embedding",
     "Evidence",
     "FineTune",

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from countermark.alignment import Disguised, Realigned, Reference, realigned
 from countermark.answers import Asked, Predict, asked_of
-from countermark.errors import AlignmentError, ConfigError
+from countermark.errors import AlignmentError, ConfigError, SuspectError
 from countermark.key import Key
 from countermark.nulls import AlignedCoin, Alignment, Evidence, FairCoin, Null, SecretLabels
 from countermark.openings import Openings
+from countermark.pictures import Pixels
+from countermark.readings import Read, read_folder, read_images
 from countermark.schemes import as_trigger_scheme, as_weight_scheme, scheme_of
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import FreshTriggers, TriggerScheme
+from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
@@ -33,7 +37,7 @@ _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one
 
 
 def verify(
-    suspect: Suspect | Predict | Disguised,
+    suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
     key: Key | Openings | FreshTriggers,
     *,
     alpha: float = Terms.alpha,
@@ -46,7 +50,8 @@ def verify(
     Args:
         suspect: a .safetensors, torch or ONNX file, or a live module; one of these as `Disguised`
             with a reference, for another reading; for a key of triggers a live module, or a
-            function from images uint8 (n, C, H, W) to classes (n,).
+            function from images uint8 (n, C, H, W) to classes (n,); for a key of outputs a folder
+            of pictures, or images uint8 (C, H, W).
         key: the owner's key; or some triggers that were opened of one, where those that were not
             count as misses; or fresh triggers, made with one.
         alpha: threshold for the probability of a false accusation, after correction.
@@ -66,27 +71,70 @@ def verify(
 
 
 def examine(
-    suspect: Suspect | Predict | Disguised,
+    suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
     key: Key | Openings | FreshTriggers,
     terms: Terms,
     *,
     null: str | None = None,
     digest: bool = False,
+    resume: Path | None = None,
 ) -> Verdict:
-    """`verify` under explicit terms; benchmarks allow test keys by them."""
+    """`verify` under explicit terms; benchmarks allow test keys by them.
+
+    Args:
+        suspect: as for `verify`.
+        key: likewise.
+        null: likewise.
+        digest: likewise.
+        terms: thresholds and statements.
+        resume: where a reading of a folder of pictures goes on, see `readings.read_folder`.
+    """
     reference = None
     if isinstance(suspect, Disguised):
         reference = _linear_reference(suspect.reference, key)
         suspect = suspect.suspect
+    scheme = scheme_of(key) if isinstance(key, Key) else None
+    if isinstance(key, Key) and isinstance(scheme, OutputScheme):
+        return _look(suspect, scheme, key, terms, (null, resume))
+    suspect = cast("Suspect | Predict", suspect)
     if isinstance(key, Openings):
         return _ask(suspect, key.trigger_scheme, key, terms, null)
     if isinstance(key, FreshTriggers):
         return _ask_fresh(suspect, key, terms, null)
-    scheme = scheme_of(key)
     if isinstance(scheme, TriggerScheme):
         return _ask(suspect, scheme, key, terms, null)
     asked = _Asked(null, digest, reference)
-    return _read(cast(Suspect, suspect), as_weight_scheme(scheme), key, terms, asked)
+    weight_scheme = as_weight_scheme(scheme_of(key))
+    return _read(cast(Suspect, suspect), weight_scheme, key, terms, asked)
+
+
+def _look(
+    suspect: object, scheme: OutputScheme, key: Key, terms: Terms,
+    asked: tuple[str | None, Path | None],
+) -> Verdict:  # fmt: skip
+    """Judge a set of images that somebody published."""
+    null, resume = asked
+    found = _looked(suspect, scheme, key, resume)
+    about = _about(key, str(suspect) if isinstance(suspect, str | Path) else "images")
+    about["suspect"] |= {
+        "images": found.images, "skipped": found.skipped.to_json(), "sha256": found.digest
+    }  # fmt: skip
+    if found.evidence is None:
+        reason = "the suspect has no image that could be read"
+        return no_verdict(reason, bits=scheme.bits, terms=terms, about=about)
+    chosen = _chosen(scheme, scheme.nulls(key), null)
+    return judge(found.evidence, chosen, tests=1, terms=terms, about=about)
+
+
+def _looked(suspect: object, scheme: OutputScheme, key: Key, resume: Path | None) -> Read:
+    if isinstance(suspect, str | Path):
+        return read_folder(Path(suspect), scheme, key, resume=resume)
+    if isinstance(suspect, Iterable) and not isinstance(suspect, Mapping):
+        return read_images(suspect, scheme, key)
+    raise SuspectError(
+        f"a key of {scheme.name} reads images, and this is a {type(suspect).__name__}: expected a "
+        "folder of pictures, or images uint8 [C, H, W]"
+    )
 
 
 def _ask(
@@ -255,9 +303,11 @@ def _after_alignment(nulls: dict[str, Null], evidence: Evidence) -> dict[str, Nu
     return nulls
 
 
-def read_evidence(suspect: Suspect | Predict, key: Key) -> Evidence:
-    """What a key reads from the tensors of its own names, or is answered, without judging it."""
+def read_evidence(suspect: Suspect | Predict | Iterable[Pixels], key: Key) -> Evidence:
+    """What a key reads from tensors of its own names or images, or is answered; not judged."""
     scheme = scheme_of(key)
+    if isinstance(scheme, OutputScheme):
+        return scheme.extract(cast(Iterable[Pixels], suspect), key)
     if isinstance(scheme, TriggerScheme):
         return scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
     weight_scheme = as_weight_scheme(scheme)

@@ -17,6 +17,9 @@ from countermark.xof import Stream
 _MOST_TRIED = 10  # classes: 9! maps take half a second, 10! would take ten times as long
 _MAPS = 10_000  # random maps at a time
 
+LEAST_FORGERY_BITS = 80.0
+"""Below this an undated key proves nothing: 2^80 keys could be tried for one that fits."""
+
 LEAST_SIBLINGS = 2
 """Fewer have no spread, and set no sibling threshold."""
 
@@ -71,6 +74,19 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """How like the hidden picture what was revealed is, by normalised correlation (NC).
+
+    Attributes:
+        nc: of the suspect's images: the mean over them, or that of the votes.
+        nc_blank: of a blank picture, which anybody's images may reveal.
+    """
+
+    nc: float
+    nc_blank: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a key read out of a suspect.
 
@@ -84,9 +100,10 @@ class Evidence:
         scores: the real values (T,) whose signs are the bits, where a scheme has them.
         reader: what is known of the reader, where it was learnt.
         choices: C, how many values each of them can have: 2 for bits, else the classes.
-        unit: what they are.
+        unit: what they are; images succeed (1) or fail, and each shall succeed.
         disclosure: which part of the key this is about, where it was not the whole.
         alignment: to what the suspect was aligned before, where it was.
+        likeness: of hidden and revealed pictures, where there are some.
     """
 
     read: NDArray[np.integer[Any]] = field(repr=False)
@@ -96,9 +113,10 @@ class Evidence:
     scores: NDArray[np.float64] | None = field(default=None, repr=False)
     reader: Reader | None = None
     choices: int = 2
-    unit: Literal["bits", "triggers"] = "bits"
+    unit: Literal["bits", "triggers", "images"] = "bits"
     disclosure: Disclosure | None = None
     alignment: Alignment | None = None
+    likeness: Likeness | None = None
 
     @property
     def bits(self) -> int:
@@ -132,9 +150,11 @@ class Evidence:
     def distance(self) -> float | None:
         """How far the reading is from the mark, by what models are ranked: a loss, or misses.
 
-        The cross-entropy of scores, or how many triggers did not get their labels; None for bits
-        without scores.
+        The cross-entropy of scores, how many triggers did not get their labels, or the share of
+        images that failed, since sets differ in size; None for bits without scores.
         """
+        if self.unit == "images":
+            return (self.bits - self.matched) / self.bits
         return float(self.bits - self.matched) if self.unit == "triggers" else self.cross_entropy
 
     @property
@@ -369,9 +389,9 @@ class UnmarkedModels:
     models support nothing below 1/(n + 1). They are measured when the host is marked, and training
     never saw them.
 
-    A suspect that misses more than half of the triggers has p = 1, wherever it ranks: models that
-    are none of the task, untrained ones say, hit a map of the classes more often than those that
-    are, and the rank knows nothing of them.
+    A suspect that misses more than half of the triggers, or of whose images more than half fail,
+    has p = 1, wherever it ranks: models that are none of the task, untrained ones say, hit a map of
+    the classes more often than those that are, and the rank knows nothing of them.
 
     Attributes:
         distances: (n,) those of the unmarked models, see `Evidence.distance`.
@@ -387,7 +407,7 @@ class UnmarkedModels:
 
     def log10_p(self, evidence: Evidence) -> float:
         """The rank of the suspect among the unmarked models."""
-        if evidence.unit == "triggers" and 2 * evidence.matched < evidence.bits:
+        if evidence.unit != "bits" and 2 * evidence.matched < evidence.bits:
             return 0.0
         distance = math.inf if evidence.distance is None else evidence.distance
         exceedances = int(np.count_nonzero(self.distances <= distance))

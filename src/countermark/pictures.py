@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -19,15 +20,18 @@ MAX_PIXELS = 64_000_000
 # Formats that PIL decodes by itself; others (EPS) would start a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GREY = ("1", "L", "LA")
-_COLOUR = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
+_OTHER_COLOUR = ("CMYK", "YCbCr")
+_COLOUR = ("RGB", "RGBA", "P", *_OTHER_COLOUR)
 
 
-def decoded(source: str | IO[bytes], *, on_white: bool = False) -> Pixels:
+def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = False) -> Pixels:
     """The picture in a file, uint8 (C, H, W), one channel of grey or three of colour.
 
     Args:
         source: its path, or the file itself.
         on_white: put what is transparent on a white ground; else transparency is left out.
+        plain: refuse what is no still picture of grey, RGB or a palette, since what it shows
+            depends on who shows it: CMYK and YCbCr, animations, several pages.
 
     Raises:
         Exception: whatever PIL's decoders trip over; `ValueError` for more than `MAX_PIXELS` or
@@ -42,7 +46,23 @@ def decoded(source: str | IO[bytes], *, on_white: bool = False) -> Pixels:
             raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS:,}")
         if image.mode not in _GREY + _COLOUR:
             raise ValueError(f"pixel mode {image.mode!r}, not 8 bits of grey or colour")
+        if plain and image.mode in _OTHER_COLOUR:
+            raise ValueError(f"pixel mode {image.mode!r}, not grey or RGB")
+        if plain and any("16" in str(each[3]) for each in image.tile):
+            raise ValueError("16 bits a channel, not 8")  # PIL would drop the lower half
+        if plain and getattr(image, "is_animated", False):
+            raise ValueError("several frames, not a still picture")
         return _pixels(_grounded(image) if on_white and _transparent(image) else image)
+
+
+def as_png(picture: Pixels) -> bytes:
+    """A picture (C, H, W), C = 1 or 3, as the content of a PNG file."""
+    import PIL.Image
+
+    file = io.BytesIO()
+    shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+    PIL.Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _transparent(image: Image) -> bool:

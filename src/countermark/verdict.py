@@ -12,28 +12,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from countermark import age, stats
+from countermark import stats
 from countermark.age import Dating
-from countermark.errors import printable
+from countermark.limits import limits_of
 from countermark.nulls import (
+    LEAST_FORGERY_BITS,
     LEAST_SIBLINGS,
     Disclosure,
     Evidence,
+    Likeness,
     Null,
-    PermutedUnits,
     Reader,
-    SecretClassMap,
     UnmarkedModels,
     forgery_bits,
 )  # fmt: skip
+from countermark.telling import explained
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]
 
 ALPHA = 1e-6
 """The default threshold against coincidence."""
-
-LEAST_FORGERY_BITS = 80.0
-"""Below this an undated key proves nothing: 2^80 keys could be tried for one that fits."""
 
 EXIT_CODES: Mapping[Outcome, int] = {"owned": 0, "not_proven": 1, "no_verdict": 3}
 
@@ -58,6 +56,7 @@ class Verdict:
         loss: L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys.
         reader: what is known of a learnt reader: held-out unmarked `siblings`, the sibling
             `threshold`, `permuted` copies of the suspect, `false_reads` among them, `published`.
+        likeness: `nc` of hidden and revealed pictures, and `nc_blank`, what a blank would get.
         disclosure: how many of the key's triggers were `opened`, of how many `committed` ones, and
             whether a `blind_choice` was stated; None where the whole key was there.
         assume_dated: the owner stated that the key is older than the suspect.
@@ -87,6 +86,7 @@ class Verdict:
     payload: bool | None = None
     loss: float | None = None
     reader: Reader | None = None
+    likeness: Likeness | None = None
     disclosure: Disclosure | None = None
     assume_dated: bool = False
     dating: Dating | None = None
@@ -113,157 +113,7 @@ class Verdict:
 
     def explain(self) -> str:
         """The verdict for people, as lines of text."""
-        lines = [f"{self.outcome.upper().replace('_', ' ')}: {self.reason}"]
-        if self.matched is not None and self.ber_interval is not None:
-            low, high = self.ber_interval
-            lines += [
-                (
-                    f"  matched       {self.matched} of {self.bits} {self.unit} "
-                    f"({_RATES[self.unit]} {self.ber:.4f}, 95 % interval {low:.4f} to {high:.4f})"
-                ),
-                (
-                    f"  log10 p       {self.log10_p:.2f}, corrected for {self.tests} test(s); "
-                    f"threshold {math.log10(self.alpha):.2f}, floor {self.floor:.2f}"
-                ),
-                f"  null          {self.null}: {self.null_says}",
-                (
-                    f"  forgery_bits  {self.forgery_bits:.1f} "
-                    f"(an undated key needs {LEAST_FORGERY_BITS:.0f})"
-                ),
-            ]
-            if self.unit == "bits":
-                lines.append(f"  payload       {_PAYLOAD[self.payload]}")
-            elif self.answered != self.bits:
-                lines.append(
-                    f"  answered      {self.answered} of {self.bits}; the others are misses"
-                )
-            if self.unit == "triggers" and self.null == UnmarkedModels.name:
-                lines.append(
-                    f"  published     trigger accuracy {self.matched / self.bits:.4f}: refused as "
-                    "proof, its rank among unmarked models is judged instead"
-                )
-        if "reference" in self.suspect:
-            shown_as = self.suspect["reference"]
-            lines.append(f"  reference     {shown_as['name']}, sha256 {shown_as['sha256']}")
-        if self.disclosure is not None:
-            shown = self.disclosure
-            lines.append(f"  opened        {shown.opened} of the key's {shown.committed} triggers")
-        if self.reader is not None:
-            lines += [f"  {line}" for line in self._of_the_reader(self.reader)]
-        if self.dating is not None:
-            lines.append(f"  dated         {age.explained(self.dating)}")
-        lines += [f"  limit         {limit}" for limit in self.limits]
-        return "\n".join(printable(line) for line in lines)  # a key's or suspect's names may lie
-
-    def _of_the_reader(self, reader: Reader) -> list[str]:
-        lines = [f"L2            {self.loss:.3g} nats a bit; ln 2 = 0.693 knows nothing"]
-        if reader.threshold is None:
-            lines.append(f"siblings      {reader.siblings} held-out: too few for a threshold")
-        else:
-            lines.append(
-                f"siblings      L2 must be below {reader.threshold:.3g}, set on {reader.siblings} "
-                f"held-out unmarked siblings; one passes with p <= {1 / (reader.siblings + 1):.2g}"
-            )
-        lines.append(
-            f"false reads   {reader.false_reads} of {reader.permuted} hidden-unit permutations of "
-            "the suspect read at least as many bits"
-        )
-        if reader.published is not None and self.loss is not None:
-            met = "met" if self.loss <= reader.published else "not met"
-            lines.append(
-                f"published     L2 <= {reader.published:g}: {met}; refused as proof, "
-                "the rank of L2 is judged instead"
-            )
-        return lines
-
-
-_RATES = {"bits": "bit error rate", "triggers": "share of misses"}
-_PAYLOAD = {
-    True: "decoded: it names this key's owner",
-    False: "not decoded (the p-value above is about raw bits and stands without it)",
-    None: "none: fewer than 128 bits carry no payload",
-}
-
-
-ALIGNED = (
-    "the suspect's neurons were put into the order and scale of a reference (mean cosine "
-    "{alike:.3f}) before reading, by tensors that the key does not read; a reference can be made "
-    "afterwards, so this proves something only if the reference is older than the suspect"
-)
-MARKED_REFERENCE = (
-    "the reference bears the mark: that p holds after alignment to it was simulated on disjoint "
-    "pairs of models, not proven; weights from before the mark are the better reference"
-)
-UNMARKED_REFERENCE = (
-    "p is exact if the reference was fixed before the key's message was drawn; the key does not "
-    "find its mark in it, but that it is so old is the owner's own statement"
-)
-
-
-WHOSE = (
-    "it says that the mark of a key is present or not; who owns the model is another question, "
-    "answered by dated claims under a policy"
-)
-WHAT_P_IS = (
-    "p is the chance of this reading on a model made without the key's secret; it is not the "
-    "probability that the suspect is innocent"
-)
-NOT_INNOCENT = (
-    "not proven is not innocent: a mark can be removed, and tensors that were permuted, rescaled "
-    "or folded are realigned before reading only where --reference is given"
-)
-NOT_INNOCENT_OF_TRIGGERS = (
-    "not proven is not innocent: a mark can be removed, classes can be renamed, and whoever "
-    "answers can recognise triggers and lie"
-)
-BURNT = (
-    "whoever saw the triggers, the operator of a queried service included, can train them out: "
-    "they are evidence once"
-)
-
-OPENED_LATER = (
-    "p is about a model made without knowledge of the opened triggers: one made after they were "
-    "opened can be trained on them"
-)
-
-
-def _opened(shown: Disclosure) -> str:
-    """How many triggers were opened, and what that makes of p."""
-    if shown.opened == shown.committed:
-        return f"all {shown.committed} of the key's triggers were opened"
-    if shown.blind_choice:
-        what = (
-            "p is about these alone and holds only if whoever chose them did not know their "
-            "labels: the owner did not choose them, as the examiner states"
-        )
-    else:
-        what = "the others count as misses, so p holds whoever chose these"
-    return f"{shown.opened} of the key's {shown.committed} triggers were opened; {what}"
-
-
-ANYBODYS = (
-    "these triggers and answers are no keyed random output: whoever can ask a model, or knows how "
-    "the stego network was trained, may make triggers that get such answers"
-)
-BLIND_COVERS = (
-    "the covers of fresh triggers must be chosen by somebody who did not look at what the suspect "
-    "answers: p does not know how they were chosen"
-)
-RANK_AMONG_UNMARKED = (
-    "log10 p is a rank among {n} unmarked models that the owner trained and measured: it is never "
-    "below 1/{more}, and speaks of models like them"
-)
-
-
-INDEPENDENT_ONLY = (
-    "log10 p is against models trained independently from other initial weights; against "
-    "fine-tunes of a shared base and twins from the same initial weights only the sibling "
-    "threshold speaks"
-)
-BITS_MEAN_NOTHING = (
-    "the reader was trained on the message, so the number of matching bits, its interval and the "
-    "payload are no evidence by themselves: p is the rank of L2"
-)
+        return explained(self)
 
 
 @dataclass(frozen=True)
@@ -339,8 +189,6 @@ def judge(
     log10_p = min(0.0, judged.log10_p + correction)
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
-    found = about["suspect"].get("tensors", {})
-    renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
     least = _Least(floor + correction, _best_reading(evidence, null))
     thresholds = _Measured(log10_p, least, against_forgery, evidence)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
@@ -366,11 +214,12 @@ def judge(
         payload=evidence.payload,
         loss=evidence.cross_entropy if evidence.reader else None,
         reader=evidence.reader,
+        likeness=evidence.likeness,
         disclosure=evidence.disclosure,
         assume_dated=terms.assume_dated,
         dating=terms.dating,
         suspect=about["suspect"],
-        limits=_limits(evidence, null, outcome, terms, renamed) + _refused(about["suspect"]),
+        limits=limits_of(evidence, null, outcome, terms, about["suspect"]),
     )
 
 
@@ -449,6 +298,8 @@ def _forged(measured: _Measured) -> str:
         return "a reader can be trained afterwards to find any bits in anybody's model"
     if measured.evidence.alignment:
         return "a reference can be made afterwards to which anybody's model aligns as wished"
+    if measured.evidence.unit == "images":
+        return "networks can be trained afterwards to reveal any picture in anybody's images"
     if measured.evidence.unit == "triggers" and not measured.evidence.committed:
         return "a key can be made afterwards to which anybody's model gives such answers"
     return (
@@ -471,52 +322,3 @@ def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
         f"the suspect may be an unmarked sibling of the marked model: its L2 {loss:.3g} is not "
         f"below the sibling threshold {reader.threshold:.3g}"
     )
-
-
-def _limits(
-    evidence: Evidence, null: Null, outcome: Outcome, terms: Terms, renamed: list[str]
-) -> tuple[str, ...]:
-    limits = [WHOSE, WHAT_P_IS]
-    if evidence.reader is not None:
-        limits.append(BITS_MEAN_NOTHING)
-    limits += _limits_of(null, evidence)
-    if outcome == "not_proven":
-        limits.append(NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS)
-    if evidence.unit == "triggers":
-        limits.append(BURNT)
-    if (aligned := evidence.alignment) is not None:
-        limits.append(ALIGNED.format(alike=aligned.similarity))
-        limits.append(MARKED_REFERENCE if aligned.bears_mark else UNMARKED_REFERENCE)
-    if evidence.disclosure is not None:
-        limits += [_opened(evidence.disclosure), OPENED_LATER]
-    if renamed:
-        limits.append(
-            f"found by shape, not by name: {', '.join(renamed)}; p is corrected for every reading "
-            "that was tried"
-        )
-    if terms.assume_dated:
-        limits.append("that the key is older than the suspect is the owner's own statement")
-    if terms.dating is not None:
-        limits += age.limits_of(terms.dating)
-    if evidence.payload is False and outcome == "owned":
-        limits.append("the payload is lost: the mark is present by its raw bits only")
-    return tuple(limits)
-
-
-def _refused(suspect: Mapping[str, Any]) -> tuple[str, ...]:
-    """That a suspect could not be aligned to a reference, and why."""
-    why = suspect.get("reference", {}).get("refused")
-    return (f"the suspect could not be aligned to the reference: {why}",) if why else ()
-
-
-def _limits_of(null: Null, evidence: Evidence) -> list[str]:
-    """What a null hypothesis does not cover."""
-    if isinstance(null, PermutedUnits):
-        return [INDEPENDENT_ONLY]
-    if isinstance(null, SecretClassMap):
-        return [BLIND_COVERS]
-    if not isinstance(null, UnmarkedModels):
-        return []
-    n = len(null.distances)
-    ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1)
-    return [ranked, ANYBODYS] if evidence.unit == "triggers" else [ranked]

@@ -20,6 +20,7 @@ from contracts.facts import (
     fresh_host,
     material_of,
 )  # fmt: skip
+from contracts.test_output_contract import OUTPUT_SCHEMES_UNDER_CONTRACT
 from contracts.test_trigger_contract import TRIGGER_SCHEMES_UNDER_CONTRACT
 from countermark.bench.models import recipe
 from countermark.bench.train import Course, accuracy, fit
@@ -73,7 +74,8 @@ def twin_of_the_host(facts: Facts, order: int) -> nn.Module:
 
 def test_every_scheme_is_under_contract() -> None:
     names = {facts.scheme.name for facts in SCHEMES_UNDER_CONTRACT}
-    assert names | {facts.name for facts in TRIGGER_SCHEMES_UNDER_CONTRACT} == set(SCHEMES)
+    names |= {facts.name for facts in TRIGGER_SCHEMES_UNDER_CONTRACT}
+    assert names | set(OUTPUT_SCHEMES_UNDER_CONTRACT) == set(SCHEMES)
 
 
 @every_form

@@ -29,6 +29,7 @@ RANKS = {
     "xof": 0,
     "merkle": 1,
     "message": 1,
+    "outputs": 1,
     "stats": 1,
     "key": 2,
     "nulls": 2,
@@ -44,6 +45,7 @@ RANKS = {
     "schemes": 5,
     "openings": 6,
     "report": 6,
+    "readings": 6,
     "attacks": 7,
     "examine": 7,
     "bench": 8,
@@ -51,7 +53,7 @@ RANKS = {
     "__main__": 10,
 }
 # A module that is one with its neighbour although the two are no package.
-PART_OF = {"keyfile": "key"}
+PART_OF = {"keyfile": "key", "limits": "verdict", "telling": "verdict"}
 # Narrower than the ranks. A thief knows the algorithm and makes keys of his own, no more.
 ONLY = {
     "claims": {
@@ -61,6 +63,7 @@ ONLY = {
         "files",
         "key",
         "merkle",
+        "nulls",
         "progress",
         "stats",
         "verdict",

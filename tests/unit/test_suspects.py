@@ -190,7 +190,7 @@ def test_a_base_is_a_host_of_the_same_kind_and_trained_once(
 
 
 def test_the_shared_base_of_the_results_is_what_it_was() -> None:
-    cell = next(bench.cells(bench.find_experiment(SHARED_BASE)))
+    cell = next(bench.cells(bench.load_experiment(Path(SHARED_BASE))))
     assert cell.host.start == Base(seed=50, epochs=5)
     base = replace(unmarked(cell.host, cell.host.data, 50), epochs=5)
     assert base.digest == "dc101689c05e105a"

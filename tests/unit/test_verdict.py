@@ -139,7 +139,7 @@ FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
     "tests", "alpha", "forgery_bits", "limits", "payload", "unit", "answered", "reason",
     "commitment", "owner", "assume_dated", "suspect", "null_says", "loss", "reader", "disclosure",
-    "dating",
+    "dating", "likeness",
 }
 # fmt: on
 

@@ -5,16 +5,14 @@ A row is an embedder, or a scheme whose triggers are looked for; no host is trai
 
 from __future__ import annotations
 
-import hashlib
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import rfc8785
 import torch
-from pydantic import Field, PositiveInt, StringConstraints
+from pydantic import Field, PositiveInt
 
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.marking import check_fields, scheme_for
-from countermark.bench.strict import Strict
+from countermark.bench.strict import Addressed, Name, Strict
 from countermark.errors import ConfigError
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import DrawnTriggers, TriggerScheme
@@ -25,9 +23,6 @@ from countermark.steganalysis.embedders import embedder_named
 from countermark.steganalysis.images import Embed, Images
 from countermark.steganalysis.rates import Rate, Rates
 from countermark.steganalysis.supervised import measure_supervised
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
-"""Of an experiment, and of the folder of its results."""
 
 _STRANGERS = 8_000_000  # seeds of networks that are nobody's in particular
 
@@ -73,18 +68,10 @@ class Detection(Strict):
     rows: tuple[Hidden, ...]
 
 
-class Detected(Hidden):
+class Detected(Hidden, Addressed):
     """One row at one seed: a cell, named by the hash of its specification."""
 
-    experiment: str
-    track: str
     sought: Sought
-    seed: int
-
-    @property
-    def digest(self) -> str:
-        """The cell's name."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()[:16]
 
 
 def cells_of(experiment: Detection) -> list[Detected]:

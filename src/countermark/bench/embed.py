@@ -49,6 +49,7 @@ class Order:
         teacher: weights of a model of the same kind whose answers replace the labels (distil).
         siblings: how many unmarked relatives of the host are trained first, where the mark is
             told from them.
+        outputs: a folder for images that a network of images makes of test images, unmarked.
         encrypted: the key is encrypted with a passphrase, which is not part of the order.
         test_key: derive the secret from this number, for tests: such a key proves nothing.
     """
@@ -68,6 +69,7 @@ class Order:
     start: str | None = None
     teacher: str | None = None
     siblings: int = 8
+    outputs: str | None = None
     encrypted: bool = False
     test_key: int | None = None
 
@@ -86,14 +88,14 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
             nothing is written then.
     """
     resume = Path(order.out + ".resume")
-    _refuse_existing(order, resume)
+    check_places(order, resume)
+    if order.outputs:
+        raise ConfigError("--outputs is for networks that make images: leave it out")
     data = load_data(order.data)
     model, course = _host(order, data)
-    material = _material(order, resume)
+    material = kept_material(order, resume)
     mark = _mark(order, model, data, material, Siblings())  # refuses before anything is written
-    if not resume.exists():
-        kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
-        files.write_folder(resume, kept)
+    keep(order, resume, material)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
     siblings = _siblings(order, data, course, resume)
     if siblings.shown or siblings.held_out:
@@ -102,7 +104,7 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
         with mark or nullcontext():
             fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
     except CountermarkError:  # it would end here again, however often it is repeated
-        _forget(resume)
+        forget(resume)
         raise
     figures = _write(order, model, mark, passphrase, resume)
     return {
@@ -121,7 +123,7 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     }
 
 
-def _refuse_existing(order: Order, resume: Path) -> None:
+def check_places(order: Order, resume: Path) -> None:
     """Nothing is overwritten, but for what this very order has written before it was killed."""
     if resume.is_dir() and not any(resume.iterdir()):
         resume.rmdir()
@@ -135,7 +137,7 @@ def _refuse_existing(order: Order, resume: Path) -> None:
             )
         if (resume / _MATERIAL).exists():
             return
-        _forget(resume)  # that run was over, and was killed while it tidied up
+        forget(resume)  # that run was over, and was killed while it tidied up
     if Path(order.out).exists():
         raise ConfigError(f"{order.out} exists: choose another name or move it away")
     if order.scheme != UNMARKED and order.key is None:
@@ -144,6 +146,13 @@ def _refuse_existing(order: Order, resume: Path) -> None:
         refuse_existing(Path(order.key))
         if Path(order.key) == Path(order.out):
             raise ConfigError(f"{order.out} cannot be both model and key: give --key another name")
+
+
+def keep(order: Order, resume: Path, material: KeyMaterial) -> None:
+    """Write order and secret to the resume folder, unless they are there."""
+    if not resume.exists():
+        kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
+        files.write_folder(resume, kept)
 
 
 def _kept_order(resume: Path) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def _kept_order(resume: Path) -> dict[str, Any]:
         ) from None
 
 
-def _forget(resume: Path) -> None:
+def forget(resume: Path) -> None:
     """Remove the folder: the secret first, the order last, so that being killed here is known."""
     for each in sorted(resume.iterdir(), key=lambda p: (p.name != _MATERIAL, p.name == _ORDER)):
         each.unlink()
@@ -223,7 +232,8 @@ def check_fit(name: str, model: nn.Module, data: Dataset) -> None:
         )
 
 
-def _material(order: Order, resume: Path) -> KeyMaterial:
+def kept_material(order: Order, resume: Path) -> KeyMaterial:
+    """The secret of an interrupted run of this order, or a fresh one."""
     if order.test_key is not None:
         return KeyMaterial.for_tests(order.test_key)
     if resume.exists():
@@ -267,7 +277,7 @@ def _write(
         try:
             key, evidence = mark.key, mark.read()
         except CountermarkError:  # not taken, or training diverged
-            _forget(resume)
+            forget(resume)
             raise
         figures = {
             "bits": evidence.bits if evidence else None,
@@ -277,13 +287,13 @@ def _write(
             "test_key": key.test_key,
         }
     save_weights(model.state_dict(), Path(order.out))
-    if key and order.key and not _saved_before(Path(order.key), key):
+    if key and order.key and not saved_before(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
-    _forget(resume)
+    forget(resume)
     return figures
 
 
-def _saved_before(folder: Path, key: Key) -> bool:
+def saved_before(folder: Path, key: Key) -> bool:
     """Whether an earlier run of this order had written the key already."""
     return folder.exists() and key.commitment == load_header(folder).commitment
 

@@ -6,13 +6,11 @@ the same on every machine up to floating point) and `provenance`; it is never co
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar
 
-import rfc8785
 from pydantic import (
     BaseModel,
     Field,
@@ -21,11 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from countermark.bench.detection import Detected, Detection, Name, cells_of
 from countermark.bench.fresh import Fresh
 from countermark.bench.handling import Handling
 from countermark.bench.models import Value
-from countermark.bench.strict import Strict
+from countermark.bench.strict import Addressed, Name, Strict
 from countermark.bench.suspects import Base, Suspects
 from countermark.errors import ConfigError
 
@@ -136,13 +133,11 @@ class Experiment(Strict):
     rows: tuple[Row, ...]
 
 
-class Cell(Strict):
+class Cell(Addressed):
     """One row at one seed."""
 
     since = Experiment.since
 
-    experiment: str
-    track: str
     host: Host
     prune: Prunings | None
     attacks: tuple[Attacks, ...] = ()
@@ -155,18 +150,6 @@ class Cell(Strict):
     label: str
     scheme: str
     fields: dict[str, Any]
-    seed: int
-
-    @property
-    def digest(self) -> str:
-        """The cell's name: a hash of its specification."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()[:16]
-
-
-AnyExperiment: TypeAlias = Experiment | Detection
-"""Hosts that are trained, or stego images that are looked for."""
-
-AnyCell: TypeAlias = Cell | Detected
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -176,28 +159,6 @@ def load_experiment(path: Path) -> Experiment:
         ConfigError: it cannot be read, or has an unknown, missing or wrong field.
     """
     return read_toml(path, Experiment)
-
-
-def load_any(path: Path) -> AnyExperiment:
-    """Read an experiment file; one that says what is `sought` trains no hosts.
-
-    Raises:
-        ConfigError: as `load_experiment`.
-    """
-    try:
-        trains = "sought" not in tomllib.loads(path.read_text())
-    except (OSError, ValueError):
-        trains = True  # reading it as one says what is wrong
-    return load_experiment(path) if trains else read_toml(path, Detection)
-
-
-def find_experiment(name: str) -> AnyExperiment:
-    """An experiment by its file, or by its name under `experiments/`.
-
-    Raises:
-        ConfigError: as `load_experiment`.
-    """
-    return load_any(located(name))
 
 
 def located(name: str, folder: Path = EXPERIMENTS) -> Path:
@@ -223,15 +184,8 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 
 
-@overload
-def cells(experiment: Experiment) -> Iterator[Cell]: ...
-@overload
-def cells(experiment: AnyExperiment) -> Iterator[AnyCell]: ...
-def cells(experiment: AnyExperiment) -> Iterator[AnyCell]:
+def cells(experiment: Experiment) -> Iterator[Cell]:
     """Every cell of an experiment: its rows at each of its seeds."""
-    if isinstance(experiment, Detection):
-        yield from cells_of(experiment)
-        return
     for row in experiment.rows:
         for seed in experiment.seeds:
             yield Cell(
@@ -253,6 +207,6 @@ def cells(experiment: AnyExperiment) -> Iterator[AnyCell]:
             )
 
 
-def result_path(cell: AnyCell, results: Path) -> Path:
-    """Where the result of a cell lies."""
+def result_path(cell: Addressed, results: Path) -> Path:
+    """Where the result of a cell, of any kind, lies."""
     return results / cell.experiment / f"{cell.digest}.json"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,8 +18,12 @@ from countermark.key import KeyMaterial
 from countermark.schemes import scheme_named
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import load_state
+
+if TYPE_CHECKING:
+    from countermark.bench.embed import Order
 
 
 def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int) -> Scheme:
@@ -40,6 +44,21 @@ def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int
         of_data = {"classes": data.classes, "mean": mean, "deviation": deviation}
         fields = of_data | kind.paced(batches) | dict(fields)
     return kind.from_fields(fields)
+
+
+def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
+    """What carries out an order with a scheme of that name, and the usual model; "" for none.
+
+    Raises:
+        ConfigError: there is no such scheme.
+    """
+    from countermark.bench import embed as classifiers  # it imports this module
+
+    if name != classifiers.UNMARKED and issubclass(scheme_named(name), OutputScheme):
+        from countermark.bench.imaging.embed import embed_outputs
+
+        return embed_outputs, "unet"
+    return classifiers.embed, ""
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from countermark.bench.detection import Detection
-from countermark.bench.experiment import (
-    AnyExperiment,
-    Experiment,
-    Row,
-    cells,
-    load_any,
-    located,
-    result_path,
-)
+from countermark.bench.experiment import Experiment, Row, located, result_path
+from countermark.bench.hostless import hostless_lines, hostless_outline
+from countermark.bench.kinds import AnyExperiment, every_cell, is_experiment, load_any
 from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
 from countermark.bench.tables import (
     TABLES,
@@ -41,17 +33,13 @@ def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
     Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
         `most`; `outcomes` counts the verdicts; `pruned`, `attacked` and `suspects` hold the same
         for what was pruned, attacked, and never marked. A row that measured nothing in a column
-        has no such column. A row of stego images that are looked for has the figures of each seed.
+        has no such column. Those that train no classifier: see `hostless_outline`.
 
     Raises:
         DataError: a cell has no result yet.
     """
-    if isinstance(experiment, Detection):
-        return [
-            {"label": row.label, "track": experiment.track}
-            | {"figures": figures_of(experiment, row.label, results)}
-            for row in experiment.rows
-        ]
+    if not isinstance(experiment, Experiment):
+        return hostless_outline(experiment, results)
     return [_row(experiment, row, results) for row in experiment.rows]
 
 
@@ -168,19 +156,12 @@ def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
     path = located(name, TABLES)
     if not path.exists():
         path = located(name)
-    if _is_experiment(path):
+    if is_experiment(path):
         experiment = load_any(path)
         rows = outline(experiment, results)
         return {"rows": rows}, "\n".join(section(experiment, results))
     shown = rendered(load_table(path), results)
     return shown, "\n".join(as_markdown(shown))
-
-
-def _is_experiment(path: Path) -> bool:
-    try:
-        return "host" in tomllib.loads(path.read_text())
-    except (OSError, ValueError):
-        return True  # reading it as one says what is wrong
 
 
 def section(experiment: AnyExperiment, results: Path) -> list[str]:
@@ -192,12 +173,12 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
         f"`{experiment.name}`. Track: {experiment.track}. Seeds: {seeds}.",
         "",
     ]
-    missing = [c for c in cells(experiment) if not result_path(c, results).exists()]
+    missing = [c for c in every_cell(experiment) if not result_path(c, results).exists()]
     if missing:
         return [*head, f"Not run to the end yet: {len(missing)} cells are missing.", ""]
     rows = outline(experiment, results)
-    if isinstance(experiment, Detection):
-        return [*head, *_rates(rows), ""]
+    if not isinstance(experiment, Experiment):
+        return [*head, *hostless_lines(experiment, rows), ""]
     lines = [
         *head,
         "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
@@ -205,28 +186,6 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
         *(_line(row["label"], row) for row in rows),
     ]
     return [*lines, *_pruned(rows), *_attacked(rows), *_suspects(rows), ""]
-
-
-def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Detection rates with their intervals; a line for each row and seed."""
-    return [
-        "Detection in percent of N images of which half are stego images; 95 % in brackets.",
-        "",
-        "| | ATS | of covers | supervised | of covers | N | features |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {row['label']} | {_rate(found['ats'])} | {_rate(found['supervised'])} | "
-            f"{found['ats']['images']} | {' of '.join(map(str, found['ats']['features']))} |"
-            for row in rows
-            for found in row["figures"]
-        ),
-    ]
-
-
-def _rate(found: Mapping[str, Any]) -> str:
-    low, high = found["low"], found["high"]
-    wrongly = f"{found['false_positives']:.1f} called stego"
-    return f"{found['detection']:.1f} [{low:.1f}, {high:.1f}] | {wrongly}"
 
 
 def _line(label: str, row: Mapping[str, Any]) -> str:

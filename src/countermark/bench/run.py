@@ -27,7 +27,10 @@ import torch
 from countermark._version import VERSION
 from countermark.bench import cell as hosts
 from countermark.bench import detection
-from countermark.bench.experiment import AnyCell, AnyExperiment, Cell, cells, result_path
+from countermark.bench.experiment import Cell, result_path
+from countermark.bench.imaging import cell as imaging
+from countermark.bench.imaging.experiment import ImagingCell
+from countermark.bench.kinds import AnyCell, AnyExperiment, every_cell
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.files import write_bytes
 
@@ -63,7 +66,7 @@ def run(
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
     finished: list[AnyCell] = []
     pending: list[AnyCell] = []
-    for cell in cells(experiment):
+    for cell in every_cell(experiment):
         (finished if result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
         check(cell)  # rather than after hours
@@ -91,6 +94,8 @@ def check(cell: AnyCell) -> None:
     """What can be known to be wrong of a cell before anything is computed."""
     if isinstance(cell, Cell):
         hosts.check(cell)
+    elif isinstance(cell, ImagingCell):
+        imaging.check(cell)
     else:
         detection.check(cell)
 
@@ -99,6 +104,8 @@ def compute(cell: AnyCell, checkpoint: Path) -> dict[str, Any]:
     """The figures of a cell, whatever kind it is."""
     if isinstance(cell, Cell):
         return hosts.compute(cell, checkpoint)
+    if isinstance(cell, ImagingCell):
+        return imaging.compute(cell, checkpoint)
     return detection.compute(cell)
 
 

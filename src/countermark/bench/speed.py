@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from countermark._version import VERSION
 from countermark.bench.data import BUNDLED
 from countermark.bench.models import build
+from countermark.bench.output_speed import output_ratios
 from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.bench.train import Course, fit, seeded
 from countermark.bench.trigger_speed import trigger_ratios
@@ -65,6 +66,7 @@ def measure() -> list[Ratio]:
         _step("hardened", IndependentNetwork(on_mlp), mlp, 4.5),
         _step("hardened", IndependentNetwork(on_vgg), vgg, 1.05),
         *trigger_ratios(),
+        *output_ratios(),
         *_commands(),
     ]
 

@@ -17,14 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from countermark.bench.experiment import (
-    EXPERIMENTS,
-    AnyExperiment,
-    cells,
-    load_any,
-    read_toml,
-    result_path,
-)
+from countermark.bench.experiment import EXPERIMENTS, Experiment, read_toml, result_path
+from countermark.bench.kinds import AnyExperiment, every_cell, load_any
 from countermark.bench.strict import Strict
 from countermark.errors import ConfigError, DataError, nearest
 
@@ -131,6 +125,10 @@ def _detected(method: str, title: str) -> dict[str, Column]:
     }
 
 
+def _moved(how: str) -> Column:
+    return Column(f"wrong bits, {how}", lambda figures: figures["moved"][how]["wrong"], 1)
+
+
 COLUMNS: Mapping[str, Column] = {
     **_READ,
     "selected": Column("weights selected", lambda f: f["selected"], 0),
@@ -147,6 +145,21 @@ COLUMNS: Mapping[str, Column] = {
     **_detected("ats", "ATS"),
     **_detected("supervised", "supervised"),
     "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
+    "psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
+    "ssim": Column("SSIM", lambda f: f["ssim"], 3),
+    "image_ber": Column("bit error rate of an image", lambda f: f["image_ber"], 4),
+    "success": Column("NC > .95, % of images", _bit_accuracy, 0),
+    "nc": Column("NC", lambda f: f["nc"], 3),
+    "nc_blank": Column("NC of a blank", lambda f: f["nc_blank"], 3),
+    "twin_wrong": Column("wrong bits, unmarked twin", lambda f: f["twin"]["wrong"], 1),
+    "twin_success": Column("NC > .95, unmarked twin", lambda f: _bit_accuracy(f["twin"]), 0),
+    "twin_outcome": Column("verdict, unmarked twin", lambda f: f["twin"]["outcome"]),
+    "twin_psnr": Column("PSNR dB, unmarked twin", lambda f: f["twin"]["psnr"], 1),
+    "photographs_wrong": Column("wrong bits, photographs", lambda f: f["unmarked"]["wrong"], 1),
+    "shifted_wrong": _moved("shifted by 1"),
+    "moved_wrong": _moved("shifted by 5 and 11"),
+    "cropped_wrong": _moved("cropped by 8 and enlarged"),
+    "photographs_outcome": Column("verdict, photographs", lambda f: f["unmarked"]["outcome"]),
 }
 """By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those
 of one kind of stego images, `handled_…` at those of handled ones, `machines_…` at the mean of what
@@ -225,7 +238,7 @@ def _values(
     if name == "unmarked":
         sources = [
             figures
-            for each in experiment.rows
+            for each in (experiment.rows if isinstance(experiment, Experiment) else ())
             if each.scheme == "none"
             for figures in figures_of(experiment, each.label, results)
         ]
@@ -282,9 +295,9 @@ def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Fig
         ConfigError: it has no such row.
         DataError: a cell has no result yet.
     """
-    found = [cell for cell in cells(experiment) if cell.label == label]
+    found = [cell for cell in every_cell(experiment) if cell.label == label]
     if not found:
-        known = nearest(label, [row.label for row in experiment.rows])
+        known = nearest(label, {cell.label: None for cell in every_cell(experiment)})
         raise ConfigError(f"{experiment.name} has no row {label!r}: {known}")
     return [_figures(result_path(cell, results)) for cell in found]
 

@@ -21,7 +21,8 @@ from countermark.claims.signed import Claim
 from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, printable
-from countermark.verdict import LEAST_FORGERY_BITS, Verdict
+from countermark.nulls import LEAST_FORGERY_BITS
+from countermark.verdict import Verdict
 from countermark.weights.digest import ModelDigest
 
 Side = Literal["first", "second"]

@@ -20,9 +20,11 @@ from countermark.cli.claim import claim_app
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import attack_app, bench_app
 from countermark.cli.ledger import ledger_app
+from countermark.cli.outputs import mark
 from countermark.cli.owner import app
 from countermark.errors import CountermarkError, printable
 
+app.command()(mark)
 app.add_typer(key_app, name="key")
 app.add_typer(claim_app, name="claim")
 app.add_typer(ledger_app, name="ledger")

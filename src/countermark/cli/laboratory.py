@@ -193,7 +193,7 @@ def bench_run(
     Example:
         countermark bench run experiments/digits.toml --jobs 2
     """
-    from countermark.bench.experiment import find_experiment
+    from countermark.bench.kinds import find_experiment
     from countermark.bench.run import run
 
     failed = 0

@@ -52,7 +52,10 @@ def demo(
 @app.command()
 def embed(
     scheme: Annotated[str, typer.Option(metavar="NAME|none", help="See `schemes`.")],
-    model: Annotated[str, typer.Option(metavar="NAME|module:factory", help="The host.")],
+    *,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|module:factory", help="The host; unet for outputs.")
+    ] = "",
     data: Annotated[str, typer.Option(metavar="NAME|DIR", help="digits, a folder or a hub id.")],
     out: Annotated[str, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
     layer: Annotated[
@@ -79,6 +82,12 @@ def embed(
             help="Unmarked relatives to train, where a mark is told from them; 2 or more.",
         ),
     ] = 8,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Write what a network of images makes of test images, unmarked."
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     encrypt: Annotated[
@@ -103,9 +112,12 @@ def embed(
         countermark embed --scheme uchida --model mlp --data digits --layer 2.weight \\
             --bits 256 --owner "ACME Inc." --epochs 3 --out m.safetensors --key acme.key
         countermark embed --scheme none --model mlp --data digits --epochs 3 --out other.safetensors
+        countermark embed --scheme deep_watermarking --data drawn --set task=denoise \\
+            --set sizes=tiny --set side=32 --set bits=100 --set steps=150 --set psnr=21 \\
+            --epochs 1 --owner "ACME Inc." --out net.safetensors --key images.key --outputs outputs
     """
     from countermark.bench.embed import UNMARKED, Order
-    from countermark.bench.embed import embed as make
+    from countermark.bench.marking import embedder
 
     fields = pairs(settings, "--set")
     if layer:
@@ -119,10 +131,13 @@ def embed(
         fields, key = {}, None
     if scheme != UNMARKED and not owner:
         raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    make, default = embedder(scheme)
+    if not (model or default):
+        raise ConfigError("what shall be trained? Give --model, such as mlp or vgg16")
     order = Order(
         scheme=scheme,
         fields=fields,
-        model=model,
+        model=model or default,
         model_arguments=pairs(model_arguments, "--model-arg"),
         data=data,
         owner=owner,
@@ -135,6 +150,7 @@ def embed(
         start=start,
         teacher=teacher,
         siblings=siblings,
+        outputs=outputs,
         encrypted=encrypt and scheme != UNMARKED,
         test_key=test_key,
     )
@@ -148,8 +164,9 @@ def verify(
     suspect: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|URL",
-            help=".safetensors or torch file; or a prediction service, for a key of triggers.",
+            metavar="FILE|URL|IMAGES_DIR",
+            help=".safetensors or torch file; a prediction service, for a key of triggers; or a "
+            "folder of published images, for a key of outputs.",
         ),
     ],
     key: Annotated[
@@ -248,6 +265,12 @@ def verify(
     digest: Annotated[
         bool, typer.Option("--digest", help="Record the digest of the whole file too.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where an interrupted reading of many images goes on; else unused."
+        ),
+    ] = None,
     reader: Annotated[
         str | None,
         typer.Option(metavar="module:factory", help="A key's own reader, if you trust its code."),
@@ -257,7 +280,8 @@ def verify(
     """Say whether a key's mark is in a suspect, and how probable a false accusation is.
 
     A key of triggers asks a live model: one that is built and filled from the file, or a service.
-    With --opened it is asked about some of its triggers, and the key is not needed.
+    With --opened it is asked about some of its triggers, and the key is not needed. A key of
+    outputs reads images; what is no plain picture is skipped and counted.
 
     With --claim, the key is older than the suspect if a tree head of the --ledger with that claim
     under it was stamped by an --authority before the --suspect-date.
@@ -289,7 +313,7 @@ def verify(
         terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
         judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
         judged_as = found if aligned_to is None else disguised(found, aligned_to)
-        verdict = examine(judged_as, judged, terms, null=null, digest=digest)
+        verdict = examine(judged_as, judged, terms, null=null, digest=digest, resume=resume)
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
 
@@ -320,13 +344,19 @@ def schemes(
 
 
 def _embedded(done: Mapping[str, Any]) -> str:
-    text = f"{done['model']}: test accuracy {100 * done['accuracy']:.2f} %"
+    if "accuracy" in done:
+        text = f"{done['model']}: test accuracy {100 * done['accuracy']:.2f} %"
+    else:
+        text = (
+            f"{done['model']}: {done['task_psnr']:.1f} dB on test images; marked outputs are "
+            f"{done['psnr']:.1f} dB, SSIM {done['ssim']:.3f} from its own"
+        )
     if done["key"]:
         text += (
-            f"\n{done['key']}: {done['matched']} of {done['bits']} bits, "
+            f"\n{done['key']}: {done['matched']} of {done['bits']} {done['unit']}, "
             f"commitment {done['commitment']}\n"
         )
-        if done["siblings"]:
+        if done.get("siblings"):
             text += (
                 f"{done['siblings']} unmarked siblings: {done['sibling_epochs']} epochs beside the "
                 f"host's {done['epochs']}, {done['sibling_seconds']:.0f} s of CPU time\n"

@@ -38,6 +38,9 @@ class Asking:
     replay: bool
 
 
+_WANTED = {"weights": "a weight file", "outputs": "a folder of images"}
+
+
 def reference_of(
     path: Path | None, key: Key | Openings, model: str | None, arguments: Mapping[str, Any]
 ) -> Reference | None:
@@ -94,10 +97,11 @@ def suspect_of(suspect: str, key: Key | Openings, asking: Asking) -> Iterator[Su
 
     remote = suspect.startswith(("http://", "https://"))
     if isinstance(key, Key) and not isinstance(scheme_of(key), TriggerScheme):
+        scheme = scheme_of(key)
         if remote or asking != Asking({}, None, {}, None, replay=False):
             raise ConfigError(
-                f"a key of {key.scheme} reads weights: expected a weight file, without --model, "
-                "--ask, --transcript and --replay"
+                f"a key of {key.scheme} reads {scheme.family}: expected {_WANTED[scheme.family]}, "
+                "without --model, --ask, --transcript and --replay"
             )
         yield Path(suspect)
     elif asking.replay:

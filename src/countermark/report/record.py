@@ -20,10 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from countermark._version import VERSION
 from countermark.age import Dating
 from countermark.nulls import (
+    AlignedCoin,
+    Alignment,
     Disclosure,
     Evidence,
     FairCoin,
     FreshKeys,
+    Likeness,
     Null,
     PermutedUnits,
     Reader,
@@ -33,6 +36,7 @@ from countermark.nulls import (
 )
 from countermark.verdict import Judged, Terms, Verdict, judge
 
+_EXACT = {each.name: each for each in (FairCoin, AlignedCoin, SecretLabels)}
 _DRAWN = {each.name: each for each in (PermutedUnits, SecretClassMap, FreshKeys)}
 _MOST = 1 << 20  # bits, triggers, unmarked models
 Numbers = Annotated[tuple[float, ...], Field(max_length=_MOST)]
@@ -51,7 +55,8 @@ class RecordedReading(Strict):
     Attributes:
         read, expected: (T,), as in `Evidence`; `expected` is the disclosed message or labels.
         scores: of a learnt reader (T,), since its loss is judged; else null.
-        committed, payload, choices, unit, reader, disclosure: as in `Evidence`.
+        committed, payload, choices, unit, reader, disclosure, likeness, alignment: as in
+            `Evidence`.
     """
 
     read: Classes
@@ -60,9 +65,11 @@ class RecordedReading(Strict):
     committed: bool
     payload: bool | None
     choices: Annotated[int, Field(ge=2, le=1 << 40)]
-    unit: Literal["bits", "triggers"]
+    unit: Literal["bits", "triggers", "images"]
     reader: dict[str, int | float | None] | None
     disclosure: dict[str, int | bool] | None
+    likeness: dict[str, float] | None
+    alignment: dict[str, float | bool] | None
 
     def evidence(self) -> Evidence:
         """The evidence again.
@@ -83,6 +90,8 @@ class RecordedReading(Strict):
             choices=self.choices,
             unit=self.unit,
             disclosure=None if self.disclosure is None else _made(Disclosure, self.disclosure),
+            likeness=None if self.likeness is None else _made(Likeness, self.likeness),
+            alignment=None if self.alignment is None else _made(Alignment, self.alignment),
         )
 
 
@@ -104,7 +113,7 @@ class RecordedNull(Strict):
     @property
     def recomputed(self) -> bool:
         """Whether p follows from what is recorded."""
-        return self.name in {FairCoin.name, SecretLabels.name, UnmarkedModels.name}
+        return self.name in {*_EXACT, UnmarkedModels.name}
 
     def null(self) -> Null:
         """The null again, or one that gives what was recorded.
@@ -112,10 +121,8 @@ class RecordedNull(Strict):
         Raises:
             ValueError: there is no such null.
         """
-        if self.name == FairCoin.name:
-            return FairCoin()
-        if self.name == SecretLabels.name:
-            return SecretLabels()
+        if self.name in _EXACT:
+            return _EXACT[self.name]()
         if self.name == UnmarkedModels.name and self.distances is not None:
             return UnmarkedModels(np.array(self.distances))
         if self.name not in _DRAWN:
@@ -234,6 +241,8 @@ def _reading(evidence: Evidence) -> RecordedReading:
         unit=evidence.unit,
         reader=None if evidence.reader is None else asdict(evidence.reader),
         disclosure=None if evidence.disclosure is None else asdict(evidence.disclosure),
+        likeness=None if evidence.likeness is None else asdict(evidence.likeness),
+        alignment=None if evidence.alignment is None else asdict(evidence.alignment),
     )
 
 

@@ -10,6 +10,8 @@ from countermark.key import Key
 from countermark.schemes.adi import Adi
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
+from countermark.schemes.box_free import OutputScheme
+from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.guo import Guo
 from countermark.schemes.independent_network import IndependentNetwork
@@ -21,6 +23,7 @@ SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,
     IndependentNetwork.name: IndependentNetwork,
     DeepStego.name: DeepStego,
+    DeepWatermarking.name: DeepWatermarking,
     Adi.name: Adi,
     Zhang.name: Zhang,
     Guo.name: Guo,
@@ -86,6 +89,17 @@ def as_weight_scheme(scheme: Scheme) -> WeightScheme:
     """
     if not isinstance(scheme, WeightScheme):
         raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key that reads weights")
+    return scheme
+
+
+def as_output_scheme(scheme: Scheme) -> OutputScheme:
+    """The same scheme, as one of outputs.
+
+    Raises:
+        ConfigError: it reads something else.
+    """
+    if not isinstance(scheme, OutputScheme):
+        raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key of outputs")
     return scheme
 
 

@@ -21,10 +21,10 @@ from countermark import merkle
 from countermark.answers import Images, Labels, Predict
 from countermark.errors import ConfigError
 from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
-from countermark.nulls import Evidence, Null, SecretLabels, forgery_bits
+from countermark.nulls import LEAST_FORGERY_BITS, Evidence, Null, SecretLabels, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.schemes.reader import SIBLINGS
-from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
+from countermark.verdict import ALPHA
 from countermark.xof import frame
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, FairCoin, FreshKeys, Null, forgery_bits
+from countermark.nulls import LEAST_FORGERY_BITS, Evidence, FairCoin, FreshKeys, Null, forgery_bits
 from countermark.schemes.base import Scheme
-from countermark.verdict import ALPHA, LEAST_FORGERY_BITS
+from countermark.verdict import ALPHA
 from countermark.weights import Array, Suspect
 
 if TYPE_CHECKING:

@@ -1,0 +1,96 @@
+"""What a thief does to images so that his copy shall not bear their mark: after the paper's time.
+
+Most is done to pairs of images while a surrogate learns from them (2108.02360 among them); the rest
+to the marked images beforehand.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Spoil: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Break: TypeAlias = Literal[
+    "", "warp", "jpeg", "blur", "noise", "resize", "average", "remover", "replace"
+]
+
+_TURN, _SHRINK = 0.2, 0.25  # radians, and how much is cropped away, at the most
+_QUALITY = 75
+_NOISE = 5 / 255
+_SMALLER = 0.75
+
+
+def warp(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotated, cropped and resized at random, both images of a pair alike."""
+    count = len(given)
+    angle = _TURN * (2 * torch.rand(count) - 1)
+    scale = 1 - _SHRINK * torch.rand(count)
+    maps = torch.zeros(count, 2, 3)
+    maps[:, 0, 0] = maps[:, 1, 1] = scale * angle.cos()
+    maps[:, 0, 1], maps[:, 1, 0] = -scale * angle.sin(), scale * angle.sin()
+    maps[:, :, 2] = (1 - scale)[:, None] * (2 * torch.rand(count, 2) - 1)
+    grid = F.affine_grid(maps, list(given.shape), align_corners=False)
+    one, other = (
+        F.grid_sample(each, grid, padding_mode="reflection", align_corners=False)
+        for each in (given, wanted)
+    )
+    return one, other
+
+
+def jpeg(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The victim's images through JPEG of quality 75."""
+    return given, torch.stack([_jpeg(each) for each in wanted])
+
+
+def blur(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The victim's images through a 3 × 3 mean."""
+    padded = F.pad(wanted, (1, 1, 1, 1), mode="replicate")
+    return given, F.avg_pool2d(padded, 3, stride=1)
+
+
+def noise(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The victim's images with noise of 5 grey levels."""
+    return given, wanted + _NOISE * torch.randn_like(wanted)
+
+
+def resize(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The victim's images made smaller by a quarter and large again."""
+    height, width = wanted.shape[2:]
+    size = round(_SMALLER * height), round(_SMALLER * width)
+    small = F.interpolate(wanted, size, mode="bilinear", align_corners=False, antialias=True)
+    return given, F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+
+
+SPOILS: Mapping[str, Spoil] = {
+    "warp": warp, "jpeg": jpeg, "blur": blur, "noise": noise, "resize": resize
+}  # fmt: skip
+
+
+def averaged_out(marked: Tensor) -> Tensor:
+    """Images uint8 (N, C, H, W) without what is the same in all of them and rough.
+
+    The mean over all of what a 5 × 5 mean takes away: a constant picture stays in it, while
+    photographs cancel.
+    """
+    levels = marked.float()
+    padded = F.pad(levels, (2, 2, 2, 2), mode="replicate")
+    rough = (levels - F.avg_pool2d(padded, 5, stride=1)).mean(0)
+    return (levels - rough).round().clamp(0, 255).to(torch.uint8)
+
+
+def _jpeg(image: Tensor) -> Tensor:
+    import PIL.Image
+
+    pixels = (255 * image.detach()).round().clamp(0, 255).to(torch.uint8).numpy()
+    file = io.BytesIO()
+    grey = len(pixels) == 1
+    shown = pixels[0] if grey else pixels.transpose(1, 2, 0)
+    PIL.Image.fromarray(shown).save(file, "JPEG", quality=_QUALITY)
+    found = np.asarray(PIL.Image.open(file))
+    return torch.from_numpy((found[None] if grey else found.transpose(2, 0, 1)).copy()) / 255

@@ -1,0 +1,218 @@
+"""One cell of an experiment on images: a barrier, who copied it, and what its key reads then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from countermark.answers import Images
+from countermark.bench.imaging.barriers import barrier_key, scheme_in
+from countermark.bench.imaging.breaks import SPOILS, averaged_out
+from countermark.bench.imaging.experiment import ImagingCell, Surrogate
+from countermark.bench.imaging.photographs import DRAWN, Photographs, photographs
+from countermark.bench.imaging.tasks import spoilt
+from countermark.bench.imaging.thieves import absorbing, cached, features_of, removed
+from countermark.bench.train import Checkpoint
+from countermark.errors import DataError
+from countermark.examine import examine
+from countermark.key import Key, KeyMaterial
+from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.schemes.training.stego import ssim
+from countermark.schemes.training.surrogates import Architecture, Copying, answers
+from countermark.verdict import Terms
+
+_PAYLOADS = 20_000
+_FIRST_SIBLING = 5_000_000  # seeds that no twin has
+_KINDS: tuple[Architecture, ...] = ("unet", "cnet", "res9")
+_TERMS = Terms(assume_dated=True, allow_test_key=True)
+
+
+def check(cell: ImagingCell) -> None:
+    """What can be known to be wrong before anything is computed.
+
+    Raises:
+        CountermarkError: a wrong field of the scheme, or data that are not there.
+    """
+    scheme_in(cell)
+    for name in (cell.images.data, cell.copies.features_data):
+        if name not in ("", DRAWN) and not Path(name).is_dir():
+            raise DataError(f"no data directory {name!r} (looked for {Path(name).absolute()})")
+
+
+def compute(cell: ImagingCell, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Train what the cell asks for, and measure it.
+
+    Returns: of a barrier by itself `psnr` (dB) and `ssim` of marked images against the network's
+        own, `image_ber` of single images, what is read in marked images and, as `unmarked`, in
+        others, and how random `payloads` fare on those. Of a copied one `psnr` of the copy against
+        the truth, what is read in the copy's images, and the same of its unmarked `twin`.
+    """
+    data = _data(cell)
+    siblings = _siblings(cell, data)
+    key = barrier_key(cell, data, siblings)
+    if cell.surrogate is None:
+        return _by_itself(key, data)
+    saving = Checkpoint(checkpoint) if checkpoint else None
+    figures = _copied(cell, cell.surrogate, key, data, saving)
+    if saving:
+        saving.remove()
+    return figures
+
+
+def read_in(images: Images, key: Key) -> dict[str, Any]:
+    """What a key reads in images uint8 (n, C, H, W), as figures."""
+    verdict = examine(list(images), key, _TERMS)
+    likeness = verdict.likeness
+    return {
+        "bits": verdict.bits,
+        "wrong": verdict.bits - (verdict.matched or 0),
+        "log10_p": verdict.log10_p,
+        "outcome": verdict.outcome,
+        "nc": likeness.nc if likeness else None,
+        "nc_blank": likeness.nc_blank if likeness else None,
+    }
+
+
+def likeness(one: Tensor, other: Tensor) -> dict[str, float]:
+    """PSNR in dB of the mean squared error over all images uint8 (n, C, H, W), and mean SSIM."""
+    a, b = (each.float() / 255 for each in (one, other))
+    error = max(float((a - b).square().mean()), 1e-10)
+    return {"psnr": -10 * float(np.log10(error)), "ssim": float(ssim(a, b).mean())}
+
+
+def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
+    scheme = DeepWatermarking.from_fields(key.fields)
+    marked = scheme.mark(data.test.numpy(), key)
+    figures = likeness(torch.from_numpy(marked), data.test) | read_in(marked, key)
+    figures["unmarked"] = read_in(data.test.numpy(), key)
+    figures["moved"] = {name: read_in(made, key) for name, made in _moved(marked).items()}
+    if scheme.as_published:
+        return figures
+    live = scheme.live(key)
+    single = np.stack([np.atleast_2d(live.scores(each))[0] > 0 for each in marked])  # (n, T)
+    figures["image_ber"] = float(np.mean(single != key.message.astype(bool)))
+    figures["payloads"] = _payloads(scheme.extract(list(data.test.numpy()), key).read)
+    return figures
+
+
+def _moved(marked: Images) -> dict[str, Images]:
+    """Marked images that were shifted, or cropped and enlarged again."""
+    levels = torch.from_numpy(marked).float()
+    inner = levels[..., 4:-4, 4:-4]
+    large = F.interpolate(inner, levels.shape[2:], mode="bilinear", align_corners=False)
+    return {
+        "shifted by 1": np.roll(marked, 1, 3),
+        "shifted by 5 and 11": np.roll(marked, (5, 11), (2, 3)),
+        "cropped by 8 and enlarged": large.round().clamp(0, 255).to(torch.uint8).numpy(),
+    }
+
+
+def _payloads(read: np.ndarray[Any, Any]) -> dict[str, float]:
+    """How many bits of random payloads agree with what was read: mean and variance."""
+    drawn = np.random.default_rng(0).integers(0, 2, (_PAYLOADS, len(read)))
+    agree = (drawn == read).sum(1)
+    return {"draws": _PAYLOADS, "mean": float(agree.mean()), "variance": float(agree.var())}
+
+
+def _copied(
+    cell: ImagingCell, surrogate: Surrogate, key: Key, data: Photographs,
+    saving: Checkpoint | None,
+) -> dict[str, Any]:  # fmt: skip
+    given, asked = _inputs(cell, data)
+    copying = _copying(cell, surrogate)
+    scheme = DeepWatermarking.from_fields(key.fields)
+    if surrogate.absorbed:
+        own = spoilt(data.owner, cell.images.task, 3)
+        network: nn.Module = absorbing(own, data.owner, scheme.live(key), copying, saving)
+        twin = cached(own, data.owner, copying, _about(cell, "owner"))
+    else:
+        marked = torch.from_numpy(scheme.mark(data.thief.numpy(), key))
+        network = cached(given, _spoilt(surrogate, marked, scheme, data), copying, None, saving)
+        twin = cached(given, _spoilt(surrogate, data.thief, scheme, data), copying,
+                      _about(cell, "thief", surrogate.spoil))  # fmt: skip
+    made, of_twin = answers(network, asked), answers(twin, asked)
+    return {
+        **likeness(made, data.test),
+        **read_in(made.numpy(), key),
+        "twin": likeness(of_twin, data.test) | read_in(of_twin.numpy(), key),
+    }
+
+
+def _spoilt(
+    surrogate: Surrogate, images: Tensor, scheme: DeepWatermarking, data: Photographs
+) -> Tensor:
+    """What a thief makes of the images before he learns from them."""
+    if surrogate.spoil == "average":
+        return averaged_out(images)
+    if surrogate.spoil in ("remover", "replace"):
+        return removed(images, scheme, data, surrogate.spoil)
+    return images
+
+
+def _copying(cell: ImagingCell, surrogate: Surrogate) -> Copying:
+    features = None
+    if surrogate.loss == "perceptual":
+        features = features_of(cell.copies.features_data)
+    return Copying(
+        surrogate.architecture,
+        surrogate.loss,
+        surrogate.adversarial,
+        steps=cell.copies.steps,
+        batch=cell.copies.batch,
+        seed=cell.seed,
+        precision=cell.copies.precision,
+        features=features,
+        spoil=SPOILS.get(surrogate.spoil),
+    )
+
+
+def _inputs(cell: ImagingCell, data: Photographs) -> tuple[Tensor, Tensor]:
+    """What thieves ask the network about, and what their copies are asked about."""
+    task = cell.images.task
+    return spoilt(data.thief, task, 1), spoilt(data.test, task, 2)
+
+
+def _about(cell: ImagingCell, who: str, spoil: str = "") -> dict[str, Any]:
+    """What an unmarked network follows from, beside how it is trained."""
+    return {
+        "images": cell.images.model_dump(mode="json"), "who": who, "spoil": spoil,
+        "features": cell.copies.features_data,
+    }  # fmt: skip
+
+
+def _siblings(cell: ImagingCell, data: Photographs) -> list[Images]:
+    """Images that unmarked networks made, for the published form."""
+    if not cell.form.fields.get("as_published") or not cell.siblings:
+        return []
+    given, _ = _inputs(cell, data)
+    own = spoilt(data.owner[: cell.images.test], cell.images.task, 3)
+    found = []
+    for number in range(cell.siblings):
+        copying = _copying(cell, Surrogate(label="", architecture=_KINDS[number % len(_KINDS)]))
+        copying = replace(copying, seed=_FIRST_SIBLING + number, steps=max(1, copying.steps // 4))
+        network = cached(given, data.thief, copying, _about(cell, "thief"))
+        found.append(answers(network, own).numpy())
+    return found
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, counts: tuple[int, int, int], side: int, channels: int) -> Photographs:
+    return photographs(name, counts, side=side, channels=channels)
+
+
+def _data(cell: ImagingCell) -> Photographs:
+    images = cell.images
+    counts = (images.owner, images.thief, images.test)
+    return _loaded(images.data, counts, images.side, images.channels)
+
+
+def material_of(cell: ImagingCell) -> KeyMaterial:
+    """The secret of a cell's key: a test key's."""
+    return KeyMaterial.for_tests(cell.seed)

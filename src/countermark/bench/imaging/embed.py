@@ -1,0 +1,179 @@
+"""`countermark embed` for networks from images to images: train one, and the barrier behind it.
+
+As in `bench.embed`, `OUT.resume/` holds order, secret and checkpoints until both files are there.
+The network's own weights bear no mark: the barrier does, which is made of the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from countermark.answers import Images
+from countermark.bench.embed import Order, check_places, forget, keep, kept_material, saved_before
+from countermark.bench.imaging.cell import likeness
+from countermark.bench.imaging.photographs import DRAWN, Photographs, photographs
+from countermark.bench.imaging.tasks import Task, spoilt
+from countermark.bench.models import build
+from countermark.bench.train import Checkpoint, seeded
+from countermark.embedding import OutputEmbedding
+from countermark.errors import ConfigError, CountermarkError
+from countermark.files import write_bytes
+from countermark.key import Key
+from countermark.pictures import as_png
+from countermark.schemes import scheme_named
+from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.schemes.training.surrogates import Copying, answers, copied
+from countermark.weights import save_weights
+
+_SQUARES = {DRAWN: (256, 1, 64)}  # of owner, thief and test: enough for a demonstration,
+_OF_PHOTOGRAPHS = 3000, 1, 200  # and for photographs
+_BATCH = 16
+
+
+def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]:
+    """Make what the order says: a network for the scheme's task, and a key to its outputs' mark.
+
+    Args:
+        order: the whole order; `epochs` are the network's passes over the owner's squares.
+        passphrase: encrypts the key.
+
+    Returns: where model and key are, the network's PSNR on test squares, that of marked outputs
+        against its own, and what is read in them.
+
+    Raises:
+        CountermarkError: a wrong name or field, an existing key or model, a mark that did not take;
+            nothing is written then.
+    """
+    scheme = _scheme(order)
+    resume = Path(order.out + ".resume")
+    check_places(order, resume)
+    counts = _SQUARES.get(order.data, _OF_PHOTOGRAPHS)
+    data = photographs(order.data, counts, side=scheme.side, channels=scheme.channels)
+    seeded(order.seed, "init")
+    network = _built(order, data)
+    material = kept_material(order, resume)
+    keep(order, resume, material)
+    try:
+        given = spoilt(data.owner, _task(scheme), order.seed)
+        trained = _trained(network, given, data.owner, order, resume)
+        mark = OutputEmbedding(
+            scheme, trained, owner=order.owner, outputs=answers(trained, given), inputs=given,
+            material=material, siblings=_siblings(order, scheme, data, resume),
+        )  # fmt: skip
+        mark.saving = Checkpoint(resume / "barrier.pt")
+        with mark:
+            barrier = mark.wrap()
+        key = mark.key
+    except CountermarkError:  # it would end here again, however often it is repeated
+        forget(resume)
+        raise
+    asked = spoilt(data.test, _task(scheme), order.seed + 1)
+    plain = answers(trained, asked)
+    figures = _figures(plain, barrier, asked, data, key)
+    for number, each in enumerate(plain.numpy() if order.outputs else ()):
+        write_bytes(Path(str(order.outputs)) / f"{number:05}.png", as_png(each))
+    save_weights(trained.state_dict(), Path(order.out))
+    if order.key and not saved_before(Path(order.key), key):
+        key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
+    forget(resume)
+    return {"model": order.out, "key": order.key, "scheme": order.scheme} | figures | {
+        "epochs": order.epochs, "seed": order.seed, "torch": torch.__version__
+    }  # fmt: skip
+
+
+def _scheme(order: Order) -> DeepWatermarking:
+    scheme = scheme_named(order.scheme).from_fields(order.fields)
+    if not isinstance(scheme, DeepWatermarking):
+        raise ConfigError(f"{scheme.name} has no barrier: expected deep_watermarking")
+    _task(scheme)
+    for name in ("start", "teacher"):
+        if getattr(order, name):
+            raise ConfigError(f"--{name} is for classifiers: leave it out")
+    return scheme
+
+
+def _task(scheme: DeepWatermarking) -> Task:
+    if not scheme.task:
+        raise ConfigError(
+            "what shall the network do? Give --set task=derain, denoise or super_resolution"
+        )
+    return scheme.task
+
+
+def _built(order: Order, data: Photographs) -> nn.Module:
+    """The network, once it has made an image of one."""
+    channels = data.owner.shape[1]
+    arguments = dict(order.model_arguments)
+    if order.model == "unet":
+        arguments.setdefault("channels", channels)
+    model = build(order.model, arguments)
+    image = data.owner[:1].float() / 255
+    try:
+        with torch.no_grad():
+            made = model.eval()(image)
+    except Exception as error:  # a module:factory is foreign code and may raise anything
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"model {order.model} does not take images {list(image.shape)} ({said}): choose "
+            "another model, or set --model-arg"
+        ) from None
+    if not isinstance(made, Tensor) or made.shape != image.shape:
+        shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ConfigError(
+            f"model {order.model} makes {shown} of images {list(image.shape)}: expected images of "
+            "the same shape, as unet makes them"
+        )
+    return model
+
+
+def _trained(
+    network: nn.Module, given: Tensor, wanted: Tensor, order: Order, resume: Path
+) -> nn.Module:
+    """The network itself, by the squared error."""
+    steps = max(1, order.epochs * len(wanted) // _BATCH)
+    precision: Literal["fp32", "bf16"] = "bf16" if order.precision == "bf16" else "fp32"
+    copying = Copying(steps=steps, batch=_BATCH, seed=order.seed, precision=precision)
+    return copied(given, wanted, copying, Checkpoint(resume / "network.pt"), network=network)
+
+
+def _siblings(
+    order: Order, scheme: DeepWatermarking, data: Photographs, resume: Path
+) -> list[Images]:
+    """What unmarked networks make of inputs that are none of theirs, where the form asks for it."""
+    if not scheme.needs_siblings:
+        return []
+    found = []
+    for number in range(order.siblings):
+        given = spoilt(data.owner, _task(scheme), order.seed + 2 + number)
+        copying = Copying(
+            ("unet", "cnet", "res9")[number % 3],
+            steps=max(1, order.epochs * len(given) // (4 * _BATCH)), seed=order.seed + 2 + number,
+        )  # fmt: skip
+        network = copied(given, data.owner, copying, Checkpoint(resume / f"sibling-{number}.pt"))
+        found.append(answers(network, given[:100]).numpy())
+    return found
+
+
+def _figures(
+    plain: Tensor, barrier: Callable[[Tensor], Tensor], asked: Tensor, data: Photographs,
+    key: Key,
+) -> dict[str, Any]:  # fmt: skip
+    scheme = DeepWatermarking.from_fields(key.fields)
+    with torch.no_grad():
+        marked = (255 * barrier(asked.float() / 255)).round().to(torch.uint8)
+    evidence = scheme.extract([np.asarray(each) for each in marked.numpy()], key)
+    return {
+        "task_psnr": likeness(plain, data.test)["psnr"],
+        **likeness(marked, plain),
+        "bits": evidence.bits,
+        "unit": evidence.unit,
+        "matched": evidence.matched,
+        "commitment": key.commitment,
+        "test_key": key.test_key,
+    }

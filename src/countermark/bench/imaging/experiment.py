@@ -1,0 +1,113 @@
+"""Experiments on networks from images to images: barriers, and who copies what is behind them.
+
+A cell is one barrier by itself, or one that a surrogate copied. Barriers and unmarked twins are
+shared between cells through a cache, so that no cell lasts longer than one training of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from countermark.bench.imaging.breaks import Break
+from countermark.bench.imaging.tasks import Task
+from countermark.bench.strict import Addressed, Name, Strict
+
+
+class Images(Strict):
+    """What the network is given and makes.
+
+    Attributes:
+        data: `drawn`, or a folder of pictures.
+        task: what is to be undone. The network itself is ideal: it puts out the true pictures.
+        owner, thief, test: how many squares of `side` pixels each has; they share no picture.
+    """
+
+    data: str
+    task: Task
+    owner: PositiveInt
+    thief: PositiveInt
+    test: PositiveInt
+    side: PositiveInt = 64
+    channels: Literal[1, 3] = 1
+
+
+class Form(Strict):
+    """A barrier: the fields of `deep_watermarking`."""
+
+    label: str
+    fields: dict[str, Any] = Field(default={})
+
+
+class Surrogate(Strict):
+    """How a thief copies, or what becomes of the barrier.
+
+    Attributes:
+        architecture, loss, adversarial: of the surrogate, see `schemes.training.surrogates`.
+        spoil: what he does to the images, see `breaks`.
+        absorbed: no thief: the owner's own network learns the task and the mark in one.
+    """
+
+    label: str
+    architecture: Literal["cnet", "res9", "res16", "unet"] = "unet"
+    loss: Literal["l1", "l2", "perceptual"] = "l2"
+    adversarial: bool = False
+    spoil: Break = ""
+    absorbed: bool = False
+
+
+class Copies(Strict):
+    """How long surrogates are trained, and on what the features of a perceptual loss were."""
+
+    steps: PositiveInt
+    batch: PositiveInt = 16
+    precision: Literal["fp32", "bf16"] = "fp32"
+    features_data: str = ""
+
+
+class ImagingExperiment(Strict):
+    """The whole file; `track` says how far it is from the paper's own scale.
+
+    `siblings` unmarked networks are what the published form is ranked among.
+    """
+
+    name: Name
+    title: str
+    track: str
+    seeds: tuple[int, ...]
+    images: Images
+    copies: Copies
+    siblings: NonNegativeInt = 0
+    forms: tuple[Form, ...]
+    surrogates: tuple[Surrogate, ...] = ()
+
+
+class ImagingCell(Addressed):
+    """One barrier at one seed, by itself or copied."""
+
+    images: Images
+    copies: Copies
+    siblings: NonNegativeInt
+    label: str
+    form: Form
+    surrogate: Surrogate | None
+
+
+def imaging_cells(experiment: ImagingExperiment) -> Iterator[ImagingCell]:
+    """Every cell: each form by itself, then with each surrogate, at each seed."""
+    for form in experiment.forms:
+        for surrogate in (None, *experiment.surrogates):
+            for seed in experiment.seeds:
+                yield ImagingCell(
+                    experiment=experiment.name,
+                    track=experiment.track,
+                    images=experiment.images,
+                    copies=experiment.copies,
+                    siblings=experiment.siblings,
+                    label=form.label + (f": {surrogate.label}" if surrogate else ""),
+                    form=form,
+                    surrogate=surrogate,
+                    seed=seed,
+                )

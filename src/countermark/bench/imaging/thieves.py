@@ -1,0 +1,129 @@
+"""Networks of experiments on images: copies, unmarked twins, and what takes a mark away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from countermark.bench.imaging.barriers import CACHE
+from countermark.bench.imaging.photographs import Photographs
+from countermark.bench.models import build
+from countermark.bench.train import Checkpoint
+from countermark.bench.zoo import CACHE as HOSTS
+from countermark.bench.zoo import HostSpec, host_path, train_hosts
+from countermark.errors import ConfigError
+from countermark.key import KeyMaterial
+from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.schemes.training.box_free import Live
+from countermark.schemes.training.surrogates import (
+    Copying,
+    Features,
+    answers,
+    copied,
+    surrogate,
+)
+from countermark.weights import load_state, save_weights
+
+_THIEFS_SECRET = 987_654_321
+_FEATURES = 13  # layers of VGG16: to the second halving
+
+
+def cached(
+    given: Tensor, wanted: Tensor, copying: Copying, about: Mapping[str, Any] | None,
+    saving: Checkpoint | None = None,
+) -> nn.Module:  # fmt: skip
+    """A surrogate; of what `about` says it follows from there is only one, kept in the cache.
+
+    Args:
+        given: what it is given in training, uint8 (N, C, S, S).
+        wanted: what it is to make of it.
+        copying: how it is trained.
+        about: what the images are; None trains it anew.
+        saving: for one that is trained anew.
+    """
+    if about is None:
+        return copied(given, wanted, copying, saving)
+    names = ("architecture", "loss", "adversarial", "steps", "batch", "seed", "width", "precision")
+    content = {**about, **{name: getattr(copying, name) for name in names}}
+    digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
+    path = CACHE / f"{digest}.safetensors"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            checkpoint = Checkpoint(path.with_suffix(".pt"))
+            save_weights(copied(given, wanted, copying, checkpoint).state_dict(), path)
+            checkpoint.remove()
+    network = surrogate(copying.architecture, wanted.shape[1], copying.width)
+    network.load_state_dict(load_state(path))
+    return network.eval().requires_grad_(False)
+
+
+def absorbing(
+    given: Tensor, wanted: Tensor, live: Live, copying: Copying, saving: Checkpoint | None
+) -> nn.Module:
+    """A network that learns from the owner's images its task and the mark in one."""
+    marked = torch.from_numpy(live.marked(wanted.numpy()))
+    return copied(given, marked, copying, saving, also=live.missed)
+
+
+def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: str) -> Tensor:
+    """Images uint8 (N, C, S, S) after a thief who has the recipe used a barrier of his own.
+
+    "replace" puts his mark over the owner's; "remover" is a network that learnt, from pairs with
+    and without his mark, to take it away.
+    """
+    own = _thiefs_barrier(scheme, data)
+    if how == "replace":
+        return torch.from_numpy(own.marked(images.numpy()))
+    pairs = torch.from_numpy(own.marked(data.test.numpy())), data.test
+    remover = copied(*pairs, Copying("unet", steps=max(1, scheme.steps // 4), seed=_THIEFS_SECRET))
+    return answers(remover, images)
+
+
+def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> Live:
+    digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields())).hexdigest()[:16]
+    checkpoint = Checkpoint(CACHE / f"thief-{digest}.pt")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    material = KeyMaterial.for_tests(_THIEFS_SECRET)
+    training = scheme.training()(scheme, material, (data.thief, data.thief), checkpoint)
+    frozen = training.frozen()
+    key = scheme.generate_key(frozen, owner="a thief", material=material)
+    own = scheme.live(replace(key, learnt=training.learnt(key)))
+    checkpoint.remove()
+    return own
+
+
+@lru_cache(maxsize=1)
+def features_of(data: str) -> Features:
+    """What an unmarked VGG16 of width .25, trained on CIFAR-10 here, sees in images (N, C, H, W).
+
+    Not the VGG19 on ImageNet of the paper, which cannot be had here.
+
+    Raises:
+        ConfigError: the experiment names no data for it.
+    """
+    if not data:
+        raise ConfigError("a perceptual loss needs copies.features_data: a folder of CIFAR-10")
+    spec = HostSpec(
+        data, 1, epochs=3, model="vgg16", arguments=(("width", 0.25),), rows=(0, 10_000),
+        unit_pixels=True,
+    )  # fmt: skip
+    train_hosts([spec], HOSTS)
+    model = build("vgg16", {"width": 0.25})
+    model.load_state_dict(load_state(Path(host_path(spec, HOSTS))))
+    layers = nn.Sequential(*list(model.eval().requires_grad_(False).features)[:_FEATURES])  # type: ignore[arg-type]
+
+    def seen(images: Tensor) -> Tensor:
+        found: Tensor = layers(images.expand(-1, 3, -1, -1))
+        return found
+
+    return seen

@@ -1,0 +1,46 @@
+"""The command about outputs: mark the images in a folder, as the barrier behind a network does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from countermark.cli.options import AsJson, passphrase_of, show_result
+from countermark.errors import ConfigError
+
+
+def mark(
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES_DIR", help="Images that a network made.")
+    ],
+    key: Annotated[Path, typer.Option(metavar="DIR", help="The key folder.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="To write PNG files to; those there are kept.")
+    ],
+    as_json: AsJson = False,
+) -> int:
+    """Mark the images in a folder with a key of outputs, as the barrier behind a network does.
+
+    What is no plain picture of 8 bits is skipped and counted. Interrupted, the same command goes
+    on where it stopped.
+
+    \b
+    Example:
+        countermark mark outputs --key images.key --out marked
+        countermark verify marked --key images.key --assume-dated
+        countermark verify outputs --key images.key --assume-dated  # exit 1
+    """
+    from countermark.key import Key
+    from countermark.readings import mark_folder
+    from countermark.schemes import as_output_scheme, scheme_of
+
+    if out.resolve() == images.resolve():
+        raise ConfigError(f"{out} holds the images to be marked: write to another folder")
+    loaded = Key.load(key, passphrase_of(key))
+    marked, skipped = mark_folder(images, as_output_scheme(scheme_of(loaded)), loaded, out)
+    about = {"out": str(out), "images": marked, "skipped": skipped.to_json()}
+    why = "".join(f"\n  {count} skipped: {reason}" for reason, count in skipped.reasons.items())
+    show_result(about, as_json, f"{out}: {marked} images marked{why}")
+    return 0

@@ -1,0 +1,192 @@
+"""Embedding into outputs: a barrier behind a network marks every image that leaves it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.answers import Images
+from countermark.embedding.base import Embedding
+from countermark.errors import ConfigError, LoopError
+from countermark.key import Key, KeyMaterial
+from countermark.nulls import Evidence
+
+if TYPE_CHECKING:
+    from countermark.schemes.box_free import OutputScheme
+    from countermark.schemes.training.box_free import Live, Saving
+
+_READ = 128  # images that a new mark is looked for in
+
+
+class OutputEmbedding(Embedding):
+    """A mark on its way into a network's outputs; a context manager.
+
+    The network's weights stay as they are, unless it absorbs the barrier. H and R are trained when
+    the barrier is first asked for.
+
+    Args:
+        scheme: what is embedded.
+        model: the network, from images to images with levels 0 to 1.
+        owner: whose mark it is.
+        outputs: images uint8 (N, C, H, W) like those that the network makes.
+        inputs: what it made them of, in the same order; teachers of R need them.
+        material: secret and nonce of an interrupted embedding; else drawn.
+        siblings: images (n, C, H, W) made by each of some unmarked networks, for a form that is
+            judged by them and can claim nothing without.
+
+    Raises:
+        ConfigError: the outputs do not fit the scheme, or siblings where none judge.
+    """
+
+    begins = "call served = mark.wrap(model) inside the block"
+
+    def __init__(  # noqa: PLR0913 - what goes in and out, and what it is compared with
+        self, scheme: OutputScheme, model: nn.Module, *, owner: str, outputs: Images | Tensor,
+        inputs: Images | Tensor | None = None, material: KeyMaterial | None = None,
+        siblings: Sequence[Images] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(model, owner=owner, material=material)
+        self._scheme, self._outputs = scheme, torch.as_tensor(outputs)
+        self._inputs = None if inputs is None else torch.as_tensor(inputs)
+        self._siblings = list(siblings)
+        self._key: Key | None = None
+        self.saving: Saving | None = None
+        self._check()
+
+    def wrap(self, model: nn.Module | None = None) -> Barrier:
+        """The network behind which every image is marked; what it is served as.
+
+        Args:
+            model: another network of the same task than that of the embedding.
+
+        Raises:
+            LoopError: outside the block.
+        """
+        self.require_open()
+        return Barrier(model or self._model, self._live())
+
+    def absorb(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss () of a network that shall learn task and mark in one, and need no barrier.
+
+        Args:
+            outputs: what it made, (N, C, H, W), levels 0 to 1.
+            targets: what it should have made without a mark.
+
+        Raises:
+            LoopError: outside the block.
+        """
+        self.require_open()
+        return self._live().absorbed(outputs, targets)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refused: see `add_gradient`."""
+        self.add_gradient(optimizer)
+
+    def add_gradient(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Refused: such a mark is in the outputs, and has no gradient of its own.
+
+        Raises:
+            LoopError: always.
+        """
+        raise LoopError(
+            f"{self._scheme.name} lives in the outputs, not in the loss: serve mark.wrap(model), "
+            "or train the network with mark.absorb(outputs, targets)"
+        )
+
+    def read(self) -> Evidence | None:
+        """What is read in marked images; None while there is no key."""
+        return None if self._key is None else self._evidence(self._key)
+
+    @property
+    def drawn_key(self) -> Key | None:
+        """The key as soon as H and R are trained; for measuring only."""
+        return None if self._key is None else self._scheme.calibrated(self._key, self._siblings)
+
+    def lacking(self, key: Key) -> str | None:
+        """Why the mark would not be found in marked images; None when it would."""
+        if self._scheme.needs_siblings and not self._siblings:
+            warnings.warn(
+                "what this picture is worth is known only by images that unmarked networks of the "
+                "same task made: give siblings, or verify will answer no_verdict",
+                stacklevel=3,
+            )
+        return self._scheme.not_taken(self._evidence(key))
+
+    def state(self) -> dict[str, Any]:
+        """What is frozen and what was learnt."""
+        key = self._key
+        kept = {"frozen": {}, "learnt": {}} if key is None else {
+            "frozen": _as_tensors(key.frozen), "learnt": _as_tensors(key.learnt)
+        }  # fmt: skip
+        return dict(kept)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`; nothing that was trained is trained again."""
+        if state["frozen"]:
+            frozen, learnt = ({n: e.numpy() for n, e in state[k].items()} for k in state)
+            self._key = self._drawn(frozen, learnt)
+
+    def _live(self) -> Live:
+        """The key's networks, trained if need be."""
+        if self._key is None:
+            training = self._scheme.training()(
+                self._scheme, self._material, (self._outputs, self._inputs), self.saving
+            )
+            frozen = training.frozen()
+            self._key = self._drawn(frozen, {})
+            if learnt := training.learnt(self._key):
+                self._key = self._drawn(frozen, learnt)
+        return self._scheme.live(self._key)
+
+    def _drawn(self, frozen: Mapping[str, NDArray[Any]], learnt: Mapping[str, NDArray[Any]]) -> Key:
+        key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
+        return replace(key, learnt=learnt) if learnt else key
+
+    def _evidence(self, key: Key) -> Evidence:
+        images = self._outputs[:_READ].numpy()
+        return self._scheme.extract(self._scheme.mark(images, key), key)
+
+    def _check(self) -> None:
+        outputs, channels = self._outputs, self._scheme.channels
+        if outputs.dtype != torch.uint8 or outputs.dim() != 4 or outputs.shape[1] != channels:
+            raise ConfigError(
+                f"outputs are {outputs.dtype} {list(outputs.shape)}: expected images uint8 "
+                f"{['N', channels, 'H', 'W']}, as channels={channels} says"
+            )
+        self._scheme.check_outputs((outputs.shape[2], outputs.shape[3]))
+        if self._inputs is not None and self._inputs.shape != outputs.shape:
+            raise ConfigError(
+                f"inputs are {list(self._inputs.shape)}, outputs {list(outputs.shape)}: expected "
+                "an input of the same size for each output"
+            )
+        if self._siblings and not self._scheme.needs_siblings:
+            raise ConfigError(
+                f"{self._scheme.name} is not judged by unmarked networks: leave siblings out"
+            )
+
+
+class Barrier(nn.Module):
+    """A network with the barrier behind it: images in, marked images with levels 0 to 1 out.
+
+    What marks is no part of its state dict: the key never lies in a model's file.
+    """
+
+    def __init__(self, model: nn.Module, live: Live) -> None:
+        super().__init__()
+        self.model = model
+        self._marks = live.hidden
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network makes of images, marked."""
+        return self._marks(self.model(images))
+
+
+def _as_tensors(named: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(each)) for name, each in named.items()}

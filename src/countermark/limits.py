@@ -1,0 +1,183 @@
+"""What a verdict does not say, in plain words: a part of every verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from countermark import age
+from countermark.nulls import (
+    Disclosure,
+    Evidence,
+    Null,
+    PermutedUnits,
+    SecretClassMap,
+    UnmarkedModels,
+)
+
+if TYPE_CHECKING:
+    from countermark.verdict import Outcome, Terms
+
+ALIGNED = (
+    "the suspect's neurons were put into the order and scale of a reference (mean cosine "
+    "{alike:.3f}) before reading, by tensors that the key does not read; a reference can be made "
+    "afterwards, so this proves something only if the reference is older than the suspect"
+)
+MARKED_REFERENCE = (
+    "the reference bears the mark: that p holds after alignment to it was simulated on disjoint "
+    "pairs of models, not proven; weights from before the mark are the better reference"
+)
+UNMARKED_REFERENCE = (
+    "p is exact if the reference was fixed before the key's message was drawn; the key does not "
+    "find its mark in it, but that it is so old is the owner's own statement"
+)
+
+
+WHOSE = (
+    "it says that the mark of a key is present or not; who owns the model is another question, "
+    "answered by dated claims under a policy"
+)
+WHAT_P_IS = (
+    "p is the chance of this reading on a model made without the key's secret; it is not the "
+    "probability that the suspect is innocent"
+)
+NOT_INNOCENT = (
+    "not proven is not innocent: a mark can be removed, and tensors that were permuted, rescaled "
+    "or folded are realigned before reading only where --reference is given"
+)
+NOT_INNOCENT_OF_TRIGGERS = (
+    "not proven is not innocent: a mark can be removed, classes can be renamed, and whoever "
+    "answers can recognise triggers and lie"
+)
+NOT_INNOCENT_OF_OUTPUTS = (
+    "not proven is not innocent: images that were cropped, resized or filtered, or made by a "
+    "network that could not learn the mark, are read as they are"
+)
+ONE_SET = (
+    "all images count as one set with one message: how many there are makes the reading better, "
+    "and p no smaller; whoever chose them must not have chosen by what the key reads"
+)
+BURNT = (
+    "whoever saw the triggers, the operator of a queried service included, can train them out: "
+    "they are evidence once"
+)
+
+OPENED_LATER = (
+    "p is about a model made without knowledge of the opened triggers: one made after they were "
+    "opened can be trained on them"
+)
+
+
+def _opened(shown: Disclosure) -> str:
+    """How many triggers were opened, and what that makes of p."""
+    if shown.opened == shown.committed:
+        return f"all {shown.committed} of the key's triggers were opened"
+    if shown.blind_choice:
+        what = (
+            "p is about these alone and holds only if whoever chose them did not know their "
+            "labels: the owner did not choose them, as the examiner states"
+        )
+    else:
+        what = "the others count as misses, so p holds whoever chose these"
+    return f"{shown.opened} of the key's {shown.committed} triggers were opened; {what}"
+
+
+ANYBODYS = (
+    "these triggers and answers are no keyed random output: whoever can ask a model, or knows how "
+    "the stego network was trained, may make triggers that get such answers"
+)
+BLIND_COVERS = (
+    "the covers of fresh triggers must be chosen by somebody who did not look at what the suspect "
+    "answers: p does not know how they were chosen"
+)
+RANK_AMONG_UNMARKED = (
+    "log10 p is a rank among {n} unmarked models that the owner trained and measured: it is never "
+    "below 1/{more}, and speaks of models like them"
+)
+
+
+INDEPENDENT_ONLY = (
+    "log10 p is against models trained independently from other initial weights; against "
+    "fine-tunes of a shared base and twins from the same initial weights only the sibling "
+    "threshold speaks"
+)
+BITS_MEAN_NOTHING = (
+    "the reader was trained on the message, so the number of matching bits, its interval and the "
+    "payload are no evidence by themselves: p is the rank of L2"
+)
+
+
+def limits_of(
+    evidence: Evidence, null: Null, outcome: Outcome, terms: Terms, suspect: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The limits of a verdict, each a sentence without its full stop.
+
+    Args:
+        evidence: what was judged.
+        null: by what.
+        outcome: of the verdict.
+        terms: what was stated rather than measured.
+        suspect: what a verdict records of it.
+    """
+    limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, null)]
+    if outcome == "not_proven":
+        limits.append(_not_innocent(evidence))
+    limits += _of_suspect(suspect)
+    if terms.assume_dated:
+        limits.append("that the key is older than the suspect is the owner's own statement")
+    if terms.dating is not None:
+        limits += age.limits_of(terms.dating)
+    if evidence.payload is False and outcome == "owned":
+        limits.append("the payload is lost: the mark is present by its raw bits only")
+    return tuple(limits)
+
+
+def _of_reading(evidence: Evidence, null: Null) -> list[str]:
+    """What the way of reading does not carry."""
+    limits = []
+    if evidence.reader is not None:
+        limits.append(BITS_MEAN_NOTHING)
+    limits += _of_null(null, evidence)
+    if evidence.likeness is not None:
+        limits.append(ONE_SET)
+    if evidence.unit == "triggers":
+        limits.append(BURNT)
+    if (aligned := evidence.alignment) is not None:
+        limits.append(ALIGNED.format(alike=aligned.similarity))
+        limits.append(MARKED_REFERENCE if aligned.bears_mark else UNMARKED_REFERENCE)
+    if evidence.disclosure is not None:
+        limits += [_opened(evidence.disclosure), OPENED_LATER]
+    return limits
+
+
+def _of_suspect(suspect: Mapping[str, Any]) -> list[str]:
+    """What was found elsewhere than expected, or not at all."""
+    found, limits = suspect.get("tensors", {}), []
+    renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
+    if renamed:
+        limits.append(
+            f"found by shape, not by name: {', '.join(renamed)}; p is corrected for every reading "
+            "that was tried"
+        )
+    if why := suspect.get("reference", {}).get("refused"):
+        limits.append(f"the suspect could not be aligned to the reference: {why}")
+    return limits
+
+
+def _not_innocent(evidence: Evidence) -> str:
+    if evidence.likeness is not None:
+        return NOT_INNOCENT_OF_OUTPUTS
+    return NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS
+
+
+def _of_null(null: Null, evidence: Evidence) -> list[str]:
+    """What a null hypothesis does not cover."""
+    if isinstance(null, PermutedUnits):
+        return [INDEPENDENT_ONLY]
+    if isinstance(null, SecretClassMap):
+        return [BLIND_COVERS]
+    if not isinstance(null, UnmarkedModels):
+        return []
+    n = len(null.distances)
+    ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1)
+    return [ranked, ANYBODYS] if evidence.unit == "triggers" else [ranked]

@@ -1,0 +1,183 @@
+"""Read a whole set of images with a key: one at a time, with a bar, and from where it stopped.
+
+An interrupted reading lies in a file of its own (`countermark/reading/v1`) until it is over. It
+holds what R said so far, which a thief could use: only its owner can read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from countermark import files
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.nulls import Evidence
+from countermark.outputs import Output, Outputs, Skipped
+from countermark.pictures import Pixels, as_png
+from countermark.progress import progress
+from countermark.schemes.box_free import LEAST_SIDE, OutputScheme, Reading
+from countermark.xof import frame
+
+_TYPE = "countermark/reading/v1"
+_SECONDS = 20.0  # between two saves
+_LARGEST = 1 << 28
+
+
+@dataclass
+class Read:
+    """What was read out of a set of images.
+
+    Attributes:
+        images: how many were read.
+        evidence: what they say together; None where there was none.
+        skipped: the files that were not read, and why.
+        digest: over names and contents of all files, in order: the chain of SHA-256(digest ‖ name ‖
+            SHA-256(content)); empty for images that are no files.
+    """
+
+    images: int = 0
+    evidence: Evidence | None = None
+    skipped: Skipped = field(default_factory=Skipped)
+    digest: str = ""
+
+
+def read_images(pictures: Iterable[Pixels], scheme: OutputScheme, key: Key) -> Read:
+    """Read images that are in memory already, uint8 (C, H, W) each.
+
+    Raises:
+        ConfigError: the key's networks are damaged, or something is no such image.
+    """
+    reading, found = scheme.reading(key), Read()
+    for picture in pictures:
+        reading.add(scheme.fitted(picture))
+        found.images += 1
+    if found.images:
+        found.evidence = reading.evidence()
+    return found
+
+
+def read_folder(
+    folder: Path, scheme: OutputScheme, key: Key, *, resume: Path | None = None
+) -> Read:
+    """Read the picture files of a folder, in bounded memory.
+
+    Args:
+        folder: see `Outputs`.
+        scheme: of the key.
+        key: what to read.
+        resume: a file for an interrupted reading to go on from; it is gone when all are read.
+
+    Raises:
+        SuspectError: the folder cannot be read.
+        ConfigError: the key's networks are damaged, or `resume` is no reading of this key and
+            these files.
+    """
+    outputs = Outputs(folder, LEAST_SIDE)
+    course = _Course(scheme, scheme.reading(key), key, outputs)
+    if resume is not None and resume.exists():
+        course.restore(resume)
+    with progress("reading images", len(outputs)) as advance:
+        advance(course.next)
+        for output in outputs.read(course.next):
+            course.take(output)
+            advance(1)
+            if resume is not None and course.due():
+                course.save(resume)
+    if resume is not None:
+        with suppress(FileNotFoundError):
+            resume.unlink()
+    return course.found()
+
+
+def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tuple[int, Skipped]:
+    """Mark the picture files of a folder and write them as PNG; those that are there are kept.
+
+    Returns: how many are marked, and what was skipped.
+
+    Raises:
+        SuspectError: the folder cannot be read.
+        ConfigError: the key's networks are damaged.
+    """
+    outputs, live, skipped, marked = Outputs(folder, LEAST_SIDE), scheme.live(key), Skipped(), 0
+    with progress("marking images", len(outputs)) as advance:
+        for number, name in enumerate(outputs.names):
+            place = out / f"{name}.png"
+            if not place.exists():
+                output = next(outputs.read(number))
+                if output.picture is None:
+                    skipped.add(output)
+                    advance(1)
+                    continue
+                picture = live.marked(scheme.fitted(output.picture)[None])[0]
+                files.write_bytes(place, as_png(picture))
+            marked += 1
+            advance(1)
+    return marked, skipped
+
+
+class _Course:
+    """Where a reading of a folder stands."""
+
+    def __init__(self, scheme: OutputScheme, reading: Reading, key: Key, outputs: Outputs) -> None:
+        self._scheme, self._reading, self._commitment = scheme, reading, key.commitment
+        names = frame(*(name.encode(errors="surrogateescape") for name in outputs.names))
+        self._names = hashlib.sha256(names).hexdigest()
+        self._digest = hashlib.sha256(b"countermark/outputs/v1").digest()
+        self._skipped, self._images = Skipped(), 0
+        self._saved, self.next = time.monotonic(), 0
+
+    def take(self, output: Output) -> None:
+        """Read one more file, or skip it."""
+        name = output.name.encode(errors="surrogateescape")
+        self._digest = hashlib.sha256(frame(self._digest, name, output.sha256)).digest()
+        if output.picture is None:
+            self._skipped.add(output)
+        else:
+            self._reading.add(self._scheme.fitted(output.picture))
+            self._images += 1
+        self.next += 1
+
+    def found(self) -> Read:
+        """What all files say together."""
+        evidence = self._reading.evidence() if self._images else None
+        return Read(self._images, evidence, self._skipped, self._digest.hex())
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved > _SECONDS
+
+    def save(self, path: Path) -> None:
+        state = {
+            "type": _TYPE, "commitment": self._commitment, "names": self._names,
+            "next": self.next, "images": self._images, "digest": self._digest.hex(),
+            "skipped": self._skipped.to_json(), "reading": self._reading.state(),
+        }  # fmt: skip
+        with files.replacing(path) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(json.dumps(state))
+        self._saved = time.monotonic()
+
+    def restore(self, path: Path) -> None:
+        try:
+            state: dict[str, Any] = files.parse_json(files.read_regular(path, _LARGEST))
+            if state["type"] != _TYPE:
+                raise ValueError(f"its type is {state['type']!r}")
+            if (state["commitment"], state["names"]) != (self._commitment, self._names):
+                raise ValueError("it is of another key, or of other files")
+            self.next, self._images = int(state["next"]), int(state["images"])
+            self._digest = bytes.fromhex(state["digest"])
+            skipped = state["skipped"]
+            self._skipped = Skipped(Counter(skipped["reasons"]), list(skipped["first"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: expected an interrupted reading of this key and these files: {error}; "
+                "remove it, or name another file"
+            ) from None
+        self._reading.restore(state["reading"])

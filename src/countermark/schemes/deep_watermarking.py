@@ -1,0 +1,307 @@
+"""Zhang et al. 2020/2021, deep watermarking: an invisible picture in all that a network puts out.
+
+As published one picture is hidden, by networks that are trained on that very picture: whatever they
+reveal says how they were trained, and no probability follows from it. In the default form H and R
+are trained on a fresh random message in every image and frozen; only then is the owner's message
+drawn from secret and commitment, so that its bits are fair coins on any images made without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.nulls import Evidence, Likeness, Null, UnmarkedModels
+from countermark.pictures import Pixels
+from countermark.schemes.base import Paper
+from countermark.schemes.box_free import OutputScheme, Reading
+from countermark.schemes.reader import SIBLINGS, check_measured
+
+if TYPE_CHECKING:
+    from countermark.schemes.training.box_free import Live
+
+PICTURE = "picture"
+"""Name of the hidden picture of the published form, uint8 (C, S, S), among the frozen tensors."""
+
+SUCCESS = 0.95
+"""The paper counts an image whose revealed picture has a higher NC with the hidden one."""
+
+_TAKEN = 0.5  # share of such images below which a published mark is not in its own images
+
+
+@dataclass(frozen=True)
+class DeepWatermarking(OutputScheme):
+    """A barrier behind a network from images to images; its mark is in every image that leaves.
+
+    Attributes:
+        as_published: hide one picture, by networks that are trained on it.
+        picture: a picture file that the published form hides; "" for one drawn of the message.
+        sizes: of the networks: "cpu", "published" (41.8, 3.4 and 1.6 million parameters as in the
+            paper), or "tiny" for demonstrations.
+        side: S, the side of the square that bears a whole message or picture; images of other
+            sizes bear it as often as it fits.
+        placement: "tile" puts each bit at a place of that square, so that only who sees the whole
+            square in its place can learn it; "everywhere" puts all bits at every place.
+        register: read at the shift at which all images together vote most clearly, whatever they
+            vote for; for "tile" only.
+        psnr: of marked images against the network's own, in dB, on average.
+        steps, batch, precision: of the training of H and R; "bf16" is quicker where the machine
+            has it.
+        jitter: shift, crop and resize marked images while R is trained.
+        teachers: architectures of networks on whose outputs R is trained before it is frozen, or,
+            as published, at last: the adversarial stage. None leave it out.
+        teacher_steps: how long each of them is trained, and R on each.
+        lambda1, lambda2, lambda3: as published, of the embedding loss: pixels, features by
+            `perceptual`, adversarial.
+        lambda4, lambda5, lambda6: of the extracting loss: marked images, unmarked ones,
+            consistency.
+        perceptual: module:factory of a network whose outputs are compared by lambda2.
+        task: what a network made by this library's own laboratory does.
+    """
+
+    name: ClassVar[str] = "deep_watermarking"
+    null_as_published: ClassVar[type[Null] | None] = UnmarkedModels
+    paper: ClassVar[Paper] = Paper(
+        authors="J. Zhang, D. Chen, J. Liao, W. Zhang, H. Feng, G. Hua, N. Yu",
+        title="Deep Model Intellectual Property Protection via Deep Watermarking",
+        venue="IEEE Transactions on Pattern Analysis and Machine Intelligence",
+        year=2021,
+        doi="10.48550/arXiv.2103.04980",
+    )
+
+    as_published: bool = field(default=False, kw_only=True)
+    picture: str = field(default="", kw_only=True)
+    sizes: Literal["tiny", "cpu", "published"] = field(default="cpu", kw_only=True)
+    side: Annotated[int, Field(ge=16, le=1024)] = field(default=64, kw_only=True)
+    placement: Literal["tile", "everywhere"] = field(default="tile", kw_only=True)
+    register: bool = field(default=False, kw_only=True)
+    psnr: Annotated[float, Field(gt=20, lt=60)] = field(default=34.5, kw_only=True)
+    steps: PositiveInt = field(default=3000, kw_only=True)
+    batch: PositiveInt = field(default=16, kw_only=True)
+    precision: Literal["fp32", "bf16"] = field(default="fp32", kw_only=True)
+    jitter: bool = field(default=False, kw_only=True)
+    teachers: tuple[Literal["cnet", "res9", "res16", "unet"], ...] = field(default=(), kw_only=True)
+    teacher_steps: NonNegativeInt = field(default=600, kw_only=True)
+    lambda1: NonNegativeFloat = field(default=1.0, kw_only=True)
+    lambda2: NonNegativeFloat = field(default=0.0, kw_only=True)
+    lambda3: NonNegativeFloat = field(default=0.01, kw_only=True)
+    lambda4: NonNegativeFloat = field(default=1.0, kw_only=True)
+    lambda5: NonNegativeFloat = field(default=1.0, kw_only=True)
+    lambda6: NonNegativeFloat = field(default=1.0, kw_only=True)
+    perceptual: str = field(default="", kw_only=True)
+    task: Literal["", "derain", "denoise", "super_resolution"] = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if math.isqrt(self.bits) ** 2 != self.bits:
+            near = math.isqrt(self.bits)
+            raise ConfigError(
+                f"{self.name}: {self.bits} bits make no square: expected a square number such as "
+                f"{near**2} or {(near + 1) ** 2}"
+            )
+        if self.register and (self.placement != "tile" or self.as_published):
+            raise ConfigError(
+                f"{self.name}: register is for bits in the cells of a tile: leave it out"
+            )
+        if self.grid > self.side // 2:
+            raise ConfigError(
+                f"{self.name}: {self.grid} bits in a row do not fit {self.side} pixels: expected "
+                f"{self.side // 2} at the most; take fewer bits or a larger side"
+            )
+        if bool(self.lambda2) != bool(self.perceptual):
+            raise ConfigError(
+                f"{self.name}: lambda2 weighs what the network of perceptual sees: give both, or "
+                "neither"
+            )
+
+    @property
+    def grid(self) -> int:
+        """How many bits stand in a row of the square: √T."""
+        return math.isqrt(self.bits)
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether unmarked networks are all that says what its readings are worth."""
+        return self.as_published
+
+    def check_outputs(self, size: tuple[int, int]) -> None:
+        """Raise `ConfigError` for images (H, W) without a square to be trained on."""
+        if min(size) < self.side:
+            raise ConfigError(
+                f"outputs have {size[1]}x{size[0]} pixels, and a square that bears the mark "
+                f"{self.side}x{self.side}: give larger ones, or a smaller side"
+            )
+
+    def check_key(self, key: Key) -> None:
+        """Raise `ConfigError` for a key whose networks, or measurements, cannot be its own."""
+        self.live(key)
+        if not self.as_published:
+            return
+        hidden = key.frozen.get(PICTURE, np.zeros(0, dtype=np.uint8))
+        expected = (self.channels, self.side, self.side)
+        if hidden.dtype != np.uint8 or hidden.shape != expected:
+            raise ConfigError(
+                f"the key's picture is {hidden.dtype} {list(hidden.shape)}: expected uint8 "
+                f"{list(expected)}"
+            )
+        check_measured(key.learnt)
+        if (key.learnt.get(SIBLINGS, np.zeros(0)) > 1).any():
+            raise ConfigError(f"the key's {SIBLINGS} are shares of images: expected 1 at the most")
+
+    def reading(self, key: Key) -> Reading:
+        """Begin to read a set of images: votes on bits, or as published how many succeed."""
+        live = self.live(key)
+        return _Successes(live, self, key) if self.as_published else _Votes(live, self, key)
+
+    def nulls(self, key: Key) -> dict[str, Null]:
+        """`FairCoin`; as published `UnmarkedModels`, of as many as the key was measured on."""
+        if not self.as_published:
+            return super().nulls(key)
+        return {UnmarkedModels.name: UnmarkedModels(key.learnt.get(SIBLINGS, np.zeros(0)))}
+
+    def calibrated(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:
+        """The key with the share of failures among the images of each unmarked network."""
+        if not siblings or not self.as_published:
+            return key
+        shares = [self.extract(each, key).distance for each in siblings]
+        return replace(key, learnt={**key.learnt, SIBLINGS: np.array(shares, dtype=np.float64)})
+
+    def not_taken(self, evidence: Evidence) -> str | None:
+        """Why a mark would not be found in the owner's own images; None when it would.
+
+        As published by the paper's criterion: what it proves, a verdict says.
+        """
+        if not self.as_published:
+            return super().not_taken(evidence)
+        if evidence.matched >= _TAKEN * evidence.bits:
+            return None
+        return (
+            f"the picture is revealed in {evidence.matched} of {evidence.bits} marked images "
+            "(expected half or more): train longer, or take a lower psnr"
+        )
+
+    def half(self) -> Any:
+        """The training half of this form, loaded with torch when somebody trains."""
+        if not self.as_published:
+            return super().half()
+        return importlib.import_module(
+            "countermark.schemes.training.deep_watermarking_published"
+        ).TRAINING
+
+    def live(self, key: Key) -> Live:
+        """The key's networks, loaded with torch: marking and reading need it."""
+        from countermark.schemes.training.box_free import live
+
+        return live(self, key)
+
+
+class _Votes:
+    """A reading of the default form: every image votes on every bit, none with more than 1.
+
+    With `register` it votes at every shift of the square. The one that counts is chosen by how
+    clear the votes are and never by the message, so that they are fair coins there, too.
+    """
+
+    def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
+        self._live, self._scheme, self._key = live, scheme, key
+        shifts = scheme.side**2 if scheme.register else 1
+        self._votes = np.zeros((shifts, scheme.bits))
+        self._count = 0
+
+    def add(self, picture: Pixels) -> None:
+        """One picture's votes: tanh of half its scores, so that no picture outvotes the others."""
+        self._votes += np.tanh(self._live.scores(picture) / 2)
+        self._count += 1
+
+    def evidence(self) -> Evidence:
+        """The sign of all votes on each bit."""
+        if not self._count:
+            raise ConfigError("there is no image to read: give some")
+        votes = self._votes[np.abs(self._votes).sum(1).argmax()]  # (T,)
+        read = (votes > 0).astype(np.uint8)
+        found = (1 + votes / self._count) / 2  # (T,), as grey levels 0 to 1
+        hidden = self._key.message.astype(np.float64)
+        return Evidence(
+            read,
+            self._key.message,
+            payload=self._key.payload_in(read),
+            scores=votes,
+            likeness=Likeness(nc(found, hidden), nc(np.full_like(hidden, 0.5), hidden)),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"votes": self._votes.tolist(), "count": self._count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        votes = np.array(state.get("votes", ()), dtype=np.float64)
+        count = state.get("count")
+        if not isinstance(count, int) or votes.shape != self._votes.shape:
+            raise _no_state()
+        if not (np.abs(votes) <= count).all():
+            raise _no_state()
+        self._votes, self._count = votes, count
+
+
+class _Successes:
+    """A reading of the published form: in how many images the picture is revealed."""
+
+    def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
+        self._live, self._scheme = live, scheme
+        self._hidden = key.frozen[PICTURE].astype(np.float64) / 255
+        self._found: list[float] = []
+
+    def add(self, picture: Pixels) -> None:
+        """NC of the hidden picture and the one that is revealed, the mean of all its squares."""
+        self._found.append(nc(self._live.revealed(picture), self._hidden))
+
+    def evidence(self) -> Evidence:
+        """Which images reach the paper's threshold."""
+        if not self._found:
+            raise ConfigError("there is no image to read: give some")
+        read = (np.array(self._found) > SUCCESS).astype(np.uint8)
+        blank = np.full_like(self._hidden, blank_level(self._scheme))
+        return Evidence(
+            read,
+            np.ones_like(read),
+            committed=False,
+            unit="images",
+            likeness=Likeness(float(np.mean(self._found)), nc(blank, self._hidden)),
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"found": list(self._found)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        found = state.get("found")
+        if not isinstance(found, list) or not all(isinstance(each, float) for each in found):
+            raise _no_state()
+        self._found = list(found)
+
+
+def blank_level(scheme: DeepWatermarking) -> float:  # noqa: ARG001 - the same in all forms
+    """What R shall reveal in an image that bears no mark: a white picture, as published."""
+    return 1.0
+
+
+def nc(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Normalised correlation ⟨a, b⟩ / (‖a‖‖b‖) of two pictures of one shape; 0 for a black one.
+
+    No proof by itself: pictures that are nearly white have a high one with any blank.
+    """
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(np.vdot(one, other)) / norms if norms else 0.0
+
+
+def _no_state() -> ConfigError:
+    return ConfigError(
+        "the interrupted reading is damaged: remove its file and read from the start"
+    )

@@ -1,0 +1,81 @@
+"""What is hidden: a message as a picture, a QR code, a logo or a photograph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.answers import Images
+from countermark.errors import ConfigError, MissingExtraError
+from countermark.key import KeyMaterial
+from countermark.schemes.logo import logo_pixels
+
+if TYPE_CHECKING:
+    from countermark.schemes.deep_watermarking import DeepWatermarking
+
+_DARK, _LIGHT = 0, 255
+
+
+def hidden_picture(scheme: DeepWatermarking, material: KeyMaterial) -> Images:
+    """The picture of the published form, uint8 (C, S, S).
+
+    `picture` of the scheme is a file, "qr:TEXT" for a QR code, or "" for bits that are drawn of the
+    secret: half of them dark, on average, so that no blank is like them.
+
+    Raises:
+        ConfigError: there is no such picture, or the text is too long for the square.
+        MissingExtraError: a QR code needs segno, a file pillow.
+    """
+    shape = (scheme.channels, scheme.side, scheme.side)
+    if scheme.picture.startswith("qr:"):
+        return qr_picture(scheme.picture.removeprefix("qr:"), shape)
+    if scheme.picture:
+        return logo_pixels(scheme.picture, shape)
+    bits = material.stream("picture").bits(scheme.bits).reshape(scheme.grid, scheme.grid)
+    return bits_picture(bits, shape)
+
+
+def bits_picture(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> Images:
+    """Bits (G, G) as a picture uint8 (C, H, W): light for 1, dark for 0, in cells."""
+    channels, height, width = shape
+    rows = np.arange(height) * len(bits) // height
+    columns = np.arange(width) * bits.shape[1] // width
+    picture: Images = np.where(bits[rows][:, columns], _LIGHT, _DARK).astype(np.uint8)
+    return np.repeat(picture[None], channels, axis=0)
+
+
+def picture_bits(picture: NDArray[np.float64], grid: int) -> NDArray[np.uint8]:
+    """The bits (G, G) of a revealed picture (C, H, W), levels 0 to 1: 1 where a cell is light."""
+    levels = picture.mean(0)  # (H, W)
+    rows, columns = (np.arange(size) * grid // size for size in levels.shape)
+    sums, counts = np.zeros((grid, grid)), np.zeros((grid, grid))
+    np.add.at(sums, (rows[:, None], columns[None]), levels)
+    np.add.at(counts, (rows[:, None], columns[None]), 1)
+    return (sums > counts / 2).astype(np.uint8)
+
+
+def qr_picture(text: str, shape: tuple[int, int, int]) -> Images:
+    """A QR code as a picture uint8 (C, H, W), with the highest error correction that fits.
+
+    Raises:
+        ConfigError: the text needs more modules than the square has pixels for, 2 to a module.
+        MissingExtraError: without segno.
+    """
+    try:
+        import segno
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("a QR code", "qr") from error
+    try:
+        code = segno.make_qr(text, error="m", boost_error=True)
+    except segno.DataOverflowError:
+        raise ConfigError("the text is too long for any QR code: give a shorter one") from None
+    modules = np.array([list(row) for row in code.matrix], dtype=np.uint8)
+    modules = np.pad(1 - modules, 1, constant_values=1)  # light rim; 1 is light
+    if 2 * len(modules) > min(shape[1:]):
+        raise ConfigError(
+            f"a QR code of this text has {len(modules)} modules in a row, the square "
+            f"{min(shape[1:])} pixels: give a shorter text or a larger side"
+        )
+    return bits_picture(modules, shape)

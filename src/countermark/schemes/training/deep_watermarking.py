@@ -1,0 +1,273 @@
+"""Zhang et al. 2020/2021, the default form: H and R for every message, frozen before there is one.
+
+Every image of every step bears a random message of its own, so R learns to read and not what to
+read. What stands between H and R while they are trained is what a mark has to live through: a
+surrogate learns it fainter, and somewhat blurred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.key import Key
+from countermark.progress import progress
+from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.schemes.training.box_free import (
+    OutputTraining,
+    Saving,
+    eight_bit,
+    filled,
+    seed_of,
+    squares,
+    weights_of,
+)
+from countermark.schemes.training.placement import Placement, Tile, placement
+from countermark.schemes.training.stego import ssim
+from countermark.schemes.training.surrogates import Copying, answers, copied
+
+_RATE = 2e-3  # of Adam, at first
+_LOUD = 20.0  # dB, of the first marked images: what is loud is found soon
+_FADED = 0.5  # share of the steps after which they are as faint as they stay
+_FAINTEST = 0.3  # of the residual, in what R is trained to read
+_NOISE = 3 / 255
+_TUNING_RATE = 3e-4  # of Adam, in the adversarial stage
+_TUNED = 0.4  # steps of R there, as a share of a teacher's
+_LIKENESS = 1.0  # weight of 1 − SSIM
+_CALIBRATED_ON = 256  # squares
+_PART = 32
+
+
+class MessageAgnostic(OutputTraining):
+    """Trains and freezes H and R; the message is drawn from what they are."""
+
+    def frozen(self) -> dict[str, NDArray[Any]]:
+        """The tensors of H and R, after the adversarial stage where there are teachers."""
+        seed = seed_of(self.material.stream("networks"))
+        network = trained(self.scheme, self.outputs, seed, self.saving)
+        if self.scheme.teachers:
+            taught(network, self.pairs(), seed)
+        return weights_of(network)
+
+    @staticmethod
+    def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
+        """H and R of a key, with its message."""
+        network = placement(scheme)
+        filled(network, key.frozen)
+        return _Messenger(network, torch.from_numpy(key.message.astype("float32")))
+
+
+class _Messenger(nn.Module):
+    """H for one message, and R."""
+
+    def __init__(self, network: Placement, message: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("_message", message)
+        self._level = level_of(network.scheme)
+
+    def hide(self, images: Tensor) -> Tensor:
+        bits = cast(Tensor, self._message).expand(len(images), -1)
+        return self.network.hidden(images, bits, self._level)
+
+    def reveal(self, images: Tensor) -> Tensor:
+        if isinstance(self.network, Tile) and self.network.scheme.register:
+            return self.network.shifted(images)
+        return self.network.scores(images)
+
+    def missed(self, images: Tensor) -> Tensor:
+        bits = cast(Tensor, self._message).expand(len(images), -1)
+        return F.binary_cross_entropy_with_logits(self.network.scores(images), bits)
+
+
+def trained(
+    scheme: DeepWatermarking, outputs: Tensor, seed: int, saving: Saving | None = None
+) -> Placement:
+    """H and R, trained on images uint8 (N, C, H, W); frozen, in eval mode, at the scheme's PSNR."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        course = _Course(scheme, placement(scheme), outputs, seed)
+        course.restore(saving.load() if saving else None)
+        with torch.enable_grad(), progress("training H and R", scheme.steps) as advance:
+            advance(course.step)
+            while course.step < scheme.steps:
+                course.one_step()
+                advance(1)
+                if saving and (saving.due() or course.step == scheme.steps):
+                    saving.save(course.state())
+    network = course.network.eval().requires_grad_(False)
+    calibrate(network, outputs, seed)
+    return network
+
+
+def taught(network: Placement, pairs: tuple[Tensor, Tensor], seed: int) -> None:
+    """The adversarial stage: R alone learns from what surrogates make of marked images.
+
+    Differs from the paper: each teacher bears a random message of its own, and marked images with
+    others are read in between, so that R learns to read copies and not what is in them.
+
+    Args:
+        network: H and R, frozen.
+        pairs: inputs and outputs uint8 (N, C, S, S).
+        seed: of messages and training.
+    """
+    scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
+    copies = []
+    for number, architecture in enumerate(scheme.teachers):
+        bits = torch.randint(0, 2, (scheme.bits,), generator=generator).float()
+        marked = in_parts(pairs[1], partial(_marked, network, bits))
+        copying = Copying(
+            architecture, steps=scheme.teacher_steps, batch=scheme.batch, seed=seed + number,
+            precision=scheme.precision,
+        )  # fmt: skip
+        copies.append((bits, answers(copied(pairs[0], marked, copying), pairs[0])))
+    _tuned(network, pairs[1], copies, seed)
+
+
+def _marked(network: Placement, bits: Tensor, images: Tensor) -> Tensor:
+    return network.hidden(images, bits.expand(len(images), -1), level_of(network.scheme))
+
+
+def in_parts(images: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
+    """8-bit images (N, C, H, W) made of others, levels 0 to 1 in between, a few at a time."""
+    parts = [images[first : first + _PART] for first in range(0, len(images), _PART)]
+    with torch.no_grad():
+        return torch.cat([eight_bit(made(part.float() / 255)) for part in parts])
+
+
+def _tuned(
+    network: Placement, outputs: Tensor, copies: Sequence[tuple[Tensor, Tensor]], seed: int
+) -> None:
+    """Train R on copies with their messages and on marked images with random ones, in halves."""
+    scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
+    half, steps = max(1, scheme.batch // 2), max(1, round(_TUNED * scheme.teacher_steps))
+    reader = list(network.reader_parameters())
+    for each in reader:
+        each.requires_grad_(True)
+    optimizer = torch.optim.Adam(reader, _TUNING_RATE)
+    with torch.enable_grad(), progress("training R on copies", steps) as advance:
+        for step in range(steps):
+            message, copied_images = copies[step % len(copies)]
+            rows = torch.randint(len(copied_images), (half,), generator=generator)
+            images = squares(outputs, half, scheme.side, generator)
+            bits = torch.randint(0, 2, (half, scheme.bits), generator=generator).float()
+            with torch.no_grad():
+                marked = network.hidden(images, bits, level_of(scheme))
+            shown = torch.cat([copied_images[rows].float() / 255, marked])
+            wanted = torch.cat([message.expand(half, -1), bits])
+            with cast_to(scheme):
+                read = network.scores(shown)
+            loss = F.binary_cross_entropy_with_logits(read.float(), wanted)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            advance(1)
+    network.eval().requires_grad_(False)
+
+
+def cast_to(scheme: DeepWatermarking) -> torch.autocast:
+    """The precision of a scheme's training, as a context."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=scheme.precision == "bf16")
+
+
+def calibrate(network: Placement, outputs: Tensor, seed: int) -> None:
+    """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
+    scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
+    images = squares(outputs, _CALIBRATED_ON, scheme.side, generator)
+    bits = torch.randint(0, 2, (len(images), scheme.bits), generator=generator).float()
+    wanted = level_of(scheme)
+    with torch.no_grad():
+        for _ in range(3):  # rounding and clipping take something away: once is not enough
+            found = eight_bit(network.hidden(images, bits, wanted)).float() / 255
+            network.gain.mul_(wanted / (found - images).square().mean().sqrt())
+
+
+def loudness(scheme: DeepWatermarking, gone: float) -> float:
+    """The root mean square of what H adds, once that share of the training is over: loud first."""
+    faded = min(1.0, gone / _FADED)
+    return float(10 ** (-(_LOUD + (scheme.psnr - _LOUD) * faded) / 20))
+
+
+def level_of(scheme: DeepWatermarking) -> float:
+    """The root mean square of what H adds, white being 1."""
+    return float(10 ** (-scheme.psnr / 20))
+
+
+class _Course:
+    """The state of the training, and how it takes a step."""
+
+    def __init__(
+        self, scheme: DeepWatermarking, network: Placement, outputs: Tensor, seed: int
+    ) -> None:
+        self.scheme, self.network, self._outputs = scheme, network.train(), outputs
+        self.step = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.Adam(network.parameters(), _RATE)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, scheme.steps)
+
+    def one_step(self) -> None:
+        """Hide random messages, spoil the images, read."""
+        scheme, gone = self.scheme, self.step / self.scheme.steps
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
+        images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
+        bits = torch.randint(0, 2, (len(images), scheme.bits), generator=self._generator).float()
+        level = loudness(scheme, gone)
+        with cast_to(scheme):
+            marked = self.network.hidden(images, bits, level)
+            read = self.network.scores(self._spoilt(images, marked, gone))
+        loss = F.binary_cross_entropy_with_logits(read.float(), bits)
+        loss = loss + min(1.0, gone / _FADED) * _LIKENESS * (1 - ssim(marked, images).mean())
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._schedule.step()
+        self.step += 1
+
+    def _spoilt(self, images: Tensor, marked: Tensor, gone: float) -> Tensor:
+        """What is left of the mark in a copy: fainter, noisy, rounded; shifted where asked for."""
+        if gone < _FADED:
+            return marked
+        each = (len(images), 1, 1, 1)
+        strength = _FAINTEST + (1 - _FAINTEST) * torch.rand(each)
+        found = images + strength * (marked - images)
+        found = found + _NOISE * torch.rand(each) * torch.randn_like(found)
+        return jittered(found) if self.scheme.jitter else found
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "step": self.step,
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._generator.set_state(state["generator"])
+        self.step = state["step"]
+
+
+def jittered(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) each shifted, cropped and resized a little, by one affine map."""
+    count = len(images)
+    scale = 1 - 0.15 * torch.rand(count)  # a crop of 85 % to all, enlarged
+    shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2) - 1)
+    maps = torch.zeros(count, 2, 3)
+    maps[:, 0, 0] = maps[:, 1, 1] = scale
+    maps[:, :, 2] = shift
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+TRAINING = MessageAgnostic

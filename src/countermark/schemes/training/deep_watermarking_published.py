@@ -1,0 +1,277 @@
+"""Zhang et al. 2020/2021 as published, the training half: one picture, hidden in every image.
+
+H and R are trained together on it, then, in the adversarial stage, R alone on what surrogates make
+of marked images. What R reveals on other images is therefore a matter of its training.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.progress import progress
+from countermark.schemes.deep_watermarking import PICTURE, DeepWatermarking, blank_level
+from countermark.schemes.pictures import hidden_picture
+from countermark.schemes.training.box_free import (
+    OutputTraining,
+    eight_bit,
+    filled,
+    seed_of,
+    squares,
+    weights_of,
+)
+from countermark.schemes.training.deep_watermarking import cast_to, in_parts, level_of, loudness
+from countermark.schemes.training.hiding import SIZES, Critic, Hider, Revealer
+from countermark.schemes.training.placement import Held, repeated
+from countermark.schemes.training.surrogates import Copying, answers, copied
+
+_SCALE = 1e4  # of every squared error, as in the authors' public code
+_RATE, _BETAS = {"tiny": 1e-3, "cpu": 1e-3, "published": 2e-4}, (0.5, 0.999)
+_TUNING_RATE = 1e-4  # of the adversarial stage
+
+Perceptual = Callable[[Tensor], Tensor]
+
+
+class Picture(Held):
+    """H, R and D for one picture (C, S, S)."""
+
+    def __init__(self, scheme: DeepWatermarking, picture: Tensor) -> None:
+        super().__init__()
+        self.scheme, sizes = scheme, SIZES[scheme.sizes]
+        self.hider, self.revealer = (
+            Hider(scheme.channels, sizes),
+            Revealer(scheme.channels, sizes),
+        )
+        self.register_buffer("picture", picture, persistent=False)
+        self.blank = blank_level(scheme)
+
+    def hide(self, images: Tensor) -> Tensor:
+        """Marked images of images (N, C, H, W), levels 0 to 1."""
+        return self.hidden(images, level_of(self.scheme))
+
+    def hidden(self, images: Tensor, level: float) -> Tensor:
+        """The same at another level; a published H paints the image, and knows none."""
+        shown = self.shown(images)
+        if not SIZES[self.scheme.sizes].residual:
+            return cast(Tensor, self.hider(images, shown))
+        # Differs from the paper: held at a PSNR, where the printed loss leaves it to the weights.
+        return self.added(images, self.hider.painted(images, shown), level)
+
+    def reveal(self, images: Tensor) -> Tensor:
+        """The mean of all whole squares (N, C, S, S) that R paints."""
+        side, painted = self.scheme.side, cast(Tensor, self.revealer(images)).clamp(0, 1)
+        short = [max(0, side - size) for size in painted.shape[2:]]
+        painted = F.pad(painted, (0, short[1], 0, short[0]), value=self.blank)
+        down, right = (size // side for size in painted.shape[2:])
+        whole = painted[..., : down * side, : right * side]
+        apart = whole.reshape(*painted.shape[:2], down, side, right, side)
+        return apart.mean((2, 4))  # (N, C, S, S)
+
+    def missed(self, images: Tensor) -> Tensor:
+        """The squared error of what R paints."""
+        return F.mse_loss(self.revealer(images), self.shown(images))
+
+    def shown(self, images: Tensor) -> Tensor:
+        """The picture, as often as it fits images (N, C, H, W)."""
+        picture = cast(Tensor, self.picture)[None].to(images)
+        size = images.shape[2], images.shape[3]
+        return repeated(picture, size).expand(len(images), -1, -1, -1)
+
+
+class PublishedTraining(OutputTraining):
+    """Freezes the picture; learns H and R."""
+
+    def frozen(self) -> dict[str, NDArray[Any]]:
+        """The picture, uint8 (C, S, S)."""
+        return {PICTURE: hidden_picture(self.scheme, self.material)}
+
+    def learnt(self, key: Key) -> dict[str, NDArray[Any]]:
+        """H and R, after the initial and, where there are teachers, the adversarial stage."""
+        seed = seed_of(key.stream("networks"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            course = _Course(self, Picture(self.scheme, _levels(key)), seed)
+            course.restore(self.saving.load() if self.saving else None)
+            with torch.enable_grad(), progress("training H and R", course.last) as advance:
+                advance(course.step)
+                while course.step < course.last:
+                    course.one_step()
+                    advance(1)
+                    if self.saving and (self.saving.due() or course.step == course.last):
+                        self.saving.save(course.state())
+        return weights_of(course.networks)
+
+    @staticmethod
+    def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
+        """H and R of a key, with its picture."""
+        networks = Picture(scheme, _levels(key))
+        filled(networks, key.learnt)
+        return networks
+
+
+class _Course:
+    """The state of both stages, and how they take a step."""
+
+    def __init__(self, training: PublishedTraining, networks: Picture, seed: int) -> None:
+        self.networks, self.step = networks.train(), 0
+        self._training, self._scheme = training, training.scheme
+        self.last = self._scheme.steps + len(self._scheme.teachers) * self._scheme.teacher_steps
+        self._critic = Critic(self._scheme.channels, SIZES[self._scheme.sizes].hider)
+        rate = _RATE[self._scheme.sizes]
+        self._paints = torch.optim.Adam(networks.parameters(), rate, _BETAS)
+        self._tells = torch.optim.Adam(self._critic.parameters(), rate, _BETAS)
+        self._tunes = torch.optim.Adam(networks.revealer.parameters(), _TUNING_RATE, _BETAS)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self._paints, self._scheme.steps
+        )
+        self._generator = torch.Generator().manual_seed(seed)
+        self._perceptual = _perceptual(self._scheme.perceptual)
+        self._copies: Tensor | None = None
+
+    def one_step(self) -> None:
+        """Of the initial stage, then of the adversarial one."""
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
+        (self._initial if self.step < self._scheme.steps else self._adversarial)()
+        self.step += 1
+        if self.step == self._scheme.steps:
+            self._calibrate()
+
+    def _initial(self) -> None:
+        """H, R and D on marked images."""
+        scheme = self._scheme
+        images = self._squares()
+        level = loudness(scheme, self.step / scheme.steps)
+        with cast_to(self._scheme):
+            marked = self.networks.hidden(images, level)
+            revealed = self.networks.revealer(marked)
+        loss = self._embedding(images, marked.float()) + self._extracting(
+            images, marked, revealed.float()
+        )
+        self._paints.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._paints.step()
+        self._schedule.step()
+
+    def _embedding(self, images: Tensor, marked: Tensor) -> Tensor:
+        """λ1·basic + λ2·features + λ3·adversarial."""
+        scheme = self._scheme
+        loss = scheme.lambda1 * _SCALE * F.mse_loss(marked, images)
+        if self._perceptual is not None:
+            seen = F.mse_loss(self._perceptual(marked), self._perceptual(images))
+            loss = loss + scheme.lambda2 * _SCALE * seen
+        if not scheme.lambda3:
+            return loss
+        real, fake = self._critic(images), self._critic(marked.detach())
+        self._tells.zero_grad()
+        ((real - 1).square().mean() + fake.square().mean()).backward()
+        self._tells.step()
+        unlike: Tensor = (self._critic(marked) - 1).square().mean()
+        return loss + scheme.lambda3 * _SCALE * unlike
+
+    def _extracting(self, images: Tensor, marked: Tensor, revealed: Tensor) -> Tensor:
+        """λ4·marked + λ5·unmarked + λ6·consistency."""
+        scheme, wanted = self._scheme, self.networks.shown(marked)
+        with cast_to(self._scheme):
+            blank = self.networks.revealer(images)
+        blanks = F.mse_loss(blank.float(), torch.full_like(images, self.networks.blank))
+        halves = revealed.chunk(2)
+        alike = F.mse_loss(halves[0][: len(halves[1])], halves[1])
+        found = F.mse_loss(revealed, wanted)
+        return _SCALE * (scheme.lambda4 * found + scheme.lambda5 * blanks + scheme.lambda6 * alike)
+
+    def _calibrate(self) -> None:
+        """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
+        if not SIZES[self._scheme.sizes].residual:
+            return
+        networks, images = self.networks.eval(), self._squares()
+        wanted = level_of(self._scheme)
+        with torch.no_grad():
+            for _ in range(3):
+                found = eight_bit(networks.hide(images)).float() / 255
+                networks.gain.mul_(wanted / (found - images).square().mean().sqrt())
+
+    def _adversarial(self) -> None:
+        """R alone, on what a surrogate made of marked images, beside images without a mark."""
+        beyond = self.step - self._scheme.steps
+        number, into = divmod(beyond, self._scheme.teacher_steps)
+        if self._copies is None or into == 0:
+            self._copies = self._taught(number)
+        at = torch.randint(len(self._copies), (self._scheme.batch,), generator=self._generator)
+        copies, images = self._copies[at].float() / 255, self._squares()
+        with torch.no_grad():
+            marked = self.networks.hide(images)
+        revealer = self.networks.revealer
+        blank = torch.full_like(images, self.networks.blank)
+        loss = F.mse_loss(revealer(copies), self.networks.shown(copies))
+        loss = loss + F.mse_loss(revealer(marked), self.networks.shown(marked))
+        loss = _SCALE * (loss + F.mse_loss(revealer(images), blank))
+        self._tunes.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._tunes.step()
+
+    def _taught(self, number: int) -> Tensor:
+        """What a surrogate of the owner's own makes of his inputs: squares uint8 (n, C, S, S)."""
+        inputs, outputs = self._training.pairs()
+        marked = in_parts(outputs, self.networks.hide)
+        scheme = self._scheme
+        copying = Copying(
+            scheme.teachers[number], steps=scheme.teacher_steps, batch=scheme.batch,
+            seed=number, precision=scheme.precision,
+        )  # fmt: skip
+        return answers(copied(inputs, marked, copying), inputs)
+
+    def _squares(self) -> Tensor:
+        scheme = self._scheme
+        return squares(self._training.outputs, scheme.batch, scheme.side, self._generator)
+
+    def state(self) -> dict[str, Any]:
+        parts = {name: each.state_dict() for name, each in self._parts().items()}
+        return parts | {
+            "generator": self._generator.get_state(), "step": self.step, "copies": self._copies
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        for name, each in self._parts().items():
+            each.load_state_dict(state[name])
+        self._generator.set_state(state["generator"])
+        self.step, self._copies = state["step"], state["copies"]
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "networks": self.networks, "critic": self._critic, "paints": self._paints,
+            "tells": self._tells, "tunes": self._tunes, "schedule": self._schedule,
+        }  # fmt: skip
+
+
+def _levels(key: Key) -> Tensor:
+    return torch.from_numpy(np.array(key.frozen[PICTURE])).float() / 255
+
+
+def _perceptual(name: str) -> Perceptual | None:
+    """What module:factory makes, run only while an owner trains: no key runs it."""
+    if not name:
+        return None
+    module, _, factory = name.partition(":")
+    try:
+        made: Perceptual = getattr(importlib.import_module(module), factory)()
+    except Exception as error:  # it is foreign code and may raise anything
+        said = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"perceptual {name!r}: expected module:factory of a network of features ({said}): "
+            "PYTHONPATH must hold its folder"
+        ) from None
+    return made
+
+
+TRAINING = PublishedTraining

@@ -1,0 +1,118 @@
+"""A verdict for people, as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from countermark import age
+from countermark.errors import printable
+from countermark.nulls import LEAST_FORGERY_BITS, Reader, UnmarkedModels
+
+if TYPE_CHECKING:
+    from countermark.verdict import Verdict
+
+_RATES = {
+    "bits": "bit error rate", "triggers": "share of misses", "images": "share of failures"
+}  # fmt: skip
+_PUBLISHED = {"triggers": "trigger accuracy", "images": "success rate"}
+_PAYLOAD = {
+    True: "decoded: it names this key's owner",
+    False: "not decoded (the p-value above is about raw bits and stands without it)",
+    None: "none: fewer than 128 bits carry no payload",
+}
+
+
+def explained(verdict: Verdict) -> str:
+    """All that a verdict says; names in it may come from a hostile key or suspect."""
+    head = f"{verdict.outcome.upper().replace('_', ' ')}: {verdict.reason}"
+    return "\n".join(printable(line) for line in (head, *_lines(verdict)))
+
+
+def _line(name: str, says: str) -> str:
+    return f"  {name:<12}  {says}"
+
+
+def _lines(verdict: Verdict) -> Iterator[str]:
+    if verdict.matched is not None and verdict.ber_interval is not None:
+        yield from _measured(verdict, verdict.matched, verdict.ber_interval)
+    if "reference" in verdict.suspect:
+        shown = verdict.suspect["reference"]
+        yield _line("reference", f"{shown['name']}, sha256 {shown['sha256']}")
+    if "images" in verdict.suspect:
+        yield _line("images", _counted(verdict.suspect))
+    if (alike := verdict.likeness) is not None:
+        pictures = f"{alike.nc:.4f} of hidden and revealed pictures"
+        yield _line("NC", f"{pictures}; a blank gets {alike.nc_blank:.4f}")
+    if (opened := verdict.disclosure) is not None:
+        yield _line("opened", f"{opened.opened} of the key's {opened.committed} triggers")
+    if verdict.reader is not None:
+        yield from _of_the_reader(verdict, verdict.reader)
+    if verdict.dating is not None:
+        yield _line("dated", age.explained(verdict.dating))
+    yield from (_line("limit", limit) for limit in verdict.limits)
+
+
+def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> Iterator[str]:
+    """What matched, and how probable that is."""
+    low, high = interval
+    yield _line(
+        "matched",
+        f"{matched} of {verdict.bits} {verdict.unit} "
+        f"({_RATES[verdict.unit]} {verdict.ber:.4f}, 95 % interval {low:.4f} to {high:.4f})",
+    )
+    yield _line(
+        "log10 p",
+        f"{verdict.log10_p:.2f}, corrected for {verdict.tests} test(s); "
+        f"threshold {math.log10(verdict.alpha):.2f}, floor {verdict.floor:.2f}",
+    )
+    yield _line("null", f"{verdict.null}: {verdict.null_says}")
+    yield _line(
+        "forgery_bits",
+        f"{verdict.forgery_bits:.1f} (an undated key needs {LEAST_FORGERY_BITS:.0f})",
+    )
+    if verdict.unit == "bits":
+        yield _line("payload", _PAYLOAD[verdict.payload])
+    elif verdict.unit == "triggers" and verdict.answered != verdict.bits:
+        yield _line("answered", f"{verdict.answered} of {verdict.bits}; the others are misses")
+    if verdict.unit != "bits" and verdict.null == UnmarkedModels.name:
+        yield _line(
+            "published",
+            f"{_PUBLISHED[verdict.unit]} {matched / verdict.bits:.4f}: refused as proof, its "
+            "rank among unmarked models is judged instead",
+        )
+
+
+def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
+    """What is known of a learnt reader."""
+    yield _line("L2", f"{verdict.loss:.3g} nats a bit; ln 2 = 0.693 knows nothing")
+    if reader.threshold is None:
+        yield _line("siblings", f"{reader.siblings} held-out: too few for a threshold")
+    else:
+        yield _line(
+            "siblings",
+            f"L2 must be below {reader.threshold:.3g}, set on {reader.siblings} held-out "
+            f"unmarked siblings; one passes with p <= {1 / (reader.siblings + 1):.2g}",
+        )
+    yield _line(
+        "false reads",
+        f"{reader.false_reads} of {reader.permuted} hidden-unit permutations of the suspect "
+        "read at least as many bits",
+    )
+    if reader.published is not None and verdict.loss is not None:
+        met = "met" if verdict.loss <= reader.published else "not met"
+        yield _line(
+            "published",
+            f"L2 <= {reader.published:g}: {met}; refused as proof, the rank of L2 is judged "
+            "instead",
+        )
+
+
+def _counted(suspect: Mapping[str, Any]) -> str:
+    """How many images were read, and how many were skipped for which reasons."""
+    reasons = suspect["skipped"]["reasons"]
+    if not reasons:
+        return f"{suspect['images']} read"
+    why = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{suspect['images']} read, {sum(reasons.values())} skipped ({why})"

@@ -1,0 +1,154 @@
+"""Readings of images: votes that are fair coins on images made without the key."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from countermark.errors import ConfigError
+from countermark.key import KeyMaterial
+from countermark.nulls import Evidence, FairCoin, Likeness, UnmarkedModels
+from countermark.schemes.box_free import grey
+from countermark.schemes.deep_watermarking import DeepWatermarking, nc
+from countermark.schemes.training.deep_watermarking import jittered
+from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
+from countermark.verdict import Terms, judge
+from unit import barriers
+
+DRAWS = 20_000
+ABOUT = {"scheme": "deep_watermarking", "commitment": "", "owner": "", "test_key": False}
+
+
+def test_messages_are_binomial_on_unmarked_images() -> None:
+    """One reading of unmarked images against 20,000 owners' messages."""
+    scheme, key = barriers.scheme(), barriers.untrained()
+    read = scheme.extract(list(barriers.images()), key).read
+    agree = np.empty(DRAWS)
+    for seed in range(DRAWS):
+        drawn = scheme.generate_key({}, owner="ACME Inc.", material=KeyMaterial.for_tests(seed))
+        agree[seed] = np.count_nonzero(drawn.message == read)
+    mean, variance = scheme.bits / 2, scheme.bits / 4
+    assert abs(agree.mean() - mean) < 5 * (variance / DRAWS) ** 0.5
+    assert abs(agree.var() / variance - 1) < 5 * (2 / DRAWS) ** 0.5
+
+
+def test_no_picture_outvotes_the_others() -> None:
+    scheme, key = barriers.scheme(), barriers.untrained()
+    reading = scheme.reading(key)
+    for picture in barriers.images()[:3]:
+        reading.add(picture)
+    votes = np.array(reading.state()["votes"])
+    assert votes.shape == (100,)
+    assert np.abs(votes).max() <= 3
+    for wrong in ({}, {"votes": [9.0] * 100, "count": 3}, {"votes": [np.nan] * 100, "count": 3}):
+        with pytest.raises(ConfigError, match="damaged"):
+            reading.restore(wrong)
+    with pytest.raises(ConfigError, match="no image"):
+        scheme.reading(key).evidence()
+
+
+def test_images_of_any_size_are_marked_and_read() -> None:
+    scheme, key = barriers.scheme(), barriers.key()
+    large = np.tile(barriers.images()[:8], (1, 1, 3, 2))[:, :, :75, :50]  # no multiple of 32
+    evidence = scheme.extract(list(scheme.mark(large, key)), key)
+    assert FairCoin().log10_p(evidence) < -6
+    huge = np.tile(large[0], (1, 9, 13))  # read in parts
+    assert scheme.extract([huge], key).read.shape == (100,)
+
+
+def test_colour_is_read_as_grey_and_grey_as_colour() -> None:
+    scheme = barriers.scheme()
+    colour = np.random.default_rng(0).integers(0, 256, (3, 20, 20), dtype=np.uint8)
+    assert np.array_equal(scheme.fitted(colour), grey(colour))
+    assert scheme.fitted(colour[:1]) is not None
+    wide = barriers.scheme(channels=3).fitted(colour[:1])
+    assert np.array_equal(wide[0], wide[2])
+    for wrong in (colour[:, :10], colour[:2], colour.astype(np.float32)):
+        with pytest.raises(ConfigError):
+            scheme.fitted(wrong)
+
+
+@pytest.mark.parametrize("form", ["tile", "everywhere"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_both_placements_hold_their_level(form: str, channels: int) -> None:
+    network = placement(barriers.scheme(placement=form, channels=channels)).train()
+    images, bits = torch.rand(4, channels, 32, 32), torch.randint(0, 2, (4, 100)).float()
+    for _ in range(3):
+        marked = network.hidden(images, bits, 0.05)
+        assert float((marked - images).detach().square().mean().sqrt()) == pytest.approx(
+            0.05, rel=0.2
+        )
+    assert network.scores(marked).shape == (4, 100)
+    assert list(network.reader_parameters())
+    assert isinstance(network, Tile if form == "tile" else Everywhere)
+
+
+def test_everywhere_knows_no_place() -> None:
+    """What is added to a shifted image is shifted, but for the rim."""
+    torch.manual_seed(0)
+    network = placement(barriers.scheme(placement="everywhere")).eval()
+    images, bits = torch.rand(1, 1, 48, 48), torch.randint(0, 2, (1, 100)).float()
+    one, other = network.painted(images, bits), network.painted(images.roll((3, 5), (2, 3)), bits)
+    inside = slice(16, 40)
+    shifted = one.roll((3, 5), (2, 3))[..., inside, inside]
+    assert torch.allclose(other[..., inside, inside], shifted, atol=1e-5)
+
+
+def test_cells_are_where_bits_are_spread() -> None:
+    bits = torch.randint(0, 2, (2, 100)).float()
+    tile = placement(barriers.scheme())
+    tile.revealer = nn.Module()  # type: ignore[assignment]
+    tile.revealer.painted = lambda images: images  # type: ignore[assignment]
+    for size in ((32, 32), (75, 50)):
+        assert torch.allclose(tile.scores(spread(bits, 32, size)), bits, atol=1e-5)
+
+
+def test_jitter_keeps_the_size_and_moves_something() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 1, 32, 32)
+    moved = jittered(images)
+    assert moved.shape == images.shape
+    assert not torch.allclose(moved, images, atol=0.05)
+
+
+def test_nc_of_blanks_says_little() -> None:
+    bits = np.random.default_rng(0).integers(0, 2, 144).astype(float)
+    assert nc(np.ones(144), bits) == pytest.approx(bits.mean() ** 0.5)
+    light = np.where(np.arange(144) < 5, 0.0, 1.0)
+    assert nc(np.ones(144), light) > 0.98  # a light logo: a blank image "succeeds"
+    assert nc(np.zeros(144), bits) == 0
+
+
+def published(succeeded: int, of: int, siblings: list[float], alpha: float) -> str:
+    read = (np.arange(of) < succeeded).astype(np.uint8)
+    evidence = Evidence(
+        read, np.ones_like(read), committed=False, unit="images", likeness=Likeness(0.99, 0.7)
+    )
+    null = UnmarkedModels(np.array(siblings))
+    terms = Terms(alpha, assume_dated=True)
+    verdict = judge(evidence, null, tests=1, terms=terms, about=ABOUT | {"suspect": {}})
+    assert "a blank gets 0.7000" in verdict.explain()
+    assert verdict.forgery_bits == 0
+    return verdict.outcome
+
+
+def test_the_published_form_is_ranked_among_networks() -> None:
+    none, all_ = [1.0] * 19, [0.0] * 19
+    assert published(200, 200, none, 1e-6) == "no_verdict"  # 19 networks support no such p
+    assert published(200, 200, none, 0.06) == "owned"
+    assert published(80, 200, none, 0.06) == "not_proven"  # fewer than half of the images
+    assert published(200, 200, all_, 0.06) == "not_proven"  # everybody's images succeed
+    assert published(200, 200, [], 0.06) == "no_verdict"
+
+
+def test_wrong_fields_are_one_line() -> None:
+    for wrong in (
+        {"bits": 143}, {"bits": 1024, "side": 32}, {"lambda2": 1.0}, {"perceptual": "a:b"},
+        {"placement": "nowhere"},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            DeepWatermarking(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a square that bears the mark"):
+        barriers.scheme(side=64).embed(nn.Identity(), owner="ACME Inc.", outputs=barriers.images())

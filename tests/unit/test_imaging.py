@@ -1,0 +1,220 @@
+"""Tasks, photographs, surrogates, breaks, and cells of experiments on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from countermark.bench import run as runner
+from countermark.bench.experiment import result_path
+from countermark.bench.imaging import cell as imaging
+from countermark.bench.imaging import photographs as pictures
+from countermark.bench.imaging.breaks import SPOILS, averaged_out
+from countermark.bench.imaging.photographs import photographs
+from countermark.bench.imaging.tasks import spoilt
+from countermark.bench.kinds import every_cell, load_any
+from countermark.bench.pages import table_named
+from countermark.bench.train import Checkpoint
+from countermark.errors import ConfigError, DataError
+from countermark.pictures import as_png
+from countermark.schemes.training.surrogates import Copying, answers, copied, surrogate
+from unit import barriers
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("task", ["derain", "denoise", "super_resolution"])
+def test_a_task_spoils_alike_for_one_seed(task: Any) -> None:
+    images = barriers.squares().owner[:4]
+    one, again, other = (spoilt(images, task, seed) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert one.shape == images.shape
+    assert not torch.equal(one, images)
+    assert torch.equal(one, other) == (task == "super_resolution")  # which draws nothing
+
+
+def test_owner_thief_and_test_share_no_picture(tmp_path: Path) -> None:
+    scenes = {f"{n}": pictures.scene(n, 64) for n in range(40)}
+    parts = [pictures._of_part(scenes, part) for part in ("owner", "thief", "test")]
+    kept = [{each.tobytes() for each in part} for part in parts]
+    assert [len(each) for each in kept] == [18, 18, 4]
+    assert len(set.union(*kept)) == 40
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(as_png(pictures.scene(number, 80, 3)))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    found = photographs(str(tmp_path), (5, 4, 3), side=32, channels=3)
+    assert [len(found.owner), len(found.thief), len(found.test)] == [5, 4, 3]
+    assert found.owner.shape[1:] == (3, 32, 32)
+    with pytest.raises(DataError, match="expected 10"):
+        photographs(str(tmp_path), (5, 4, 3), side=64)
+
+
+@pytest.mark.parametrize("architecture", ["cnet", "res9", "res16", "unet"])
+def test_surrogates_make_images_of_images(architecture: Any) -> None:
+    for channels, size in ((1, (32, 32)), (3, (36, 44))):
+        network = surrogate(architecture, channels, 4)
+        assert network(torch.rand(1, channels, *size)).shape == (1, channels, *size)
+
+
+def features(images: Tensor) -> Tensor:
+    return images[..., 1:] - images[..., :-1]
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "perceptual"])
+def test_a_surrogate_goes_on_where_it_was(loss: Any, tmp_path: Path) -> None:
+    given = spoilt(barriers.squares().thief, "denoise", 1)
+    wanted = barriers.squares().thief
+    how = Copying("cnet", loss, True, steps=4, batch=4, width=4, features=features)
+
+    class Stopped(Checkpoint):
+        def due(self) -> bool:
+            return True
+
+        def save(self, state: dict[str, Any]) -> None:
+            super().save(state)
+            if state["step"] == 2:
+                raise KeyboardInterrupt
+
+    whole = copied(given, wanted, how)
+    with pytest.raises(KeyboardInterrupt):
+        copied(given, wanted, how, Stopped(tmp_path / "s.pt"))
+    again = copied(given, wanted, how, Checkpoint(tmp_path / "s.pt"))
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_surrogate_learns() -> None:
+    given = barriers.squares().thief
+    wanted = (given.float() + 20).clamp(0, 255).to(torch.uint8)  # a little lighter
+    network = copied(given, wanted, Copying("cnet", steps=60, batch=8, width=8))
+    before = imaging.likeness(given, wanted)["psnr"]
+    assert imaging.likeness(answers(network, given), wanted)["psnr"] > before + 3
+
+
+@pytest.mark.parametrize("name", SPOILS)
+def test_breaks_keep_the_size_and_change_what_is_learnt(name: str) -> None:
+    torch.manual_seed(0)
+    given, wanted = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
+    one, other = SPOILS[name](given, wanted)
+    assert one.shape == other.shape == given.shape
+    assert not torch.allclose(other, wanted)
+    assert torch.equal(one, given) == (name != "warp")
+    same, alike = SPOILS["warp"](given, given)
+    assert torch.equal(same, alike)  # both images of a pair are moved alike
+
+
+def test_a_constant_picture_is_averaged_out() -> None:
+    images = barriers.squares().owner
+    picture = 6 * torch.sign(torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    marked = (images.float() + picture).clamp(0, 255).to(torch.uint8)
+    left = (averaged_out(marked).float() - images.float()).mean(0)
+    added = (marked.float() - images.float()).mean(0)
+    assert float((left * picture).mean()) < 0.4 * float((added * picture).mean())
+
+
+SMALL = """
+name = "small"
+title = "Small"
+track = "a test"
+seeds = [1]
+siblings = 1
+[images]
+data = "drawn"
+task = "denoise"
+owner = 24
+thief = 24
+test = 8
+side = 32
+[copies]
+steps = 2
+batch = 4
+[[forms]]
+label = "default"
+fields = { bits = 16, steps = 2, batch = 4, sizes = "tiny", teachers = ["cnet"], teacher_steps = 2 }
+[[forms]]
+label = "published"
+
+[forms.fields]
+bits = 16
+steps = 2
+batch = 4
+sizes = "tiny"
+as_published = true
+teachers = ["unet"]
+teacher_steps = 2
+
+[[surrogates]]
+label = "CNet"
+architecture = "cnet"
+[[surrogates]]
+label = "replaced"
+architecture = "cnet"
+spoil = "replace"
+[[surrogates]]
+label = "absorbed"
+absorbed = true
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path / "small.toml"
+
+
+def test_cells_are_computed_once_and_shown(small: Path) -> None:
+    experiment, results = load_any(small), Path("results")
+    ended = list(runner.run(experiment, results))
+    assert len(ended) == 8
+    for each in ended:
+        assert each.result is not None, each.failure
+        figures = each.result["cell"]["figures"]
+        assert {"bits", "wrong", "nc", "nc_blank", "psnr"} <= figures.keys()
+        assert ("twin" in figures) == (":" in each.cell.label)
+        assert figures["outcome"] != "owned"  # two steps teach nothing
+    kept = sorted(each.name for each in Path(".cache/images").iterdir())
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*.json")}
+    list(runner.run(experiment, results))
+    assert {p: p.stat().st_mtime_ns for p in results.rglob("*.json")} == before
+    assert sorted(each.name for each in Path(".cache/images").iterdir()) == kept
+    assert not [name for name in kept if name.endswith(".pt")]
+    shown, text = table_named("small.toml", results)
+    assert len(shown["rows"]) == 8
+    assert "| published: absorbed |" in text
+
+
+def test_a_wrong_cell_is_refused_before_anything_is_computed(small: Path) -> None:
+    small.write_text(SMALL.replace("bits = 16", "bits = 15", 1))
+    with pytest.raises(ConfigError, match="15 bits make no square"):
+        list(runner.run(load_any(small), Path("results")))
+    small.write_text(SMALL.replace('"drawn"', '"missing"'))
+    with pytest.raises(DataError, match="no data directory"):
+        list(runner.run(load_any(small), Path("results")))
+    small.write_text(SMALL.replace("siblings", "sibling"))
+    with pytest.raises(ConfigError, match="sibling: Extra inputs"):
+        load_any(small)
+
+
+def test_cells_of_one_form_share_their_barrier(small: Path) -> None:
+    found = list(every_cell(load_any(small)))
+    assert len({result_path(each, Path()) for each in found}) == 8
+    keys = [imaging.barrier_key(each, imaging._data(each), []) for each in found[:2]]  # type: ignore[arg-type]
+    assert keys[0] == keys[1]
+
+
+def test_the_committed_experiments_and_tables_fit_each_other() -> None:
+    from countermark.bench.tables import load_table
+
+    tables = sorted((ROOT / "tables" / "zhang2021").glob("*.toml"))
+    assert tables
+    for path in tables:
+        for row in load_table(path).rows:
+            experiment = load_any(ROOT / "experiments" / f"{row.experiment}.toml")
+            assert row.cells in {each.label for each in every_cell(experiment)}, row.label
+    assert np.all([len(load_table(path).rows) for path in tables])
