@@ -195,6 +195,11 @@ def _url(text: str) -> sa.URL:
         backend = url.get_backend_name()
     except (sa.exc.ArgumentError, ValueError):
         backend = ""
+    if backend and url.password is not None:
+        raise LedgerError(
+            "the ledger's URL has a password, which others on this machine can read: put it into "
+            "~/.pgpass, or a file that PGPASSFILE names"
+        )
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and url.database and url.database != ":memory:":
