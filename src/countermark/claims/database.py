@@ -78,10 +78,10 @@ def nodes_at(
     connection: sa.Connection, wanted: Collection[tuple[int, int]]
 ) -> dict[tuple[int, int], bytes]:
     """Those of the wanted nodes, by level and place, that are there."""
-    where = sa.tuple_(nodes.c.level, nodes.c.place).in_(sorted(wanted))
-    return {
-        (row.level, row.place): row.hash for row in connection.execute(nodes.select().where(where))
-    }
+    # Not by pairs in a list: SQLite would look at every row for that.
+    each = [(nodes.c.level == level) & (nodes.c.place == place) for level, place in sorted(wanted)]
+    rows = connection.execute(nodes.select().where(sa.or_(*each)))
+    return {(row.level, row.place): row.hash for row in rows}
 
 
 def largest(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:

@@ -79,6 +79,11 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
     )
 
 
+def heads_over(claim: Claim, audited: Audit | None) -> list[TreeHead]:
+    """The heads of a sound ledger over lists that have a claim; none without a ledger."""
+    return _counted(claim, audited)[1]
+
+
 def _counted(claim: Claim, audited: Audit | None) -> tuple[str | None, list[TreeHead]]:
     """Why nobody can count what a claim is one of; else the heads over lists that have it."""
     if audited is None:
