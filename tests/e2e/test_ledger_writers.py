@@ -59,14 +59,15 @@ for warm in range(2):  # so that the first child is as quick as the last
 quick = time.monotonic() - began
 sys.stdout = sys.__stdout__
 if int(kills):
-    ends, files = [], sets[0]
+    ends, files, window = [], sets[0], 3 * quick
     for each in range(int(kills)):
         child, reading = start(files)
-        time.sleep(drawn.uniform(0.0, 3 * quick))
+        time.sleep(drawn.uniform(0.0, window))
         os.kill(child, signal.SIGKILL)
         ends.append(heard(child, reading))
         done = ends[-1][1].count("\\n")
         files = files[done:]
+        window *= 0.9 if done else 1.1  # on a busy machine, so that about half of them add some
 else:
     ends = [heard(*each) for each in [start(files) for files in sets]]
 print(json.dumps(ends))
@@ -168,7 +169,7 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_eight_writers_all_succeed(url: str, tmp_path: Path) -> None:
-    together(url, tmp_path, 8, 4)
+    together(url, tmp_path, 8, 3)
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from authority import LocalAuthority, some_claim
 from countermark.age import Dating
 from countermark.claims.audit import Audit, audit
-from countermark.claims.dating import Believed, dating, decide
+from countermark.claims.dating import Believed, dating
+from countermark.claims.decision import Case
 from countermark.claims.ledger import Ledger
+from countermark.claims.policy import AllOf, CommittedBefore, OwnedAt, SignedBy
 from countermark.claims.signed import Claim
 from countermark.claims.signing import key_id
 from countermark.errors import ClaimError, ConfigError
@@ -169,13 +171,15 @@ def test_an_undated_claim_takes_nothing_from_a_key_that_nobody_can_forge() -> No
     assert judged(256, 256, Terms(dating=dated(None, "no ledger"))).outcome == "owned"
 
 
-def test_the_policy_of_verify_holds_claim_and_verdict_together(
+def test_a_policy_holds_claim_and_verdict_together(
     tmp_path: Path, authority: LocalAuthority
 ) -> None:
-    ledger = audited(tmp_path, [CLAIM], [authority])
-    believed = believing(authority, signers=(OWNER_NAME,))
-    verdict = judged(64, 64, Terms(dating=dating(CLAIM, believed, ledger)))
-    assert decide(CLAIM, believed, ledger, verdict).outcome == "accepted"
-    late = replace(believed, suspect_date=YESTERDAY)
-    assert decide(CLAIM, late, ledger, verdict).outcome == "refused"
-    assert decide(some_claim(MALLORY), believed, ledger, verdict).outcome == "refused"
+    ledger, pinned = audited(tmp_path, [CLAIM], [authority]), [authority.pinned]
+    verdict = judged(64, 64, Terms(dating=dating(CLAIM, believing(authority), ledger)))
+    for claim, date, outcome in (
+        (CLAIM, TOMORROW, "accepted"),
+        (CLAIM, YESTERDAY, "refused"),
+        (some_claim(MALLORY), TOMORROW, "refused"),
+    ):
+        policy = AllOf([SignedBy([OWNER_NAME]), CommittedBefore(date, pinned), OwnedAt(1e-6)])
+        assert policy.judge(Case(claim, ledger.heads, verdict)).outcome == outcome

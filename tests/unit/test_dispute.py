@@ -9,13 +9,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import one_line
 
 from authority import LocalAuthority, some_claim
+from countermark.claims.audit import Audit
 from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
-from countermark.claims.signed import Claim
+from countermark.claims.signed import Claim, TreeHead
 from countermark.errors import ClaimError
 from countermark.verdict import Verdict
 from countermark.weights import ModelDigest
 
 A, B = some_claim(Ed25519PrivateKey.generate()), some_claim(Ed25519PrivateKey.generate())
+OPERATOR = Ed25519PrivateKey.generate()
 FIRM, LEARNT = 200.0, 0.0  # forgery bits
 
 
@@ -41,17 +43,29 @@ def readings(
     return made
 
 
+def listed(claims: list[Claim], heads: list[TreeHead]) -> Audit:
+    """A ledger of these claims in this order, as an audit finds it."""
+    return Audit(
+        size=len(claims), root="", faults=(), checkpoint=None, stamps=(), heads=tuple(heads),
+        places={claim.digest: n for n, claim in enumerate(claims)},
+        commitments={claim.commitment: set(claim.signers) for claim in claims},
+    )  # fmt: skip
+
+
+def head(size: int, authority: LocalAuthority) -> TreeHead:
+    return authority.stamp(TreeHead.new("ab" * 32, size, "cd" * 32).signed(OPERATOR))
+
+
 def resolved(
     found: str,
     bits: tuple[float, float] = (FIRM, FIRM),
-    stamped: tuple[LocalAuthority | None, LocalAuthority | None] = (None, None),
+    order: tuple[Claim, ...] = (),
+    authority: LocalAuthority | None = None,
 ) -> Resolution:
-    claims = [
-        claim if authority is None else authority.stamp(claim)
-        for claim, authority in zip((A, B), stamped, strict=True)
-    ]
-    believed = [each.pinned for each in {id(s): s for s in stamped if s}.values()]
-    return resolve((party(claims[0]), party(claims[1])), readings(found, bits), believed)
+    """With claims of this order in a ledger, which a pinned authority stamped after the first."""
+    audited = listed(list(order), [head(1, authority)]) if authority else None
+    believed = [authority.pinned] if authority else []
+    return resolve((party(A), party(B)), readings(found, bits), believed, audited)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +91,8 @@ def test_firm_marks_decide_without_dates(found: str, outcome: str, says: str) ->
 
 
 def test_a_stolen_copy_that_was_marked_anew_is_the_owners(authority: LocalAuthority) -> None:
-    """Also where the thief stamped his claim first, and the owner never."""
-    assert resolved("yyy yny", stamped=(None, authority)).outcome == "first"
-    assert resolved("yyy yny", stamped=(authority, authority)).outcome == "first"
+    """Also where the thief's claim is in the ledger first, and the owner's never."""
+    assert resolved("yyy yny", order=(B,), authority=authority).outcome == "first"
 
 
 def test_a_reader_that_was_learnt_on_the_victim_decides_nothing_undated(
@@ -90,27 +103,39 @@ def test_a_reader_that_was_learnt_on_the_victim_decides_nothing_undated(
     got = resolved(forged, (FIRM, LEARNT))
     assert got.outcome == "first"
     assert "could have been made to fit afterwards" in got.reason
-    assert resolved(forged, (FIRM, LEARNT), (authority, None)).outcome == "first"
+    assert resolved(forged, (FIRM, LEARNT), (A, B), authority).outcome == "first"
     assert resolved("nyn yyy", (FIRM, LEARNT)).outcome == "undecidable"
     assert resolved(forged, (LEARNT, LEARNT)).outcome == "undecidable"
 
 
-def test_learnt_marks_are_decided_by_who_shows_the_older_claim(authority: LocalAuthority) -> None:
+def test_learnt_marks_are_decided_by_whose_claim_was_in_the_ledger_first(
+    authority: LocalAuthority,
+) -> None:
     copied = "yyy yny"
     got = resolved(copied, (LEARNT, LEARNT))
     assert got.outcome == "undecidable"
-    assert "no stamps of pinned authorities show" in got.reason
-    assert resolved(copied, (LEARNT, LEARNT), (authority, None)).outcome == "first"
-    assert resolved(copied, (LEARNT, LEARNT), (None, authority)).outcome == "undecidable"
+    assert "no stamped ledger shows" in got.reason
+    assert resolved(copied, (LEARNT, LEARNT), (A, B), authority).outcome == "first"
+    assert resolved(copied, (LEARNT, LEARNT), (A,), authority).outcome == "first"
+    assert resolved(copied, (LEARNT, LEARNT), (B, A), authority).outcome == "undecidable"
     assert resolved("yyn nny", (LEARNT, LEARNT)).outcome == "undecidable"
-    assert resolved("yyn nny", (LEARNT, LEARNT), (authority, None)).outcome == "first"
+    assert resolved("yyn nny", (LEARNT, LEARNT), (A, B), authority).outcome == "first"
 
 
-def test_stamps_of_nobody_believed_are_none(authority: LocalAuthority) -> None:
-    stamped = authority.stamp(A)
-    marks = readings("yyy yny", (LEARNT, LEARNT))
-    got = resolve((party(stamped), party(B)), marks, [])
-    assert (got.outcome, got.stamped) == ("undecidable", (None, None))
+def test_a_stamp_alone_and_stamps_of_nobody_believed_count_nothing(
+    authority: LocalAuthority, other_authority: LocalAuthority
+) -> None:
+    stamped, marks = authority.stamp(A), readings("yyy yny", (LEARNT, LEARNT))
+    got = resolve((party(stamped), party(B)), marks, [authority.pinned])
+    assert (got.outcome, got.counted) == ("undecidable", (None, None))
+    assert got.stamped[0] is not None
+    assert resolve((party(stamped), party(B)), marks, []).stamped == (None, None)
+    strange = listed([A], [head(1, other_authority)])
+    got = resolve((party(A), party(B)), marks, [authority.pinned], strange)
+    assert (got.outcome, got.counted) == ("undecidable", (None, None))
+    both = listed([A, B], [head(2, authority)])
+    got = resolve((party(A), party(B)), marks, [authority.pinned], both)
+    assert got.outcome == "undecidable"  # under the same head neither is older
 
 
 def test_the_claims_must_be_about_the_keys_and_models_that_are_shown() -> None:

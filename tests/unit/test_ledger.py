@@ -158,7 +158,8 @@ def test_what_is_no_ledger_is_one_line_and_untouched(tmp_path: Path) -> None:
         ("sqlite://", "of no known kind"),
         ("sqlite:///:memory:", "of no known kind"),
         ("://", "of no known kind"),
-        ("postgresql://nobody:hunter2@127.0.0.1:1/x", "does not answer"),
+        ("postgresql://nobody:hunter2@127.0.0.1:1/x", "has a password"),
+        ("postgresql://nobody@127.0.0.1:1/x", "does not answer"),
     ):
         place = url if ":" in url else str(tmp_path / url)
         with pytest.raises(CountermarkError) as caught:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import mutated, one_line
 
 from authority import LocalAuthority, some_claim
-from countermark.claims.timestamp import Authority, confirmed, read, request_for
+from countermark.claims.timestamp import Authority, ask, confirmed, read, request_for
 from countermark.errors import ClaimError
 
 OWNER = Ed25519PrivateKey.generate()
@@ -124,6 +127,47 @@ def test_damaged_responses_are_refused_in_one_line(authority: LocalAuthority) ->
             continue
         if why is None:  # what is not signed may change: a comment of the authority
             assert stamp == read(response, claim)
+
+
+@pytest.fixture
+def served(authority: LocalAuthority) -> Iterator[str]:
+    """The authority by HTTP, on loopback; other paths than / answer as they are called."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"]))
+            assert self.headers["Content-Type"] == "application/timestamp-query"
+            body = {"/": b"", "/large": bytes(1 << 17), "/empty": b"", "/no": b"x"}[self.path]
+            self.send_response(500 if self.path == "/no" else 200)
+            self.end_headers()
+            self.wfile.write(authority.reply(asked) if self.path == "/" else body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is said."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_authority_is_asked_by_http(served: str, authority: LocalAuthority) -> None:
+    claim = some_claim(OWNER)
+    stamped = claim.stamped(ask(f"{served}/", request_for(claim)))
+    assert len(confirmed(stamped, [authority.pinned])) == 1
+    for url, says in (
+        (f"{served}/large", "expected an RFC 3161 response"),
+        (f"{served}/empty", "with 0 bytes"),
+        (f"{served}/no", "answers 500"),
+        ("http://127.0.0.1:9/", "does not answer"),
+        ("nonsense", "does not answer"),
+        ("ftp://x/", "does not answer"),
+    ):
+        with pytest.raises(ClaimError) as caught:
+            ask(url, request_for(claim))
+        assert says in one_line(caught.value)
 
 
 def test_a_refusal_is_no_stamp(authority: LocalAuthority) -> None:

@@ -78,10 +78,10 @@ def nodes_at(
     connection: sa.Connection, wanted: Collection[tuple[int, int]]
 ) -> dict[tuple[int, int], bytes]:
     """Those of the wanted nodes, by level and place, that are there."""
-    where = sa.tuple_(nodes.c.level, nodes.c.place).in_(sorted(wanted))
-    return {
-        (row.level, row.place): row.hash for row in connection.execute(nodes.select().where(where))
-    }
+    # Not by pairs in a list: SQLite would look at every row for that.
+    each = [(nodes.c.level == level) & (nodes.c.place == place) for level, place in sorted(wanted)]
+    rows = connection.execute(nodes.select().where(sa.or_(*each)))
+    return {(row.level, row.place): row.hash for row in rows}
 
 
 def largest(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:
@@ -195,6 +195,11 @@ def _url(text: str) -> sa.URL:
         backend = url.get_backend_name()
     except (sa.exc.ArgumentError, ValueError):
         backend = ""
+    if backend and url.password is not None:
+        raise LedgerError(
+            "the ledger's URL has a password, which others on this machine can read: put it into "
+            "~/.pgpass, or a file that PGPASSFILE names"
+        )
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and url.database and url.database != ":memory:":

@@ -14,20 +14,11 @@ from datetime import datetime
 
 from countermark.age import Dating
 from countermark.claims.audit import Audit
-from countermark.claims.decision import Case, Decision
-from countermark.claims.policy import (
-    AllOf,
-    Check,
-    CommittedBefore,
-    OwnedAt,
-    SignedBy,
-    earliest,
-)
+from countermark.claims.policy import CommittedBefore, earliest
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError
-from countermark.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -45,12 +36,6 @@ class Believed:
     authorities: Sequence[Authority] = field(repr=False)
     signers: Sequence[str] = ()
     least: int = 1
-
-    def policy(self, alpha: float) -> AllOf:
-        """The policy that `verify --claim` applies."""
-        checks: list[Check] = [SignedBy(self.signers)] if self.signers else []
-        checks.append(CommittedBefore(self.suspect_date, self.authorities, self.least))
-        return AllOf([*checks, OwnedAt(alpha)])
 
 
 def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
@@ -94,10 +79,9 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
     )
 
 
-def decide(claim: Claim, believed: Believed, audited: Audit | None, verdict: Verdict) -> Decision:
-    """What the examiner's policy says of claim and verdict together."""
-    heads = _counted(claim, audited)[1]
-    return believed.policy(verdict.alpha).judge(Case(claim, tuple(heads), verdict))
+def heads_over(claim: Claim, audited: Audit | None) -> list[TreeHead]:
+    """The heads of a sound ledger over lists that have a claim; none without a ledger."""
+    return _counted(claim, audited)[1]
 
 
 def _counted(claim: Claim, audited: Audit | None) -> tuple[str | None, list[TreeHead]]:

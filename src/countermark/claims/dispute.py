@@ -6,7 +6,8 @@ Who marks a stolen copy anew has two marks in it, the owner's and his own; the o
     first's mark in second's model, second's mark not in first's   ->  the second's is a copy
 
 A mark that was found in another's model counts when nobody can have made its key for that model
-afterwards: by its forgery bits, or because its claim was stamped before the other's.
+afterwards: by its forgery bits, or because its claim was in a ledger, under a stamped tree head,
+before the other's. A stamp on the claim alone does not do: it dates and does not count (`dating`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from countermark.claims.audit import Audit
+from countermark.claims.dating import heads_over
 from countermark.claims.policy import earliest
-from countermark.claims.signed import Claim
+from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, printable
@@ -34,6 +37,7 @@ EXIT_CODES: Mapping[Outcome, int] = {"first": 0, "second": 1, "neither": 1, "und
 
 LIMITS = (
     "a stamp says that a claim existed by then; that it is older, a party may know and cannot show",
+    "keys below 80 forgery bits count only with a ledger in which the examiner counts claims",
     "that a mark was not found is no proof that it was never there: marks can be removed",
     "it is decided between these two; somebody else may have been before both",
     "the authorities are those that the examiner pinned",
@@ -63,7 +67,8 @@ class Resolution:
         outcome: whose the suspect is, between the two; or that it cannot be told.
         reason: in one sentence.
         owners: as in the claims, first and second.
-        stamped: by when each claim existed, as pinned authorities stamped; None where undated.
+        stamped: by when each claim existed, as pinned authorities stamped it; None where undated.
+        counted: by when it was in the ledger, likewise; None where it was not, or there is none.
         readings: for each key and place, whether its mark was found, and the verdict.
         limits: what this does not say.
     """
@@ -72,6 +77,7 @@ class Resolution:
     reason: str
     owners: tuple[str, str]
     stamped: tuple[str | None, str | None]
+    counted: tuple[str | None, str | None]
     readings: Mapping[tuple[Side, Place], Verdict] = field(repr=False)
     limits: tuple[str, ...] = LIMITS
 
@@ -88,14 +94,18 @@ class Resolution:
         ]
         return {
             "outcome": self.outcome, "reason": self.reason, "owners": list(self.owners),
-            "stamped": list(self.stamped), "readings": readings, "limits": list(self.limits),
+            "stamped": list(self.stamped), "counted": list(self.counted), "readings": readings,
+            "limits": list(self.limits),
         }  # fmt: skip
 
     def explain(self) -> str:
         """All of it for people."""
         lines = [f"{self.outcome.upper()}: {self.reason}"]
-        for side, owner, stamped in zip(SIDES, self.owners, self.stamped, strict=True):
-            lines.append(f"  {side:<7} {owner}; claim stamped {stamped or 'by nobody believed'}")
+        told = zip(SIDES, self.owners, self.stamped, self.counted, strict=True)
+        for side, owner, stamped, counted in told:
+            dated = f"claim stamped {stamped or 'by nobody believed'}"
+            dated += f", in the ledger by {counted}" if counted else ", in no stamped ledger"
+            lines.append(f"  {side:<7} {owner}; {dated}")
         for (key, place), verdict in self.readings.items():
             where = "the suspect" if place == "suspect" else f"the {place}'s model"
             p = "" if verdict.log10_p is None else f", log10 p {verdict.log10_p:.1f}"
@@ -109,14 +119,17 @@ def resolve(
     parties: tuple[Party, Party],
     readings: Mapping[tuple[Side, Place], Verdict],
     authorities: Sequence[Authority] = (),
+    audited: Audit | None = None,
 ) -> Resolution:
     """Decide between two parties, or say that it cannot be decided.
 
     Args:
         parties: first and second.
         readings: both keys in the suspect and in both models, judged with their age left open
-            (`assume_dated`) and a threshold that is corrected for six readings.
+            (`assume_dated`) and a threshold that is corrected for six readings, and for the
+            commitments in the ledger where there is one.
         authorities: whose time stamps are believed.
+        audited: the ledger that the examiner counts in.
 
     Raises:
         ClaimError: a claim that is not whole, or not about its party's key and model.
@@ -125,11 +138,21 @@ def resolve(
         _require_about(side, party)
     if parties[0].commitment == parties[1].commitment:
         raise ClaimError("both parties show one key: expected two, of two owners")
-    times = tuple(_stamped(party.claim, authorities) for party in parties)
-    outcome, reason = _decided(_Seen(readings, (times[0], times[1])))
-    stamped = [None if each is None else instant(each) for each in times]
-    owners = parties[0].claim.owner, parties[1].claim.owner
-    return Resolution(outcome, reason, owners, (stamped[0], stamped[1]), readings)
+    first, second = (party.claim for party in parties)
+    stamped = _first([first], authorities), _first([second], authorities)
+    counted = (
+        _first(heads_over(first, audited), authorities),
+        _first(heads_over(second, audited), authorities),
+    )
+    outcome, reason = _decided(_Seen(readings, counted))
+    return Resolution(
+        outcome,
+        reason,
+        (first.owner, second.owner),
+        (_told(stamped[0]), _told(stamped[1])),
+        (_told(counted[0]), _told(counted[1])),
+        readings,
+    )
 
 
 def _require_about(side: Side, party: Party) -> None:
@@ -149,14 +172,21 @@ def _require_about(side: Side, party: Party) -> None:
         )
 
 
-def _stamped(claim: Claim, authorities: Sequence[Authority]) -> datetime | None:
-    stamps = earliest([claim], authorities)
+def _first(
+    documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]
+) -> datetime | None:
+    """By when the earliest of several documents existed."""
+    stamps = earliest(documents, authorities)
     return stamps[0].stamp.latest if stamps else None
+
+
+def _told(time: datetime | None) -> str | None:
+    return None if time is None else instant(time)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """The readings, and by when each claim existed."""
+    """The readings, and by when each claim was in the ledger."""
 
     readings: Mapping[tuple[Side, Place], Verdict]
     times: tuple[datetime | None, datetime | None]
@@ -173,7 +203,7 @@ class _Seen:
         ]
 
     def earlier(self, side: Side) -> bool:
-        """Whether a party shows that its claim is older than the other can show of its own."""
+        """Whether a party's claim was in the ledger before the other can show of its own."""
         own, other = self.times if side == "first" else self.times[::-1]
         return own is not None and (other is None or own < other)
 
@@ -237,8 +267,7 @@ def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
     if crossed:
         return "undecidable", (
             f"the {_other(crossed[0])}'s mark is in the {crossed[0]}'s model, but its key could "
-            "have been made for it afterwards, and no stamps of pinned authorities show that its "
-            "claim is older"
+            "have been made for it afterwards, and no stamped ledger shows that its claim is older"
         )
     return "undecidable", (
         "the suspect has both marks, and neither party's model has the other's: it may come from "

@@ -20,6 +20,7 @@ from countermark.errors import ClaimError, ConfigError, SuspectError, printable
 
 if TYPE_CHECKING:
     from countermark.claims.decision import Decision
+    from countermark.claims.policy import Check
     from countermark.claims.signed import Claim
     from countermark.key import Key
 
@@ -238,48 +239,46 @@ def _decided(
     before: str | None,
     of: tuple[Path | None, Path | None],
 ) -> Decision:
-    """The policy that the options of `claim check` make."""
+    """What the policy that the options of `claim check` make says of a claim."""
     from countermark.claims.decision import Case
-    from countermark.claims.policy import (
-        AllOf,
-        Check,
-        CommittedBefore,
-        Intact,
-        OfKey,
-        OfModel,
-        SignedBy,
-        Unasked,
-    )
-    from countermark.claims.signing import key_id, load_public
-    from countermark.claims.statement import day_or_moment
-    from countermark.claims.timestamp import Authority
-    from countermark.key import Key
-    from countermark.weights import model_digest, open_weights
+    from countermark.claims.policy import AllOf, Intact
 
     if bool(authorities) != (before is not None):
         raise ConfigError("--authority and --before go together: whom you believe, and the date")
-    model, key = of
-    checks: list[Check] = [Intact()]
+    believed = _believing(signers, authorities, before)
+    return AllOf([Intact(), *_about_what(*of), *believed]).judge(Case(claim))
+
+
+def _about_what(model: Path | None, key: Path | None) -> list[Check]:
+    """That the claim is about what lies here."""
+    from countermark.claims.policy import OfKey, OfModel
+    from countermark.key import Key
+    from countermark.weights import model_digest, open_weights
+
+    checks: list[Check] = []
     if model is not None:
         with open_weights(model) as weights:
             checks.append(OfModel(model_digest(weights)))
     if key is not None:
         checks.append(OfKey(Key.load(key, passphrase_of(key)).commitment))
-    checks.append(
-        SignedBy([key_id(load_public(each)) for each in signers])
-        if signers
-        else Unasked("signed by", "who signs with these keys is unknown: give --signer")
-    )
-    checks.append(
-        CommittedBefore(
-            day_or_moment(before, "--before"), [Authority.load(each) for each in authorities]
-        )
-        if before is not None
-        else Unasked(
-            "committed before", "no date and nobody to believe: give --authority, --before"
-        )
-    )
-    return AllOf(checks).judge(Case(claim))
+    return checks
+
+
+def _believing(signers: list[Path], authorities: list[Path], before: str | None) -> list[Check]:
+    """That those who are believed say so; open where nobody was named."""
+    from countermark.claims.policy import CommittedBefore, SignedBy, Unasked
+    from countermark.claims.signing import key_id, load_public
+    from countermark.claims.statement import day_or_moment
+    from countermark.claims.timestamp import Authority
+
+    signed: Check = Unasked("signed by", "who signs with these keys is unknown: give --signer")
+    if signers:
+        signed = SignedBy([key_id(load_public(each)) for each in signers])
+    dated: Check = Unasked("committed before", "nobody to believe: give --authority and --before")
+    if before is not None:
+        pinned = [Authority.load(each) for each in authorities]
+        dated = CommittedBefore(day_or_moment(before, "--before"), pinned)
+    return [signed, dated]
 
 
 def _require_marked(model: Path, key: Key) -> None:
