@@ -34,6 +34,7 @@ from countermark.weights import (
 
 _BEARS_MARK = -3.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
+_EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
 
 
 def verify(
@@ -287,7 +288,8 @@ def _require_unmistakable(found: Realigned) -> None:
     Neurons that do alike read alike, and a marked network's neurons do what the mark lets them: the
     order depends on the message unless no neuron can be mistaken for another.
     """
-    if found.similarity < _LEAST_SIMILARITY or found.known < _LEAST_KNOWN:
+    copies = found.similarity >= _LEAST_SIMILARITY and found.known >= _LEAST_KNOWN
+    if not copies and (found.similarity < _EXACT or found.known < _LEAST_KNOWN_EXACTLY):
         raise AlignmentError(
             f"the reference bears the mark, and the suspect's neurons are no copies of its own "
             f"(mean cosine {found.similarity:.2f} over {found.known} values, needed "

@@ -53,6 +53,21 @@ def test_a_command_answers_as_it_does_with_torch(
     assert blocked(*line.split()) == call(*line.split())
 
 
+def test_a_reference_of_a_chain_needs_no_torch_but_scipy(
+    made: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    line = "verify unmarked.safetensors --key acme.key --reference marked.safetensors --json"
+    without_torch = BLOCKED.replace(
+        'sys.modules["torch"] = sys.modules["scipy"]', 'sys.modules["torch"]'
+    )
+    assert "scipy" not in without_torch
+    assert python(without_torch, *line.split(), folder=made) == call(*line.split())
+    said = blocked(*line.split())
+    assert said.code == 2
+    assert said.err.splitlines()[-1].endswith("pip install 'countermark[align]'")
+
+
 def commands(group: object, name: str = "") -> list[str]:
     """The names of a command, its groups and all commands in them."""
     inner = getattr(group, "commands", {})

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from countermark.alignment import Disguised, Reference
+from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.invariants import Dummies, Permute, Rescale
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
@@ -136,3 +137,16 @@ def test_every_reference_of_a_chain_is_read_without_torch_modules(
     assert by_name.to_json() == traced.to_json()
     assert by_name.owned
     assert np.isclose(by_name.suspect["reference"]["similarity"], 1)
+
+
+def test_few_values_that_differ_are_no_proof_of_a_copy(
+    hosts: dict[str, tuple[nn.Module, nn.Module, Key]], digits: Dataset
+) -> None:
+    """Neurons before a marked first layer are known by 11 values each: copies to the digit only."""
+    _, model, key = hosts["0.weight"]
+    exact = examine(Disguised(disguised(model), model), key, TERMS)
+    assert exact.owned
+    tuned = FineTune(0.01, rows=500).run(model, digits).model
+    refused = examine(Disguised(Permute().run(tuned).model, model), key, TERMS)
+    assert "over 11 values" in refused.suspect["reference"]["refused"]
+    assert refused.outcome == "not_proven"

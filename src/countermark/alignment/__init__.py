@@ -4,6 +4,7 @@
     naming      a reference's tensors among those of a suspect that renamed them
     folding     a reference without batch norms, as an exported suspect is
     reducing    neurons that were added without effect
+    assigning   the best assignment (scipy)
     matching    which of the suspect's neurons is which, and by how much each was scaled
     reading     all of it: a suspect's tensors as the key expects them
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark.alignment.assigning import assigned
 from countermark.alignment.reducing import Floats, Tensors, reduce, rows_of, unit
 from countermark.errors import AlignmentError
 from countermark.units import Member, Units
@@ -140,12 +141,10 @@ class _Alignment:
 
     def _align(self, number: int) -> tuple[float, bool]:
         """Put one class in order and scale; the mean cosine of its neurons, and if any moved."""
-        from scipy.optimize import linear_sum_assignment
-
         units = self._units[number]
         own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
         alike = self._alike(units, wanted, own)  # (units, the suspect's)
-        at, chosen = linear_sum_assignment(alike, maximize=True)
+        at, chosen = assigned(alike, largest=True)
         for name in {member.name for member in units.members}:
             self.tensors[name] = self._ordered(name, units, (at, chosen))
         self._scale(number)

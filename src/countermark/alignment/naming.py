@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark.alignment.assigning import assigned
 from countermark.alignment.reducing import Floats
 from countermark.errors import AlignmentError
 from countermark.weights import Weights
@@ -72,8 +73,6 @@ def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
 
 def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     """The assignment of least distance, all tensors that are compared taken together."""
-    from scipy.optimize import linear_sum_assignment
-
     names = [
         name for name, info in weights.tensors.items()
         if any(each.fits(info.shape) for each in wanted.values())
@@ -89,7 +88,7 @@ def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
         for column, name in enumerate(names):
             if each.fits(weights.tensors[name].shape):
                 costs[row, column] = min(float(np.linalg.norm(own - curves[name])), _NEVER / 2)
-    rows, columns = linear_sum_assignment(costs)
+    rows, columns = assigned(costs)
     if costs[rows, columns].max(initial=0.0) >= _NEVER:
         raise AlignmentError("the suspect's tensors do not fit those of the reference one by one")
     order: Sequence[str] = list(wanted)

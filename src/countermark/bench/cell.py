@@ -13,6 +13,7 @@ import rfc8785
 import torch
 from filelock import FileLock
 
+from countermark.alignment import Disguised, Reference
 from countermark.attacks import attack_named
 from countermark.attacks.prune import Prune
 from countermark.bench.asking import asked
@@ -30,6 +31,7 @@ from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
 from countermark.examine import examine, read_evidence
 from countermark.key import Key, KeyMaterial
+from countermark.schemes import scheme_of
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.white_box import MASK
 from countermark.verdict import ALPHA, Terms
@@ -87,7 +89,7 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
         ]
     if cell.attacks:
         figures["attacked"] = [
-            {"label": attacks.label} | _attacked(model, attacks, data, key, fresh)
+            {"label": attacks.label} | _attacked(cell, model, attacks, data, key, fresh)
             for attacks in cell.attacks
         ]
     if key is not None and cell.suspects:
@@ -168,14 +170,39 @@ def measured(model: torch.nn.Module, key: Key | None, alpha: float | None = None
     """What a key reads from a model, as figures; none without a key."""
     if key is None:
         return {}
-    evidence = read_evidence(model, key)
     verdict = examine(model, key, Terms(alpha or ALPHA, assume_dated=True, allow_test_key=True))
+    evidence = read_evidence(model, key) if _as_the_key_knows(model, key) else None
+    matched = evidence.matched if evidence else verdict.matched
     return {
         "bits": verdict.bits,
-        "wrong": verdict.bits - evidence.matched,
-        "E_R": evidence.cross_entropy,
+        "wrong": None if matched is None else verdict.bits - matched,
+        "E_R": evidence.cross_entropy if evidence else None,
         "log10_p": verdict.log10_p,
         "outcome": verdict.outcome,
+    }
+
+
+def _as_the_key_knows(model: torch.nn.Module, key: Key) -> bool:
+    """Whether the tensors that a key reads have their names and shapes; it may read none."""
+    state = model.state_dict()
+    return all(n in state and tuple(state[n].shape) == shape for n, shape in key.tensors.items())
+
+
+def _aligned(
+    cell: Cell, attacks: Attacks, models: tuple[torch.nn.Module, torch.nn.Module], key: Key
+) -> dict[str, Any]:
+    """What a key reads from a copy after alignment, as figures."""
+    copied, marked = models
+    reference = marked if attacks.reference == "marked" else _host(cell)
+    whole = Disguised(copied, Reference.of_module(reference))
+    verdict = examine(whole, key, Terms(assume_dated=True, allow_test_key=True))
+    about = verdict.suspect.get("reference", {})
+    return {
+        "wrong": None if verdict.matched is None else verdict.bits - verdict.matched,
+        "log10_p": verdict.log10_p,
+        "outcome": verdict.outcome,
+        "null": verdict.null,
+        "similarity": about.get("similarity"),
     }
 
 
@@ -190,16 +217,24 @@ def _pruned(
             yield where | {"fraction": fraction}, thinned, measured(thinned, key, prune.alpha)
 
 
-def _attacked(
-    model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None, fresh: Asking
-) -> dict[str, Any]:
+def _attacked(  # noqa: PLR0917 - what `compute` has at hand
+    cell: Cell, model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None,
+    fresh: Asking,
+) -> dict[str, Any]:  # fmt: skip
     """What is left after a chain of attacks; accuracy on the data that the thief wants it for."""
-    wanted = data
+    wanted, marked, share = data, model, 0.0
     for step in attacks.steps:
         given = _of_step(step, data)
         wanted = given if step.data else wanted
-        model = attack_named(step.attack).from_fields(step.fields).run(model, given).model
-    return measured(model, key) | fresh(model) | {"accuracy": 100 * accuracy(model, wanted)}
+        attacked = attack_named(step.attack).from_fields(step.fields).run(model, given)
+        model, cost = attacked.model, attacked.cost
+        share += cost.epochs * cost.data_share * len(given.train_labels) / len(data.train_labels)
+    figures = measured(model, key) | fresh(model) | {"accuracy": 100 * accuracy(model, wanted)}
+    if attacks.cost:  # in percent of the host's own training
+        figures["cost"] = 100 * share / cell.host.epochs
+    if attacks.reference and key is not None and getattr(scheme_of(key), "linear", False):
+        figures["aligned"] = _aligned(cell, attacks, (model, marked), key)
+    return figures
 
 
 def _of_step(step: Step, data: Dataset) -> Dataset:

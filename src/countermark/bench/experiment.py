@@ -77,10 +77,18 @@ class Step(Strict):
 
 
 class Attacks(Strict):
-    """Attacks that a thief runs one after the other."""
+    """Attacks that a thief runs one after the other.
+
+    With `reference` the copy is also read after alignment, to what the host started as or to the
+    marked host. With `cost` it is said what share of the host's own training the attacks took.
+    """
+
+    since = frozenset({"reference", "cost"})
 
     label: str
     steps: tuple[Step, ...]
+    reference: Literal["", "start", "marked"] = ""
+    cost: bool = False
 
 
 class Row(Strict):

@@ -1,0 +1,229 @@
+"""The evaluation of MPAI-NNW: imperceptibility, robustness and cost of a marking technology.
+
+M unmarked networks and D payloads give M×D marked ones. One modification at one value is applied to
+all M×(D + 1). The detector runs on each: false positives, false negatives. The decoder runs on the
+marked ones: mean symbol error rate. The key is unknown to whoever modifies.
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from countermark._version import VERSION
+from countermark.attacks import attack_named
+from countermark.bench.data import Dataset, load_data
+from countermark.bench.marking import marking, scheme_for
+from countermark.bench.models import build, recipe
+from countermark.bench.siblings import Siblings
+from countermark.bench.train import Course, accuracy, batches_of, fit, seeded
+from countermark.errors import ConfigError
+from countermark.examine import examine
+from countermark.key import Key, KeyMaterial
+from countermark.progress import progress
+from countermark.verdict import ALPHA, Terms, Verdict
+
+Modification: TypeAlias = tuple[str, Mapping[str, Any]]
+
+# The kinds of the standard, each at some values; what needs a field of the host is left out.
+MODIFICATIONS: tuple[Modification, ...] = (
+    ("noise", {"std": 0.1}), ("noise", {"std": 0.5}), ("noise", {"std": 1.0}),
+    ("quantise", {"bits": 8}), ("quantise", {"bits": 4}), ("quantise", {"bits": 2}),
+    ("prune", {"fraction": 0.5}), ("prune", {"fraction": 0.9}),
+    ("prune", {"fraction": 0.5, "order": "random"}),
+    ("fine_tune", {"lr": 0.001}), ("fine_tune", {"lr": 0.01}),
+    ("imitate", {"epochs": 3}), ("permute", {}), ("rescale", {}),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is evaluated.
+
+    Attributes:
+        scheme, fields: the technology.
+        model, data, train: the networks, what they learn, and on how many rows; None for all.
+        epochs: of each network, and of each marking, which goes on from it.
+        networks, payloads: M and D.
+        alpha: of the detector.
+        modifications: what is done to every network.
+    """
+
+    scheme: str
+    fields: Mapping[str, Any]
+    model: str = "mlp"
+    data: str = "digits"
+    train: int | None = None
+    epochs: int = 3
+    networks: int = 2
+    payloads: int = 2
+    alpha: float = ALPHA
+    modifications: Sequence[Modification] = MODIFICATIONS
+
+
+@dataclass(frozen=True)
+class _Network:
+    """An unmarked network, the marked ones that were made of it in so many seconds, their keys."""
+
+    plain: nn.Module
+    marked: list[nn.Module]
+    keys: list[Key]
+    seconds: float
+
+
+def evaluate(trial: Trial) -> dict[str, Any]:
+    """Mark, modify, detect and decode; all of it on test keys, dated by assumption.
+
+    Returns: `trial`, `imperceptibility` (accuracies in percent), `robustness` (one row for each
+        modification), `cost` (CPU seconds of inserting, detecting and decoding, memory), versions.
+
+    Raises:
+        ConfigError: scheme, model and fields do not fit.
+    """
+    if trial.networks < 1 or trial.payloads < 1:
+        raise ConfigError("mpai needs at least one network and one payload")
+    data = load_data(trial.data).subset(trial.train)
+    memory = _peak()
+    networks = [_marked(trial, data, number) for number in range(trial.networks)]
+    inserting = sum(each.seconds for each in networks) / (trial.networks * trial.payloads)
+    before = [100 * accuracy(each.plain, data) for each in networks]
+    after = [100 * accuracy(one, data) for each in networks for one in each.marked]
+    rows = [_robustness(trial, networks, data, None)]
+    with progress("mpai, modifications", len(trial.modifications)) as advance:
+        for modification in trial.modifications:
+            rows.append(_robustness(trial, networks, data, modification))
+            advance(1)
+    detecting = _seconds(lambda: _verdict(trial, networks[0].marked[0], networks[0].keys[0]))
+    return {
+        "trial": _as_json(trial),
+        "imperceptibility": {
+            "accuracy_unmarked": statistics.mean(before), "accuracy_marked": statistics.mean(after),
+        },
+        "robustness": rows,
+        "cost": {
+            "insert_seconds": inserting, "detect_and_decode_seconds": detecting,
+            "peak_memory_mib": _peak(), "of_which_before_mib": memory,
+        },
+        "countermark": VERSION,
+    }  # fmt: skip
+
+
+def _marked(trial: Trial, data: Dataset, number: int) -> _Network:
+    how, course = recipe(trial.model), Course(trial.epochs, number)
+    seeded(number, "init")
+    plain = build(trial.model, {})
+    fit(plain, data, how, course)
+    marked, keys = [], []
+    scheme = scheme_for(trial.scheme, trial.fields, data, trial.epochs * batches_of(data, how))
+    if scheme.needs_siblings:
+        raise ConfigError(
+            f"{scheme.name} in this form needs unmarked siblings of every network: run it as an "
+            "experiment, or in a form without"
+        )
+    start = time.process_time()
+    for payload in range(trial.payloads):
+        host = copy.deepcopy(plain)
+        material = KeyMaterial.for_tests(1000 * number + payload)
+        with marking(
+            scheme, host, data, owner="mpai", material=material, siblings=Siblings()
+        ) as mark:
+            fit(host, data, how, replace(course, seed=number + 1), mark=mark)
+        if mark.drawn_key is None:
+            raise ConfigError(f"{scheme.name} has not begun after {trial.epochs} epochs: give more")
+        marked.append(host)
+        keys.append(mark.drawn_key)
+    return _Network(plain, marked, keys, time.process_time() - start)
+
+
+def _robustness(
+    trial: Trial, networks: Sequence[_Network], data: Dataset, modification: Modification | None
+) -> dict[str, Any]:
+    """One row: what detector and decoder say when all networks were modified alike."""
+    false_positives = false_negatives = 0
+    errors: list[float] = []
+    accuracies: list[float] = []
+    for network in networks:
+        plain = _modified(network.plain, data, modification)
+        false_positives += any(_verdict(trial, plain, key).owned for key in network.keys)
+        for model, key in zip(network.marked, network.keys, strict=True):
+            changed = _modified(model, data, modification)
+            verdict = _verdict(trial, changed, key)
+            false_negatives += not verdict.owned
+            errors += [] if verdict.ber is None else [verdict.ber]
+            accuracies.append(100 * accuracy(changed, data))
+    name, fields = modification or ("none", {})
+    return {
+        "modification": name, "fields": dict(fields),
+        "networks": trial.networks * (trial.payloads + 1),
+        "false_positives": false_positives, "false_negatives": false_negatives,
+        "symbol_error_rate": statistics.mean(errors) if errors else None,
+        "accuracy": statistics.mean(accuracies),
+    }  # fmt: skip
+
+
+def _modified(model: nn.Module, data: Dataset, modification: Modification | None) -> nn.Module:
+    if modification is None:
+        return model
+    name, fields = modification
+    return attack_named(name).from_fields(fields).run(model, data).model
+
+
+def _verdict(trial: Trial, model: nn.Module, key: Key) -> Verdict:
+    return examine(model, key, Terms(trial.alpha, assume_dated=True, allow_test_key=True))
+
+
+def _seconds(what: Callable[[], object]) -> float:
+    start = time.process_time()
+    what()
+    return time.process_time() - start
+
+
+def _peak() -> float:
+    """The most memory that this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _as_json(trial: Trial) -> dict[str, Any]:
+    shown = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+    shown["fields"] = dict(trial.fields)
+    shown["modifications"] = [
+        {"attack": name} | dict(fields) for name, fields in trial.modifications
+    ]
+    return shown
+
+
+def page(done: Mapping[str, Any]) -> str:
+    """What `evaluate` returned, as lines of text."""
+    trial, seen, cost = done["trial"], done["imperceptibility"], done["cost"]
+    inserting, detecting = cost["insert_seconds"], cost["detect_and_decode_seconds"]
+    lines = [
+        (
+            f"{trial['scheme']} on {trial['model']}, {trial['data']}: {trial['networks']} "
+            f"networks, {trial['payloads']} payloads each, {trial['epochs']} epochs"
+        ),
+        (
+            f"accuracy {seen['accuracy_unmarked']:.2f} % unmarked, "
+            f"{seen['accuracy_marked']:.2f} % marked"
+        ),
+        (
+            f"inserting {inserting:.1f} s of CPU time, detecting and decoding {detecting:.3f} s, "
+            f"at most {cost['peak_memory_mib']:.0f} MiB"
+        ),
+        "modification | false positives | false negatives | symbol error rate | accuracy",
+    ]
+    for row in done["robustness"]:
+        fields = ", ".join(f"{name}={value}" for name, value in row["fields"].items())
+        rate = row["symbol_error_rate"]
+        lines.append(
+            f"{row['modification']} {fields} | {row['false_positives']} of {trial['networks']} | "
+            f"{row['false_negatives']} of {trial['networks'] * trial['payloads']} | "
+            f"{'unread' if rate is None else f'{rate:.4f}'} | {row['accuracy']:.2f} %"
+        )
+    return "\n".join(lines)
