@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark.bench.figures import uchida2017, wang2020
+from countermark.bench.figures import uchida2017, wang2020, zhang2021
 from countermark.errors import MissingExtraError, named
 from countermark.files import replacing
 
@@ -70,6 +70,14 @@ FIGURES: Mapping[str, Drawing] = {
     "uchida2017/pruning": Drawing(
         "Bit errors and accuracy against the pruned share of the marked layer",
         uchida2017.pruning, (8, 4), uchida2017.draw_pruning,
+    ),
+    "zhang2021/barriers": Drawing(
+        "What the barrier adds, and what is revealed in marked images and in others",
+        zhang2021.barriers, (9, 6), zhang2021.draw_barriers,
+    ),
+    "zhang2021/copies": Drawing(
+        "What surrogates make, and what is revealed in it",
+        zhang2021.copies, (5, 13), zhang2021.draw_copies,
     ),
 }  # fmt: skip
 
