@@ -124,7 +124,7 @@ def _look(
         reason = "the suspect has no image that could be read"
         return no_verdict(reason, bits=scheme.bits, terms=terms, about=about)
     chosen = _chosen(scheme, scheme.nulls(key), null)
-    return judge(found.evidence, chosen, tests=1, terms=terms, about=about)
+    return judge(found.evidence, chosen, tests=scheme.tests, terms=terms, about=about)
 
 
 def _looked(suspect: object, scheme: OutputScheme, key: Key, resume: Path | None) -> Read:

@@ -26,7 +26,7 @@ from countermark.schemes.training.surrogates import answers
 
 PACKAGE = "@upscalerjs/default-model@1.0.0"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "BSDS500"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 class Upscaler(nn.Module):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from countermark.errors import ConfigError
+from countermark.examine import verify
 from countermark.key import KeyMaterial
 from countermark.nulls import Evidence, FairCoin, Likeness, UnmarkedModels
 from countermark.schemes.box_free import grey
@@ -105,6 +108,24 @@ def test_cells_are_where_bits_are_spread() -> None:
         assert torch.allclose(tile.scores(spread(bits, 32, size)), bits, atol=1e-5)
 
 
+def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all() -> None:
+    scheme, fixed = barriers.scheme(register=True), barriers.key()
+    key = scheme.generate_key(fixed.frozen, owner="ACME Inc.", material=barriers.SECRET)
+    images = np.tile(barriers.images()[:12], (1, 1, 2, 2))
+    moved = np.roll(scheme.mark(images, key), (6, 10), (2, 3))
+    verdict = verify(list(moved), key, assume_dated=True)
+    assert (verdict.outcome, verdict.tests) == ("owned", 32 * 32), verdict.explain()
+    still = barriers.scheme().generate_key(fixed.frozen, owner="A", material=barriers.SECRET)
+    moved = np.roll(barriers.scheme().mark(images, still), (6, 10), (2, 3))
+    assert verify(list(moved), still).outcome == "not_proven"
+    for seed in range(10):
+        material = replace(KeyMaterial.for_tests(seed), test_key=False)
+        other = scheme.generate_key(fixed.frozen, owner="ACME Inc.", material=material)
+        log10_p = verify(list(images[:3]), other).log10_p
+        assert log10_p is not None
+        assert log10_p > -3
+
+
 def test_jitter_keeps_the_size_and_moves_something() -> None:
     torch.manual_seed(0)
     images = torch.rand(3, 1, 32, 32)
@@ -146,7 +167,8 @@ def test_the_published_form_is_ranked_among_networks() -> None:
 def test_wrong_fields_are_one_line() -> None:
     for wrong in (
         {"bits": 143}, {"bits": 1024, "side": 32}, {"lambda2": 1.0}, {"perceptual": "a:b"},
-        {"placement": "nowhere"},
+        {"placement": "nowhere"}, {"placement": "everywhere", "register": True},
+        {"register": True, "side": 256},
     ):  # fmt: skip
         with pytest.raises(ConfigError):
             DeepWatermarking(**wrong)  # type: ignore[arg-type]

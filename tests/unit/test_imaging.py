@@ -12,6 +12,7 @@ from torch import Tensor
 
 from countermark.bench import run as runner
 from countermark.bench.experiment import result_path
+from countermark.bench.figures import draw, figure_named
 from countermark.bench.imaging import cell as imaging
 from countermark.bench.imaging import photographs as pictures
 from countermark.bench.imaging.breaks import SPOILS, averaged_out
@@ -178,14 +179,19 @@ def test_cells_are_computed_once_and_shown(small: Path) -> None:
         assert {"bits", "wrong", "nc", "nc_blank", "psnr"} <= figures.keys()
         assert ("twin" in figures) == (":" in each.cell.label)
         assert figures["outcome"] != "owned"  # two steps teach nothing
+    shown = [each.result["cell"]["figures"]["pictures"] for each in ended if each.result]
+    forms = {"default": shown[0], "published": shown[4]}
+    draw(figure_named("zhang2021/barriers"), forms, Path("barriers.png"))
+    draw(figure_named("zhang2021/copies"), {"default: CNet": shown[1]}, Path("copies.png"))
+    assert Path("barriers.png").stat().st_size > 10_000
     kept = sorted(each.name for each in Path(".cache/images").iterdir())
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*.json")}
     list(runner.run(experiment, results))
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*.json")} == before
     assert sorted(each.name for each in Path(".cache/images").iterdir()) == kept
     assert not [name for name in kept if name.endswith(".pt")]
-    shown, text = table_named("small.toml", results)
-    assert len(shown["rows"]) == 8
+    table, text = table_named("small.toml", results)
+    assert len(table["rows"]) == 8
     assert "| published: absorbed |" in text
 
 

@@ -195,6 +195,7 @@ def resident() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is asked of /proc")
 def test_ten_thousand_images_take_no_more_memory_than_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

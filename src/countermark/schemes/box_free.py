@@ -76,6 +76,11 @@ class OutputScheme(Scheme):
         """T, the message length."""
         return self.bits
 
+    @property
+    def tests(self) -> int:
+        """Of how many readings evidence is the best; p is corrected for them."""
+        return 1
+
     @final
     def generate_key(
         self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial

@@ -35,6 +35,7 @@ PICTURE = "picture"
 SUCCESS = 0.95
 """The paper counts an image whose revealed picture has a higher NC with the hidden one."""
 
+_MOST_VOTES = 1 << 22  # kept of a reading at every shift: 32 MiB
 _TAKEN = 0.5  # share of such images below which a published mark is not in its own images
 
 
@@ -51,8 +52,8 @@ class DeepWatermarking(OutputScheme):
             sizes bear it as often as it fits.
         placement: "tile" puts each bit at a place of that square, so that only who sees the whole
             square in its place can learn it; "everywhere" puts all bits at every place.
-        register: read at the shift at which all images together vote most clearly, whatever they
-            vote for; for "tile" only.
+        register: read at every shift of the square and take the best one, for which p is corrected;
+            for "tile" only.
         psnr: of marked images against the network's own, in dB, on average.
         steps, batch, precision: of the training of H and R; "bf16" is quicker where the machine
             has it.
@@ -112,6 +113,11 @@ class DeepWatermarking(OutputScheme):
             raise ConfigError(
                 f"{self.name}: register is for bits in the cells of a tile: leave it out"
             )
+        if self.register and self.side**2 * self.bits > _MOST_VOTES:
+            raise ConfigError(
+                f"{self.name}: {self.bits} bits at {self.side}x{self.side} shifts are too many to "
+                "register: take fewer bits or a smaller side"
+            )
         if self.grid > self.side // 2:
             raise ConfigError(
                 f"{self.name}: {self.grid} bits in a row do not fit {self.side} pixels: expected "
@@ -127,6 +133,11 @@ class DeepWatermarking(OutputScheme):
     def grid(self) -> int:
         """How many bits stand in a row of the square: √T."""
         return math.isqrt(self.bits)
+
+    @property
+    def tests(self) -> int:
+        """How many readings are tried: one, or with `register` one for each shift."""
+        return self.side**2 if self.register else 1
 
     @property
     def needs_siblings(self) -> bool:
@@ -207,14 +218,13 @@ class DeepWatermarking(OutputScheme):
 class _Votes:
     """A reading of the default form: every image votes on every bit, none with more than 1.
 
-    With `register` it votes at every shift of the square. The one that counts is chosen by how
-    clear the votes are and never by the message, so that they are fair coins there, too.
+    With `register` it votes at every shift of the square. The one that counts is the best, by the
+    message: these are so many tests, and whoever judges corrects for them.
     """
 
     def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme, self._key = live, scheme, key
-        shifts = scheme.side**2 if scheme.register else 1
-        self._votes = np.zeros((shifts, scheme.bits))
+        self._votes = np.zeros((scheme.tests, scheme.bits))
         self._count = 0
 
     def add(self, picture: Pixels) -> None:
@@ -226,7 +236,8 @@ class _Votes:
         """The sign of all votes on each bit."""
         if not self._count:
             raise ConfigError("there is no image to read: give some")
-        votes = self._votes[np.abs(self._votes).sum(1).argmax()]  # (T,)
+        agree = ((self._votes > 0) == self._key.message.astype(bool)).sum(1)
+        votes = self._votes[agree.argmax()]  # (T,)
         read = (votes > 0).astype(np.uint8)
         found = (1 + votes / self._count) / 2  # (T,), as grey levels 0 to 1
         hidden = self._key.message.astype(np.float64)

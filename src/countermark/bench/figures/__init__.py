@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark.bench.figures import li2019, uchida2017, wang2020
+from countermark.bench.figures import li2019, uchida2017, wang2020, zhang2021
 from countermark.errors import MissingExtraError, named
 from countermark.files import replacing
 
@@ -86,6 +86,14 @@ FIGURES: Mapping[str, Drawing] = {
     "li2019/removal": Drawing(
         "What pruning and fine-tuning leave of the default form",
         li2019.removal, (11, 6), li2019.draw_removal,
+    ),
+    "zhang2021/barriers": Drawing(
+        "What the barrier adds, and what is revealed in marked images and in others",
+        zhang2021.barriers, (9, 6), zhang2021.draw_barriers,
+    ),
+    "zhang2021/copies": Drawing(
+        "What surrogates make, and what is revealed in it",
+        zhang2021.copies, (5, 13), zhang2021.draw_copies,
     ),
 }  # fmt: skip
 

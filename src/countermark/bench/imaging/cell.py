@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from countermark.bench.train import Checkpoint
 from countermark.errors import DataError
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
+from countermark.pictures import Pixels, as_png
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.stego import ssim
 from countermark.schemes.training.surrogates import Architecture, Copying, answers
@@ -92,6 +94,10 @@ def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
     marked = scheme.mark(data.test.numpy(), key)
     figures = likeness(torch.from_numpy(marked), data.test) | read_in(marked, key)
     figures["unmarked"] = read_in(data.test.numpy(), key)
+    figures["pictures"] = {
+        "cover": _png(data.test[0].numpy()), "marked": _png(marked[0]),
+        "revealed": _revealed(marked[0], key), "in_cover": _revealed(data.test[0].numpy(), key),
+    }  # fmt: skip
     figures["moved"] = {name: read_in(made, key) for name, made in _moved(marked).items()}
     if scheme.as_published:
         return figures
@@ -100,6 +106,22 @@ def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
     figures["image_ber"] = float(np.mean(single != key.message.astype(bool)))
     figures["payloads"] = _payloads(scheme.extract(list(data.test.numpy()), key).read)
     return figures
+
+
+def _png(picture: Pixels) -> str:
+    return base64.b64encode(as_png(picture)).decode()
+
+
+def _revealed(picture: Pixels, key: Key) -> str:
+    """What R reveals in one picture; of the default form how sure it is of each bit."""
+    scheme = DeepWatermarking.from_fields(key.fields)
+    live = scheme.live(key)
+    if scheme.as_published:
+        levels = live.revealed(picture)
+    else:
+        scores = np.atleast_2d(live.scores(picture))[0]
+        levels = (0.5 + 0.5 * np.tanh(scores / 2)).reshape(1, scheme.grid, scheme.grid)
+    return _png(np.rint(255 * np.clip(levels, 0, 1)).astype(np.uint8))
 
 
 def _moved(marked: Images) -> dict[str, Images]:
@@ -142,6 +164,11 @@ def _copied(
         **likeness(made, data.test),
         **read_in(made.numpy(), key),
         "twin": likeness(of_twin, data.test) | read_in(of_twin.numpy(), key),
+        "pictures": {
+            "made": _png(made[0].numpy()),
+            "revealed": _revealed(made[0].numpy(), key),
+            "in_twin": _revealed(of_twin[0].numpy(), key),
+        },
     }
 
 
