@@ -66,17 +66,21 @@ def pairs(request: pytest.FixtureRequest) -> list[Pair]:
 def test_without_a_reference_the_mark_is_lost_and_with_one_every_bit_is_back(
     pairs: list[Pair],
 ) -> None:
+    rates = []
     for pair in pairs:
         there = examine(pair.marked, pair.key, TERMS)
         worn = Permute().run(Rescale().run(pair.marked).model).model
         lost = examine(worn, pair.key, TERMS)
         assert there.owned
-        assert 0.4 < (lost.ber or 0) < 0.6
+        assert lost.outcome == "not_proven"
+        rates.append(lost.ber or 0)
         for suspect in (worn, Permute().run(Dummies("split").run(worn).model).model,
                         Fold().run(worn).model):  # fmt: skip
             back = examine(Disguised(suspect, pair.marked), pair.key, TERMS)
             assert back.owned, back.explain()
             assert back.matched == there.matched
+    assert 0.45 < np.mean(rates) < 0.55
+    assert 0.35 < min(rates) < max(rates) < 0.65
 
 
 @pytest.mark.slow
