@@ -16,8 +16,9 @@ from contextlib import suppress
 import typer
 
 from countermark.cli.key import key_app
-from countermark.cli.laboratory import attack_app, bench_app
+from countermark.cli.laboratory import bench_app
 from countermark.cli.owner import app
+from countermark.cli.thief import attack_app
 from countermark.errors import CountermarkError, printable
 
 app.add_typer(key_app, name="key")
