@@ -32,7 +32,7 @@ from countermark.weights import (
     open_weights,
 )  # fmt: skip
 
-_BEARS_MARK = -3.0  # log10 p of a reference, below which it is said to bear the mark
+_BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
 _EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
 

@@ -16,7 +16,9 @@ from countermark.alignment import Reference, realigned
 from countermark.attacks.base import Attack
 from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
+from countermark.attacks.isomorph import Isomorph, OnnxModel
 from countermark.attacks.noise import Noise
+from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.errors import AlignmentError, ConfigError
 from countermark.units import Units, chain_of
@@ -222,3 +224,20 @@ def test_what_cannot_be_followed_is_left_alone() -> None:
     assert units_of(Shared()) == ()
     with pytest.raises(ConfigError, match="no neurons of Shared were found"):
         Permute().run(Shared())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_an_exported_graph_is_read_as_what_it_was(name: str, tmp_path: Path) -> None:
+    """Renamed, reordered, folded, half of it in Constant nodes; and permuted before."""
+    model, layer = host(name), HOSTS[name][1][-1]
+    digits = load_data("digits").subset(train=4)
+    colour = replace(digits, train_images=digits.train_images.repeat(1, 3, 1, 1))
+    graph = Isomorph().run(Permute().run(model).model, colour).model
+    assert isinstance(graph, OnnxModel)
+    graph.save(tmp_path / "m.onnx")
+    own = model.get_parameter(layer).detach().numpy()
+    with open_weights(tmp_path / "m.onnx") as weights:
+        found = realigned(weights, Reference.of_module(model), {layer: own.shape})
+    assert found.folded
+    assert np.abs(found.tensors[layer] - own).max() < 1e-3 * np.abs(own).max()

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from countermark._version import VERSION
+from countermark.alignment import Reference, realigned
+from countermark.attacks.invariants import Permute
 from countermark.bench.data import BUNDLED
 from countermark.bench.models import build
 from countermark.bench.output_speed import output_ratios
@@ -36,7 +38,7 @@ from countermark.key import KeyMaterial
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
-from countermark.weights import save_weights
+from countermark.weights import ModuleWeights, save_weights
 
 _BIG_FILE = 25_000_000  # float32 weights, 100 MB
 _DIGITS = (0, 4000)
@@ -68,6 +70,7 @@ def measure() -> list[Ratio]:
         *trigger_ratios(),
         *output_ratios(),
         *_commands(),
+        _alignment(),
     ]
 
 
@@ -173,6 +176,21 @@ def _commands() -> list[Ratio]:
                 ("countermark --help", ["-m", "countermark", "--help"], 0.3),
             )
         ]
+
+
+def _alignment() -> Ratio:
+    """CPU time of aligning a full VGG16, its neurons in another order, against importing torch."""
+    layer, model = "features.27.weight", build("vgg16", {}).eval()
+    suspect = ModuleWeights(Permute().run(model).model)
+    reference, shape = Reference.of_module(model), {layer: (512, 512, 3, 3)}
+
+    def aligned() -> float:
+        start = time.process_time()
+        realigned(suspect, reference, shape)
+        return time.process_time() - start
+
+    ratios = paired(aligned, lambda: _cpu_time(["-c", "import torch"]), 3)
+    return ratio("align VGG16 to a reference", "python -c 'import torch'", ratios, 4.0)
 
 
 def _paired_commands(command: Sequence[str], other: Sequence[str]) -> list[float]:

@@ -18,10 +18,11 @@ import typer
 from countermark.cli import dispute, report  # noqa: F401 - they add commands to `app`
 from countermark.cli.claim import claim_app
 from countermark.cli.key import key_app
-from countermark.cli.laboratory import attack_app, bench_app
+from countermark.cli.laboratory import bench_app
 from countermark.cli.ledger import ledger_app
 from countermark.cli.outputs import mark
 from countermark.cli.owner import app
+from countermark.cli.thief import attack_app
 from countermark.errors import CountermarkError, printable
 
 app.command()(mark)

@@ -1,11 +1,11 @@
-"""The commands of thieves and researchers: `attack` and `bench`."""
+"""The commands of researchers: `bench`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,14 +13,8 @@ from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, sho
 from countermark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
-    from countermark.attacks.base import Attack
-    from countermark.bench.data import Dataset
-
-attack_app = typer.Typer(
-    help="Do to a model what a thief would.", rich_markup_mode=None, no_args_is_help=True
-)
 bench_app = typer.Typer(
     help="Run experiments and print their tables.", rich_markup_mode=None, no_args_is_help=True
 )
@@ -32,148 +26,6 @@ Experiment = Annotated[
 ]
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 CACHE = Path(".cache/hosts")
-
-
-@attack_app.command("list")
-def attack_list(as_json: AsJson = False) -> int:
-    """List the attacks and what each one does.
-
-    \b
-    Example:
-        countermark attack list --json
-    """
-    from countermark.attacks import ATTACKS
-
-    rows = {
-        name: {
-            "does": attack.does,
-            "source": attack.source,
-            "needs_data": attack.needs_data,
-            "needs_model": attack.needs_model,
-            "fields": attack.default_fields(),
-        }
-        for name, attack in ATTACKS.items()
-    }
-    show_result(rows, as_json, "\n".join(f"{name}: {row['does']}" for name, row in rows.items()))
-    return 0
-
-
-@attack_app.command("run")
-def attack_run(
-    name: Annotated[str, typer.Argument(help="See `attack list`.")],
-    victim: Annotated[Path, typer.Argument(metavar="IN", help="The model file; unchanged.")],
-    out: Annotated[Path, typer.Option(metavar="OUT", help="The file to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|module:factory", help="The host; only where an attack trains."),
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="NAME|DIR", help="The thief's data; likewise.")
-    ] = None,
-    settings: Settings = None,
-    model_arguments: ModelArguments = None,
-    as_json: AsJson = False,
-) -> int:
-    """Attack a copy of a model file and say what it cost.
-
-    An attack that trains needs --model and --data, and prints the test accuracy before and after.
-
-    \b
-    Example:
-        countermark attack run prune m.safetensors --out pruned.safetensors --set fraction=0.5
-        countermark verify pruned.safetensors --key acme.key
-        countermark attack run fine_tune m.safetensors --out tuned.safetensors \\
-            --model mlp --data digits --set lr=0.001
-    """
-    from countermark.attacks import attack_named
-    from countermark.attacks.base import NamedTensors
-    from countermark.weights import load_state
-
-    attack = attack_named(name).from_fields(pairs(settings, "--set"))
-    if out.exists():
-        raise ConfigError(f"{out} exists: choose another name or move it away")
-    _check_host(attack, model, data, model_arguments)
-    host: nn.Module
-    if model:
-        host, dataset = _host(victim, model, pairs(model_arguments, "--model-arg"), data)
-    else:
-        host, dataset = NamedTensors(load_state(victim)), None
-    attacked = attack.run(host, dataset)
-    _save(attacked.model, out)
-    cost = attacked.cost
-    done: dict[str, Any] = {
-        "attack": name,
-        "fields": attack.to_fields(),
-        "model": str(out),
-        "cost": {"seconds": cost.seconds, "epochs": cost.epochs, "data_share": cost.data_share},
-        "found": dict(attacked.found),
-    }
-    text = f"{out}: {attack} in {cost.seconds:.2f} s of CPU time"
-    text += "".join(f"\n{name}: {value}" for name, value in attacked.found.items())
-    if dataset:
-        before, after = _accuracy(host, dataset), _accuracy(attacked.model, dataset)
-        done |= {"accuracy_before": before, "accuracy_after": after}
-        text += f"\ntest accuracy {_percent(before)} before, {_percent(after)} after"
-    show_result(done, as_json, text)
-    return 0
-
-
-def _check_host(
-    attack: Attack, model: str | None, data: str | None, arguments: list[str] | None
-) -> None:
-    """Options that an attack cannot do without, or that would do nothing."""
-    given = {"--model": model, "--data": data, "--model-arg": arguments}
-    if attack.needs_data and not (model and data):
-        raise ConfigError(
-            f"{attack.name} trains: give it --model NAME and --data NAME|DIR, "
-            "with the --model-arg the model was made with"
-        )
-    if attack.needs_model and not model:
-        raise ConfigError(
-            f"{attack.name} follows the architecture: give it --model NAME, with the --model-arg "
-            "the model was made with; with --data NAME|DIR it also prints accuracies"
-        )
-    if not (attack.needs_data or attack.needs_model) and any(given.values()):
-        idle = ", ".join(option for option, value in given.items() if value)
-        raise ConfigError(f"{attack.name} works on the tensors alone: leave out {idle}")
-
-
-def _save(model: nn.Module, out: Path) -> None:
-    """Write what came of an attack: a weight file, or a graph where it is one."""
-    from countermark.attacks.isomorph import OnnxModel
-    from countermark.weights import save_weights
-
-    if isinstance(model, OnnxModel) and out.suffix == ".onnx":
-        model.save(out)
-    else:
-        save_weights(model.state_dict(), out)
-
-
-def _host(
-    victim: Path, model: str, arguments: dict[str, Any], data: str | None
-) -> tuple[nn.Module, Dataset | None]:
-    """The victim as a model that can be called, where `embed` would train it, and the data."""
-    from countermark.bench.data import load_data
-    from countermark.bench.embed import load_into
-    from countermark.bench.models import build
-    from countermark.bench.train import Course
-
-    host = build(model, arguments)
-    load_into(host, victim)
-    host = host.to(Course(epochs=0).resolved_device())
-    return host, load_data(data) if data else None
-
-
-def _accuracy(model: nn.Module, data: Dataset) -> float | None:
-    """Test accuracy, 0 to 1; None for a model of other classes, which it does not exist for."""
-    from countermark.attacks.base import first_scores
-    from countermark.bench.train import accuracy
-
-    return accuracy(model, data) if first_scores(model, data).shape[1] == data.classes else None
-
-
-def _percent(share: float | None) -> str:
-    return "undefined (other classes)" if share is None else f"{100 * share:.2f} %"
 
 
 @bench_app.command("run")
