@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import LocalAuthority, some_claim
 from countermark.claims.signed import Claim
-from countermark.claims.signing import load_private
+from countermark.claims.signing import load_private, write_pair
 
 AHEAD, PAST = "2100-01-01", "2020-01-01"
 
@@ -172,6 +172,17 @@ def test_a_key_made_after_the_claim(case: Path) -> None:
         "the key was made after the claim, or is another one",
         case,
     )
+
+
+def test_a_claim_of_the_key_by_somebody_else(case: Path) -> None:
+    """A commitment is no secret: whoever read it can claim it under a name of his own."""
+    document = json.loads(Claim.load("claim.json").payload)
+    document["predicate"]["owner"] = "Mallory"
+    with_payload(document)
+    write_pair(Path("mallory"))
+    Claim.load("back.json").signed(load_private(Path("mallory.pem"))).save("theirs.json")
+    line = BELIEVING.replace("claim.json", "theirs.json")
+    refused(f"{line} {AHEAD}".split(), "is a claim of 'Mallory', the key's owner is", case)
 
 
 def test_a_back_dated_claim(case: Path, dated: Made) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from countermark.errors import ClaimError, ConfigError
+from countermark.errors import ClaimError, ConfigError, printable
 
 if TYPE_CHECKING:
     from countermark.age import Dating
@@ -73,7 +73,12 @@ class Dated:
         from countermark.report.bundle import Dated as Evidence
 
         claim = Claim.load(path)
-        if claim.commitment != key.commitment or claim.owner != key.owner:
+        if claim.commitment == key.commitment and claim.owner != key.owner:
+            raise ClaimError(
+                f"{path} is a claim of {printable(claim.owner, 80)!r}, the key's owner is "
+                f"{printable(key.owner, 80)!r}: expected a claim of the same"
+            )
+        if claim.commitment != key.commitment:
             raise ClaimError(
                 f"{path} is a claim of the key {claim.commitment}, this is {key.commitment}: the "
                 "key was made after the claim, or is another one; expected a claim of this key"
