@@ -86,7 +86,7 @@ def examine(
     scheme = scheme_of(key) if isinstance(key, Key) else None
     if isinstance(key, Key) and isinstance(scheme, OutputScheme):
         return _look(suspect, scheme, key, terms, (null, resume))
-    suspect = cast(Suspect | Predict, suspect)
+    suspect = cast("Suspect | Predict", suspect)
     if isinstance(key, Openings):
         return _ask(suspect, key.trigger_scheme, key, terms, null)
     if isinstance(key, FreshTriggers):

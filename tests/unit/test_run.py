@@ -78,7 +78,7 @@ def test_a_cell_that_failed_is_tried_again(
         raise MemoryError("no more")
 
     with monkeypatch.context() as patched:
-        patched.setattr(running, "compute", refuse)
+        patched.setattr(running, "_compute", refuse)
         assert all(ended.result is None for ended in run(small, tmp_path))
     assert all(ended.result for ended in run(small, tmp_path))
     assert not list(tmp_path.rglob("*.failed.json"))

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.experiment import cells, load_experiment, result_path
+from countermark.bench.experiment import (
+    cells,
+    every_cell,
+    load_any,
+    load_experiment,
+    result_path,
+)
 from countermark.bench.figures import FIGURES, draw, figure_named, is_drawn_from
+from countermark.bench.imaging.experiment import ImagingExperiment
 from countermark.bench.tables import as_markdown, correlation, load_table, rendered
 from countermark.errors import ConfigError, DataError
 
@@ -135,7 +142,11 @@ def test_committed_tables_fit_their_experiments(path: Path) -> None:
     table = load_table(path)
     assert table.name == f"{path.parent.name}/{path.stem}"
     for row in table.rows:
-        experiment = load_experiment(ROOT / "experiments" / f"{row.experiment}.toml")
+        experiment = load_any(ROOT / "experiments" / f"{row.experiment}.toml")
+        if isinstance(experiment, ImagingExperiment):
+            assert row.cells in {each.label for each in every_cell(experiment)}, row.label
+            assert set(row.paper) <= set(table.columns)
+            continue
         assert row.cells in {each.label for each in experiment.rows}, row.label
         assert not row.attack or row.attack in {each.label for each in experiment.attacks}
         assert set(row.paper) <= {*table.columns, *(each.label for each in table.rows)}

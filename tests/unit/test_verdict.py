@@ -138,7 +138,8 @@ CASES = {
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
     "tests", "alpha", "forgery_bits", "limits", "payload", "unit", "answered", "reason",
-    "commitment", "owner", "assume_dated", "suspect", "null_says", "loss", "reader", "disclosure",
+    "commitment", "owner", "assume_dated", "suspect", "null_says", "loss", "reader", "likeness",
+    "disclosure",
 }
 # fmt: on
 
