@@ -22,8 +22,8 @@ from countermark.cli import main
 main()
 """
 PUBLIC = [
-    "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune", "IndependentNetwork",
-    "Key", "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida", "Verdict",
+    "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune",
+    "IndependentNetwork", "Key", "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida", "Verdict",
     "verify",
 ]  # fmt: skip
 
