@@ -22,9 +22,9 @@ from countermark.cli import main
 main()
 """
 PUBLIC = [
-    "CountermarkError", "DeepStego", "Embedding", "Evidence", "FineTune", "IndependentNetwork",
-    "Key", "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida", "Verdict",
-    "verify",
+    "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune",
+    "IndependentNetwork", "Key", "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida",
+    "Verdict", "verify",
 ]  # fmt: skip
 
 

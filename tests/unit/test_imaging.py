@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ from countermark.errors import ConfigError, DataError
 from countermark.pictures import as_png
 from countermark.schemes.training.surrogates import Copying, answers, copied, surrogate
 from unit import barriers
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("task", ["derain", "denoise", "super_resolution"])
@@ -212,15 +209,3 @@ def test_cells_of_one_form_share_their_barrier(small: Path) -> None:
     assert len({result_path(each, Path()) for each in found}) == 8
     keys = [imaging.barrier_key(each, imaging._data(each), []) for each in found[:2]]  # type: ignore[arg-type]
     assert keys[0] == keys[1]
-
-
-def test_the_committed_experiments_and_tables_fit_each_other() -> None:
-    from countermark.bench.tables import load_table
-
-    tables = sorted((ROOT / "tables" / "zhang2021").glob("*.toml"))
-    assert tables
-    for path in tables:
-        for row in load_table(path).rows:
-            experiment = load_any(ROOT / "experiments" / f"{row.experiment}.toml")
-            assert row.cells in {each.label for each in every_cell(experiment)}, row.label
-    assert np.all([len(load_table(path).rows) for path in tables])

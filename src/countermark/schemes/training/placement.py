@@ -141,9 +141,8 @@ class Everywhere(Placement):
         first is noise that takes long to unlearn.
         """
         with torch.no_grad():
-            for layer in (self.hider[0], self.seen[0], self.beside):
-                weight = cast(nn.Conv2d, layer).weight
-                weight -= weight.mean((2, 3), keepdim=True)
+            for layer in cast(list[nn.Conv2d], [self.hider[0], self.seen[0], self.beside]):
+                layer.weight -= layer.weight.mean((2, 3), keepdim=True)
             self.revealer.weight.zero_()
 
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
