@@ -110,7 +110,7 @@ def taught(network: Placement, pairs: tuple[Tensor, Tensor], seed: int) -> None:
     """The adversarial stage: R alone learns from what surrogates make of marked images.
 
     Differs from the paper: each teacher bears a random message of its own, and marked images with
-    others are read in between, so that R learns to read copies and not what is in them.
+    others are read in between. One teacher is too few: R learns its message (the scheme's page).
 
     Args:
         network: H and R, frozen.
