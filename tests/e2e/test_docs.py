@@ -210,7 +210,12 @@ def skips(pages: list[Path], root: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def each_of(pages: list[Path]) -> pytest.MarkDecorator:
+    """A test for each of these pages."""
+    return pytest.mark.parametrize("page", pages, ids=[str(p.relative_to(ROOT)) for p in pages])
+
+
+@each_of(PAGES[::2])  # the others are in test_docs_others.py, for another worker
 def test_page_runs(page: Path, tmp_path: Path) -> None:
     failure = run_page(page, tmp_path)
     if failure:

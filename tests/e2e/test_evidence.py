@@ -339,7 +339,14 @@ def test_a_stolen_copy_that_the_thief_marked_anew(case: Path, authority: LocalAu
     """Decided for the owner, though only the thief has his claim stamped."""
     said(
         embed(bits="128", epochs="3", owner="Beta", out="b.safetensors", key="b.key"),
-        embed(bits="128", start="b.safetensors", owner="Thief", out="s.safetensors", key="s.key"),
+        embed(
+            bits="128",
+            epochs="4",
+            start="b.safetensors",
+            owner="Thief",
+            out="s.safetensors",
+            key="s.key",
+        ),
     )
     for name, owner, key in (("b", "Beta", "registry"), ("s", "Thief", "acme")):
         said(

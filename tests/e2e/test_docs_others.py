@@ -1,0 +1,15 @@
+"""Runs every second page of the documentation, so that two workers share them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_docs import PAGES, each_of, run_page
+
+
+@each_of(PAGES[1::2])
+def test_page_runs(page: Path, tmp_path: Path) -> None:
+    failure = run_page(page, tmp_path)
+    if failure:
+        pytest.fail(failure, pytrace=False)
