@@ -165,7 +165,7 @@ def test_evidence_is_checked_without_torch_and_scipy(case: Path) -> None:
 
 def test_a_key_made_after_the_claim(case: Path) -> None:
     """A second key, learnt or drawn later, has another commitment than the claim."""
-    said(embed(bits="64", out="late.safetensors", key="late.key"))
+    said(embed(bits="64", epochs="3", out="late.safetensors", key="late.key"))
     refused(
         "verify m.safetensors --key late.key --claim claim.json --authority root.pem "
         f"--suspect-date {AHEAD} --ledger claims.db".split(),
@@ -338,10 +338,11 @@ def test_a_model_without_the_mark_is_not_claimed(case: Path) -> None:
 def test_a_stolen_copy_that_the_thief_marked_anew(case: Path, authority: LocalAuthority) -> None:
     """Decided for the owner, though only the thief has his claim stamped."""
     said(
-        embed(bits="128", epochs="3", owner="Beta", out="b.safetensors", key="b.key"),
+        # The thief's training costs the owner a tenth of his bits: enough are left of 256.
+        embed(bits="256", epochs="4", owner="Beta", out="b.safetensors", key="b.key"),
         embed(
             bits="128",
-            epochs="4",
+            epochs="3",
             start="b.safetensors",
             owner="Thief",
             out="s.safetensors",

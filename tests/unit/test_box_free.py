@@ -43,9 +43,13 @@ def test_no_picture_outvotes_the_others() -> None:
     for picture in barriers.images()[:3]:
         reading.add(picture)
     votes = np.array(reading.state()["votes"])
-    assert votes.shape == (100,)
+    assert votes.shape == (1, 100)  # a set of votes for each shift that is tried
     assert np.abs(votes).max() <= 3
-    for wrong in ({}, {"votes": [9.0] * 100, "count": 3}, {"votes": [np.nan] * 100, "count": 3}):
+    for wrong in (
+        {},
+        {"votes": [[9.0] * 100], "count": 3},
+        {"votes": [[np.nan] * 100], "count": 3},
+    ):
         with pytest.raises(ConfigError, match="damaged"):
             reading.restore(wrong)
     with pytest.raises(ConfigError, match="no image"):
