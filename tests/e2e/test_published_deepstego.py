@@ -88,7 +88,7 @@ def test_a_logo_that_is_not_there_costs_no_training(here: Path) -> None:
         "after(train.Checkpoint, 'save', 2)",
         pytest.param(
             "train._CHECKPOINT_SECONDS = -1.0; after(train.Checkpoint, 'save', 150)",
-            marks=pytest.mark.slow,  # the default form's test is killed there, too
+            marks=pytest.mark.slow,  # half a minute more
         ),
     ],
     ids=["while a sibling is trained", "in the middle of an epoch"],
