@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_docs import PAGES, each_of, run_page
+from pages import PAGES, run_page
+from test_docs import each_of
 
 
 @each_of(PAGES[1::2])

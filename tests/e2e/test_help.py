@@ -6,22 +6,22 @@ A command's help (its docstring) ends in a section `Example` or `Examples` whose
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from loaded import run_loaded
+
+from countermark.cli import app as countermark_app
+from countermark.cli import main
 
 ROOT = Path(__file__).parents[2]
-COUNTERMARK = [sys.executable, "-m", "countermark"]
 
 # Commands whose examples leave files for later ones; the others follow in the tree's order.
 ORDER = (
@@ -91,35 +91,21 @@ def broken(tree: dict[str, str]) -> list[str]:
     return found
 
 
-def run(todo: list[Example], program: list[str], folder: Path) -> list[str]:
+def run(todo: list[Example], folder: Path, program: Callable[..., Any] = main) -> list[str]:
     """Runs the examples in a folder; what failed, with what it said."""
-    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    fixed = {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
     failures = []
     for example in todo:
-        done = subprocess.run(
-            [*program, *example.words],
-            check=False,
-            cwd=folder,
-            env=os.environ | fixed | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        if done.returncode != example.exit:
-            codes = f"exit {done.returncode}, expected {example.exit}"
-            failures.append(f"{example.command}: {example.shown}: {codes}\n{done.stdout}")
+        ended = run_loaded(program, example.words, folder=folder, timeout=TIMEOUT)
+        if ended.code != example.exit:
+            codes = f"exit {ended.code}, expected {example.exit}"
+            failures.append(f"{example.command}: {example.shown}: {codes}\n{ended.said}")
     return failures
 
 
 @pytest.fixture(scope="module")
 def tree() -> dict[str, str]:
     """The real command line: name of each command to its help."""
-    from countermark.cli import app
-
-    return dict(leaves(typer.main.get_command(app)))
+    return dict(leaves(typer.main.get_command(countermark_app)))
 
 
 def test_every_command_shows_an_example(tree: dict[str, str]) -> None:
@@ -131,20 +117,16 @@ def test_every_example_runs(tree: dict[str, str], tmp_path: Path) -> None:
     """One test, not one an example: they build on each other, and xdist would part them."""
     for part in ("experiments", "tables", "results"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    failures = run(in_order(tree, ORDER), COUNTERMARK, tmp_path)
+    failures = run(in_order(tree, ORDER), tmp_path)
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)
 
 
 # --- the harness itself, on a made-up command line
 
-TINY = '''
-from pathlib import Path
-import typer
-
 app = typer.Typer()
-key = typer.Typer()
-app.add_typer(key, name="key")
+keys = typer.Typer()
+app.add_typer(keys, name="key")
 
 
 @app.command()
@@ -153,7 +135,7 @@ def read(name: str, strict: bool = False) -> None:
 
     Example:
         countermark read made --strict   # the strict way
-        countermark read \\\\
+        countermark read \\
             absent   # exit 1
     """
     if not Path(name).exists():
@@ -171,12 +153,12 @@ def make(name: str) -> None:
     Path(name).touch(exist_ok=False)
 
 
-@key.command()
+@keys.command()
 def show() -> None:
     """Show a key. Example code is elsewhere."""
 
 
-@key.command()
+@keys.command()
 def lose() -> None:
     """Lose a key.
 
@@ -185,53 +167,44 @@ def lose() -> None:
     """
 
 
-if __name__ == "__main__":
-    app(prog_name="countermark")
-'''
+def tiny_main(words: list[str]) -> None:
+    app(words, prog_name="countermark")
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> tuple[list[str], dict[str, str]]:
-    """A made-up command line: the program that runs it, and its tree."""
-    script = tmp_path / "tiny.py"
-    script.write_text(TINY, encoding="utf-8")
-    namespace: dict[str, Any] = {"__name__": "tiny"}
-    exec(compile(TINY, str(script), "exec"), namespace)  # noqa: S102 - the text above
-    return [sys.executable, str(script)], dict(leaves(typer.main.get_command(namespace["app"])))
+def tiny() -> dict[str, str]:
+    """The tree of the made-up command line."""
+    return dict(leaves(typer.main.get_command(app)))
 
 
-def test_commands_are_found_in_groups_too(tiny: tuple[list[str], dict[str, str]]) -> None:
-    assert sorted(tiny[1]) == ["key lose", "key show", "make", "read"]
+def test_commands_are_found_in_groups_too(tiny: dict[str, str]) -> None:
+    assert sorted(tiny) == ["key lose", "key show", "make", "read"]
 
 
 def test_a_single_command_is_a_tree_as_well() -> None:
-    app = typer.Typer()
+    single = typer.Typer()
 
-    @app.command(help="Only one.\n\nExample:\n    countermark", epilog="countermark --help")
+    @single.command(help="Only one.\n\nExample:\n    countermark", epilog="countermark --help")
     def only() -> None: ...
 
-    (name, text), *rest = leaves(typer.main.get_command(app))
+    (name, text), *rest = leaves(typer.main.get_command(single))
     assert not rest
     assert [example.words for example in examples(name, text)] == [["--help"]]
 
 
-def test_missing_and_foreign_examples_are_named(tiny: tuple[list[str], dict[str, str]]) -> None:
-    assert broken(tiny[1]) == [
+def test_missing_and_foreign_examples_are_named(tiny: dict[str, str]) -> None:
+    assert broken(tiny) == [
         "key show: no section `Example`",
         "key lose: none of its examples runs it",
     ]
 
 
-def test_examples_run_in_the_given_order(
-    tiny: tuple[list[str], dict[str, str]], tmp_path: Path
-) -> None:
-    program, tree = tiny
-    assert run(in_order(tree, ["make", "not yet written"]), program, tmp_path) == []
+def test_examples_run_in_the_given_order(tiny: dict[str, str], tmp_path: Path) -> None:
+    assert run(in_order(tiny, ["make", "not yet written"]), tmp_path, tiny_main) == []
 
 
-def test_a_failing_example_is_named(tiny: tuple[list[str], dict[str, str]], tmp_path: Path) -> None:
-    program, tree = tiny
-    (failure,) = run(in_order(tree, ["read", "make"]), program, tmp_path)
+def test_a_failing_example_is_named(tiny: dict[str, str], tmp_path: Path) -> None:
+    (failure,) = run(in_order(tiny, ["read", "make"]), tmp_path, tiny_main)
     assert failure.startswith(
         "read: countermark read made --strict   # the strict way: exit 1, expected 0"
     )

@@ -1,0 +1,89 @@
+"""Processes that have the library loaded already, so that no command of a test waits for torch.
+
+A server of `multiprocessing` loads it once for each worker and forks it for every command.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "countermark.cli",
+        "countermark.bench.embed",
+        "countermark.bench.marking",
+        "countermark.examine",
+        "matplotlib.figure",
+        "scipy.stats",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, None where it had to be killed, and what it printed."""
+
+    code: int | None
+    said: str
+
+
+def run_loaded(
+    task: Callable[..., Any], *given: Any,
+    folder: Path, timeout: float, env: Mapping[str, str] | None = None,
+) -> Ended:  # fmt: skip
+    """Call `task(*given)` in a process of its own that has the library loaded.
+
+    Args:
+        task: a function of a module, whose exit is that of the process.
+        folder: where it works.
+        timeout: seconds until it is killed.
+        env: variables to set beside those of this process.
+    """
+    changed = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        **(env or {}),
+    }
+    handle, said = tempfile.mkstemp()
+    os.close(handle)
+    child = _FORKS.Process(target=_settled, args=(task, given, str(folder), said, changed))
+    try:
+        child.start()
+        child.join(timeout)
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+            return Ended(None, Path(said).read_text(encoding="utf-8"))
+        return Ended(child.exitcode, Path(said).read_text(encoding="utf-8"))
+    finally:
+        Path(said).unlink()
+
+
+def _settled(
+    task: Callable[..., Any], given: tuple[Any, ...], folder: str, said: str, env: dict[str, str]
+) -> None:
+    """Become the process that the test wants, and do its task."""
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    output, nothing = os.open(said, os.O_WRONLY | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((output, 1), (output, 2), (nothing, 0)):
+        os.dup2(source, target)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process' own
+        for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
+    )
+    try:
+        task(*given)
+    finally:
+        sys.stdout.flush()
