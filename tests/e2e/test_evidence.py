@@ -301,7 +301,11 @@ def test_a_released_file_is_signed_beside_its_claim(case: Path) -> None:
     assert (found.code, found.err) == (0, "")
     assert "model signed by" in [each["check"] for each in found.json["findings"]]
     shutil.copy("m.safetensors", "renamed.safetensors")
-    assert released(model="renamed.safetensors").code == 0
+    Path("link.safetensors").symlink_to("m.safetensors")
+    said("claim sign-model link.safetensors --private-key release.pem --out link.sig")
+    for model, signature in (("renamed", "m"), ("link", "m"), ("m", "link")):
+        found = released(model=f"{model}.safetensors", signature=f"{signature}.sig")
+        assert found.code == 0, found
     assert "it is no signature by this key" in failed(released(signer="other.pub"))
     save_file(load_file("m.safetensors"), "renamed.safetensors", metadata={"format": "pt"})
     reason = failed(released(model="renamed.safetensors"))

@@ -54,7 +54,7 @@ def sign_model(model: Path, private: Path, out: Path, *, passphrase: str | None 
     _require_curve(private, load_pem_private_key, secret)
     config.use_elliptic_key_signer(private_key=private, password=secret)
     with files.replacing(out) as temporary:
-        config.sign(model, temporary)
+        config.sign(model.resolve(), temporary)  # it refuses links, which caches are full of
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _refusal(config: Any, asked: ModelSignedBy) -> str:
     try:
         with redirect_stdout(io.StringIO()):  # it prints what it thinks of older signatures
             config.use_elliptic_key_verifier(public_key=asked.public)
-            config.verify(asked.model, asked.signature)
+            config.verify(asked.model.resolve(), asked.signature)
     except InvalidSignature:
         return "the signature is not by this key, or was changed"
     except Exception as error:  # what a hostile signature makes the library raise is not fixed

@@ -72,7 +72,10 @@ MARGIN = (
     "{matched} agree and {least} are needed: {more} more may be lost before the mark is no longer "
     "found."
 )
-ROBUST = "Measured on other models, and no property of this one ({name}; {source}): {says}"
+ROBUST = (
+    "Measured on other models, and no property of this one ({name}; {source}; mean [least, most] "
+    "of the seeds, and how often each verdict): {says}"
+)
 NOT_ROBUST = "What attacks leave of a mark was not measured for this form of the scheme."
 SHORT = "{matched} agree and {least} are needed: the mark was not found."
 BY_RANK = "it is judged by a rank, not by a count: a margin in bits would say nothing."
