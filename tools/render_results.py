@@ -1,11 +1,14 @@
-"""Writes docs/results and docs/figures from results/; with --check, fails when one is stale."""
+"""Writes docs/results, docs/figures and what reports quote from results/; with --check, fails when
+one is stale."""
 
 import sys
 from pathlib import Path
 
 from countermark.bench.figures import FIGURES, Drawing, Shown, draw, is_drawn_from
+from countermark.bench.measured import measured
 from countermark.bench.pages import page
 from countermark.bench.scorecard import scorecard
+from countermark.report.measured import FILE
 
 DOCS = Path("docs")
 EXPERIMENTS, TABLES, RESULTS = Path("experiments"), Path("tables"), Path("results")
@@ -42,8 +45,9 @@ def pages(drawn: dict[Path, tuple[Drawing, Shown]]) -> dict[Path, str]:
     leading = page("Results", {}, [], list(EXPERIMENTS.glob("*.toml")), RESULTS)
     links = [f"- [{title}](results/{paper}.md)" for paper, title in PAPERS.items()]
     found[DOCS / "results.md"] = "\n".join([leading, "## By paper", "", *links, ""])
-    card = scorecard(TABLES / "scorecard.toml", RESULTS)
-    return found | {DOCS / "scorecard.md": card}
+    card = TABLES / "scorecard.toml"
+    found[DOCS / "scorecard.md"] = scorecard(card, RESULTS)
+    return found | {FILE: measured(TABLES / "measured.toml", card, RESULTS)}
 
 
 def main() -> None:

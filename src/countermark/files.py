@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_MOST_PARTS = 1 << 21  # of a document; pydantic takes a kilobyte for each that is an empty list
 
 
 @contextmanager
@@ -108,13 +109,20 @@ def parse_as(model: type[_Model], content: bytes) -> _Model:
     Raises:
         ValueError: it is none; names the first field that is unknown, missing or wrong.
     """
+    require_few_parts(content)
     parse_json(content)
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ValueError(f"{where}: {first['msg']}") from None
+
+
+def require_few_parts(content: bytes) -> None:
+    """Raise `ValueError` for JSON of so many values that pydantic would need gigabytes for them."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_PARTS:
+        raise ValueError(f"it has more than {_MOST_PARTS:,} parts")
 
 
 def parse_json(content: bytes, *, non_finite: bool = False) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cli_calls import Said, call, embed, python, refused
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
 from countermark.claims.signed import Claim
@@ -276,6 +280,109 @@ def test_a_changed_ledger_dates_nothing(case: Path) -> None:
     found = verify("--ledger", "claims.db")
     assert found.code == 3
     assert "the ledger was changed" in found.json["reason"]
+
+
+# --- the released file, signed by OpenSSF model signing
+
+
+def released(claim: str = "claim.json", model: str = "m.safetensors", signer: str = "release.pub",
+             signature: str = "m.sig") -> Said:  # fmt: skip
+    return call(
+        "claim", "check", claim, "--model", model, "--model-signature", signature,
+        "--model-signer", signer, "--signer", "acme.pub", "--authority", "root.pem", "--before",
+        AHEAD, "--json",
+    )  # fmt: skip
+
+
+def test_a_released_file_is_signed_beside_its_claim(case: Path) -> None:
+    said("claim keygen release --for-files", "claim keygen other --for-files")
+    said(f"{SIGN_MODEL} release.pem")
+    found = released()
+    assert (found.code, found.err) == (0, "")
+    assert "model signed by" in [each["check"] for each in found.json["findings"]]
+    shutil.copy("m.safetensors", "renamed.safetensors")
+    Path("link.safetensors").symlink_to("m.safetensors")
+    said("claim sign-model link.safetensors --private-key release.pem --out link.sig")
+    for model, signature in (("renamed", "m"), ("link", "m"), ("m", "link")):
+        found = released(model=f"{model}.safetensors", signature=f"{signature}.sig")
+        assert found.code == 0, found
+    assert "it is no signature by this key" in failed(released(signer="other.pub"))
+    save_file(load_file("m.safetensors"), "renamed.safetensors", metadata={"format": "pt"})
+    reason = failed(released(model="renamed.safetensors"))
+    assert "is another file than the one that was signed" in reason
+
+
+def failed(found: Said) -> str:
+    """Why the file is not accepted, which is all that fails: the claim is about its tensors."""
+    assert found.code == 1, found
+    (finding,) = (each for each in found.json["findings"] if each["holds"] is False)
+    assert finding["check"] == "model signed by"
+    return str(finding["reason"])
+
+
+def test_a_signature_of_other_content_is_told_from_a_changed_one(case: Path) -> None:
+    said("claim keygen release --for-files")
+    said(f"{SIGN_MODEL} release.pem")
+    whole = json.loads(Path("m.sig").read_bytes())
+    drawn = random.Random(8)  # noqa: S311
+    for _ in range(30):
+        content = bytearray(json.dumps(whole).encode())
+        content[drawn.randrange(len(content))] ^= 1 << drawn.randrange(7)
+        Path("m.sig").write_bytes(content)
+        found = released()
+        assert found.code in (0, 1, 2), found
+        assert "internal error" not in found.err
+        if found.code == 0:  # what the signature does not cover: names of fields that are optional
+            assert (
+                json.loads(content)["dsseEnvelope"]["payload"] == (whole["dsseEnvelope"]["payload"])
+            )
+    whole["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
+    Path("m.sig").write_text(json.dumps(whole))
+    assert "not by this key, or was changed" in failed(released())
+
+
+OF_FILE = "check claim.json --model m.safetensors --model-signature"
+SIGN_MODEL = "claim sign-model m.safetensors --out m.sig --private-key"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("sign-model m.safetensors --private-key acme.pem --out m.sig", "another kind of key"),
+        ("sign-model m.safetensors --private-key k1.pem --out m.sig", "another kind of key"),
+        ("sign-model m.safetensors --private-key acme.pub --out m.sig", "no key that opens"),
+        ("sign-model m.safetensors --private-key release.pem --out claim.json", "exists"),
+        ("sign-model acme.key --private-key release.pem --out m.sig", "acme.key is no file"),
+        ("check claim.json --model-signature claim.json", "go together"),
+        (f"{OF_FILE} m.safetensors --model-signer release.pub", "expected an OpenSSF model signa"),
+        (f"{OF_FILE} claim.json --model-signer acme.pub", "another kind of key"),
+    ],
+)
+def test_what_no_released_file_is_signed_with(case: Path, line: str, says: str) -> None:
+    said("claim keygen release --for-files")
+    curve = "ecparam -name secp256k1 -genkey -noout -out k1.pem"
+    subprocess.run(["openssl", *curve.split()], check=True, capture_output=True)
+    refused(["claim", *line.split()], says, case)
+
+
+def test_model_signing_is_an_extra(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said("claim keygen release --for-files")
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    refused(
+        f"{SIGN_MODEL} release.pem".split(),
+        "OpenSSF model signing needs an extra: pip install 'countermark[evidence]'", case,
+    )  # fmt: skip
+
+
+def test_an_encrypted_release_key(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pass").write_text("correct horse\n")
+    monkeypatch.setenv("COUNTERMARK_PASSPHRASE_FILE", "pass")
+    said("claim keygen release --for-files --encrypt")
+    monkeypatch.delenv("COUNTERMARK_PASSPHRASE_FILE")
+    refused(f"{SIGN_MODEL} release.pem".split(), "no key that opens", case)
+    monkeypatch.setenv("COUNTERMARK_PASSPHRASE_FILE", "pass")
+    said(f"{SIGN_MODEL} release.pem")
+    assert released().code == 0
 
 
 # --- what cannot be right

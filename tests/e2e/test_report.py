@@ -6,27 +6,35 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from cli_calls import Said, call, embed, listing, python, refused
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 from authority import LocalAuthority, some_claim
+from countermark.bench.models import build
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private, write_pair
 from countermark.claims.statement import Commitment
+from countermark.cli.report import _pictures
 from countermark.errors import CountermarkError
-from countermark.key import Key
+from countermark.key import Key, KeyMaterial
 from countermark.nulls import Evidence, FreshKeys, Null, PermutedUnits, Reader, UnmarkedModels
 from countermark.report.bundle import replay
+from countermark.report.measured import measured_of
+from countermark.report.page import About, page
 from countermark.report.record import Record, Recorder
+from countermark.schemes.adi import Adi
 from countermark.verdict import Terms, judge
-from countermark.weights import model_digest, open_weights
+from countermark.weights import model_digest, open_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,81 @@ class Seen(HTMLParser):
         self.words += data
 
 
+def test_the_page_quotes_what_was_measured_of_the_form_and_says_where(case: Path) -> None:
+    words = Seen(Path("report.html").read_text()).words
+    form = measured_of("uchida", Key.load("acme.key").fields)
+    assert form is not None
+    (first, *_) = form.unmarked
+    for level, claims in first.claims.items():
+        assert f"{claims} of {first.judged} at alpha {level} (95 % interval" in words
+    for part in (first.source, first.track, first.group, form.robustness, form.robustness_source):
+        assert part in words, part
+    assert "no property of this one" in words
+
+
+def test_of_a_form_that_was_not_measured_the_page_says_that(case: Path) -> None:
+    replayed = replay(Path("bundle"))
+    fields = Key.load("acme.key").fields | {"key_type": "direct"}
+    about = About("P", 0.1, fields)
+    words = Seen(page(replayed.record, replayed.verdict, {}, about).decode()).words
+    assert "not measured for this form of the scheme" in words
+    assert "What attacks leave of a mark was not measured" in words
+    assert "of 100 at alpha" not in words
+
+
+# --- triggers
+
+
+def triggers_of(key: Key, folder: Path, name: str) -> str:
+    """The page of a report on a host without a mark, the key opened."""
+    save_weights(build("mlp", {}).state_dict(), folder / "m.safetensors")
+    key.save(folder / f"{name}.key")
+    words = ["report", "m.safetensors", "--model", "mlp", "--key", f"{name}.key"]
+    closed = call(*words, "--out", f"{name}.html", "--bundle", name)
+    assert closed.code in (1, 3), closed
+    hidden = Path(f"{name}.html").read_text()
+    assert "<img" not in hidden
+    assert "The triggers are secret and not shown" in hidden
+    opened = call(*words, "--out", f"{name}-open.html", "--bundle", f"{name}-open", "--open-key")
+    assert opened.code == closed.code
+    assert "the mark is burnt" in opened.err
+    return Path(f"{name}-open.html").read_text()
+
+
+def drawn(n: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(n).integers(0, 256, (n, 1, 28, 28), dtype=np.uint8)
+
+
+def test_triggers_are_drawn_where_the_key_is_opened_and_only_there(here: Path) -> None:
+    material = KeyMaterial.fresh()
+    key = Adi(10, 60).generate_key({"triggers": drawn(60)}, owner="ACME Inc.", material=material)
+    text = triggers_of(key, here, "adi")
+    assert (text.count('alt="trigger"'), text.count('alt="cover"')) == (12, 0)
+    assert "keeps no pictures that they were made of" in text
+    labels = key.labels(60, 10)
+    for label in labels[:12]:
+        assert f"class {label} wanted, " in text
+
+
+def test_triggers_are_drawn_beside_their_covers() -> None:
+    """Of any key that keeps covers: what they are of is in the record alone."""
+    key = replace(
+        Adi(10, 4).generate_key(
+            {"triggers": drawn(4)}, owner="ACME Inc.", material=KeyMaterial.for_tests(1)
+        ),
+        learnt={},
+    )
+    key = replace(key, frozen={**key.frozen, "covers": drawn(4)[::-1]})
+    reading = SimpleNamespace(expected=(3, 1, 4, 1), read=(3, -1, 4, 2))
+    shown = _pictures(key, cast(Record, SimpleNamespace(reading=reading)))
+    assert [each.says for each in shown] == [
+        "class 3 wanted, 3 answered", "class 1 wanted, no answer", "class 4 wanted, 4 answered",
+        "class 1 wanted, 2 answered",
+    ]  # fmt: skip
+    assert shown[0].cover == shown[3].trigger
+    assert shown[0].trigger == shown[3].cover
+
+
 def test_the_page_says_all_of_it_and_loads_nothing(case: Path) -> None:
     text = Path("report.html").read_text()
     seen = Seen(text)
@@ -98,7 +181,7 @@ def test_the_page_says_all_of_it_and_loads_nothing(case: Path) -> None:
         "OWNED", verdict["reason"], verdict["commitment"], verdict["null_says"],
         verdict["suspect"]["file_sha256"], "64 of 64 bits", f"{verdict['log10_p']:.2f}",
         "was made without any knowledge of that key's secret", "forgery bits", "likelihood ratio",
-        "by 2 commitments", "no rate of false claims was measured", *verdict["limits"],
+        "by 2 commitments", "with a probability of at most 1e-06", *verdict["limits"],
     ):  # fmt: skip
         assert part in seen.words, part
     for name in ("record.json", "claim.json", "tree-head.json", "authority-0.pem"):

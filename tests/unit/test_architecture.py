@@ -85,8 +85,8 @@ TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training", "u
 TORCH = {"torch", "safetensors.torch"}
 # Slow to load, and needed by few: imported where they are used.
 INSIDE = {
-    "alembic", "conseal", "httpx2", "onnx", "psycopg", "rfc3161_client", "scipy", "sklearn",
-    "sqlalchemy",
+    "alembic", "conseal", "httpx2", "model_signing", "onnx", "psycopg", "rfc3161_client", "scipy",
+    "sklearn", "sqlalchemy",
 }  # fmt: skip
 # What needs a library as a whole is a module of its own, which others import inside functions.
 HOMES = {"sqlalchemy": "claims.database", "alembic": "claims.migrations"}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from keys import one_line
+from pydantic import BaseModel
 
 from countermark.errors import CountermarkError, MissingExtraError, printable
-from countermark.files import parse_json, replacing, write_bytes, write_folder
+from countermark.files import parse_as, parse_json, replacing, write_bytes, write_folder
 
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -156,3 +157,13 @@ def test_errors_are_one_printable_line_whatever_they_quote() -> None:
     assert said.endswith("…")
     assert printable("as it is: ⌊½⌋") == "as it is: ⌊½⌋"
     assert "countermark[report]" in one_line(MissingExtraError("a report", "report"))
+
+
+def test_json_of_too_many_parts_is_not_parsed() -> None:
+    class Anything(BaseModel):
+        a: list[int]
+
+    most = b'{"a":[' + b"1," * ((1 << 21) - 2) + b"1]}"
+    assert len(parse_as(Anything, most).a) == (1 << 21) - 1
+    with pytest.raises(ValueError, match="more than 2,097,152 parts"):
+        parse_as(Anything, most.replace(b"1]", b"1,1]"))

@@ -69,22 +69,35 @@ def scorecard(path: Path, results: Path) -> str:
     return "\n".join([*lines, card.outro.strip(), ""])
 
 
+def quoted(score: Score, results: Path) -> str:
+    """The sentence, with the figures that it quotes.
+
+    Raises:
+        ConfigError: it quotes a row that its table does not have.
+        DataError: what it quotes was not measured yet.
+    """
+    if not score.table:
+        return score.says
+    table = load_table(located(score.table, TABLES))
+    rows = tuple(row for row in table.rows if row.label == score.row)
+    if not rows:
+        labels = nearest(score.row, [row.label for row in table.rows])
+        raise ConfigError(f"{score.table} has no row {score.row!r}: {labels}")
+    shown = rendered(table.model_copy(update={"rows": rows}), results)
+    cells = shown["rows"][0]["cells"]
+    figures = {name: shown_cell(name, cell, paper=False) for name, cell in cells.items()}
+    return score.says.format(**figures)
+
+
 def _said(score: Score, results: Path) -> str:
     if not score.table:
         return f"{score.says} [more]({score.link})" if score.link else score.says
-    table = load_table(located(score.table, TABLES))
-    address = f"results/{score.table.partition('/')[0]}.md#{slug(table.title)}"
-    quoted_rows = tuple(row for row in table.rows if row.label == score.row)
-    if not quoted_rows:
-        labels = nearest(score.row, [row.label for row in table.rows])
-        raise ConfigError(f"{score.table} has no row {score.row!r}: {labels}")
+    title = load_table(located(score.table, TABLES)).title
+    address = f"results/{score.table.partition('/')[0]}.md#{slug(title)}"
     try:
-        shown = rendered(table.model_copy(update={"rows": quoted_rows}), results)
+        return f"{quoted(score, results)} [table]({address})"
     except DataError:
         return f"[not measured yet]({address})"
-    cells = shown["rows"][0]["cells"]
-    quoted = {name: shown_cell(name, cell, paper=False) for name, cell in cells.items()}
-    return f"{score.says.format(**quoted)} [table]({address})"
 
 
 def slug(heading: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
@@ -43,7 +45,7 @@ def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey
     Raises:
         ClaimError: it cannot be read, is no Ed25519 key, or the passphrase is missing or wrong.
     """
-    content = _read(path)
+    content = read_pem(path)
     try:
         key = load_pem_private_key(content, passphrase.encode() if passphrase else None)
     except TypeError:
@@ -60,13 +62,20 @@ def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey
     return key
 
 
-def write_pair(path: Path, passphrase: str | None = None) -> str:
+def write_pair(path: Path, passphrase: str | None = None, *, for_files: bool = False) -> str:
     """Write a fresh key pair: `path`.pem (0600, PKCS #8) and `path`.pub; returns its name.
+
+    Args:
+        path: without its suffixes.
+        passphrase: encrypts the private key.
+        for_files: on P-256, to sign the model's file with, instead of Ed25519.
+
+    Returns: as `key_id`, or the SHA-256 of `path`.pub, by which OpenSSF signatures name a key.
 
     Raises:
         ConfigError: something has one of these names already.
     """
-    private = Ed25519PrivateKey.generate()
+    private = generate_private_key(SECP256R1()) if for_files else Ed25519PrivateKey.generate()
     cipher = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     secret, public = path.with_name(f"{path.name}.pem"), path.with_name(f"{path.name}.pub")
     for each in (secret, public):
@@ -75,12 +84,14 @@ def write_pair(path: Path, passphrase: str | None = None) -> str:
     files.write_secret(secret, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, cipher))
     shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     files.write_bytes(public, shown)
-    return key_id(private.public_key())
+    if isinstance(private, Ed25519PrivateKey):
+        return key_id(private.public_key())
+    return hashlib.sha256(shown).hexdigest()
 
 
 def is_encrypted(path: Path) -> bool:
     """Whether a PEM file asks for a passphrase."""
-    return b"ENCRYPTED" in _read(path)
+    return b"ENCRYPTED" in read_pem(path)
 
 
 def load_public(path: Path) -> Ed25519PublicKey:
@@ -90,7 +101,7 @@ def load_public(path: Path) -> Ed25519PublicKey:
         ClaimError: it cannot be read, or is no Ed25519 public key.
     """
     try:
-        key = load_pem_public_key(_read(path))
+        key = load_pem_public_key(read_pem(path))
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
@@ -109,7 +120,7 @@ def load_certificates(path: Path) -> list[Certificate]:
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
-        return load_pem_x509_certificates(_read(path))
+        return load_pem_x509_certificates(read_pem(path))
     except (ValueError, UnsupportedAlgorithm):
         raise ClaimError(f"{path} holds no certificate: expected PEM of a time-stamping authority "
                          "with its root") from None  # fmt: skip
@@ -130,7 +141,12 @@ def least_of(least: int, of: Sequence[object], what: str) -> None:
         raise ConfigError(f"{least} of {len(of)} {what}: expected at least 1, and so many of them")
 
 
-def _read(path: Path) -> bytes:
+def read_pem(path: Path) -> bytes:
+    """The content of a PEM file.
+
+    Raises:
+        ClaimError: it cannot be read, or is too large for one.
+    """
     try:
         return files.read_regular(path, _LARGEST)
     except ValueError as error:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import typer
 
-from countermark.cli import dispute, report  # noqa: F401 - they add commands to `app`
+from countermark.cli import dispute, released, report  # noqa: F401 - they add commands to `app`
 from countermark.cli.claim import claim_app
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import bench_app

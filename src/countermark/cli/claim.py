@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from countermark.cli.believed import about_what, believing, released
 from countermark.cli.options import (
     AsJson,
     new_passphrase,
@@ -19,8 +20,6 @@ from countermark.cli.options import (
 from countermark.errors import ClaimError, ConfigError, SuspectError, printable
 
 if TYPE_CHECKING:
-    from countermark.claims.decision import Decision
-    from countermark.claims.policy import Check
     from countermark.claims.signed import Claim
     from countermark.key import Key
 
@@ -54,6 +53,9 @@ def keygen(
             help="Encrypt NAME.pem: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
         ),
     ] = False,
+    for_files: Annotated[
+        bool, typer.Option("--for-files", help="A key on P-256, for `claim sign-model`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Make an Ed25519 key pair to sign claims or tree heads with, as OpenSSL does.
@@ -61,12 +63,14 @@ def keygen(
     NAME.pem is secret; NAME.pub is what others pin. Publish it where your name is known.
 
     \b
-    Example:
+    Examples:
         countermark claim keygen acme
+        countermark claim keygen release --for-files
     """
     from countermark.claims.signing import write_pair
 
-    identity = write_pair(Path(name), new_passphrase() if encrypt else None)
+    passphrase = new_passphrase() if encrypt else None
+    identity = write_pair(Path(name), passphrase, for_files=for_files)
     show_result({"public_key": identity}, as_json, f"{name}.pem and {name}.pub: {identity}")
     return 0
 
@@ -208,6 +212,13 @@ def check(
     key: Annotated[
         Path | None, typer.Option(metavar="DIR", help="It must be about this key.")
     ] = None,
+    model_signature: Annotated[
+        Path | None,
+        typer.Option(metavar="SIG", help="It must be a signature of that model's file."),
+    ] = None,
+    model_signer: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="A public key that you know: by whom.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Check a claim under what you believe. Nobody is believed by default.
@@ -219,10 +230,14 @@ def check(
     Example:
         countermark claim check claim.json --signer acme.pub --key acme.key  # exit 3
     """
+    from countermark.claims.decision import Case
+    from countermark.claims.policy import AllOf, Intact
     from countermark.claims.signed import Claim
 
     claim = Claim.load(file)
-    decision = _decided(claim, signer or [], authority or [], before, (model, key))
+    of = [*about_what(model, key), *released(model, model_signature, model_signer)]
+    believed = believing(signer or [], authority or [], before)
+    decision = AllOf([Intact(), *of, *believed]).judge(Case(claim))
     about = _about(claim)
     lines = [f"claim {claim.digest}", f"  owner       {claim.owner}"]
     lines += [f"  commitment  {claim.commitment}", f"  model       {claim.model_root}"]
@@ -230,55 +245,6 @@ def check(
     text = "\n".join([*map(printable, lines), decision.explain()])
     show_result(about | decision.to_json(), as_json, text)
     return decision.exit_code
-
-
-def _decided(
-    claim: Claim,
-    signers: list[Path],
-    authorities: list[Path],
-    before: str | None,
-    of: tuple[Path | None, Path | None],
-) -> Decision:
-    """What the policy that the options of `claim check` make says of a claim."""
-    from countermark.claims.decision import Case
-    from countermark.claims.policy import AllOf, Intact
-
-    if bool(authorities) != (before is not None):
-        raise ConfigError("--authority and --before go together: whom you believe, and the date")
-    believed = _believing(signers, authorities, before)
-    return AllOf([Intact(), *_about_what(*of), *believed]).judge(Case(claim))
-
-
-def _about_what(model: Path | None, key: Path | None) -> list[Check]:
-    """That the claim is about what lies here."""
-    from countermark.claims.policy import OfKey, OfModel
-    from countermark.key import Key
-    from countermark.weights import model_digest, open_weights
-
-    checks: list[Check] = []
-    if model is not None:
-        with open_weights(model) as weights:
-            checks.append(OfModel(model_digest(weights)))
-    if key is not None:
-        checks.append(OfKey(Key.load(key, passphrase_of(key)).commitment))
-    return checks
-
-
-def _believing(signers: list[Path], authorities: list[Path], before: str | None) -> list[Check]:
-    """That those who are believed say so; open where nobody was named."""
-    from countermark.claims.policy import CommittedBefore, SignedBy, Unasked
-    from countermark.claims.signing import key_id, load_public
-    from countermark.claims.statement import day_or_moment
-    from countermark.claims.timestamp import Authority
-
-    signed: Check = Unasked("signed by", "who signs with these keys is unknown: give --signer")
-    if signers:
-        signed = SignedBy([key_id(load_public(each)) for each in signers])
-    dated: Check = Unasked("committed before", "nobody to believe: give --authority and --before")
-    if before is not None:
-        pinned = [Authority.load(each) for each in authorities]
-        dated = CommittedBefore(day_or_moment(before, "--before"), pinned)
-    return [signed, dated]
 
 
 def _require_marked(model: Path, key: Key) -> None:

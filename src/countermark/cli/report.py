@@ -21,6 +21,7 @@ from countermark.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from countermark.key import Key
+    from countermark.report.page import Picture
     from countermark.report.record import Record
     from countermark.verdict import Terms, Verdict
 
@@ -128,7 +129,7 @@ def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool,
     from countermark.files import write_bytes
     from countermark.key import Key
     from countermark.report.bundle import contents, save
-    from countermark.report.page import page
+    from countermark.report.page import About, page
     from countermark.report.record import Recorder
     from countermark.schemes import scheme_named
     from countermark.verdict import Terms
@@ -149,24 +150,36 @@ def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool,
         )
     content = contents(record, None if shown is None else shown[1], order.key if open_key else None)
     paper = str(scheme_named(verdict.scheme).paper)
-    pictures = _pictures(key) if open_key else []
-    told = page(record, verdict, content, paper=paper, error_rate=error_rate, pictures=pictures)
+    pictures = _pictures(key, record) if open_key else []
+    told = page(record, verdict, content, About(paper, error_rate, key.fields, pictures))
     save(bundle, content)
     write_bytes(out, told)
     return verdict
 
 
-def _pictures(key: Key) -> list[str]:
-    """The first triggers of a key that commits to some."""
-    from countermark.key import OPENINGS
-    from countermark.report.page import data_url
+def _pictures(key: Key, record: Record) -> list[Picture]:
+    """The first triggers of a key, beside their covers where it keeps them."""
+    from countermark.report.page import Picture, data_url
     from countermark.schemes import scheme_of
     from countermark.schemes.black_box import TriggerScheme
+    from countermark.schemes.deepstego import COVERS
 
     scheme = scheme_of(key)
-    if not isinstance(scheme, TriggerScheme) or OPENINGS not in key.frozen:
+    if not isinstance(scheme, TriggerScheme):
         return []
-    return [data_url(png(each)) for each in scheme.committed(key)[:_PICTURES]]
+    covers = key.frozen.get(COVERS)
+    reading = record.reading
+    answers = zip(reading.expected, reading.read, strict=True)
+    return [
+        Picture(
+            trigger=data_url(png(trigger)),
+            cover=None if covers is None else data_url(png(covers[n])),
+            says=f"class {expected} wanted, " + (f"{read} answered" if read >= 0 else "no answer"),
+        )
+        for n, (trigger, (expected, read)) in enumerate(
+            zip(scheme.committed(key)[:_PICTURES], answers, strict=False)
+        )
+    ]
 
 
 def _replayed(

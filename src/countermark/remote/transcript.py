@@ -14,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 
@@ -140,12 +139,9 @@ class Transcript(_Strict):
         """
         try:
             content = files.read_regular(Path(path), _LARGEST)
+            files.require_few_parts(content)
             _refuse_other_versions(files.parse_json(content))
-            return cls.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            why = f"{where}: {first['msg']}"
+            return files.parse_as(cls, content)
         except ValueError as error:
             why = str(error)
         raise SuspectError(f"{path}: {printable(why, 200)}; expected a transcript of type {TYPE}")

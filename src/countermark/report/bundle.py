@@ -24,7 +24,8 @@ from countermark.verdict import Verdict
 
 RECORD, CLAIM, HEAD, PROOF = "record.json", "claim.json", "tree-head.json", "inclusion.json"
 KEY = ("key.json", "key.safetensors")
-_LARGEST = 64 << 20  # bytes of a record
+_LARGEST = 4 << 20  # bytes of a record; a hostile one takes a hundred times that to parse
+_LARGEST_PROOF = 1 << 16  # of an inclusion proof: 40 digests are enough for any tree
 
 RECORDED_P = (
     "log10 p by {name} cannot be computed again without suspect and key: it is taken as recorded"
@@ -147,7 +148,9 @@ def _dated(folder: Path) -> Dated:
     if (folder / HEAD).exists():
         head = TreeHead.load(folder / HEAD)
         try:
-            inclusion = files.parse_as(Inclusion, files.read_regular(folder / PROOF, _LARGEST))
+            inclusion = files.parse_as(
+                Inclusion, files.read_regular(folder / PROOF, _LARGEST_PROOF)
+            )
         except ValueError as error:
             raise ClaimError(f"{folder / PROOF}: {printable(str(error), 200)}") from None
     pems = {kind: tuple(sorted(folder.glob(f"{kind}-*.pem"))) for kind in ("authority", "signer")}

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,22 +17,66 @@ from countermark import stats
 from countermark.claims.statement import moment
 from countermark.errors import printable
 from countermark.report import figures
+from countermark.report.measured import Form, Unmarked, measured_of
 from countermark.report.record import Record
 from countermark.verdict import Verdict
 
 _CUT = 10_000  # cells of a figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A trigger as it is drawn.
+
+    Attributes:
+        trigger, cover: data URLs; no cover where the key keeps none.
+        says: its label, and what was answered.
+    """
+
+    trigger: str
+    cover: str | None
+    says: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page shows beside record and verdict.
+
+    Attributes:
+        paper: whom the scheme is by.
+        error_rate: e, at which bits of a copy are assumed to be lost, for the likelihood ratio.
+        fields: of the scheme, by which the form is known that something was measured of.
+        pictures: triggers, where the key was opened.
+    """
+
+    paper: str
+    error_rate: float
+    fields: Mapping[str, Any]
+    pictures: Sequence[Picture] = ()
+
+
 NO_RATIO = (
     "none: the reader was trained on its message, so that its bits follow no error model; see p"
 )
-NOT_MEASURED = (
-    "no rate of false claims was measured for this architecture; under the null hypothesis a "
-    "claim at this threshold is false with a probability of at most {alpha:g}"
+NOT_MEASURED = "not measured for this form of the scheme"
+MEASURED = (
+    "models without a mark, {group}: owned would have been said, were the key dated, of {counts}. "
+    "Measured: {source}, seeds {seeds}; {made}; {track}."
+)
+COUNT = "{claims} of {judged} at alpha {level} (95 % interval {low:.4f} to {high:.4f})"
+BY_NULL = (
+    "Under the null hypothesis a claim at this threshold is false with a probability of at most "
+    "{alpha:g}; what was measured is of other models and other keys, too few for so small an alpha."
 )
 MARGIN = (
     "{matched} agree and {least} are needed: {more} more may be lost before the mark is no longer "
-    "found. How much of a mark pruning, fine-tuning and overwriting take away was measured on "
-    "other models and is no property of this one."
+    "found."
 )
+ROBUST = (
+    "Measured on other models, and no property of this one ({name}; {source}; mean [least, most] "
+    "of the seeds, and how often each verdict): {says}"
+)
+NOT_ROBUST = "What attacks leave of a mark was not measured for this form of the scheme."
 SHORT = "{matched} agree and {least} are needed: the mark was not found."
 BY_RANK = "it is judged by a rank, not by a count: a margin in bits would say nothing."
 
@@ -39,10 +85,7 @@ def page(
     record: Record,
     verdict: Verdict,
     content: Mapping[str, bytes],
-    *,
-    paper: str,
-    error_rate: float,
-    pictures: Sequence[str] = (),
+    about: About,
 ) -> bytes:
     """The page, as UTF-8.
 
@@ -50,10 +93,9 @@ def page(
         record: what was judged.
         verdict: that followed.
         content: the files of the bundle, whose digests are shown.
-        paper: whom the scheme is by.
-        error_rate: e, at which bits of a copy are assumed to be lost, for the likelihood ratio.
-        pictures: triggers as data URLs, where the key was opened.
+        about: what else it shows.
     """
+    form = measured_of(verdict.scheme, about.fields)
     template = _environment().get_template("page.html.j2")
     evidence = record.reading.evidence()
     rate = 1 / evidence.choices
@@ -61,18 +103,19 @@ def page(
     shown = slice(0, _CUT)
     told = template.render(
         v=verdict,
-        paper=printable(paper),
+        paper=printable(about.paper),
         log10_alpha=math.log10(verdict.alpha),
-        false_claims=NOT_MEASURED.format(alpha=verdict.alpha),
-        ratio=_ratio(verdict, evidence.bits, rate, error_rate),
+        false_claims=_false_claims(form, verdict.alpha),
+        ratio=_ratio(verdict, evidence.bits, rate, about.error_rate),
         margin=_margin(verdict, least),
+        robust=_robust(form),
         dated=_dated(verdict),
         matches=Markup(figures.matches(evidence.matched, evidence.bits, rate, least)),  # noqa: S704
         message=Markup(  # noqa: S704 - made of numbers and escaped text
             figures.message(record.reading.read[shown], record.reading.expected[shown])
         ),
         time_line=Markup(figures.time_line(_events(record, verdict))),  # noqa: S704
-        pictures=pictures,
+        pictures=about.pictures,
         opened="key.json" in content,
         more_limits=_more_limits(record),
         files=[(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
@@ -117,6 +160,32 @@ def _margin(verdict: Verdict, least: int | None) -> str:
         return BY_RANK if not _counts(verdict) else "no number of agreements would be enough."
     words = MARGIN if verdict.matched >= least else SHORT
     return words.format(matched=verdict.matched, least=least, more=verdict.matched - least)
+
+
+def _false_claims(form: Form | None, alpha: float) -> list[str]:
+    """A sentence for each group of unmarked models, and one on this verdict's alpha."""
+    said = [
+        MEASURED.format(
+            group=each.group, counts=", ".join(_counts_of(each)), source=each.source,
+            seeds=", ".join(map(str, each.seeds)), made="; ".join(each.made), track=each.track,
+        )
+        for each in (form.unmarked if form else ())
+    ]  # fmt: skip
+    return [*(said or [NOT_MEASURED]), BY_NULL.format(alpha=alpha)]
+
+
+def _counts_of(group: Unmarked) -> list[str]:
+    return [
+        COUNT.format(claims=claims, judged=group.judged, level=level, low=low, high=high)
+        for level, claims in group.claims.items()
+        for low, high in [stats.clopper_pearson(claims, group.judged)]
+    ]
+
+
+def _robust(form: Form | None) -> str:
+    if form is None or not form.robustness:
+        return NOT_ROBUST
+    return ROBUST.format(name=form.name, source=form.robustness_source, says=form.robustness)
 
 
 def _dated(verdict: Verdict) -> str:

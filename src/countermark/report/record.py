@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from countermark._version import VERSION
 from countermark.age import Dating
+from countermark.errors import ConfigError
 from countermark.nulls import (
     AlignedCoin,
     Alignment,
@@ -38,7 +39,7 @@ from countermark.verdict import Judged, Terms, Verdict, judge
 
 _EXACT = {each.name: each for each in (FairCoin, AlignedCoin, SecretLabels)}
 _DRAWN = {each.name: each for each in (PermutedUnits, SecretClassMap, FreshKeys)}
-_MOST = 1 << 20  # bits, triggers, unmarked models
+_MOST = 1 << 16  # bits, triggers, unmarked models
 Numbers = Annotated[tuple[float, ...], Field(max_length=_MOST)]
 Classes = Annotated[tuple[int, ...], Field(max_length=_MOST)]
 
@@ -201,9 +202,18 @@ class Recorder:
         self.kept = judged
 
     def record(self, verdict: Verdict, *, blind_choice: bool, test_key: bool) -> Record | None:
-        """The record of a verdict; None of a key that read nothing at all."""
+        """The record of a verdict; None of a key that read nothing at all.
+
+        Raises:
+            ConfigError: more was read than a record holds.
+        """
         if self.kept is None or verdict.floor is None:
             return None
+        if self.kept.evidence.bits > _MOST:
+            raise ConfigError(
+                f"the key reads {self.kept.evidence.bits:,} {verdict.unit}: a report records at "
+                f"most {_MOST:,}; `verify` has no such limit"
+            )
         told = _json(verdict)
         return Record(
             type="countermark/record/v1",

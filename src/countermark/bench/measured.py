@@ -1,0 +1,123 @@
+"""What reports say was measured of each form of a scheme, gathered from the results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from countermark.bench.experiment import EXPERIMENTS, located, read_toml, result_path
+from countermark.bench.kinds import every_cell, load_any
+from countermark.bench.scorecard import Scorecard, quoted
+from countermark.bench.strict import Strict
+from countermark.errors import ConfigError, DataError, nearest
+from countermark.report.measured import Form, Measured, Unmarked
+
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
+
+
+class Judged(Strict):
+    """A row of an experiment whose suspects never had a mark."""
+
+    experiment: str
+    row: str
+
+
+class FormSource(Strict):
+    """Where a form's figures come from.
+
+    Attributes:
+        name, scheme, fields: as in `report.measured.Form`.
+        unmarked: rows with suspects.
+        scorecard: name of its entry there; empty where it has none.
+    """
+
+    name: str
+    scheme: str
+    fields: dict[str, str | bool]
+    unmarked: tuple[Judged, ...] = ()
+    scorecard: str = ""
+
+
+class Sources(Strict):
+    """The file that says so."""
+
+    forms: tuple[FormSource, ...]
+
+
+def measured(path: Path, card: Path, results: Path) -> str:
+    """The JSON file that reports read.
+
+    Args:
+        path: `Sources`, as TOML.
+        card: the scorecard's file.
+        results: the folder of results; what is not there yet is left out.
+
+    Raises:
+        ConfigError: a file is wrong, or names what does not exist.
+    """
+    scorecard = read_toml(card, Scorecard)
+    forms = [_form(each, scorecard, results) for each in read_toml(path, Sources).forms]
+    found = Measured(type="countermark/measured/v1", forms=tuple(forms))
+    return json.dumps(found.model_dump(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _form(source: FormSource, card: Scorecard, results: Path) -> Form:
+    says, table = _robustness(source.scorecard, card, results)
+    return Form(
+        name=source.name,
+        scheme=source.scheme,
+        fields=source.fields,
+        unmarked=tuple(group for each in source.unmarked for group in _groups(each, results)),
+        robustness=says,
+        robustness_source=table,
+    )
+
+
+def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
+    """The scorecard's sentence without its links, and the table that it quotes."""
+    if not name:
+        return "", ""
+    for scheme in card.schemes:
+        if scheme.name == name:
+            score = scheme.scores["robustness"]
+            try:
+                return _LINK.sub(r"\1", quoted(score, results)), score.table
+            except DataError:
+                return "", ""
+    raise ConfigError(
+        f"the scorecard has no {name!r}: {nearest(name, [each.name for each in card.schemes])}"
+    )
+
+
+def _groups(judged: Judged, results: Path) -> Iterator[Unmarked]:
+    """The groups of unmarked suspects of one row, over its seeds; none before all are measured."""
+    experiment = load_any(located(judged.experiment, EXPERIMENTS))
+    cells = [each for each in every_cell(experiment) if each.label == judged.row]
+    if not cells:
+        raise ConfigError(f"{judged.experiment} has no row {judged.row!r}")
+    paths = [result_path(each, results) for each in cells]
+    if not all(each.exists() for each in paths):
+        return
+    documents = [json.loads(each.read_text()) for each in paths]
+    for groups in zip(*(each["cell"]["figures"]["suspects"] for each in documents), strict=True):
+        yield Unmarked(
+            group=groups[0]["label"],
+            judged=sum(each["hosts"] for each in groups),
+            claims={
+                level: sum(each["claims"][level] for each in groups)
+                for level in groups[0]["claims"]
+            },
+            source=f"{judged.experiment}, {judged.row}",
+            track=experiment.track,
+            seeds=tuple(each["cell"]["seed"] for each in documents),
+            made=_versions(documents),
+        )
+
+
+def _versions(documents: list[Any]) -> tuple[str, ...]:
+    """Version and day of each result, each pair once."""
+    made = [each["provenance"] for each in documents]
+    return tuple(sorted({f"countermark {each['countermark']}, {each['date']}" for each in made}))

@@ -1,0 +1,59 @@
+"""What `claim check` checks, put together from its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from countermark.cli.options import passphrase_of
+from countermark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from countermark.claims.policy import Check
+
+
+def about_what(model: Path | None, key: Path | None) -> list[Check]:
+    """That the claim is about what lies here."""
+    from countermark.claims.policy import OfKey, OfModel
+    from countermark.key import Key
+    from countermark.weights import model_digest, open_weights
+
+    checks: list[Check] = []
+    if model is not None:
+        with open_weights(model) as weights:
+            checks.append(OfModel(model_digest(weights)))
+    if key is not None:
+        checks.append(OfKey(Key.load(key, passphrase_of(key)).commitment))
+    return checks
+
+
+def released(model: Path | None, signature: Path | None, signer: Path | None) -> list[Check]:
+    """That the file of the model is signed, where a signature was given."""
+    from countermark.claims.openssf import ModelSignedBy
+
+    if signature is None and signer is None:
+        return []
+    if model is None or signature is None or signer is None:
+        raise ConfigError(
+            "--model-signature, --model-signer and --model go together: signature, by whom, of what"
+        )
+    return [ModelSignedBy(model, signature, signer)]
+
+
+def believing(signers: list[Path], authorities: list[Path], before: str | None) -> list[Check]:
+    """That those who are believed say so; open where nobody was named."""
+    from countermark.claims.policy import CommittedBefore, SignedBy, Unasked
+    from countermark.claims.signing import key_id, load_public
+    from countermark.claims.statement import day_or_moment
+    from countermark.claims.timestamp import Authority
+
+    if bool(authorities) != (before is not None):
+        raise ConfigError("--authority and --before go together: whom you believe, and the date")
+    signed: Check = Unasked("signed by", "who signs with these keys is unknown: give --signer")
+    if signers:
+        signed = SignedBy([key_id(load_public(each)) for each in signers])
+    dated: Check = Unasked("committed before", "nobody to believe: give --authority and --before")
+    if before is not None:
+        pinned = [Authority.load(each) for each in authorities]
+        dated = CommittedBefore(day_or_moment(before, "--before"), pinned)
+    return [signed, dated]

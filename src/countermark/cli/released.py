@@ -1,0 +1,37 @@
+"""The command that signs a released model's file beside its claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from countermark.cli.claim import claim_app
+from countermark.cli.options import AsJson, pem_passphrase, show_result
+
+
+@claim_app.command()
+def sign_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The model, as released.")],
+    private_key: Annotated[
+        Path,
+        typer.Option(metavar="PEM", help="From `claim keygen --for-files`, or on P-384, P-521."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="SIG", help="To write; must not exist.")],
+    as_json: AsJson = False,
+) -> int:
+    """Sign the model's file itself, by OpenSSF model signing; publish SIG beside it.
+
+    A claim names the tensors, this signature the bytes of the file. `claim check` reads it, and so
+    does every tool that knows the form.
+
+    \b
+    Example:
+        countermark claim sign-model m.safetensors --private-key release.pem --out m.sig
+    """
+    from countermark.claims.openssf import sign_model as sign
+
+    sign(file, private_key, out, passphrase=pem_passphrase(private_key))
+    show_result({"signature": str(out)}, as_json, f"{out}: {file} is signed")
+    return 0
