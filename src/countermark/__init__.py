@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from countermark.schemes.deep_watermarking import DeepWatermarking
     from countermark.schemes.deepstego import DeepStego
     from countermark.schemes.independent_network import IndependentNetwork
+    from countermark.schemes.stamp import Stamp
     from countermark.schemes.uchida import Uchida
     from countermark.verdict import Verdict
 
@@ -52,6 +53,7 @@ _PLACES = {
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",
     "Retrain": "attacks.retrain",
+    "Stamp": "schemes.stamp",
     "Uchida": "schemes.uchida",
     "Verdict": "verdict",
     "verify": "examine",
@@ -70,6 +72,7 @@ __all__ = [
     "Prune",
     "PruneUnused",
     "Retrain",
+    "Stamp",
     "Uchida",
     "Verdict",
     "verify",

@@ -45,6 +45,7 @@ RANKS = {
     "schemes": 5,
     "openings": 6,
     "report": 6,
+    "stamping": 6,
     "readings": 6,
     "attacks": 7,
     "examine": 7,

@@ -17,6 +17,7 @@ import typer
 
 from countermark.cli import dispute, report  # noqa: F401 - they add commands to `app`
 from countermark.cli.claim import claim_app
+from countermark.cli.finished import advise, stamp
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import bench_app
 from countermark.cli.ledger import ledger_app
@@ -26,6 +27,8 @@ from countermark.cli.thief import attack_app
 from countermark.errors import CountermarkError, printable
 
 app.command()(mark)
+app.command()(advise)
+app.command()(stamp)
 app.add_typer(key_app, name="key")
 app.add_typer(claim_app, name="claim")
 app.add_typer(ledger_app, name="ledger")

@@ -15,6 +15,7 @@ from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.guo import Guo
 from countermark.schemes.independent_network import IndependentNetwork
+from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 from countermark.schemes.zhang import Zhang
@@ -22,6 +23,7 @@ from countermark.schemes.zhang import Zhang
 SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,
     IndependentNetwork.name: IndependentNetwork,
+    Stamp.name: Stamp,
     DeepStego.name: DeepStego,
     DeepWatermarking.name: DeepWatermarking,
     Adi.name: Adi,

@@ -20,7 +20,7 @@ from countermark.key import Key, KeyMaterial
 from countermark.nulls import LEAST_FORGERY_BITS, Evidence, FairCoin, FreshKeys, Null, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA
-from countermark.weights import Array, Suspect
+from countermark.weights import Array, Suspect, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +83,21 @@ class WeightScheme(Scheme):
     @abstractmethod
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read the key's bits out of the tensors it names."""
+
+    def read_from(
+        self,
+        weights: Weights,
+        where: Mapping[str, str],
+        key: Key,  # noqa: ARG002 - a scheme that reads parts of tensors needs it
+    ) -> dict[str, Array]:
+        """What `extract` needs of an open suspect: whole tensors, if a scheme says no more.
+
+        Args:
+            weights: the suspect.
+            where: the key's name of each tensor to the suspect's.
+            key: the key that will read it.
+        """
+        return {wanted: weights.read(name) for wanted, name in where.items()}
 
     def nulls(
         self,

@@ -1,0 +1,155 @@
+"""A checkpoint and an owner's name to a stamped copy and its key."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import ConfigError, MarkNotTakenError
+from countermark.key import Key, KeyMaterial
+from countermark.keyfile import refuse_existing
+from countermark.nulls import Evidence
+from countermark.schemes.stamp import BEFORE, Stamp
+from countermark.stamping.advising import Advice, advise
+from countermark.stamping.copying import Writer, copied, require_room, shards_of
+from countermark.stamping.solving import Shifts, shifted, solve
+from countermark.weights import Weights, open_weights
+from countermark.weights.dtypes import encoded
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """What was made.
+
+    Attributes:
+        key: the key, as it was saved.
+        advice: what was expected.
+        change: the relative change of the values that are read, root of summed squares.
+        evidence: what the key reads from the copy.
+        left_out: files beside the checkpoint that may hold the model without the mark.
+    """
+
+    key: Key
+    advice: Advice
+    change: float
+    evidence: Evidence
+    left_out: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return self.advice.to_json() | {
+            "change": self.change,
+            "bits": self.evidence.bits,
+            "matched": self.evidence.matched,
+            "commitment": self.key.commitment,
+            "test_key": self.key.test_key,
+            "left_out": list(self.left_out),
+        }
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a stamped copy and its key go; neither may exist yet.
+
+    Attributes:
+        out: the file or folder to write.
+        key: the key folder to write.
+        passphrase: encrypts the key; None for none.
+    """
+
+    out: Path
+    key: Path
+    passphrase: str | None = None
+
+    def check(self, source: Path) -> None:
+        """Raise `ConfigError` or `KeyFileError` when something is in the way."""
+        refuse_existing(self.key)
+        require_room(source, self.out)
+        inner, outer = self.key.resolve(), self.out.resolve()
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise ConfigError(
+                f"{self.key} and {self.out} lie in each other: a key never lies there"
+            )
+
+
+def stamp(
+    source: Path, places: Places, *, owner: str, fields: Mapping[str, Any] | None = None,
+    keep_before: bool = True, material: KeyMaterial | None = None,
+) -> Stamped:  # fmt: skip
+    """Make a copy of a checkpoint that bears a mark, and its key.
+
+    Args:
+        source: a .safetensors file, or a folder with one or with shards under an index; only read.
+        places: where copy and key go.
+        owner: whose mark it is.
+        fields: fields of the scheme; the others are advised.
+        keep_before: keep in the key what it reads as it was, as a reference for alignment.
+        material: secret and nonce; drawn from the operating system when None.
+
+    Raises:
+        SuspectError: the checkpoint cannot be read, or is no safetensors checkpoint.
+        CountermarkError: what cannot be right; nothing is written then.
+        OSError: the disk is full, or may not be written to; nothing is left then.
+    """
+    places.check(source)
+    with open_weights(source) as weights:
+        shards_of(weights, source)
+        advice = advise(weights, fields)
+        key = _key(weights, advice, owner, material or KeyMaterial.fresh(), keep_before=keep_before)
+        shifts = solve(weights, advice.scheme, key)
+        with copied(source, weights, places.out) as (copy, write, left_out):
+            change = _write(weights, advice.scheme, key, shifts, write)
+            evidence = _read_back(copy, advice.scheme, key)
+            key.save(places.key, places.passphrase)
+    if left_out:
+        warnings.warn(
+            f"left out, because they may hold the model without the mark: {', '.join(left_out)}",
+            stacklevel=2,
+        )
+    return Stamped(key, advice, change, evidence, tuple(left_out))
+
+
+def _key(
+    weights: Weights, advice: Advice, owner: str, material: KeyMaterial, *, keep_before: bool
+) -> Key:
+    """The key; what it will read, as it is before the mark, enters its commitment."""
+    frozen: dict[str, NDArray[Any]] = {}
+    if keep_before:
+        for name, place in advice.scheme.places(advice.tensors, material).items():
+            part = weights.read_part(name, place.start, len(place))
+            frozen[f"{BEFORE}.{name}"] = encoded(part, weights.tensors[name].dtype)
+    return advice.scheme.generate_key(advice.tensors, owner=owner, material=material, frozen=frozen)
+
+
+def _write(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts, write: Writer) -> float:
+    """Write the shifted values; returns their relative change."""
+    changed = total = 0.0
+    for piece in shifted(weights, scheme, key, shifts):
+        write(piece)
+        changed += float(np.square(piece.after - piece.before).sum())
+        total += float(np.square(piece.before).sum())
+    return math.sqrt(changed / total) if total else 0.0
+
+
+def _read_back(copy: Path, scheme: Stamp, key: Key) -> Evidence:
+    """What the key reads from the copy as it lies on disk.
+
+    Raises:
+        MarkNotTakenError: not the mark.
+    """
+    with open_weights(copy) as weights:
+        where = {name: name for name in key.tensors}
+        evidence = scheme.extract(scheme.read_from(weights, where, key), key)
+    if evidence.matched < evidence.bits:
+        raise MarkNotTakenError(
+            f"only {evidence.matched} of {evidence.bits} bits are in the copy: expected all; "
+            "take fewer bits, more layers or a larger margin"
+        )
+    return evidence
