@@ -128,15 +128,15 @@ class Carriers:
     def take(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
         """Bits (count,), 0 to T − 1, and signs (count,), ±1, of the next values."""
         while len(self._bits) < count:
-            self._draw()
+            self._draw(count - len(self._bits))
         bits, self._bits = self._bits[:count], self._bits[count:]
         signs, self._drawn = self._drawn[:count], self._drawn[count:]
         return bits, signs
 
-    def _draw(self) -> None:
+    def _draw(self, count: int) -> None:
         """Expand some more runs; each has its turn, and its signs start on a byte of their own."""
         T = self._bits_of_message
-        runs = max(1, _AT_ONCE // T)
+        runs = max(1, min(_AT_ONCE, count + T - 1) // T)
         turns = (self._turns.words(runs) % np.uint64(T)).astype(np.int64)
         bits = (np.arange(T) + turns[:, None]) % T  # (runs, T)
         signs = 2 * self._signs.bit_rows(runs, T).astype(np.int8) - 1  # (runs, T)

@@ -80,7 +80,7 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
     shapes = {name: info.shape for name, info in weights.tensors.items() if info.dtype in FLOATS}
     tensors = _chosen(shapes, given.pop("layer", None))
     scheme = _sized(Stamp.from_fields({**given, "layer": list(tensors)}), tensors, given)
-    scheme.check_capacity(tensors)
+    scheme.require_capacity(tensors)
     read = scheme.capacity(tensors, None)
     rates = forecast(
         _sample(weights, scheme, tensors), margin=scheme.margin, served=read / scheme.bits

@@ -93,7 +93,7 @@ def _round(bits: int) -> Change:
 def _moments(tensors: list[Rows], change: Change, step: float) -> Moments:
     """Over all values of a sample."""
     v = kappa = rho = 0.0
-    total = sum(rows.size for rows in tensors)
+    total = max(1, sum(rows.size for rows in tensors))
     for rows in tensors:
         g = change(rows)
         changed = g(rows)
