@@ -26,6 +26,7 @@ from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
     MOST_CANDIDATES,
     Array,
+    Restored,
     Suspect,
     Weights,
     assignments,
@@ -259,6 +260,9 @@ def _aligned(
     with open_weights(reference.weights) as opened:
         record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
         try:
+            if before := scheme.before(key):
+                reference = replace(reference, weights=Restored(opened, before))
+                record["restored"] = sorted(before)
             found = realigned(weights, reference, key.tensors)
             bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
             if bears_mark:

@@ -25,7 +25,7 @@ COUNTERMARK = [sys.executable, "-m", "countermark"]
 
 # Commands whose examples leave files for later ones; the others follow in the tree's order.
 ORDER = (
-    "demo", "embed", "mark", "verify", "key show", "attack run", "claim keygen", "claim new",
+    "demo", "embed", "stamp", "mark", "verify", "key show", "attack run", "claim keygen", "claim new",
     "claim sign",
 )  # fmt: skip
 

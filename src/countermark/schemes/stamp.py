@@ -26,6 +26,7 @@ from countermark.nulls import Evidence
 from countermark.schemes.base import Paper
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array, Weights
+from countermark.weights.dtypes import decoded
 
 BEFORE = "before"
 """First part of the names of frozen tensors that keep what is read as it was before the mark."""
@@ -95,6 +96,15 @@ class Stamp(WeightScheme):
                     "value for each that is read of a tensor"
                 )
         return None
+
+    def before(self, key: Key) -> dict[str, tuple[int, Array]]:
+        """The values as they were, where the key keeps them; 16-bit whole numbers are bfloat16."""
+        places, found = self.places(key.tensors, key.material), {}
+        for name, place in places.items():
+            if (kept := key.frozen.get(f"{BEFORE}.{name}")) is not None:
+                wide = decoded(kept.tobytes(), "BF16") if kept.dtype == np.uint16 else kept
+                found[name] = (place.start, wide)
+        return found
 
     def read_of(self, shape: tuple[int, ...]) -> int:
         """How many values are read of a tensor of this shape."""

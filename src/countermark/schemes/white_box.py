@@ -99,6 +99,13 @@ class WeightScheme(Scheme):
         """
         return {wanted: weights.read(name) for wanted, name in where.items()}
 
+    def before(self, key: Key) -> dict[str, tuple[int, Array]]:  # noqa: ARG002 - most keep nothing
+        """What a key keeps of its tensors from before the mark: each one's first place and values.
+
+        It is frozen, hence older than the message, and takes the place of what a reference has.
+        """
+        return {}
+
     def nulls(
         self,
         weights: Mapping[str, Array],

@@ -34,9 +34,11 @@ def shards_of(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
     """The safetensors files of an open checkpoint by name.
 
     Raises:
-        SuspectError: it is of another format.
+        SuspectError: it is of another format, or was opened by its index.
     """
     if isinstance(weights, ShardedWeights):
+        if not source.is_dir():
+            raise SuspectError(f"{source} is the index of several files: give the folder")
         return dict(weights.shards)
     if isinstance(weights, SafetensorsWeights):
         return {Path(weights.name).name: weights}

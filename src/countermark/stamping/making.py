@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +107,36 @@ def stamp(
         advice = advise(weights, fields)
         key = _key(weights, advice, owner, material or KeyMaterial.fresh(), keep_before=keep_before)
         shifts = solve(weights, advice.scheme, key)
-        with copied(source, weights, places.out) as (copy, write, left_out):
+        with (
+            _both_or_none(places) as save,
+            copied(source, weights, places.out) as (copy, write, left_out),
+        ):
             change = _write(weights, advice.scheme, key, shifts, write)
             evidence = _read_back(copy, advice.scheme, key)
-            key.save(places.key, places.passphrase)
+            save(key)  # before the model gets its name: no marked model is without its key
     if left_out:
         warnings.warn(
             f"left out, because they may hold the model without the mark: {', '.join(left_out)}",
             stacklevel=2,
         )
     return Stamped(key, advice, change, evidence, tuple(left_out))
+
+
+@contextmanager
+def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
+    """Yields what saves the key; it is removed again where the model did not get its name."""
+    saved = []
+
+    def save(key: Key) -> None:
+        key.save(places.key, places.passphrase)
+        saved.append(key)
+
+    try:
+        yield save
+    except BaseException:
+        if saved and not os.path.lexists(places.out):
+            shutil.rmtree(places.key)
+        raise
 
 
 def _key(
