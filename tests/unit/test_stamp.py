@@ -103,7 +103,7 @@ def test_every_bit_gets_its_margin_and_no_more(tmp_path: Path, dtype: str) -> No
     assert np.all(np.sign(shifts[~enough]) == agree[~enough])
     served = Carriers(key).take(scheme.capacity(key.tensors, None))[0]
     reached = agree * sum(piece.towards for piece in pieces) / np.sqrt(np.bincount(served))
-    assert reached[~enough].min() > 3.9
+    assert reached[~enough].min() > 3.85
     assert reached[~enough].max() < 4.2
     before = np.concatenate([piece.before for piece in pieces])
     after = np.concatenate([piece.after for piece in pieces])
@@ -324,16 +324,16 @@ def test_advice_for_a_large_checkpoint_spreads_the_mark_over_all_of_it() -> None
     advice = advise(large(32))
     assert len(advice.tensors) == 96, "every matrix, no embedding, no norm"
     assert (advice.scheme.bits, advice.scheme.margin) == (256, 5.0)
-    assert advice.change == pytest.approx(0.02, rel=0.01)
-    assert advice.read == pytest.approx(256 * 26 / 0.02**2, rel=0.01)
+    assert advice.change == pytest.approx(0.0275, rel=0.01)
+    assert advice.read == pytest.approx(256 * 26 / 0.0275**2, rel=0.01)
     assert advice.gentle
 
 
 @pytest.mark.parametrize(
     ("shape", "bits", "margin", "gentle"),
     [
-        ((4096, 2048), 256, 5.0, True),
-        ((2048, 2048), 256, 3.63, True),
+        ((4096, 2048), 256, 4.88, True),
+        ((2048, 2048), 256, 3.38, True),
         ((1024, 700), 128, 3.0, False),
     ],
 )

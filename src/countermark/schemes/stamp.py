@@ -17,6 +17,7 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
@@ -131,6 +132,7 @@ class Carriers:
 
     def __init__(self, key: Key) -> None:
         self._signs, self._turns = key.stream("signs"), key.stream("turns")
+        self._turned = sliding_window_view(np.arange(2 * key.bits) % key.bits, key.bits)
         self._bits_of_message = key.bits
         self._bits: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._drawn: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
@@ -148,7 +150,7 @@ class Carriers:
         T = self._bits_of_message
         runs = max(1, min(_AT_ONCE, count + T - 1) // T)
         turns = (self._turns.words(runs) % np.uint64(T)).astype(np.int64)
-        bits = (np.arange(T) + turns[:, None]) % T  # (runs, T)
+        bits = self._turned[turns]  # (runs, T)
         signs = 2 * self._signs.bit_rows(runs, T).astype(np.int8) - 1  # (runs, T)
         self._bits = np.concatenate([self._bits, bits.reshape(-1)])
         self._drawn = np.concatenate([self._drawn, signs.reshape(-1)])
@@ -169,8 +171,9 @@ def spread_of(part: NDArray[Any]) -> float:
     largest = float(np.abs(part).max(initial=0.0))
     if largest == 0.0:
         return 0.0
-    squares = sum(
-        float(np.square(part[at : at + _AT_ONCE].astype(np.float64) / largest).sum())
-        for at in range(0, len(part), _AT_ONCE)
-    )
+    squares = 0.0
+    for at in range(0, len(part), _AT_ONCE):
+        values = part[at : at + _AT_ONCE].astype(np.float64)
+        values /= largest  # so that no square overflows
+        squares += float(np.dot(values, values))
     return largest * math.sqrt(squares / len(part))

@@ -18,10 +18,9 @@ from countermark.stamping.forecast import Rows, forecast
 from countermark.weights import Weights
 from countermark.weights.dtypes import FLOATS
 
-GENTLE, MOST = 0.02, 0.03
-"""Relative changes: what is aimed at where there are weights enough, and what is tolerated."""
+AIMED, MOST = 0.0275, 0.03
+"""Relative changes: what is aimed at, which rounding adds a little to, and what is tolerated."""
 
-_AIMED = 0.98 * MOST  # rounding adds a little
 
 BITS, FEWER_BITS = 256, 128
 MARGIN, LEAST_MARGIN = 5.0, 3.0
@@ -117,7 +116,7 @@ def _sized(
 ) -> Stamp:
     """The scheme with what was not given chosen by how many weights there are."""
     if "values" not in given:
-        enough = scheme.bits * (scheme.margin**2 + 1) / GENTLE**2
+        enough = scheme.bits * (scheme.margin**2 + 1) / AIMED**2
         most = _enough_of_each([prod(shape) for shape in tensors.values()], enough)
         scheme = replace(scheme, values=most)
     read = scheme.capacity(tensors, None)
@@ -132,7 +131,7 @@ def _sized(
 
 def _margin(bits: int, read: int) -> float:
     """The largest margin up to `MARGIN` whose change is tolerated, and not below the least."""
-    affordable = _AIMED**2 * read / bits - 1  # c², since the change is √(T(c² + 1)/N)
+    affordable = AIMED**2 * read / bits - 1  # c², since the change is √(T(c² + 1)/N)
     return round(min(MARGIN, max(LEAST_MARGIN, math.sqrt(max(0.0, affordable)))), 2)
 
 

@@ -17,7 +17,7 @@ from countermark.weights.dtypes import rounded
 
 _PIECE = 1 << 20  # values that are shifted at a time
 _EITHER_WAY, _MOST_PASSES = 4, 24
-_NEAR, _STEP = 0.02, 2.0  # of what a bit lacks: how near is near enough; the largest correction
+_NEAR, _STEP = 0.03, 2.0  # of what a bit lacks: how near is near enough; the largest correction
 
 Shifts = NDArray[np.float64]
 """For each bit (T,), by how many spreads its values are moved along their signs."""
@@ -44,6 +44,7 @@ class Piece:
 def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterator[Piece]:
     """All values that a key reads, moved: the checkpoint is read once, a tensor at a time."""
     carriers, places = Carriers(key), scheme.places(key.tensors, key.material)
+    moves = shifts.any()
     for name in key.tensors:
         place, dtype = places[name], weights.tensors[name].dtype
         part = weights.read_part(name, place.start, len(place))
@@ -52,7 +53,7 @@ def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterat
             before = part[start : start + _PIECE].astype(np.float64)
             bits, signs = carriers.take(len(before))
             after = before
-            if spread:  # a tensor of zeros stays as it is
+            if moves and spread:  # a tensor of zeros stays as it is
                 after = rounded(before + spread * shifts[bits] * signs, dtype)
             signed = signs * after / (spread or 1.0)
             towards = np.bincount(bits, weights=signed, minlength=scheme.bits).astype(np.float64)

@@ -30,9 +30,13 @@ def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """
     if dtype != "BF16":
         return values.astype(DTYPES[dtype])
-    wide = values.astype(np.float32).view(np.uint32)
-    odd = (wide >> 16) & 1
-    return ((wide + 0x7FFF + odd) >> 16).astype("<u2")
+    wide = values.astype(np.float32).view(np.uint32)  # a copy
+    odd = wide >> 16
+    odd &= 1
+    wide += odd
+    wide += 0x7FFF
+    wide >>= 16
+    return wide.astype("<u2")
 
 
 def rounded(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
