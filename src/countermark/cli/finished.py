@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from countermark.cli.options import AsJson, Settings, new_passphrase, pairs, show_result
+from countermark.cli.options import (
+    AsJson,
+    ModelArguments,
+    Settings,
+    new_passphrase,
+    pairs,
+    show_result,
+)
 from countermark.errors import ConfigError
 
 Layers = Annotated[
@@ -72,6 +79,24 @@ def stamp(
             "--no-reference", help="Do not keep in the key what it reads as it was before."
         ),
     ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|module:factory", help="What IN is the weights of, for --data."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="Print the test accuracy before and after."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts, one a line: print how far their embeddings moved. IN is a folder for it.",
+        ),
+    ] = None,
+    model_arguments: ModelArguments = None,
     as_json: AsJson = False,
 ) -> int:
     """Put an ownership mark into a finished checkpoint of any size, without data or training.
@@ -94,19 +119,36 @@ def stamp(
     places.check(model)
     if encrypt:
         places = Places(out, key, new_passphrase())
+    asked = _outputs(host, data, prompts, pairs(model_arguments, "--model-arg"))
+    before = asked.of(model) if asked else None
     done = stamped(
         model, places, owner=owner, fields=_fields(layer, bits, settings),
         keep_before=not no_reference,
     )  # fmt: skip
-    about = {"model": str(out), "key": str(key), **done.to_json()}
+    kept = asked.compared(before, asked.of(out)) if asked else {}
+    about = {"model": str(out), "key": str(key), **done.to_json(), "outputs": kept}
     lines = [
         f"{out}: {about['matched']} of {about['bits']} bits, relative change {done.change:.2%}",
         *_told(about, done.advice.gentle),
+        *(f"measured: {name.replace('_', ' ')} {value:.4g}" for name, value in kept.items()),
         f"{key}: commitment {about['commitment']}",
         "Keep the key secret and backed up: without it nothing can be proven, with it anybody can.",
     ]
     show_result(about, as_json, "\n".join(lines))
     return 0
+
+
+def _outputs(
+    host: str | None, data: str | None, prompts: Path | None, arguments: dict[str, Any]
+) -> Any:
+    """What shall be measured before and after; None for nothing."""
+    if bool(host) != bool(data) or (arguments and not host) or (host and prompts):
+        raise ConfigError("outputs are measured by --model NAME --data NAME, or by --prompts FILE")
+    if not (host or prompts):
+        return None
+    from countermark.bench.kept import Pictures, Texts
+
+    return Texts(prompts) if prompts else Pictures(host or "", arguments, data or "")
 
 
 def _fields(
@@ -126,7 +168,8 @@ def _told(advice: Mapping[str, Any], gentle: bool) -> list[str]:
     fields, rates = advice["fields"], advice["forecast"]
     part = f"{fields['values']:,} values of each" if fields["values"] else "whole"
     where = f"{len(advice['tensors'])} tensors, {part}: {advice['values_read']:,} values"
-    cost = f"margin {fields['margin']:g}, expected change {advice['expected_change']:.2%}"
+    cost = f"margin {fields['margin']:g}, expected change {advice['expected_change']:.2%} "
+    cost += f"({advice['expected_change_of_tensors']:.2%} of the tensors as wholes)"
     lines = [
         f"{fields['bits']} bits in {where}, {cost}",
         "forecast of wrong bits, from the weights as they are:",

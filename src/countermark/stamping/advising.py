@@ -18,12 +18,15 @@ from countermark.stamping.forecast import Rows, forecast
 from countermark.weights import Weights
 from countermark.weights.dtypes import FLOATS
 
-AIMED, MOST = 0.0275, 0.03
-"""Relative changes: what is aimed at, which rounding adds a little to, and what is tolerated."""
+WHOLE, READ, MOST = 0.01, 0.0275, 0.03
+"""Relative changes: aimed at over whole tensors, aimed at where values are read, tolerated there.
 
+The sum of squares is T·(c² + 1) spreads, however many values share it: the margin is chosen by what
+the tensors bear as a whole, and the values that are read by how much each of them may change.
+"""
 
 BITS, FEWER_BITS = 256, 128
-MARGIN, LEAST_MARGIN = 5.0, 3.0
+MARGIN, LEAST_MARGIN = 5.0, 2.0
 _LEAST_VALUES = 1 << 12  # of a tensor, so that a mark lies in more than a few rows
 _SAMPLE = 1 << 20  # values that a forecast looks at
 _REPLACED = re.compile(r"embed|wte|wpe|lm_head|shared|classifier|position", re.IGNORECASE)
@@ -39,6 +42,7 @@ class Advice:
         tensors: their shapes.
         read: how many values are read in all.
         change: the expected relative change of these values, root of summed squares.
+        whole: that of the tensors as wholes.
         rates: the expected bit error rate after each of the usual changes.
     """
 
@@ -46,6 +50,7 @@ class Advice:
     tensors: Mapping[str, tuple[int, ...]]
     read: int
     change: float
+    whole: float
     rates: Mapping[str, float]
 
     @property
@@ -60,6 +65,7 @@ class Advice:
             "tensors": {name: list(shape) for name, shape in self.tensors.items()},
             "values_read": self.read,
             "expected_change": self.change,
+            "expected_change_of_tensors": self.whole,
             "forecast": dict(self.rates),
         }
 
@@ -84,7 +90,8 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
     rates = forecast(
         _sample(weights, scheme, tensors), margin=scheme.margin, served=read / scheme.bits
     )
-    return Advice(scheme, tensors, read, expected_change(scheme, read), rates)
+    whole = expected_change(scheme, sum(map(prod, tensors.values())))
+    return Advice(scheme, tensors, read, expected_change(scheme, read), whole, rates)
 
 
 def expected_change(scheme: Stamp, read: int) -> float:
@@ -115,23 +122,21 @@ def _sized(
     scheme: Stamp, tensors: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]
 ) -> Stamp:
     """The scheme with what was not given chosen by how many weights there are."""
+    sizes = [prod(shape) for shape in tensors.values()]
+    for bits in (scheme.bits,) if "bits" in given else (BITS, FEWER_BITS):
+        margin = scheme.margin if "margin" in given else _margin(bits, sum(sizes))
+        scheme = replace(scheme, bits=bits, margin=margin)
+        if expected_change(scheme, sum(sizes)) <= MOST:
+            break
     if "values" not in given:
-        enough = scheme.bits * (scheme.margin**2 + 1) / AIMED**2
-        most = _enough_of_each([prod(shape) for shape in tensors.values()], enough)
+        most = _enough_of_each(sizes, (expected_change(scheme, 1) / READ) ** 2)
         scheme = replace(scheme, values=most)
-    read = scheme.capacity(tensors, None)
-    if "margin" not in given:
-        scheme = replace(scheme, margin=_margin(scheme.bits, read))
-    if "bits" not in given and expected_change(scheme, read) > MOST:
-        scheme = replace(scheme, bits=FEWER_BITS)
-        if "margin" not in given:
-            scheme = replace(scheme, margin=_margin(FEWER_BITS, read))
     return scheme
 
 
-def _margin(bits: int, read: int) -> float:
-    """The largest margin up to `MARGIN` whose change is tolerated, and not below the least."""
-    affordable = AIMED**2 * read / bits - 1  # c², since the change is √(T(c² + 1)/N)
+def _margin(bits: int, values: int) -> float:
+    """The margin, between the least and the largest, that changes whole tensors as aimed at."""
+    affordable = WHOLE**2 * values / bits - 1  # c², since the change is √(T(c² + 1)/N)
     return round(min(MARGIN, max(LEAST_MARGIN, math.sqrt(max(0.0, affordable)))), 2)
 
 
