@@ -150,6 +150,28 @@ def test_embeddings_are_compared_where_texts_are_given(folder: Path) -> None:
     assert 0 < kept["largest_change_of_similarity"] < 0.3
 
 
+def test_one_suspect_against_a_folder_of_keys(folder: Path) -> None:
+    for name in ("a", "b"):
+        places = ["--key", f"keys/{name}.key", "--out", f"{name}.safetensors"]
+        made = ["stamp", "one.safetensors", "--owner", f"owner {name}", *places, "--no-reference"]
+        assert call(*made).code == 0
+    found = call("identify", "b.safetensors", "--keys", "keys")
+    assert found.code == 0
+    assert "2 keys tried, 1 found" in found.out
+    assert "keys/b.key: OWNED" in found.out
+    assert "owner b" in found.out
+    said = call("identify", "one.safetensors", "--keys", "keys", "--json")
+    assert (said.code, said.json["found"], said.json["tried"]) == (1, {}, 2)
+    (folder / "keys" / "b.key" / "key.safetensors").write_bytes(b"damaged")
+    unsure = call("identify", "one.safetensors", "--keys", "keys")
+    assert unsure.code == 3
+    assert "not tried: 1, damaged" in unsure.out
+    assert call("identify", "a.safetensors", "--keys", "keys").code == 0
+    refused(["identify", "absent", "--keys", "keys"], "absent cannot be read", folder)
+    refused(["identify", "a.safetensors", "--keys", "m"], "m holds 0 keys", folder)
+    refused(["identify", "a.safetensors", "--keys", "keys", "--alpha", "2"], "--alpha is", folder)
+
+
 # --- what cannot be right
 
 REFUSED: list[tuple[list[str], str]] = [

@@ -50,6 +50,7 @@ RANKS = {
     "attacks": 7,
     "examine": 7,
     "bench": 8,
+    "identify": 8,
     "cli": 9,
     "__main__": 10,
 }

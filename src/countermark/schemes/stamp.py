@@ -23,6 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from countermark.errors import ConfigError, printable
 from countermark.key import Key, KeyMaterial
+from countermark.message import Bits
 from countermark.nulls import Evidence
 from countermark.schemes.base import Paper
 from countermark.schemes.white_box import WeightScheme
@@ -61,6 +62,12 @@ class Stamp(WeightScheme):
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read T bits from whole tensors, or from the parts that `read_from` reads."""
+        y = self.scores(weights, key)
+        read = (y > 0).astype(np.uint8)
+        return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
+
+    def scores(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
+        """The readings y / √n (T,): standard normal without the mark."""
         carriers, places = Carriers(key), self.places(key.tensors, key.material)
         y, served = np.zeros(self.bits), np.zeros(self.bits, dtype=np.int64)
         for name, shape in key.tensors.items():
@@ -71,9 +78,11 @@ class Stamp(WeightScheme):
                 bits, signs = carriers.take(len(values))
                 y += np.bincount(bits, weights=signs * values, minlength=self.bits)
                 served += np.bincount(bits, minlength=self.bits)
-        y /= np.sqrt(np.maximum(1, served))  # in standard deviations without the mark
-        read = (y > 0).astype(np.uint8)
-        return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
+        return y / np.sqrt(np.maximum(1, served))
+
+    def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
+        """The signs of the scores."""
+        return (self.scores(weights, key) > 0).astype(np.uint8)
 
     def read_from(self, weights: Weights, where: Mapping[str, str], key: Key) -> dict[str, Array]:
         """The parts (n,) that are read of each tensor, and nothing else of the file."""

@@ -17,13 +17,14 @@ from pydantic import PositiveFloat
 
 from countermark.errors import ConfigError
 from countermark.key import Key
+from countermark.message import Bits
 from countermark.nulls import Evidence
 from countermark.schemes.base import Paper
 from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 
-_BLOCK = 1 << 24  # entries of X that are expanded at a time while reading
+_BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; caches hold so many
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,18 @@ class Uchida(ConvergedScheme):
             )  # (M_l,)
         return np.concatenate(parts)  # (M,)
 
+    def products(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
+        """The readings X·w (T,)."""
+        w = self.vector(weights, key)
+        return np.concatenate([block @ w for block in self.generate_row_blocks(key)])
+
+    def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
+        """Bit = y > 0, that is sigmoid(y) > ½."""
+        return (self.products(weights, key) > 0).astype(np.uint8)
+
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read T bits: y = X·w, bit = y > 0, that is sigmoid(y) > ½."""
-        w = self.vector(weights, key)
-        y = np.concatenate([block @ w for block in self.generate_row_blocks(key)])  # (T,)
+        y = self.products(weights, key)
         read = (y > 0).astype(np.uint8)
         return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
 

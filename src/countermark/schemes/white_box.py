@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.key import Key, KeyMaterial
+from countermark.message import Bits
 from countermark.nulls import LEAST_FORGERY_BITS, Evidence, FairCoin, FreshKeys, Null, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA
@@ -83,6 +85,10 @@ class WeightScheme(Scheme):
     @abstractmethod
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read the key's bits out of the tensors it names."""
+
+    def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
+        """The raw bits (T,) alone, as `extract` reads them, without payload."""
+        return self.extract(weights, key).read.astype(np.uint8)
 
     def read_from(
         self,

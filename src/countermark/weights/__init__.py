@@ -18,6 +18,7 @@ from countermark.weights.base import Array, TensorInfo, Weights
 from countermark.weights.digest import ModelDigest, model_digest
 from countermark.weights.module import ModuleWeights
 from countermark.weights.onnx_file import OnnxWeights
+from countermark.weights.remembered import Remembered
 from countermark.weights.restored import Restored
 from countermark.weights.safetensors_file import SafetensorsWeights
 from countermark.weights.sharded import INDEX, ShardedWeights, in_folder
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights", "Restored",
-    "SafetensorsWeights", "ShardedWeights", "Suspect", "TensorInfo", "TorchWeights", "Weights",
-    "assignments", "load_state", "model_digest", "open_weights", "save_weights",
+    "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
+    "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Suspect", "TensorInfo",
+    "TorchWeights", "Weights", "assignments", "load_state", "model_digest", "open_weights",
+    "save_weights",
 ]  # fmt: skip
 
 MOST_CANDIDATES = 1000
