@@ -17,7 +17,7 @@ import typer
 
 from countermark.cli import dispute, report  # noqa: F401 - they add commands to `app`
 from countermark.cli.claim import claim_app
-from countermark.cli.finished import advise, stamp
+from countermark.cli.finished import advise, check, stamp
 from countermark.cli.identify import identify
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import bench_app
@@ -30,6 +30,7 @@ from countermark.errors import CountermarkError, printable
 app.command()(mark)
 app.command()(advise)
 app.command()(stamp)
+app.command()(check)
 app.command()(identify)
 app.add_typer(key_app, name="key")
 app.add_typer(claim_app, name="claim")

@@ -1,10 +1,10 @@
-"""The commands for finished checkpoints: advise, stamp."""
+"""The commands for finished checkpoints: advise, stamp, check."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,13 @@ from countermark.cli.options import (
     Settings,
     new_passphrase,
     pairs,
+    passphrase_of,
     show_result,
 )
 from countermark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from countermark.bench.check import Checked
 
 Layers = Annotated[
     list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
@@ -107,7 +111,7 @@ def stamp(
     \b
     Example:
         countermark stamp other.safetensors --owner "ACME Inc." --key stamp.key \\
-            --out stamped.safetensors
+            --out stamped.safetensors --set margin=4
         countermark verify stamped.safetensors --key stamp.key
     """
     from countermark.stamping import stamp as stamped
@@ -136,6 +140,63 @@ def stamp(
     ]
     show_result(about, as_json, "\n".join(lines))
     return 0
+
+
+def check(
+    marked: Annotated[
+        Path, typer.Argument(metavar="MARKED", help="Your marked model: a file, or a folder.")
+    ],
+    key: Annotated[Path, typer.Option(metavar="DIR", help="Its key folder.")],
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|module:factory", help="How to build it, to train it on."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|DIR", help="What it is trained on for an epoch.")
+    ] = None,
+    model_arguments: ModelArguments = None,
+    as_json: AsJson = False,
+) -> int:
+    """Do to your marked model what a thief tries first, and say what your key then finds.
+
+    Exits 0 when the mark is proven after everything, 1 when something removed it, 3 when the key
+    cannot prove anything in the untouched model, 2 when something stopped the answer.
+
+    \b
+    Example:
+        countermark check stamped.safetensors --key stamp.key
+        countermark check m.safetensors --key acme.key --model mlp --data digits  # exit 1
+    """
+    from countermark.bench.check import check as checked
+    from countermark.key import Key
+
+    arguments = pairs(model_arguments, "--model-arg")
+    if bool(host) != bool(data) or (arguments and not host):
+        raise ConfigError("a model is trained on by --model NAME and --data NAME: give both")
+    loaded = Key.load(key, passphrase_of(key))
+    done = checked(marked, loaded, model=host, data=data, arguments=arguments)
+    show_result(done.to_json(), as_json, "\n".join(_found(done)))
+    return done.exit_code
+
+
+_WORDS = {"owned": "still proven", "not_proven": "REMOVED", "no_verdict": "there, not proven"}
+
+
+def _found(done: Checked) -> list[str]:
+    """What was tried, for people, as lines."""
+    lines = []
+    for each in done.tries:
+        line = f"{each.what:<42}  {_WORDS[each.outcome]:<17}"
+        if each.matched is not None:
+            line += f"  {each.matched} of {each.bits} bits, log10 p {each.log10_p:.1f}"
+        if each.accuracy is not None:
+            line += f", test accuracy {each.accuracy:.2%}"
+        lines.append(line)
+    if done.reason:
+        lines.append(f"nothing was tried: {done.reason}")
+    return lines + [f"not tried: {each}" for each in done.not_tried]
 
 
 def _outputs(
