@@ -87,7 +87,7 @@ def test_a_model_is_trained_on_where_there_are_data(tmp_path: Path) -> None:
 
 
 def test_a_learnt_reader_is_refused() -> None:
-    scheme = IndependentNetwork("w", 128)
+    scheme = IndependentNetwork("w", 128, units=(0,))
     material = KeyMaterial(bytes(32), bytes(16))
     key = scheme.generate_key({"w": (30, 20)}, owner="A", material=material)
     start = {"w": np.zeros((30, 20), np.float32)}
