@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from countermark.nulls import Evidence
     from countermark.schemes.deep_watermarking import DeepWatermarking
     from countermark.schemes.deepstego import DeepStego
+    from countermark.schemes.hash_filter import HashFilter
     from countermark.schemes.independent_network import IndependentNetwork
     from countermark.schemes.stamp import Stamp
     from countermark.schemes.uchida import Uchida
@@ -47,6 +48,7 @@ _PLACES = {
     "Embedding": "embedding",
     "Evidence": "nulls",
     "FineTune": "attacks.fine_tune",
+    "HashFilter": "schemes.hash_filter",
     "IndependentNetwork": "schemes.independent_network",
     "Key": "key",
     "Overwrite": "attacks.overwrite",
@@ -66,6 +68,7 @@ __all__ = [
     "Embedding",
     "Evidence",
     "FineTune",
+    "HashFilter",
     "IndependentNetwork",
     "Key",
     "Overwrite",

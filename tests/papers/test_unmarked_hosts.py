@@ -16,6 +16,7 @@ from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import KeyMaterial
 from countermark.nulls import FairCoin
+from countermark.schemes.hash_filter import HashFilter
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
@@ -30,6 +31,7 @@ FORMS: dict[str, WeightScheme] = {
     "direct": Uchida("2.weight", T, key_type="direct"),
     "diff": Uchida("2.weight", T, key_type="diff"),
     "filter-mean": Uchida("0.weight", T, read="filter_mean", key_type="random"),
+    "hash-filter": HashFilter("0.weight", T, rounds=4),
     "stamp": Stamp(("0.weight", "2.weight"), T),
     "stamp-parts": Stamp(("0.weight", "2.weight"), T, values=500),
 }
@@ -66,7 +68,7 @@ def test_default_form_on_28_hosts_with_100_keys_each(hosts: list[dict[str, Array
 
 
 @pytest.mark.parametrize(
-    "form", ["random", "direct", "diff", "filter-mean", "stamp", "stamp-parts"]
+    "form", ["random", "direct", "diff", "filter-mean", "hash-filter", "stamp", "stamp-parts"]
 )
 def test_other_forms(hosts: list[dict[str, Array]], form: str) -> None:
     check(read(hosts, FORMS[form], 10))

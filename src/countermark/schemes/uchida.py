@@ -94,7 +94,7 @@ class Uchida(ConvergedScheme):
                 raise ConfigError(f"{name} has shape {weights[name].shape}, the key reads {shape}")
             tensor = weights[name].astype(np.float64)
             flat = tensor.mean(axis=0) if self.read == "filter_mean" else tensor
-            mask = key.frozen.get(f"{MASK}.{name}")
+            mask = self.mask(key, name)
             parts.append(
                 flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0]
             )  # (M_l,)
@@ -138,7 +138,7 @@ class Uchida(ConvergedScheme):
         columns = {}
         for name, shape in key.tensors.items():
             size = self.read_of(shape)
-            mask = key.frozen.get(f"{MASK}.{name}")
+            mask = self.mask(key, name)
             if mask is not None and mask.shape != (size,):
                 raise ConfigError(
                     f"the key's mask of {name} has shape {mask.shape}, "
@@ -146,6 +146,10 @@ class Uchida(ConvergedScheme):
                 )
             columns[name] = size if mask is None else int(np.count_nonzero(mask))
         return columns
+
+    def mask(self, key: Key, name: str) -> NDArray[Any] | None:
+        """Which of the values that are read of a tensor carry the mark, not 0; None for all."""
+        return key.frozen.get(f"{MASK}.{name}")
 
     def read_width(self, key: Key) -> int:
         """M, how many values are read."""
