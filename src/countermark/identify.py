@@ -193,6 +193,8 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
     scheme = scheme_of(key)
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
         return Tried(folder, problem=f"a key of {key.scheme}, which reads by no linear rule")
+    if key.fields.get("recipients"):
+        return Tried(folder, problem="a key of recipients: use recipient trace")
     wanted = tuple(key.tensors.items())
     if wanted not in ways:
         ways[wanted] = list(islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))

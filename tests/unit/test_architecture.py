@@ -48,6 +48,7 @@ RANKS = {
     "stamping": 6,
     "readings": 6,
     "attacks": 7,
+    "tracing": 7,
     "examine": 7,
     "bench": 8,
     "identify": 8,

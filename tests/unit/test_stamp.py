@@ -95,7 +95,7 @@ def test_every_bit_gets_its_margin_and_no_more(tmp_path: Path, dtype: str) -> No
     agree = 2.0 * key.message - 1
     with open_weights(path) as weights:
         bare = scheme.extract(scheme.read_from(weights, {n: n for n in INNER}, key), key).scores
-        shifts = solve(weights, scheme, key)
+        shifts = solve(weights, scheme, key, key.message)
         pieces = list(shifted(weights, scheme, key, shifts))
     assert bare is not None
     enough = agree * bare >= 4.0
@@ -117,7 +117,7 @@ def test_no_smaller_change_gives_the_margins(tmp_path: Path) -> None:
     scheme = Stamp(INNER, 96, margin=4.0)
     key = key_for(scheme)
     with open_weights(path) as weights:
-        pieces = list(shifted(weights, scheme, key, solve(weights, scheme, key)))
+        pieces = list(shifted(weights, scheme, key, solve(weights, scheme, key, key.message)))
         spread = {n: spread_of(weights.read(n).reshape(-1)) for n in INNER}
     moved = np.concatenate([(p.after - p.before) / spread[p.name] for p in pieces])
     bits, signs = Carriers(key).take(len(moved))

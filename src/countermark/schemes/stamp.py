@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from countermark.errors import ConfigError, printable
 from countermark.key import Key, KeyMaterial
@@ -44,6 +44,9 @@ class Stamp(WeightScheme):
         values: how many values are read of each tensor, from a keyed place on; None for all.
         margin: what each bit gets, in standard deviations of its reading without the mark.
         strength: weight of the mark in a loss, where it is trained in instead.
+        recipients: for how many recipients there is a code word of `bits` places, in place of one
+            message; 0 for a message.
+        coalition: how many of them may come together, by what the code was made for.
     """
 
     name: ClassVar[str] = "stamp"
@@ -59,9 +62,23 @@ class Stamp(WeightScheme):
     values: PositiveInt | None = field(default=None, kw_only=True)
     margin: PositiveFloat = field(default=5.0, kw_only=True)
     strength: PositiveFloat = field(default=0.01, kw_only=True)
+    recipients: NonNegativeInt = field(default=0, kw_only=True)
+    coalition: NonNegativeInt = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.recipients) != bool(self.coalition) or self.coalition > self.recipients:
+            raise ConfigError(
+                f"stamp: recipients is {self.recipients} and coalition {self.coalition}: expected "
+                "both, and no coalition of more than all; or neither"
+            )
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read T bits from whole tensors, or from the parts that `read_from` reads."""
+        if self.recipients:
+            raise ConfigError(
+                "this key tells recipients apart and carries no message: use recipient trace"
+            )
         y = self.scores(weights, key)
         read = (y > 0).astype(np.uint8)
         return Evidence(read, key.message, payload=key.payload_in(read), scores=y)

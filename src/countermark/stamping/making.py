@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from countermark.errors import ConfigError, MarkNotTakenError
 from countermark.key import Key, KeyMaterial
 from countermark.keyfile import refuse_existing
-from countermark.nulls import Evidence
+from countermark.message import Bits
+from countermark.schemes import scheme_of
 from countermark.schemes.stamp import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
 from countermark.stamping.copying import Writer, copied, require_room, shards_of
@@ -35,26 +36,32 @@ class Stamped:
         key: the key, as it was saved.
         advice: what was expected.
         change: the relative change of the values that are read, root of summed squares.
-        evidence: what the key reads from the copy.
         left_out: files beside the checkpoint that may hold the model without the mark.
     """
 
     key: Key
     advice: Advice
     change: float
-    evidence: Evidence
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
         return self.advice.to_json() | {
             "change": self.change,
-            "bits": self.evidence.bits,
-            "matched": self.evidence.matched,
+            "bits": self.key.bits,
+            "matched": self.key.bits,  # or there would be no copy
             "commitment": self.key.commitment,
             "test_key": self.key.test_key,
             "left_out": list(self.left_out),
         }
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy that was made: the relative change of what is read, and the files left out."""
+
+    change: float
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -105,21 +112,46 @@ def stamp(
     with open_weights(source) as weights:
         shards_of(weights, source)
         advice = advise(weights, fields)
-        key = _key(weights, advice, owner, material or KeyMaterial.fresh(), keep_before=keep_before)
-        shifts = solve(weights, advice.scheme, key)
-        with (
-            _both_or_none(places) as save,
-            copied(source, weights, places.out) as (copy, write, left_out),
-        ):
-            change = _write(weights, advice.scheme, key, shifts, write)
-            evidence = _read_back(copy, advice.scheme, key)
-            save(key)  # before the model gets its name: no marked model is without its key
+        key = drawn_key(
+            weights, advice, owner, material or KeyMaterial.fresh(), keep_before=keep_before
+        )
+        with _both_or_none(places) as save:
+            copy = copy_marked(source, weights, places.out, key=key, bits=key.message, then=save)
+    return Stamped(key, advice, copy.change, copy.left_out)
+
+
+def copy_marked(
+    source: Path, weights: Weights, out: Path, *, key: Key, bits: Bits,
+    then: Callable[[Key], None] | None = None,
+) -> Copy:  # fmt: skip
+    """Make a copy of an open checkpoint from which a key reads these bits (T,).
+
+    Args:
+        source: where the checkpoint lies.
+        weights: the same, open.
+        out: the file or folder to write; must not exist yet.
+        key: a key of `stamp`.
+        bits: what it shall read.
+        then: called with the key when the copy is right, before it gets its name.
+
+    Raises:
+        MarkNotTakenError: the bits are not in the copy.
+    """
+    scheme = scheme_of(key)
+    if not isinstance(scheme, Stamp):
+        raise ConfigError(f"a key of {key.scheme} marks no finished checkpoint: expected stamp")
+    shifts = solve(weights, scheme, key, bits)
+    with copied(source, weights, out) as (place, write, left_out):
+        change = _write(weights, scheme, key, shifts, write)
+        _read_back(place, scheme, key, bits)
+        if then is not None:
+            then(key)
     if left_out:
         warnings.warn(
             f"left out, because they may hold the model without the mark: {', '.join(left_out)}",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return Stamped(key, advice, change, evidence, tuple(left_out))
+    return Copy(change, tuple(left_out))
 
 
 @contextmanager
@@ -139,7 +171,7 @@ def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
         raise
 
 
-def _key(
+def drawn_key(
     weights: Weights, advice: Advice, owner: str, material: KeyMaterial, *, keep_before: bool
 ) -> Key:
     """The key; what it will read, as it is before the mark, enters its commitment."""
@@ -161,18 +193,17 @@ def _write(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts, write: Wri
     return math.sqrt(changed / total) if total else 0.0
 
 
-def _read_back(copy: Path, scheme: Stamp, key: Key) -> Evidence:
-    """What the key reads from the copy as it lies on disk.
+def _read_back(copy: Path, scheme: Stamp, key: Key, bits: Bits) -> None:
+    """Read the bits from the copy as it lies on disk.
 
     Raises:
-        MarkNotTakenError: not the mark.
+        MarkNotTakenError: they are not there.
     """
     with open_weights(copy) as weights:
         where = {name: name for name in key.tensors}
-        evidence = scheme.extract(scheme.read_from(weights, where, key), key)
-    if evidence.matched < evidence.bits:
+        read = scheme.read_bits(scheme.read_from(weights, where, key), key)
+    if wrong := int(np.count_nonzero(read != bits)):
         raise MarkNotTakenError(
-            f"only {evidence.matched} of {evidence.bits} bits are in the copy: expected all; "
+            f"{wrong} of {len(bits)} bits are not in the copy: expected all; "
             "take fewer bits, more layers or a larger margin"
         )
-    return evidence

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import MarkNotTakenError
 from countermark.key import Key
+from countermark.message import Bits
 from countermark.progress import progress
 from countermark.schemes.stamp import Carriers, Stamp, spread_of
 from countermark.weights import Weights
@@ -60,8 +61,8 @@ def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterat
             yield Piece(name, place.start + start, before, after, towards)
 
 
-def solve(weights: Weights, scheme: Stamp, key: Key) -> Shifts:
-    """The shift of each bit, 0 where it has its margin already.
+def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
+    """The shift of each bit (T,) that shall be read, 0 where it has its margin already.
 
     The first guess is exact for values that are not rounded. Where they are, what a shift gains is
     measured and the shift corrected: on rounded values, too, the nearest to an equal shift of all
@@ -70,7 +71,7 @@ def solve(weights: Weights, scheme: Stamp, key: Key) -> Shifts:
     Raises:
         MarkNotTakenError: no shift gives some bit its margin.
     """
-    signed = 2.0 * key.message - 1.0
+    signed = 2.0 * bits - 1.0
     served = _served(scheme, key)
     with progress("margins", None) as advance:
         bare = _reading(weights, scheme, key, np.zeros(scheme.bits))
