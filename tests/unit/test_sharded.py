@@ -52,6 +52,8 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
         assert weights.name == str(tmp_path / "m" / "model.safetensors")
     one_file(tmp_path / "m" / "other.safetensors")
     assert "holds 2 of *.safetensors" in refused(tmp_path / "m")
+    (tmp_path / "m" / "key.json").touch()
+    assert "it is a key" in refused(tmp_path / "m")
     (tmp_path / "empty").mkdir()
     assert "holds no checkpoint" in refused(tmp_path / "empty")
 

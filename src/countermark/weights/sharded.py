@@ -96,8 +96,12 @@ def in_folder(folder: Path) -> Path:
     """What a folder holds as a checkpoint: an index of shards, or one safetensors file.
 
     Raises:
-        SuspectError: it holds neither, or several.
+        SuspectError: it holds neither, or several, or it is a key: no secret is read as a model.
     """
+    if (folder / "key.json").exists():
+        raise SuspectError(
+            f"{folder} cannot be read as a model, it is a key: expected a checkpoint"
+        )
     for pattern in (f"*{INDEX}", "*.safetensors"):
         found = sorted(folder.glob(pattern))
         if len(found) == 1:
