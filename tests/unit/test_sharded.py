@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import SHAPES, one_file, sharded, tensors
 from keys import one_line
 
+from checkpoints import SHAPES, one_file, sharded, tensors
 from countermark.errors import SuspectError
 from countermark.weights import load_state, model_digest, open_weights
 
