@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -137,6 +138,7 @@ def language_model(folder: Path) -> Path:
     return folder / "bert"
 
 
+@pytest.mark.slow  # transformers takes seconds to load
 def test_embeddings_are_compared_where_texts_are_given(folder: Path) -> None:
     source = language_model(folder)
     refused(["stamp", "m", *STAMP, "--prompts", "texts"], "transformers can load", folder)
@@ -293,14 +295,15 @@ main()
 """
 
 
-@pytest.mark.parametrize(
-    ("source", "moment", "how"),
-    [
-        *((source, moment, "SIGKILL") for source in ("m", "one.safetensors") for moment in MOMENTS),
-        ("m", "written", "SIGINT"),
-        ("one.safetensors", "saved", "SIGINT"),
-    ],
-)
+def moments() -> list[Any]:
+    """Every moment for a folder and for a file; most of them only with the slow tests."""
+    usual = {("m", "copied", "SIGKILL"), ("one.safetensors", "saved", "SIGKILL"),
+             ("one.safetensors", "written", "SIGINT")}  # fmt: skip
+    every = itertools.product(("m", "one.safetensors"), MOMENTS, ("SIGKILL", "SIGINT"))
+    return [pytest.param(*each, marks=() if each in usual else pytest.mark.slow) for each in every]
+
+
+@pytest.mark.parametrize(("source", "moment", "how"), moments())
 def test_killed_at_any_moment(folder: Path, source: str, moment: str, how: str) -> None:
     before = listing(folder)
     done = subprocess.run(
