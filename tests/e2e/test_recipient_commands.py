@@ -32,8 +32,13 @@ def test_a_copy_is_traced(folder: Path) -> None:
     stamped = ["recipient", "stamp", "one.safetensors", "--key", "new.key", "--number", "6"]
     assert call(*stamped, "--out", "six.safetensors").code == 0
     assert set(listing(folder)) - set(before) == {"six.safetensors"}
-    traced = call("recipient", "trace", "six.safetensors", "--key", "new.key", "--json")
+    trace = ["recipient", "trace", "six.safetensors", "--key", "new.key"]
+    undated = call(*trace)
+    assert undated.code == 3, "so short a code names nobody undated"
+    assert "a dated claim is needed" in undated.out
+    traced = call(*trace, "--assume-dated", "--json")
     assert traced.code == 0
+    assert traced.json["assume_dated"] is True
     assert [number for number, _ in traced.json["named"]] == [6]
     other = call("recipient", "trace", "six.safetensors", "--key", "r.key")
     assert other.code == 3, "another owner's key"

@@ -184,10 +184,18 @@ def test_coalitions_of_copies_are_traced_and_nobody_else_is(
     issued: tuple[Key, Path], tmp_path: Path, how: str, numbers: tuple[int, ...]
 ) -> None:
     key, folder = issued
-    done = trace(mixed(folder, numbers, how, tmp_path / "mixed"), key)
+    suspect = mixed(folder, numbers, how, tmp_path / "mixed")
+    done = trace(suspect, key, assume_dated=True)
     named = {number for number, _ in done.named}
     assert named, done.reason
     assert named <= set(numbers)
+    assert done.exit_code == 0
+    undated = trace(suspect, key)
+    assert undated.named == done.named
+    assert undated.forgery_bits == pytest.approx(-done.named[-1][1] / math.log10(2))
+    if undated.forgery_bits < 80:
+        assert undated.exit_code == 3
+        assert "a dated claim is needed" in undated.reason
 
 
 def test_what_bears_no_mark_names_nobody(issued: tuple[Key, Path], tmp_path: Path) -> None:

@@ -136,11 +136,18 @@ def trace(
     ],
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
     epsilon: Epsilon = 1e-6,
+    assume_dated: Annotated[
+        bool,
+        typer.Option(
+            "--assume-dated", help="You state that the key is older than the suspect; recorded."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Say whose copy a suspect is, or that nothing can be told.
 
-    Exits 0 when somebody is named, 3 when nothing can be told, 2 when something stopped the answer.
+    Exits 0 when somebody is named, 3 when nothing can be told or the key could have been made to
+    accuse, 2 when something stopped the answer.
 
     \b
     Example:
@@ -152,7 +159,8 @@ def trace(
 
     if not 0 < epsilon < 1:
         raise ConfigError(f"--epsilon is {epsilon}: expected a probability between 0 and 1")
-    done = traced(suspect, Key.load(key, passphrase_of(key)), epsilon=epsilon)
+    loaded = Key.load(key, passphrase_of(key))
+    done = traced(suspect, loaded, epsilon=epsilon, assume_dated=assume_dated)
     lines = [done.reason]
     lines += [f"  recipient {number}: log10 of the chance {p:.1f}" for number, p in done.named]
     lines.append(
@@ -160,7 +168,7 @@ def trace(
         f"{done.best:.1f}"
     )
     if done.named:
-        tries = f"2^{done.forgery_bits:.0f}"
-        lines.append(f"  a key made to accuse somebody takes {tries} tries; a claim dates this one")
+        said = "you state that it is older" if assume_dated else "an undated key needs 80"
+        lines.append(f"  forgery_bits {done.forgery_bits:.1f} ({said})")
     show_result(done.to_json(), as_json, "\n".join(map(printable, lines)))
     return done.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key, KeyMaterial
+from countermark.nulls import LEAST_FORGERY_BITS
 from countermark.schemes import scheme_of
 from countermark.schemes.stamp import Stamp
 from countermark.stamping.advising import Advice, advise
@@ -39,7 +40,9 @@ class Traced:
         recipients, tests: how many there are, and how many readings were tried.
         epsilon: the threshold.
         best: the least log10 chance, corrected.
-        forgery_bits: −log2 of the chance that a key made to accuse somebody does, by one try.
+        forgery_bits: −log2 of the chance that one key, tried by a cheat, names somebody by as
+            much as the last of those named.
+        assume_dated: the owner stated that the key is older than the suspect.
         reason: in one sentence.
     """
 
@@ -49,12 +52,14 @@ class Traced:
     epsilon: float
     best: float
     forgery_bits: float
+    assume_dated: bool
     reason: str
 
     @property
     def exit_code(self) -> int:
-        """0: traced; 3: cannot tell."""
-        return 0 if self.named else 3
+        """0: traced; 3: cannot tell, or a cheat could have made the key."""
+        sure = self.assume_dated or self.forgery_bits >= LEAST_FORGERY_BITS
+        return 0 if self.named and sure else 3
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -120,13 +125,17 @@ def issue(source: Path, out: Path, key: Key, number: int) -> Copy:
         return copy_marked(source, weights, out, key=key, bits=word)
 
 
-def trace(suspect: Suspect, key: Key, *, epsilon: float = EPSILON) -> Traced:
+def trace(
+    suspect: Suspect, key: Key, *, epsilon: float = EPSILON, assume_dated: bool = False
+) -> Traced:
     """Say which recipients' marks are in a suspect.
 
     Args:
         suspect: a weight file, a folder of shards, or a live module.
         key: a key for recipients.
         epsilon: the largest chance that any innocent one is named.
+        assume_dated: the owner states that the key is older than the suspect; else whoever could
+            have made it by trying fewer than 2^80 keys names nobody.
 
     Raises:
         SuspectError: the suspect cannot be read.
@@ -146,11 +155,22 @@ def trace(suspect: Suspect, key: Key, *, epsilon: float = EPSILON) -> Traced:
     if key.test_key:
         return _cannot(scheme, epsilon, "this is a test key: anybody can make it again")
     best = float(corrected.min())
-    reason = f"{len(named)} of {scheme.recipients} recipients are named"
-    if not named:
-        reason = "cannot tell: no recipient's mark is there, or a larger coalition mixed theirs"
-    bits = -best / math.log10(2)
-    return Traced(tuple(named), scheme.recipients, len(found), epsilon, best, bits, reason)
+    bits = -(named[-1][1] if named else best) / math.log10(2)
+    done = Traced(
+        tuple(named), scheme.recipients, len(found), epsilon, best, bits, assume_dated,
+        f"{len(named)} of {scheme.recipients} recipients are named",
+    )  # fmt: skip
+    return done if done.exit_code == 0 else replace(done, reason=_why_not(done))
+
+
+def _why_not(done: Traced) -> str:
+    if not done.named:
+        return "cannot tell: no recipient's mark is there, or a larger coalition mixed theirs"
+    return (
+        "cannot tell: marks are there, but a key that names somebody could be found by trying "
+        f"2^{done.forgery_bits:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}: a dated claim "
+        "is needed (--assume-dated is the owner's own statement)"
+    )
 
 
 def codewords(key: Key, numbers: range) -> NDArray[np.uint8]:
@@ -173,4 +193,4 @@ def _scheme_of(key: Key) -> Stamp:
 
 
 def _cannot(scheme: Stamp, epsilon: float, reason: str) -> Traced:
-    return Traced((), scheme.recipients, 0, epsilon, 0.0, 0.0, f"cannot tell: {reason}")
+    return Traced((), scheme.recipients, 0, epsilon, 0.0, 0.0, False, f"cannot tell: {reason}")
