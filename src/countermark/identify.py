@@ -180,7 +180,7 @@ def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) 
             except KeyFileError:
                 yield Tried(str(folder), problem="damaged, or encrypted with another passphrase")
             except CountermarkError:
-                yield Tried(str(folder), problem="no key that this library made")
+                yield Tried(str(folder), problem="not to be read as it is: ask verify why")
 
 
 def _passphrase_for(folder: Path, passphrase: str | None) -> str | None:
