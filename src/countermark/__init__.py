@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from countermark.nulls import Evidence
     from countermark.schemes.deep_watermarking import DeepWatermarking
     from countermark.schemes.deepstego import DeepStego
+    from countermark.schemes.hash_filter import HashFilter
     from countermark.schemes.independent_network import IndependentNetwork
+    from countermark.schemes.stamp import Stamp
     from countermark.schemes.uchida import Uchida
     from countermark.verdict import Verdict
 
@@ -46,12 +48,14 @@ _PLACES = {
     "Embedding": "embedding",
     "Evidence": "nulls",
     "FineTune": "attacks.fine_tune",
+    "HashFilter": "schemes.hash_filter",
     "IndependentNetwork": "schemes.independent_network",
     "Key": "key",
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",
     "Retrain": "attacks.retrain",
+    "Stamp": "schemes.stamp",
     "Uchida": "schemes.uchida",
     "Verdict": "verdict",
     "verify": "examine",
@@ -64,12 +68,14 @@ __all__ = [
     "Embedding",
     "Evidence",
     "FineTune",
+    "HashFilter",
     "IndependentNetwork",
     "Key",
     "Overwrite",
     "Prune",
     "PruneUnused",
     "Retrain",
+    "Stamp",
     "Uchida",
     "Verdict",
     "verify",

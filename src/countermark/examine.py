@@ -26,6 +26,7 @@ from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
     MOST_CANDIDATES,
     Array,
+    Restored,
     Suspect,
     Weights,
     assignments,
@@ -259,6 +260,9 @@ def _aligned(
     with open_weights(reference.weights) as opened:
         record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
         try:
+            if before := scheme.before(key):
+                reference = replace(reference, weights=Restored(opened, before))
+                record["restored"] = sorted(before)
             found = realigned(weights, reference, key.tensors)
             bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
             if bears_mark:
@@ -314,7 +318,8 @@ def read_evidence(suspect: Suspect | Predict | Iterable[Pixels], key: Key) -> Ev
         return scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
     weight_scheme = as_weight_scheme(scheme)
     with open_weights(cast(Suspect, suspect)) as weights:
-        return weight_scheme.extract({name: weights.read(name) for name in key.tensors}, key)
+        where = {name: name for name in key.tensors}
+        return weight_scheme.extract(weight_scheme.read_from(weights, where, key), key)
 
 
 def _best(
@@ -323,7 +328,7 @@ def _best(
     """The best of the plain readings."""
 
     def reading(where: dict[str, str]) -> _Reading:
-        tensors = {wanted: weights.read(name) for wanted, name in where.items()}
+        tensors = scheme.read_from(weights, where, key)
         return _Reading(scheme.extract(tensors, key), tensors, where)
 
     return max(map(reading, found), key=lambda each: each.evidence.quality)

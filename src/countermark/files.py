@@ -33,9 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,8 +60,11 @@ def write_secret(path: Path, content: bytes) -> None:
             file.write(content)
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Create `folder` (0700) with `files` (0600), whole or not at all.
+@contextmanager
+def creating(folder: Path) -> Iterator[Path]:
+    """A temporary folder (0700) beside `folder` that gets its name when the block ends well.
+
+    Yields: the temporary folder, for the block to fill; its files have to be synced by `sync`.
 
     Raises:
         FileExistsError: something already has that name; it is left untouched.
@@ -72,17 +75,27 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir(mode=0o700)
     try:
+        yield temporary
+        sync(temporary)
+        temporary.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Create `folder` (0700) with `files` (0600), whole or not at all.
+
+    Raises:
+        FileExistsError: something already has that name; it is left untouched.
+    """
+    with creating(folder) as temporary:
         for name, content in files.items():
             descriptor = os.open(temporary / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync(temporary)
-        temporary.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_regular(path: Path, largest: int) -> bytes:
@@ -154,7 +167,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON number")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Force a file or directory to disk; where directories cannot be opened (Windows), skip it."""
     with suppress(PermissionError):
         # Windows syncs a file through a descriptor that may write, and opens no directory.

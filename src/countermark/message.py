@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,5 +90,6 @@ def _codeword_bytes(bits: int) -> int:
     return min(_LONGEST_CODEWORD, bits // 8)
 
 
+@lru_cache(maxsize=8)
 def _code(bits: int) -> RSCodec:
     return RSCodec(_codeword_bytes(bits) - payload_bytes(bits))

@@ -144,6 +144,7 @@ class Terms:
             not know their labels; of no effect with a whole key.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
         dating: what a claim says about the key's age; p is multiplied by its commitments.
+        keys: how many keys were tried on the suspect and are to be corrected for.
         told: is given what was judged, for a record.
     """
 
@@ -152,6 +153,7 @@ class Terms:
     blind_choice: bool = False
     allow_test_key: bool = False
     dating: Dating | None = None
+    keys: int = 1
     told: Callable[[Judged], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -182,6 +184,7 @@ def judge(
         terms: the thresholds and statements.
         about: `scheme`, `commitment`, `owner`, `suspect` and `test_key` for the verdict's record.
     """
+    tests *= terms.keys
     correction = math.log10(tests * terms.multiplier)
     judged = Judged(evidence, null, tests, null.log10_p(evidence))
     if terms.told is not None:

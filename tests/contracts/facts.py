@@ -16,7 +16,9 @@ from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_of
+from countermark.schemes.hash_filter import HashFilter
 from countermark.schemes.independent_network import IndependentNetwork
+from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 
@@ -66,6 +68,8 @@ SCHEMES_UNDER_CONTRACT = [
         epochs=6,
         other={"convergence_std": 0.029},
     ),
+    Facts("stamp", Stamp("0.weight", 256, margin=3.0)),
+    Facts("hash-filter", HashFilter("0.weight", 256), other={"rounds": 3}),
     Facts("network-auto", IndependentNetwork("2.weight", 256), epochs=6),
     Facts("network-manu", IndependentNetwork("2.weight", 256, **EARLY_MANU), epochs=8),
     # Same-seed twins read as well as the marked host itself: nothing tells them apart.

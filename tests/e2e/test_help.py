@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 # Commands whose examples leave files for later ones; the others follow in the tree's order.
 ORDER = (
-    "demo", "embed", "mark", "verify", "key show", "attack run", "claim keygen", "claim new",
-    "claim sign",
+    "demo", "embed", "stamp", "mark", "verify", "key show", "attack run", "claim keygen",
+    "claim new", "claim sign",
 )  # fmt: skip
 
 HEADING = re.compile(r"^[ \t]*Examples?:?[ \t]*$", re.MULTILINE)

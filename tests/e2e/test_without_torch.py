@@ -23,8 +23,8 @@ main()
 """
 PUBLIC = [
     "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune",
-    "IndependentNetwork", "Key", "Overwrite", "Prune", "PruneUnused", "Retrain", "Uchida",
-    "Verdict", "verify",
+    "HashFilter", "IndependentNetwork", "Key", "Overwrite", "Prune", "PruneUnused", "Retrain",
+    "Stamp", "Uchida", "Verdict", "verify",
 ]  # fmt: skip
 
 

@@ -16,18 +16,24 @@ from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import KeyMaterial
 from countermark.nulls import FairCoin
+from countermark.schemes.hash_filter import HashFilter
+from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
+from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array, ModuleWeights
 
 HOSTS, KEYS, T = 28, 100, 256
 SHAPES = {"0.weight": (64, 784), "2.weight": (10, 64)}
 
-FORMS = {
+FORMS: dict[str, WeightScheme] = {
     "sign": Uchida("2.weight", T),
     "random": Uchida("2.weight", T, key_type="random"),
     "direct": Uchida("2.weight", T, key_type="direct"),
     "diff": Uchida("2.weight", T, key_type="diff"),
     "filter-mean": Uchida("0.weight", T, read="filter_mean", key_type="random"),
+    "hash-filter": HashFilter("0.weight", T, rounds=4),
+    "stamp": Stamp(("0.weight", "2.weight"), T),
+    "stamp-parts": Stamp(("0.weight", "2.weight"), T, values=500),
 }
 
 
@@ -46,14 +52,13 @@ def tensors(model: nn.Module) -> dict[str, Array]:
     return {name: weights.read(name) for name in SHAPES}
 
 
-def read(hosts: list[dict[str, Array]], scheme: Uchida, keys: int) -> Pairs:
+def read(hosts: list[dict[str, Array]], scheme: WeightScheme, keys: int) -> Pairs:
     """Each pair of a host and a key of its own, with a message of its own."""
-    layer = str(scheme.layer)
-    found = []
+    tensors, found = scheme.choose(SHAPES), []
     for at, host in enumerate(hosts):
         for number in range(keys):
             material = KeyMaterial.for_tests(1000 * at + number)
-            key = scheme.generate_key({layer: SHAPES[layer]}, owner="zoo", material=material)
+            key = scheme.generate_key(tensors, owner="zoo", material=material)
             found.append(scheme.extract(host, key).matched)
     return Pairs(np.array(found), T, 0.5)
 
@@ -62,8 +67,10 @@ def test_default_form_on_28_hosts_with_100_keys_each(hosts: list[dict[str, Array
     check(read(hosts, FORMS["sign"], KEYS))
 
 
-@pytest.mark.parametrize("form", ["random", "direct", "diff", "filter-mean"])
-def test_published_forms(hosts: list[dict[str, Array]], form: str) -> None:
+@pytest.mark.parametrize(
+    "form", ["random", "direct", "diff", "filter-mean", "hash-filter", "stamp", "stamp-parts"]
+)
+def test_other_forms(hosts: list[dict[str, Array]], form: str) -> None:
     check(read(hosts, FORMS[form], 10))
 
 

@@ -45,10 +45,13 @@ RANKS = {
     "schemes": 5,
     "openings": 6,
     "report": 6,
+    "stamping": 6,
     "readings": 6,
     "attacks": 7,
+    "tracing": 7,
     "examine": 7,
     "bench": 8,
+    "identify": 8,
     "cli": 9,
     "__main__": 10,
 }

@@ -17,16 +17,24 @@ import typer
 
 from countermark.cli import dispute, released, report  # noqa: F401 - they add commands to `app`
 from countermark.cli.claim import claim_app
+from countermark.cli.finished import advise, check, stamp
+from countermark.cli.identify import identify
 from countermark.cli.key import key_app
 from countermark.cli.laboratory import bench_app
 from countermark.cli.ledger import ledger_app
 from countermark.cli.outputs import mark
 from countermark.cli.owner import app
+from countermark.cli.recipient import recipient_app
 from countermark.cli.thief import attack_app
 from countermark.errors import CountermarkError, printable
 
 app.command()(mark)
+app.command()(advise)
+app.command()(stamp)
+app.command()(check)
+app.command()(identify)
 app.add_typer(key_app, name="key")
+app.add_typer(recipient_app, name="recipient")
 app.add_typer(claim_app, name="claim")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(attack_app, name="attack")

@@ -55,7 +55,7 @@ def resolve(
     \b
     Example:
         countermark embed --scheme uchida --model mlp --data digits --layer 2.weight --bits 128 \\
-            --start m.safetensors --owner "Beta Ltd." --epochs 1 --out copy.safetensors \\
+            --start m.safetensors --owner "Beta Ltd." --epochs 3 --out copy.safetensors \\
             --key beta.key
         countermark claim new --key beta.key --model copy.safetensors --owner "Beta Ltd." \\
             --out beta.json

@@ -71,6 +71,11 @@ def new_passphrase() -> str:
     return passphrase
 
 
+def shared_passphrase() -> str | None:
+    """One passphrase for many keys, from the file that is named for it; None without one."""
+    return _passphrase_file()
+
+
 def _ask(what: str, *, confirm: bool) -> str | None:
     """Ask whoever sits at the terminal; None where nobody does."""
     if sys.stdin is None or not sys.stdin.isatty():

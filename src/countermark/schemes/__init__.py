@@ -14,14 +14,18 @@ from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.guo import Guo
+from countermark.schemes.hash_filter import HashFilter
 from countermark.schemes.independent_network import IndependentNetwork
+from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 from countermark.schemes.zhang import Zhang
 
 SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,
+    HashFilter.name: HashFilter,
     IndependentNetwork.name: IndependentNetwork,
+    Stamp.name: Stamp,
     DeepStego.name: DeepStego,
     DeepWatermarking.name: DeepWatermarking,
     Adi.name: Adi,

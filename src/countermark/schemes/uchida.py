@@ -17,13 +17,14 @@ from pydantic import PositiveFloat
 
 from countermark.errors import ConfigError
 from countermark.key import Key
+from countermark.message import Bits
 from countermark.nulls import Evidence
 from countermark.schemes.base import Paper
 from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 
-_BLOCK = 1 << 24  # entries of X that are expanded at a time while reading
+_BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; caches hold so many
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,24 @@ class Uchida(ConvergedScheme):
                 raise ConfigError(f"{name} has shape {weights[name].shape}, the key reads {shape}")
             tensor = weights[name].astype(np.float64)
             flat = tensor.mean(axis=0) if self.read == "filter_mean" else tensor
-            mask = key.frozen.get(f"{MASK}.{name}")
+            mask = self.mask(key, name)
             parts.append(
                 flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0]
             )  # (M_l,)
         return np.concatenate(parts)  # (M,)
 
+    def products(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
+        """The readings X·w (T,)."""
+        w = self.vector(weights, key)
+        return np.concatenate([block @ w for block in self.generate_row_blocks(key)])
+
+    def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
+        """Bit = y > 0, that is sigmoid(y) > ½."""
+        return (self.products(weights, key) > 0).astype(np.uint8)
+
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read T bits: y = X·w, bit = y > 0, that is sigmoid(y) > ½."""
-        w = self.vector(weights, key)
-        y = np.concatenate([block @ w for block in self.generate_row_blocks(key)])  # (T,)
+        y = self.products(weights, key)
         read = (y > 0).astype(np.uint8)
         return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
 
@@ -129,7 +138,7 @@ class Uchida(ConvergedScheme):
         columns = {}
         for name, shape in key.tensors.items():
             size = self.read_of(shape)
-            mask = key.frozen.get(f"{MASK}.{name}")
+            mask = self.mask(key, name)
             if mask is not None and mask.shape != (size,):
                 raise ConfigError(
                     f"the key's mask of {name} has shape {mask.shape}, "
@@ -137,6 +146,10 @@ class Uchida(ConvergedScheme):
                 )
             columns[name] = size if mask is None else int(np.count_nonzero(mask))
         return columns
+
+    def mask(self, key: Key, name: str) -> NDArray[Any] | None:
+        """Which of the values that are read of a tensor carry the mark, not 0; None for all."""
+        return key.frozen.get(f"{MASK}.{name}")
 
     def read_width(self, key: Key) -> int:
         """M, how many values are read."""

@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.key import Key, KeyMaterial
+from countermark.message import Bits
 from countermark.nulls import LEAST_FORGERY_BITS, Evidence, FairCoin, FreshKeys, Null, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA
-from countermark.weights import Array, Suspect
+from countermark.weights import Array, Suspect, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +85,32 @@ class WeightScheme(Scheme):
     @abstractmethod
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
         """Read the key's bits out of the tensors it names."""
+
+    def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
+        """The raw bits (T,) alone, as `extract` reads them, without payload."""
+        return self.extract(weights, key).read.astype(np.uint8)
+
+    def read_from(
+        self,
+        weights: Weights,
+        where: Mapping[str, str],
+        key: Key,  # noqa: ARG002 - a scheme that reads parts of tensors needs it
+    ) -> dict[str, Array]:
+        """What `extract` needs of an open suspect: whole tensors, if a scheme says no more.
+
+        Args:
+            weights: the suspect.
+            where: the key's name of each tensor to the suspect's.
+            key: the key that will read it.
+        """
+        return {wanted: weights.read(name) for wanted, name in where.items()}
+
+    def before(self, key: Key) -> dict[str, tuple[int, Array]]:  # noqa: ARG002 - most keep nothing
+        """What a key keeps of its tensors from before the mark: each one's first place and values.
+
+        It is frozen, hence older than the message, and takes the place of what a reference has.
+        """
+        return {}
 
     def nulls(
         self,

@@ -18,7 +18,10 @@ from countermark.weights.base import Array, TensorInfo, Weights
 from countermark.weights.digest import ModelDigest, model_digest
 from countermark.weights.module import ModuleWeights
 from countermark.weights.onnx_file import OnnxWeights
+from countermark.weights.remembered import Remembered
+from countermark.weights.restored import Restored
 from countermark.weights.safetensors_file import SafetensorsWeights
+from countermark.weights.sharded import INDEX, ShardedWeights, in_folder
 from countermark.weights.torch_file import TorchWeights
 
 if TYPE_CHECKING:
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
-    "SafetensorsWeights", "Suspect", "TensorInfo", "TorchWeights", "Weights", "assignments",
-    "load_state", "model_digest", "open_weights", "save_weights",
+    "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Suspect", "TensorInfo",
+    "TorchWeights", "Weights", "assignments", "load_state", "model_digest", "open_weights",
+    "save_weights",
 ]  # fmt: skip
 
 MOST_CANDIDATES = 1000
@@ -37,11 +41,11 @@ _ONNX = b"\x08"  # the first field of a model is the version of its form, a numb
 
 
 Suspect: TypeAlias = "str | Path | nn.Module | Weights"
-"""What can be opened: a file, a live module, or what is open already."""
+"""What can be opened: a file, a folder of shards, a live module, or what is open already."""
 
 
 def open_weights(suspect: Suspect) -> Weights:
-    """Open a suspect by what it is: a file by its first bytes, or a live module.
+    """Open a suspect by what it is: a file by its first bytes, a folder of shards, a live module.
 
     Raises:
         SuspectError: there is no such file, or it is of no known kind.
@@ -56,6 +60,10 @@ def open_weights(suspect: Suspect) -> Weights:
             )
         return ModuleWeights(suspect)
     path = Path(suspect)
+    if path.is_dir():
+        path = in_folder(path)
+    if path.name.endswith(INDEX):
+        return ShardedWeights(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -103,6 +111,10 @@ def load_state(path: Path) -> dict[str, Any]:
             import torch
 
             return {name: torch.from_numpy(weights.read(name).copy()) for name in weights.tensors}
+        parts = list(weights.shards) if isinstance(weights, ShardedWeights) else []
+        path = Path(weights.name)
+    if parts:
+        return {n: each for part in parts for n, each in load_state(path / part).items()}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

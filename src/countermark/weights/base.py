@@ -52,7 +52,17 @@ class Weights(ABC):
         Raises:
             SuspectError: the values are not finite real numbers.
         """
-        values = self._load(name)
+        return self._checked(name, self._load(name))
+
+    def read_part(self, name: str, start: int, count: int) -> Array:
+        """`count` values (count,) of one tensor, in C order from `start` on, as `read` gives them.
+
+        Where a format allows it, nothing else of the tensor is read, and its digest is that of
+        these bytes, as "NAME, in part": where they lie can be a key's secret.
+        """
+        return self.read(name).reshape(-1)[start : start + count]
+
+    def _checked(self, name: str, values: NDArray[Any]) -> Array:
         if not np.isfinite(values).all():
             wrong = int(values.size - np.isfinite(values).sum())
             raise SuspectError(

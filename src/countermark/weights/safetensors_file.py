@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 
 from countermark.errors import SuspectError, printable
 from countermark.files import parse_json
-from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.dtypes import DTYPES, decoded
 
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
 _MOST_DIMENSIONS, _LARGEST_SIZE = 32, 1 << 63  # of one tensor: numpy's limits
 _PIECE = 1 << 22  # bytes that are digested at a time
 _METADATA = "__metadata__"
-_DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-    "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "u1",
-}  # fmt: skip
 
 
 class SafetensorsWeights(Weights):
@@ -72,28 +69,51 @@ class SafetensorsWeights(Weights):
             raise ValueError(f"{name}: its bytes end before they begin")
         if (
             _readable(shape, dtype)
-            and prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != end - begin
+            and prod(shape) * np.dtype(DTYPES[dtype]).itemsize != end - begin
         ):
             raise ValueError(f"{name}: its bytes do not fit its shape {list(shape)}")
         return TensorInfo(shape, dtype), start + begin, end - begin
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where the bytes of a tensor begin in the file, and how many they are."""
+        _, offset, size = self._places[name]
+        return offset, size
+
+    def read_part(self, name: str, start: int, count: int) -> Array:
+        """Reads only these bytes of the file."""
+        info, offset, size = self._places[name]
+        if count == prod(info.shape):
+            return self.read(name).reshape(-1)
+        self._require_readable(name)
+        item = np.dtype(DTYPES[info.dtype]).itemsize
+        if not 0 <= start <= start + count <= size // item:
+            raise ValueError(f"{name} has {size // item} values, not {start} to {start + count}")
+        raw = self._bytes(name, offset + start * item, count * item)
+        self.digests[f"{name}, in part"] = hashlib.sha256(raw).hexdigest()
+        return self._checked(name, decoded(raw, info.dtype))  # (count,)
+
     def _load(self, name: str) -> NDArray[Any]:
         info, offset, size = self._places[name]
-        if not _readable(info.shape, info.dtype):
-            raise SuspectError(
-                f"{self.name}: {printable(name, 200)} has dtype {printable(info.dtype, 20)} and "
-                f"{len(info.shape)} dimensions, which cannot be read yet: expected one of "
-                f"{', '.join(_DTYPES)} and at most {_MOST_DIMENSIONS}; convert the file"
-            )
+        self._require_readable(name)
+        raw = self._bytes(name, offset, size)
+        self.digests[name] = hashlib.sha256(raw).hexdigest()
+        return decoded(raw, info.dtype).reshape(info.shape)  # the tensor's own shape
+
+    def _bytes(self, name: str, offset: int, size: int) -> bytes:
         self._file.seek(offset)
         raw = self._file.read(size)
         if len(raw) != size:
             raise self._damaged(f"{name} ends after {len(raw):,} of {size:,} bytes")
-        self.digests[name] = hashlib.sha256(raw).hexdigest()
-        values = np.frombuffer(raw, dtype=_DTYPES[info.dtype])
-        if info.dtype == "BF16":  # the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.reshape(info.shape)  # the tensor's own shape
+        return raw
+
+    def _require_readable(self, name: str) -> None:
+        info = self.tensors[name]
+        if not _readable(info.shape, info.dtype):
+            raise SuspectError(
+                f"{self.name}: {printable(name, 200)} has dtype {printable(info.dtype, 20)} and "
+                f"{len(info.shape)} dimensions, which cannot be read yet: expected one of "
+                f"{', '.join(DTYPES)} and at most {_MOST_DIMENSIONS}; convert the file"
+            )
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """The bytes of one tensor of any dtype, as the file has them."""
@@ -122,7 +142,7 @@ class SafetensorsWeights(Weights):
 
 
 def _readable(shape: tuple[int, ...], dtype: str) -> bool:
-    return dtype in _DTYPES and len(shape) <= _MOST_DIMENSIONS
+    return dtype in DTYPES and len(shape) <= _MOST_DIMENSIONS
 
 
 def _require_cover(

@@ -17,7 +17,7 @@ from countermark.key import Key
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
 from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import MASK, WeightScheme
+from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
 MOST_ENTRIES = 1 << 28  # entries of X kept in memory while training, 1 GiB in float32
@@ -47,7 +47,7 @@ class UchidaTraining(WeightTraining):
         self._margins = torch.full((uchida.bits,), uchida.strength * uchida.margin)  # (T,)
         self._picked = [
             None if mask is None else torch.from_numpy(np.flatnonzero(mask))
-            for mask in (key.frozen.get(f"{MASK}.{name}") for name in key.tensors)
+            for mask in (uchida.mask(key, name) for name in key.tensors)
         ]
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:

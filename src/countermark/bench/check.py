@@ -1,0 +1,179 @@
+"""What a thief tries first, done to the owner's marked model, and what its key then finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from countermark.attacks.base import Attack, NamedTensors
+from countermark.attacks.fine_tune import FineTune
+from countermark.attacks.noise import Noise
+from countermark.attacks.prune import Prune
+from countermark.attacks.quantise import Quantise
+from countermark.bench.data import load_data
+from countermark.bench.embed import check_fit, load_into
+from countermark.bench.models import build
+from countermark.bench.train import accuracy
+from countermark.errors import ConfigError
+from countermark.examine import verify
+from countermark.key import Key
+from countermark.progress import progress
+from countermark.schemes import weight_scheme_of
+from countermark.schemes.stamp import Stamp
+from countermark.schemes.white_box import WeightScheme
+from countermark.verdict import Outcome, Terms, judge
+from countermark.weights import Array, Weights, open_weights
+
+UNTOUCHED = "as it is"
+TRAINED_ON = "trained on for one epoch"
+TRIES: Mapping[str, Attack] = {
+    "weights shaken by a tenth of their spread": Noise(0.1),
+    "weights shaken by half of their spread": Noise(0.5),
+    "weights shaken by all of their spread": Noise(1.0),
+    "half of the weights set to zero": Prune(0.5),
+    "nine of ten weights set to zero": Prune(0.9),
+    "rounded to 8 bits": Quantise(8, "channel"),
+    "rounded to 4 bits": Quantise(4, "channel"),
+}
+NOT_TRIED = (
+    "reordered or rescaled neurons, which hide what is read in order: keep a reference for verify",
+    "distilling, merging with other models, long training: no key of weights is sure of these",
+)
+NOT_TRAINED = "training on: give --model and --data"
+
+
+@dataclass(frozen=True)
+class Try:
+    """What the key found after one attack.
+
+    Attributes:
+        what: was done, in plain words.
+        outcome: of the verdict.
+        matched, bits: what was read.
+        log10_p: of the verdict.
+        accuracy: on test images afterwards, where it was measured.
+    """
+
+    what: str
+    outcome: Outcome
+    matched: int | None
+    bits: int
+    log10_p: float | None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All that was tried on a marked model.
+
+    Attributes:
+        tries: the untouched model first.
+        not_tried: what was left out, in plain words.
+        reason: why the key cannot prove anything in the untouched model; empty where it can.
+        seconds: what it took.
+    """
+
+    tries: tuple[Try, ...]
+    not_tried: tuple[str, ...]
+    reason: str
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0: proven after everything; 1: removed by something, or not there; 3: cannot tell."""
+        if self.tries[0].outcome == "no_verdict":
+            return 3
+        return 0 if all(each.outcome == "owned" for each in self.tries) else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+def check(
+    marked: Path, key: Key, *, model: str | None = None, data: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Checked:  # fmt: skip
+    """Attack the tensors that a key reads, in memory, and read them again.
+
+    Args:
+        marked: the owner's marked model.
+        key: its key, of a linear weight scheme.
+        model: how the model is built, to train it on.
+        arguments: likewise.
+        data: what it is trained on.
+
+    Raises:
+        ConfigError: a key of another kind, or model and data that do not fit.
+        SuspectError: the model cannot be read.
+    """
+    began = time.monotonic()
+    scheme = weight_scheme_of(key)
+    if not scheme.linear:
+        raise ConfigError(
+            f"a key of {key.scheme} has a learnt reader, whose verdicts take too long to try many: "
+            "expected a key of uchida or stamp; use attack run and verify"
+        )
+    untouched = verify(marked, key)
+    tries = [Try(UNTOUCHED, untouched.outcome, untouched.matched, key.bits, untouched.log10_p)]
+    if not untouched.owned:
+        return Checked(tuple(tries), (), untouched.reason, time.monotonic() - began)
+    tries += _attacked(marked, scheme, key)
+    if model and data:
+        tries.append(_trained_on(marked, key, (model, dict(arguments or {})), data))
+    left = NOT_TRIED if model and data else (NOT_TRAINED, *NOT_TRIED)
+    return Checked(tuple(tries), left, "", time.monotonic() - began)
+
+
+def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
+    """Every attack that needs no data, a tensor at a time: the model is read once."""
+    found: dict[str, dict[str, Array]] = {what: {} for what in TRIES}
+    with open_weights(marked) as weights, progress("attacks", len(key.tensors)) as advance:
+        for name, shape in key.tensors.items():
+            rows, part = _rows(weights, scheme, key, name)
+            for what, attack in TRIES.items():
+                victim = NamedTensors({"rows": torch.from_numpy(rows.copy())})
+                values = attack.run(victim).model.state_dict()["rows"].numpy().reshape(-1)
+                found[what][name] = values.reshape(shape) if part is None else values[part]
+            advance(1)
+    about = {"scheme": key.scheme, "commitment": key.commitment, "owner": key.owner,
+             "test_key": key.test_key, "suspect": {}}  # fmt: skip
+    for what, tensors in found.items():
+        evidence = scheme.extract(tensors, key)
+        verdict = judge(evidence, scheme.null(), tests=1, terms=Terms(), about=about)
+        yield Try(what, verdict.outcome, verdict.matched, verdict.bits, verdict.log10_p)
+
+
+def _rows(
+    weights: Weights, scheme: WeightScheme, key: Key, name: str
+) -> tuple[Array, slice | None]:
+    """What is attacked of a tensor, as rows, and the part of it that the key reads; None for all.
+
+    Of a stamp that reads a part of a tensor these are the rows around it.
+    """
+    shape = key.tensors[name]
+    if not isinstance(scheme, Stamp) or len(shape) < 2 or scheme.read_of(shape) == prod(shape):
+        return weights.read(name).reshape(shape[0] if len(shape) > 1 else 1, -1), None
+    place, width = scheme.places(key.tensors, key.material)[name], prod(shape[1:])
+    first, last = place.start // width, -(-place.stop // width)
+    rows = weights.read_part(name, first * width, (last - first) * width)
+    return rows.reshape(-1, width), slice(place.start - first * width, place.stop - first * width)
+
+
+def _trained_on(marked: Path, key: Key, host: tuple[str, dict[str, Any]], data: str) -> Try:
+    """One epoch of fine-tuning of all layers, at a rate that keeps what the model can do."""
+    loaded, model = load_data(data), build(*host)
+    check_fit(host[0], model, loaded)
+    load_into(model, marked)
+    tuned = FineTune(lr=1e-3).run(model, loaded).model
+    verdict = verify(tuned, key)
+    return Try(
+        TRAINED_ON, verdict.outcome, verdict.matched, key.bits, verdict.log10_p,
+        accuracy(tuned, loaded),
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""The commands for finished checkpoints: advise, stamp, check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from countermark.cli.options import (
+    AsJson,
+    ModelArguments,
+    Settings,
+    new_passphrase,
+    pairs,
+    passphrase_of,
+    show_result,
+)
+from countermark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from countermark.bench.check import Checked
+
+Layers = Annotated[
+    list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
+]
+Bits = Annotated[int | None, typer.Option(metavar="N", help="Message length.")]
+
+
+def advise(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or a folder of them.")
+    ],
+    layer: Layers = None,
+    bits: Bits = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say how a finished checkpoint should be stamped, and what to expect; changes nothing.
+
+    The forecast is arithmetic on the checkpoint's own weights, not a measurement.
+
+    \b
+    Example:
+        countermark advise other.safetensors
+        countermark advise other.safetensors --bits 128 --set margin=3 --json
+    """
+    from countermark.stamping import advise as advised
+    from countermark.weights import open_weights
+
+    with open_weights(model) as weights:
+        advice = advised(weights, _fields(layer, bits, settings))
+    show_result(advice.to_json(), as_json, "\n".join(_told(advice.to_json(), advice.gentle)))
+    return 0
+
+
+def stamp(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="A .safetensors file, or a folder of them; unchanged."),
+    ],
+    owner: Annotated[str, typer.Option(metavar="TEXT", help="Whose mark it is.")],
+    key: Annotated[
+        Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="OUT", help="The file or folder to write; must not exist.")
+    ],
+    layer: Layers = None,
+    bits: Bits = None,
+    settings: Settings = None,
+    encrypt: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt",
+            help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
+        ),
+    ] = False,
+    no_reference: Annotated[
+        bool,
+        typer.Option(
+            "--no-reference", help="Do not keep in the key what it reads as it was before."
+        ),
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|module:factory", help="What IN is the weights of, for --data."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="Print the test accuracy before and after."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts, one a line: print how far their embeddings moved. IN is a folder for it.",
+        ),
+    ] = None,
+    model_arguments: ModelArguments = None,
+    as_json: AsJson = False,
+) -> int:
+    """Put an ownership mark into a finished checkpoint of any size, without data or training.
+
+    What is not said is chosen as `advise` would. The input is only read; the copy is there whole
+    or not at all.
+
+    \b
+    Example:
+        countermark stamp other.safetensors --owner "ACME Inc." --key stamp.key \\
+            --out stamped.safetensors --set margin=4
+        countermark verify stamped.safetensors --key stamp.key
+    """
+    from countermark.stamping import stamp as stamped
+    from countermark.stamping.making import Places
+
+    if not owner:
+        raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    places = Places(out, key)
+    places.check(model)
+    if encrypt:
+        places = Places(out, key, new_passphrase())
+    asked = _outputs(host, data, prompts, pairs(model_arguments, "--model-arg"))
+    before = asked.of(model) if asked else None
+    done = stamped(
+        model, places, owner=owner, fields=_fields(layer, bits, settings),
+        keep_before=not no_reference,
+    )  # fmt: skip
+    kept = asked.compared(before, asked.of(out)) if asked else {}
+    about = {"model": str(out), "key": str(key), **done.to_json(), "outputs": kept}
+    lines = [
+        f"{out}: {about['matched']} of {about['bits']} bits, relative change {done.change:.2%}",
+        *_told(about, done.advice.gentle),
+        *(f"measured: {name.replace('_', ' ')} {value:.4g}" for name, value in kept.items()),
+        f"{key}: commitment {about['commitment']}",
+        "Keep the key secret and backed up: without it nothing can be proven, with it anybody can.",
+    ]
+    show_result(about, as_json, "\n".join(lines))
+    return 0
+
+
+def check(
+    marked: Annotated[
+        Path, typer.Argument(metavar="MARKED", help="Your marked model: a file, or a folder.")
+    ],
+    key: Annotated[Path, typer.Option(metavar="DIR", help="Its key folder.")],
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|module:factory", help="How to build it, to train it on."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|DIR", help="What it is trained on for an epoch.")
+    ] = None,
+    model_arguments: ModelArguments = None,
+    as_json: AsJson = False,
+) -> int:
+    """Do to your marked model what a thief tries first, and say what your key then finds.
+
+    Exits 0 when the mark is proven after everything, 1 when something removed it, 3 when the key
+    cannot prove anything in the untouched model, 2 when something stopped the answer.
+
+    \b
+    Example:
+        countermark check stamped.safetensors --key stamp.key
+        countermark check m.safetensors --key acme.key --model mlp --data digits  # exit 1
+    """
+    from countermark.bench.check import check as checked
+    from countermark.key import Key
+
+    arguments = pairs(model_arguments, "--model-arg")
+    if bool(host) != bool(data) or (arguments and not host):
+        raise ConfigError("a model is trained on by --model NAME and --data NAME: give both")
+    loaded = Key.load(key, passphrase_of(key))
+    done = checked(marked, loaded, model=host, data=data, arguments=arguments)
+    show_result(done.to_json(), as_json, "\n".join(_found(done)))
+    return done.exit_code
+
+
+_WORDS = {"owned": "still proven", "not_proven": "REMOVED", "no_verdict": "there, not proven"}
+
+
+def _found(done: Checked) -> list[str]:
+    """What was tried, for people, as lines."""
+    lines = []
+    for each in done.tries:
+        line = f"{each.what:<42}  {_WORDS[each.outcome]:<17}"
+        if each.matched is not None:
+            line += f"  {each.matched} of {each.bits} bits, log10 p {each.log10_p:.1f}"
+        if each.accuracy is not None:
+            line += f", test accuracy {each.accuracy:.2%}"
+        lines.append(line)
+    if done.reason:
+        lines.append(f"nothing was tried: {done.reason}")
+    return lines + [f"not tried: {each}" for each in done.not_tried]
+
+
+def _outputs(
+    host: str | None, data: str | None, prompts: Path | None, arguments: dict[str, Any]
+) -> Any:
+    """What shall be measured before and after; None for nothing."""
+    if bool(host) != bool(data) or (arguments and not host) or (host and prompts):
+        raise ConfigError("outputs are measured by --model NAME --data NAME, or by --prompts FILE")
+    if not (host or prompts):
+        return None
+    from countermark.bench.kept import Pictures, Texts
+
+    return Texts(prompts) if prompts else Pictures(host or "", arguments, data or "")
+
+
+def _fields(
+    layer: list[str] | None, bits: int | None, settings: list[str] | None
+) -> dict[str, Any]:
+    """Fields of the scheme as the command line gives them."""
+    fields = pairs(settings, "--set")
+    if layer:
+        fields["layer"] = layer[0] if len(layer) == 1 else layer
+    if bits is not None:
+        fields["bits"] = bits
+    return fields
+
+
+def _told(advice: Mapping[str, Any], gentle: bool) -> list[str]:
+    """Advice for people, as lines."""
+    fields, rates = advice["fields"], advice["forecast"]
+    part = f"{fields['values']:,} values of each" if fields["values"] else "whole"
+    where = f"{len(advice['tensors'])} tensors, {part}: {advice['values_read']:,} values"
+    cost = f"margin {fields['margin']:g}, expected change {advice['expected_change']:.2%} "
+    cost += f"({advice['expected_change_of_tensors']:.2%} of the tensors as wholes)"
+    lines = [
+        f"{fields['bits']} bits in {where}, {cost}",
+        "forecast of wrong bits, from the weights as they are:",
+        *(f"  {change:<16}  {rate:.3f}" for change, rate in rates.items()),
+    ]
+    if not gentle:
+        lines.append(
+            "That is much for so few weights: measure the model before you release it, take fewer "
+            "bits, or train the mark in with `embed`."
+        )
+    return lines

@@ -1,0 +1,174 @@
+"""The commands for models with a mark for each recipient: recipient new, stamp, trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from countermark.cli.options import (
+    AsJson,
+    Settings,
+    new_passphrase,
+    pairs,
+    passphrase_of,
+    show_result,
+)
+from countermark.errors import ConfigError, printable
+
+recipient_app = typer.Typer(
+    help="Mark a copy for each recipient, and trace a copy to its recipient.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="IN", help="A .safetensors file, or a folder of them; unchanged.")
+]
+Epsilon = Annotated[
+    float, typer.Option(metavar="P", help="Largest chance that any innocent recipient is named.")
+]
+
+
+@recipient_app.command()
+def new(
+    model: Checkpoint,
+    count: Annotated[int, typer.Option(metavar="N", help="How many recipients.")],
+    owner: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is.")],
+    key: Annotated[
+        Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
+    ],
+    coalition: Annotated[
+        int, typer.Option(metavar="C", help="How many may mix their copies and still be traced.")
+    ] = 3,
+    epsilon: Epsilon = 1e-6,
+    runs: Annotated[int, typer.Option(min=1, help="Simulated coalitions for each strategy.")] = 30,
+    settings: Settings = None,
+    encrypt: Annotated[
+        bool,
+        typer.Option(
+            "--encrypt",
+            help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Make a key whose code tells recipients of a checkpoint apart; prints what the code bears.
+
+    \b
+    Example:
+        countermark recipient new other.safetensors --count 10 --coalition 2 --owner "ACME Inc." \\
+            --key customers.key
+    """
+    from countermark.keyfile import refuse_existing
+    from countermark.tracing import recipients_key
+    from countermark.tracing.colluding import STRATEGIES
+
+    if not owner:
+        raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    refuse_existing(key)
+    passphrase = new_passphrase() if encrypt else None
+    made, code, advice = recipients_key(
+        model, (count, coalition), owner=owner, epsilon=epsilon, fields=pairs(settings, "--set")
+    )
+    found = {name: code.simulated(name, coalition, runs=runs, seed=0) for name in STRATEGIES}
+    made.save(key, passphrase)
+    about: dict[str, Any] = {
+        "key": str(key), "commitment": made.commitment, "recipients": count,
+        "coalition": coalition, "length": code.length, "epsilon": epsilon,
+        "expected_change": advice.change, "expected_change_of_tensors": advice.whole,
+        "simulated": {
+            name: {"runs": each.runs, "traced": each.traced, "accused": each.accused,
+                   "most_accused": each.most_accused}
+            for name, each in found.items()
+        },
+    }  # fmt: skip
+    bears = f"a code of {code.length} bits against coalitions of {coalition}, epsilon {epsilon:g}"
+    costs = f"{advice.change:.2%} of {advice.read:,} values, {advice.whole:.2%} of the tensors"
+    lines = [
+        f"{key}: {count} recipients, {bears}; commitment {made.commitment}",
+        f"each copy: expected change {costs} as wholes",
+        *(
+            f"simulated, {name}: traced in {each.traced} of {each.runs}, an innocent named in "
+            f"{each.accused} (95 %: below {each.most_accused:.2g})"
+            for name, each in found.items()
+        ),
+        "The key holds no names: keep a list of who is which number, from 0 on.",
+    ]
+    show_result(about, as_json, "\n".join(lines))
+    return 0
+
+
+@recipient_app.command("stamp")
+def stamp_(
+    model: Checkpoint,
+    key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
+    number: Annotated[int, typer.Option(metavar="N", help="Which recipient, from 0 on.")],
+    out: Annotated[
+        Path, typer.Option(metavar="OUT", help="The file or folder to write; must not exist.")
+    ],
+    as_json: AsJson = False,
+) -> int:
+    """Make a recipient's copy of the checkpoint that the key was made for.
+
+    \b
+    Example:
+        countermark recipient stamp other.safetensors --key customers.key --number 7 \\
+            --out seven.safetensors
+    """
+    from countermark.key import Key
+    from countermark.tracing import issue
+
+    copy = issue(model, out, Key.load(key, passphrase_of(key)), number)
+    about = {
+        "model": str(out), "number": number, "change": copy.change, "left_out": list(copy.left_out)
+    }  # fmt: skip
+    text = f"{out}: the copy of recipient {number}, relative change {copy.change:.2%}"
+    show_result(about, as_json, text)
+    return 0
+
+
+@recipient_app.command()
+def trace(
+    suspect: Annotated[
+        Path, typer.Argument(metavar="SUSPECT", help="A weight file, or a folder of shards.")
+    ],
+    key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
+    epsilon: Epsilon = 1e-6,
+    assume_dated: Annotated[
+        bool,
+        typer.Option(
+            "--assume-dated", help="You state that the key is older than the suspect; recorded."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Say whose copy a suspect is, or that nothing can be told.
+
+    Exits 0 when somebody is named, 3 when nothing can be told or the key could have been made to
+    accuse, 2 when something stopped the answer.
+
+    \b
+    Example:
+        countermark recipient trace seven.safetensors --key customers.key
+        countermark recipient trace other.safetensors --key customers.key  # exit 3
+    """
+    from countermark.key import Key
+    from countermark.tracing import trace as traced
+
+    if not 0 < epsilon < 1:
+        raise ConfigError(f"--epsilon is {epsilon}: expected a probability between 0 and 1")
+    loaded = Key.load(key, passphrase_of(key))
+    done = traced(suspect, loaded, epsilon=epsilon, assume_dated=assume_dated)
+    lines = [done.reason]
+    lines += [f"  recipient {number}: log10 of the chance {p:.1f}" for number, p in done.named]
+    lines.append(
+        f"  epsilon {done.epsilon:g} for all {done.recipients} recipients; the best has log10 "
+        f"{done.best:.1f}"
+    )
+    if done.named:
+        said = "you state that it is older" if assume_dated else "an undated key needs 80"
+        lines.append(f"  forgery_bits {done.forgery_bits:.1f} ({said})")
+    show_result(done.to_json(), as_json, "\n".join(map(printable, lines)))
+    return done.exit_code

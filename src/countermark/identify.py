@@ -1,0 +1,212 @@
+"""One suspect against many keys: which of them find their marks, corrected for all of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from countermark import stats
+from countermark.errors import ConfigError, CountermarkError, KeyFileError
+from countermark.examine import examine
+from countermark.key import Key
+from countermark.keyfile import load_header, load_key
+from countermark.progress import progress
+from countermark.schemes import scheme_of
+from countermark.schemes.white_box import WeightScheme
+from countermark.verdict import Terms, Verdict
+from countermark.weights import (
+    MOST_CANDIDATES,
+    Remembered,
+    Weights,
+    assignments,
+    open_weights,
+)
+
+MOST_KEYS = 1_000_000
+_AT_ONCE = 250  # keys that a process is given at a time
+_PROCESSES = 2
+
+_Ways: TypeAlias = "dict[tuple[tuple[str, tuple[int, ...]], ...], list[dict[str, str]]]"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of one key.
+
+    Attributes:
+        folder: of the key.
+        matched, bits: of the best reading.
+        tests: how many readings were tried.
+        problem: why it could not be tried; empty where it was.
+    """
+
+    folder: str
+    matched: int = 0
+    bits: int = 0
+    tests: int = 0
+    problem: str = ""
+
+    @property
+    def log10_p(self) -> float:
+        """By fair coins, corrected for the readings of this key."""
+        tail = stats.log10_binomial_tail(self.matched, self.bits)
+        return min(0.0, tail + math.log10(self.tests))
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What can be said about a suspect and many keys.
+
+    Attributes:
+        suspect: its name.
+        found: folder and verdict of each key whose p is small enough, the smallest first.
+        tried: how many keys were tried.
+        best: the smallest log10 p after correction; None where no key was tried.
+        problems: why others could not be tried, to how many.
+    """
+
+    suspect: str
+    found: Mapping[str, Verdict]
+    tried: int
+    best: float | None
+    problems: Mapping[str, int]
+
+    @property
+    def exit_code(self) -> int:
+        """0: a mark is present; 1: none; 3: cannot tell."""
+        if any(verdict.owned for verdict in self.found.values()):
+            return 0
+        return 3 if self.found or self.problems else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "suspect": self.suspect,
+            "found": {folder: verdict.to_json() for folder, verdict in self.found.items()},
+            "tried": self.tried,
+            "best_log10_p": self.best,
+            "problems": dict(self.problems),
+        }
+
+
+def identify(
+    suspect: Path, folders: Sequence[Path], terms: Terms, *, passphrase: str | None = None
+) -> Identified:
+    """Try keys on a suspect, which is read once, and judge those that find their marks.
+
+    Args:
+        suspect: a weight file, or a folder of shards.
+        folders: of the keys.
+        terms: thresholds and statements; alpha is for all keys together (Holm).
+        passphrase: of encrypted keys.
+
+    Raises:
+        SuspectError: the suspect cannot be read.
+    """
+    with open_weights(suspect) as weights:
+        name = weights.name
+    outcomes = list(_all_tried(suspect, folders, passphrase))
+    tried = [each for each in outcomes if not each.problem]
+    problems = Counter(each.problem for each in outcomes if each.problem)
+    tried.sort(key=lambda each: each.log10_p)
+    adjusted = stats.holm([each.log10_p for each in tried])
+    found = {}
+    for rank, (each, log10_p) in enumerate(zip(tried, adjusted, strict=True)):
+        if log10_p > math.log10(terms.alpha):
+            break
+        key = load_key(Path(each.folder), _passphrase_for(Path(each.folder), passphrase))
+        found[each.folder] = examine(suspect, key, replace(terms, keys=len(tried) - rank))
+    return Identified(name, found, len(tried), min(adjusted, default=None), problems)
+
+
+def keys_in(folder: Path) -> list[Path]:
+    """The key folders directly in a folder, or the folder itself where it is a key.
+
+    Raises:
+        ConfigError: there is none, or more than a million.
+    """
+    if (folder / "key.json").exists():
+        return [folder]
+    try:
+        inside = sorted(each for each in folder.iterdir() if (each / "key.json").exists())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read ({error.strerror}): expected keys") from None
+    if not 1 <= len(inside) <= MOST_KEYS:
+        raise ConfigError(
+            f"{folder} holds {len(inside):,} keys: expected a folder with 1 to {MOST_KEYS:,}"
+        )
+    return inside
+
+
+def _all_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
+    """Every key, in two processes where there are many."""
+    parts = [folders[at : at + _AT_ONCE] for at in range(0, len(folders), _AT_ONCE)]
+    processes = min(_PROCESSES, os.cpu_count() or 1, len(parts))
+    with progress("keys", len(folders)) as advance:
+        if processes == 1:
+            for part in parts:
+                yield from _some_tried(suspect, part, passphrase)
+                advance(len(part))
+            return
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            work = [pool.submit(_some, suspect, part, passphrase) for part in parts]
+            for part, done in zip(parts, work, strict=True):
+                yield from done.result()
+                advance(len(part))
+
+
+def _some(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> list[Tried]:
+    """What a process of its own does."""
+    return list(_some_tried(suspect, folders, passphrase))
+
+
+def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
+    ways: _Ways = {}
+    with Remembered(open_weights(suspect)) as weights:
+        for folder in folders:
+            try:
+                key = load_key(folder, _passphrase_for(folder, passphrase))
+                yield _tried(weights, key, str(folder), ways)
+            except KeyFileError:
+                yield Tried(str(folder), problem="damaged, or encrypted with another passphrase")
+            except CountermarkError:
+                yield Tried(str(folder), problem="not to be read as it is: ask verify why")
+
+
+def _passphrase_for(folder: Path, passphrase: str | None) -> str | None:
+    """A key that is not encrypted takes none."""
+    return passphrase if passphrase and load_header(folder).encryption else None
+
+
+def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
+    """The best reading of one key; where its tensors are is sought once for all of their shapes."""
+    scheme = scheme_of(key)
+    if not isinstance(scheme, WeightScheme) or not scheme.linear:
+        return Tried(folder, problem=f"a key of {key.scheme}, which reads by no linear rule")
+    if key.fields.get("recipients"):
+        return Tried(folder, problem="a key of recipients: use recipient trace")
+    wanted = tuple(key.tensors.items())
+    if wanted not in ways:
+        ways[wanted] = list(islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
+    found = ways[wanted]
+    if not 1 <= len(found) <= MOST_CANDIDATES:
+        return Tried(folder, problem="its tensors are not in the suspect, or in too many ways")
+    matched = max(
+        int(
+            np.count_nonzero(
+                scheme.read_bits(scheme.read_from(weights, where, key), key) == key.message
+            )
+        )
+        for where in found
+    )
+    return Tried(folder, matched, key.bits, len(found))

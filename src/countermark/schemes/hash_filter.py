@@ -1,0 +1,58 @@
+"""A linear mark at secret places: key and commitment choose the weights that carry it.
+
+In the spirit of NeuralMark (AAAI 2026), whose watermark is a hash that filters the weights. Here a
+keyed stream of its own does, so that places and message are independent. Each round halves them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from countermark.errors import ConfigError
+from countermark.key import Key
+from countermark.schemes.base import Paper
+from countermark.schemes.uchida import Uchida
+
+
+@dataclass(frozen=True)
+class HashFilter(Uchida):
+    """Uchida's linear mark, read from the weights that a keyed filter leaves.
+
+    Attributes:
+        rounds: R, how often the filter halves what is left: about one value in 2^R carries the
+            mark.
+    """
+
+    name: ClassVar[str] = "hash_filter"
+    trained_by: ClassVar[str] = "uchida"
+    paper: ClassVar[Paper] = Paper(
+        authors="Y. Yuan et al.",
+        title="NeuralMark: Advancing White-Box Neural Network Watermarking",
+        venue="AAAI",
+        year=2026,
+        doi="",
+    )
+
+    rounds: Annotated[int, Field(ge=1, le=16)] = field(default=2, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.select != "all":
+            raise ConfigError("hash_filter chooses the weights itself: leave select out")
+
+    def mask(self, key: Key, name: str) -> NDArray[np.bool_]:
+        """All rounds of one bit a value: what has only ones stays. From (secret, C0, "filter")."""
+        stream, size = key.stream("filter", name), self.read_of(key.tensors[name])
+        kept = np.ones(size, dtype=bool)
+        for _ in range(self.rounds):
+            kept &= stream.bit_rows(1, size)[0] == 1
+        return kept
+
+    def selected(self, key: Key) -> int:
+        """How many values the filter leaves."""
+        return self.read_width(key)

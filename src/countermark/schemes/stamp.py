@@ -1,0 +1,205 @@
+"""A mark in finished weights, put there without data. The reading half.
+
+A spread-spectrum mark (Cox et al. 1997): each value that is read serves one bit, by a keyed sign,
+
+    y_t = Σ sign_i · w_i / rms(tensor of i)      over the values i that serve bit t
+
+and bit t is y_t > 0. All values stand in one row, cut into runs of T; in each run, turned by a
+keyed number of places, every bit is served once. `docs/format.md` has the orders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from countermark.errors import ConfigError, printable
+from countermark.key import Key, KeyMaterial
+from countermark.message import Bits
+from countermark.nulls import Evidence
+from countermark.schemes.base import Paper
+from countermark.schemes.white_box import WeightScheme
+from countermark.weights import Array, Weights
+from countermark.weights.dtypes import decoded
+
+BEFORE = "before"
+"""First part of the names of frozen tensors that keep what is read as it was before the mark."""
+
+_AT_ONCE = 1 << 20  # values whose bits and signs are expanded at a time
+
+
+@dataclass(frozen=True)
+class Stamp(WeightScheme):
+    """A linear mark without training: each value that is read serves one bit.
+
+    Attributes:
+        values: how many values are read of each tensor, from a keyed place on; None for all.
+        margin: what each bit gets, in standard deviations of its reading without the mark.
+        strength: weight of the mark in a loss, where it is trained in instead.
+        recipients: for how many recipients there is a code word of `bits` places, in place of one
+            message; 0 for a message.
+        coalition: how many of them may come together, by what the code was made for.
+    """
+
+    name: ClassVar[str] = "stamp"
+    linear: ClassVar[bool] = True
+    paper: ClassVar[Paper] = Paper(
+        authors="I. J. Cox, J. Kilian, F. T. Leighton, T. Shamoon",
+        title="Secure Spread Spectrum Watermarking for Multimedia",
+        venue="IEEE Transactions on Image Processing",
+        year=1997,
+        doi="10.1109/83.650120",
+    )
+
+    values: PositiveInt | None = field(default=None, kw_only=True)
+    margin: PositiveFloat = field(default=5.0, kw_only=True)
+    strength: PositiveFloat = field(default=0.01, kw_only=True)
+    recipients: NonNegativeInt = field(default=0, kw_only=True)
+    coalition: NonNegativeInt = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.recipients) != bool(self.coalition) or self.coalition > self.recipients:
+            raise ConfigError(
+                f"stamp: recipients is {self.recipients} and coalition {self.coalition}: expected "
+                "both, and no coalition of more than all; or neither"
+            )
+
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
+        """Read T bits from whole tensors, or from the parts that `read_from` reads."""
+        if self.recipients:
+            raise ConfigError(
+                "this key tells recipients apart and carries no message: use recipient trace"
+            )
+        y = self.scores(weights, key)
+        read = (y > 0).astype(np.uint8)
+        return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
+
+    def scores(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
+        """The readings y / √n (T,): standard normal without the mark."""
+        carriers, places = Carriers(key), self.places(key.tensors, key.material)
+        y, served = np.zeros(self.bits), np.zeros(self.bits, dtype=np.int64)
+        for name, shape in key.tensors.items():
+            part = part_of(weights[name], shape, places[name], name)
+            spread = spread_of(part) or 1.0
+            for start in range(0, len(part), _AT_ONCE):
+                values = part[start : start + _AT_ONCE].astype(np.float64) / spread
+                bits, signs = carriers.take(len(values))
+                y += np.bincount(bits, weights=signs * values, minlength=self.bits)
+                served += np.bincount(bits, minlength=self.bits)
+        return y / np.sqrt(np.maximum(1, served))
+
+    def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
+        """The signs of the scores."""
+        return (self.scores(weights, key) > 0).astype(np.uint8)
+
+    def read_from(self, weights: Weights, where: Mapping[str, str], key: Key) -> dict[str, Array]:
+        """The parts (n,) that are read of each tensor, and nothing else of the file."""
+        places = self.places(key.tensors, key.material)
+        return {
+            wanted: weights.read_part(name, places[wanted].start, len(places[wanted]))
+            for wanted, name in where.items()
+        }
+
+    def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:  # noqa: ARG002
+        """One bit for each value that is read."""
+        return sum(map(self.read_of, tensors.values()))
+
+    def selected(self, key: Key) -> int | None:
+        """None: no mask selects. Frozen are only the values as they were, one for each read."""
+        for name, before in key.frozen.items():
+            shape = key.tensors.get(name.removeprefix(f"{BEFORE}."))
+            if shape is None or before.shape != (self.read_of(shape),):
+                raise ConfigError(
+                    f"the key's {printable(name, 200)} has shape {before.shape}: expected one "
+                    "value for each that is read of a tensor"
+                )
+        return None
+
+    def before(self, key: Key) -> dict[str, tuple[int, Array]]:
+        """The values as they were, where the key keeps them; 16-bit whole numbers are bfloat16."""
+        places, found = self.places(key.tensors, key.material), {}
+        for name, place in places.items():
+            if (kept := key.frozen.get(f"{BEFORE}.{name}")) is not None:
+                wide = decoded(kept.tobytes(), "BF16") if kept.dtype == np.uint16 else kept
+                found[name] = (place.start, wide)
+        return found
+
+    def read_of(self, shape: tuple[int, ...]) -> int:
+        """How many values are read of a tensor of this shape."""
+        return min(prod(shape), self.values or prod(shape))
+
+    def places(
+        self, tensors: Mapping[str, tuple[int, ...]], material: KeyMaterial
+    ) -> dict[str, range]:
+        """Which values are read of each tensor, counted in C order.
+
+        They are drawn before there is a commitment, because the values as they were enter it.
+        """
+        drawn = material.stream("places").words(len(tensors))
+        found = {}
+        for (name, shape), word in zip(tensors.items(), drawn, strict=True):
+            count = self.read_of(shape)
+            start = int(word) % (prod(shape) - count + 1)
+            found[name] = range(start, start + count)
+        return found
+
+
+class Carriers:
+    """Which bit each of a key's values serves, and with which sign, from front to back."""
+
+    def __init__(self, key: Key) -> None:
+        self._signs, self._turns = key.stream("signs"), key.stream("turns")
+        self._turned = sliding_window_view(np.arange(2 * key.bits) % key.bits, key.bits)
+        self._bits_of_message = key.bits
+        self._bits: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._drawn: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
+
+    def take(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+        """Bits (count,), 0 to T − 1, and signs (count,), ±1, of the next values."""
+        while len(self._bits) < count:
+            self._draw(count - len(self._bits))
+        bits, self._bits = self._bits[:count], self._bits[count:]
+        signs, self._drawn = self._drawn[:count], self._drawn[count:]
+        return bits, signs
+
+    def _draw(self, count: int) -> None:
+        """Expand some more runs; each has its turn, and its signs start on a byte of their own."""
+        T = self._bits_of_message
+        runs = max(1, min(_AT_ONCE, count + T - 1) // T)
+        turns = (self._turns.words(runs) % np.uint64(T)).astype(np.int64)
+        bits = self._turned[turns]  # (runs, T)
+        signs = 2 * self._signs.bit_rows(runs, T).astype(np.int8) - 1  # (runs, T)
+        self._bits = np.concatenate([self._bits, bits.reshape(-1)])
+        self._drawn = np.concatenate([self._drawn, signs.reshape(-1)])
+
+
+def part_of(values: Array, shape: tuple[int, ...], place: range, name: str) -> Array:
+    """The values (n,) that are read of a tensor, given as a whole or as that part already."""
+    if values.shape == shape:
+        part: Array = values.reshape(-1)[place.start : place.stop]
+        return part
+    if values.shape != (len(place),):
+        raise ConfigError(f"{name} has shape {values.shape}, the key reads {shape}")
+    return values
+
+
+def spread_of(part: NDArray[Any]) -> float:
+    """The root mean square of finite values; 0 where all are 0."""
+    largest = float(np.abs(part).max(initial=0.0))
+    if largest == 0.0:
+        return 0.0
+    squares = 0.0
+    for at in range(0, len(part), _AT_ONCE):
+        values = part[at : at + _AT_ONCE].astype(np.float64)
+        values /= largest  # so that no square overflows
+        squares += float(np.dot(values, values))
+    return largest * math.sqrt(squares / len(part))

@@ -1,0 +1,67 @@
+"""The stamp in a training loop: a hinge that keeps every bit at its margin. The training half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from countermark.errors import CapacityError
+from countermark.key import Key
+from countermark.schemes.stamp import Carriers, Stamp
+from countermark.schemes.training.base import WeightTraining
+from countermark.schemes.white_box import WeightScheme
+from countermark.weights import Array
+
+MOST_VALUES = 1 << 26
+"""Values whose bits and signs are kept in memory while training, 5 bytes each."""
+
+
+class StampTraining(WeightTraining):
+    """λ·Σ_t max(0, margin − a_t·z_t), z_t = y_t / √n_t, for one key."""
+
+    def __init__(
+        self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
+    ) -> None:
+        super().__init__(scheme, key, unmarked)
+        self._stamp = stamp = cast(Stamp, scheme)
+        self._places = stamp.places(key.tensors, key.material)
+        count = sum(map(len, self._places.values()))
+        if count > MOST_VALUES:
+            raise CapacityError(
+                f"{count:,} values are too many to train a mark into (at most {MOST_VALUES:,}): "
+                "name fewer layers, or set values"
+            )
+        bits, signs = Carriers(key).take(count)
+        served = np.bincount(bits, minlength=stamp.bits)
+        message = 2.0 * key.message - 1.0
+        factors = message / np.sqrt(np.maximum(1, served))
+        self._bits = torch.from_numpy(bits.astype(np.int32))  # (N,)
+        self._signs = torch.from_numpy(signs.copy())  # (N,)
+        self._factors = torch.from_numpy(factors.astype(np.float32))  # (T,)
+
+    def loss(self, weights: Sequence[Tensor]) -> Tensor:
+        """The hinge, summed over the T bits."""
+        device = weights[0].device
+        self._bits, self._signs = self._bits.to(device), self._signs.to(device)
+        self._factors = self._factors.to(device)
+        parts = [
+            _normalised(weight, place)
+            for weight, place in zip(weights, self._places.values(), strict=True)
+        ]
+        signed = torch.cat(parts) * self._signs  # (N,)
+        y = torch.zeros(self._stamp.bits, device=device).index_add(0, self._bits, signed)
+        return self._stamp.strength * (self._stamp.margin - self._factors * y).clamp_min(0).sum()
+
+
+def _normalised(weight: Tensor, place: range) -> Tensor:
+    """What is read of a tensor, in units of its spread; the spread itself is not pulled at."""
+    part = weight.float().reshape(-1)[place.start : place.stop]
+    spread = part.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return part / spread
+
+
+TRAINING = StampTraining

@@ -1,0 +1,150 @@
+"""A checkpoint in several safetensors files under an index, as Hugging Face writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from countermark.errors import SuspectError, printable
+from countermark.files import parse_json, read_regular
+from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.safetensors_file import SafetensorsWeights
+
+INDEX = ".safetensors.index.json"
+_LARGEST_INDEX, _MOST_SHARDS = 100_000_000, 4096
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
+
+
+class ShardedWeights(Weights):
+    """All tensors of a sharded checkpoint by name. Of each file the header is read, and no more.
+
+    Attributes:
+        shards: the files by name, open.
+
+    Raises:
+        SuspectError: the index is none, names files outside its folder, or does not name exactly
+            the tensors that its files hold; or one of these is missing or damaged.
+    """
+
+    def __init__(self, index: Path) -> None:
+        super().__init__(str(index.parent))
+        self._index = index
+        self._home, digest = _weight_map(index)
+        self.shards: dict[str, SafetensorsWeights] = {}
+        with ExitStack() as opened:
+            for file in sorted(set(self._home.values())):
+                self.shards[file] = opened.enter_context(_shard(index.parent / file, index))
+            self.tensors = dict(self._found())
+            self._open = opened.pop_all()
+        self.digests[index.name] = digest
+        self.digests |= {
+            f"{file} {name}": digest
+            for file, shard in self.shards.items()
+            for name, digest in shard.digests.items()
+        }
+
+    def _found(self) -> Iterator[tuple[str, TensorInfo]]:
+        for name, file in self._home.items():
+            if name not in self.shards[file].tensors:
+                raise _no_index(self._index, f"{name!r} is not in {file}")
+            yield name, self.shards[file].tensors[name]
+        for file, shard in self.shards.items():
+            for name in shard.tensors:
+                if self._home.get(name) != file:
+                    raise _no_index(self._index, f"it does not name {name!r} of {file}")
+
+    def place(self, name: str) -> tuple[str, int, int]:
+        """The file that holds a tensor, where its bytes begin there, and how many they are."""
+        file = self._home[name]
+        return file, *self.shards[file].place(name)
+
+    def _load(self, name: str) -> NDArray[Any]:
+        shard = self.shards[self._home[name]]
+        values = shard._load(name)
+        self.digests[name] = shard.digests[name]
+        return values
+
+    def read_part(self, name: str, start: int, count: int) -> Array:
+        """Reads only these bytes of the file that has them."""
+        shard = self.shards[self._home[name]]
+        values = shard.read_part(name, start, count)
+        names = (name, f"{name}, in part")
+        self.digests |= {each: shard.digests[each] for each in names if each in shard.digests}
+        return values
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, as its file has them."""
+        return self.shards[self._home[name]].pieces(name)
+
+    def file_digest(self) -> str:
+        """SHA-256 of what `sha256sum *.safetensors` prints of the shards, in hexadecimal."""
+        lines = "".join(f"{each.file_digest()}  {file}\n" for file, each in self.shards.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._open.close()
+
+
+def in_folder(folder: Path) -> Path:
+    """What a folder holds as a checkpoint: an index of shards, or one safetensors file.
+
+    Raises:
+        SuspectError: it holds neither, or several, or it is a key: no secret is read as a model.
+    """
+    if (folder / "key.json").exists():
+        raise SuspectError(
+            f"{folder} cannot be read as a model, it is a key: expected a checkpoint"
+        )
+    for pattern in (f"*{INDEX}", "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SuspectError(
+                f"{folder} holds {len(found)} of {pattern}: expected one checkpoint; name the file"
+            )
+    raise SuspectError(
+        f"{folder} holds no checkpoint: expected a .safetensors file, or several with their "
+        f"{INDEX.removeprefix('.')}"
+    )
+
+
+def _weight_map(index: Path) -> tuple[Mapping[str, str], str]:
+    """Tensor to file, and SHA-256 of the index."""
+    try:
+        content = read_regular(index, _LARGEST_INDEX)
+        found = parse_json(content)["weight_map"]
+        if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+            raise ValueError("weight_map is no map from tensors to files")
+    except (ValueError, TypeError, KeyError) as error:
+        raise _no_index(index, str(error)) from None
+    files = set(found.values())
+    if strange := sorted(file for file in files if not _PLAIN.fullmatch(file)):
+        raise _no_index(index, f"{strange[0]!r} is no name of a file beside it")
+    if not 1 <= len(files) <= _MOST_SHARDS:
+        raise _no_index(index, f"it names {len(files)} files")
+    return found, hashlib.sha256(content).hexdigest()
+
+
+def _shard(path: Path, index: Path) -> SafetensorsWeights:
+    try:
+        return SafetensorsWeights(path)
+    except OSError as error:
+        raise SuspectError(
+            f"{path} cannot be read ({error.strerror}), and {index.name} names it: expected every "
+            "file of the checkpoint; obtain it again"
+        ) from None
+
+
+def _no_index(index: Path, why: str) -> SuspectError:
+    return SuspectError(
+        f"{index} is no index of a checkpoint ({printable(why, 300)}): expected the weight_map "
+        "that came with its files"
+    )

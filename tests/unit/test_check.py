@@ -1,0 +1,96 @@
+"""`check`: what survives on a marked model is what survives the same attacks on its file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from checkpoints import one_file
+from contracts.facts import fresh_host
+from countermark.attacks.base import NamedTensors
+from countermark.bench.check import NOT_TRAINED, TRIES, UNTOUCHED, check
+from countermark.errors import ConfigError
+from countermark.examine import read_evidence, verify
+from countermark.key import Key, KeyMaterial
+from countermark.schemes.independent_network import IndependentNetwork
+from countermark.stamping import stamp
+from countermark.stamping.making import Places
+from countermark.weights import save_weights
+
+
+def marked(folder: Path, material: KeyMaterial | None = None, **fields: object) -> tuple[Path, Key]:
+    source = one_file(folder / "in.safetensors")
+    places = Places(folder / "out.safetensors", folder / "a.key")
+    stamp(source, places, owner="ACME", fields=fields, material=material)
+    return places.out, Key.load(places.key)
+
+
+def test_it_finds_what_is_found_in_an_attacked_file(tmp_path: Path) -> None:
+    out, key = marked(tmp_path, layer=["layers.0.up", "layers.1.down"])
+    done = check(out, key)
+    assert [each.what for each in done.tries] == [UNTOUCHED, *TRIES]
+    for each in done.tries[1:]:
+        attacked = TRIES[each.what].run(NamedTensors(load_file(out))).model
+        evidence = read_evidence(attacked, key)
+        if "shaken" in each.what:  # by other numbers
+            assert abs(evidence.matched - (each.matched or 0)) <= 20
+        else:
+            assert (evidence.matched, verify(attacked, key).outcome) == (each.matched, each.outcome)
+    assert NOT_TRAINED in done.not_tried
+    assert done.exit_code == (0 if all(each.outcome == "owned" for each in done.tries) else 1)
+
+
+def test_a_part_of_a_tensor_is_attacked_as_the_rows_around_it(tmp_path: Path) -> None:
+    out, key = marked(tmp_path, values=3000)
+    done = check(out, key)
+    assert done.tries[0].matched == key.bits
+    by_name = {each.what: each for each in done.tries}
+    for what in ("rounded to 8 bits", "rounded to 4 bits"):  # one scale for each row: the same
+        attacked = TRIES[what].run(NamedTensors(load_file(out))).model
+        assert read_evidence(attacked, key).matched == by_name[what].matched
+
+
+def test_what_removes_a_mark_is_said(tmp_path: Path) -> None:
+    out, key = marked(tmp_path, margin=0.5)
+    done = check(out, key)
+    by_name = {each.what: each.outcome for each in done.tries}
+    assert by_name[UNTOUCHED] == by_name["rounded to 8 bits"] == "owned"
+    assert by_name["weights shaken by all of their spread"] != "owned"
+    assert done.exit_code == 1
+
+
+def test_nothing_is_tried_where_nothing_is_proven(tmp_path: Path) -> None:
+    out, key = marked(tmp_path)
+    absent = check(tmp_path / "in.safetensors", key)
+    assert (absent.exit_code, len(absent.tries)) == (1, 1)
+    assert "not found" in absent.reason
+    (tmp_path / "test").mkdir()
+    out, key = marked(tmp_path / "test", KeyMaterial.for_tests(1))
+    unproven = check(out, key)
+    assert (unproven.exit_code, len(unproven.tries)) == (3, 1)
+    assert "test key" in unproven.reason
+
+
+def test_a_model_is_trained_on_where_there_are_data(tmp_path: Path) -> None:
+    save_weights(fresh_host().state_dict(), tmp_path / "in.safetensors")
+    places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
+    stamp(tmp_path / "in.safetensors", places, owner="ACME")
+    done = check(places.out, Key.load(places.key), model="mlp", data="digits")
+    assert done.tries[-1].what == "trained on for one epoch"
+    assert done.tries[-1].accuracy is not None
+    assert done.tries[-1].accuracy > 0.8
+    assert NOT_TRAINED not in done.not_tried
+
+
+def test_a_learnt_reader_is_refused() -> None:
+    scheme = IndependentNetwork("w", 128, units=(0,))
+    material = KeyMaterial(bytes(32), bytes(16))
+    key = scheme.generate_key({"w": (30, 20)}, owner="A", material=material)
+    start = {"w": np.zeros((30, 20), np.float32)}
+    key = replace(key, learnt=scheme.training()(scheme, key, [start]).learnt())
+    with pytest.raises(ConfigError, match="expected a key of uchida or stamp"):
+        check(Path("never read"), key)

@@ -1,0 +1,111 @@
+"""Checkpoints in several files as suspects: read by name, and refused where the index lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from keys import one_line
+
+from checkpoints import SHAPES, one_file, sharded, tensors
+from countermark.errors import SuspectError
+from countermark.weights import load_state, model_digest, open_weights
+
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def test_a_folder_of_shards_is_one_suspect(tmp_path: Path) -> None:
+    folder, whole = sharded(tmp_path / "m"), one_file(tmp_path / "one.safetensors", "BF16")
+    with open_weights(folder) as weights, open_weights(whole) as one:
+        assert weights.name == str(folder)
+        assert dict(weights.tensors) == dict(one.tensors)
+        assert model_digest(weights) == model_digest(one)
+        for name in SHAPES:
+            assert np.array_equal(weights.read(name), one.read(name))
+            part = weights.read_part(name, 17, 100)
+            assert np.array_equal(part, one.read(name).reshape(-1)[17:117])
+            assert weights.digests[name] == one.digests[name]
+            raw = b"".join(weights.pieces(name))[34:234]
+            assert weights.digests[f"{name}, in part"] == hashlib.sha256(raw).hexdigest()
+        assert set(weights.digests) >= {INDEX, f"{FIRST} __metadata__", f"{SECOND} __metadata__"}
+        listed = "".join(
+            f"{hashlib.sha256((folder / each).read_bytes()).hexdigest()}  {each}\n"
+            for each in (FIRST, SECOND)
+        )
+        assert weights.file_digest() == hashlib.sha256(listed.encode()).hexdigest()
+    with open_weights(folder / INDEX) as weights:
+        assert len(weights.tensors) == len(SHAPES) + 1
+    state = load_state(folder)
+    assert all((state[name] == each).all() for name, each in tensors("BF16").items())
+
+
+def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    one_file(tmp_path / "m" / "model.safetensors")
+    with open_weights(tmp_path / "m") as weights:
+        assert weights.name == str(tmp_path / "m" / "model.safetensors")
+    one_file(tmp_path / "m" / "other.safetensors")
+    assert "holds 2 of *.safetensors" in refused(tmp_path / "m")
+    (tmp_path / "m" / "key.json").touch()
+    assert "it is a key" in refused(tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    assert "holds no checkpoint" in refused(tmp_path / "empty")
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(SuspectError) as caught:
+        open_weights(path)
+    return one_line(caught.value)
+
+
+def moved(index: dict[str, Any], to: str) -> dict[str, Any]:
+    return index | {"weight_map": index["weight_map"] | {"steps": to}}
+
+
+LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda index: moved(index, "../secret.safetensors"), "no name of a file beside it"),
+    (lambda index: moved(index, "/etc/passwd"), "no name of a file beside it"),
+    (lambda index: moved(index, ".hidden.safetensors"), "no name of a file beside it"),
+    (lambda index: moved(index, "a/b.safetensors"), "no name of a file beside it"),
+    (lambda index: moved(index, FIRST), "is not in"),
+    (lambda index: moved(index, "absent.safetensors"), "absent.safetensors cannot be read"),
+    (lambda index: moved(index, "folder.safetensors"), "folder.safetensors cannot be read"),
+    (lambda index: index | {"weight_map": {"steps": SECOND}}, "does not name"),
+    (lambda index: index | {"weight_map": {}}, "it names 0 files"),
+    (lambda index: index | {"weight_map": {"a": 1}}, "no map from tensors to files"),
+    (lambda index: index | {"weight_map": ["a"]}, "no map from tensors to files"),
+    (lambda _: {"metadata": {}}, "weight_map"),
+    (lambda _: ["weight_map"], "no index of a checkpoint"),
+    (
+        lambda _: {"weight_map": {f"t{n}": f"s{n}.safetensors" for n in range(5000)}},
+        "it names 5000 files",
+    ),
+]
+
+
+@pytest.mark.parametrize(("lie", "says"), LIES, ids=[says for _, says in LIES])
+def test_an_index_that_lies_is_refused(
+    tmp_path: Path, lie: Callable[[dict[str, Any]], Any], says: str
+) -> None:
+    folder = sharded(tmp_path / "m")
+    one_file(tmp_path / "secret.safetensors")
+    (folder / "folder.safetensors").mkdir()
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(lie(index)))
+    assert says in refused(folder)
+
+
+def test_a_shard_that_is_cut_or_gone_is_named(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    content = (folder / SECOND).read_bytes()
+    (folder / SECOND).write_bytes(content[:-1])
+    assert SECOND in refused(folder)
+    (folder / SECOND).unlink()
+    assert f"{SECOND} cannot be read" in refused(folder)
+    assert "expected every file of the checkpoint" in refused(folder)
