@@ -12,6 +12,8 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
 import typer
 
@@ -73,12 +75,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     """Run one command; typer's own `main` turns Ctrl-C and a closed pipe into codes of its own."""
-    command = typer.main.get_command(app)
     try:
-        with command.make_context("countermark", list(arguments)) as context:
-            return int(command.invoke(context))
+        with _command().make_context("countermark", list(arguments)) as context:
+            return int(context.command.invoke(context))
     except typer.Exit as done:
         return done.exit_code
+
+
+@cache
+def _command() -> Any:
+    return typer.main.get_command(app)
 
 
 def _last_words(error: BaseException) -> str:
