@@ -75,6 +75,9 @@ def _settled(
     """Become the process that the test wants, and do its task."""
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = filter(
+        None, env.get("PYTHONPATH", "").split(os.pathsep)
+    )  # as Python itself does
     os.chdir(folder)
     output, nothing = os.open(said, os.O_WRONLY | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)
     for source, target in ((output, 1), (output, 2), (nothing, 0)):
