@@ -31,11 +31,12 @@ class HashFilter(Uchida):
     name: ClassVar[str] = "hash_filter"
     trained_by: ClassVar[str] = "uchida"
     paper: ClassVar[Paper] = Paper(
-        authors="Y. Yuan et al.",
-        title="NeuralMark: Advancing White-Box Neural Network Watermarking",
+        authors="Y. Yao, J. Song, J. Jin",
+        title="Hashed Watermark as a Filter: A Unified Defense Against Forging and Overwriting "
+        "Attacks in Neural Network Watermarking",
         venue="AAAI",
         year=2026,
-        doi="",
+        doi="10.48550/arXiv.2507.11137",
     )
 
     rounds: Annotated[int, Field(ge=1, le=16)] = field(default=2, kw_only=True)
