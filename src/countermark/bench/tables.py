@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from countermark.bench.columns import COLUMNS, Figures
 from countermark.bench.experiment import EXPERIMENTS, Experiment, read_toml, result_path
 from countermark.bench.kinds import AnyExperiment, every_cell, load_any
 from countermark.bench.strict import Strict
 from countermark.errors import ConfigError, DataError, nearest
 
 TABLES = Path("tables")
-
-Figures = Mapping[str, Any]
 
 
 class TableRow(Strict):
@@ -62,109 +60,6 @@ class Table(Strict):
     kind: Literal["figures", "histograms"] = "figures"
     columns: tuple[str, ...] = ()
     rows: tuple[TableRow, ...]
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a column shows: one figure of a cell, with its heading and decimals."""
-
-    title: str
-    read: Callable[[Figures], Any]
-    decimals: int = 2
-
-
-def _bit_accuracy(figures: Figures) -> float:
-    return 100 * (1 - float(figures["wrong"]) / float(figures["bits"]))
-
-
-def _false_reads(figures: Figures) -> float:
-    strangers = figures["suspects"][0]
-    return 100 * float(strangers["all_bits"]) / float(strangers["hosts"])
-
-
-def _strangers_triggers(figures: Figures) -> float:
-    strangers = figures["suspects"][0]
-    return 100 * float(statistics.mean(strangers["matched"])) / float(strangers["bits"])
-
-
-_READ: Mapping[str, Column] = {
-    "accuracy": Column("accuracy %", lambda f: f["accuracy"]),
-    "bit_accuracy": Column("bits right %", _bit_accuracy),
-    "wrong": Column("wrong bits", lambda f: f["wrong"], 1),
-    "E_R": Column("L2 (E_R per bit)", lambda f: f["E_R"], 4),
-    "log10_p": Column("log10 p", lambda f: f["log10_p"], 1),
-    "outcome": Column("verdict", lambda f: f["outcome"]),
-    "triggers": Column("committed triggers %", _bit_accuracy, 1),
-    "fresh": Column("fresh triggers %", lambda f: f["fresh_fired"], 1),
-}
-
-
-def _looking_at(when: str) -> dict[str, Column]:
-    return {
-        f"{when}_{name}": replace(column, title=f"{column.title}, {when}")
-        for name, column in _READ.items()
-    }
-
-
-def _of_each(prefix: str, when: str) -> dict[str, Column]:
-    """What is answered as wanted: test images, committed triggers, fresh ones."""
-    titles = {"accuracy": "accuracy %", "triggers": "committed triggers %", "fresh": "fresh %"}
-    return {
-        f"{prefix}_{name}": Column(f"{title}, {when}", lambda f, name=name: f[name], 1)  # type: ignore[misc]
-        for name, title in titles.items()
-    }
-
-
-def _detected(method: str, title: str) -> dict[str, Column]:
-    """A detection rate, and the ends of its interval of 95 %."""
-    ends = {"": "detection", "_low": "low", "_high": "high"}
-    says = {"": f"{title} %", "_low": "95 % from", "_high": "to"}
-    return {
-        f"{method}{end}": Column(says[end], lambda f, name=name: f[method][name], 1)  # type: ignore[misc]
-        for end, name in ends.items()
-    }
-
-
-def _moved(how: str) -> Column:
-    return Column(f"wrong bits, {how}", lambda figures: figures["moved"][how]["wrong"], 1)
-
-
-COLUMNS: Mapping[str, Column] = {
-    **_READ,
-    "selected": Column("weights selected", lambda f: f["selected"], 0),
-    "false_reads": Column("false reads %", _false_reads, 0),
-    **_looking_at("after"),
-    **_looking_at("pruned"),
-    "unmarked_triggers": Column("triggers % of unmarked models", _strangers_triggers, 1),
-    "forged_fired": Column("fire %", lambda f: f["fired"], 1),
-    "forged_kept": Column("cover's class %", lambda f: f["kept"], 1),
-    "forged_psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
-    "forged_ssim": Column("SSIM", lambda f: f["ssim"], 3),
-    **_of_each("handled", "handled"),
-    **_of_each("machines", "another machine"),
-    **_detected("ats", "ATS"),
-    **_detected("supervised", "supervised"),
-    "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
-    "psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
-    "ssim": Column("SSIM", lambda f: f["ssim"], 3),
-    "image_ber": Column("bit error rate of an image", lambda f: f["image_ber"], 4),
-    "success": Column("NC > .95, % of images", _bit_accuracy, 0),
-    "nc": Column("NC", lambda f: f["nc"], 3),
-    "nc_blank": Column("NC of a blank", lambda f: f["nc_blank"], 3),
-    "twin_wrong": Column("wrong bits, unmarked twin", lambda f: f["twin"]["wrong"], 1),
-    "twin_success": Column("NC > .95, unmarked twin", lambda f: _bit_accuracy(f["twin"]), 0),
-    "twin_outcome": Column("verdict, unmarked twin", lambda f: f["twin"]["outcome"]),
-    "twin_psnr": Column("PSNR dB, unmarked twin", lambda f: f["twin"]["psnr"], 1),
-    "photographs_wrong": Column("wrong bits, photographs", lambda f: f["unmarked"]["wrong"], 1),
-    "shifted_wrong": _moved("shifted by 1"),
-    "moved_wrong": _moved("shifted by 5 and 11"),
-    "cropped_wrong": _moved("cropped by 8 and enlarged"),
-    "photographs_outcome": Column("verdict, photographs", lambda f: f["unmarked"]["outcome"]),
-}
-"""By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those
-of one kind of stego images, `handled_…` at those of handled ones, `machines_…` at the mean of what
-another machine answered, `ats…` and `supervised…` at detection rates and their intervals,
-`unmarked` at the cells of the same experiment that bear no mark."""
 
 
 def load_table(path: Path) -> Table:
