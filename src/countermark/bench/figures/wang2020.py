@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
 from countermark.bench.columns import COLUMNS
+from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
 from countermark.bench.tables import figures_of
 from countermark.bench.watch import BIN, CONVERGED_STD, WINDOW
 
