@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from countermark.attacks.retrain import Retrain
     from countermark.embedding import Embedding
     from countermark.errors import CountermarkError
+    from countermark.evidence import Evidence
     from countermark.examine import verify
     from countermark.key import Key
-    from countermark.nulls import Evidence
     from countermark.schemes.deep_watermarking import DeepWatermarking
     from countermark.schemes.deepstego import DeepStego
     from countermark.schemes.hash_filter import HashFilter
@@ -46,7 +46,7 @@ _PLACES = {
     "DeepStego": "schemes.deepstego",
     "DeepWatermarking": "schemes.deep_watermarking",
     "Embedding": "embedding",
-    "Evidence": "nulls",
+    "Evidence": "evidence",
     "FineTune": "attacks.fine_tune",
     "HashFilter": "schemes.hash_filter",
     "IndependentNetwork": "schemes.independent_network",

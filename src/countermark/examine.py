@@ -12,8 +12,9 @@ from typing import Any, cast
 from countermark.alignment import Disguised, Realigned, Reference, realigned
 from countermark.answers import Asked, Predict, asked_of
 from countermark.errors import AlignmentError, ConfigError, SuspectError
+from countermark.evidence import Alignment, Evidence
 from countermark.key import Key
-from countermark.nulls import AlignedCoin, Alignment, Evidence, FairCoin, Null, SecretLabels
+from countermark.nulls import AlignedCoin, FairCoin, Null, SecretLabels
 from countermark.openings import Openings
 from countermark.pictures import Pixels
 from countermark.readings import Read, read_folder, read_images

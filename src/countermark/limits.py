@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from countermark import age
-from countermark.nulls import (
-    Disclosure,
-    Evidence,
-    Null,
-    PermutedUnits,
-    SecretClassMap,
-    UnmarkedModels,
-)
+from countermark.evidence import Disclosure, Evidence
+from countermark.nulls import Null, PermutedUnits, SecretClassMap, UnmarkedModels
 
 if TYPE_CHECKING:
     from countermark.verdict import Outcome, Terms

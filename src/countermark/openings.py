@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from countermark import files, merkle
 from countermark.answers import Images, Predict
 from countermark.errors import ConfigError, KeyFileError, printable
+from countermark.evidence import Disclosure, Evidence
 from countermark.key import OPENINGS, Key, commit, commit_learnt, digests, tensor_digest
 from countermark.keyfile import Hex16, Hex32, Size
 from countermark.message import labels
-from countermark.nulls import Disclosure, Evidence
 from countermark.schemes import as_trigger_scheme, scheme_from, scheme_of
 from countermark.schemes.black_box import TriggerScheme, leaf
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from countermark import files
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence
 from countermark.key import Key
-from countermark.nulls import Evidence
 from countermark.outputs import Output, Outputs, Skipped
 from countermark.pictures import Pixels, as_png
 from countermark.progress import progress

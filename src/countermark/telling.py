@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from countermark import age
 from countermark.errors import printable
-from countermark.nulls import LEAST_FORGERY_BITS, Reader, UnmarkedModels
+from countermark.evidence import Reader
+from countermark.nulls import LEAST_FORGERY_BITS, UnmarkedModels
 
 if TYPE_CHECKING:
     from countermark.verdict import Verdict

@@ -14,18 +14,15 @@ from typing import Any, Literal
 
 from countermark import stats
 from countermark.age import Dating
+from countermark.evidence import Disclosure, Evidence, Likeness, Reader
 from countermark.limits import limits_of
 from countermark.nulls import (
     LEAST_FORGERY_BITS,
     LEAST_SIBLINGS,
-    Disclosure,
-    Evidence,
-    Likeness,
     Null,
-    Reader,
     UnmarkedModels,
     forgery_bits,
-)  # fmt: skip
+)
 from countermark.telling import explained
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]

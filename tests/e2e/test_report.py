@@ -26,8 +26,9 @@ from countermark.claims.signing import load_private, write_pair
 from countermark.claims.statement import Commitment
 from countermark.cli.report import _pictures
 from countermark.errors import CountermarkError
+from countermark.evidence import Evidence, Reader
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence, FreshKeys, Null, PermutedUnits, Reader, UnmarkedModels
+from countermark.nulls import FreshKeys, Null, PermutedUnits, UnmarkedModels
 from countermark.report.bundle import replay
 from countermark.report.measured import measured_of
 from countermark.report.page import About, page

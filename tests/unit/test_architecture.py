@@ -56,7 +56,7 @@ RANKS = {
     "__main__": 10,
 }
 # A module that is one with its neighbour although the two are no package.
-PART_OF = {"keyfile": "key", "limits": "verdict", "telling": "verdict"}
+PART_OF = {"evidence": "nulls", "keyfile": "key", "limits": "verdict", "telling": "verdict"}
 # Narrower than the ranks. A thief knows the algorithm and makes keys of his own, no more.
 ONLY = {
     "claims": {

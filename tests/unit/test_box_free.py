@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence, Likeness
 from countermark.examine import verify
 from countermark.key import KeyMaterial
-from countermark.nulls import Evidence, FairCoin, Likeness, UnmarkedModels
+from countermark.nulls import FairCoin, UnmarkedModels
 from countermark.schemes.box_free import grey
 from countermark.schemes.deep_watermarking import DeepWatermarking, nc
 from countermark.schemes.training.deep_watermarking import jittered

@@ -10,7 +10,8 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from countermark.nulls import Evidence, SecretClassMap
+from countermark.evidence import Evidence
+from countermark.nulls import SecretClassMap
 from countermark.xof import Stream
 
 

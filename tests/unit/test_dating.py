@@ -21,7 +21,8 @@ from countermark.claims.policy import AllOf, CommittedBefore, OwnedAt, SignedBy
 from countermark.claims.signed import Claim
 from countermark.claims.signing import key_id
 from countermark.errors import ClaimError, ConfigError
-from countermark.nulls import Evidence, FairCoin
+from countermark.evidence import Evidence
+from countermark.nulls import FairCoin
 from countermark.verdict import Terms, Verdict, judge
 
 OWNER, MALLORY, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))

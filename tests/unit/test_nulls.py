@@ -15,16 +15,10 @@ from readers import drawn_key, fitted_key, gaussian, network
 from scipy import stats
 
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence, Reader
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import (
-    Evidence,
-    FairCoin,
-    FreshKeys,
-    PermutedUnits,
-    Reader,
-    UnmarkedModels,
-)  # fmt: skip
+from countermark.nulls import FairCoin, FreshKeys, PermutedUnits, UnmarkedModels
 from countermark.schemes import scheme_of
 from countermark.schemes.reader import SIBLINGS, THRESHOLD
 from countermark.schemes.uchida import Uchida

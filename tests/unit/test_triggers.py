@@ -17,10 +17,11 @@ from torch import nn
 from countermark import stats
 from countermark.answers import Asked, Images, of_module
 from countermark.errors import ConfigError, SuspectError
+from countermark.evidence import Evidence
 from countermark.examine import examine, read_evidence, verify
 from countermark.key import Key, KeyMaterial
 from countermark.message import labels
-from countermark.nulls import Evidence, SecretLabels, forgery_bits
+from countermark.nulls import SecretLabels, forgery_bits
 from countermark.schemes import scheme_of
 from countermark.schemes.deepstego import DeepStego
 from countermark.verdict import Terms

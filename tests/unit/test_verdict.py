@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.nulls import (
-    Evidence,
-    FairCoin,
-    Null,
-    PermutedUnits,
-    Reader,
-    UnmarkedModels,
-    forgery_bits,
-)  # fmt: skip
+from countermark.evidence import Evidence, Reader
+from countermark.nulls import FairCoin, Null, PermutedUnits, UnmarkedModels, forgery_bits
 from countermark.stats import log10_binomial_tail
 from countermark.verdict import ALPHA, Terms, Verdict, judge, no_verdict
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from countermark.errors import LoopError, MarkNotTakenError
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence
 
 
 class Embedding(ABC):

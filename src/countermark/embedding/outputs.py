@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from countermark.answers import Images
 from countermark.embedding.base import Embedding
 from countermark.errors import ConfigError, LoopError
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence
 
 if TYPE_CHECKING:
     from countermark.schemes.box_free import OutputScheme

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from countermark.answers import Predict, asked_of, fed
 from countermark.embedding.base import Embedding
 from countermark.errors import ConfigError, LoopError
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import Evidence
 
 if TYPE_CHECKING:
     from countermark.schemes.black_box import TriggerScheme

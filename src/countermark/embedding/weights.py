@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from countermark.embedding.base import Embedding
 from countermark.errors import ConfigError, LoopError
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import LEAST_SIBLINGS, Evidence
+from countermark.nulls import LEAST_SIBLINGS
 from countermark.weights import Array, Suspect, open_weights
 from countermark.weights.module import gathered
 

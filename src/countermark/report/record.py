@@ -20,17 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from countermark._version import VERSION
 from countermark.age import Dating
 from countermark.errors import ConfigError
+from countermark.evidence import Alignment, Disclosure, Evidence, Likeness, Reader
 from countermark.nulls import (
     AlignedCoin,
-    Alignment,
-    Disclosure,
-    Evidence,
     FairCoin,
     FreshKeys,
-    Likeness,
     Null,
     PermutedUnits,
-    Reader,
     SecretClassMap,
     SecretLabels,
     UnmarkedModels,

@@ -20,8 +20,9 @@ from pydantic import Field, PositiveFloat
 from countermark import merkle
 from countermark.answers import Images, Labels, Predict
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence
 from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
-from countermark.nulls import LEAST_FORGERY_BITS, Evidence, Null, SecretLabels, forgery_bits
+from countermark.nulls import LEAST_FORGERY_BITS, Null, SecretLabels, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.schemes.reader import SIBLINGS
 from countermark.verdict import ALPHA

@@ -19,8 +19,9 @@ from pydantic import Field
 
 from countermark.answers import Images
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import LEAST_FORGERY_BITS, Evidence, FairCoin, Null, forgery_bits
+from countermark.nulls import LEAST_FORGERY_BITS, FairCoin, Null, forgery_bits
 from countermark.pictures import Pixels
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence, Likeness
 from countermark.key import Key
-from countermark.nulls import Evidence, Likeness, Null, UnmarkedModels
+from countermark.nulls import Null, UnmarkedModels
 from countermark.pictures import Pixels
 from countermark.schemes.base import Paper
 from countermark.schemes.box_free import OutputScheme, Reading

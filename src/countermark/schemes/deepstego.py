@@ -18,8 +18,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from countermark.answers import Images, Predict
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence
 from countermark.key import Key
-from countermark.nulls import Evidence, Null, SecretClassMap, UnmarkedModels
+from countermark.nulls import Null, SecretClassMap, UnmarkedModels
 from countermark.schemes.base import Paper
 from countermark.schemes.black_box import TRIGGERS, FreshTriggers, TriggerScheme
 from countermark.schemes.logo import logo_bits, read_logo

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence, Reader
 from countermark.key import Key, tensor_digest
-from countermark.nulls import Evidence, Null, PermutedUnits, Reader, UnmarkedModels
+from countermark.nulls import Null, PermutedUnits, UnmarkedModels
 from countermark.progress import progress
 from countermark.schemes.base import Paper
 from countermark.schemes.reader import (

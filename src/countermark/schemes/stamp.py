@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from countermark.errors import ConfigError, printable
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
-from countermark.nulls import Evidence
 from countermark.schemes.base import Paper
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array, Weights

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence
 from countermark.key import Key
 from countermark.message import Bits
-from countermark.nulls import Evidence
 from countermark.schemes.base import Paper
 from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array

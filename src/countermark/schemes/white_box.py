@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from countermark.errors import CapacityError, ConfigError, nearest
+from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
-from countermark.nulls import LEAST_FORGERY_BITS, Evidence, FairCoin, FreshKeys, Null, forgery_bits
+from countermark.nulls import LEAST_FORGERY_BITS, FairCoin, FreshKeys, Null, forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA
 from countermark.weights import Array, Suspect, Weights
