@@ -118,7 +118,7 @@ def _look(
     """Judge a set of images that somebody published."""
     null, resume = asked
     found = _looked(suspect, scheme, key, resume)
-    about = _about(key, str(suspect) if isinstance(suspect, str | Path) else "images")
+    about = about_key(key, str(suspect) if isinstance(suspect, str | Path) else "images")
     about["suspect"] |= {
         "images": found.images, "skipped": found.skipped.to_json(), "sha256": found.digest
     }  # fmt: skip
@@ -145,7 +145,7 @@ def _ask(
     null: str | None,
 ) -> Verdict:  # fmt: skip
     """Judge what a suspect answers to a key's triggers, or to those that were opened."""
-    about = _about(key, type(suspect).__name__)
+    about = about_key(key, type(suspect).__name__)
     predict = asked_of(suspect, scheme.mean, scheme.deviation)
     nulls: dict[str, Null]
     if isinstance(key, Openings):
@@ -163,7 +163,7 @@ def _ask_fresh(
 ) -> Verdict:
     """Judge what a suspect answers to triggers that are made of covers just now."""
     scheme = as_trigger_scheme(scheme_of(fresh.key))
-    about = _about(fresh.key, type(suspect).__name__)
+    about = about_key(fresh.key, type(suspect).__name__)
     evidence, own = scheme.ask_fresh(asked_of(suspect, scheme.mean, scheme.deviation), fresh)
     if isinstance(suspect, Asked):
         about["suspect"] = dict(suspect.about())
@@ -179,7 +179,8 @@ def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any])
     return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
 
 
-def _about(key: Key | Openings, name: str) -> dict[str, Any]:
+def about_key(key: Key | Openings, name: str) -> dict[str, Any]:
+    """What a verdict says of a key, and of the suspect that is called `name`."""
     return {
         "scheme": key.scheme,
         "commitment": key.commitment,
@@ -229,7 +230,7 @@ def _linear_reference(
 def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
     """Judge what a key reads from a suspect's weights, as they are and aligned to a reference."""
     with open_weights(suspect) as weights:
-        about = _about(key, weights.name)
+        about = about_key(key, weights.name)
         found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
         reason = _unreadable(weights, key, found)
         readings = [] if reason else [_best(weights, scheme, key, found)]

@@ -17,11 +17,10 @@ from countermark.attacks.noise import Noise
 from countermark.attacks.prune import Prune
 from countermark.attacks.quantise import Quantise
 from countermark.bench.data import load_data
-from countermark.bench.embed import check_fit, load_into
-from countermark.bench.models import build
+from countermark.bench.embed import loaded_host
 from countermark.bench.train import accuracy
 from countermark.errors import ConfigError
-from countermark.examine import verify
+from countermark.examine import about_key, verify
 from countermark.key import Key
 from countermark.progress import progress
 from countermark.schemes import weight_scheme_of
@@ -142,8 +141,7 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
                 values = attack.run(victim).model.state_dict()["rows"].numpy().reshape(-1)
                 found[what][name] = values.reshape(shape) if part is None else values[part]
             advance(1)
-    about = {"scheme": key.scheme, "commitment": key.commitment, "owner": key.owner,
-             "test_key": key.test_key, "suspect": {}}  # fmt: skip
+    about = about_key(key, str(marked))
     for what, tensors in found.items():
         evidence = scheme.extract(tensors, key)
         verdict = judge(evidence, scheme.null(), tests=1, terms=Terms(), about=about)
@@ -168,10 +166,8 @@ def _rows(
 
 def _trained_on(marked: Path, key: Key, host: tuple[str, dict[str, Any]], data: str) -> Try:
     """One epoch of fine-tuning of all layers, at a rate that keeps what the model can do."""
-    loaded, model = load_data(data), build(*host)
-    check_fit(host[0], model, loaded)
-    load_into(model, marked)
-    tuned = FineTune(lr=1e-3).run(model, loaded).model
+    loaded = load_data(data)
+    tuned = FineTune(lr=1e-3).run(loaded_host(*host, marked, loaded), loaded).model
     verdict = verify(tuned, key)
     return Try(
         TRAINED_ON, verdict.outcome, verdict.matched, key.bits, verdict.log10_p,

@@ -316,5 +316,17 @@ def load_into(model: nn.Module, path: Path) -> None:
     model.load_state_dict({name: state[name] for name in model.state_dict()})
 
 
+def loaded_host(name: str, arguments: Mapping[str, Any], path: Path, data: Dataset) -> nn.Module:
+    """A model with the weights of a file, which takes the pictures of a data set.
+
+    Raises:
+        SuspectError, ConfigError: as `load_into` and `check_fit`.
+    """
+    model = build(name, dict(arguments))
+    check_fit(name, model, data)
+    load_into(model, path)
+    return model
+
+
 def _as_json(order: Order) -> bytes:
     return json.dumps(asdict(order), indent=1, default=dict).encode()

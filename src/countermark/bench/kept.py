@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from countermark.bench.data import load_data
-from countermark.bench.embed import check_fit, load_into
-from countermark.bench.models import build
+from countermark.bench.embed import loaded_host
 from countermark.bench.train import accuracy
 from countermark.errors import ConfigError, DataError, MissingExtraError
 
@@ -35,10 +34,8 @@ class Pictures:
 
     def of(self, path: Path) -> Tensor:
         """The accuracy () of one file, 0 to 1."""
-        data, model = load_data(self.data), build(self.model, dict(self.arguments))
-        check_fit(self.model, model, data)
-        load_into(model, path)
-        return torch.tensor(accuracy(model, data))
+        data = load_data(self.data)
+        return torch.tensor(accuracy(loaded_host(self.model, self.arguments, path, data), data))
 
     def compared(self, before: Tensor, after: Tensor) -> dict[str, float]:
         """Both accuracies."""

@@ -10,11 +10,16 @@ import typer
 
 from countermark.cli.options import (
     AsJson,
+    Checkpoint,
+    Encrypt,
     ModelArguments,
+    NewCheckpoint,
+    NewKey,
     Settings,
     new_passphrase,
     pairs,
     passphrase_of,
+    require_owner,
     show_result,
 )
 from countermark.errors import ConfigError
@@ -56,27 +61,14 @@ def advise(
 
 
 def stamp(
-    model: Annotated[
-        Path,
-        typer.Argument(metavar="IN", help="A .safetensors file, or a folder of them; unchanged."),
-    ],
+    model: Checkpoint,
     owner: Annotated[str, typer.Option(metavar="TEXT", help="Whose mark it is.")],
-    key: Annotated[
-        Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="OUT", help="The file or folder to write; must not exist.")
-    ],
+    key: NewKey,
+    out: NewCheckpoint,
     layer: Layers = None,
     bits: Bits = None,
     settings: Settings = None,
-    encrypt: Annotated[
-        bool,
-        typer.Option(
-            "--encrypt",
-            help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
-        ),
-    ] = False,
+    encrypt: Encrypt = False,
     no_reference: Annotated[
         bool,
         typer.Option(
@@ -117,8 +109,7 @@ def stamp(
     from countermark.stamping import stamp as stamped
     from countermark.stamping.making import Places
 
-    if not owner:
-        raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    require_owner(owner)
     places = Places(out, key)
     places.check(model)
     if encrypt:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from countermark.cli.options import AsJson, shared_passphrase, show_result
+from countermark.cli.options import (
+    AsJson,
+    WeightSuspect,
+    shared_passphrase,
+    show_result,
+)
 from countermark.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -15,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def identify(
-    suspect: Annotated[
-        Path, typer.Argument(metavar="SUSPECT", help="A weight file, or a folder of shards.")
-    ],
+    suspect: WeightSuspect,
     keys: Annotated[
         Path, typer.Option(metavar="DIR", help="A folder of key folders, all of which are tried.")
     ],

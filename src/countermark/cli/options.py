@@ -21,6 +21,36 @@ ModelArguments = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="K=V", help="An argument of the model; repeatable."),
 ]
+Encrypt = Annotated[
+    bool,
+    typer.Option(
+        "--encrypt", help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE."
+    ),
+]
+AssumeDated = Annotated[
+    bool,
+    typer.Option(
+        "--assume-dated", help="You state that the key is older than the suspect; recorded."
+    ),
+]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="IN", help="A .safetensors file, or a folder of them; unchanged.")
+]
+NewCheckpoint = Annotated[
+    Path, typer.Option(metavar="OUT", help="The file or folder to write; must not exist.")
+]
+NewKey = Annotated[
+    Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
+]
+WeightSuspect = Annotated[
+    Path, typer.Argument(metavar="SUSPECT", help="A weight file, or a folder of shards.")
+]
+
+
+def require_owner(owner: str) -> None:
+    """A mark without an owner is nobody's."""
+    if not owner:
+        raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
 
 
 def show_result(value: Mapping[str, Any], as_json: bool, text: str) -> None:

@@ -14,10 +14,13 @@ from countermark.cli.dated import Dated
 from countermark.cli.key import Commitment, key_or_openings
 from countermark.cli.options import (
     AsJson,
+    AssumeDated,
+    Encrypt,
     ModelArguments,
     Settings,
     new_passphrase,
     pairs,
+    require_owner,
     show_result,
 )
 from countermark.cli.suspect import Asking, disguised, fresh_triggers, reference_of, suspect_of
@@ -90,13 +93,7 @@ def embed(
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
-    encrypt: Annotated[
-        bool,
-        typer.Option(
-            "--encrypt",
-            help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
-        ),
-    ] = False,
+    encrypt: Encrypt = False,
     settings: Settings = None,
     model_arguments: ModelArguments = None,
     test_key: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -130,8 +127,8 @@ def embed(
             "--scheme none embeds nothing: the options of a mark are ignored", stacklevel=1
         )
         fields, key = {}, None
-    if scheme != UNMARKED and not owner:
-        raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    if scheme != UNMARKED:
+        require_owner(owner)
     make, default = embedder(scheme)
     if not (model or default):
         raise ConfigError("what shall be trained? Give --model, such as mlp or vgg16")
@@ -232,12 +229,7 @@ def verify(
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
-    assume_dated: Annotated[
-        bool,
-        typer.Option(
-            "--assume-dated", help="You state that the key is older than the suspect; recorded."
-        ),
-    ] = False,
+    assume_dated: AssumeDated = False,
     claim: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A claim of this key, as evidence of its age."),

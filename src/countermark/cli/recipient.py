@@ -9,10 +9,17 @@ import typer
 
 from countermark.cli.options import (
     AsJson,
+    AssumeDated,
+    Checkpoint,
+    Encrypt,
+    NewCheckpoint,
+    NewKey,
     Settings,
+    WeightSuspect,
     new_passphrase,
     pairs,
     passphrase_of,
+    require_owner,
     show_result,
 )
 from countermark.errors import ConfigError, printable
@@ -23,9 +30,6 @@ recipient_app = typer.Typer(
     no_args_is_help=True,
 )
 
-Checkpoint = Annotated[
-    Path, typer.Argument(metavar="IN", help="A .safetensors file, or a folder of them; unchanged.")
-]
 Epsilon = Annotated[
     float, typer.Option(metavar="P", help="Largest chance that any innocent recipient is named.")
 ]
@@ -36,22 +40,14 @@ def new(
     model: Checkpoint,
     count: Annotated[int, typer.Option(metavar="N", help="How many recipients.")],
     owner: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is.")],
-    key: Annotated[
-        Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
-    ],
+    key: NewKey,
     coalition: Annotated[
         int, typer.Option(metavar="C", help="How many may mix their copies and still be traced.")
     ] = 3,
     epsilon: Epsilon = 1e-6,
     runs: Annotated[int, typer.Option(min=1, help="Simulated coalitions for each strategy.")] = 30,
     settings: Settings = None,
-    encrypt: Annotated[
-        bool,
-        typer.Option(
-            "--encrypt",
-            help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE.",
-        ),
-    ] = False,
+    encrypt: Encrypt = False,
     as_json: AsJson = False,
 ) -> int:
     """Make a key whose code tells recipients of a checkpoint apart; prints what the code bears.
@@ -65,8 +61,7 @@ def new(
     from countermark.tracing import recipients_key
     from countermark.tracing.colluding import STRATEGIES
 
-    if not owner:
-        raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    require_owner(owner)
     refuse_existing(key)
     passphrase = new_passphrase() if encrypt else None
     made, code, advice = recipients_key(
@@ -105,9 +100,7 @@ def stamp_(
     model: Checkpoint,
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
     number: Annotated[int, typer.Option(metavar="N", help="Which recipient, from 0 on.")],
-    out: Annotated[
-        Path, typer.Option(metavar="OUT", help="The file or folder to write; must not exist.")
-    ],
+    out: NewCheckpoint,
     as_json: AsJson = False,
 ) -> int:
     """Make a recipient's copy of the checkpoint that the key was made for.
@@ -131,17 +124,10 @@ def stamp_(
 
 @recipient_app.command()
 def trace(
-    suspect: Annotated[
-        Path, typer.Argument(metavar="SUSPECT", help="A weight file, or a folder of shards.")
-    ],
+    suspect: WeightSuspect,
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
     epsilon: Epsilon = 1e-6,
-    assume_dated: Annotated[
-        bool,
-        typer.Option(
-            "--assume-dated", help="You state that the key is older than the suspect; recorded."
-        ),
-    ] = False,
+    assume_dated: AssumeDated = False,
     as_json: AsJson = False,
 ) -> int:
     """Say whose copy a suspect is, or that nothing can be told.

@@ -56,8 +56,8 @@ FIGURES: Mapping[str, Drawing] = {
         wang2020.histograms, (9, 5), wang2020.draw_histograms,
     ),
     "wang2020/capacity": Drawing(
-        "Bits right against the size of the watermark, and Cover's limit of linear keys; VGG16 scaled "
-        "down: 10 epochs, at 512 bits 20",
+        "Bits right against the size of the watermark, and Cover's limit of linear keys; VGG16 "
+        "scaled down: 10 epochs, at 512 bits 20",
         wang2020.capacity, (9, 4), wang2020.draw_capacity,
     ),
     "wang2020/gate": Drawing(
