@@ -220,6 +220,23 @@ def test_copies_lack_the_loudest_units_or_any() -> None:
     assert max(any_of_them) < 1.5 * min(any_of_them)
 
 
+def test_pruned_copies_lack_the_smallest_weights() -> None:
+    training = training_of(fresh_key(pruned=0.95), pruned=0.95)
+    w = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5)).reshape(-1)
+    by_size = w.abs().argsort().tolist()
+    shares = []
+    for _ in range(50):
+        kept, _ = training._beside(w)
+        units = kept[[1, 3]].reshape(2, *SHAPE)
+        assert torch.equal(units.amin(dim=1), units.amax(dim=1))
+        for mask in kept[[2, 4]]:
+            gone = (mask == 0).nonzero().flatten().tolist()
+            assert set(gone) == set(by_size[: len(gone)])
+            shares.append(len(gone) / len(w))
+    assert 0.85 < max(shares) <= 0.95
+    assert min(shares) < 0.1
+
+
 def test_half_of_the_unmarked_vectors_lack_units_too() -> None:
     training, whole = (training_of(fresh_key(), 3) for _ in range(2))
     whole._missing = None

@@ -61,6 +61,8 @@ class IndependentNetwork(ConvergedScheme):
             message (hardened form): a mark must not hang on a few units, least of all on dead ones.
             Half of the negatives then lack units, too.
         dropped: the largest share of the hidden units that is missing.
+        pruned: where it is not 0, every second copy lacks its smallest weights instead of units,
+            up to this share of them.
         settling: steps that the reader takes alone on the finished host, at a rate that falls to 0
             (hardened form): L2 must not depend on where the last steps happened to leave it.
         l2_threshold: θ of the published criterion L2 ≤ θ; a mark above it has not taken.
@@ -90,6 +92,7 @@ class IndependentNetwork(ConvergedScheme):
     negatives: PositiveInt = field(default=8, kw_only=True)
     positives: NonNegativeInt = field(default=4, kw_only=True)
     dropped: Annotated[float, Field(ge=0, lt=1)] = field(default=0.75, kw_only=True)
+    pruned: Annotated[float, Field(ge=0, lt=1)] = field(default=0.0, kw_only=True)
     settling: NonNegativeInt = field(default=200, kw_only=True)
     l2_threshold: PositiveFloat = field(default=0.05, kw_only=True)
     units: tuple[Annotated[int, Field(ge=-1)], ...] = field(default=(), kw_only=True)

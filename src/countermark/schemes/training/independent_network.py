@@ -184,12 +184,13 @@ class _Known(torch.autograd.Function):
 class _Missing:
     """Which weights are left where hidden units are missing, other ones for each step.
 
-    The first row lacks the units of its largest weights, the next one any, and so on in turn.
+    The first row lacks the units of its largest weights, the next one any, and so on in turn. With
+    `pruned`, the next one lacks its smallest weights instead.
     """
 
     def __init__(self, network: IndependentNetwork, key: Key) -> None:
         permuter = network.permuter(key.tensors)
-        self._size, self._dropped = permuter.size, network.dropped
+        self._size, self._dropped, self._pruned = permuter.size, network.dropped, network.pruned
         self._unit = torch.from_numpy(permuter.unit)  # (M,)
         self._of_a_unit = torch.from_numpy(permuter.stride > 0)  # (M,)
         seed = int(key.stream("missing").words(1)[0])
@@ -203,7 +204,16 @@ class _Missing:
         order[::2] = torch.zeros_like(order[::2]).index_add_(1, self._unit, squares)
         ranks = order.argsort(dim=1, descending=True).argsort(dim=1)
         left = ranks >= (shares * self._size).round()  # (n, units)
-        return (left[:, self._unit] | ~self._of_a_unit).float()
+        masks = left[:, self._unit] | ~self._of_a_unit  # (n, M)
+        if self._pruned:
+            masks[1::2] = self._largest(rows[1::2])
+        return masks.float()
+
+    def _largest(self, rows: Tensor) -> Tensor:
+        """Which weights are left where the smallest of rows (n, M) are pruned, (n, M)."""
+        shares = torch.rand(len(rows), 1, generator=self._generator) * self._pruned
+        ranks = rows.abs().argsort(dim=1).argsort(dim=1)
+        return ranks >= (shares * rows.shape[1]).round()
 
     def coins(self, count: int) -> Tensor:
         """So many fair coins (count,)."""
