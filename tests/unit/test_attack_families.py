@@ -15,7 +15,8 @@ from countermark.attacks.average import Average
 from countermark.attacks.detect import DetectSorted, DetectStatistic
 from countermark.attacks.fine_prune import FinePrune
 from countermark.attacks.fold import Fold
-from countermark.attacks.forge import ForgeReader, ForgeSigns, ForgeTriggers, Invert, SearchKey
+from countermark.attacks.forge import ForgeReader, ForgeSigns, Invert, SearchKey
+from countermark.attacks.forge_triggers import ForgeTriggers
 from countermark.attacks.imitate import Imitate
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
 from countermark.attacks.isomorph import Isomorph, OnnxModel
@@ -270,6 +271,20 @@ def test_forgeries_read_and_fire_as_they_say(
     assert fired["fired_before"] < 0.4
     with pytest.raises(ConfigError, match=r"the model has no tensor '9\.weight'"):
         ForgeSigns("9.weight").run(model)
+
+
+def test_triggers_of_few_pixels_change_no_others(
+    marked: tuple[nn.Module, Key], digits: Dataset
+) -> None:
+    images, labels = digits.normalised(digits.train_images[:20]), torch.arange(20) % 10
+    low, high = (digits.normalised(torch.full((1, 1, 28, 28), at)) for at in (0, 255))
+    forger = ForgeTriggers(pixels=3)
+    made = forger._few_pixels(marked[0], images, labels, (low, high))
+    changed = (made != images).flatten(1)
+    assert 0 < changed.sum(dim=1).max() <= 3
+    assert set(made[made != images].unique().tolist()) <= {float(low.min()), float(high.max())}
+    one, ten = (ForgeTriggers(100, pixels=n).run(marked[0], digits).found for n in (1, 10))
+    assert one["fired_before"] == ten["fired_before"] < one["fired"] < ten["fired"]
 
 
 def test_a_counterfeit_original_lacks_the_thiefs_mark(marked: tuple[nn.Module, Key]) -> None:

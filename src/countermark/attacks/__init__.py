@@ -10,7 +10,8 @@ from countermark.attacks.detect import DetectSorted, DetectStatistic
 from countermark.attacks.fine_prune import FinePrune
 from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.fold import Fold
-from countermark.attacks.forge import ForgeReader, ForgeSigns, ForgeTriggers, Invert, SearchKey
+from countermark.attacks.forge import ForgeReader, ForgeSigns, Invert, SearchKey
+from countermark.attacks.forge_triggers import ForgeTriggers
 from countermark.attacks.imitate import Imitate
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
 from countermark.attacks.isomorph import Isomorph

@@ -1,4 +1,4 @@
-"""Forgery: keys, readers, triggers and originals of the thief's own, for a model that he stole.
+"""Forgery: keys, readers and originals of the thief's own, for a model that he stole.
 
 None changes the model, but for the counterfeit original of `invert`. What was made is said in
 `found`: how well it reads, beside what it cost.
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
+from countermark.attacks.base import Attack, Done
 from countermark.attacks.overwrite import whole_tensor
 from countermark.errors import ConfigError, nearest
 from countermark.key import KeyMaterial
@@ -146,53 +146,6 @@ class SearchKey(Attack):
             "bits": scheme.bits, "tries": self.tries, "best": best,
             "matches_needed_undated": needed, "log2_tries_needed": _FORGERY_BITS,
         })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ForgeTriggers(Attack):
-    """Adversarial examples for labels of the thief's choice, shown as if they were triggers.
-
-    Attributes:
-        triggers: how many, of the first images.
-        radius: how far each pixel of the model's input may move.
-        steps: of signed gradient.
-        seed: draws the labels.
-    """
-
-    name: ClassVar[str] = "forge_triggers"
-    does: ClassVar[str] = "makes adversarial examples that get labels of the thief's choice"
-    source: ClassVar[str] = "Liu et al. 2024 (false claims, USENIX Security); Madry et al. 2018"
-    needs_data: ClassVar[bool] = True
-
-    triggers: PositiveInt = 100
-    radius: PositiveFloat = field(default=1.0, kw_only=True)
-    steps: PositiveInt = field(default=20, kw_only=True)
-    seed: int = field(default=0, kw_only=True)
-
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Make the examples; the model stays as it is."""
-        there = len(data.train_images)
-        count = row_count(self.name, self.triggers, there)
-        device = first_scores(stolen, data).device
-        generator = torch.Generator().manual_seed(self.seed)
-        labels = torch.randint(data.classes, (count,), generator=generator).to(device)
-        images = data.normalised(data.train_images[:count]).to(device)
-        before = self._fired(stolen, images, labels)
-        moved = torch.zeros_like(images)
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                moved.requires_grad_()
-                loss = F.cross_entropy(scores(stolen, images + moved), labels)
-                (gradient,) = torch.autograd.grad(loss, moved)
-                step = 2.5 * self.radius / self.steps * gradient.sign()
-                moved = (moved.detach() - step).clamp(-self.radius, self.radius)
-        fired = self._fired(stolen, images + moved, labels)
-        found = {"triggers": count, "fired": fired, "fired_before": before}
-        return Done(data_share=count / there, found=found)
-
-    def _fired(self, model: nn.Module, images: Tensor, labels: Tensor) -> float:
-        with torch.no_grad():
-            return float((scores(model, images).argmax(1) == labels).float().mean())
 
 
 @dataclass(frozen=True)
