@@ -16,6 +16,8 @@ PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",
     "wang2020": "Results: Wang et al. 2020",
     "li2019": "Results: Li and Guo 2019",
+    "zhang2021": "Results: Zhang et al. 2021",
+    "robustness": "Results: what attacks leave",
 }
 
 

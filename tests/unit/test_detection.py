@@ -10,7 +10,8 @@ import pytest
 from countermark.bench.detection import Detected, Hidden, Sought, cells_of, check, compute
 from countermark.bench.experiment import result_path
 from countermark.bench.kinds import find_experiment, load_any
-from countermark.bench.pages import outline, section
+from countermark.bench.outlines import outline
+from countermark.bench.pages import section
 from countermark.bench.run import run
 from countermark.errors import ConfigError
 

@@ -12,7 +12,8 @@ from small import SMALL
 from countermark.bench import experiment as bench
 from countermark.bench import run as running
 from countermark.bench.cell import compute
-from countermark.bench.pages import outline, page
+from countermark.bench.outlines import outline
+from countermark.bench.pages import page
 from countermark.bench.run import run
 from countermark.errors import ConfigError, DataError
 

@@ -40,9 +40,18 @@ def test_the_page_has_a_line_for_each_modification(done: dict[str, Any]) -> None
     assert lines[-1].startswith("prune fraction=1.0 | 0 of 2 | 4 of 4 | ")
 
 
+def test_a_scheme_that_needs_siblings_gets_them() -> None:
+    fields = {"layer": "2.weight", "bits": 128, "hidden": 32, "settling": 20}
+    trial = Trial(
+        "independent_network", fields, networks=1, payloads=1, siblings=3, alpha=1e-2,
+        modifications=[("noise", {"std": 0.1})], **TINY,
+    )  # fmt: skip
+    done = evaluate(trial)
+    assert [row["networks"] for row in done["robustness"]] == [2, 2]
+    assert done["robustness"][0]["symbol_error_rate"] < 0.1
+
+
 def test_what_cannot_be_evaluated_is_said() -> None:
-    with pytest.raises(ConfigError, match="needs unmarked siblings"):
-        evaluate(Trial("independent_network", {"layer": "2.weight"}, **TINY))
     with pytest.raises(ConfigError, match="at least one network"):
         evaluate(Trial("uchida", FIELDS, networks=0))
     assert {name for name, _ in MODIFICATIONS} >= {"noise", "prune", "quantise", "fine_tune"}

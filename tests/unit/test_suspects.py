@@ -19,7 +19,8 @@ from countermark.bench.cell import _start as start_of
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.figures import draw, figure_named, is_drawn_from
 from countermark.bench.models import Recipe, build, recipe
-from countermark.bench.pages import outline, section
+from countermark.bench.outlines import outline
+from countermark.bench.pages import section
 from countermark.bench.run import run
 from countermark.bench.siblings import train_siblings
 from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov, unmarked

@@ -11,6 +11,7 @@ import pytest
 from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
 from countermark.bench.figures import FIGURES, draw, figure_named, is_drawn_from
 from countermark.bench.kinds import every_cell, load_any
+from countermark.bench.pages import section
 from countermark.bench.tables import as_markdown, correlation, load_table, rendered
 from countermark.errors import ConfigError, DataError
 
@@ -171,6 +172,34 @@ def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert is_drawn_from(shown, tmp_path / "figure.png")
     assert not is_drawn_from({**shown, "more": 1}, tmp_path / "figure.png")
+
+
+def test_the_matrix_counts_verdicts_before_and_after_alignment(tmp_path: Path) -> None:
+    (tmp_path / "robustness").mkdir()
+    attacks = '[[attacks]]\nlabel = "permuted"\nsteps = [{ attack = "permute" }]\n[[rows]]'
+    file = tmp_path / "robustness" / "mlp.toml"
+    file.write_text(EXPERIMENT.replace("[[rows]]", attacks, 1))
+    for cell in cells(load_experiment(file)):
+        attacked = {"label": "permuted", "accuracy": 88.0, "cost": 0.0}
+        if cell.label == "marked":
+            attacked |= {"bits": 128, "wrong": 64, "outcome": "not_proven", "log10_p": -0.3}
+            outcome = ("owned", "no_verdict")[cell.seed - 1]
+            attacked["aligned"] = {"outcome": outcome, "wrong": cell.seed, "log10_p": -30.0}
+        more = {"bits": 128, "wrong": 0, "outcome": "owned"} if cell.label == "marked" else {}
+        figures = {"accuracy": 90.0, "attacked": [attacked]} | more
+        path = result_path(cell, tmp_path)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"cell": {"figures": figures}}))
+    shown = FIGURES["robustness/mlp"].shown(tmp_path, tmp_path)
+    assert shown == {
+        "attacks": ["permuted"], "schemes": ["marked"], "wrong": [[50.0]], "lost": [[2.0]],
+        "verdicts": [["nn"]], "aligned": [["?O"]],
+    }  # fmt: skip
+    draw(FIGURES["robustness/mlp"], shown, tmp_path / "matrix.png")
+    lines = section(load_experiment(file), tmp_path)
+    assert lines[-2].startswith("| marked, permuted | 88.00 | 64.0 | – | -0.3 | 2 not proven | 0 |")
+    assert lines[-2].endswith("| 1.5 [1.0, 2.0] | -30.0 | 1 owned, 1 no verdict |")
+    assert FIGURES["robustness/mlp"].shown(tmp_path, tmp_path / "elsewhere") == {}
 
 
 def test_an_unknown_figure_names_the_nearest() -> None:

@@ -40,6 +40,7 @@ _READ: Mapping[str, Column] = {
     "E_R": Column("L2 (E_R per bit)", lambda f: f["E_R"], 4),
     "log10_p": Column("log10 p", lambda f: f["log10_p"], 1),
     "outcome": Column("verdict", lambda f: f["outcome"]),
+    "cost": Column("cost, % of training", lambda f: f["cost"], 0),
     "triggers": Column("committed triggers %", _bit_accuracy, 1),
     "fresh": Column("fresh triggers %", lambda f: f["fresh_fired"], 1),
 }

@@ -88,7 +88,10 @@ def marking(
             covers=data.train_images, labels=data.train_labels,
             siblings=[_live(model, path, scheme) for path in siblings.shown + siblings.held_out],
         )  # fmt: skip
-    raise ConfigError(f"{scheme.name} cannot be embedded from the command line")
+    raise ConfigError(
+        f"{scheme.name} marks what a network puts out: expected a scheme that marks a classifier's "
+        "weights or answers"
+    )
 
 
 def _live(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predict:

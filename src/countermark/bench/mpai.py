@@ -10,9 +10,12 @@ from __future__ import annotations
 import copy
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -21,8 +24,8 @@ from countermark._version import VERSION
 from countermark.attacks import attack_named
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.marking import marking, scheme_for
-from countermark.bench.models import build, recipe
-from countermark.bench.siblings import Siblings
+from countermark.bench.models import Recipe, build, recipe
+from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.train import Course, accuracy, batches_of, fit, seeded
 from countermark.errors import ConfigError
 from countermark.examine import examine
@@ -52,6 +55,7 @@ class Trial:
         model, data, train: the networks, what they learn, and on how many rows; None for all.
         epochs: of each network, and of each marking, which goes on from it.
         networks, payloads: M and D.
+        siblings: unmarked relatives of each network, for schemes that need some; insertion pays.
         alpha: of the detector.
         modifications: what is done to every network.
     """
@@ -64,6 +68,7 @@ class Trial:
     epochs: int = 3
     networks: int = 2
     payloads: int = 2
+    siblings: int = 8
     alpha: float = ALPHA
     modifications: Sequence[Modification] = MODIFICATIONS
 
@@ -120,26 +125,35 @@ def _marked(trial: Trial, data: Dataset, number: int) -> _Network:
     seeded(number, "init")
     plain = build(trial.model, {})
     fit(plain, data, how, course)
-    marked, keys = [], []
     scheme = scheme_for(trial.scheme, trial.fields, data, trial.epochs * batches_of(data, how))
-    if scheme.needs_siblings:
-        raise ConfigError(
-            f"{scheme.name} in this form needs unmarked siblings of every network: run it as an "
-            "experiment, or in a form without"
-        )
+    marked, keys, course = [], [], replace(course, seed=number + 1)
     start = time.process_time()
-    for payload in range(trial.payloads):
-        host = copy.deepcopy(plain)
-        material = KeyMaterial.for_tests(1000 * number + payload)
-        with marking(
-            scheme, host, data, owner="mpai", material=material, siblings=Siblings()
-        ) as mark:
-            fit(host, data, how, replace(course, seed=number + 1), mark=mark)
-        if mark.drawn_key is None:
-            raise ConfigError(f"{scheme.name} has not begun after {trial.epochs} epochs: give more")
-        marked.append(host)
-        keys.append(mark.drawn_key)
+    count = trial.siblings if scheme.needs_siblings else 0
+    with _siblings(plain, data, how, course, count) as siblings:
+        for payload in range(trial.payloads):
+            host, material = copy.deepcopy(plain), KeyMaterial.for_tests(1000 * number + payload)
+            with marking(
+                scheme, host, data, owner="mpai", material=material, siblings=siblings
+            ) as mark:
+                fit(host, data, how, course, mark=mark)
+            if mark.drawn_key is None:
+                raise ConfigError(
+                    f"{scheme.name} has not begun after {trial.epochs} epochs: give more"
+                )
+            marked.append(host)
+            keys.append(mark.drawn_key)
     return _Network(plain, marked, keys, time.process_time() - start)
+
+
+@contextmanager
+def _siblings(
+    plain: nn.Module, data: Dataset, how: Recipe, course: Course, count: int
+) -> Iterator[Siblings]:
+    """Unmarked networks that go on from the same one."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield train_siblings(
+            lambda: copy.deepcopy(plain), data, how, course, count=count, folder=Path(folder)
+        )
 
 
 def _robustness(

@@ -2,104 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from countermark.bench.experiment import Experiment, Row, located, result_path
-from countermark.bench.hostless import hostless_lines, hostless_outline
+from countermark.bench.experiment import Experiment, located, result_path
+from countermark.bench.hostless import hostless_lines
 from countermark.bench.kinds import AnyExperiment, every_cell, is_experiment, load_any
-from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
+from countermark.bench.outlines import ALIGNED, FIGURES, outline
 from countermark.bench.tables import (
     TABLES,
     as_markdown,
     counted,
-    figures_of,
     load_table,
     rendered,
     shown_cell,
-    summary,
 )
 from countermark.errors import DataError
-
-_FIGURES = ("accuracy", "wrong", "E_R", "log10_p")
-
-
-def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
-    """The rows of one experiment as JSON values.
-
-    Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
-        `most`; `outcomes` counts the verdicts; `pruned`, `attacked` and `suspects` hold the same
-        for what was pruned, attacked, and never marked. A row that measured nothing in a column
-        has no such column. Those that train no classifier: see `hostless_outline`.
-
-    Raises:
-        DataError: a cell has no result yet.
-    """
-    if not isinstance(experiment, Experiment):
-        return hostless_outline(experiment, results)
-    return [_row(experiment, row, results) for row in experiment.rows]
-
-
-def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
-    figures = figures_of(experiment, row.label, results)
-    return {
-        "label": row.label,
-        "track": experiment.track,
-        "seeds": len(figures),
-        "bits": figures[0].get("bits"),
-        **_columns(figures),
-        "outcomes": _outcomes(figures),
-        "pruned": [
-            {"fraction": each[0]["fraction"], "order": each[0].get("order", "ascending")}
-            | _columns(each)
-            for each in zip(*(each.get("pruned", []) for each in figures), strict=True)
-        ],
-        "attacked": [
-            {"label": each[0]["label"], **_columns(each), "outcomes": _outcomes(each)}
-            for each in zip(*(each.get("attacked", []) for each in figures), strict=True)
-        ],
-        "suspects": [
-            _judged(each)
-            for each in zip(*(each.get("suspects", []) for each in figures), strict=True)
-        ],
-    }
-
-
-def _outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    return dict(Counter(each["outcome"] for each in figures if "outcome" in each))
-
-
-def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One group of unmarked suspects, over all seeds."""
-    joined = {name: [x for each in groups for x in each[name]] for name in ("matched", "L2", "p")}
-    counted = {
-        name: {level: sum(each[name][level] for each in groups) for level in map(str, LEVELS)}
-        for name in ("reached", "claims")
-    }
-    spread = kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
-    return {
-        "label": groups[0]["label"],
-        "hosts": len(joined["matched"]),
-        "all_bits": sum(each["all_bits"] for each in groups),
-        "matched": statistics.median(joined["matched"]),
-        "least_L2": min(joined["L2"], default=None),
-        "L2": statistics.median(joined["L2"]) if joined["L2"] else None,
-        **counted,
-        "KS": spread[0],
-        "KS_critical": spread[1],
-    }
-
-
-def _columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        column: summary([each[column] for each in figures])
-        for column in _FIGURES
-        if all(each.get(column) is not None for each in figures)
-    }
-
 
 HEAD = [
     "Rendered from `results/` by `make tables`; every file there holds one cell with its",
@@ -189,26 +108,43 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
 
 
 def _line(label: str, row: Mapping[str, Any]) -> str:
-    shown = " | ".join(_shown(row, column) for column in _FIGURES)
+    shown = " | ".join(_shown(row, column) for column in FIGURES)
     return f"| {label} | {shown} | {counted(row['outcomes']) or '–'} |"
 
 
 def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is left after each attack."""
-    if not rows[0]["attacked"]:
+    """What is left after each attack; with what it cost, and what alignment gives back."""
+    attacks = [
+        (f"{row['label']}, {each['label']}", each) for row in rows for each in row["attacked"]
+    ]
+    if not attacks:
         return []
-    return [
+    shows_cost = any("cost" in each for _, each in attacks)
+    is_aligned = any(each.get("aligned_outcomes") for _, each in attacks)
+    head = ["accuracy %", "wrong bits", "E_R (L2)", "log10 p", "verdict"]
+    head += ["cost, % of training"] if shows_cost else []
+    head += ["aligned: wrong bits", "log10 p", "verdict"] if is_aligned else []
+    lines = [
         "",
         "After an attack:",
         "",
-        "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
-        "|---|---|---|---|---|---|",
-        *(
-            _line(f"{row['label']}, {each['label']}", each)
-            for row in rows
-            for each in row["attacked"]
-        ),
+        f"| | {' | '.join(head)} |",
+        "|---" * (len(head) + 1) + "|",
     ]
+    for label, each in attacks:
+        line = _line(label, each)
+        if shows_cost:
+            line += f" {_shown(each, 'cost')} |"
+        if is_aligned:
+            read = " | ".join(
+                shown_cell(column, each[f"aligned_{column}"])
+                if f"aligned_{column}" in each
+                else "–"
+                for column in ALIGNED
+            )
+            line += f" {read} | {counted(each['aligned_outcomes']) or '–'} |"
+        lines.append(line)
+    return lines
 
 
 def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:

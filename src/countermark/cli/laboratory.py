@@ -148,6 +148,10 @@ def bench_mpai(
     data: Annotated[str, typer.Option(metavar="NAME|DIR", help="What it learns.")] = "digits",
     train: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     epochs: Annotated[int, typer.Option(help="Of each network, and of each marking.")] = 3,
+    siblings: Annotated[
+        int,
+        typer.Option(metavar="N", help="Unmarked relatives of each, where a scheme needs them."),
+    ] = 8,
     alpha: Annotated[float, typer.Option(metavar="P", help="Of the detector.")] = 1e-6,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ATTACK", help="Only this one; repeatable.")
@@ -172,8 +176,8 @@ def bench_mpai(
     if only and {name for name, _ in chosen} != set(only):
         raise ConfigError(f"--only {', '.join(only)}: expected {', '.join(dict(MODIFICATIONS))}")
     done = evaluate(Trial(
-        scheme, pairs(settings, "--set"), model, data, train, epochs, networks, payloads, alpha,
-        chosen,
+        scheme, pairs(settings, "--set"), model, data, train, epochs, networks, payloads, siblings,
+        alpha, chosen,
     ))  # fmt: skip
     show_result(done, as_json, page(done))
     return 0

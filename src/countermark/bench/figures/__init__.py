@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark.bench.figures import li2019, uchida2017, wang2020, zhang2021
+from countermark.bench.figures import li2019, robustness, uchida2017, wang2020, zhang2021
 from countermark.errors import MissingExtraError, named
 from countermark.files import replacing
 
@@ -87,6 +87,16 @@ FIGURES: Mapping[str, Drawing] = {
     "li2019/removal": Drawing(
         "What pruning and fine-tuning leave of the default form",
         li2019.removal, (11, 6), li2019.draw_removal,
+    ),
+    "robustness/mlp": Drawing(
+        "What attacks leave of marks in an MLP; a letter for each seed: O owned, n not proven, "
+        "? no verdict, after the arrow when the copy is aligned first",
+        robustness.mlp, (11, 10), robustness.draw_matrix,
+    ),
+    "robustness/vgg16": Drawing(
+        "What attacks leave of marks in VGG16, one seed: O owned, n not proven, ? no verdict, "
+        "after the arrow when the copy is aligned first",
+        robustness.vgg16, (12, 11), robustness.draw_matrix,
     ),
     "zhang2021/barriers": Drawing(
         "What the barrier adds, and what is revealed in marked images and in others",

@@ -1,0 +1,106 @@
+"""Experiments as JSON values: every figure of every row, over its seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from countermark.bench.experiment import Experiment, Row
+from countermark.bench.hostless import hostless_outline
+from countermark.bench.kinds import AnyExperiment
+from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
+from countermark.bench.tables import figures_of, summary
+
+FIGURES = ("accuracy", "wrong", "E_R", "log10_p")
+ALIGNED = ("wrong", "log10_p")
+_MEASURED = (*FIGURES, "cost")
+
+
+def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
+    """The rows of one experiment as JSON values.
+
+    Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
+        `most`; `outcomes` counts the verdicts; `pruned`, `attacked` and `suspects` hold the same
+        for what was pruned, attacked, and never marked. A row that measured nothing in a column
+        has no such column. Those that train no classifier: see `hostless_outline`.
+
+    Raises:
+        DataError: a cell has no result yet.
+    """
+    if not isinstance(experiment, Experiment):
+        return hostless_outline(experiment, results)
+    return [_row(experiment, row, results) for row in experiment.rows]
+
+
+def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
+    figures = figures_of(experiment, row.label, results)
+    return {
+        "label": row.label,
+        "track": experiment.track,
+        "seeds": len(figures),
+        "bits": figures[0].get("bits"),
+        **_columns(figures),
+        "outcomes": _outcomes(figures),
+        "pruned": [
+            {"fraction": each[0]["fraction"], "order": each[0].get("order", "ascending")}
+            | _columns(each)
+            for each in zip(*(each.get("pruned", []) for each in figures), strict=True)
+        ],
+        "attacked": [
+            _attack(each)
+            for each in zip(*(each.get("attacked", []) for each in figures), strict=True)
+        ],
+        "suspects": [
+            _judged(each)
+            for each in zip(*(each.get("suspects", []) for each in figures), strict=True)
+        ],
+    }
+
+
+def _attack(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One attack over all seeds; `aligned_…` where the copy was also read after alignment."""
+    aligned = [each["aligned"] for each in figures if "aligned" in each]
+    read = _columns(aligned) if aligned else {}
+    return {
+        "label": figures[0]["label"],
+        **_columns(figures),
+        "outcomes": _outcomes(figures),
+        "aligned_outcomes": _outcomes(aligned),
+        **{f"aligned_{column}": read[column] for column in ALIGNED if column in read},
+    }
+
+
+def _outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return dict(Counter(each["outcome"] for each in figures if "outcome" in each))
+
+
+def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One group of unmarked suspects, over all seeds."""
+    joined = {name: [x for each in groups for x in each[name]] for name in ("matched", "L2", "p")}
+    counted = {
+        name: {level: sum(each[name][level] for each in groups) for level in map(str, LEVELS)}
+        for name in ("reached", "claims")
+    }
+    spread = kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
+    return {
+        "label": groups[0]["label"],
+        "hosts": len(joined["matched"]),
+        "all_bits": sum(each["all_bits"] for each in groups),
+        "matched": statistics.median(joined["matched"]),
+        "least_L2": min(joined["L2"], default=None),
+        "L2": statistics.median(joined["L2"]) if joined["L2"] else None,
+        **counted,
+        "KS": spread[0],
+        "KS_critical": spread[1],
+    }
+
+
+def _columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        column: summary([each[column] for each in figures])
+        for column in _MEASURED
+        if all(each.get(column) is not None for each in figures)
+    }
