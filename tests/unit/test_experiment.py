@@ -80,7 +80,7 @@ def test_the_page_says_what_is_missing(small: bench.Experiment, tmp_path: Path) 
     paths = [tmp_path / "small.toml"]
     assert "4 cells are missing" in page("Small", {}, [], paths, tmp_path / "results")
     list(run(small, tmp_path / "results"))
-    assert "Wrong bits after pruning" in page("Small", {}, [], paths, tmp_path / "results")
+    assert "After pruning the marked layer" in page("Small", {}, [], paths, tmp_path / "results")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
         "pruned": [
             {"fraction": each[0]["fraction"], "order": each[0].get("order", "ascending")}
             | _columns(each)
+            | {"outcomes": _outcomes(each)}
             for each in zip(*(each.get("pruned", []) for each in figures), strict=True)
         ],
         "attacked": [

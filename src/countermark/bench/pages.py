@@ -183,7 +183,7 @@ def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
 
 
 def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Wrong bits and accuracy against the pruned share of the marked layer."""
+    """What is read, and how accurate the model is, against the pruned share of the marked layer."""
     lines = []
     for order in dict.fromkeys(each["order"] for each in rows[0]["pruned"]):
         thinned = {
@@ -192,20 +192,26 @@ def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         fractions = [each["fraction"] for each in thinned[rows[0]["label"]]]
         lines += [
             "",
-            f"Wrong bits after pruning the marked layer, {_ORDERS[order]} (accuracy below):",
+            f"After pruning the marked layer, {_ORDERS[order]}:",
             "",
             "| | " + " | ".join(f"{100 * fraction:g} %" for fraction in fractions) + " |",
             "|---" * (len(fractions) + 1) + "|",
         ]
-        for column in ("wrong", "accuracy"):
+        for column, says in _AFTER_PRUNING.items():
             lines += [
-                f"| {label}, {column} | "
-                + " | ".join(_shown(each, column) for each in measured)
-                + " |"
+                f"| {label}, {says} | {' | '.join(_shown(each, column) for each in measured)} |"
                 for label, measured in thinned.items()
                 if column in measured[0]
             ]
+        lines += [
+            f"| {label}, verdict | {' | '.join(counted(each['outcomes']) for each in measured)} |"
+            for label, measured in thinned.items()
+            if measured[0]["outcomes"]
+        ]
     return lines
+
+
+_AFTER_PRUNING = {"wrong": "wrong bits", "E_R": "E_R (L2)", "accuracy": "accuracy %"}
 
 
 _ORDERS = {
