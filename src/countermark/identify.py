@@ -28,6 +28,7 @@ from countermark.weights import (
     MOST_CANDIDATES,
     Remembered,
     Weights,
+    as_numbers,
     assignments,
     open_weights,
 )
@@ -113,7 +114,7 @@ def identify(
     Raises:
         SuspectError: the suspect cannot be read.
     """
-    with open_weights(suspect) as weights:
+    with as_numbers(open_weights(suspect)) as weights:
         name = weights.name
     outcomes = list(_all_tried(suspect, folders, passphrase))
     tried = [each for each in outcomes if not each.problem]
@@ -172,7 +173,7 @@ def _some(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> lis
 
 def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
     ways: _Ways = {}
-    with Remembered(open_weights(suspect)) as weights:
+    with Remembered(as_numbers(open_weights(suspect))) as weights:
         for folder in folders:
             try:
                 key = load_key(folder, _passphrase_for(folder, passphrase))

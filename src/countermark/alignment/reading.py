@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from countermark.errors import AlignmentError
 from countermark.units import Member, Units
 from countermark.weights import Array, Weights
 
+_RIGID: frozenset[int] = frozenset()  # no axis of a tensor that no neurons were found in
 _MOST_ADDED = 16  # times as many neurons as the reference's class has
 
 
@@ -51,15 +52,26 @@ class _Form:
     factors: Mapping[str, Floats]
 
 
+@dataclass(frozen=True)
+class _Sought:
+    """What a key reads: shapes by name, and those that neurons may not be matched by."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    hidden: frozenset[str]
+
+
 def realigned(
-    suspect: Weights, reference: Reference, wanted: Mapping[str, tuple[int, ...]]
-) -> Realigned:
+    suspect: Weights, reference: Reference, wanted: Mapping[str, tuple[int, ...]],
+    *, unmarked: Collection[str] = (),
+) -> Realigned:  # fmt: skip
     """Find a key's tensors in a suspect and undo what was done to their neurons.
 
     Args:
         suspect: an open suspect.
         reference: the owner's model.
         wanted: names and shapes of the tensors that the key reads.
+        unmarked: those of them whose values in the reference are known to be older than the
+            message, so that neurons may be matched by them.
 
     Raises:
         AlignmentError: the suspect cannot be aligned to the reference; says why.
@@ -74,19 +86,21 @@ def realigned(
                 raise AlignmentError(
                     f"the reference has no {name} of shape {list(shape)}, which the key reads"
                 )
-            if name not in names:
-                raise AlignmentError(f"no neurons of {name} were found in the reference")
+        if not names & wanted.keys():
+            raise AlignmentError(f"no neurons of {next(iter(wanted))} were found in the reference")
+        names |= wanted.keys()  # what has no neurons that were found is read in order
         tensors = {name: weights.read(name) for name in sorted(names) if name in weights.tensors}
     own = {name: tensors[name] for name in wanted}
+    sought = _Sought(wanted, frozenset(wanted.keys() - unmarked))
     plain = _Form(tensors, units, {})
     try:
-        return _in_form(suspect, plain, wanted, own)
+        return _in_form(suspect, plain, sought, own)
     except AlignmentError as error:
         form = folded(tensors, units)
         if form is None or not _lacks_norms(suspect, units):
             raise
         try:
-            return _in_form(suspect, _Form(form.tensors, form.units, form.factors), wanted, own)
+            return _in_form(suspect, _Form(form.tensors, form.units, form.factors), sought, own)
         except AlignmentError:
             raise error from None
 
@@ -97,23 +111,21 @@ def _lacks_norms(suspect: Weights, units: Sequence[Units]) -> bool:
     return not names <= set(suspect.tensors)
 
 
-def _in_form(
-    suspect: Weights, form: _Form, wanted: Mapping[str, tuple[int, ...]], own: dict[str, Array]
-) -> Realigned:
+def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Array]) -> Realigned:
     form = _comparable(suspect, form)
-    where = named(suspect, _wanted(form, wanted))
+    where = named(suspect, _wanted(form, sought))
     read = {name: suspect.read(other) for name, other in where.items()}
     for each in form.units:
         _require_even(read, each)
-    by = set(form.tensors) - set(wanted)
+    by = set(form.tensors) - sought.hidden
     matched = align(read, form.tensors, form.units, by=by)
     found = {}
-    for name, shape in wanted.items():
-        values = matched.tensors[name]
+    for name, shape in sought.shapes.items():
+        values = matched.tensors.get(name, read[name])
         if name in form.factors:
             values = values / form.factors[name].reshape(-1, *[1] * (values.ndim - 1))
         found[name] = values.reshape(shape).astype(np.float32)
-    places = {name: where[name] for name in wanted}
+    places = {name: where[name] for name in sought.shapes}
     similarity = min(1.0, matched.similarity)  # which rounding may lift above 1
     return Realigned(found, places, similarity, matched.known, bool(form.factors), own)
 
@@ -127,7 +139,7 @@ def _comparable(suspect: Weights, form: _Form) -> _Form:
     gone = {
         name for name, each in form.tensors.items()
         if name in suspect.tensors
-        and not Wanted(each.shape, free[name], None).fits(suspect.tensors[name].shape)
+        and not Wanted(each.shape, free.get(name, _RIGID), None).fits(suspect.tensors[name].shape)
     }  # fmt: skip
     if not gone:
         return form
@@ -152,12 +164,12 @@ def _free(units: Sequence[Units]) -> dict[str, frozenset[int]]:
     return {name: frozenset(axes) for name, axes in found.items()}
 
 
-def _wanted(form: _Form, read: Mapping[str, tuple[int, ...]]) -> dict[str, Wanted]:
+def _wanted(form: _Form, sought: _Sought) -> dict[str, Wanted]:
     free = _free(form.units)
-    if missing := [name for name in read if name not in form.tensors]:
+    if missing := [name for name in sought.shapes if name not in form.tensors]:
         raise AlignmentError(f"the suspect's {missing[0]} has other sizes than the reference's")
     return {
-        name: Wanted(each.shape, free[name], None if name in read else each)
+        name: Wanted(each.shape, free.get(name, _RIGID), None if name in sought.hidden else each)
         for name, each in form.tensors.items()
     }
 
