@@ -234,7 +234,8 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
     """Judge what a key reads from a suspect's weights, as they are and aligned to a reference."""
     with as_numbers(open_weights(suspect)) as weights:
         about = about_key(key, weights.name)
-        found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
+        ways = assignments(weights, key.tensors, partial=scheme.partial)
+        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         reason = _unreadable(weights, key, found)
         readings = [] if reason else [_best(weights, scheme, key, found)]
         record: dict[str, Any] | None = None
@@ -252,6 +253,8 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
             "sha256": dict(weights.digests),
             "file_sha256": weights.file_digest() if asked.digest else None,
         } | ({"reference": record} if record else {})
+        if missing := [name for name in key.tensors if name not in best.where]:
+            about["suspect"]["missing"] = missing
     draws = math.ceil(tests * terms.multiplier / terms.alpha)
     nulls = scheme.nulls(best.tensors, key, draws)
     chosen = _chosen(scheme, _after_alignment(nulls, best.evidence), asked.null)
@@ -270,7 +273,9 @@ def _aligned(
             if before:
                 reference = replace(reference, weights=Restored(opened, before))
                 record["restored"] = sorted(before)
-            found = realigned(weights, reference, key.tensors, unmarked=unmarked)
+            found = realigned(
+                weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
+            )
             bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
             if bears_mark:
                 _require_unmistakable(found)

@@ -37,7 +37,8 @@ MOST_KEYS = 1_000_000
 _AT_ONCE = 250  # keys that a process is given at a time
 _PROCESSES = 2
 
-_Ways: TypeAlias = "dict[tuple[tuple[str, tuple[int, ...]], ...], list[dict[str, str]]]"
+_Wanted: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], bool]"
+_Ways: TypeAlias = "dict[_Wanted, list[dict[str, str]]]"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def identify(
     Raises:
         SuspectError: the suspect cannot be read.
     """
-    with as_numbers(open_weights(suspect)) as weights:
+    with open_weights(suspect) as weights:
         name = weights.name
     outcomes = list(_all_tried(suspect, folders, passphrase))
     tried = [each for each in outcomes if not each.problem]
@@ -197,10 +198,11 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
     if key.fields.get("recipients"):
         return Tried(folder, problem="a key of recipients: use recipient trace")
     wanted = tuple(key.tensors.items())
-    if wanted not in ways:
-        ways[wanted] = list(islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
-    found = ways[wanted]
-    if not 1 <= len(found) <= MOST_CANDIDATES:
+    if (wanted, scheme.partial) not in ways:
+        found = assignments(weights, key.tensors, partial=scheme.partial)
+        ways[wanted, scheme.partial] = list(islice(found, MOST_CANDIDATES + 1))
+    tried = ways[wanted, scheme.partial]
+    if not 1 <= len(tried) <= MOST_CANDIDATES:
         return Tried(folder, problem="its tensors are not in the suspect, or in too many ways")
     matched = max(
         int(
@@ -208,6 +210,6 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
                 scheme.read_bits(scheme.read_from(weights, where, key), key) == key.message
             )
         )
-        for where in found
+        for where in tried
     )
-    return Tried(folder, matched, key.bits, len(found))
+    return Tried(folder, matched, key.bits, len(tried))

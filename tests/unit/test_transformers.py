@@ -160,6 +160,28 @@ def test_the_marked_model_says_nothing_of_the_order(
     assert "expected a reference with the weights from before it" in refused
 
 
+def test_a_suspect_may_lack_some_tensors_and_begin_its_names_otherwise(
+    marked: tuple[str, Path, Path, Key], tmp_path: Path
+) -> None:
+    """As when one block is cut off, or a model became a part of another one."""
+    name, source, out, key = marked
+    moved = Permute().run(as_model(name, out)).model
+    for number, model in enumerate((as_model(name, out), moved)):
+        state = {f"body.{n}": each for n, each in model.state_dict().items()}
+        gone = [n for n in state if ".1." in n and n.endswith("_proj.weight")] or [
+            n for n in state if ".1.output.dense" in n
+        ]
+        cut = {n: each for n, each in state.items() if n not in gone}
+        path = tmp_path / f"{number}.safetensors"
+        save_weights(cut | {"head.weight": torch.randn(5, WIDTH)}, path)
+        found = verify(Disguised(path, source), key, assume_dated=True)
+        assert found.owned, found.explain()
+        lost = [n.removeprefix("body.") for n in gone if n.removeprefix("body.") in key.tensors]
+        assert found.suspect["missing"] == lost
+        assert any("are not in the suspect" in limit for limit in found.limits)
+    assert verify(tmp_path / "0.safetensors", key).tests == 1
+
+
 def test_a_stranger_in_its_order_is_not_claimed(marked: tuple[str, Path, Path, Key]) -> None:
     name, source, _, key = marked
     for seed in (1, 2, 3):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from countermark.alignment.reducing import Floats
 from countermark.alignment.reference import Reference
 from countermark.errors import AlignmentError
 from countermark.units import Member, Units
-from countermark.weights import Array, Weights
+from countermark.weights import Array, Weights, prefixed
 
 _RIGID: frozenset[int] = frozenset()  # no axis of a tensor that no neurons were found in
 _MOST_ADDED = 16  # times as many neurons as the reference's class has
@@ -54,15 +54,16 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Sought:
-    """What a key reads: shapes by name, and those that neurons may not be matched by."""
+    """What a key reads: shapes by name, which of them are not compared, and if all are needed."""
 
     shapes: Mapping[str, tuple[int, ...]]
     hidden: frozenset[str]
+    partial: bool
 
 
 def realigned(
     suspect: Weights, reference: Reference, wanted: Mapping[str, tuple[int, ...]],
-    *, unmarked: Collection[str] = (),
+    *, unmarked: Collection[str] = (), partial: bool = False,
 ) -> Realigned:  # fmt: skip
     """Find a key's tensors in a suspect and undo what was done to their neurons.
 
@@ -72,6 +73,7 @@ def realigned(
         wanted: names and shapes of the tensors that the key reads.
         unmarked: those of them whose values in the reference are known to be older than the
             message, so that neurons may be matched by them.
+        partial: leave out of them what the suspect has not under its own name, up to a half.
 
     Raises:
         AlignmentError: the suspect cannot be aligned to the reference; says why.
@@ -91,7 +93,7 @@ def realigned(
         names |= wanted.keys()  # what has no neurons that were found is read in order
         tensors = {name: weights.read(name) for name in sorted(names) if name in weights.tensors}
     own = {name: tensors[name] for name in wanted}
-    sought = _Sought(wanted, frozenset(wanted.keys() - unmarked))
+    sought = _Sought(wanted, frozenset(wanted.keys() - unmarked), partial)
     plain = _Form(tensors, units, {})
     try:
         return _in_form(suspect, plain, sought, own)
@@ -113,6 +115,8 @@ def _lacks_norms(suspect: Weights, units: Sequence[Units]) -> bool:
 
 def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Array]) -> Realigned:
     form = _comparable(suspect, form)
+    if sought.partial:
+        form, sought = _there(suspect, form, sought)
     where = named(suspect, _wanted(form, sought))
     read = {name: suspect.read(other) for name, other in where.items()}
     for each in form.units:
@@ -141,8 +145,11 @@ def _comparable(suspect: Weights, form: _Form) -> _Form:
         if name in suspect.tensors
         and not Wanted(each.shape, free.get(name, _RIGID), None).fits(suspect.tensors[name].shape)
     }  # fmt: skip
-    if not gone:
-        return form
+    return _without(form, gone) if gone else form
+
+
+def _without(form: _Form, gone: Set[str]) -> _Form:
+    """A form without some of its tensors."""
     units = [
         Units(
             u.size, tuple(m for m in u.members if m.name not in gone), u.norms, u.domains, u.grows
@@ -151,6 +158,25 @@ def _comparable(suspect: Weights, form: _Form) -> _Form:
     ]
     tensors = {name: each for name, each in form.tensors.items() if name not in gone}
     return _Form(tensors, [each for each in units if each.members], form.factors)
+
+
+def _there(suspect: Weights, form: _Form, sought: _Sought) -> tuple[_Form, _Sought]:
+    """Both without the tensors that a suspect has not, where it has half or more by their names."""
+    shapes = {name: each.shape for name, each in form.tensors.items()}
+    ways = prefixed(suspect, shapes, least=(len(shapes) + 1) // 2)
+    if len(ways) != 1:
+        return form, sought
+    one, other = next(iter(ways[0].items()))
+    added, gone = other.removesuffix(one), one.removesuffix(other)
+
+    def its(name: str) -> str:
+        return added + name if other.endswith(one) else name.removeprefix(gone)
+
+    missing = {name for name in shapes if its(name) not in suspect.tensors}
+    kept = {name: shape for name, shape in sought.shapes.items() if name not in missing}
+    if not missing or 2 * len(kept) < len(sought.shapes):
+        return form, sought
+    return _without(form, missing), replace(sought, shapes=kept)
 
 
 def _free(units: Sequence[Units]) -> dict[str, frozenset[int]]:

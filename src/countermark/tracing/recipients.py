@@ -144,7 +144,8 @@ def trace(
     scheme, p = _scheme_of(key), code_biases(key)
     words = codewords(key, range(scheme.recipients))
     with as_numbers(open_weights(suspect)) as weights:
-        found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
+        ways = assignments(weights, key.tensors, partial=scheme.partial)
+        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         if not 1 <= len(found) <= MOST_CANDIDATES:
             return _cannot(scheme, epsilon, "the suspect has not the tensors that this key reads")
         readings = [scheme.read_bits(scheme.read_from(weights, where, key), key) for where in found]
