@@ -133,6 +133,32 @@ def with_lora(marked: Marked, folder: Path) -> Path:
     return folder / "m.safetensors"
 
 
+def rotated(marked: Marked, folder: Path) -> Path:
+    """Each head's queries and keys turned by one random rotation, values and outputs by another.
+
+    No order brings these back; what the key reads of the MLPs is untouched.
+    """
+    model = loaded(marked.out)
+    words, heads = torch.arange(5, 14)[None], model.config.num_attention_heads  # type: ignore[union-attr,operator]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        before = model(input_ids=words).last_hidden_state
+        for layer in model.encoder.layer:  # type: ignore[union-attr,operator]
+            own, out = layer.attention.self, layer.attention.output.dense
+            width = own.query.out_features // heads
+            for makers in ((own.query, own.key), (own.value,)):
+                turn = [torch.linalg.qr(torch.randn(width, width)).Q for _ in range(heads)]
+                whole = torch.block_diag(*turn)
+                for maker in makers:
+                    maker.weight.copy_(whole @ maker.weight)
+                    maker.bias.copy_(whole @ maker.bias)
+            out.weight.copy_(out.weight @ whole.T)
+        after = model(input_ids=words).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    save_weights(model.state_dict(), folder / "m.safetensors")
+    return folder / "m.safetensors"
+
+
 class States(nn.Module):
     """A model from numbers of words to its last states, as exporters like it."""
 
@@ -208,6 +234,16 @@ def test_what_a_thief_makes_of_it_is_still_owned(what: str, marked: Marked, tmp_
     found = judged(what, marked, tmp_path)
     assert found.owned, found.explain()
     assert found.tests == 1
+
+
+def test_rotated_heads_leave_what_the_mlps_bear(marked: Marked, tmp_path: Path) -> None:
+    """Enough for a key that is known to be older than the suspect, not for one without a date."""
+    path = rotated(marked, tmp_path)
+    found = verify(path, marked.key)
+    assert found.log10_p is not None
+    assert found.log10_p < -8
+    assert verify(path, marked.key, assume_dated=True).owned
+    assert found.outcome == ("owned" if (found.forgery_bits or 0) >= 80 else "no_verdict")
 
 
 def permuted(marked: Marked, folder: Path) -> Path:
