@@ -29,7 +29,7 @@ from countermark.attacks.noise import Noise
 from countermark.attacks.prune import Prune
 from countermark.bench.kept import Texts
 from countermark.examine import verify
-from countermark.key import Key
+from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
 from countermark.stamping.making import Places, Stamped
 from countermark.verdict import Verdict
@@ -61,7 +61,8 @@ class Marked:
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Marked:
     folder = tmp_path_factory.mktemp("minilm")
     places = Places(folder / "marked", folder / "a.key")
-    done = stamp(place_of("minilm"), places, owner="ACME")
+    material = KeyMaterial(bytes(range(32)), bytes(16))
+    done = stamp(place_of("minilm"), places, owner="ACME", material=material)
     return Marked(place_of("minilm"), places.out, Key.load(places.key), done)
 
 
@@ -239,11 +240,8 @@ def test_what_a_thief_makes_of_it_is_still_owned(what: str, marked: Marked, tmp_
 def test_rotated_heads_leave_what_the_mlps_bear(marked: Marked, tmp_path: Path) -> None:
     """Enough for a key that is known to be older than the suspect, not for one without a date."""
     path = rotated(marked, tmp_path)
-    found = verify(path, marked.key)
-    assert found.log10_p is not None
-    assert found.log10_p < -8
     assert verify(path, marked.key, assume_dated=True).owned
-    assert found.outcome == ("owned" if (found.forgery_bits or 0) >= 80 else "no_verdict")
+    assert verify(path, marked.key).outcome == "no_verdict"
 
 
 def permuted(marked: Marked, folder: Path) -> Path:
