@@ -54,7 +54,8 @@ def verify(
     """Say whether the mark of a key is present in a suspect, and how sure that is.
 
     Args:
-        suspect: a .safetensors, torch or ONNX file, or a live module; one of these as `Disguised`
+        suspect: a .safetensors, torch, TorchScript or ONNX file, a folder of shards, or a live
+            module, any of them stored as codes with scales as well; one of these as `Disguised`
             with a reference, for another reading; for a key of triggers a live module, or a
             function from images uint8 (n, C, H, W) to classes (n,); for a key of outputs a folder
             of pictures, or images uint8 (C, H, W).

@@ -87,6 +87,13 @@ def test_a_mark_is_found_in_codes(tmp_path: Path, form: str) -> None:
     assert identify(tmp_path / "codes.safetensors", [places.key], Terms()).found
 
 
+def test_a_shape_that_is_no_number_is_one_line_and_closes_the_file(tmp_path: Path) -> None:
+    found = forms(WEIGHT)["4 packed"] | {"a.weight_shape": torch.tensor([float("nan"), 1.0])}
+    save_file(found, tmp_path / "m.safetensors")
+    with pytest.raises(SuspectError, match="not finite"):
+        as_numbers(open_weights(tmp_path / "m.safetensors"))
+
+
 def test_layers_that_torch_quantised_are_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -13,6 +13,7 @@ from torch import nn
 
 from countermark.alignment import Disguised
 from countermark.attacks.invariants import FlipSigns, Permute, Rescale
+from countermark.attacks.lora import adapted
 from countermark.attacks.noise import Noise
 from countermark.errors import ConfigError
 from countermark.examine import verify
@@ -188,6 +189,34 @@ def test_a_stranger_in_its_order_is_not_claimed(marked: tuple[str, Path, Path, K
         found = verify(Disguised(tiny(name, seed), source), key, assume_dated=True)
         assert found.outcome == "not_proven"
         assert found.suspect["reference"]["similarity"] < 0.5
+
+
+def test_a_merged_lora_is_of_low_rank_and_leaves_the_mark(
+    marked: tuple[str, Path, Path, Key],
+) -> None:
+    name, _, out, key = marked
+    model, before = as_model(name, out), load_state(out)
+    with adapted(model, 2, scale=2.0) as factors:
+        optimizer = torch.optim.Adam(factors, 2e-3)
+        for _ in range(10):
+            (model(WORDS_GIVEN)[:, :, 0] ** 2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert model.state_dict().keys() == before.keys()
+    for each in key.tensors:
+        change = (model.state_dict()[each] - before[each]).double()
+        assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 2
+    moved = [n for n in key.tensors if not torch.equal(model.state_dict()[n], before[n])]
+    assert len(moved) >= len(key.tensors) - 2  # what only the last words hear of has no gradient
+    assert verify(model, key).owned
+
+
+def test_terms_are_merged_after_a_crash() -> None:
+    model = tiny("bert")
+    names = set(model.state_dict())
+    with pytest.raises(RuntimeError, match="out of data"), adapted(model, 2):
+        raise RuntimeError("out of data")
+    assert set(model.state_dict()) == names
 
 
 @pytest.mark.slow

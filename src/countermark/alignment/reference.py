@@ -80,7 +80,8 @@ class Disguised:
 def _guessed(weights: Weights) -> Sequence[Units]:
     """Units by names and shapes; how many heads there are the configuration beside a file says."""
     shapes = {name: info.shape for name, info in weights.tensors.items()}
-    architecture = Architecture.beside(Path(weights.name))
+    path = Path(weights.name)
+    architecture = Architecture.beside(path) if path.exists() else None
     if architecture and (found := blocks_of(shapes, architecture, residual=True)):
         return found
     try:

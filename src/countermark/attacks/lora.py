@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -71,9 +71,10 @@ def adapted(
     Yields: the factors, which are what is to be trained.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = [
+    layers: list[Any] = [
         module for module in model.modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        or type(module).__name__ == "Conv1D"  # GPT-2's linear layers
     ]  # fmt: skip
     for module in layers:
         product = _Product(module.weight, rank, scale, generator)

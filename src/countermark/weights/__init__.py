@@ -68,7 +68,8 @@ def open_weights(suspect: Suspect) -> Weights:
             start = file.read(9)
     except OSError as error:
         raise SuspectError(
-            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch or ONNX file"
+            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch, "
+            "TorchScript or ONNX file"
         ) from None
     if start[:4] == b"PK\x03\x04":
         return TorchScriptWeights(path) if holds_script(path) else TorchWeights(path)

@@ -47,8 +47,15 @@ def as_numbers(weights: Weights) -> Weights:
     """The same weights, where codes with scales beside them are there as numbers as well.
 
     Returns: `weights` itself where nothing is stored as codes; closing either closes the file.
+
+    Raises:
+        SuspectError: what says how they are packed cannot be read; the file is closed then.
     """
-    found = dict(_found(weights))
+    try:
+        found = dict(_found(weights))
+    except SuspectError:
+        weights.close()
+        raise
     return Dequantised(weights, found) if found else weights
 
 
