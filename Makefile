@@ -19,8 +19,8 @@ test-slow: $(READY)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests tools
-	$(BIN)/ruff check src tests tools
+	$(BIN)/ruff format --check src tests tools examples
+	$(BIN)/ruff check src tests tools examples
 	$(BIN)/mypy
 	$(BIN)/deptry src
 	$(BIN)/python tools/render_results.py --check

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from countermark.alignment import Disguised, Realigned, Reference, realigned
 from countermark.answers import Asked, Predict, asked_of
 from countermark.errors import AlignmentError, ConfigError, SuspectError
@@ -30,6 +32,7 @@ from countermark.weights import (
     Restored,
     Suspect,
     Weights,
+    as_numbers,
     assignments,
     open_weights,
 )  # fmt: skip
@@ -51,7 +54,8 @@ def verify(
     """Say whether the mark of a key is present in a suspect, and how sure that is.
 
     Args:
-        suspect: a .safetensors, torch or ONNX file, or a live module; one of these as `Disguised`
+        suspect: a .safetensors, torch, TorchScript or ONNX file, a folder of shards, or a live
+            module, any of them stored as codes with scales as well; one of these as `Disguised`
             with a reference, for another reading; for a key of triggers a live module, or a
             function from images uint8 (n, C, H, W) to classes (n,); for a key of outputs a folder
             of pictures, or images uint8 (C, H, W).
@@ -229,9 +233,10 @@ def _linear_reference(
 
 def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
     """Judge what a key reads from a suspect's weights, as they are and aligned to a reference."""
-    with open_weights(suspect) as weights:
+    with as_numbers(open_weights(suspect)) as weights:
         about = about_key(key, weights.name)
-        found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
+        ways = assignments(weights, key.tensors, partial=scheme.partial)
+        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         reason = _unreadable(weights, key, found)
         readings = [] if reason else [_best(weights, scheme, key, found)]
         record: dict[str, Any] | None = None
@@ -249,6 +254,8 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
             "sha256": dict(weights.digests),
             "file_sha256": weights.file_digest() if asked.digest else None,
         } | ({"reference": record} if record else {})
+        if missing := [name for name in key.tensors if name not in best.where]:
+            about["suspect"]["missing"] = missing
     draws = math.ceil(tests * terms.multiplier / terms.alpha)
     nulls = scheme.nulls(best.tensors, key, draws)
     chosen = _chosen(scheme, _after_alignment(nulls, best.evidence), asked.null)
@@ -262,10 +269,14 @@ def _aligned(
     with open_weights(reference.weights) as opened:
         record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
         try:
-            if before := scheme.before(key):
+            before = scheme.before(key)
+            unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
+            if before:
                 reference = replace(reference, weights=Restored(opened, before))
                 record["restored"] = sorted(before)
-            found = realigned(weights, reference, key.tensors)
+            found = realigned(
+                weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
+            )
             bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
             if bears_mark:
                 _require_unmistakable(found)
@@ -278,6 +289,17 @@ def _aligned(
     )
     record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}
     return [_Reading(evidence, found.tensors, found.where)], record
+
+
+def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool:
+    """Whether the reference has the values that the commitment says there were before the message.
+
+    Then neurons may be matched by this tensor: nothing in it can depend on the message.
+    """
+    size = math.prod(reference.tensors[name].shape) if name in reference.tensors else 0
+    if start + len(before) > size:
+        return False
+    return np.array_equal(reference.read_part(name, start, len(before)), before)
 
 
 def _chosen_reading(readings: list[_Reading], log10_alpha: float) -> _Reading:
@@ -319,7 +341,7 @@ def read_evidence(suspect: Suspect | Predict | Iterable[Pixels], key: Key) -> Ev
     if isinstance(scheme, TriggerScheme):
         return scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
     weight_scheme = as_weight_scheme(scheme)
-    with open_weights(cast(Suspect, suspect)) as weights:
+    with as_numbers(open_weights(cast(Suspect, suspect))) as weights:
         where = {name: name for name in key.tensors}
         return weight_scheme.extract(weight_scheme.read_from(weights, where, key), key)
 

@@ -28,6 +28,7 @@ from countermark.weights import (
     MOST_CANDIDATES,
     Remembered,
     Weights,
+    as_numbers,
     assignments,
     open_weights,
 )
@@ -36,7 +37,8 @@ MOST_KEYS = 1_000_000
 _AT_ONCE = 250  # keys that a process is given at a time
 _PROCESSES = 2
 
-_Ways: TypeAlias = "dict[tuple[tuple[str, tuple[int, ...]], ...], list[dict[str, str]]]"
+_Wanted: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], bool]"
+_Ways: TypeAlias = "dict[_Wanted, list[dict[str, str]]]"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _some(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> lis
 
 def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
     ways: _Ways = {}
-    with Remembered(open_weights(suspect)) as weights:
+    with Remembered(as_numbers(open_weights(suspect))) as weights:
         for folder in folders:
             try:
                 key = load_key(folder, _passphrase_for(folder, passphrase))
@@ -196,10 +198,11 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
     if key.fields.get("recipients"):
         return Tried(folder, problem="a key of recipients: use recipient trace")
     wanted = tuple(key.tensors.items())
-    if wanted not in ways:
-        ways[wanted] = list(islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
-    found = ways[wanted]
-    if not 1 <= len(found) <= MOST_CANDIDATES:
+    if (wanted, scheme.partial) not in ways:
+        found = assignments(weights, key.tensors, partial=scheme.partial)
+        ways[wanted, scheme.partial] = list(islice(found, MOST_CANDIDATES + 1))
+    tried = ways[wanted, scheme.partial]
+    if not 1 <= len(tried) <= MOST_CANDIDATES:
         return Tried(folder, problem="its tensors are not in the suspect, or in too many ways")
     matched = max(
         int(
@@ -207,6 +210,6 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
                 scheme.read_bits(scheme.read_from(weights, where, key), key) == key.message
             )
         )
-        for where in found
+        for where in tried
     )
-    return Tried(folder, matched, key.bits, len(found))
+    return Tried(folder, matched, key.bits, len(tried))

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 ALIGNED = (
     "the suspect's neurons were put into the order and scale of a reference (mean cosine "
-    "{alike:.3f}) before reading, by tensors that the key does not read; a reference can be made "
-    "afterwards, so this proves something only if the reference is older than the suspect"
+    "{alike:.3f}) before reading, by tensors that the key does not read or that the reference has "
+    "as they were before the mark; a reference can be made afterwards, so this proves something "
+    "only if the reference is older than the suspect"
 )
 MARKED_REFERENCE = (
     "the reference bears the mark: that p holds after alignment to it was simulated on disjoint "
@@ -26,6 +27,7 @@ UNMARKED_REFERENCE = (
     "find its mark in it, but that it is so old is the owner's own statement"
 )
 
+_SHOWN = 5  # renamed tensors
 
 WHOSE = (
     "it says that the mark of a key is present or not; who owns the model is another question, "
@@ -149,9 +151,16 @@ def _of_suspect(suspect: Mapping[str, Any]) -> list[str]:
     found, limits = suspect.get("tensors", {}), []
     renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
     if renamed:
+        more = [f"{len(renamed) - _SHOWN} more"] if len(renamed) > _SHOWN else []
         limits.append(
-            f"found by shape, not by name: {', '.join(renamed)}; p is corrected for every reading "
-            "that was tried"
+            "found by shape, not by name, or by names with another beginning: "
+            f"{', '.join([*renamed[:_SHOWN], *more])}; p is corrected for every reading that was "
+            "tried"
+        )
+    if missing := suspect.get("missing"):
+        limits.append(
+            f"{len(missing)} of the {len(missing) + len(found)} tensors that the key reads are not "
+            "in the suspect: the bits are read from the others"
         )
     if why := suspect.get("reference", {}).get("refused"):
         limits.append(f"the suspect could not be aligned to the reference: {why}")

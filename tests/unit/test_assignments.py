@@ -55,6 +55,34 @@ def test_what_has_its_own_name_is_not_given_to_another() -> None:
     assert found({"w": (2,)}, {"w": (2,), "v": (2,)}) == []
 
 
+def test_another_beginning_of_all_names_is_one_way() -> None:
+    wanted = {"h.0.w": (2, 3), "h.1.w": (2, 3)}
+    more = {"x": (2, 3), "y": (2, 3)}
+    put = {"module.h.0.w": (2, 3), "module.h.1.w": (2, 3)}
+    assert found(put | more, wanted) == [{"h.0.w": "module.h.0.w", "h.1.w": "module.h.1.w"}]
+    off = {"0.w": (2, 3), "1.w": (2, 3)}
+    assert found(off | more, wanted) == [{"h.0.w": "0.w", "h.1.w": "1.w"}]
+    assert len(found(put | off, wanted)) == 2  # each is a test
+    assert found(put | {"h.0.w": (2, 3), "h.1.w": (2, 3)}, wanted) == [{n: n for n in wanted}]
+    assert len(found({**put, "module.h.1.w": (3, 2), **more}, wanted)) == 6  # by shape
+    assert len(found({"module.w": (2,), "a": (2,)}, {"w": (2,)})) == 2  # one name says too little
+
+
+def test_half_of_the_names_may_do() -> None:
+    wanted = {f"h.{n}.w": (2, 3) for n in range(4)}
+
+    def parts(*numbers: int, before: str = "") -> list[dict[str, str]]:
+        suspect = shaped({f"{before}h.{n}.w": (2, 3) for n in numbers} | {"other": (9,)})
+        return list(assignments(suspect, wanted, partial=True))
+
+    assert parts(0, 2, 3) == [{f"h.{n}.w": f"h.{n}.w" for n in (0, 2, 3)}]
+    assert parts(1, 2, before="m.") == [{f"h.{n}.w": f"m.h.{n}.w" for n in (1, 2)}]
+    assert parts(1) == []
+    assert found({"h.0.w": (2, 3), "h.1.w": (2, 3)}, wanted) == []  # unless it is allowed
+    many = {f"x.{n}": (2, 3) for n in range(9)} | {"h.0.w": (2, 3)}
+    assert len(list(assignments(shaped(many), wanted, partial=True))) == 9 * 8 * 7  # by shape first
+
+
 def test_nothing_of_a_shape_is_no_way() -> None:
     assert found({}, {"w": (2,)}) == []
     assert found({"w": (2, 1), "a": (1, 2)}, {"w": (2,)}) == []

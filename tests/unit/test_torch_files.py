@@ -154,7 +154,6 @@ def odd_tensors() -> dict[str, torch.Tensor]:
             "sparse_double": torch.eye(3).double().to_sparse(),
             "meta": torch.ones(3, device="meta"),
             "complex": torch.ones(3, dtype=torch.complex64),
-            "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
         }
 
 

@@ -106,7 +106,8 @@ class _Alignment:
                 members = ", ".join(sorted({m.name for m in self._units[best].members}))
                 raise AlignmentError(
                     f"the key reads all that tells the neurons between {members} apart: they "
-                    "cannot be put in order without looking at the mark"
+                    "cannot be put in order without looking at the mark; expected a reference with "
+                    "the weights from before it, as the key has kept them"
                 )
             self.similarities[best], _ = self._align(best)
             self._done.add(best)

@@ -1,8 +1,9 @@
 """A reference's tensors among those of a suspect, whatever the suspect calls them.
 
-Names are taken as they are where all of them fit. Else tensors are told apart by rank, by sizes
-where no neurons can have been added, and by their values without regard to order and scale. A
-tensor that the key reads is never compared: it is the one that is left.
+Names are taken as they are where all of them fit, or do so with another beginning. Else tensors are
+told apart by rank, by sizes where no neurons can have been added, and by their values without
+regard to order and scale. A tensor that the key reads is compared only where the reference has it
+from before the mark; else it is the one that is left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from countermark.alignment.assigning import assigned
 from countermark.alignment.reducing import Floats
 from countermark.errors import AlignmentError
-from countermark.weights import Weights
+from countermark.weights import Weights, prefixed
 
 _QUANTILES = 101
 _NEVER = 1e6  # the distance of tensors that cannot be the same
@@ -30,7 +31,7 @@ class Wanted:
     Attributes:
         shape: in the reference.
         free: axes that may be longer or shorter in the suspect.
-        values: in the reference; None of a tensor that the key reads.
+        values: in the reference; None of a tensor that may not be compared.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +57,9 @@ def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
         for name, each in wanted.items()
     ):
         return {name: name for name in wanted}
+    alike = prefixed(weights, {name: each.shape for name, each in wanted.items()})
+    if len(alike) == 1:
+        return alike[0]
     found = _closest(weights, {n: each for n, each in wanted.items() if each.values is not None})
     left = [name for name in weights.tensors if name not in found.values()]
     for name, each in wanted.items():

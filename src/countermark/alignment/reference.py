@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from countermark.units import Units, chain_of
+from countermark.errors import ConfigError
+from countermark.units import Architecture, Units, blocks_of, chain_of
 from countermark.weights import Suspect, Weights, open_weights
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class Reference:
 
     Attributes:
         weights: a weight file or a live module.
-        units: its neurons, as `of_module` finds them; of None they are guessed as those of a chain.
+        units: its neurons, as `of_module` finds them; of None they are guessed, as those of a
+            transformer or of a chain.
     """
 
     weights: Suspect
@@ -37,11 +40,11 @@ class Reference:
         """
         from countermark.units.tracing import units_of
 
-        return cls(model if weights is None else weights, units_of(model))
+        return cls(model if weights is None else weights, units_of(model, residual=True))
 
     @classmethod
     def of(cls, model: Reference | Suspect) -> Reference:
-        """A weight file, whose layers are a plain chain, or a live model as reference."""
+        """A live model as reference, or a file whose layers are a transformer's or a chain."""
         if isinstance(model, Reference):
             return model
         return cls.of_module(model) if _is_module(model) else cls(model)
@@ -51,12 +54,11 @@ class Reference:
 
         Raises:
             SuspectError: the weights cannot be read.
-            ConfigError: its layers are no plain chain, and nothing else says how they belong.
+            ConfigError: its layers are no plain chain and no transformer's, and nothing else says
+                how they belong.
         """
         weights = open_weights(self.weights)
-        if self.units is not None:
-            return weights, self.units
-        return weights, chain_of({name: info.shape for name, info in weights.tensors.items()})
+        return weights, _guessed(weights) if self.units is None else self.units
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,27 @@ class Disguised:
 
     Attributes:
         suspect: a weight file or a live module.
-        reference: the owner's model; a weight file alone if its layers are a plain chain.
+        reference: the owner's model; a weight file alone if its layers are a plain chain or a
+            transformer's.
     """
 
     suspect: Suspect
     reference: Reference | Suspect
+
+
+def _guessed(weights: Weights) -> Sequence[Units]:
+    """Units by names and shapes; how many heads there are the configuration beside a file says."""
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    path = Path(weights.name)
+    architecture = Architecture.beside(path) if path.exists() else None
+    if architecture and (found := blocks_of(shapes, architecture, residual=True)):
+        return found
+    try:
+        return chain_of(shapes)
+    except ConfigError:
+        if found := blocks_of(shapes, None, residual=True):
+            return found
+        raise
 
 
 def _is_module(model: Suspect) -> TypeGuard[nn.Module]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -45,27 +47,51 @@ class LoRA(FineTune):
         """
         if self.layers != "all" or self.new_classes is not None:
             raise ConfigError(f"{self.name} adapts every matrix: leave layers and new_classes out")
-        generator = torch.Generator().manual_seed(self.seed)
-        adapted = [
-            module for module in stolen.modules()
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        ]  # fmt: skip
-        for module in adapted:
-            product = _Product(module.weight, self.rank, self.alpha / self.rank, generator)
-            parametrize.register_parametrization(module, "weight", product)
-        try:
+        with adapted(stolen, self.rank, scale=self.alpha / self.rank, seed=self.seed):
             share = self.tune(stolen, data)
-        finally:
-            for module in adapted:
-                parametrize.remove_parametrizations(module, "weight")
         return Done(float(self.epochs), share)
 
     def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
         """The factors alone."""
-        return [
-            factor for module in stolen.modules() if isinstance(module, _Product)
-            for factor in module.parameters()
-        ]  # fmt: skip
+        return _factors(stolen)
+
+
+@contextmanager
+def adapted(
+    model: nn.Module, rank: int, *, scale: float = 1.0, seed: int = 0
+) -> Iterator[list[nn.Parameter]]:
+    """Put a low-rank term beside every linear and convolutional weight, in any training loop.
+
+    Args:
+        model: changed in place; when the block ends the terms are merged and it is as it was built.
+        rank: of the terms.
+        scale: of the product of their two factors.
+        seed: draws the first factors; the second are zeros.
+
+    Yields: the factors, which are what is to be trained.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[Any] = [
+        module for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        or type(module).__name__ == "Conv1D"  # GPT-2's linear layers
+    ]  # fmt: skip
+    for module in layers:
+        product = _Product(module.weight, rank, scale, generator)
+        parametrize.register_parametrization(module, "weight", product)
+    try:
+        yield _factors(model)
+    finally:
+        for module in layers:
+            parametrize.remove_parametrizations(module, "weight")
+
+
+def _factors(model: nn.Module) -> list[nn.Parameter]:
+    """The factors of all low-rank terms in a model."""
+    return [
+        factor for module in model.modules() if isinstance(module, _Product)
+        for factor in module.parameters()
+    ]  # fmt: skip
 
 
 class _Product(nn.Module):

@@ -51,6 +51,7 @@ class Stamp(WeightScheme):
 
     name: ClassVar[str] = "stamp"
     linear: ClassVar[bool] = True
+    partial: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         authors="I. J. Cox, J. Kilian, F. T. Leighton, T. Shamoon",
         title="Secure Spread Spectrum Watermarking for Multimedia",
@@ -88,6 +89,9 @@ class Stamp(WeightScheme):
         carriers, places = Carriers(key), self.places(key.tensors, key.material)
         y, served = np.zeros(self.bits), np.zeros(self.bits, dtype=np.int64)
         for name, shape in key.tensors.items():
+            if name not in weights:  # what is not there says nothing
+                carriers.take(len(places[name]))
+                continue
             part = part_of(weights[name], shape, places[name], name)
             spread = spread_of(part) or 1.0
             for start in range(0, len(part), _AT_ONCE):

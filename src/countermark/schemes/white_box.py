@@ -57,6 +57,8 @@ class WeightScheme(Scheme):
     family: ClassVar[str] = "weights"
     threat_model: ClassVar[str] = "white-box: named tensors"
     linear: ClassVar[bool]
+    partial: ClassVar[bool] = False
+    """Whether tensors that a suspect has not are left out, and the others read without them."""
     null: ClassVar[type[Null]] = FairCoin
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from countermark.stamping.copying import require_room, shards_of
 from countermark.stamping.making import Copy, copy_marked, drawn_key
 from countermark.tracing.colluding import Code
 from countermark.tracing.tardos import Biases, biases, code_length, keyed, log10_chance, scores
-from countermark.weights import MOST_CANDIDATES, Suspect, assignments, open_weights
+from countermark.weights import MOST_CANDIDATES, Suspect, as_numbers, assignments, open_weights
 
 EPSILON = 1e-6
 """The largest chance that any innocent recipient is named, by default."""
@@ -143,8 +143,9 @@ def trace(
     """
     scheme, p = _scheme_of(key), code_biases(key)
     words = codewords(key, range(scheme.recipients))
-    with open_weights(suspect) as weights:
-        found = list(itertools.islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
+    with as_numbers(open_weights(suspect)) as weights:
+        ways = assignments(weights, key.tensors, partial=scheme.partial)
+        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         if not 1 <= len(found) <= MOST_CANDIDATES:
             return _cannot(scheme, epsilon, "the suspect has not the tensors that this key reads")
         readings = [scheme.read_bits(scheme.read_from(weights, where, key), key) for where in found]

@@ -4,12 +4,15 @@ A class of units is a set of channels or neurons that several tensors share an a
 produce them, norms between, those that consume them. A scale domain is a stretch of such a class
 within which a factor for each unit can be moved from its producers to its consumers.
 
-`tracing` finds them in a live model (torch), `chain` guesses them from names and shapes (numpy).
+`tracing` finds them in a live model (torch); `chain` and, for transformers, `blocks` guess them
+from names and shapes (numpy), with what a configuration says of heads (`architecture`).
 """
 
 from __future__ import annotations
 
+from countermark.units.architecture import Architecture
 from countermark.units.base import Domain, Member, Norm, Units
+from countermark.units.blocks import blocks_of
 from countermark.units.chain import chain_of
 
-__all__ = ["Domain", "Member", "Norm", "Units", "chain_of"]
+__all__ = ["Architecture", "Domain", "Member", "Norm", "Units", "blocks_of", "chain_of"]

@@ -1,4 +1,4 @@
-"""The units of a live model, found by following its layers through `torch.fx`.
+"""The units of a live model: a transformer's by its names, else by following it with `torch.fx`.
 
 What is not understood is left alone: units that pass through an operation without a rule here are
 not reordered, and values that it returns are not followed.
@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from countermark.errors import ConfigError
+from countermark.units.architecture import Architecture
 from countermark.units.base import Domain, Member, Norm, Units
+from countermark.units.blocks import blocks_of
 from countermark.units.chain import norm_members
 
 _Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -45,12 +47,21 @@ _FUNCTIONS: Mapping[Any, tuple[bool, bool]] = {
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
-def units_of(model: nn.Module) -> tuple[Units, ...]:
+def units_of(model: nn.Module, *, residual: bool = False) -> tuple[Units, ...]:
     """The classes of units of a model that can be reordered; the model is not changed.
+
+    Args:
+        model: a transformer with a configuration, which is known by its names; else it is traced.
+        residual: of such a transformer, add the channels between its blocks, which can be reordered
+            only together with all that hears them.
 
     Raises:
         ConfigError: its forward cannot be traced.
     """
+    if (architecture := Architecture.of_model(model)) is not None:
+        shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+        if found := blocks_of(shapes, architecture, residual=residual):
+            return found
     try:
         graph = torch.fx.Tracer().trace(model)
     except Exception as error:  # a forward is foreign code, and its tracing may raise anything

@@ -1,4 +1,4 @@
-"""Named tensors, read lazily from safetensors, torch and ONNX files and live modules.
+"""Named tensors, read lazily from safetensors, torch, TorchScript and ONNX files and live modules.
 
 A suspect is hostile input. Nothing is unpickled beyond torch's own `weights_only` reader, sizes are
 checked before anything is allocated, only the tensors that are asked for are read, and what was
@@ -7,8 +7,7 @@ read is digested from the same descriptor. An unreadable suspect is a `SuspectEr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import chain, islice, permutations, product
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,11 +15,14 @@ from countermark.errors import SuspectError
 from countermark.files import replacing
 from countermark.weights.base import Array, TensorInfo, Weights
 from countermark.weights.digest import ModelDigest, model_digest
+from countermark.weights.finding import MOST_CANDIDATES, assignments, prefixed
 from countermark.weights.module import ModuleWeights
 from countermark.weights.onnx_file import OnnxWeights
+from countermark.weights.quantised import as_numbers
 from countermark.weights.remembered import Remembered
 from countermark.weights.restored import Restored
 from countermark.weights.safetensors_file import SafetensorsWeights
+from countermark.weights.script_file import TorchScriptWeights, holds_script
 from countermark.weights.sharded import INDEX, ShardedWeights, in_folder
 from countermark.weights.torch_file import TorchWeights
 
@@ -30,12 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
     "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Suspect", "TensorInfo",
-    "TorchWeights", "Weights", "assignments", "load_state", "model_digest", "open_weights",
-    "save_weights",
+    "TorchScriptWeights", "TorchWeights", "Weights", "as_numbers", "assignments", "load_state",
+    "model_digest", "open_weights", "prefixed", "save_weights",
 ]  # fmt: skip
-
-MOST_CANDIDATES = 1000
-"""Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
 
 _ONNX = b"\x08"  # the first field of a model is the version of its form, a number
 
@@ -69,10 +68,11 @@ def open_weights(suspect: Suspect) -> Weights:
             start = file.read(9)
     except OSError as error:
         raise SuspectError(
-            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch or ONNX file"
+            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch, "
+            "TorchScript or ONNX file"
         ) from None
     if start[:4] == b"PK\x03\x04":
-        return TorchWeights(path)
+        return TorchScriptWeights(path) if holds_script(path) else TorchWeights(path)
     if start[8:9] == b"{":
         return SafetensorsWeights(path)
     if start[:1] == _ONNX or path.suffix == ".onnx":
@@ -107,10 +107,11 @@ def load_state(path: Path) -> dict[str, Any]:
     with open_weights(path) as weights:
         if isinstance(weights, TorchWeights):
             return {name: weights.tensor(name).clone() for name in weights.tensors}
-        if isinstance(weights, OnnxWeights):
+        if isinstance(weights, OnnxWeights | TorchScriptWeights):
             import torch
 
-            return {name: torch.from_numpy(weights.read(name).copy()) for name in weights.tensors}
+            stored = [name for name in weights.tensors if name not in weights.views]
+            return {name: torch.from_numpy(weights.read(name).copy()) for name in stored}
         parts = list(weights.shards) if isinstance(weights, ShardedWeights) else []
         path = Path(weights.name)
     if parts:
@@ -124,30 +125,3 @@ def load_state(path: Path) -> dict[str, Any]:
         raise SuspectError(
             f"{path} is refused as a whole ({error}): expected a complete .safetensors file"
         ) from None
-
-
-def assignments(
-    weights: Weights, wanted: Mapping[str, tuple[int, ...]]
-) -> Iterator[dict[str, str]]:
-    """Every way in which the wanted tensors can be found in a suspect; each one is a test.
-
-    A tensor of the wanted name and shape is taken; a missing one is sought among all others of its
-    shape. Yields maps from the wanted name to the suspect's name; none when a shape is missing.
-    Beyond `MOST_CANDIDATES` not every one is there: so many are too many to be tried.
-    """
-    free: dict[tuple[int, ...], list[str]] = {}
-    for name, info in weights.tensors.items():
-        if wanted.get(name) != info.shape:
-            free.setdefault(info.shape, []).append(name)
-    missing: dict[tuple[int, ...], list[str]] = {}
-    for name, shape in wanted.items():
-        if name not in weights.tensors or weights.tensors[name].shape != shape:
-            missing.setdefault(shape, []).append(name)
-    names = [name for group in missing.values() for name in group]
-    choices = [
-        list(islice(permutations(free.get(shape, []), len(group)), MOST_CANDIDATES + 1))
-        for shape, group in missing.items()
-    ]
-    for found in product(*choices):
-        renamed = dict(zip(names, chain.from_iterable(found), strict=True))
-        yield {name: renamed.get(name, name) for name in wanted}

@@ -29,6 +29,7 @@ class Weights(ABC):
     Attributes:
         name: what the suspect is called in messages and verdicts.
         tensors: every tensor's name, shape and dtype, known without reading any.
+        views: those that are another form of others: transposed, or numbers that codes stand for.
         digests: SHA-256 of what has been read so far: each tensor by name, and the header of a
             safetensors file as "__metadata__", a name that the format gives to no tensor.
     """
@@ -36,6 +37,7 @@ class Weights(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.tensors: Mapping[str, TensorInfo] = {}
+        self.views: frozenset[str] = frozenset()
         self.digests: dict[str, str] = {}
 
     @abstractmethod

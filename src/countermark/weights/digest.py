@@ -46,7 +46,7 @@ def model_digest(weights: Weights) -> ModelDigest:
     Raises:
         SuspectError: it has no tensors, or one that has no bytes of its own.
     """
-    names = sorted(weights.tensors)
+    names = sorted(weights.tensors.keys() - weights.views)
     if not names:
         raise SuspectError(f"{weights.name} holds no tensors: expected the weights of a model")
     with progress("model digest", len(names)) as advance:

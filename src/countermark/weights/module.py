@@ -46,11 +46,15 @@ class ModuleWeights(Weights):
 
 
 def to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
-    """A torch tensor of real numbers as an array of its shape, float64 or else float32."""
+    """A torch tensor of real numbers as an array of its shape, float64 or else float32.
+
+    A quantised one is the numbers that its codes stand for.
+    """
     try:
-        if tensor.is_complex() or tensor.is_quantized:
-            raise TypeError("complex or quantized")
+        if tensor.is_complex():
+            raise TypeError("complex")
         wide = tensor.detach().cpu()
+        wide = wide.dequantize() if wide.is_quantized else wide
         wide = wide if str(wide.dtype) == "torch.float64" else wide.float()
         values: NDArray[Any] = wide.contiguous().numpy()
     except (RuntimeError, TypeError):  # sparse, on no device, or of a dtype without numbers

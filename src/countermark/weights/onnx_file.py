@@ -1,4 +1,4 @@
-"""An ONNX file as a suspect: its initializers, and the values of its Constant nodes."""
+"""An ONNX file as a suspect: its initializers, the values of its Constant nodes, its layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import MissingExtraError, SuspectError, printable
 from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.onnx_graph import Linear, linears, parts_of
 
 _LARGEST = 2 << 30  # bytes; protobuf itself reads no more
 _MOST_TENSORS = 100_000
@@ -19,6 +20,9 @@ _MOST_TENSORS = 100_000
 
 class OnnxWeights(Weights):
     """An ONNX model in one file. Nothing of its graph is run; values in other files are refused.
+
+    Linear layers whose weights are stored (in, out), or as whole numbers with scales, are there
+    once more, (out, in), by the layer's name where its bias has kept one.
 
     Raises:
         SuspectError: it is no ONNX model, too large, or names other files.
@@ -28,13 +32,14 @@ class OnnxWeights(Weights):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
-        self._tensors = self._read()
+        self._tensors, self._linears = self._read()
         self.tensors = {
             name: TensorInfo(tuple(tensor.dims), _dtype(tensor))
             for name, tensor in self._tensors.items()
-        }
+        } | {name: TensorInfo(each.shape, "float32") for name, each in self._linears.items()}
+        self.views = frozenset(self._linears)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], dict[str, Linear]]:
         try:
             import onnx
         except ImportError:
@@ -47,17 +52,40 @@ class OnnxWeights(Weights):
             said = printable(str(error).strip().partition("\n")[0], 120)
             raise self._refuse(f"it cannot be parsed ({said})") from None
         found: dict[str, Any] = {}
-        for name, tensor in _values(model.graph):
-            if len(found) >= _MOST_TENSORS:
-                raise self._refuse(f"it has more than {_MOST_TENSORS:,} tensors")
-            if name in found:
-                raise self._refuse(f"{printable(name, 200)} is there twice")
-            found[name] = tensor
+        parts = []
+        try:
+            for part, seen, own in parts_of(model.graph):
+                found |= own
+                parts.append((part, seen))
+                if len(found) > _MOST_TENSORS:
+                    raise ValueError(f"it has more than {_MOST_TENSORS:,} tensors")
+            shapes = {name: tuple(tensor.dims) for name, tensor in found.items()}
+            second: dict[str, Linear] = {}
+            for part, seen in parts:
+                second |= linears(part, seen, shapes)
+        except (ValueError, IndexError) as error:
+            raise self._refuse(printable(str(error), 200)) from None
         if not found:
             raise self._refuse("it holds no weights")
-        return found
+        return found, second
 
     def _load(self, name: str) -> NDArray[Any]:
+        if name not in self._linears:
+            values = self._stored(name)
+        else:
+            try:
+                linear = self._linears[name]
+                values = linear.values(self._stored)
+                if values.shape != linear.shape:
+                    raise ValueError(f"its shape is {list(values.shape)}")
+            except (ValueError, IndexError) as error:
+                said = printable(f"{name} cannot be read ({error})", 300)
+                raise self._refuse(said) from None
+        self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
+        return values
+
+    def _stored(self, name: str) -> NDArray[Any]:
+        """One tensor as the file has it."""
         from onnx import numpy_helper
 
         tensor = self._tensors[name]
@@ -74,7 +102,6 @@ class OnnxWeights(Weights):
         except Exception as error:  # whatever a hostile tensor runs into
             said = printable(str(error).strip().partition("\n")[0], 120)
             raise self._refuse(f"{shown} cannot be read ({said})") from None
-        self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -106,12 +133,3 @@ def _dtype(tensor: Any) -> str:
         return str(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     except KeyError:
         return f"onnx {tensor.data_type}"
-
-
-def _values(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor of a graph by name."""
-    yield from ((each.name, each) for each in graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value" and node.output:
-                yield node.output[0], attribute.t

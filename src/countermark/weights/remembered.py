@@ -22,7 +22,8 @@ class Remembered(Weights):
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights.name)
         self._weights, self._kept, self._room = weights, dict[str, Array](), _LARGEST
-        self.tensors, self.digests = weights.tensors, weights.digests
+        self.tensors, self.views = weights.tensors, weights.views
+        self.digests = weights.digests
 
     def read(self, name: str) -> Array:
         """One tensor, from memory where it was read before."""

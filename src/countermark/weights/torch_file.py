@@ -19,8 +19,9 @@ from countermark.errors import SuspectError
 from countermark.weights.base import TensorInfo, Weights
 from countermark.weights.module import raw_bytes, to_numpy
 
-_LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
+LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+_PACKED, _PARTS = "._packed_params._packed_params", ("weight", "bias")
 _UNSAID = (1 << 32) - 1  # a number that only the 64-bit record can hold
 
 
@@ -63,8 +64,8 @@ class TorchWeights(Weights):
         if not isinstance(loaded, Mapping):
             raise self._refuse(f"it holds a {type(loaded).__name__}")
         return {
-            str(name): each
-            for name, each in loaded.items()
+            name: each
+            for name, each in _unpacked(loaded)
             if isinstance(each, torch.Tensor) and not each.is_nested  # which has no shape
         }
 
@@ -106,6 +107,16 @@ class TorchWeights(Weights):
         )
 
 
+def _unpacked(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """What a state dict holds by name; a quantised layer keeps weight and bias in one tuple."""
+    for name, each in loaded.items():
+        layer = str(name).removesuffix(_PACKED)
+        if layer != name and isinstance(each, tuple) and len(each) == 2:
+            yield from ((f"{layer}.{last}", part) for last, part in zip(_PARTS, each, strict=True))
+        else:
+            yield str(name), each
+
+
 def check_directory(path: Path) -> None:
     """Refuse an archive that `torch.save` cannot have written.
 
@@ -114,7 +125,7 @@ def check_directory(path: Path) -> None:
             bytes than the file has, the pickle is beyond 64 MiB, or the file holds TorchScript.
     """
     try:
-        _require_at_end(path)
+        require_at_end(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError) as error:
@@ -124,14 +135,14 @@ def check_directory(path: Path) -> None:
         name = entry.filename.lower()  # torch finds entries without regard to case
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
             raise ValueError(f"{entry.filename} is compressed, which torch.save never does")
-        if name.endswith(".pkl") and entry.file_size > _LARGEST_PICKLE:
+        if name.endswith(".pkl") and entry.file_size > LARGEST_PICKLE:
             raise ValueError(f"{entry.filename} has {entry.file_size:,} bytes")
         if name.endswith("constants.pkl"):
             raise ValueError("it is a TorchScript archive, which holds code")
 
 
-def _require_at_end(path: Path) -> None:
-    """The end record closes the file, and the directory ends where the end record begins."""
+def require_at_end(path: Path) -> None:
+    """Raise `ValueError` unless the file ends with its directory and one end record behind it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - 98))

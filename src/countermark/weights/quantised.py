@@ -1,0 +1,175 @@
+"""Weights that are stored as codes, read as the numbers that the codes stand for.
+
+    NAME (int8), NAME_scale, NAME_zero_point          compressed-tensors, whole numbers
+    NAME_packed (int32), NAME_scale, NAME_shape       the same, 8 or 4 bits of each packed
+    LAYER.weight (int8), LAYER.SCB                    bitsandbytes, 8 bits
+    NAME._data (int8), NAME._scale                    quanto
+
+A scale is for the whole tensor, or for each row, or for each block of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.errors import SuspectError, printable
+from countermark.weights.base import Array, TensorInfo, Weights
+
+_CODES = {"I8", "int8"}
+_WORDS = {"I32", "int32"}
+_BITSANDBYTES = 127.0  # its largest code
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Which tensors hold codes, scales and zero points, and the shape that is meant.
+
+    Attributes:
+        bits: of a code that is packed into words of 32; 0 where each has a place of its own.
+        divisor: what the scales are to be divided by.
+    """
+
+    shape: tuple[int, ...]
+    codes: str
+    scale: str
+    zero: str | None = None
+    bits: int = 0
+    divisor: float = 1.0
+
+
+def as_numbers(weights: Weights) -> Weights:
+    """The same weights, where codes with scales beside them are there as numbers as well.
+
+    Returns: `weights` itself where nothing is stored as codes; closing either closes the file.
+
+    Raises:
+        SuspectError: what says how they are packed cannot be read; the file is closed then.
+    """
+    try:
+        found = dict(_found(weights))
+    except SuspectError:
+        weights.close()
+        raise
+    return Dequantised(weights, found) if found else weights
+
+
+class Dequantised(Weights):
+    """Open weights with another view of tensors that are stored as codes; closing it closes them.
+
+    Args:
+        weights: open weights.
+        codes: what is stored as codes, by the name of what is meant.
+    """
+
+    def __init__(self, weights: Weights, codes: dict[str, _Codes]) -> None:
+        super().__init__(weights.name)
+        self._weights, self._codes = weights, codes
+        self.tensors = dict(weights.tensors) | {
+            name: TensorInfo(each.shape, "float32") for name, each in codes.items()
+        }
+        self.views, self.digests = weights.views | codes.keys(), weights.digests
+
+    def read_part(self, name: str, start: int, count: int) -> Array:
+        """A part; of codes, all are read."""
+        if name in self._codes:
+            return super().read_part(name, start, count)
+        return self._weights.read_part(name, start, count)
+
+    def _load(self, name: str) -> NDArray[Any]:
+        if (codes := self._codes.get(name)) is None:
+            return self._weights.read(name)
+        if codes.bits:
+            values = self._unpacked(codes)
+        else:
+            values = self._weights.read(codes.codes).astype(np.float64)
+        scale = self._weights.read(codes.scale) / codes.divisor
+        zero = self._weights.read(codes.zero) if codes.zero else np.zeros(1)
+        rows = values.reshape(len(values), -1)  # (rows, width)
+        try:
+            found = (rows - _spread(zero, rows)) * _spread(scale, rows)
+        except ValueError as error:
+            said = printable(f"{name} cannot be read ({error})", 300)
+            raise SuspectError(
+                f"{self.name}: {said}: expected codes with one scale, or one for each row or block"
+            ) from None
+        numbers: Array = found.reshape(codes.shape).astype(np.float32)
+        return numbers
+
+    def _unpacked(self, codes: _Codes) -> NDArray[np.float64]:
+        """Codes (rows, width) of words (rows, n), lowest bits first, less the middle of them."""
+        raw = b"".join(self._weights.pieces(codes.codes))  # a float would not hold all of a word
+        self.digests[codes.codes] = hashlib.sha256(raw).hexdigest()
+        rows, width = codes.shape
+        words = np.frombuffer(raw, "<u4").astype(np.int64).reshape(rows, -1, 1)
+        each = (words >> np.arange(0, 32, codes.bits)) & ((1 << codes.bits) - 1)
+        found = each.reshape(rows, -1)[:, :width].astype(np.float64)
+        return found - (1 << (codes.bits - 1))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, as it is stored or, of codes, as numbers."""
+        if name in self._codes:
+            yield self._load(name).tobytes()
+        else:
+            yield from self._weights.pieces(name)
+
+    def file_digest(self) -> str | None:
+        """That of the weights."""
+        return self._weights.file_digest()
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._weights.close()
+
+
+def _found(weights: Weights) -> Iterator[tuple[str, _Codes]]:
+    """What is stored as codes, by the name of what is meant."""
+    tensors = weights.tensors
+    for name, info in tensors.items():
+        base = name.removesuffix("._data")
+        layer = name.removesuffix(".weight")
+        if info.dtype in _CODES and info.shape:
+            if base != name and f"{base}._scale" in tensors:
+                yield base, _Codes(info.shape, name, f"{base}._scale")
+            elif layer != name and f"{layer}.SCB" in tensors:
+                yield name, _Codes(info.shape, name, f"{layer}.SCB", divisor=_BITSANDBYTES)
+            elif f"{name}_scale" in tensors:
+                zero = f"{name}_zero_point" if f"{name}_zero_point" in tensors else None
+                yield name, _Codes(info.shape, name, f"{name}_scale", zero)
+        if info.dtype in _WORDS and name.endswith("_packed"):
+            yield from _packed(weights, name, info)
+
+
+def _packed(weights: Weights, name: str, info: TensorInfo) -> Iterator[tuple[str, _Codes]]:
+    """Codes of 8 or 4 bits, so many in a word of 32; others are left alone."""
+    base = name.removesuffix("_packed")
+    about = weights.tensors.get(f"{base}_shape")
+    if about is None or about.shape != (2,) or f"{base}_scale" not in weights.tensors:
+        return
+    if f"{base}_zero_point" in weights.tensors or len(info.shape) != 2:
+        return
+    rows, width = (int(each) for each in weights.read(f"{base}_shape"))
+    for bits in (8, 4):
+        if (rows, -(-width * bits // 32)) == info.shape and width > 0:
+            yield base, _Codes((rows, width), name, f"{base}_scale", bits=bits)
+            return
+
+
+def _spread(each: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """One number, one for each row, or one for each of a row's blocks, as they meet (rows, width).
+
+    Raises:
+        ValueError: they are of another number.
+    """
+    count, width = rows.shape
+    if each.size == 1:
+        return each.reshape(1, 1)
+    blocks, rest = divmod(each.size, count)
+    if rest or not blocks or width % blocks:
+        raise ValueError(f"{each.size} numbers for {count} rows of {width}")
+    return np.repeat(each.reshape(count, blocks), width // blocks, axis=1)

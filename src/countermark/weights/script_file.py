@@ -1,0 +1,202 @@
+"""A TorchScript archive as a suspect: its tensors are read, its code is not looked at.
+
+Its pickles are told by `inert`, so that nothing in them happens; no torch is needed. The archive's
+one zip directory is checked as that of a file of `torch.save`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from countermark.errors import SuspectError, printable
+from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.dtypes import DTYPES, decoded
+from countermark.weights.inert import Kept, Made, Named, inert
+from countermark.weights.torch_file import LARGEST_PICKLE, require_at_end
+
+_MOST_TENSORS, _MOST_PARTS, _DEEPEST = 100_000, 1 << 20, 64
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+_STORAGES = {
+    "Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Long": "I64", "Int": "I32",
+    "Short": "I16", "Char": "I8", "Byte": "U8", "Bool": "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor lies: the entry of its storage, and how it is laid out in there."""
+
+    entry: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def holds_script(path: Path) -> bool:
+    """Whether a zip file is an archive as `torch.jit.save` writes it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError):
+        return False
+
+
+class TorchScriptWeights(Weights):
+    """A file written by `torch.jit.save`: tensors by the names that a state dict would give them.
+
+    Constants, which a frozen module has in place of parameters, are called "constants.0" and so on.
+
+    Raises:
+        SuspectError: the archive or a pickle in it is damaged or ambiguous, or holds no tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        try:
+            require_at_end(path)
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, struct.error, OSError, ValueError) as error:
+            raise self._refuse(f"its zip directory cannot be read ({error})") from None
+        try:
+            self._tensors = dict(self._found())
+            if not self._tensors:
+                raise ValueError("it holds no tensors")
+        except (ValueError, zipfile.BadZipFile) as error:
+            self.close()
+            raise self._refuse(printable(str(error), 200)) from None
+        self.tensors = {n: TensorInfo(each.shape, each.dtype) for n, each in self._tensors.items()}
+
+    def _found(self) -> Iterator[tuple[str, _Tensor]]:
+        if not (entries := self._archive.infolist()):
+            raise ValueError("it is empty")
+        names = [entry.filename.lower() for entry in entries]  # which torch does not tell apart
+        if len(set(names)) != len(names):
+            raise ValueError("two of its entries have one name")
+        folder = entries[0].filename.partition("/")[0]
+        order = f"{folder}/byteorder"
+        if order in self._archive.namelist() and self._entry(order) != b"little":
+            raise ValueError("its bytes are not in little-endian order")
+        root = inert(self._entry(f"{folder}/data.pkl"))
+        if not isinstance(root, Made):
+            raise ValueError("its data.pkl holds no module")
+        constants = inert(self._entry(f"{folder}/constants.pkl"))
+        parts = dict(enumerate(constants)) if isinstance(constants, tuple) else {}
+        yield from _walked(root.state, "", f"{folder}/data")
+        yield from _walked(parts, "constants.", f"{folder}/constants")
+
+    def _entry(self, name: str) -> bytes:
+        """The bytes of a small entry."""
+        self._require_stored(name, LARGEST_PICKLE)
+        return self._archive.read(name)
+
+    def _require_stored(self, name: str, most: int) -> zipfile.ZipInfo:
+        try:
+            entry = self._archive.getinfo(name)
+        except KeyError:
+            raise ValueError(f"it has no entry {name}") from None
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > most:
+            raise ValueError(f"{name} is compressed, or has {entry.file_size:,} bytes")
+        return entry
+
+    def _laid_out(self, name: str) -> NDArray[Any]:
+        """The values of a tensor as they are stored, in its own shape."""
+        tensor, total = self._tensors[name], self._path.stat().st_size
+        try:
+            self._require_stored(tensor.entry, total)
+            stored = np.frombuffer(self._archive.read(tensor.entry), DTYPES[tensor.dtype])
+        except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
+            why = printable(f"{name} cannot be read ({error})", 300)
+            raise self._refuse(why) from None
+        steps = zip(tensor.shape, tensor.strides, strict=True)
+        last = tensor.offset + sum((size - 1) * step for size, step in steps)
+        count: int = prod(tensor.shape)
+        if count > len(stored) or (count and last >= len(stored)):
+            raise self._refuse(f"{printable(name, 200)} claims more values than are there")
+        strides = [step * stored.itemsize for step in tensor.strides]
+        return as_strided(stored[tensor.offset :], tensor.shape, strides, writeable=False).copy()
+
+    def _load(self, name: str) -> NDArray[Any]:
+        raw = self._laid_out(name)
+        self.digests[name] = hashlib.sha256(raw.tobytes()).hexdigest()
+        return decoded(raw.tobytes(), self._tensors[name].dtype).reshape(raw.shape)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, in C order."""
+        yield self._laid_out(name).tobytes()
+
+    def file_digest(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._archive.close()
+
+    def _refuse(self, why: str) -> SuspectError:
+        return SuspectError(
+            f"{self.name} is refused: {why}; expected a TorchScript archive as torch.jit.save "
+            "writes it, or the weights as .safetensors"
+        )
+
+
+def _walked(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _Tensor]]:
+    """Every tensor among the attributes of a module and of those in it, by its path.
+
+    Raises:
+        ValueError: there are too many, or they are nested too deeply.
+    """
+    left, steps, found = [(prefix, parts, 0)], 0, 0
+    while left:
+        prefix, parts, depth = left.pop()
+        for name, part in parts.items():
+            steps += 1
+            if steps > _MOST_PARTS or depth > _DEEPEST or found >= _MOST_TENSORS:
+                raise ValueError("its modules are too many, or nested too deeply")
+            if (tensor := _tensor(part, folder)) is not None:
+                found += 1
+                yield f"{prefix}{name}", tensor
+            elif isinstance(part, Made) and part.state:
+                left.append((f"{prefix}{name}.", part.state, depth + 1))
+
+
+def _tensor(part: Any, folder: str) -> _Tensor | None:
+    """A dense tensor of real numbers, or None where a value is anything else."""
+    if not isinstance(part, Made) or part.by != Named(_REBUILD) or len(part.given) < 4:
+        return None
+    storage, offset, shape, strides = part.given[:4]
+    identity = storage.identity if isinstance(storage, Kept) else None
+    if not isinstance(identity, tuple) or len(identity) != 5 or identity[0] != "storage":
+        return None
+    kind, key = identity[1:3]
+    word = kind.name.removeprefix("torch.").removesuffix("Storage") if _is_named(kind) else ""
+    if word not in _STORAGES or not isinstance(key, str):
+        return None
+    if not _sizes(shape) or not _sizes(strides) or not _sizes((offset,)):
+        raise ValueError("a tensor has sizes that are no numbers")
+    if len(shape) != len(strides) or len(shape) > 32:
+        raise ValueError("a tensor has sizes that do not fit each other")
+    return _Tensor(f"{folder}/{key}", _STORAGES[word], offset, shape, strides)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, Named)
+
+
+def _sizes(values: Any) -> bool:
+    return isinstance(values, tuple) and all(
+        type(each) is int and 0 <= each < 1 << 62 for each in values
+    )
