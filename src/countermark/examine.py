@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
-from countermark.alignment import Disguised, Realigned, Reference, realigned
+from countermark.alignment import Disguised, Reference
 from countermark.answers import Asked, Predict, asked_of
-from countermark.errors import AlignmentError, ConfigError, SuspectError
-from countermark.evidence import Alignment, Evidence
+from countermark.errors import ConfigError, SuspectError
+from countermark.evidence import Evidence
+from countermark.examine_aligned import Reading, after_alignment, aligned, reference_for
 from countermark.key import Key
-from countermark.nulls import AlignedCoin, FairCoin, Null, SecretLabels
+from countermark.nulls import FairCoin, Null, SecretLabels
 from countermark.openings import Openings
 from countermark.pictures import Pixels
 from countermark.readings import Read, read_folder, read_images
@@ -28,18 +27,12 @@ from countermark.schemes.white_box import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
     MOST_CANDIDATES,
-    Array,
-    Restored,
     Suspect,
     Weights,
     as_numbers,
     assignments,
     open_weights,
 )  # fmt: skip
-
-_BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
-_LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
-_EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
 
 
 def verify(
@@ -98,7 +91,7 @@ def examine(
     """
     reference = None
     if isinstance(suspect, Disguised):
-        reference = _linear_reference(suspect.reference, key)
+        reference = reference_for(suspect.reference, key)
         suspect = suspect.suspect
     scheme = scheme_of(key) if isinstance(key, Key) else None
     if isinstance(key, Key) and isinstance(scheme, OutputScheme):
@@ -209,28 +202,6 @@ class _Asked:
     reference: Reference | None
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """Evidence, the tensors that it was read from, and where they were."""
-
-    evidence: Evidence
-    tensors: dict[str, Array]
-    where: dict[str, str]
-
-
-def _linear_reference(
-    reference: Reference | Suspect, key: Key | Openings | FreshTriggers
-) -> Reference:
-    """The reference, if a key of this kind can make use of one."""
-    scheme = scheme_of(key) if isinstance(key, Key) else None
-    if not isinstance(scheme, WeightScheme) or not scheme.linear:
-        raise ConfigError(
-            "a reference is for keys that read bits from weights by a linear rule: a rank among "
-            "permuted neurons says nothing once they are in order, and triggers need none"
-        )
-    return Reference.of(reference)
-
-
 def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
     """Judge what a key reads from a suspect's weights, as they are and aligned to a reference."""
     with as_numbers(open_weights(suspect)) as weights:
@@ -241,8 +212,8 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
         readings = [] if reason else [_best(weights, scheme, key, found)]
         record: dict[str, Any] | None = None
         if asked.reference is not None:
-            aligned, record = _aligned(weights, scheme, key, asked.reference)
-            readings += aligned
+            more, record = aligned(weights, scheme, key, asked.reference)
+            readings += more
         tests = (0 if reason else len(found)) + (asked.reference is not None)
         if not readings:
             why = f"; aligned: {record['refused']}" if record else ""
@@ -258,79 +229,16 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
             about["suspect"]["missing"] = missing
     draws = math.ceil(tests * terms.multiplier / terms.alpha)
     nulls = scheme.nulls(best.tensors, key, draws)
-    chosen = _chosen(scheme, _after_alignment(nulls, best.evidence), asked.null)
+    chosen = _chosen(scheme, after_alignment(nulls, best.evidence), asked.null)
     return judge(best.evidence, chosen, tests=tests, terms=terms, about=about)
 
 
-def _aligned(
-    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
-) -> tuple[list[_Reading], dict[str, Any]]:
-    """The reading after alignment, or none where that is refused; what is said of the reference."""
-    with open_weights(reference.weights) as opened:
-        record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
-        try:
-            before = scheme.before(key)
-            unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
-            if before:
-                reference = replace(reference, weights=Restored(opened, before))
-                record["restored"] = sorted(before)
-            found = realigned(
-                weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
-            )
-            bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
-            if bears_mark:
-                _require_unmistakable(found)
-        except AlignmentError as error:
-            return [], record | {"refused": str(error)}
-    evidence = replace(
-        scheme.extract(found.tensors, key),
-        alignment=Alignment(bears_mark, found.similarity),
-        committed=False,  # to the reference, which may have been made to fit
-    )
-    record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}
-    return [_Reading(evidence, found.tensors, found.where)], record
-
-
-def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool:
-    """Whether the reference has the values that the commitment says there were before the message.
-
-    Then neurons may be matched by this tensor: nothing in it can depend on the message.
-    """
-    size = math.prod(reference.tensors[name].shape) if name in reference.tensors else 0
-    if start + len(before) > size:
-        return False
-    return np.array_equal(reference.read_part(name, start, len(before)), before)
-
-
-def _chosen_reading(readings: list[_Reading], log10_alpha: float) -> _Reading:
+def _chosen_reading(readings: list[Reading], log10_alpha: float) -> Reading:
     """The plain reading where it is enough, since nobody can have made it up; else the best."""
     plain = readings[0].evidence
     if plain.alignment is None and FairCoin().log10_p(plain) <= log10_alpha:
         return readings[0]
     return max(readings, key=lambda each: each.evidence.quality)
-
-
-def _require_unmistakable(found: Realigned) -> None:
-    """Refuse a reading by which a suspect that is no copy of a marked reference seems marked.
-
-    Neurons that do alike read alike, and a marked network's neurons do what the mark lets them: the
-    order depends on the message unless no neuron can be mistaken for another.
-    """
-    copies = found.similarity >= _LEAST_SIMILARITY and found.known >= _LEAST_KNOWN
-    if not copies and (found.similarity < _EXACT or found.known < _LEAST_KNOWN_EXACTLY):
-        raise AlignmentError(
-            f"the reference bears the mark, and the suspect's neurons are no copies of its own "
-            f"(mean cosine {found.similarity:.2f} over {found.known} values, needed "
-            f"{_LEAST_SIMILARITY} over {_LEAST_KNOWN}): give the weights from before the mark, to "
-            "which any suspect may be aligned"
-        )
-
-
-def _after_alignment(nulls: dict[str, Null], evidence: Evidence) -> dict[str, Null]:
-    """The nulls that evidence can be judged by: one alone after alignment to a marked reference."""
-    if evidence.alignment is not None and evidence.alignment.bears_mark:
-        return {AlignedCoin.name: AlignedCoin()}
-    return nulls
 
 
 def read_evidence(suspect: Suspect | Predict | Iterable[Pixels], key: Key) -> Evidence:
@@ -346,14 +254,12 @@ def read_evidence(suspect: Suspect | Predict | Iterable[Pixels], key: Key) -> Ev
         return weight_scheme.extract(weight_scheme.read_from(weights, where, key), key)
 
 
-def _best(
-    weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]
-) -> _Reading:
+def _best(weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]) -> Reading:
     """The best of the plain readings."""
 
-    def reading(where: dict[str, str]) -> _Reading:
+    def reading(where: dict[str, str]) -> Reading:
         tensors = scheme.read_from(weights, where, key)
-        return _Reading(scheme.extract(tensors, key), tensors, where)
+        return Reading(scheme.extract(tensors, key), tensors, where)
 
     return max(map(reading, found), key=lambda each: each.evidence.quality)
 

@@ -56,7 +56,10 @@ RANKS = {
     "__main__": 10,
 }
 # A module that is one with its neighbour although the two are no package.
-PART_OF = {"evidence": "nulls", "keyfile": "key", "limits": "verdict", "telling": "verdict"}
+PART_OF = {
+    "evidence": "nulls", "examine_aligned": "examine", "keyfile": "key", "limits": "verdict",
+    "telling": "verdict",
+}  # fmt: skip
 # Narrower than the ranks. A thief knows the algorithm and makes keys of his own, no more.
 ONLY = {
     "claims": {

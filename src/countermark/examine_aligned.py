@@ -1,0 +1,108 @@
+"""The second reading of a suspect's weights: after alignment to a reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from countermark.alignment import Realigned, Reference, realigned
+from countermark.errors import AlignmentError, ConfigError
+from countermark.evidence import Alignment, Evidence
+from countermark.key import Key
+from countermark.nulls import AlignedCoin, FairCoin, Null
+from countermark.openings import Openings
+from countermark.schemes import scheme_of
+from countermark.schemes.black_box import FreshTriggers
+from countermark.schemes.white_box import WeightScheme
+from countermark.weights import Array, Restored, Suspect, Weights, open_weights
+
+_BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
+_LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
+_EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Evidence, the tensors that it was read from, and where they were."""
+
+    evidence: Evidence
+    tensors: dict[str, Array]
+    where: dict[str, str]
+
+
+def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTriggers) -> Reference:
+    """The reference, if a key of this kind can make use of one."""
+    scheme = scheme_of(key) if isinstance(key, Key) else None
+    if not isinstance(scheme, WeightScheme) or not scheme.linear:
+        raise ConfigError(
+            "a reference is for keys that read bits from weights by a linear rule: a rank among "
+            "permuted neurons says nothing once they are in order, and triggers need none"
+        )
+    return Reference.of(reference)
+
+
+def aligned(
+    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
+) -> tuple[list[Reading], dict[str, Any]]:
+    """The reading after alignment, or none where that is refused; what is said of the reference."""
+    with open_weights(reference.weights) as opened:
+        record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
+        try:
+            before = scheme.before(key)
+            unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
+            if before:
+                reference = replace(reference, weights=Restored(opened, before))
+                record["restored"] = sorted(before)
+            found = realigned(
+                weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
+            )
+            bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
+            if bears_mark:
+                _require_unmistakable(found)
+        except AlignmentError as error:
+            return [], record | {"refused": str(error)}
+    evidence = replace(
+        scheme.extract(found.tensors, key),
+        alignment=Alignment(bears_mark, found.similarity),
+        committed=False,  # to the reference, which may have been made to fit
+    )
+    record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}
+    return [Reading(evidence, found.tensors, found.where)], record
+
+
+def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool:
+    """Whether the reference has the values that the commitment says there were before the message.
+
+    Then neurons may be matched by this tensor: nothing in it can depend on the message.
+    """
+    size = math.prod(reference.tensors[name].shape) if name in reference.tensors else 0
+    if start + len(before) > size:
+        return False
+    return np.array_equal(reference.read_part(name, start, len(before)), before)
+
+
+def _require_unmistakable(found: Realigned) -> None:
+    """Refuse a reading by which a suspect that is no copy of a marked reference seems marked.
+
+    Neurons that do alike read alike, and a marked network's neurons do what the mark lets them: the
+    order depends on the message unless no neuron can be mistaken for another.
+    """
+    copies = found.similarity >= _LEAST_SIMILARITY and found.known >= _LEAST_KNOWN
+    if not copies and (found.similarity < _EXACT or found.known < _LEAST_KNOWN_EXACTLY):
+        raise AlignmentError(
+            f"the reference bears the mark, and the suspect's neurons are no copies of its own "
+            f"(mean cosine {found.similarity:.2f} over {found.known} values, needed "
+            f"{_LEAST_SIMILARITY} over {_LEAST_KNOWN}): give the weights from before the mark, to "
+            "which any suspect may be aligned"
+        )
+
+
+def after_alignment(nulls: Mapping[str, Null], evidence: Evidence) -> Mapping[str, Null]:
+    """The nulls that evidence can be judged by: one alone after alignment to a marked reference."""
+    if evidence.alignment is not None and evidence.alignment.bears_mark:
+        return {AlignedCoin.name: AlignedCoin()}
+    return nulls
