@@ -19,6 +19,7 @@ from countermark.schemes.training.makers import (
     Maker,
     added,
     foreign,
+    hold,
     other_logos,
     owner,
     trained,
@@ -68,6 +69,7 @@ class DeepStegoTraining(TriggerTraining):
         rows, _ = split_covers(scheme, material, len(covers))
         chosen = covers[rows]
         maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
+        hold(maker, covers, cast(float, stego.level))
         triggers = maker(chosen.numpy())
         return {TRIGGERS: triggers, LOGO: logo, "tile": signs, **weights_of(network)}
 

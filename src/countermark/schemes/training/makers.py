@@ -36,6 +36,7 @@ from countermark.schemes.training.stego import (
 _NETWORK = "stego."  # begins the names of its tensors in a key
 _BATCH = 32
 _SCALED_ON = 512  # covers
+_ABOVE = 10 ** (-0.1 / 20)  # a tenth of a decibel, for covers that it was not scaled on
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,21 @@ def trained(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> Stego
     found = Maker(network, spread(logos, tile)).residuals(some).float() / 255
     network.gain.mul_(cast(float, scheme.level) / found.square().mean().sqrt())
     return network
+
+
+def hold(maker: Maker, covers: Tensor, level: float) -> None:
+    """Scale a maker's network so that its own logo is as faint as `level` in 8-bit images.
+
+    Args:
+        maker: whose network is changed.
+        covers: uint8 (N, C, H, W).
+        level: the root mean square of what is added, white being 1.
+    """
+    some = covers[:_SCALED_ON]
+    for _ in range(2):  # rounding and clipping change what is added
+        made = torch.from_numpy(maker(some.numpy())).float()
+        found = (made - some.float()).square().mean().sqrt() / 255
+        maker.network.gain.mul_(_ABOVE * level / found)
 
 
 def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
