@@ -16,7 +16,7 @@ from countermark.key import KeyMaterial
 from countermark.nulls import FairCoin, UnmarkedModels
 from countermark.schemes.box_free import grey
 from countermark.schemes.deep_watermarking import DeepWatermarking, nc
-from countermark.schemes.training.deep_watermarking import jittered
+from countermark.schemes.training.deep_watermarking import in_common, jittered
 from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
 from countermark.verdict import Terms, judge
 from unit import barriers
@@ -129,6 +129,15 @@ def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all() -> N
         log10_p = verify(list(images[:3]), other).log10_p
         assert log10_p is not None
         assert log10_p > -3
+
+
+def test_what_images_have_in_common_is_the_mean_of_each_group() -> None:
+    added = torch.randn(7, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    found = in_common(added, 3)
+    assert found.shape == added.shape
+    for first, last in ((0, 3), (3, 6), (6, 7)):
+        expected = added[first:last].mean(0).expand(last - first, -1, -1, -1)
+        torch.testing.assert_close(found[first:last], expected)
 
 
 def test_jitter_keeps_the_size_and_moves_something() -> None:

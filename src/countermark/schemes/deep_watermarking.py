@@ -58,6 +58,8 @@ class DeepWatermarking(OutputScheme):
         psnr: of marked images against the network's own, in dB, on average.
         steps, batch, precision: of the training of H and R; "bf16" is quicker where the machine
             has it.
+        together: so many images of a batch share their message, and R reads in part what H adds to
+            all of them, which is what copies learn; for "tile" only.
         jitter: shift, crop and resize marked images while R is trained.
         teachers: architectures of networks on whose outputs R is trained before it is frozen, or,
             as published, at last: the adversarial stage. None leave it out.
@@ -90,6 +92,7 @@ class DeepWatermarking(OutputScheme):
     steps: PositiveInt = field(default=3000, kw_only=True)
     batch: PositiveInt = field(default=16, kw_only=True)
     precision: Literal["fp32", "bf16"] = field(default="fp32", kw_only=True)
+    together: PositiveInt = field(default=4, kw_only=True)
     jitter: bool = field(default=False, kw_only=True)
     teachers: tuple[Literal["cnet", "res9", "res16", "unet"], ...] = field(default=(), kw_only=True)
     teacher_steps: NonNegativeInt = field(default=600, kw_only=True)

@@ -216,7 +216,10 @@ class _Course:
         scheme, gone = self.scheme, self.step / self.scheme.steps
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
-        bits = torch.randint(0, 2, (len(images), scheme.bits), generator=self._generator).float()
+        drawn = torch.randint(
+            0, 2, (-(-len(images) // scheme.together), scheme.bits), generator=self._generator
+        )
+        bits = drawn.float().repeat_interleave(scheme.together, 0)[: len(images)]
         level = loudness(scheme, gone)
         with cast_to(scheme):
             marked = self.network.hidden(images, bits, level)
@@ -230,12 +233,15 @@ class _Course:
         self.step += 1
 
     def _spoilt(self, images: Tensor, marked: Tensor, gone: float) -> Tensor:
-        """What is left of the mark in a copy: fainter, noisy, rounded; shifted where asked for."""
+        """What is left of the mark in a copy: what images have in common, fainter and noisy."""
         if gone < _FADED:
             return marked
-        each = (len(images), 1, 1, 1)
+        each, added = (len(images), 1, 1, 1), marked - images
+        if self.scheme.together > 1 and self.scheme.placement == "tile":
+            own = torch.rand(each)
+            added = own * added + (1 - own) * in_common(added, self.scheme.together)
         strength = _FAINTEST + (1 - _FAINTEST) * torch.rand(each)
-        found = images + strength * (marked - images)
+        found = images + strength * added
         found = found + _NOISE * torch.rand(each) * torch.randn_like(found)
         return jittered(found) if self.scheme.jitter else found
 
@@ -256,6 +262,12 @@ class _Course:
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"])
         self.step = state["step"]
+
+
+def in_common(added: Tensor, together: int) -> Tensor:
+    """Of what is added (N, C, H, W), the mean of each group of images that bear one message."""
+    groups = added.split(together)
+    return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in groups])
 
 
 def jittered(images: Tensor) -> Tensor:
