@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_calls import python, refused
+from cli_calls import process, python, refused
 from rooms import TOKEN, Visitor, settings_of, visited
 
 from countermark.errors import ConfigError
@@ -181,5 +181,9 @@ def test_what_cannot_be_served_is_said_in_one_line(
     monkeypatch.setenv("COUNTERMARK_TOKEN", TOKEN)
     refused(["serve", "--ledger", "absent.db", "--check"], "there is no ledger", here)
     refused(["serve", "--ledger", "claims.db", "--keys", "absent", "--check"], "is no folder", here)
+    said = process([sys.executable, "-m", "countermark", "serve", "--ledger", "absent.db"], here)
+    assert said.code == 2, "it ends by itself when there is no ledger"
+    assert "there is no ledger" in said.err.splitlines()[-1]
+    shutil.rmtree(here / "served")
     monkeypatch.setitem(sys.modules, "countermark.web.serving", None)
     refused(["serve", "--ledger", "claims.db", "--check"], "countermark[web]", here)

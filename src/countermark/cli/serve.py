@@ -49,6 +49,9 @@ def serve(
     most_seconds: Annotated[
         float, typer.Option(metavar="N", min=1, help="Seconds that a job may run.")
     ] = 3600,
+    most_requests: Annotated[
+        float, typer.Option(metavar="N", min=0.1, help="Requests a second and address.")
+    ] = 20,
     check: Annotated[
         bool, typer.Option("--check", help="Open everything, say what is served, and exit.")
     ] = False,
@@ -62,6 +65,8 @@ def serve(
     Example:
         countermark serve --ledger claims.db --check
     """
+    from countermark.claims.ledger import Ledger
+
     try:
         from countermark.web.access import find_token, token_digest
         from countermark.web.serving import bound
@@ -72,13 +77,18 @@ def serve(
         raise MissingExtraError("the web page", "web") from None
 
     token, is_new = find_token(token_file, os.environ)
-    limits = Limits(upload=most_mib << 20, memory=int(most_gib * (1 << 30)), seconds=most_seconds)
+    limits = Limits(
+        upload=most_mib << 20, memory=int(most_gib * (1 << 30)), seconds=most_seconds,
+        requests=most_requests,
+    )  # fmt: skip
     settings = Settings(
         ledger, state, token_digest(token), keys, suspects, results, tuple(authority or ()), limits
     )
     if check:
+        with Ledger(ledger) as opened:
+            size = opened.head().size
         Site(settings).close()
-        typer.echo(_summary(settings))
+        typer.echo(f"{size} claims, {_summary(settings)}")
         return 0
     with bound(host, port) as listening:
         address = f"http://{host}:{listening.getsockname()[1]}"

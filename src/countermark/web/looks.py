@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,5 +55,5 @@ def _words(name: str) -> str:
 
 
 def _when(instant: str | None) -> str:
-    """2026-05-31T12:00:00Z as people read it; a claim's own date may be anything."""
-    return (instant or "").replace("T", " ").replace("Z", " UTC")
+    """2026-05-31T12:00:00.5Z as people read it, to the second; what is none, as it is."""
+    return re.sub(r"^([\d-]{10})T([\d:]{8})(\.\d+)?Z$", r"\1 \2 UTC", instant or "")

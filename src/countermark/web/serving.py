@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 
 import uvicorn
 
-from countermark.errors import ConfigError
+from countermark.errors import ConfigError, CountermarkError
 from countermark.web.app import application
 from countermark.web.settings import Settings
 from countermark.web.site import Site
+
+_FIRST_PAGE = 0.3  # seconds that whoever comes first has before the ledger's library is loaded
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -44,6 +47,23 @@ def serve(settings: Settings, listening: socket.socket, said: str) -> None:
             date_header=False, timeout_keep_alive=10, limit_concurrency=200, lifespan="off",
             ws="none", proxy_headers=True,
         )  # fmt: skip
+        server = uvicorn.Server(options)
+        stopped: list[CountermarkError] = []
+
+        def open_ledger() -> None:
+            """While the first page is shown already."""
+            try:
+                _ = site.ledger
+            except CountermarkError as error:
+                stopped.append(error)
+                server.should_exit = True
+
         sys.stderr.write(said)
         sys.stderr.flush()
-        uvicorn.Server(options).run(sockets=[listening])
+        opening = threading.Timer(_FIRST_PAGE, open_ledger)
+        opening.start()
+        server.run(sockets=[listening])
+        opening.cancel()
+        opening.join()
+        if stopped:
+            raise stopped[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,31 +30,48 @@ class Site:
 
     Attributes:
         settings: what is served.
-        ledger, catalogue, authorities: claims, who owns which, and whose stamps are believed.
+        authorities: whose time stamps are believed.
         sessions, logins: who came in, and how often somebody tried.
         runner: the jobs.
         results: the benchmark pages.
         looks: the templates.
 
     Raises:
-        CountermarkError: a folder, a ledger or a certificate that cannot be used.
+        CountermarkError: a folder or a certificate that cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         settings.require()
         self.settings = settings
         self.authorities = [Authority.load(each) for each in settings.authorities]
-        self.ledger = Ledger(settings.ledger)
-        try:
-            self.runner = Runner(settings.state.resolve(), settings.limits, self._task)
-        except BaseException:
-            self.ledger.close()
-            raise
-        self.catalogue = Catalogue(self.ledger)
+        self.runner = Runner(settings.state.resolve(), settings.limits, self._task)
+        self._opened: tuple[Ledger, Catalogue] | None = None
+        self._opening = threading.Lock()
         self.sessions = Sessions(settings.token_sha256)
         self.logins = Pace(settings.limits.logins / 60, settings.limits.logins)
         self.results = Results(settings.results, settings.state.resolve() / "results")
         self.looks = Looks()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, opened when it is needed first: the page that asks for a token needs none.
+
+        Raises:
+            LedgerError: there is none.
+        """
+        return self._open()[0]
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Who owns which claim; raises as `ledger`."""
+        return self._open()[1]
+
+    def _open(self) -> tuple[Ledger, Catalogue]:
+        with self._opening:
+            if self._opened is None:
+                ledger = Ledger(self.settings.ledger)
+                self._opened = ledger, Catalogue(ledger)
+            return self._opened
 
     def __enter__(self) -> Site:
         self.runner.start()
@@ -67,7 +85,8 @@ class Site:
         """Stop the jobs, and let go of ledger and folder."""
         self.results.close()
         self.runner.close()
-        self.ledger.close()
+        if self._opened is not None:
+            self._opened[0].close()
 
     def take(self, order: Order, upload: BinaryIO | None) -> Job:
         """A new job, once every name in it is known to be one of this server.
