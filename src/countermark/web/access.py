@@ -21,6 +21,11 @@ _LEAST, _MOST_TOKEN = 20, 1 << 10  # characters of a token, bytes of its file
 _HOURS, _MOST_SESSIONS, _MOST_ADDRESSES = 12, 1000, 10_000
 
 
+def without_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for processes that need no token."""
+    return {name: value for name, value in environment.items() if name != VARIABLE}
+
+
 def token_digest(token: str) -> bytes:
     """SHA-256 of a token, 32 bytes."""
     return hashlib.sha256(token.encode()).digest()

@@ -99,7 +99,7 @@ def add_claim(site: Here, form: NewClaim) -> Added:
     return Added(digest=claim.digest, place=site.ledger.add(claim))
 
 
-@api.get("/claims/{digest}", responses=_REFUSED)
+@api.get("/claims/{digest}", responses=_REFUSED | _UNKNOWN)
 def claim(site: Here, digest: str) -> ClaimAnswer:
     """One claim, checked now."""
     found = checked(site.ledger, digest[:64], site.authorities)

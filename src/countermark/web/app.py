@@ -13,6 +13,7 @@ from countermark._version import VERSION
 from countermark.errors import CountermarkError, LedgerError, printable
 from countermark.web.api import api
 from countermark.web.asking import asking
+from countermark.web.claims import UnknownClaimError
 from countermark.web.gate import Gate
 from countermark.web.pages import pages
 from countermark.web.runner import FullError
@@ -56,6 +57,8 @@ def _status(error: Exception) -> tuple[int, str]:
         return 422, printable(f"{where}: {first['msg']}", 300)
     if isinstance(error, FullError):
         return 429, str(error)
+    if isinstance(error, UnknownClaimError):
+        return 404, str(error)
     return (503 if isinstance(error, LedgerError) else 400), str(error)
 
 

@@ -14,9 +14,13 @@ from countermark.claims.ledger import Entry, Ledger, Proof
 from countermark.claims.signed import Claim
 from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority, confirmed, read
-from countermark.errors import ClaimError, ConfigError
+from countermark.errors import ClaimError, ConfigError, printable
 
 PAGE = 25  # claims that are listed at once
+
+
+class UnknownClaimError(ConfigError):
+    """The ledger has no claim of this digest."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,13 @@ def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Ch
     """A claim of the ledger, checked now.
 
     Raises:
-        ConfigError: there is none of this digest.
+        UnknownClaimError: there is none of this digest.
         LedgerError: the ledger was changed.
     """
     found = ledger.find(digest=digest)
     if not found:
-        raise ConfigError(f"the ledger has no claim {digest}: expected the digest of one")
+        why = f"the ledger has no claim {printable(digest)}: expected the digest of one"
+        raise UnknownClaimError(why)
     entry = found[0]
     claim, proof = entry.claim, ledger.prove(entry.place)
     stamps, no_stamps = _stamps(claim, authorities)

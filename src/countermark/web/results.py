@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from countermark.files import read_regular
+from countermark.web.access import without_token
 
 INDEX = "index.json"
 _LARGEST, _LARGEST_FIGURE = 32 << 20, 8 << 20
@@ -34,10 +36,11 @@ class Results:
             return
         self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
             [
-                sys.executable, "-m", "countermark.web.rendering",
+                sys.executable, "-P", "-m", "countermark.web.rendering",
                 str(self.results.resolve()), str(self._made),
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=without_token(os.environ),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from countermark import files
 from countermark.errors import ConfigError, CountermarkError
 from countermark.passphrase import VARIABLE as PASSPHRASE
-from countermark.web.access import VARIABLE
+from countermark.web.access import without_token
 from countermark.web.orders import Job, Order, now
 from countermark.web.settings import Limits
 
@@ -151,14 +151,23 @@ class Runner:
         """What each thread does: one job after the other."""
         while (identity := self._todo.get()) is not None:
             job = self._jobs[identity]
-            if job.tries >= _TRIES:
-                self._over(job.failed("the server was stopped twice while this was read"))
-                continue
-            job = job.started()
-            self._keep(job)
-            ended = self._ended(job)
-            if ended is not None:
-                self._over(ended)
+            try:
+                self._do(job)
+            except OSError as error:  # what is in memory is right until the server ends
+                with self._lock:
+                    why = f"the server cannot write ({error.strerror})"
+                    self._jobs[identity] = job.failed(why)
+
+    def _do(self, job: Job) -> None:
+        """Run one job to its end, if it may still be tried."""
+        if job.tries >= _TRIES:
+            self._over(job.failed("the server was stopped twice while this was read"))
+            return
+        job = job.started()
+        self._keep(job)
+        ended = self._ended(job)
+        if ended is not None:
+            self._over(ended)
 
     def _ended(self, job: Job) -> Job | None:
         """A job, run to its end; None when the server ends before."""
@@ -223,7 +232,7 @@ class Runner:
 
 
 def _started(folder: Path, said: BinaryIO) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    environment = without_token(os.environ)
     if passphrase := environment.get(PASSPHRASE):
         environment[PASSPHRASE] = str(Path(passphrase).resolve())  # the job works elsewhere
     environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
