@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from cli_calls import call, embed, environment
@@ -14,6 +15,11 @@ from killing import DRIVER, Driver
 
 from countermark.bench.models import build
 from countermark.weights import save_weights
+
+if TYPE_CHECKING:
+    from rooms import Visitor
+
+    from authority import LocalAuthority
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +74,23 @@ def stocked(made: Path, here: Path) -> Path:
     (here / "folder.resume").mkdir()
     (here / "folder.resume" / "mine").touch()
     return here
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory, authority: LocalAuthority) -> Path:
+    """The folders of a web server: keys, suspects, a ledger with claims of two owners."""
+    from rooms import stock
+
+    folder = tmp_path_factory.mktemp("web") / "room"
+    stock(folder, authority)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def visitor(room: Path) -> Iterator[Visitor]:
+    """Somebody who has logged in to a server of that folder."""
+    from rooms import settings_of, visited
+
+    with visited(settings_of(room)) as found:
+        found.log_in()
+        yield found

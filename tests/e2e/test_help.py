@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # Commands whose examples leave files for later ones; the others follow in the tree's order.
 ORDER = (
     "embed", "stamp", "mark", "verify", "key show", "attack run", "claim keygen",
-    "claim new", "claim sign",
+    "claim new", "claim sign", "ledger init",
 )  # fmt: skip
 
 ELSEWHERE = {"demo"}  # test_demo.py runs its example, and looks at what it shows

@@ -30,6 +30,7 @@ RANKS = {
     "merkle": 1,
     "message": 1,
     "outputs": 1,
+    "passphrase": 1,
     "stats": 1,
     "key": 2,
     "nulls": 2,
@@ -51,9 +52,11 @@ RANKS = {
     "tracing": 7,
     "examine": 7,
     "bench": 8,
+    "disputes": 8,
     "identify": 8,
-    "cli": 9,
-    "__main__": 10,
+    "web": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 # A module that is one with its neighbour although the two are no package.
 PART_OF = {
@@ -91,11 +94,14 @@ TORCH_ON_TOP = {"attacks", "bench", "embedding", "loops", "schemes.training", "u
 TORCH = {"torch", "safetensors.torch"}
 # Slow to load, and needed by few: imported where they are used.
 INSIDE = {
-    "alembic", "conseal", "httpx2", "model_signing", "onnx", "psycopg", "rfc3161_client", "scipy",
-    "sklearn", "sqlalchemy",
+    "alembic", "conseal", "fastapi", "httpx2", "model_signing", "onnx", "psycopg", "rfc3161_client",
+    "scipy", "sklearn", "sqlalchemy", "starlette", "uvicorn",
 }  # fmt: skip
 # What needs a library as a whole is a module of its own, which others import inside functions.
-HOMES = {"sqlalchemy": "claims.database", "alembic": "claims.migrations"}
+HOMES = {
+    "sqlalchemy": "claims.database", "alembic": "claims.migrations", "fastapi": "web",
+    "starlette": "web", "uvicorn": "web",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -392,7 +398,7 @@ DIRECTION = [
     ("__init__.py", "from countermark.key import Key", 1, "is lazy"),
     ("__init__.py", "try:\n    from . import key\nexcept ImportError: ...", 2, "is lazy"),
     ("helpers.py", "", 1, "helpers has no rank: add it to the table"),
-    ("web/app.py", "", 1, "web has no rank: add it to the table"),
+    ("rooms/app.py", "", 1, "rooms has no rank: add it to the table"),
     (
         "key.py",
         "if TYPE_CHECKING:\n    from . import cli\nelse:\n    from . import verdict",
@@ -414,6 +420,8 @@ WEIGHT = [
     ("steganalysis/ats.py", "import conseal", 1, "conseal is imported inside functions only"),
     ("steganalysis/ats.py", "import torch", 1, "torch is imported on top only in"),
     ("claims/ledger.py", "from sqlalchemy import select", 1, "sqlalchemy is imported inside"),
+    ("cli.py", "from fastapi import FastAPI", 1, "fastapi is imported inside functions only"),
+    ("web/app.py", "import torch", 1, "torch is imported on top only in"),
 ]
 KEYS = [
     ("attacks/prune.py", "class A:\n    def run(self, model, key): ...", 2, "A, key"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from countermark.bench import speed, trigger_speed
+from countermark.bench import speed, trigger_speed, web_speed
 from countermark.bench.speed import Ratio, SpeedUp, best, page, speed_ups
+from countermark.bench.web_speed import Load, load
 
 MEASURED = [SpeedUp(1, 1.3, 1.2, 1.4, 3), SpeedUp(16, 2.9, 2.6, 3.3, 3), SpeedUp(64, 2.7, 2, 3, 3)]
+LOAD = Load(50, 1000, 1000, 20.0, 0.01, 0.02, 0.1)
 RATIO = Ratio("a step with a mark", "one without", 1.25, 1.2, 1.3, 15, 1.4)
 
 
@@ -23,10 +26,11 @@ def test_every_batch_is_measured_against_one_by_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_page_names_the_best() -> None:
-    shown = page([RATIO], MEASURED)
+    shown = page([RATIO], MEASURED, LOAD)
     assert "| a step with a mark | one without | 1.250 | 1.200 to 1.300 | 15 | 1.4 |" in shown
     assert "## Unmarked hosts" in shown
     assert "| 16 | 2.90 | 2.60 to 3.30 | 3 |" in shown
+    assert "| 1,000 | 1,000 | 50.0 | 0.010 s | 0.020 s | 0.100 s |" in shown
     assert "Best: 16 at a time, 2.90 (limit: 2.0 or" in shown
 
 
@@ -36,6 +40,7 @@ def test_batches_that_are_worth_little_fail_the_benchmark(
 ) -> None:
     monkeypatch.setattr(speed, "measure", lambda: [RATIO])
     monkeypatch.setattr(speed, "speed_ups", lambda: [SpeedUp(8, quickest, 1, 3, 3)])
+    monkeypatch.setattr(speed, "load", lambda: LOAD)
     monkeypatch.setattr(sys, "argv", ["speed", "--write", str(tmp_path / "page.md")])
     with pytest.raises(SystemExit) as ended:
         speed.main()
@@ -63,3 +68,18 @@ def test_a_mixed_step_is_compared_with_one_of_as_many_rows(
     assert (found.pairs, found.limit) == (2, 3.0)
     assert found.what.endswith("8 rows and as many more")
     assert found.least > 0
+
+
+@pytest.mark.parametrize(
+    "changed", [{"answered": 999}, {"seconds": 22.0}, {"p99": 1.1}], ids=["lost", "late", "slow"]
+)
+def test_pages_that_are_lost_or_late_fail_the_benchmark(changed: dict[str, float]) -> None:
+    assert LOAD.kept
+    assert not replace(LOAD, **changed).kept
+
+
+def test_claim_pages_are_asked_for_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_speed, "_CLAIMS", 3)
+    found = load(20, 1, connections=2)
+    assert (found.wanted, found.asked, found.answered) == (20, 20, 20)
+    assert 0 < found.median <= found.p99 <= found.most

@@ -31,6 +31,7 @@ from countermark.bench.output_speed import output_ratios
 from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.bench.train import Course, fit, seeded
 from countermark.bench.trigger_speed import trigger_ratios
+from countermark.bench.web_speed import Load, first_page, lines, load
 from countermark.bench.zoo import AT_A_TIME, HostSpec, host_data, train_hosts
 from countermark.embedding import Embedding
 from countermark.files import write_bytes
@@ -70,6 +71,7 @@ def measure() -> list[Ratio]:
         *trigger_ratios(),
         *output_ratios(),
         *_commands(),
+        first_page(),
         _alignment(),
     ]
 
@@ -209,8 +211,8 @@ def _cpu_time(arguments: Sequence[str]) -> float:
     )
 
 
-def page(ratios: Sequence[Ratio], measured: Sequence[SpeedUp]) -> str:
-    """The documentation page of these ratios, in Markdown."""
+def page(ratios: Sequence[Ratio], measured: Sequence[SpeedUp], loaded: Load) -> str:
+    """The documentation page of all that was measured, in Markdown."""
     rows = [
         f"| {each.what} | {each.against} | {each.median:.3f} | {each.least:.3f} to {each.most:.3f} "
         f"| {each.pairs} | {each.limit} |"
@@ -229,6 +231,8 @@ def page(ratios: Sequence[Ratio], measured: Sequence[SpeedUp]) -> str:
             *rows,
             "",
             *_unmarked_hosts(measured),
+            "",
+            *lines(loaded),
             "",
             f"countermark {VERSION}, torch {torch.__version__}, one thread, CPU.",
             "",
@@ -264,12 +268,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="also write the page to this file")
     arguments = parser.parse_args()
-    ratios, measured = measure(), speed_ups()
-    sys.stdout.write(page(ratios, measured))
+    ratios, measured, loaded = measure(), speed_ups(), load()
+    told = page(ratios, measured, loaded)
+    sys.stdout.write(told)
     if arguments.write:
-        write_bytes(arguments.write, page(ratios, measured).encode())
-    kept = all(each.kept for each in ratios) and best(measured).median >= _LEAST_SPEED_UP
-    sys.exit(0 if kept else 1)
+        write_bytes(arguments.write, told.encode())
+    kept = [*(each.kept for each in ratios), best(measured).median >= _LEAST_SPEED_UP, loaded.kept]
+    sys.exit(0 if all(kept) else 1)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ class Rows:
     def __init__(self, tables: Any, name: str) -> None:
         self.tables, self.name = tables, name
 
-    def claims(self, connection: sa.Connection) -> Iterator[Any]:
-        """All rows of the table of claims, in their order, some at a time.
+    def claims(self, connection: sa.Connection, *, after: int = -1) -> Iterator[Any]:
+        """The rows of the table of claims behind a place, in their order, some at a time.
 
         Raises:
             LedgerError: one is larger than any claim.
         """
-        table, after = self.tables.claims, -1
+        table = self.tables.claims
         self.require_small(connection)
         while True:
             query = table.select().where(table.c.place > after).order_by("place").limit(_ROWS)

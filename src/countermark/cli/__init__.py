@@ -27,6 +27,7 @@ from countermark.cli.ledger import ledger_app
 from countermark.cli.outputs import mark
 from countermark.cli.owner import app
 from countermark.cli.recipient import recipient_app
+from countermark.cli.serve import serve
 from countermark.cli.thief import attack_app
 from countermark.errors import CountermarkError, printable
 
@@ -35,6 +36,7 @@ app.command()(advise)
 app.command()(stamp)
 app.command()(check)
 app.command()(identify)
+app.command()(serve)
 app.add_typer(key_app, name="key")
 app.add_typer(recipient_app, name="recipient")
 app.add_typer(claim_app, name="claim")

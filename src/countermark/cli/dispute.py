@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,13 +12,6 @@ from countermark.cli.options import AsJson, passphrase_of, show_result
 from countermark.cli.owner import app
 from countermark.cli.suspect import Asking, suspect_of
 from countermark.errors import ConfigError
-
-if TYPE_CHECKING:
-    from countermark.claims.audit import Audit
-    from countermark.claims.dispute import Party, Place, Side
-    from countermark.verdict import Terms, Verdict
-
-_READINGS = 6  # two keys in three models
 
 
 @app.command()
@@ -65,50 +58,25 @@ def resolve(
             --key beta.key --claim beta.json --model copy.safetensors
     """
     from countermark.claims.dispute import resolve as decide
+    from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
-    from countermark.verdict import Terms
+    from countermark.disputes import Shown, audited, read_parties, terms_of
+    from countermark.key import Key
 
     if not len(key) == len(claim) == len(model) == 2:
         raise ConfigError("two parties dispute: give --key, --claim and --model twice each")
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
     believed = [Authority.load(each) for each in authority or []]
-    audited = None if ledger is None else _audited(ledger)
-    terms = Terms(alpha / (_READINGS * (audited.count() if audited else 1)), assume_dated=True)
-    parties, readings = _read(suspect, (key, claim, model), terms)
-    found = decide(parties, readings, believed, audited)
+    counted = None if ledger is None else audited(ledger)
+    shown = [
+        Shown(Key.load(folder, passphrase_of(folder)), Claim.load(file), own)
+        for folder, file, own in zip(key, claim, model, strict=True)
+    ]
+    asking = Asking({}, None, {}, None, replay=False)
+    parties, readings = read_parties(
+        suspect, shown, terms_of(alpha, counted), lambda file, of: suspect_of(str(file), of, asking)
+    )
+    found = decide(parties, readings, believed, counted)
     show_result(found.to_json(), as_json, found.explain())
     return found.exit_code
-
-
-def _audited(url: str) -> Audit:
-    from countermark.claims.audit import audit
-    from countermark.claims.ledger import Ledger
-
-    with Ledger(url) as opened:
-        return audit(opened)
-
-
-def _read(
-    suspect: Path, shown: tuple[list[Path], list[Path], list[Path]], terms: Terms
-) -> tuple[tuple[Party, Party], dict[tuple[Side, Place], Verdict]]:
-    """The parties by their keys, claims and models, and both keys read from all three models."""
-    from countermark.claims.dispute import PLACES, SIDES, Party
-    from countermark.claims.signed import Claim
-    from countermark.examine import examine
-    from countermark.key import Key
-    from countermark.weights import model_digest, open_weights
-
-    keys, claims, models = shown
-    loaded = [Key.load(each, passphrase_of(each)) for each in keys]
-    parties = []
-    for key, claim, model in zip(loaded, claims, models, strict=True):
-        with open_weights(model) as weights:
-            parties.append(Party(Claim.load(claim), key.commitment, model_digest(weights)))
-    readings: dict[tuple[Side, Place], Verdict] = {}
-    for side, key in zip(SIDES, loaded, strict=True):
-        for place, file in zip(PLACES, (suspect, *models), strict=True):
-            asking = Asking({}, None, {}, None, replay=False)
-            with suspect_of(str(file), key, asking) as found:
-                readings[side, place] = examine(found, key, terms)
-    return (parties[0], parties[1]), readings

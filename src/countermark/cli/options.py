@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from countermark.errors import ConfigError
+from countermark.passphrase import passphrase_file
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Settings = Annotated[
@@ -78,7 +78,7 @@ def passphrase_of(folder: Path) -> str | None:
 
     if load_header(folder).encryption is None:
         return None
-    return _passphrase_file() or _ask("Passphrase", confirm=False)
+    return passphrase_file() or _ask("Passphrase", confirm=False)
 
 
 def pem_passphrase(path: Path) -> str | None:
@@ -87,12 +87,12 @@ def pem_passphrase(path: Path) -> str | None:
 
     if not is_encrypted(path):
         return None
-    return _passphrase_file() or _ask("Passphrase", confirm=False)
+    return passphrase_file() or _ask("Passphrase", confirm=False)
 
 
 def new_passphrase() -> str:
     """A passphrase for a new key, from the file that is named for it, or a prompt."""
-    passphrase = _passphrase_file() or _ask("New passphrase", confirm=True)
+    passphrase = passphrase_file() or _ask("New passphrase", confirm=True)
     if not passphrase:
         raise ConfigError(
             "--encrypt needs a passphrase: give it at the prompt of a terminal, "
@@ -103,7 +103,7 @@ def new_passphrase() -> str:
 
 def shared_passphrase() -> str | None:
     """One passphrase for many keys, from the file that is named for it; None without one."""
-    return _passphrase_file()
+    return passphrase_file()
 
 
 def _ask(what: str, *, confirm: bool) -> str | None:
@@ -111,16 +111,3 @@ def _ask(what: str, *, confirm: bool) -> str | None:
     if sys.stdin is None or not sys.stdin.isatty():
         return None
     return str(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
-
-
-def _passphrase_file() -> str | None:
-    path = os.environ.get("COUNTERMARK_PASSPHRASE_FILE")
-    if not path:
-        return None
-    try:
-        passphrase = Path(path).read_text().rstrip("\n")
-    except OSError as error:
-        raise ConfigError(f"COUNTERMARK_PASSPHRASE_FILE={path}: {error.strerror}") from None
-    if not passphrase:
-        raise ConfigError(f"COUNTERMARK_PASSPHRASE_FILE={path} is empty: put a passphrase there")
-    return passphrase

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from countermark.cli.claim import Authorities, Signers
-from countermark.cli.dated import Dated
 from countermark.cli.key import Commitment, key_or_openings
 from countermark.cli.options import (
     AsJson,
@@ -25,6 +24,7 @@ from countermark.cli.options import (
 )
 from countermark.cli.suspect import Asking, disguised, fresh_triggers, reference_of, suspect_of
 from countermark.errors import ConfigError
+from countermark.report.dated import Dated
 
 app = typer.Typer(
     name="countermark",

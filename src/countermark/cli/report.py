@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark.cli.claim import Authorities, Signers
-from countermark.cli.dated import Dated
 from countermark.cli.key import png
 from countermark.cli.options import AsJson, ModelArguments, pairs, passphrase_of, show_result
 from countermark.cli.owner import app
 from countermark.cli.suspect import Asking, suspect_of
 from countermark.errors import ConfigError, printable
+from countermark.report.dated import Dated
 
 if TYPE_CHECKING:
     from countermark.key import Key

@@ -47,12 +47,15 @@ class About:
         error_rate: e, at which bits of a copy are assumed to be lost, for the likelihood ratio.
         fields: of the scheme, by which the form is known that something was measured of.
         pictures: triggers, where the key was opened.
+        each_bit: show which bits agree. Whoever can have suspects of his own read could learn the
+            key from that.
     """
 
     paper: str
     error_rate: float
     fields: Mapping[str, Any]
     pictures: Sequence[Picture] = ()
+    each_bit: bool = True
 
 
 NO_RATIO = (
@@ -95,33 +98,50 @@ def page(
         content: the files of the bundle, whose digests are shown.
         about: what else it shows.
     """
+    context = _context(record, verdict, content, about)
+    return _environment().get_template("page.html.j2").render(context).encode()
+
+
+def body(record: Record, verdict: Verdict, content: Mapping[str, bytes], about: About) -> Markup:
+    """What stands in the page, without its head: for a page of another kind."""
+    context = _context(record, verdict, content, about)
+    told = _environment().get_template("body.html.j2").render(context)
+    return Markup(told)  # noqa: S704 - the template escapes
+
+
+def _context(
+    record: Record, verdict: Verdict, content: Mapping[str, bytes], about: About
+) -> dict[str, Any]:
+    """What the templates are given."""
     form = measured_of(verdict.scheme, about.fields)
-    template = _environment().get_template("page.html.j2")
     evidence = record.reading.evidence()
     rate = 1 / evidence.choices
     least = stats.least_matches(evidence.bits, _needed(verdict), rate)
     shown = slice(0, _CUT)
-    told = template.render(
-        v=verdict,
-        paper=printable(about.paper),
-        log10_alpha=math.log10(verdict.alpha),
-        false_claims=_false_claims(form, verdict.alpha),
-        ratio=_ratio(verdict, evidence.bits, rate, about.error_rate),
-        margin=_margin(verdict, least),
-        robust=_robust(form),
-        dated=_dated(verdict),
-        matches=Markup(figures.matches(evidence.matched, evidence.bits, rate, least)),  # noqa: S704
-        message=Markup(  # noqa: S704 - made of numbers and escaped text
-            figures.message(record.reading.read[shown], record.reading.expected[shown])
+    return {
+        "v": verdict,
+        "paper": printable(about.paper),
+        "log10_alpha": math.log10(verdict.alpha),
+        "false_claims": _false_claims(form, verdict.alpha),
+        "ratio": _ratio(verdict, evidence.bits, rate, about.error_rate),
+        "margin": _margin(verdict, least),
+        "robust": _robust(form),
+        "dated": _dated(verdict),
+        "matches": Markup(  # noqa: S704 - made of numbers and escaped text, as those below
+            figures.matches(evidence.matched, evidence.bits, rate, least)
         ),
-        time_line=Markup(figures.time_line(_events(record, verdict))),  # noqa: S704
-        pictures=about.pictures,
-        opened="key.json" in content,
-        more_limits=_more_limits(record),
-        files=[(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
-        made=record.made,
-    )
-    return told.encode()
+        "message": Markup(  # noqa: S704
+            figures.message(record.reading.read[shown], record.reading.expected[shown])
+        )
+        if about.each_bit
+        else None,
+        "time_line": Markup(figures.time_line(_events(record, verdict))),  # noqa: S704
+        "pictures": about.pictures,
+        "opened": "key.json" in content,
+        "more_limits": _more_limits(record),
+        "files": [(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
+        "made": record.made,
+    }
 
 
 def _environment() -> Environment:

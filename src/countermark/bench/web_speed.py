@@ -1,0 +1,206 @@
+"""What the web page costs: its first page against importing torch, and claim pages under load.
+
+The server is `countermark serve` in a process of its own, as people start it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.claims.ledger import Ledger
+from countermark.claims.signed import Claim
+from countermark.claims.signing import key_id
+from countermark.claims.statement import Commitment
+
+_CLAIMS = 1000
+_LIMIT = 0.6  # of importing torch
+_SLOWEST = 1.0  # seconds that one in a hundred may take longer than
+
+
+@dataclass(frozen=True)
+class Load:
+    """Claim pages that were asked for at an even pace, whether or not earlier ones were answered.
+
+    Attributes:
+        wanted: requests a second.
+        asked, answered: how many, and how many were answered with the page.
+        seconds: from the first to the last answer.
+        median, p99, most: seconds from when a request was due to its answer.
+    """
+
+    wanted: float
+    asked: int
+    answered: int
+    seconds: float
+    median: float
+    p99: float
+    most: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether all pages came, at that pace, and 99 of 100 within a second."""
+        at_pace = self.asked / self.seconds >= 0.95 * self.wanted
+        return self.answered == self.asked and at_pace and self.p99 <= _SLOWEST
+
+
+def first_page(pairs: int = 7) -> Ratio:
+    """CPU time of a server from its start to its first page, against that of importing torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        _ledger(Path(folder), 1)
+        ratios = paired(lambda: _to_first_page(Path(folder)), _importing, pairs)
+    against = "python -c 'import torch'"
+    return ratio("serve, from its start to the first page", against, ratios, _LIMIT)
+
+
+def load(a_second: float = 50, seconds: float = 20, connections: int = 8) -> Load:
+    """Ask for claim pages, each with signature and inclusion proof checked for it.
+
+    Args:
+        a_second: requests.
+        seconds: how long.
+        connections: that ask in turn.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        digests = _ledger(Path(folder), _CLAIMS)
+        count = round(a_second * seconds)
+        wanted = [digests[n * 7919 % len(digests)] for n in range(count)]
+        with _serving(Path(folder)) as (address, token):
+            return _loaded(address, _logged_in(address, token), wanted, (a_second, connections))
+
+
+def lines(found: Load) -> list[str]:
+    """What is written about it."""
+    a_second = found.asked / found.seconds
+    times = " | ".join(f"{each:.3f} s" for each in (found.median, found.p99, found.most))
+    return [
+        "## The web page",
+        "",
+        f"{found.asked:,} pages of claims, out of {_CLAIMS:,}, {found.wanted:g} a second. For each",
+        "page the signature is verified and the inclusion proof computed and checked. The server",
+        f"is one process, whoever asks another one, on the same {os.cpu_count()} cores. Seconds",
+        "are from when a request was due to the end of its answer.",
+        "",
+        "| asked | answered | a second | median | p99 | slowest |",
+        "|---|---|---|---|---|---|",
+        f"| {found.asked:,} | {found.answered:,} | {a_second:.1f} | {times} |",
+        "",
+        f"Limit: all answered, at this pace, p99 at most {_SLOWEST:g} s.",
+    ]
+
+
+def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float, int]) -> Load:
+    a_second, connections = pace
+    took: list[float] = []
+    warm = http.client.HTTPConnection(address, timeout=30)
+    _get(warm, wanted[0], cookie)  # the ledger is opened
+    warm.close()
+    start = time.monotonic() + 0.1
+
+    def ask(first: int) -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        for n in range(first, len(wanted), connections):
+            due = start + n / a_second
+            time.sleep(max(0.0, due - time.monotonic()))
+            if _get(connection, wanted[n], cookie):
+                took.append(time.monotonic() - due)
+        connection.close()
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took.sort()
+    p99 = took[min(len(took) - 1, len(took) * 99 // 100)]
+    return Load(
+        a_second, len(wanted), len(took), time.monotonic() - start, statistics.median(took), p99,
+        took[-1],
+    )  # fmt: skip
+
+
+def _get(connection: http.client.HTTPConnection, digest: str, cookie: str) -> bool:
+    """One claim's page; whether it says that the claim is whole."""
+    connection.request("GET", f"/claims/{digest}", headers={"cookie": cookie})
+    answer = connection.getresponse()
+    return b"<strong>Whole</strong>" in answer.read() and answer.status == 200
+
+
+def _logged_in(address: str, token: str) -> str:
+    """The cookie of a new session."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    connection.request("POST", "/login", urlencode({"token": token}), kind)
+    cookie = connection.getresponse().headers["set-cookie"].partition(";")[0]
+    connection.close()
+    return str(cookie)
+
+
+def _ledger(folder: Path, claims: int) -> list[str]:
+    """A ledger of so many claims; their digests."""
+    private = Ed25519PrivateKey.generate()
+    digests = []
+    with Ledger.init(str(folder / "claims.db"), key_id(private.public_key())) as ledger:
+        for n in range(claims):
+            commitment = Commitment(kind="C0", sha256=secrets.token_hex(32))
+            claim = Claim.new(commitment, f"Owner {n}", secrets.token_hex(32), 4).signed(private)
+            ledger.add(claim)
+            digests.append(claim.digest)
+    return digests
+
+
+@contextmanager
+def _serving(folder: Path) -> Iterator[tuple[str, str]]:
+    """A server of such a ledger; its host and port, and its token."""
+    token = secrets.token_urlsafe(24)
+    words = ["serve", "--ledger", "claims.db", "--port", "0", "--most-requests", "10000"]
+    server = subprocess.Popen(  # noqa: S603 - our own interpreter
+        [sys.executable, "-m", "countermark", *words], cwd=folder, stderr=subprocess.PIPE,
+        env=dict(os.environ, COUNTERMARK_TOKEN=token), text=True,
+    )  # fmt: skip
+    if server.stderr is None:  # pragma: no cover - it is a pipe
+        raise RuntimeError("a server without standard error")
+    try:
+        address = next(line.split()[-1] for line in server.stderr if "http://" in line)
+        yield urlsplit(address).netloc, token
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+
+
+def _to_first_page(folder: Path) -> float:
+    before = _children()
+    with _serving(folder) as (address, _):
+        connection = http.client.HTTPConnection(address)
+        connection.request("GET", "/login")
+        connection.getresponse().read()
+        connection.close()
+    return _children() - before
+
+
+def _importing() -> float:
+    before = _children()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return _children() - before
+
+
+def _children() -> float:
+    """User and system time of all processes that were waited for, in seconds."""
+    times = os.times()
+    return times.children_user + times.children_system

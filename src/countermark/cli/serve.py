@@ -1,0 +1,103 @@
+"""The command that serves the web page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from countermark.cli.claim import Authorities
+from countermark.cli.ledger import Url
+from countermark.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from countermark.web.settings import Settings
+
+
+def serve(
+    ledger: Url,
+    *,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")
+    ] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    state: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where jobs lie; made where it is missing.")
+    ] = Path("served"),
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keys that users choose from, by name.")
+    ] = None,
+    suspects: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Suspects that users choose from, by name.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="`results` of a clone, for benchmark pages.")
+    ] = None,
+    authority: Authorities = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file with the token; or set COUNTERMARK_TOKEN."),
+    ] = None,
+    most_mib: Annotated[
+        int, typer.Option(metavar="N", min=1, help="MiB that an upload may have.")
+    ] = 1024,
+    most_gib: Annotated[
+        float, typer.Option(metavar="N", min=0.5, help="GiB of address space of a job.")
+    ] = 16,
+    most_seconds: Annotated[
+        float, typer.Option(metavar="N", min=1, help="Seconds that a job may run.")
+    ] = 3600,
+    most_requests: Annotated[
+        float, typer.Option(metavar="N", min=0.1, help="Requests a second and address.")
+    ] = 20,
+    check: Annotated[
+        bool, typer.Option("--check", help="Open everything, say what is served, and exit.")
+    ] = False,
+) -> int:
+    """Serve a web page and a JSON API: claims, verdicts, disputes, benchmarks.
+
+    Whoever has the token may log in. Without --token-file or COUNTERMARK_TOKEN a new one is drawn
+    and printed, once. It speaks HTTP on this machine; put a proxy with TLS before it for others.
+
+    \b
+    Example:
+        countermark serve --ledger claims.db --check
+    """
+    from countermark.claims.ledger import Ledger
+
+    try:
+        from countermark.web.access import find_token, token_digest
+        from countermark.web.serving import bound
+        from countermark.web.serving import serve as run
+        from countermark.web.settings import Limits, Settings
+        from countermark.web.site import Site
+    except ImportError:
+        raise MissingExtraError("the web page", "web") from None
+
+    token, is_new = find_token(token_file, os.environ)
+    limits = Limits(
+        upload=most_mib << 20, memory=int(most_gib * (1 << 30)), seconds=most_seconds,
+        requests=most_requests,
+    )  # fmt: skip
+    settings = Settings(
+        ledger, state, token_digest(token), keys, suspects, results, tuple(authority or ()), limits
+    )
+    if check:
+        with Ledger(ledger) as opened:
+            size = opened.head().size
+        Site(settings).close()
+        typer.echo(f"{size} claims, {_summary(settings)}")
+        return 0
+    with bound(host, port) as listening:
+        address = f"http://{host}:{listening.getsockname()[1]}"
+        said = f"token, shown once: {token}\n" if is_new else ""
+        run(settings, listening, f"{said}{_summary(settings)}\nlistening on {address}\n")
+    return 0
+
+
+def _summary(settings: Settings) -> str:
+    """What is served, without a secret."""
+    keys, suspects = settings.key_shelf.entries(), settings.suspect_shelf.entries()
+    return f"{len(keys)} keys, {len(suspects)} suspects; jobs in {settings.state}"

@@ -1,0 +1,70 @@
+"""Two parties and a suspect, from their files: both keys read from all three models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from countermark.answers import Predict
+from countermark.claims.audit import Audit, audit
+from countermark.claims.dispute import PLACES, SIDES, Party, Place, Side
+from countermark.claims.ledger import Ledger
+from countermark.claims.signed import Claim
+from countermark.examine import examine
+from countermark.key import Key
+from countermark.verdict import Terms, Verdict
+from countermark.weights import Suspect, model_digest, open_weights
+
+READINGS = len(SIDES) * len(PLACES)
+Opened = Callable[[Path, Key], AbstractContextManager["Suspect | Predict"]]
+Readings = dict[tuple[Side, Place], Verdict]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a party shows: its key, its claim, and the model that it claimed, as a file."""
+
+    key: Key
+    claim: Claim
+    model: Path
+
+
+def audited(url: str) -> Audit:
+    """The whole ledger in which claims are counted, checked."""
+    with Ledger(url) as opened:
+        return audit(opened)
+
+
+def terms_of(alpha: float, counted: Audit | None) -> Terms:
+    """The terms of six readings, by keys out of so many commitments."""
+    commitments = counted.count() if counted else 1
+    return Terms(alpha / (READINGS * commitments), assume_dated=True)
+
+
+def read_parties(
+    suspect: Path, shown: Sequence[Shown], terms: Terms, opened: Opened
+) -> tuple[tuple[Party, Party], Readings]:
+    """The two parties for `claims.dispute.resolve`, and both keys' verdicts on all three models.
+
+    Args:
+        suspect: the model in dispute.
+        shown: by the first party, and by the second.
+        terms: of every reading.
+        opened: how a file is opened as a suspect of a key.
+
+    Raises:
+        SuspectError: a model that cannot be read.
+    """
+    parties = []
+    for each in shown:
+        with open_weights(each.model) as weights:
+            parties.append(Party(each.claim, each.key.commitment, model_digest(weights)))
+    files = (suspect, *(each.model for each in shown))
+    readings: Readings = {}
+    for side, each in zip(SIDES, shown, strict=True):
+        for place, file in zip(PLACES, files, strict=True):
+            with opened(file, each.key) as found:
+                readings[side, place] = examine(found, each.key, terms)
+    return (parties[0], parties[1]), readings

@@ -1,0 +1,156 @@
+"""The same for programs, as JSON; `/api/openapi.json` describes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from countermark.claims.ledger import Proof
+from countermark.claims.signed import LARGEST, Claim
+from countermark.web.claims import Found, Stamped, checked
+from countermark.web.forms import NewClaim, Resolve, Verify
+from countermark.web.orders import Job
+from countermark.web.site import Here, Site
+
+# The gate has asked for the token already; this says so in the document.
+_TOKEN = Depends(HTTPBearer(auto_error=False, description="The token of this server."))
+api = APIRouter(prefix="/api", dependencies=[_TOKEN])
+Before = Annotated[int | None, Query(ge=0, le=1 << 40)]
+Words = Annotated[str, Query(max_length=200, description="A part of an owner's name, or a digest.")]
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "It cannot be asked for; `detail` says why."},
+    401: {"description": "The token is missing or wrong."},
+    413: {"description": "More bytes than are taken."},
+    429: {"description": "Too many requests, or too many jobs wait."},
+}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "There is none."}}
+
+
+class Head(BaseModel):
+    """The ledger as it is now: its identity, how many claims, and the root over them."""
+
+    ledger: str
+    size: int
+    root: str
+
+
+class Names(BaseModel):
+    """What may be chosen by name."""
+
+    keys: list[str]
+    suspects: list[str]
+
+
+class Added(BaseModel):
+    """A claim that is in the ledger, on disk."""
+
+    digest: str
+    place: int
+
+
+class ClaimAnswer(BaseModel):
+    """A claim, checked when it was asked for.
+
+    Attributes:
+        claim: the document.
+        holds: whether signatures, stamps and inclusion are what they say.
+        signature: why the signatures do not hold; null when they do.
+        stamps: who stamped it, when, and whether this server believes him.
+        proof: that it is in the ledger's tree; `included` says whether it leads to the root.
+    """
+
+    claim: dict[str, Any]
+    holds: bool
+    signature: str | None
+    stamps: list[Stamped]
+    proof: Proof
+    included: bool
+
+
+class JobAnswer(BaseModel):
+    """A job, how far it is, and what came out: a verdict, or a resolution."""
+
+    job: Job
+    step: str
+    answer: dict[str, Any] | None
+
+
+@api.get("/head", responses=_REFUSED)
+def head(site: Here) -> Head:
+    """The ledger's size and root, now."""
+    found = site.ledger.head()
+    return Head(ledger=site.ledger.identity, size=found.size, root=found.root)
+
+
+@api.get("/claims", responses=_REFUSED)
+def claims(site: Here, q: Words = "", before: Before = None) -> Found:
+    """Claims, the newest first, 25 at a time."""
+    return site.catalogue.find(q, before)
+
+
+@api.post("/claims", status_code=201, responses=_REFUSED)
+def add_claim(site: Here, form: NewClaim) -> Added:
+    """Add a signed claim; it is on disk when this answers. Added twice, it keeps its place."""
+    claim = Claim.from_bytes(form.file.file.read(LARGEST + 1), "the file")
+    return Added(digest=claim.digest, place=site.ledger.add(claim))
+
+
+@api.get("/claims/{digest}", responses=_REFUSED | _UNKNOWN)
+def claim(site: Here, digest: str) -> ClaimAnswer:
+    """One claim, checked now."""
+    found = checked(site.ledger, digest[:64], site.authorities)
+    return ClaimAnswer(
+        claim=found.claim.model_dump(), holds=found.holds, signature=found.signature,
+        stamps=list(found.stamps), proof=found.proof, included=found.included,
+    )  # fmt: skip
+
+
+@api.get("/names", responses=_REFUSED)
+def names(site: Here) -> Names:
+    """The keys and suspects of this server."""
+    settings = site.settings
+    return Names(
+        keys=list(settings.key_shelf.entries()), suspects=list(settings.suspect_shelf.entries())
+    )  # fmt: skip
+
+
+@api.post("/verify", status_code=202, responses=_REFUSED)
+def verify(site: Here, form: Verify) -> JobAnswer:
+    """Begin to read a suspect with a key."""
+    return _answer(site, form.sent_to(site))
+
+
+@api.post("/resolve", status_code=202, responses=_REFUSED)
+def resolve(site: Here, form: Resolve) -> JobAnswer:
+    """Begin to resolve a dispute."""
+    return _answer(site, form.sent_to(site))
+
+
+@api.get("/jobs", responses=_REFUSED)
+def jobs(site: Here) -> list[Job]:
+    """All jobs, the newest first."""
+    return site.runner.jobs()
+
+
+@api.get("/jobs/{identity}", responses=_REFUSED | _UNKNOWN)
+def job(site: Here, identity: str) -> JobAnswer:
+    """A job, and what came out of it."""
+    found = site.runner.job(identity)
+    if found is None:
+        raise HTTPException(404, "there is no such job")
+    return _answer(site, found)
+
+
+@api.get("/benchmarks", responses=_REFUSED)
+def benchmarks(site: Here) -> dict[str, Any]:
+    """Tables, heat maps and figures of each paper."""
+    return site.results.papers()
+
+
+def _answer(site: Site, job: Job) -> JobAnswer:
+    answer = site.runner.answer(job) if job.state == "done" else None
+    return JobAnswer(job=job, step=site.runner.step(job), answer=answer)

@@ -1,0 +1,194 @@
+"""The pages that show: log in, claims, jobs, benchmarks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from markupsafe import Markup
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, RedirectResponse, Response
+
+from countermark.claims.signed import LARGEST, Claim
+from countermark.web.claims import checked
+from countermark.web.forms import Leaving, Login, NewClaim
+from countermark.web.gate import COOKIE, address_of
+from countermark.web.looks import STATIC
+from countermark.web.orders import Job
+from countermark.web.runner import BODY, REPORT
+from countermark.web.site import Here, Site, Visitor, require_own
+
+pages = APIRouter(include_in_schema=False)
+_STATIC = {"style.css": "text/css", "htmx.min.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_LISTED = 50  # jobs
+Words = Annotated[str, Query(max_length=200)]
+Before = Annotated[int | None, Query(ge=0, le=1 << 40)]
+
+
+@pages.get("/static/{name}")
+def static(name: str) -> Response:
+    """The style sheet, the script and the icon."""
+    if name not in _STATIC:
+        raise HTTPException(404, "there is no such page")
+    headers = {"cache-control": "public, max-age=3600"}
+    return FileResponse(STATIC / name, media_type=_STATIC[name], headers=headers)
+
+
+@pages.get("/login")
+def login(site: Here, visitor: Visitor, next: Words = "/") -> Response:  # noqa: A002
+    """Ask for the token."""
+    return site.looks.page("login", visitor, {"next": next, "wrong": False})
+
+
+@pages.post("/login")
+def come_in(request: Request, site: Here, form: Login) -> Response:
+    """Open a session, if this is the token."""
+    if not site.logins.allows(address_of(request.scope)):
+        raise HTTPException(429, "too many log-ins: wait a minute")
+    if not site.sessions.knows(form.token.strip()):
+        given = {"next": form.next, "wrong": True}
+        return site.looks.page("login", None, given, status=401)
+    here = form.next.startswith("/") and not form.next.startswith(("//", "/\\"))
+    answer = RedirectResponse(quote(form.next, safe="/") if here else "/", 303)
+    answer.set_cookie(
+        COOKIE, site.sessions.open(), httponly=True, samesite="strict",
+        secure=request.url.scheme == "https",
+    )  # fmt: skip
+    return answer
+
+
+@pages.post("/logout")
+def leave(request: Request, site: Here, visitor: Visitor, form: Leaving) -> Response:
+    """End the session."""
+    require_own(visitor, form.csrf)
+    site.sessions.close(request.scope.get("session_name"))
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+@pages.get("/")
+def home(site: Here, visitor: Visitor) -> Response:
+    """What can be done here."""
+    head = site.ledger.head()
+    shown = {"size": head.size, "root": head.root, "jobs": site.runner.jobs()[:5]}
+    return site.looks.page("home", visitor, {**shown, "ledger": site.ledger.identity})
+
+
+@pages.get("/claims")
+def claims(
+    request: Request, site: Here, visitor: Visitor, q: Words = "", before: Before = None
+) -> Response:
+    """Claims, the newest first; the list alone where a script asks."""
+    given = {"found": site.catalogue.find(q, before), "q": q}
+    part = "hx-request" in request.headers
+    return site.looks.page("claims_list" if part else "claims", visitor, given)
+
+
+@pages.post("/claims")
+def add_claim(site: Here, visitor: Visitor, form: NewClaim) -> Response:
+    """Add a signed claim to the ledger; it is on disk before its page is shown."""
+    require_own(visitor, form.csrf)
+    claim = Claim.from_bytes(form.file.file.read(LARGEST + 1), "the file")
+    site.ledger.add(claim)
+    return RedirectResponse(f"/claims/{claim.digest}", 303)
+
+
+@pages.get("/claims/{digest}")
+def claim(site: Here, visitor: Visitor, digest: str) -> Response:
+    """One claim, checked now."""
+    found = checked(site.ledger, digest[:64], site.authorities)
+    given = {"found": found, "believed": [each.name for each in site.authorities]}
+    return site.looks.page("claim", visitor, given)
+
+
+@pages.get("/claims/{digest}/claim.json")
+def claim_file(site: Here, digest: str) -> Response:
+    """The claim itself, for `countermark claim check`."""
+    found = checked(site.ledger, digest[:64], ())
+    headers = {"content-disposition": 'attachment; filename="claim.json"'}
+    return Response(found.claim.to_bytes(), media_type="application/json", headers=headers)
+
+
+@pages.get("/jobs")
+def jobs(site: Here, visitor: Visitor) -> Response:
+    """The newest jobs."""
+    return site.looks.page("jobs", visitor, {"jobs": site.runner.jobs()[:_LISTED]})
+
+
+@pages.get("/jobs/{identity}")
+def job(site: Here, visitor: Visitor, identity: str) -> Response:
+    """How far a job is, or what came out."""
+    found = _job(site, identity)
+    given: dict[str, Any] = {"job": found, "step": site.runner.step(found)}
+    if found.state == "done":
+        told = site.runner.made(found, BODY)
+        # Written by a job out of the report's own template, which escapes.
+        body = None if told is None else Markup(told.decode())  # noqa: S704
+        given |= {"answer": site.runner.answer(found), "body": body}
+        name = "resolution" if found.order.kind == "resolve" else "verdict"
+        return site.looks.page(name, visitor, given)
+    return site.looks.page("job", visitor, given)
+
+
+@pages.get("/jobs/{identity}/progress")
+def progress(site: Here, visitor: Visitor, identity: str, seen: Words = "") -> Response:
+    """The part of a job's page that changes; nothing when nothing did."""
+    found = _job(site, identity)
+    if found.over:
+        return Response(status_code=204, headers={"hx-refresh": "true"})
+    step = site.runner.step(found)
+    if step == seen:
+        return Response(status_code=204)
+    return site.looks.page("progress", visitor, {"job": found, "step": step})
+
+
+@pages.get("/jobs/{identity}/report")
+def report(site: Here, identity: str) -> Response:
+    """The report as a file of its own."""
+    found = site.runner.made(_job(site, identity), REPORT)
+    if found is None:
+        raise HTTPException(404, "this job made no report")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+    headers = {
+        "content-security-policy": policy,
+        "content-disposition": 'attachment; filename="report.html"',
+    }
+    return Response(found, media_type="text/html", headers=headers)
+
+
+@pages.get("/benchmarks")
+def benchmarks(site: Here, visitor: Visitor) -> Response:
+    """Of which papers there are results."""
+    results = site.results
+    given = {
+        "papers": results.papers(), "rendering": results.rendering,
+        "none": results.results is None,
+    }  # fmt: skip
+    return site.looks.page("benchmarks", visitor, given)
+
+
+@pages.get("/benchmarks/{paper}")
+def benchmark(site: Here, visitor: Visitor, paper: str) -> Response:
+    """Tables, heat maps and figures of one paper."""
+    papers = site.results.papers()
+    if paper not in papers:
+        raise HTTPException(404, "there are no results of such a paper")
+    return site.looks.page("benchmark", visitor, {"paper": papers[paper], "name": paper})
+
+
+@pages.get("/figures/{paper}/{name}.png")
+def figure(site: Here, paper: str, name: str) -> Response:
+    """A figure."""
+    found = site.results.figure(f"{paper}/{name}")
+    if found is None:
+        raise HTTPException(404, "there is no such figure")
+    return Response(found, media_type="image/png")
+
+
+def _job(site: Site, identity: str) -> Job:
+    found = site.runner.job(identity)
+    if found is None:
+        raise HTTPException(404, "there is no such job")
+    return found
