@@ -14,7 +14,7 @@ from typing import Any
 from countermark.bench.experiment import Experiment
 from countermark.bench.figures import FIGURES, draw, is_drawn_from
 from countermark.bench.kinds import is_experiment, load_any
-from countermark.bench.pages import outline
+from countermark.bench.outlines import outline
 from countermark.bench.tables import counted, load_table, rendered, shown_cell
 from countermark.errors import CountermarkError, DataError, MissingExtraError
 from countermark.files import write_bytes

@@ -266,7 +266,7 @@ class _Course:
 
 def in_common(added: Tensor, together: int) -> Tensor:
     """Of what is added (N, C, H, W), the mean of each group of images that bear one message."""
-    groups = added.split(together)
+    groups = torch.split(added, together)
     return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in groups])
 
 
