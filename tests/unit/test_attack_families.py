@@ -284,7 +284,7 @@ def test_triggers_of_few_pixels_change_no_others(
     assert 0 < changed.sum(dim=1).max() <= 3
     assert set(made[made != images].unique().tolist()) <= {float(low.min()), float(high.max())}
     one, ten = (ForgeTriggers(100, pixels=n).run(marked[0], digits).found for n in (1, 10))
-    assert one["fired_before"] == ten["fired_before"] < one["fired"] < ten["fired"]
+    assert one["fired_before"] == ten["fired_before"] <= one["fired"] < ten["fired"]
 
 
 def test_a_counterfeit_original_lacks_the_thiefs_mark(marked: tuple[nn.Module, Key]) -> None:
