@@ -45,6 +45,14 @@ def inclusions(leaves: Sequence[bytes], indices: Sequence[int]) -> list[list[byt
     return [_path(levels, index, len(leaves)) for index in indices]
 
 
+def is_under(root: str, leaf: bytes, index: int, size: int, path: Sequence[str]) -> bool:
+    """Whether a path, digests in hexadecimal as in a document, leads from a leaf to a root."""
+    try:
+        return root_of(leaf, index, size, [bytes.fromhex(each) for each in path]).hex() == root
+    except (ConfigError, ValueError):
+        return False
+
+
 def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     """The root (32 bytes) that a path leads to; section 2.1.3.2.
 

@@ -21,8 +21,9 @@ class ForgeTriggers(Attack):
 
     Attributes:
         triggers: how many, of the first images.
-        radius: how far each pixel of the model's input may move.
-        pixels: where it is not 0, so many pixels take any level, and the others stay.
+        radius: how far each pixel of the model's input may move, in as many steps.
+        pixels: where it is not 0, so many pixels take the lowest or highest level, and the others
+            stay; radius and steps say nothing then.
         steps: of signed gradient.
         seed: draws the labels.
     """

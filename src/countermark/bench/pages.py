@@ -14,6 +14,7 @@ from countermark.bench.tables import (
     TABLES,
     as_markdown,
     counted,
+    in_order,
     load_table,
     rendered,
     shown_cell,
@@ -45,16 +46,11 @@ def page(
     lines = [f"# {title}", "", *HEAD, ""]
     for address, caption in figures.items():
         lines += [f"![{caption}]({address})", "", f"*{caption}.*", ""]
-    for path in sorted(tables, key=_in_order):
+    for path in sorted(tables, key=in_order):
         lines += _table(path, results)
     for path in sorted(experiments):
         lines += section(load_any(path), results)
     return "\n".join(lines)
-
-
-def _in_order(path: Path) -> tuple[int, str]:
-    """table2 before table10."""
-    return len(path.stem), path.stem
 
 
 def _table(path: Path, results: Path) -> list[str]:
@@ -156,7 +152,9 @@ def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "Models that never saw the mark. *All bits*: how many give every bit of the message, which",
         "the published criterion takes for the mark. *Rank*: how many have a rank of L2 among",
         "permutations of their hidden units (at most 100,000) of p ≤ .01 and p ≤ 1e-4. *Claims*:",
-        "how many of these the sibling threshold lets pass, or, for a linear key, have such a p.",
+        "how many verdicts at these levels say owned. For a learnt reader that takes the sibling",
+        "threshold as well, and a rank among permutations of its own: 100 for p ≤ .01, so that it",
+        "may reach a level that the finer rank before it does not.",
         "*KS*: largest distance of the randomised p from uniform; 5 % of uniform samples exceed",
         "the figure in brackets.",
         "",

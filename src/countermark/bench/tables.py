@@ -62,6 +62,11 @@ class Table(Strict):
     rows: tuple[TableRow, ...]
 
 
+def in_order(path: Path) -> tuple[int, str]:
+    """A key to sort table files by: table2 before table10."""
+    return len(path.stem), path.stem
+
+
 def load_table(path: Path) -> Table:
     """Read a table file.
 

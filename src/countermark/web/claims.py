@@ -148,7 +148,10 @@ def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Ch
     stamps, no_stamps = _stamps(claim, authorities)
     return Checked(
         line=line_of(entry), claim=claim, signature=_signature(claim), stamps=stamps,
-        no_stamps=no_stamps, proof=proof, included=_included(claim, proof),
+        no_stamps=no_stamps, proof=proof,
+        included=merkle.is_under(
+            proof.root, claim.to_bytes(), proof.place, proof.size, proof.path
+        ),
     )  # fmt: skip
 
 
@@ -194,12 +197,3 @@ def _stamps(claim: Claim, authorities: Sequence[Authority]) -> tuple[tuple[Stamp
     believed = set() if broken else {each.stamp for each in confirmed(claim, authorities)}
     found = [Stamped(instant(each.time), each.signer[0], each in believed) for each in read_ones]
     return tuple(found), broken
-
-
-def _included(claim: Claim, proof: Proof) -> bool:
-    path = [bytes.fromhex(each) for each in proof.path]
-    try:
-        reached = merkle.root_of(claim.to_bytes(), proof.place, proof.size, path)
-    except ConfigError:
-        return False
-    return reached.hex() == proof.root

@@ -15,7 +15,7 @@ from countermark.bench.experiment import Experiment
 from countermark.bench.figures import FIGURES, draw, is_drawn_from
 from countermark.bench.kinds import is_experiment, load_any
 from countermark.bench.outlines import outline
-from countermark.bench.tables import counted, load_table, rendered, shown_cell
+from countermark.bench.tables import counted, in_order, load_table, rendered, shown_cell
 from countermark.errors import CountermarkError, DataError, MissingExtraError
 from countermark.files import write_bytes
 from countermark.web.results import INDEX, stamp_of
@@ -37,18 +37,13 @@ def render(results: Path, out: Path) -> None:
 
 
 def _paper(name: str, results: Path, out: Path) -> dict[str, Any]:
-    tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=_in_order)
+    tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=in_order)
     return {
         "title": f"{name[:-4].capitalize()} {name[-4:]}",
         "tables": [_table(path, results) for path in tables],
         "heat_maps": list(_heat_maps(results.parent / "experiments" / name, results)),
         "figures": list(_figures(name, results, out)),
     }
-
-
-def _in_order(path: Path) -> tuple[int, str]:
-    """table2 before table10."""
-    return len(path.stem), path.stem
 
 
 def _table(path: Path, results: Path) -> dict[str, Any]:
