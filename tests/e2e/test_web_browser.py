@@ -151,7 +151,8 @@ def test_a_walk_through_the_room(server: tuple[Served, Path], walk: Walk) -> Non
 def test_everything_is_reached_by_keyboard(server: tuple[Served, Path], walk: Walk) -> None:
     (site, _), page = server, walk.page
     page.goto(site.address + "/login")
-    page.keyboard.type(TOKEN)  # the field has the focus
+    page.locator("input:focus").wait_for()  # the page focuses the field once it is drawn
+    page.keyboard.type(TOKEN)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_url(site.address + "/")
