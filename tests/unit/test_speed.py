@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from countermark.bench import speed, trigger_speed, web_speed
+from countermark.bench import file_speed, neighbours, speed, trigger_speed, web_speed
 from countermark.bench.speed import Ratio, SpeedUp, best, page, speed_ups
 from countermark.bench.web_speed import Load, load
 
 MEASURED = [SpeedUp(1, 1.3, 1.2, 1.4, 3), SpeedUp(16, 2.9, 2.6, 3.3, 3), SpeedUp(64, 2.7, 2, 3, 3)]
+OTHER = Ratio("SSIM", "another package", 0.5, 0.4, 0.6, 7, 1.0)
 LOAD = Load(50, 1000, 1000, 20.0, 0.01, 0.02, 0.1)
 RATIO = Ratio("a step with a mark", "one without", 1.25, 1.2, 1.3, 15, 1.4)
 
@@ -26,8 +27,9 @@ def test_every_batch_is_measured_against_one_by_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_page_names_the_best() -> None:
-    shown = page([RATIO], MEASURED, LOAD)
+    shown = page([RATIO], [OTHER], MEASURED, LOAD)
     assert "| a step with a mark | one without | 1.250 | 1.200 to 1.300 | 15 | 1.4 |" in shown
+    assert "| SSIM | another package | 0.500 | 0.400 to 0.600 | 7 | 1.0 |" in shown
     assert "## Unmarked hosts" in shown
     assert "| 16 | 2.90 | 2.60 to 3.30 | 3 |" in shown
     assert "| 1,000 | 1,000 | 50.0 | 0.010 s | 0.020 s | 0.100 s |" in shown
@@ -41,6 +43,7 @@ def test_batches_that_are_worth_little_fail_the_benchmark(
     monkeypatch.setattr(speed, "measure", lambda: [RATIO])
     monkeypatch.setattr(speed, "speed_ups", lambda: [SpeedUp(8, quickest, 1, 3, 3)])
     monkeypatch.setattr(speed, "load", lambda: LOAD)
+    monkeypatch.setattr(speed, "neighbour_ratios", lambda: [OTHER])
     monkeypatch.setattr(sys, "argv", ["speed", "--write", str(tmp_path / "page.md")])
     with pytest.raises(SystemExit) as ended:
         speed.main()
@@ -68,6 +71,22 @@ def test_a_mixed_step_is_compared_with_one_of_as_many_rows(
     assert (found.pairs, found.limit) == (2, 3.0)
     assert found.what.endswith("8 rows and as many more")
     assert found.least > 0
+
+
+def test_stamps_and_many_keys_are_timed_on_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(file_speed, "_PAIRS", 1)
+    for found in (file_speed.stamping(64, 2), file_speed.many_keys(2, 4)):
+        assert 0 < found.least <= found.median
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_packages_do_the_same_work_in_the_same_run() -> None:
+    for found in (neighbours.similarity(2, 1), neighbours.hiding(2)):
+        assert 0 < found.least <= found.median
+        assert found.limit == 1.0
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -35,3 +38,24 @@ def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) 
     """Ratios first / second of seconds, the two in turn, after one warm-up of each."""
     first(), second()
     return [first() / second() for _ in range(pairs)]
+
+
+def command(arguments: Sequence[str], *, exits: int = 0) -> float:
+    """User and system time of one Python process and of those it starts, in seconds.
+
+    Raises:
+        RuntimeError: it exits otherwise than expected.
+    """
+    before = children()
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, *arguments], capture_output=True, check=False
+    )
+    if done.returncode != exits:
+        raise RuntimeError(f"{arguments} exits with {done.returncode}: {done.stderr.decode()}")
+    return children() - before
+
+
+def children() -> float:
+    """User and system time of all processes that were waited for, in seconds."""
+    times = os.times()
+    return times.children_user + times.children_system

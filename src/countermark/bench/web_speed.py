@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.bench.ratios import Ratio, children, command, paired, ratio
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import key_id
@@ -63,7 +63,9 @@ def first_page(pairs: int = 7) -> Ratio:
     """CPU time of a server from its start to its first page, against that of importing torch."""
     with tempfile.TemporaryDirectory() as folder:
         _ledger(Path(folder), 1)
-        ratios = paired(lambda: _to_first_page(Path(folder)), _importing, pairs)
+        ratios = paired(
+            lambda: _to_first_page(Path(folder)), lambda: command(["-c", "import torch"]), pairs
+        )
     against = "python -c 'import torch'"
     return ratio("serve, from its start to the first page", against, ratios, _LIMIT)
 
@@ -185,22 +187,10 @@ def _serving(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _to_first_page(folder: Path) -> float:
-    before = _children()
+    before = children()
     with _serving(folder) as (address, _):
         connection = http.client.HTTPConnection(address)
         connection.request("GET", "/login")
         connection.getresponse().read()
         connection.close()
-    return _children() - before
-
-
-def _importing() -> float:
-    before = _children()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return _children() - before
-
-
-def _children() -> float:
-    """User and system time of all processes that were waited for, in seconds."""
-    times = os.times()
-    return times.children_user + times.children_system
+    return children() - before

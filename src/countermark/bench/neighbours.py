@@ -1,0 +1,72 @@
+"""What other packages need for the same work, measured beside ours in one run.
+
+Only what is installed with the development requirements: a package that is not there fails the
+benchmark. Most libraries of watermarks have no counterpart here: they train and read with a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pytorch_msssim import ssim as other_ssim
+from torch import Tensor
+
+from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.schemes.logo import GRID
+from countermark.schemes.training.makers import Maker
+from countermark.schemes.training.stego import StegoNetwork, spread, ssim, tiled
+from countermark.steganalysis.embedders import Adaptive
+
+_PAIRS = 7
+_SHAPE = (3, 32, 32)
+
+
+def neighbour_ratios() -> list[Ratio]:
+    """All ratios to other packages; about a minute."""
+    torch.set_num_threads(1)
+    return [similarity(), hiding()]
+
+
+def similarity(batch: int = 32, repeats: int = 20) -> Ratio:
+    """CPU time of our SSIM and its gradient, against pytorch-msssim's, on the same images."""
+    one = torch.rand(batch, *_SHAPE, requires_grad=True)
+    other = torch.rand(batch, *_SHAPE)
+
+    def theirs(a: Tensor, b: Tensor) -> Tensor:
+        found: Tensor = other_ssim(a, b, data_range=1.0, size_average=False)
+        return found
+
+    def timed(compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+        began = time.process_time()
+        for _ in range(repeats):
+            torch.autograd.grad(compare(one, other).sum(), one)
+        return time.process_time() - began
+
+    what = f"SSIM and its gradient, {batch} images of 3 × 32 × 32"
+    ratios = paired(lambda: timed(ssim), lambda: timed(theirs), _PAIRS)
+    return ratio(what, "pytorch-msssim", ratios, 1.0)
+
+
+def hiding(images: int = 32) -> Ratio:
+    """CPU time of making triggers, against hiding .4 bit a pixel with conseal's S-UNIWARD."""
+    covers = np.random.default_rng(0).integers(0, 256, (images, *_SHAPE), dtype=np.uint8)
+    tile = tiled(2.0 * torch.randint(0, 2, (_SHAPE[0], GRID, GRID)) - 1, *_SHAPE[1:])
+    network = StegoNetwork(_SHAPE[0]).eval().requires_grad_(False)
+    make = Maker(network, spread(torch.randint(0, 2, (images, GRID, GRID)), tile))
+    hide = Adaptive("s_uniward")
+
+    def ours() -> float:
+        began = time.process_time()
+        make(covers)
+        return time.process_time() - began
+
+    def theirs() -> float:
+        began = time.process_time()
+        hide(covers, 0)
+        return time.process_time() - began
+
+    what = f"deepstego, {images} triggers of 3 × 32 × 32"
+    return ratio(what, "conseal's S-UNIWARD in as many", paired(ours, theirs, _PAIRS), 1.0)
