@@ -18,7 +18,7 @@ from countermark.pictures import decoded
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMS = "published", "default", "default, everywhere"
+_FORMS = "published", "default"
 _COPIES = "CNet", "Res9", "Res16", "UNet"
 _LOUDER = 10
 
@@ -30,7 +30,7 @@ def barriers(experiments: Path, results: Path) -> dict[str, Any]:
 
 def copies(experiments: Path, results: Path) -> dict[str, Any]:
     """The same of surrogates: what they made, and what is revealed in it."""
-    labels = {f"{form}: {copy}": f"{form}: {copy}" for form in _FORMS[:2] for copy in _COPIES}
+    labels = {f"{form}: {copy}": f"{form}: {copy}" for form in _FORMS for copy in _COPIES}
     return _pictures(experiments, results, labels)
 
 
