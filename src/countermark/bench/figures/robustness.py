@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from countermark.bench.outlines import outline
 from countermark.errors import DataError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LETTERS = {"owned": "O", "not_proven": "n", "no_verdict": "?"}
@@ -62,23 +63,32 @@ def _letters(outcomes: Mapping[str, int]) -> str:
 def draw_matrix(shown: Mapping[str, Any], figure: Figure) -> None:
     """Wrong bits on the left, the accuracy that the attack costs on the right."""
     left, right = figure.subplots(1, 2, sharey=True)
-    wrong = np.array(shown["wrong"], dtype=float).T  # None becomes NaN, which stays white
-    image = left.imshow(wrong, vmin=0, vmax=50, cmap="YlOrRd", aspect="auto")
-    figure.colorbar(image, ax=left, label="wrong bits or triggers, %")
-    for (scheme, verdicts), aligned in zip(
-        enumerate(shown["verdicts"]), shown["aligned"], strict=True
-    ):
-        for attack, letters in enumerate(verdicts):
-            read = f"{letters} → {aligned[attack]}" if aligned[attack] else letters
-            left.text(scheme, attack, read, ha="center", va="center", fontsize=6)
-    lost = np.array(shown["lost"], dtype=float).T
-    image = right.imshow(lost, vmin=0, vmax=30, cmap="Blues", aspect="auto")
-    figure.colorbar(image, ax=right, label="accuracy lost, points")
-    for scheme, column in enumerate(shown["lost"]):
-        for attack, points in enumerate(column):
-            right.text(scheme, attack, f"{points:.1f}", ha="center", va="center", fontsize=6)
+    said = [
+        [f"{letters} → {after}" if after else letters for letters, after in zip(*pair, strict=True)]
+        for pair in zip(shown["verdicts"], shown["aligned"], strict=True)
+    ]
+    _map(left, shown["wrong"], said, colours=("YlOrRd", 50), label="wrong bits or triggers, %")
+    points = [[f"{each:.1f}" for each in column] for column in shown["lost"]]
+    _map(right, shown["lost"], points, colours=("Blues", 30), label="accuracy lost, points")
     left.set_yticks(range(len(shown["attacks"])), shown["attacks"], fontsize=7)
     for axes in (left, right):
         axes.set_xticks(
             range(len(shown["schemes"])), shown["schemes"], rotation=35, ha="right", fontsize=7
         )
+
+
+def _map(
+    axes: Axes, values: Sequence[Sequence[float | None]], said: Sequence[Sequence[str]],
+    *, colours: tuple[str, float], label: str,
+) -> None:  # fmt: skip
+    """Values from 0 to the second of `colours`, a column a scheme; what is said stands in them."""
+    levels = np.array(values, dtype=float).T  # None becomes NaN, which stays white
+    image = axes.imshow(levels, vmin=0, vmax=colours[1], cmap=colours[0], aspect="auto")
+    axes.figure.colorbar(image, ax=axes, label=label)
+    for column, words in enumerate(said):
+        for row, word in enumerate(words):
+            dark = levels[row, column] > 0.6 * colours[1]
+            axes.text(
+                column, row, word, ha="center", va="center", fontsize=6,
+                color="white" if dark else "black",
+            )  # fmt: skip
