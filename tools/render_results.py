@@ -1,17 +1,28 @@
 """Writes docs/results, docs/figures and what reports quote from results/; with --check, fails when
 one is stale."""
 
+import json
 import sys
 from pathlib import Path
 
 from countermark.bench.figures import FIGURES, Drawing, Shown, draw, is_drawn_from
 from countermark.bench.measured import measured
+from countermark.bench.mpai import page as mpai_page
 from countermark.bench.pages import page
 from countermark.bench.scorecard import scorecard
 from countermark.report.measured import FILE
 
 DOCS = Path("docs")
 EXPERIMENTS, TABLES, RESULTS = Path("experiments"), Path("tables"), Path("results")
+EVALUATED = """# Results: MPAI-NNW
+
+What `countermark bench mpai` prints of each scheme, with the files of `results/mpai`. M unmarked
+networks and D payloads in each give M×D marked ones, and all are modified alike. A false positive
+is an unmarked network that the detector claims for one of its keys at alpha 1e-6; a false negative
+a marked one that it does not claim, *no verdict* included. Symbols are raw bits, or labels of
+triggers. Bundled digits, one thread of a CPU: small hosts, so that these tables say how a scheme
+fares against the others here, and no more.
+"""
 PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",
     "wang2020": "Results: Wang et al. 2020",
@@ -44,12 +55,23 @@ def pages(drawn: dict[Path, tuple[Drawing, Shown]]) -> dict[Path, str]:
         )
         text = page(title, pictures, tables, experiments, RESULTS)
         found[DOCS / "results" / f"{paper}.md"] = text
+    found[DOCS / "results" / "mpai.md"] = evaluations()
     leading = page("Results", {}, [], list(EXPERIMENTS.glob("*.toml")), RESULTS)
     links = [f"- [{title}](results/{paper}.md)" for paper, title in PAPERS.items()]
+    links.append("- [Results: MPAI-NNW](results/mpai.md)")
     found[DOCS / "results.md"] = "\n".join([leading, "## By paper", "", *links, ""])
     card = TABLES / "scorecard.toml"
     found[DOCS / "scorecard.md"] = scorecard(card, RESULTS)
     return found | {FILE: measured(TABLES / "measured.toml", card, RESULTS)}
+
+
+def evaluations() -> str:
+    """The evaluations of MPAI-NNW; each file is what `bench mpai SCHEME --json` printed."""
+    parts = [
+        f"## {path.stem.replace('_', ' ')}\n\n{mpai_page(json.loads(path.read_text()))}\n"
+        for path in sorted((RESULTS / "mpai").glob("*.json"))
+    ]
+    return "\n".join([EVALUATED, *parts])
 
 
 def main() -> None:

@@ -75,11 +75,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Network:
-    """An unmarked network, the marked ones that were made of it in so many seconds, their keys."""
+    """An unmarked network, trained in so many seconds; the marked ones and their keys likewise."""
 
     plain: nn.Module
     marked: list[nn.Module]
     keys: list[Key]
+    trained: float
     seconds: float
 
 
@@ -87,7 +88,8 @@ def evaluate(trial: Trial) -> dict[str, Any]:
     """Mark, modify, detect and decode; all of it on test keys, dated by assumption.
 
     Returns: `trial`, `imperceptibility` (accuracies in percent), `robustness` (one row for each
-        modification), `cost` (CPU seconds of inserting, detecting and decoding, memory), versions.
+        modification), `cost` (CPU seconds of inserting, and as a multiple of training the unmarked
+        network; of detecting and decoding; memory), versions.
 
     Raises:
         ConfigError: scheme, model and fields do not fit.
@@ -98,6 +100,7 @@ def evaluate(trial: Trial) -> dict[str, Any]:
     memory = _peak()
     networks = [_marked(trial, data, number) for number in range(trial.networks)]
     inserting = sum(each.seconds for each in networks) / (trial.networks * trial.payloads)
+    training = min(each.trained for each in networks)  # the first one also loads what it needs
     before = [100 * accuracy(each.plain, data) for each in networks]
     after = [100 * accuracy(one, data) for each in networks for one in each.marked]
     rows = [_robustness(trial, networks, data, None)]
@@ -113,7 +116,8 @@ def evaluate(trial: Trial) -> dict[str, Any]:
         },
         "robustness": rows,
         "cost": {
-            "insert_seconds": inserting, "detect_and_decode_seconds": detecting,
+            "insert_seconds": inserting, "insert_ratio": inserting / training,
+            "detect_and_decode_seconds": detecting,
             "peak_memory_mib": _peak(), "of_which_before_mib": memory,
         },
         "countermark": VERSION,
@@ -123,8 +127,9 @@ def evaluate(trial: Trial) -> dict[str, Any]:
 def _marked(trial: Trial, data: Dataset, number: int) -> _Network:
     how, course = recipe(trial.model), Course(trial.epochs, number)
     seeded(number, "init")
-    plain = build(trial.model, {})
+    plain, start = build(trial.model, {}), time.process_time()
     fit(plain, data, how, course)
+    trained = time.process_time() - start
     scheme = scheme_for(trial.scheme, trial.fields, data, trial.epochs * batches_of(data, how))
     marked, keys, course = [], [], replace(course, seed=number + 1)
     start = time.process_time()
@@ -142,7 +147,7 @@ def _marked(trial: Trial, data: Dataset, number: int) -> _Network:
                 )
             marked.append(host)
             keys.append(mark.drawn_key)
-    return _Network(plain, marked, keys, time.process_time() - start)
+    return _Network(plain, marked, keys, trained, time.process_time() - start)
 
 
 @contextmanager
@@ -214,30 +219,31 @@ def _as_json(trial: Trial) -> dict[str, Any]:
 
 
 def page(done: Mapping[str, Any]) -> str:
-    """What `evaluate` returned, as lines of text."""
+    """What `evaluate` returned, in Markdown."""
     trial, seen, cost = done["trial"], done["imperceptibility"], done["cost"]
-    inserting, detecting = cost["insert_seconds"], cost["detect_and_decode_seconds"]
+    fields = ", ".join(f"{name} = {value}" for name, value in trial["fields"].items())
+    every, marked = trial["networks"], trial["networks"] * trial["payloads"]
+    host = f"{trial['model']} on {trial['data']}: {every} networks"
     lines = [
         (
-            f"{trial['scheme']} on {trial['model']}, {trial['data']}: {trial['networks']} "
-            f"networks, {trial['payloads']} payloads each, {trial['epochs']} epochs"
+            f"{trial['scheme']} ({fields or 'default fields'}) in {host}, {trial['payloads']} "
+            f"payloads each, {trial['epochs']} epochs."
         ),
         (
-            f"accuracy {seen['accuracy_unmarked']:.2f} % unmarked, "
-            f"{seen['accuracy_marked']:.2f} % marked"
+            f"Accuracy {seen['accuracy_unmarked']:.2f} % unmarked, {seen['accuracy_marked']:.2f} % "
+            f"marked. Inserting takes {cost['insert_ratio']:.2f} × the CPU time of the unmarked "
+            f"training; at most {cost['peak_memory_mib']:.0f} MiB in all."
         ),
-        (
-            f"inserting {inserting:.1f} s of CPU time, detecting and decoding {detecting:.3f} s, "
-            f"at most {cost['peak_memory_mib']:.0f} MiB"
-        ),
-        "modification | false positives | false negatives | symbol error rate | accuracy",
+        "",
+        "| modification | false positives | false negatives | symbol error rate | accuracy % |",
+        "|---|---|---|---|---|",
     ]
     for row in done["robustness"]:
-        fields = ", ".join(f"{name}={value}" for name, value in row["fields"].items())
+        how = ", ".join(f"{name} {value}" for name, value in row["fields"].items())
         rate = row["symbol_error_rate"]
         lines.append(
-            f"{row['modification']} {fields} | {row['false_positives']} of {trial['networks']} | "
-            f"{row['false_negatives']} of {trial['networks'] * trial['payloads']} | "
-            f"{'unread' if rate is None else f'{rate:.4f}'} | {row['accuracy']:.2f} %"
+            f"| {row['modification']} {how} | {row['false_positives']} of {every} | "
+            f"{row['false_negatives']} of {marked} | "
+            f"{'unread' if rate is None else f'{rate:.4f}'} | {row['accuracy']:.2f} |"
         )
     return "\n".join(lines)
