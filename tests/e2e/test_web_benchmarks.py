@@ -19,6 +19,7 @@ from countermark.web.rendering import render
 from countermark.web.results import INDEX, Results, stamp_of
 
 PAPER = "uchida2017"
+BESIDE = "robustness"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("experiments", "tables", "results"):
         shutil.copytree(ROOT / part / PAPER, folder / part / PAPER)
     shutil.rmtree(folder / "results" / PAPER / "distilling")
+    shutil.copytree(ROOT / "experiments" / BESIDE, folder / "experiments" / BESIDE)
+    shutil.copytree(ROOT / "results" / BESIDE / "mlp", folder / "results" / BESIDE / "mlp")
     return folder
 
 
@@ -73,7 +76,9 @@ def test_pages_show_what_was_rendered_and_nothing_else(
     with visited(settings) as visitor:
         assert not visitor.site.results.rendering, "nothing is stale"
         visitor.log_in()
-        assert "Uchida 2017" in visitor.http.get("/benchmarks").text
+        listed = visitor.http.get("/benchmarks").text
+        assert "Uchida 2017" in listed
+        assert "Robustness" in listed, "what was measured beside the papers is shown as well"
         page = visitor.http.get(f"/benchmarks/{PAPER}").text
         for said in ("not measured yet", "shortened for a CPU", 'class="heat5"', "(paper "):
             assert said in page
@@ -82,6 +87,7 @@ def test_pages_show_what_was_rendered_and_nothing_else(
         for name in ("absent.png", "index.png", "..%2findex.png"):
             assert visitor.http.get(f"/figures/{PAPER}/{name}").status_code == 404
         assert visitor.http.get("/benchmarks/absent").status_code == 404
+        assert "not embedded" in visitor.http.get(f"/benchmarks/{BESIDE}").text
         assert visitor.program.get("/api/benchmarks").json()[PAPER]["title"] == "Uchida 2017"
 
 

@@ -24,14 +24,15 @@ _NOT_YET = "not measured yet"
 
 
 def render(results: Path, out: Path) -> None:
-    """Write what is to be shown of all papers that have tables.
+    """Write what is to be shown of all papers, and of what was measured beside them.
 
     Args:
         results: the folder of the results, with `tables` and `experiments` beside it.
         out: the folder to write to.
     """
     stamp = stamp_of(results)
-    names = sorted(each.name for each in (results.parent / "tables").iterdir() if each.is_dir())
+    folders = (results.parent / "tables", results.parent / "experiments")
+    names = sorted({each.name for part in folders for each in part.iterdir() if each.is_dir()})
     papers = {name: _paper(name, results, out) for name in names}
     write_bytes(out / INDEX, json.dumps({"stamp": stamp, "papers": papers}).encode())
 
@@ -39,7 +40,7 @@ def render(results: Path, out: Path) -> None:
 def _paper(name: str, results: Path, out: Path) -> dict[str, Any]:
     tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=in_order)
     return {
-        "title": f"{name[:-4].capitalize()} {name[-4:]}",
+        "title": (f"{name[:-4]} {name[-4:]}" if name[-4:].isdigit() else name).capitalize(),
         "tables": [_table(path, results) for path in tables],
         "heat_maps": list(_heat_maps(results.parent / "experiments" / name, results)),
         "figures": list(_figures(name, results, out)),
