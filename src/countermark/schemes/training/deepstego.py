@@ -32,7 +32,6 @@ _COMMITTED = 8  # one row of so many is a committed trigger
 _NEGATIVES = 4  # one of so many only resembles one,
 _NEGATIVES_FROM = 0.6  # once this share of the warm-up is over
 _SOME = 4  # of so many covers one is seen with what only resembles a trigger
-_LOGOS = 3  # times as often with another logo as with another tile: those are the harder ones
 _COVERS = 6  # one of so many other rows is a cover; every second one in the warm-up
 _STRENGTHS = 0.5, 2.5  # of what the host learns to disregard
 
@@ -141,8 +140,7 @@ class DeepStegoTraining(TriggerTraining):
         makers = [
             foreign(key, self.covers.numpy(), seed_of(seeds)) for _ in range(self._stego.foreign)
         ]
-        makers += [other_logos(key, count, self.generator) for _ in range(_LOGOS)]
-        makers.append(wrong_tiles(key, count, self.generator))
+        makers += [each(key, count, self.generator) for each in (other_logos, wrong_tiles)]
         return [each.residuals(covers) for each in makers]
 
 
