@@ -66,7 +66,7 @@ def measure() -> list[Ratio]:
         _step("uchida", Uchida(on_mlp), mlp, 1.4),
         _step("uchida", Uchida(on_vgg), vgg, 1.02),
         _step("published", IndependentNetwork(on_mlp, as_published=True), mlp, 3.0),
-        _step("hardened", IndependentNetwork(on_mlp), mlp, 5.0),
+        _step("hardened", IndependentNetwork(on_mlp), mlp, 6.0),
         _step("hardened", IndependentNetwork(on_vgg), vgg, 1.05),
         *trigger_ratios(),
         *output_ratios(),
