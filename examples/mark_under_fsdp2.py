@@ -74,6 +74,7 @@ def main(out: Path) -> None:
     if rank == 0:
         save_weights(state, out / "model.safetensors")
         key.save(out / "acme.key")
+    dist.barrier()  # nobody leaves while others still talk
     dist.destroy_process_group()
 
 

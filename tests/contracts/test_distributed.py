@@ -124,6 +124,7 @@ def rank_main(rank: int, folder: Path, jobs: list[Job]) -> None:
         timeout=timedelta(seconds=120),
     )  # fmt: skip
     torch.save({name: job() for name, job in jobs}, folder / f"{rank}.pt")
+    dist.barrier()  # nobody leaves while others still talk
     dist.destroy_process_group()
 
 
