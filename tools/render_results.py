@@ -16,12 +16,12 @@ DOCS = Path("docs")
 EXPERIMENTS, TABLES, RESULTS = Path("experiments"), Path("tables"), Path("results")
 EVALUATED = """# Results: MPAI-NNW
 
-What `countermark bench mpai` prints of each scheme, with the files of `results/mpai`. M unmarked
-networks and D payloads in each give M×D marked ones, and all are modified alike. A false positive
-is an unmarked network that the detector claims for one of its keys at alpha 1e-6; a false negative
-a marked one that it does not claim, *no verdict* included. Symbols are raw bits, or labels of
-triggers. Bundled digits, one thread of a CPU: small hosts, so that these tables say how a scheme
-fares against the others here, and no more.
+What `countermark bench mpai` prints, from the files of `results/mpai`; schemes that are not below
+were not evaluated yet. M unmarked networks, of seeds from 0 on, and D payloads in each give M×D
+marked ones, and all are modified alike. A false positive is an unmarked network that the detector
+claims for one of its keys at alpha 1e-6; a false negative a marked one that it does not claim,
+*no verdict* included. Symbols are raw bits, or labels of triggers. Bundled digits, one thread of a
+CPU: small hosts, so that these tables say how a scheme fares against the others here, and no more.
 """
 PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",

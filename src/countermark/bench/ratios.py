@@ -40,6 +40,12 @@ def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) 
     return [first() / second() for _ in range(pairs)]
 
 
+def against_torch(what: str, seconds: Callable[[], float], limit: float, pairs: int = 7) -> Ratio:
+    """Of seconds, to those of a process that imports torch."""
+    ratios = paired(seconds, lambda: command(["-c", "import torch"]), pairs)
+    return ratio(what, "python -c 'import torch'", ratios, limit)
+
+
 def command(arguments: Sequence[str], *, exits: int = 0) -> float:
     """User and system time of one Python process and of those it starts, in seconds.
 

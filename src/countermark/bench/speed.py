@@ -28,7 +28,7 @@ from countermark.bench.file_speed import file_ratios
 from countermark.bench.models import build
 from countermark.bench.neighbours import neighbour_ratios
 from countermark.bench.output_speed import output_ratios
-from countermark.bench.ratios import Ratio, command, paired, ratio
+from countermark.bench.ratios import Ratio, against_torch, command, paired, ratio
 from countermark.bench.train import Course, fit, seeded
 from countermark.bench.trigger_speed import trigger_ratios
 from countermark.bench.web_speed import Load, first_page, lines, load
@@ -172,17 +172,13 @@ def _commands() -> list[Ratio]:
         scheme.generate_key({"features.0.weight": (64, 3, 3, 3)}, owner="bench").save(key)
         verify = ["-m", "countermark", "verify", str(suspect), "--key", str(key)]
         return [
-            _against_torch("verify a linear key in a 100 MB file", verify, 1, 0.6),
-            _against_torch("countermark --help", ["-m", "countermark", "--help"], 0, 0.3),
+            against_torch(
+                "verify a linear key in a 100 MB file", lambda: command(verify, exits=1), 0.6
+            ),
+            against_torch(
+                "countermark --help", lambda: command(["-m", "countermark", "--help"]), 0.3
+            ),
         ]
-
-
-def _against_torch(what: str, words: Sequence[str], exits: int, limit: float) -> Ratio:
-    def importing() -> float:
-        return command(["-c", "import torch"])
-
-    ratios = paired(lambda: command(words, exits=exits), importing, 7)
-    return ratio(what, "python -c 'import torch'", ratios, limit)
 
 
 def _alignment() -> Ratio:
@@ -196,8 +192,7 @@ def _alignment() -> Ratio:
         realigned(suspect, reference, shape)
         return time.process_time() - start
 
-    ratios = paired(aligned, lambda: command(["-c", "import torch"]), 3)
-    return ratio("align VGG16 to a reference", "python -c 'import torch'", ratios, 4.0)
+    return against_torch("align VGG16 to a reference", aligned, 4.0, pairs=3)
 
 
 def page(

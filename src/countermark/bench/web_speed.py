@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from countermark.bench.ratios import Ratio, children, command, paired, ratio
+from countermark.bench.ratios import Ratio, against_torch, children
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import key_id
@@ -63,11 +63,10 @@ def first_page(pairs: int = 7) -> Ratio:
     """CPU time of a server from its start to its first page, against that of importing torch."""
     with tempfile.TemporaryDirectory() as folder:
         _ledger(Path(folder), 1)
-        ratios = paired(
-            lambda: _to_first_page(Path(folder)), lambda: command(["-c", "import torch"]), pairs
-        )
-    against = "python -c 'import torch'"
-    return ratio("serve, from its start to the first page", against, ratios, _LIMIT)
+        return against_torch(
+            "serve, from its start to the first page",
+            lambda: _to_first_page(Path(folder)), _LIMIT, pairs,
+        )  # fmt: skip
 
 
 def load(a_second: float = 50, seconds: float = 20, connections: int = 8) -> Load:
