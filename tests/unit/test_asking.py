@@ -57,7 +57,7 @@ def test_another_machine_answers_alike() -> None:
 def test_forgeries_are_all_asked() -> None:
     found = figures("deepstego")["forgeries"]
     kinds = [(each["kind"], each["strength"]) for each in found]
-    forged = ("owner", "pasted", "foreign", "logo", "tile")
+    forged = ("owner", "pasted", "foreign", "logo", "swapped", "tile")
     assert sorted(kinds) == sorted([("cover", 1.0), *((k, s) for k in forged for s in (1.0, 3.0))])
     owner = [each for each in found if each["kind"] == "owner"]
     assert owner[0]["psnr"] == pytest.approx(24, abs=2)

@@ -11,13 +11,17 @@ from stego_keys import Images, covers, digits, made
 
 from countermark.errors import ConfigError
 from countermark.key import Key
+from countermark.schemes import scheme_of
+from countermark.schemes.deepstego import tile_of
 from countermark.schemes.training.makers import (
     foreign,
     fresh,
     other_logos,
     owner,
+    swapped_logos,
     wrong_tiles,
 )
+from countermark.schemes.training.stego import tiled
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,7 @@ def test_others_add_something_else(key: Key) -> None:
     for each in (
         strangers(covers()),
         other_logos(key, count, generator())(covers()),
+        swapped_logos(key, count, generator())(covers()),
         wrong_tiles(key, count, generator())(covers()),
     ):
         assert each.shape == own.shape
@@ -78,6 +83,27 @@ def test_others_add_something_else(key: Key) -> None:
     assert np.array_equal(
         strangers(covers()), foreign(key, digits().train_images.numpy(), 3)(covers())
     )
+
+
+def test_another_logo_has_another_tile(key: Key) -> None:
+    bits = key.frozen["logo"]
+    assert np.array_equal(tile_of(key.material, bits, 1), key.frozen["tile"])
+    flipped = bits.copy()
+    flipped[0, 0] ^= 1
+    same = tile_of(key.material, flipped, 1) == key.frozen["tile"]
+    assert 0.2 < same.mean() < 0.8
+    tile = tiled(2.0 * torch.from_numpy(key.frozen["tile"]) - 1, 28, 28).abs()
+    swapped = swapped_logos(key, 3, generator()).logos * owner(key).logos
+    assert torch.equal(swapped.abs(), tile.expand(3, -1, -1, -1))
+    own_tile = swapped.reshape(3, -1).float().mean(1).abs()
+    assert (own_tile < 0.6).all()  # other bits
+
+
+@pytest.mark.parametrize("name", ["tile", "logo"])
+def test_a_tile_that_does_not_follow_from_the_logo_is_one_line(key: Key, name: str) -> None:
+    changed = replace(key, frozen={**key.frozen, name: 1 - key.frozen[name]})
+    with pytest.raises(ConfigError, match="does not follow from its secret and its logo"):
+        scheme_of(changed).check_key(changed)
 
 
 def test_a_pasted_residual_is_that_of_the_donor(key: Key) -> None:

@@ -33,6 +33,7 @@ from countermark.schemes.training.makers import (
     foreign_network,
     other_logos,
     owner,
+    swapped_logos,
     wrong_tiles,
 )
 from countermark.schemes.training.stego import StegoNetwork, ssim
@@ -48,7 +49,8 @@ class Fresh(Strict):
     Attributes:
         images: the first so many test images are the covers.
         strengths: of the owner's triggers and of every forgery, as multiples of the residual.
-        foreign, logos, tiles: how many foreign networks, other logos and wrong tiles.
+        foreign, logos, tiles: how many foreign networks, other logos (in the default form also on
+            the owner's tile, "swapped") and wrong tiles.
         pasted: whether residuals of other images are pasted, too.
     """
 
@@ -80,7 +82,7 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
     covers, classes = data.test_images[: spec.images].numpy(), data.test_labels[: spec.images]
     scheme = _deepstego(key)
     predict, mapped = of_module(model, scheme.mean, scheme.deviation), scheme.class_map(key)
-    found, count = [], 1 + len(spec.strengths) * (1 + spec.foreign + spec.logos + spec.tiles)
+    found, count = [], 1 + len(spec.strengths) * (1 + spec.foreign + 2 * spec.logos + spec.tiles)
     with progress("fresh triggers and forgeries", count) as advance:
         for made in _all_made(key, spec, data, covers):
             read = predict(made.images)
@@ -120,7 +122,11 @@ def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, M
         yield "foreign", number, _foreign(key, data, _FIRST_FOREIGN + number)
     for number in range(spec.logos):
         yield "logo", number, other_logos(key, 1, torch.Generator().manual_seed(number))
-    for number in range(0 if _deepstego(key).as_published else spec.tiles):
+    if _deepstego(key).as_published:
+        return
+    for number in range(spec.logos):
+        yield "swapped", number, swapped_logos(key, 1, torch.Generator().manual_seed(number))
+    for number in range(spec.tiles):
         yield "tile", number, wrong_tiles(key, 1, torch.Generator().manual_seed(number))
 
 

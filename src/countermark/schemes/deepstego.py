@@ -19,20 +19,31 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from countermark.answers import Images, Predict
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence
-from countermark.key import Key
+from countermark.key import Key, KeyMaterial
+from countermark.message import Bits
 from countermark.nulls import Null, SecretClassMap, UnmarkedModels
 from countermark.schemes.base import Paper
 from countermark.schemes.black_box import TRIGGERS, FreshTriggers, TriggerScheme
-from countermark.schemes.logo import logo_bits, read_logo
+from countermark.schemes.logo import GRID, logo_bits, read_logo
 from countermark.schemes.reader import SIBLINGS, check_measured
 
-COVERS, CLASSES, LOGO = "covers", "classes", "logo"
+COVERS, CLASSES, LOGO, TILE = "covers", "classes", "logo", "tile"
 """Names among the frozen tensors: uint8 (n, C, H, W) and int64 (n,) of the published form; bits
-(8, 8) of the default form, uint8 (C, H, W) of the published one."""
+(8, 8) of the default form, uint8 (C, H, W) of the published one; bits (C, 8, 8) of the default."""
 
 USUAL = "usual"
 _USUAL_PSNR = {False: 36.0, True: 28.0}  # dB, by as_published
 _TAKEN = 0.5  # trigger accuracy below which a published mark is not in its own host
+
+
+def tile_of(material: KeyMaterial, logo: NDArray[Any], channels: int) -> Bits:
+    """The bits (C, 8, 8) of the tile of signs that spreads a logo of bits (8, 8).
+
+    Each logo has its own: a host reads texture, and hardly where a logo's parts are, so another
+    logo on the same tile resembles the owner's. Whoever takes another logo has another tile.
+    """
+    drawn = material.stream(f"tile of {logo.tobytes().hex()}").bits(channels * GRID * GRID)
+    return drawn.reshape(channels, GRID, GRID)
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ class DeepStego(TriggerScheme):
         """Raise `ConfigError` for a key that lacks, or misstates, what its form has."""
         super().check_key(key)
         if not self.as_published:
+            self._check_tile(key)
             return
         triggers, covers = self.committed(key), self.images_in(key.frozen, COVERS)
         logo = key.frozen.get(LOGO, np.zeros(0, dtype=np.uint8))
@@ -134,6 +146,15 @@ class DeepStego(TriggerScheme):
         check_measured(key.learnt)
         if (key.learnt.get(SIBLINGS, np.zeros(0)) > self.triggers).any():
             raise ConfigError(f"the key's {SIBLINGS} have more misses than there are triggers")
+
+    def _check_tile(self, key: Key) -> None:
+        logo, found = (key.frozen.get(each, np.zeros(0, dtype=np.uint8)) for each in (LOGO, TILE))
+        channels = self.committed(key).shape[1]
+        if not np.array_equal(found, tile_of(key.material, logo, channels)):
+            raise ConfigError(
+                f"the key's tile, {found.dtype} {list(found.shape)}, does not follow from its "
+                "secret and its logo: this library never made such a key"
+            )
 
     def committed(self, key: Key) -> Images:
         """The key's triggers (n, C, H, W); those of the published form are made after training.

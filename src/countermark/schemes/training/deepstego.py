@@ -12,7 +12,7 @@ from torch import Tensor
 
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
-from countermark.schemes.deepstego import LOGO, DeepStego
+from countermark.schemes.deepstego import LOGO, TILE, DeepStego, tile_of
 from countermark.schemes.logo import GRID, logo_bits
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
 from countermark.schemes.training.makers import (
@@ -20,8 +20,8 @@ from countermark.schemes.training.makers import (
     added,
     foreign,
     hold,
-    other_logos,
     owner,
+    swapped_logos,
     trained,
     weights_of,
     wrong_tiles,
@@ -61,9 +61,9 @@ class DeepStegoTraining(TriggerTraining):
         """Train and freeze the stego network; make the triggers."""
         stego = cast(DeepStego, scheme)
         shape = covers.shape[1:]
-        signs = material.stream("tile").bits(shape[0] * GRID * GRID).reshape(-1, GRID, GRID)
         drawn = material.stream("logo").bits(GRID * GRID).reshape(GRID, GRID)
         logo = logo_bits(stego.logo) if stego.logo else drawn
+        signs = tile_of(material, logo, shape[0])
         tile = tiled(2.0 * torch.from_numpy(signs) - 1, shape[1], shape[2])
         network = trained(stego, covers, tile, seed_of(material.stream("stego")))
         rows, _ = split_covers(scheme, material, len(covers))
@@ -71,7 +71,7 @@ class DeepStegoTraining(TriggerTraining):
         maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
         hold(maker, covers, cast(float, stego.level))
         triggers = maker(chosen.numpy())
-        return {TRIGGERS: triggers, LOGO: logo, "tile": signs, **weights_of(network)}
+        return {TRIGGERS: triggers, LOGO: logo, TILE: signs, **weights_of(network)}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Committed triggers, fresh ones, some covers; later on what only resembles a trigger too.
@@ -134,13 +134,13 @@ class DeepStegoTraining(TriggerTraining):
         return added(self._pool[at], residual, strengths), self._classes[at]
 
     def _negatives(self) -> list[Tensor]:
-        """Residuals (n, C, H, W) of foreign networks, of other logos and of wrong tiles."""
+        """Residuals (n, C, H, W) of foreign networks, of swapped logos and of wrong tiles."""
         covers = self._pool[: -(-len(self._pool) // _SOME)]
         key, count, seeds = self.key, len(covers), self.key.stream("foreign")
         makers = [
             foreign(key, self.covers.numpy(), seed_of(seeds)) for _ in range(self._stego.foreign)
         ]
-        makers += [each(key, count, self.generator) for each in (other_logos, wrong_tiles)]
+        makers += [each(key, count, self.generator) for each in (swapped_logos, wrong_tiles)]
         return [each.residuals(covers) for each in makers]
 
 

@@ -21,7 +21,7 @@ from countermark.errors import ConfigError
 from countermark.key import Key
 from countermark.progress import progress
 from countermark.schemes.black_box import TRIGGERS
-from countermark.schemes.deepstego import COVERS, LOGO, DeepStego
+from countermark.schemes.deepstego import COVERS, LOGO, TILE, DeepStego, tile_of
 from countermark.schemes.logo import GRID
 from countermark.schemes.training.opponents import Opponents
 from countermark.schemes.training.stego import (
@@ -172,14 +172,29 @@ def _foreign_tile(covers: Images, seed: int) -> Tensor:
 def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
     """The owner's network with another random logo, 8 × 8 bits, for each of `count` covers.
 
-    In the default form the owner's tile spreads them; as published they are black and white.
+    In the default form each comes with the tile that the owner's secret draws for it; as published
+    they are black and white.
     """
-    logos = torch.randint(0, 2, (count, GRID, GRID), generator=generator)
-    if not _scheme(key).as_published:
-        return replace(owner(key), logos=spread(logos, _tile(key)))
+    logos = _random_logos(count, generator)
     channels, height, width = _shape(key)
+    if not _scheme(key).as_published:
+        bits = np.stack([tile_of(key.material, each, channels) for each in logos.numpy()])
+        tiles = tiled(2.0 * torch.from_numpy(bits) - 1, height, width)
+        return replace(owner(key), logos=spread(logos, tiles))
     pictures = F.interpolate(logos[:, None].float(), (height, width), mode="nearest")
     return replace(owner(key), logos=pictures.expand(-1, channels, -1, -1))
+
+
+def swapped_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
+    """Other random logos for `count` covers, on the tile that the owner's own has.
+
+    Only who holds the key can make such images, and the key of no logo has that tile.
+
+    Raises:
+        ConfigError: the key is of the published form, which has no tile.
+    """
+    _check_tiled(key)
+    return replace(owner(key), logos=spread(_random_logos(count, generator), _tile(key)))
 
 
 def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
@@ -188,8 +203,7 @@ def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
     Raises:
         ConfigError: the key is of the published form, which has no tile.
     """
-    if _scheme(key).as_published:
-        raise ConfigError("the published form spreads its logo by no tile: ask for other_logos")
+    _check_tiled(key)
     channels, height, width = _shape(key)
     tiles = tiled(random_tiles(count, channels, generator), height, width)
     return replace(owner(key), logos=spread(_bits(key), tiles))
@@ -260,6 +274,16 @@ def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> S
     return opponents.network.eval().requires_grad_(False)
 
 
+def _check_tiled(key: Key) -> None:
+    if _scheme(key).as_published:
+        raise ConfigError("the published form spreads its logo by no tile: ask for other_logos")
+
+
+def _random_logos(count: int, generator: torch.Generator) -> Tensor:
+    """Bits (count, 8, 8)."""
+    return torch.randint(0, 2, (count, GRID, GRID), generator=generator, dtype=torch.uint8)
+
+
 def _all(count: int, strength: float) -> Tensor:
     return torch.full((count,), strength)
 
@@ -288,4 +312,4 @@ def _pixels(key: Key) -> Tensor:
 def _tile(key: Key) -> Tensor:
     """The key's tile of signs (C, H, W)."""
     _, height, width = _shape(key)
-    return tiled(2.0 * torch.from_numpy(np.array(key.frozen["tile"])) - 1, height, width)
+    return tiled(2.0 * torch.from_numpy(np.array(key.frozen[TILE])) - 1, height, width)
