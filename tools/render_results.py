@@ -7,7 +7,7 @@ from pathlib import Path
 
 from countermark.bench.figures import FIGURES, Drawing, Shown, draw, is_drawn_from
 from countermark.bench.measured import measured
-from countermark.bench.mpai import page as mpai_page
+from countermark.bench.mpai.page import page as mpai_page
 from countermark.bench.pages import page
 from countermark.bench.scorecard import scorecard
 from countermark.report.measured import FILE
@@ -19,9 +19,9 @@ EVALUATED = """# Results: MPAI-NNW
 What `countermark bench mpai` prints, from the files of `results/mpai`; schemes that are not below
 were not evaluated yet. M unmarked networks, of seeds from 0 on, and D payloads in each give M×D
 marked ones, and all are modified alike. A false positive is an unmarked network that the detector
-claims for one of its keys at alpha 1e-6; a false negative a marked one that it does not claim,
-*no verdict* included. Symbols are raw bits, or labels of triggers. Bundled digits, one thread of a
-CPU: small hosts, so that these tables say how a scheme fares against the others here, and no more.
+claims for one of its keys; a false negative a marked one that it does not claim, *no verdict*
+included. Symbols are raw bits, or labels of triggers. Small hosts, one thread of a CPU: the tables
+say how a scheme fares against the others here, and no more.
 """
 PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-from countermark.bench.mpai import MODIFICATIONS, Trial, evaluate, page
+from countermark.bench.mpai import run
+from countermark.bench.mpai.classifiers import Classifiers
+from countermark.bench.mpai.images import ImageNetworks
+from countermark.bench.mpai.page import page
+from countermark.bench.mpai.trial import Trial
 from countermark.errors import ConfigError
 
 TINY: dict[str, Any] = {"train": 600, "epochs": 3}
@@ -16,7 +22,7 @@ FIELDS = {"layer": "2.weight", "bits": 128, "strength": 1.0}
 @pytest.fixture(scope="module")
 def done() -> dict[str, Any]:
     chosen = [("noise", {"std": 0.1}), ("permute", {}), ("prune", {"fraction": 1.0})]
-    return evaluate(
+    return run(
         Trial("uchida", FIELDS, networks=2, payloads=2, modifications=chosen, alpha=1e-3, **TINY)
     )
 
@@ -47,12 +53,63 @@ def test_a_scheme_that_needs_siblings_gets_them() -> None:
         "independent_network", fields, networks=1, payloads=1, siblings=3, alpha=1e-2,
         modifications=[("noise", {"std": 0.1})], **TINY,
     )  # fmt: skip
-    done = evaluate(trial)
+    done = run(trial)
     assert [row["networks"] for row in done["robustness"]] == [2, 2]
     assert done["robustness"][0]["symbol_error_rate"] < 0.1
 
 
+OF_IMAGES = {"bits": 100, "side": 32, "sizes": "tiny", "steps": 3, "batch": 4, "task": "denoise"}
+
+
+def of_images(**more: Any) -> Trial:
+    return Trial(
+        "deep_watermarking", OF_IMAGES | more, train=32, epochs=1, networks=1, payloads=2,
+        siblings=2, alpha=1e-3,
+    )  # fmt: skip
+
+
+def test_networks_that_make_images_are_judged_by_their_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("countermark.bench.mpai.images._TEST", 20)
+    done = run(of_images(), ["prune", "fine_tune", "imitate"])
+    names = [row["modification"] for row in done["robustness"]]
+    assert names == ["none", "prune", "prune", "fine_tune", "imitate"]
+    for row in done["robustness"]:
+        assert (row["networks"], row["false_positives"]) == (3, 0)
+        assert 0.2 < row["symbol_error_rate"] < 0.8  # nobody learns anything in 2 steps
+        assert 5 < row["psnr"] < 60
+    assert (done["trial"]["model"], done["trial"]["data"]) == ("unet", "drawn")
+    assert "| imitate epochs 3 | 0 of 1 | " in page(done)
+    assert page(done).splitlines()[1].startswith("PSNR ")
+
+
+def test_a_thief_of_images_works_on_a_copy() -> None:
+    trial = replace(of_images(), model="unet", data="drawn")
+    technology = ImageNetworks(trial)
+    network = technology.marked(0)
+    one, other = network.marked
+    assert network.keys[0].c0 != network.keys[1].c0
+    before = {name: each.clone() for name, each in one.state_dict().items()}
+    pruned = technology.modified(one, "prune", {"fraction": 1.0})
+    tuned = technology.modified(one, "fine_tune", {"epochs": 1})
+    copied = technology.modified(one, "imitate", {"epochs": 1})
+    assert all(torch.equal(each, before[name]) for name, each in one.state_dict().items())
+    assert not any(each.any() for each in pruned.parameters() if each.dim() > 1)
+    weights = [next(each.parameters()) for each in (one, other, tuned, copied, network.plain)]
+    for at, each in enumerate(weights):
+        assert not any(torch.equal(each, more) for more in weights[:at])
+    again = technology.modified(one, "fine_tune", {"epochs": 1})
+    assert torch.equal(next(again.parameters()), weights[2])
+
+
 def test_what_cannot_be_evaluated_is_said() -> None:
     with pytest.raises(ConfigError, match="at least one network"):
-        evaluate(Trial("uchida", FIELDS, networks=0))
-    assert {name for name, _ in MODIFICATIONS} >= {"noise", "prune", "quantise", "fine_tune"}
+        run(Trial("uchida", FIELDS, networks=0))
+    assert {name for name, _ in Classifiers.modifications} >= {"noise", "prune", "quantise"}
+    with pytest.raises(ConfigError, match="--only melt: expected noise, quantise"):
+        run(of_images(), ["melt"])
+    with pytest.raises(ConfigError, match="what shall the network do"):
+        run(of_images(task=""))
+    with pytest.raises(ConfigError, match="evaluated in unet"):
+        run(replace(of_images(), model="mlp"))

@@ -6,7 +6,7 @@ The network's own weights bear no mark: the barrier does, which is made of the k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
     material = kept_material(order, resume)
     keep(order, resume, material)
     try:
-        given = spoilt(data.owner, _task(scheme), order.seed)
+        given = spoilt(data.owner, task_of(scheme), order.seed)
         trained = _trained(network, given, data.owner, order, resume)
         mark = OutputEmbedding(
             scheme, trained, owner=order.owner, outputs=answers(trained, given), inputs=given,
@@ -73,7 +73,7 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
     except CountermarkError:  # it would end here again, however often it is repeated
         forget(resume)
         raise
-    asked = spoilt(data.test, _task(scheme), order.seed + 1)
+    asked = spoilt(data.test, task_of(scheme), order.seed + 1)
     plain = answers(trained, asked)
     figures = _figures(plain, barrier, asked, data, key)
     for number, each in enumerate(plain.numpy() if order.outputs else ()):
@@ -87,18 +87,33 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _scheme(order: Order) -> DeepWatermarking:
-    scheme = scheme_named(order.scheme).from_fields(order.fields)
+def output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
+    """The scheme of that name, which knows what its network does.
+
+    Raises:
+        ConfigError: it marks no outputs, a field is wrong, or the task is missing.
+    """
+    scheme = scheme_named(name).from_fields(fields)
     if not isinstance(scheme, DeepWatermarking):
         raise ConfigError(f"{scheme.name} has no barrier: expected deep_watermarking")
-    _task(scheme)
+    task_of(scheme)
+    return scheme
+
+
+def _scheme(order: Order) -> DeepWatermarking:
+    scheme = output_scheme(order.scheme, order.fields)
     for name in ("start", "teacher"):
         if getattr(order, name):
             raise ConfigError(f"--{name} is for classifiers: leave it out")
     return scheme
 
 
-def _task(scheme: DeepWatermarking) -> Task:
+def task_of(scheme: DeepWatermarking) -> Task:
+    """What the network does.
+
+    Raises:
+        ConfigError: the scheme's fields do not say.
+    """
     if not scheme.task:
         raise ConfigError(
             "what shall the network do? Give --set task=derain, denoise or super_resolution"
@@ -150,7 +165,7 @@ def _siblings(
         return []
     found = []
     for number in range(order.siblings):
-        given = spoilt(data.owner, _task(scheme), order.seed + 2 + number)
+        given = spoilt(data.owner, task_of(scheme), order.seed + 2 + number)
         copying = Copying(
             ("unet", "cnet", "res9")[number % 3],
             steps=max(1, order.epochs * len(given) // (4 * _BATCH)), seed=order.seed + 2 + number,

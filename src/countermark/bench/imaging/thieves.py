@@ -68,11 +68,21 @@ def cached(
 
 
 def absorbing(
-    given: Tensor, wanted: Tensor, live: Live, copying: Copying, saving: Checkpoint | None
-) -> nn.Module:
-    """A network that learns from the owner's images its task and the mark in one."""
+    given: Tensor, wanted: Tensor, live: Live, copying: Copying,
+    saving: Checkpoint | None = None, *, network: nn.Module | None = None,
+) -> nn.Module:  # fmt: skip
+    """A network that learns from the owner's images its task and the mark in one.
+
+    Args:
+        given: what it is given in training, uint8 (N, C, S, S).
+        wanted: what it is to make of it, without the mark.
+        live: the barrier that it absorbs.
+        copying: how it is trained.
+        saving: where the training is saved.
+        network: what goes on learning; None for a fresh one.
+    """
     marked = torch.from_numpy(live.marked(wanted.numpy()))
-    return copied(given, marked, copying, saving, also=live.missed)
+    return copied(given, marked, copying, saving, also=live.missed, network=network)
 
 
 def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: str) -> Tensor:

@@ -1,0 +1,46 @@
+"""The evaluation of MPAI-NNW: imperceptibility, robustness and cost of a marking technology.
+
+M unmarked networks and D payloads give M×D marked ones. One modification at one value is applied to
+all M×(D + 1). The detector runs on each: false positives, false negatives. The decoder runs on the
+marked ones: mean symbol error rate. The key is unknown to whoever modifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from countermark.bench.mpai.classifiers import Classifiers
+from countermark.bench.mpai.evaluation import evaluate
+from countermark.bench.mpai.images import ImageNetworks
+from countermark.bench.mpai.trial import Technology, Trial
+from countermark.errors import ConfigError
+from countermark.schemes import scheme_named
+from countermark.schemes.box_free import OutputScheme
+
+
+def run(trial: Trial, only: list[str] | None = None) -> dict[str, Any]:
+    """Evaluate a scheme in networks of its kind.
+
+    Args:
+        trial: what is evaluated; without modifications, with those of its kind.
+        only: names of modifications; all when empty.
+
+    Raises:
+        ConfigError: there is no such modification, or scheme, model and fields do not fit.
+    """
+    kind: type[Classifiers | ImageNetworks] = Classifiers
+    if issubclass(scheme_named(trial.scheme), OutputScheme):
+        kind = ImageNetworks
+    usual = trial.modifications or kind.modifications
+    known = dict.fromkeys(name for name, _ in usual)
+    if only and not set(only) <= set(known):
+        raise ConfigError(f"--only {', '.join(only)}: expected {', '.join(known)}")
+    trial = replace(
+        trial,
+        model=trial.model or kind.model,
+        data=trial.data or kind.data,
+        modifications=[each for each in usual if not only or each[0] in only],
+    )
+    technology: Technology = kind(trial)
+    return evaluate(trial, technology)

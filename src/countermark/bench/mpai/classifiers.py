@@ -1,0 +1,103 @@
+"""Marks in weights and answers: classifiers are marked, and modified by the attacks."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from countermark.attacks import attack_named
+from countermark.bench.data import load_data
+from countermark.bench.marking import marking, scheme_for
+from countermark.bench.models import build, recipe
+from countermark.bench.mpai.trial import Modification, Network, Trial
+from countermark.bench.siblings import Siblings, train_siblings
+from countermark.bench.train import Course, accuracy, batches_of, fit, seeded
+from countermark.errors import ConfigError
+from countermark.examine import examine
+from countermark.key import Key, KeyMaterial
+from countermark.verdict import Verdict
+
+
+class Classifiers:
+    """A trial on classifiers.
+
+    Raises:
+        ConfigError: there is no such model or data set.
+    """
+
+    quality: ClassVar[str] = "accuracy"
+    model: ClassVar[str] = "mlp"
+    data: ClassVar[str] = "digits"
+
+    # The kinds of the standard, each at some values; what needs a field of the host is left out.
+    modifications: ClassVar[tuple[Modification, ...]] = (
+        ("noise", {"std": 0.1}), ("noise", {"std": 0.5}), ("noise", {"std": 1.0}),
+        ("quantise", {"bits": 8}), ("quantise", {"bits": 4}), ("quantise", {"bits": 2}),
+        ("prune", {"fraction": 0.5}), ("prune", {"fraction": 0.9}),
+        ("prune", {"fraction": 0.5, "order": "random"}),
+        ("fine_tune", {"lr": 0.001}), ("fine_tune", {"lr": 0.01}),
+        ("imitate", {"epochs": 3}), ("permute", {}), ("rescale", {}),
+    )  # fmt: skip
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial, self._how = trial, recipe(trial.model)
+        self._data = load_data(trial.data).subset(trial.train)
+
+    def marked(self, number: int) -> Network:
+        """An unmarked network of that number, and one marked with each payload."""
+        trial, data, course = self._trial, self._data, Course(self._trial.epochs, number)
+        seeded(number, "init")
+        plain, start = build(trial.model, {}), time.process_time()
+        fit(plain, data, self._how, course)
+        trained = time.process_time() - start
+        batches = trial.epochs * batches_of(data, self._how)
+        scheme = scheme_for(trial.scheme, trial.fields, data, batches)
+        marked, keys, course = [], [], replace(course, seed=number + 1)
+        start = time.process_time()
+        with self._siblings(plain, course, scheme.needs_siblings) as siblings:
+            for payload in range(trial.payloads):
+                host, material = (
+                    copy.deepcopy(plain),
+                    KeyMaterial.for_tests(1000 * number + payload),
+                )
+                with marking(
+                    scheme, host, data, owner="mpai", material=material, siblings=siblings
+                ) as mark:
+                    fit(host, data, self._how, course, mark=mark)
+                if mark.drawn_key is None:
+                    raise ConfigError(
+                        f"{scheme.name} has not begun after {trial.epochs} epochs: give more"
+                    )
+                marked.append(host)
+                keys.append(mark.drawn_key)
+        return Network(plain, marked, keys, trained, time.process_time() - start)
+
+    @contextmanager
+    def _siblings(self, plain: nn.Module, course: Course, needed: bool) -> Iterator[Siblings]:
+        """Unmarked networks that go on from the same one."""
+        count = self._trial.siblings if needed else 0
+        with tempfile.TemporaryDirectory() as folder:
+            yield train_siblings(
+                lambda: copy.deepcopy(plain), self._data, self._how, course,
+                count=count, folder=Path(folder),
+            )  # fmt: skip
+
+    def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
+        """What an attack makes of a network."""
+        return attack_named(name).from_fields(fields).run(model, self._data).model
+
+    def asked(self, model: nn.Module, key: Key) -> Verdict:
+        """What the detector says of a network."""
+        return examine(model, key, self._trial.terms)
+
+    def good(self, model: nn.Module) -> float:
+        """Accuracy in percent."""
+        return 100 * accuracy(model, self._data)

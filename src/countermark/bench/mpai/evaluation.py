@@ -1,0 +1,111 @@
+"""The evaluation itself: M networks, D payloads in each, one modification at a time for all."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from countermark._version import VERSION
+from countermark.bench.mpai.trial import Modification, Network, Technology, Trial
+from countermark.errors import ConfigError
+from countermark.progress import progress
+
+
+def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
+    """Mark, modify, detect and decode; all of it on test keys, dated by assumption.
+
+    Args:
+        trial: how much of it.
+        technology: marks networks of its kind, and reads them.
+
+    Returns: `trial`, `imperceptibility` (how good networks are, on average), `robustness` (one row
+        for each modification), `cost` (CPU seconds of inserting, and as a multiple of training the
+        unmarked network; of detecting and decoding; memory), versions.
+
+    Raises:
+        ConfigError: scheme, model and fields do not fit.
+    """
+    if trial.networks < 1 or trial.payloads < 1:
+        raise ConfigError("mpai needs at least one network and one payload")
+    memory, good = _peak(), technology.good
+    networks = [technology.marked(number) for number in range(trial.networks)]
+    inserting = sum(each.seconds for each in networks) / (trial.networks * trial.payloads)
+    training = min(each.trained for each in networks)  # the first one also loads what it needs
+    before = [good(each.plain) for each in networks]
+    after = [good(one) for each in networks for one in each.marked]
+    rows = [_robustness(technology, networks, None)]
+    with progress("mpai, modifications", len(trial.modifications)) as advance:
+        for modification in trial.modifications:
+            rows.append(_robustness(technology, networks, modification))
+            advance(1)
+    first = networks[0]
+    detecting = _seconds(lambda: technology.asked(first.marked[0], first.keys[0]))
+    return {
+        "trial": _as_json(trial),
+        "imperceptibility": {
+            f"{technology.quality}_unmarked": statistics.mean(before),
+            f"{technology.quality}_marked": statistics.mean(after),
+        },
+        "robustness": rows,
+        "cost": {
+            "insert_seconds": inserting, "insert_ratio": inserting / training,
+            "detect_and_decode_seconds": detecting,
+            "peak_memory_mib": _peak(), "of_which_before_mib": memory,
+        },
+        "countermark": VERSION,
+    }  # fmt: skip
+
+
+def _robustness(
+    technology: Technology, networks: Sequence[Network], modification: Modification | None
+) -> dict[str, Any]:
+    """One row: what detector and decoder say when all networks were modified alike."""
+    false_positives = false_negatives = 0
+    errors: list[float] = []
+    quality: list[float] = []
+
+    def changed(model: nn.Module) -> nn.Module:
+        return technology.modified(model, *modification) if modification else model
+
+    for network in networks:
+        plain = changed(network.plain)
+        false_positives += any(technology.asked(plain, key).owned for key in network.keys)
+        for model, key in zip(network.marked, network.keys, strict=True):
+            copy = changed(model)
+            verdict = technology.asked(copy, key)
+            false_negatives += not verdict.owned
+            errors += [] if verdict.ber is None else [verdict.ber]
+            quality.append(technology.good(copy))
+    name, fields = modification or ("none", {})
+    return {
+        "modification": name, "fields": dict(fields),
+        "networks": sum(1 + len(each.marked) for each in networks),
+        "false_positives": false_positives, "false_negatives": false_negatives,
+        "symbol_error_rate": statistics.mean(errors) if errors else None,
+        technology.quality: statistics.mean(quality),
+    }  # fmt: skip
+
+
+def _seconds(what: Callable[[], object]) -> float:
+    start = time.process_time()
+    what()
+    return time.process_time() - start
+
+
+def _peak() -> float:
+    """The most memory that this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _as_json(trial: Trial) -> dict[str, Any]:
+    shown = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+    shown["fields"] = dict(trial.fields)
+    shown["modifications"] = [
+        {"attack": name} | dict(fields) for name, fields in trial.modifications
+    ]
+    return shown

@@ -1,0 +1,120 @@
+"""Marks in images: networks absorb the barrier, so that what is done to them can touch the mark."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from countermark.answers import Images
+from countermark.attacks import attack_named
+from countermark.bench.imaging.cell import likeness
+from countermark.bench.imaging.embed import output_scheme, task_of
+from countermark.bench.imaging.photographs import DRAWN, photographs
+from countermark.bench.imaging.tasks import spoilt
+from countermark.bench.imaging.thieves import absorbing
+from countermark.bench.mpai.trial import Modification, Network, Trial
+from countermark.errors import ConfigError
+from countermark.examine import examine
+from countermark.key import Key, KeyMaterial
+from countermark.schemes.training.surrogates import Copying, answers, copied
+from countermark.verdict import Verdict
+
+_SQUARES = {DRAWN: 256}  # of owner and thief each, where the trial does not say
+_OF_PHOTOGRAPHS, _TEST = 3000, 100
+_FIRST_SIBLING = 5_000_000  # a seed that no network has
+
+
+class ImageNetworks:
+    """A trial on networks from images to images.
+
+    Raises:
+        CountermarkError: a wrong field, or there are no such pictures.
+    """
+
+    quality: ClassVar[str] = "psnr"
+    model: ClassVar[str] = "unet"
+    data: ClassVar[str] = DRAWN
+
+    # Weights are changed; a thief goes on training on images of his own, or copies the network.
+    modifications: ClassVar[tuple[Modification, ...]] = (
+        ("noise", {"std": 0.02}), ("noise", {"std": 0.05}), ("noise", {"std": 0.1}),
+        ("quantise", {"bits": 8}), ("quantise", {"bits": 6}), ("quantise", {"bits": 4}),
+        ("prune", {"fraction": 0.2}), ("prune", {"fraction": 0.5}),
+        ("fine_tune", {"epochs": 1}), ("imitate", {"epochs": 3}),
+    )  # fmt: skip
+
+    def __init__(self, trial: Trial) -> None:
+        if trial.model != self.model:
+            raise ConfigError(f"model {trial.model}: {trial.scheme} is evaluated in unet")
+        self._trial = trial
+        self._scheme = scheme = output_scheme(trial.scheme, trial.fields)
+        self._task = task_of(scheme)
+        count = trial.train or _SQUARES.get(trial.data, _OF_PHOTOGRAPHS)
+        self._data = photographs(
+            trial.data, (count, count, _TEST), side=scheme.side, channels=scheme.channels
+        )
+        self._given = self._given_to(self._data.owner, 1)
+        self._asked = self._given_to(self._data.test, 2)
+
+    def marked(self, number: int) -> Network:
+        """An unmarked network of that number, and one marked with each payload."""
+        owner, trial, start = self._data.owner, self._trial, time.process_time()
+        copying = self._copying(trial.epochs, number)
+        plain = copied(self._given, owner, copying)
+        trained = time.process_time() - start
+        marked, keys, start = [], [], time.process_time()
+        siblings = self._siblings(plain, copying)
+        for payload in range(trial.payloads):
+            key = self._key(KeyMaterial.for_tests(1000 * number + payload), siblings)
+            network = copy.deepcopy(plain).requires_grad_(True)
+            live = self._scheme.live(key)
+            marked.append(absorbing(self._given, owner, live, copying, network=network))
+            keys.append(key)
+        return Network(plain, marked, keys, trained, time.process_time() - start)
+
+    def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
+        """What a thief makes of a network, who has images of his own and no key."""
+        if name not in ("fine_tune", "imitate"):
+            return attack_named(name).from_fields(fields).run(model).model
+        given, copying = self._given_to(self._data.thief, 3), self._copying(fields["epochs"], 99)
+        if name == "imitate":
+            return copied(given, answers(model, given), copying)
+        copied_model = copy.deepcopy(model).requires_grad_(True)
+        return copied(given, self._data.thief, copying, network=copied_model)
+
+    def asked(self, model: nn.Module, key: Key) -> Verdict:
+        """What the detector says of a network's images."""
+        return examine(list(answers(model, self._asked).numpy()), key, self._trial.terms)
+
+    def good(self, model: nn.Module) -> float:
+        """PSNR in dB of a network's images against the true ones."""
+        return likeness(answers(model, self._asked), self._data.test)["psnr"]
+
+    def _key(self, material: KeyMaterial, siblings: list[Images]) -> Key:
+        training = self._scheme.training()(self._scheme, material, (self._data.owner, self._given))
+        key = self._scheme.generate_key(training.frozen(), owner="mpai", material=material)
+        key = replace(key, learnt=training.learnt(key))
+        return self._scheme.calibrated(key, [list(each) for each in siblings])
+
+    def _siblings(self, plain: nn.Module, copying: Copying) -> list[Images]:
+        """Images of unmarked networks that go on from the same one, where the form needs them."""
+        found = []
+        for each in range(self._trial.siblings if self._scheme.needs_siblings else 0):
+            course = replace(copying, seed=_FIRST_SIBLING + each)
+            network = copy.deepcopy(plain).requires_grad_(True)
+            copied(self._given, self._data.owner, course, network=network)
+            found.append(answers(network, self._given[:_TEST]).numpy())
+        return found
+
+    def _given_to(self, images: Tensor, seed: int) -> Tensor:
+        return spoilt(images, self._task, seed)
+
+    def _copying(self, epochs: int, seed: int) -> Copying:
+        usual = Copying()
+        steps = max(1, epochs * len(self._data.owner) // usual.batch)
+        return replace(usual, steps=steps, seed=seed, precision=self._scheme.precision)

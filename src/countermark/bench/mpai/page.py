@@ -1,0 +1,42 @@
+"""What an evaluation found, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SAID = {"accuracy": ("Accuracy", "%"), "psnr": ("PSNR", "dB")}
+
+
+def page(done: Mapping[str, Any]) -> str:
+    """What `evaluate` returned, in Markdown."""
+    trial, seen, cost = done["trial"], done["imperceptibility"], done["cost"]
+    fields = ", ".join(f"{name} = {value}" for name, value in trial["fields"].items())
+    every, marked = trial["networks"], trial["networks"] * trial["payloads"]
+    host = f"{trial['model']} on {trial['data']}: {every} networks"
+    quality = next(name for name in _SAID if f"{name}_marked" in seen)
+    said, unit = _SAID[quality]
+    before, after = seen[f"{quality}_unmarked"], seen[f"{quality}_marked"]
+    lines = [
+        (
+            f"{trial['scheme']} ({fields or 'default fields'}) in {host}, {trial['payloads']} "
+            f"payloads each, {trial['epochs']} epochs, alpha {trial['alpha']:g}."
+        ),
+        (
+            f"{said} {before:.2f} {unit} unmarked, {after:.2f} {unit} marked. Inserting takes "
+            f"{cost['insert_ratio']:.2f} × the CPU time of the unmarked training; at most "
+            f"{cost['peak_memory_mib']:.0f} MiB in all."
+        ),
+        "",
+        f"| modification | false positives | false negatives | symbol error rate | {said} {unit} |",
+        "|---|---|---|---|---|",
+    ]
+    for row in done["robustness"]:
+        how = ", ".join(f"{name} {value}" for name, value in row["fields"].items())
+        rate = row["symbol_error_rate"]
+        lines.append(
+            f"| {row['modification']} {how} | {row['false_positives']} of {every} | "
+            f"{row['false_negatives']} of {marked} | "
+            f"{'unread' if rate is None else f'{rate:.4f}'} | {row[quality]:.2f} |"
+        )
+    return "\n".join(lines)
