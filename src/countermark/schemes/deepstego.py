@@ -85,7 +85,7 @@ class DeepStego(TriggerScheme):
     logo: str = field(default="", kw_only=True)
     stego_steps: PositiveInt = field(default=600, kw_only=True)
     foreign: NonNegativeInt = field(default=2, kw_only=True)
-    strength: Annotated[float, Field(ge=1, le=20)] = field(default=5.0, kw_only=True)
+    strength: Annotated[float, Field(ge=1, le=20)] = field(default=10.0, kw_only=True)
     warm_up: NonNegativeInt = field(default=1000, kw_only=True)
     pool: PositiveInt = field(default=16384, kw_only=True)
 
