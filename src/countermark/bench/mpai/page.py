@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SAID = {"accuracy": ("Accuracy", "%"), "psnr": ("PSNR", "dB")}
+_SAID = {"accuracy": ("accuracy", "%"), "psnr": ("PSNR", "dB")}
 
 
 def page(done: Mapping[str, Any]) -> str:
@@ -23,9 +23,9 @@ def page(done: Mapping[str, Any]) -> str:
             f"payloads each, {trial['epochs']} epochs, alpha {trial['alpha']:g}."
         ),
         (
-            f"{said} {before:.2f} {unit} unmarked, {after:.2f} {unit} marked. Inserting takes "
-            f"{cost['insert_ratio']:.2f} × the CPU time of the unmarked training; at most "
-            f"{cost['peak_memory_mib']:.0f} MiB in all."
+            f"{said[0].upper()}{said[1:]} {before:.2f} {unit} unmarked, {after:.2f} {unit} "
+            f"marked. Inserting takes {cost['insert_ratio']:.2f} × the CPU time of the unmarked "
+            f"training; at most {cost['peak_memory_mib']:.0f} MiB in all."
         ),
         "",
         f"| modification | false positives | false negatives | symbol error rate | {said} {unit} |",
