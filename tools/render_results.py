@@ -22,6 +22,12 @@ marked ones, and all are modified alike. A false positive is an unmarked network
 claims for one of its keys; a false negative a marked one that it does not claim, *no verdict*
 included. Symbols are raw bits, or labels of triggers. Small hosts, one thread of a CPU: the tables
 say how a scheme fares against the others here, and no more.
+
+In words: marks in weights live through all that leaves a network of use, but for units in another
+order, and a copy that learns the answers. The reader of the published independent network finds all
+of its bits in such a copy, too, which never had them: so the detector does not claim what it reads.
+DeepStego is half learnt by this host in so few epochs, and gone after fine-tuning; in
+[VGG16](../schemes/deepstego.md#what-breaks-it) it is learnt.
 """
 PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",
