@@ -26,8 +26,8 @@ say how a scheme fares against the others here, and no more.
 In words: marks in weights live through all that leaves a network of use, but for units in another
 order, and a copy that learns the answers. The reader of the published independent network finds all
 of its bits in such a copy, too, which never had them: so the detector does not claim what it reads.
-DeepStego's default form is half learnt by this host in so few epochs, and gone after fine-tuning, the
-published one not at all; [VGG16](../schemes/deepstego.md#what-breaks-it) learns the former.
+DeepStego's default form is half learnt by this host in so few epochs, and gone after fine-tuning,
+the published one not at all; [VGG16](../schemes/deepstego.md#what-breaks-it) learns the former.
 """
 PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",
