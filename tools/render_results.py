@@ -28,6 +28,8 @@ order, and a copy that learns the answers. The reader of the published independe
 of its bits in such a copy, too, which never had them: so the detector does not claim what it reads.
 DeepStego's default form is half learnt by this host in so few epochs, and gone after fine-tuning,
 the published one not at all; [VGG16](../schemes/deepstego.md#what-breaks-it) learns the former.
+A barrier that a network absorbed goes with one epoch of training on true pictures, which makes that
+network better, and lives on in a copy that learns from its images.
 """
 PAPERS = {
     "uchida2017": "Results: Uchida et al. 2017",
