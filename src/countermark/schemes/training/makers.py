@@ -188,7 +188,7 @@ def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
 def swapped_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
     """Other random logos for `count` covers, on the tile that the owner's own has.
 
-    Only who holds the key can make such images, and the key of no logo has that tile.
+    Only who holds the key can make such images: the secret draws another tile for each logo.
 
     Raises:
         ConfigError: the key is of the published form, which has no tile.
