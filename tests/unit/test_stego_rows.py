@@ -15,7 +15,14 @@ from countermark.schemes.training.deepstego import DeepStegoTraining
 
 WARM_UP, COUNT = 10, 64
 SCHEME = DeepStego(
-    classes=10, triggers=20, psnr=30.0, stego_steps=5, foreign=1, warm_up=WARM_UP, pool=200
+    classes=10,
+    triggers=20,
+    psnr=30.0,
+    stego_steps=5,
+    foreign=1,
+    strength=5.0,
+    warm_up=WARM_UP,
+    pool=200,
 )
 
 

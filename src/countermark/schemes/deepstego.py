@@ -133,7 +133,6 @@ class DeepStego(TriggerScheme):
         """Raise `ConfigError` for a key that lacks, or misstates, what its form has."""
         super().check_key(key)
         if not self.as_published:
-            self._check_tile(key)
             return
         triggers, covers = self.committed(key), self.images_in(key.frozen, COVERS)
         logo = key.frozen.get(LOGO, np.zeros(0, dtype=np.uint8))
@@ -146,15 +145,6 @@ class DeepStego(TriggerScheme):
         check_measured(key.learnt)
         if (key.learnt.get(SIBLINGS, np.zeros(0)) > self.triggers).any():
             raise ConfigError(f"the key's {SIBLINGS} have more misses than there are triggers")
-
-    def _check_tile(self, key: Key) -> None:
-        logo, found = (key.frozen.get(each, np.zeros(0, dtype=np.uint8)) for each in (LOGO, TILE))
-        channels = self.committed(key).shape[1]
-        if not np.array_equal(found, tile_of(key.material, logo, channels)):
-            raise ConfigError(
-                f"the key's tile, {found.dtype} {list(found.shape)}, does not follow from its "
-                "secret and its logo: this library never made such a key"
-            )
 
     def committed(self, key: Key) -> Images:
         """The key's triggers (n, C, H, W); those of the published form are made after training.

@@ -310,6 +310,16 @@ def _pixels(key: Key) -> Tensor:
 
 
 def _tile(key: Key) -> Tensor:
-    """The key's tile of signs (C, H, W)."""
-    _, height, width = _shape(key)
-    return tiled(2.0 * torch.from_numpy(np.array(key.frozen[TILE])) - 1, height, width)
+    """The key's tile of signs (C, H, W).
+
+    Raises:
+        ConfigError: it does not follow from the key's secret and logo.
+    """
+    channels, height, width = _shape(key)
+    found = key.frozen.get(TILE, np.zeros(0, dtype=np.uint8))
+    if not np.array_equal(found, tile_of(key.material, key.frozen[LOGO], channels)):
+        raise ConfigError(
+            f"the key's tile, {found.dtype} {list(found.shape)}, does not follow from its secret "
+            "and its logo: this library never made such a key"
+        )
+    return tiled(2.0 * torch.from_numpy(np.array(found)) - 1, height, width)
