@@ -105,6 +105,16 @@ def test_a_tile_that_does_not_follow_from_the_logo_is_one_line(key: Key, name: s
         owner(changed)
 
 
+@pytest.mark.parametrize(
+    "logo", [None, np.zeros((8, 4), dtype=np.uint8), np.full((8, 8), 2, dtype=np.uint8)]
+)
+def test_a_damaged_logo_is_one_line(key: Key, logo: np.ndarray | None) -> None:
+    without = {name: each for name, each in key.frozen.items() if name != "logo"}
+    given = without if logo is None else without | {"logo": logo}
+    with pytest.raises(ConfigError, match=r"the key's logo is .*: expected bits uint8 \[8, 8\]"):
+        owner(replace(key, frozen=given))
+
+
 def test_a_pasted_residual_is_that_of_the_donor(key: Key) -> None:
     maker, donors = owner(key), covers()[::-1]
     pasted = maker.pasted(covers(), donors)

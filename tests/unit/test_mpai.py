@@ -42,6 +42,8 @@ def test_every_network_is_modified_and_judged(done: dict[str, Any]) -> None:
 
 def test_the_page_has_a_line_for_each_modification(done: dict[str, Any]) -> None:
     lines = page(done).splitlines()
+    made = done["provenance"]
+    assert lines[1].endswith(f"torch {made['torch']}, {made['device']}, {made['date']}.")
     assert len(lines) == 5 + 4
     assert "× the CPU time of the unmarked training" in lines[1]
     assert lines[-1].startswith("| prune fraction 1.0 | 0 of 2 | 4 of 4 | ")

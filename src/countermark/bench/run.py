@@ -10,27 +10,24 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from countermark._version import VERSION
 from countermark.bench import cell as hosts
 from countermark.bench import detection
 from countermark.bench.experiment import Cell, result_path
 from countermark.bench.imaging import cell as imaging
 from countermark.bench.imaging.experiment import ImagingCell
 from countermark.bench.kinds import AnyCell, AnyExperiment, every_cell
+from countermark.bench.provenance import provenance
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.files import write_bytes
 
@@ -120,7 +117,7 @@ def _finish(cell: AnyCell, results: Path) -> AnyCell:
         }
     except Exception:  # whatever it is, the other cells go on
         path, content = failed, {"cell": written, "traceback": traceback.format_exc()}
-    content["provenance"] = _provenance(time.monotonic() - started)
+    content["provenance"] = provenance(time.monotonic() - started)
     write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
     if path != failed:
         failed.unlink(missing_ok=True)
@@ -181,27 +178,3 @@ def _one_thread() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _commit() -> str:
-    """The commit of the source tree this runs from, with -dirty where files were changed."""
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match=v*"]
-    try:
-        described = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return "no repository"
-    return described.stdout.strip()
-
-
-def _provenance(seconds: float) -> dict[str, Any]:
-    return {
-        "countermark": VERSION,
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }

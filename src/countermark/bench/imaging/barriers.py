@@ -18,6 +18,7 @@ from countermark.bench.imaging.tasks import spoilt
 from countermark.bench.train import Checkpoint
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.schemes.training.box_free import Given
 
 CACHE = Path(".cache/images")
 
@@ -47,16 +48,29 @@ def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
-            _trained(scheme, cell, data, folder)
+            given = data.owner, spoilt(data.owner, cell.images.task, 3)
+            material, checkpoint = (
+                KeyMaterial.for_tests(cell.seed),
+                Checkpoint(folder.with_suffix(".pt")),
+            )
+            trained_key(scheme, material, given, "bench", checkpoint).save(folder)
+            checkpoint.remove()
     return scheme.calibrated(Key.load(folder), [list(each) for each in siblings])
 
 
-def _trained(scheme: DeepWatermarking, cell: ImagingCell, data: Photographs, folder: Path) -> None:
-    checkpoint = Checkpoint(folder.with_suffix(".pt"))
-    inputs = spoilt(data.owner, cell.images.task, 3)
-    material = KeyMaterial.for_tests(cell.seed)
-    training = scheme.training()(scheme, material, (data.owner, inputs), checkpoint)
-    frozen = training.frozen()
-    key = scheme.generate_key(frozen, owner="bench", material=material)
-    replace(key, learnt=training.learnt(key)).save(folder)
-    checkpoint.remove()
+def trained_key(
+    scheme: DeepWatermarking, material: KeyMaterial, given: Given, owner: str,
+    saving: Checkpoint | None = None,
+) -> Key:  # fmt: skip
+    """A key whose networks are trained here and now, not calibrated on siblings.
+
+    Args:
+        scheme: the configuration.
+        material: the secret.
+        given: what is marked, uint8 (N, C, S, S), and what it was made of.
+        owner: whom the key names.
+        saving: where the training is saved, and taken up again.
+    """
+    training = scheme.training()(scheme, material, given, saving)
+    key = scheme.generate_key(training.frozen(), owner=owner, material=material)
+    return replace(key, learnt=training.learnt(key))

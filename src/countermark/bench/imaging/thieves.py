@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from countermark.bench.imaging.barriers import CACHE
+from countermark.bench.imaging.barriers import CACHE, trained_key
 from countermark.bench.imaging.photographs import Photographs
 from countermark.bench.models import build
 from countermark.bench.train import Checkpoint
@@ -101,13 +100,11 @@ def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: st
 
 def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> Live:
     digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields())).hexdigest()[:16]
-    checkpoint = Checkpoint(CACHE / f"thief-{digest}.pt")
     CACHE.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint(CACHE / f"thief-{digest}.pt")
     material = KeyMaterial.for_tests(_THIEFS_SECRET)
-    training = scheme.training()(scheme, material, (data.thief, data.thief), checkpoint)
-    frozen = training.frozen()
-    key = scheme.generate_key(frozen, owner="a thief", material=material)
-    own = scheme.live(replace(key, learnt=training.learnt(key)))
+    given = data.thief, data.thief
+    own = scheme.live(trained_key(scheme, material, given, "a thief", checkpoint))
     checkpoint.remove()
     return own
 

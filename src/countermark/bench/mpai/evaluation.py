@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from countermark._version import VERSION
 from countermark.bench.mpai.trial import Modification, Network, Technology, Trial
+from countermark.bench.provenance import provenance
 from countermark.errors import ConfigError
 from countermark.progress import progress
 
@@ -25,14 +25,14 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
 
     Returns: `trial`, `imperceptibility` (how good networks are, on average), `robustness` (one row
         for each modification), `cost` (CPU seconds of inserting, and as a multiple of training the
-        unmarked network; of detecting and decoding; memory), versions.
+        unmarked network; of detecting and decoding; memory), `provenance`.
 
     Raises:
         ConfigError: scheme, model and fields do not fit.
     """
     if trial.networks < 1 or trial.payloads < 1:
         raise ConfigError("mpai needs at least one network and one payload")
-    memory, good = _peak(), technology.good
+    memory, good, started = _peak(), technology.good, time.monotonic()
     networks = [technology.marked(number) for number in range(trial.networks)]
     inserting = sum(each.seconds for each in networks) / (trial.networks * trial.payloads)
     training = min(each.trained for each in networks)  # the first one also loads what it needs
@@ -57,7 +57,7 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
             "detect_and_decode_seconds": detecting,
             "peak_memory_mib": _peak(), "of_which_before_mib": memory,
         },
-        "countermark": VERSION,
+        "provenance": provenance(time.monotonic() - started),
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from countermark.answers import Images
 from countermark.attacks import attack_named
+from countermark.bench.imaging.barriers import trained_key
 from countermark.bench.imaging.cell import likeness
 from countermark.bench.imaging.embed import output_scheme, task_of
 from countermark.bench.imaging.photographs import DRAWN, photographs
@@ -96,9 +97,8 @@ class ImageNetworks:
         return likeness(answers(model, self._asked), self._data.test)["psnr"]
 
     def _key(self, material: KeyMaterial, siblings: list[Images]) -> Key:
-        training = self._scheme.training()(self._scheme, material, (self._data.owner, self._given))
-        key = self._scheme.generate_key(training.frozen(), owner="mpai", material=material)
-        key = replace(key, learnt=training.learnt(key))
+        given = self._data.owner, self._given
+        key = trained_key(self._scheme, material, given, "mpai")
         return self._scheme.calibrated(key, [list(each) for each in siblings])
 
     def _siblings(self, plain: nn.Module, copying: Copying) -> list[Images]:

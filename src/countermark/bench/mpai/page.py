@@ -11,6 +11,7 @@ _SAID = {"accuracy": ("accuracy", "%"), "psnr": ("PSNR", "dB")}
 def page(done: Mapping[str, Any]) -> str:
     """What `evaluate` returned, in Markdown."""
     trial, seen, cost = done["trial"], done["imperceptibility"], done["cost"]
+    made = done["provenance"]
     fields = ", ".join(f"{name} = {value}" for name, value in trial["fields"].items())
     every, marked = trial["networks"], trial["networks"] * trial["payloads"]
     host = f"{trial['model']} on {trial['data']}: {every} networks"
@@ -25,7 +26,8 @@ def page(done: Mapping[str, Any]) -> str:
         (
             f"{said[0].upper()}{said[1:]} {before:.2f} {unit} unmarked, {after:.2f} {unit} "
             f"marked. Inserting takes {cost['insert_ratio']:.2f} × the CPU time of the unmarked "
-            f"training; at most {cost['peak_memory_mib']:.0f} MiB in all."
+            f"training; at most {cost['peak_memory_mib']:.0f} MiB in all. countermark "
+            f"{made['countermark']}, torch {made['torch']}, {made['device']}, {made['date']}."
         ),
         "",
         f"| modification | false positives | false negatives | symbol error rate | {said} {unit} |",

@@ -300,8 +300,18 @@ def _shape(key: Key) -> tuple[int, int, int]:
 
 
 def _bits(key: Key) -> Tensor:
-    """The logo of the default form, bits (1, 8, 8)."""
-    return torch.from_numpy(np.array(key.frozen[LOGO]))[None]
+    """The logo of the default form, bits (1, 8, 8).
+
+    Raises:
+        ConfigError: it is damaged, or not there.
+    """
+    found = key.frozen.get(LOGO, np.zeros(0, dtype=np.uint8))
+    if found.dtype != np.uint8 or found.shape != (GRID, GRID) or (found > 1).any():
+        raise ConfigError(
+            f"the key's logo is {found.dtype} {list(found.shape)}: expected bits uint8 "
+            f"{[GRID, GRID]}; restore the key from a backup"
+        )
+    return torch.from_numpy(np.array(found))[None]
 
 
 def _pixels(key: Key) -> Tensor:
@@ -317,7 +327,7 @@ def _tile(key: Key) -> Tensor:
     """
     channels, height, width = _shape(key)
     found = key.frozen.get(TILE, np.zeros(0, dtype=np.uint8))
-    if not np.array_equal(found, tile_of(key.material, key.frozen[LOGO], channels)):
+    if not np.array_equal(found, tile_of(key.material, _bits(key)[0].numpy(), channels)):
         raise ConfigError(
             f"the key's tile, {found.dtype} {list(found.shape)}, does not follow from its secret "
             "and its logo: this library never made such a key"
