@@ -16,7 +16,9 @@ class Reader:
     Attributes:
         siblings: n, how many held-out unmarked siblings of the marked model it was measured on;
             fine-tunes of the same base, or twins from the same initial weights.
-        threshold: a loss above it may be a sibling's; None where n is too small to set one.
+        threshold: a `quiet_loss` above it may be a sibling's; None where n is too small to set one.
+        quiet_loss: the loss with no hidden unit of the suspect louder than in the marked model,
+            since logits grow with the weights; None where there is no threshold.
         permuted: how many hidden-unit permutations of the suspect it also read.
         false_reads: how many of these give at least as many matching bits as the suspect.
         published: the published criterion's threshold for the loss; None in the hardened form.
@@ -26,6 +28,7 @@ class Reader:
     threshold: float | None
     permuted: int
     false_reads: int
+    quiet_loss: float | None = None
     published: float | None = None
 
 
@@ -135,9 +138,12 @@ class Evidence:
     def distance(self) -> float | None:
         """How far the reading is from the mark, by what models are ranked: a loss, or misses.
 
-        The cross-entropy of scores, how many triggers did not get their labels, or the share of
-        images that failed, since sets differ in size; None for bits without scores.
+        The cross-entropy of scores (of a learnt reader its `quiet_loss`), how many triggers did not
+        get their labels, or the share of images that failed, since sets differ in size; None for
+        bits without scores.
         """
+        if self.reader is not None and self.reader.quiet_loss is not None:
+            return self.reader.quiet_loss
         if self.unit == "images":
             return (self.bits - self.matched) / self.bits
         return float(self.bits - self.matched) if self.unit == "triggers" else self.cross_entropy

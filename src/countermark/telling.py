@@ -88,13 +88,14 @@ def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> 
 def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
     """What is known of a learnt reader."""
     yield _line("L2", f"{verdict.loss:.3g} nats a bit; ln 2 = 0.693 knows nothing")
-    if reader.threshold is None:
+    if reader.threshold is None or reader.quiet_loss is None:
         yield _line("siblings", f"{reader.siblings} held-out: too few for a threshold")
     else:
         yield _line(
             "siblings",
             f"L2 must be below {reader.threshold:.3g}, set on {reader.siblings} held-out "
-            f"unmarked siblings; one passes with p <= {1 / (reader.siblings + 1):.2g}",
+            f"unmarked siblings; one passes with p <= {1 / (reader.siblings + 1):.2g}; it is "
+            f"{reader.quiet_loss:.3g} with no unit louder than in the marked model",
         )
     yield _line(
         "false reads",

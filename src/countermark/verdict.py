@@ -282,7 +282,7 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
         )
     if measured.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
-    if reader is not None and (why := _perhaps_a_sibling(reader, measured.evidence)):
+    if reader is not None and (why := _perhaps_a_sibling(reader)):
         return "no_verdict", why
     if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.dated:
         needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
@@ -308,9 +308,14 @@ def _forged(measured: _Measured) -> str:
     )
 
 
-def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
+def _perhaps_a_sibling(reader: Reader) -> str | None:
     """Why the suspect may be an unmarked relative of the marked model; None when it is below."""
-    loss = evidence.cross_entropy
+    loss = reader.quiet_loss
+    if reader.threshold is not None and loss is None:
+        return (
+            "no copy can be told from a louder sibling of the marked model: the key does not say "
+            "how loud that is, as those that were made before it did; mark the model again"
+        )
     if reader.threshold is None or loss is None:
         return (
             "no copy can be told from a sibling of the marked model: the key was measured on "
@@ -319,6 +324,6 @@ def _perhaps_a_sibling(reader: Reader, evidence: Evidence) -> str | None:
     if loss <= reader.threshold:
         return None
     return (
-        f"the suspect may be an unmarked sibling of the marked model: its L2 {loss:.3g} is not "
-        f"below the sibling threshold {reader.threshold:.3g}"
+        f"the suspect may be an unmarked sibling of the marked model: its L2 {loss:.3g}, no unit "
+        f"louder than in that, is not below the sibling threshold {reader.threshold:.3g}"
     )

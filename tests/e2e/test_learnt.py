@@ -70,6 +70,7 @@ def test_the_commitment_is_c1(models: Path) -> None:
         "learnt.reader.last": [128, 256],
         "learnt.siblings": [2],
         "learnt.sibling_threshold": [1],
+        "learnt.loudness": [64],
     }
 
 

@@ -12,12 +12,16 @@ from torch import nn
 
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import SIBLINGS, THRESHOLD, MlpReader
+from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader
 from countermark.weights import Array
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"a": (12, 8)}
 BITS = 128
-MEASURED = {SIBLINGS: np.array([0.6, 0.7]), THRESHOLD: np.array([0.05])}
+MEASURED = {
+    SIBLINGS: np.array([0.6, 0.7]),
+    THRESHOLD: np.array([0.05]),
+    LOUDNESS: np.full(SHAPES["a"][0], 1.2),
+}
 
 
 def network(**fields: Any) -> IndependentNetwork:
@@ -50,7 +54,9 @@ def drawn_key(
     key = network(**fields).generate_key(tensors, owner="ACME Inc.", material=material(number))
     width = sum(int(np.prod(shape)) for shape in tensors.values())
     hidden = int(key.fields["hidden"])
-    return replace(key, learnt={**drawn_reader(number, width, hidden), **MEASURED})
+    groups = int(network(**key.fields).permuter(tensors).group.max()) + 1
+    learnt = drawn_reader(number, width, hidden) | MEASURED | {LOUDNESS: np.full(groups, 1.2)}
+    return replace(key, learnt=learnt)
 
 
 def fitted_key(weights: Mapping[str, Array], number: int = 1, **fields: Any) -> Key:
@@ -69,7 +75,7 @@ def fitted_key(weights: Mapping[str, Array], number: int = 1, **fields: Any) -> 
     apart = here - elsewhere
     signs = 2.0 * key.message - 1.0
     last = np.outer(signs, 8 * apart / (apart @ here)).astype(np.float32)
-    return replace(key, learnt={**key.learnt, "reader.last": last})
+    return replace(key, learnt={**key.learnt, "reader.last": last, LOUDNESS: permuter.loudness(w)})
 
 
 def gaussian(number: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, Array]:

@@ -21,7 +21,7 @@ from countermark.examine import read_evidence, verify
 from countermark.key import Key
 from countermark.nulls import PermutedUnits
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import SIBLINGS, THRESHOLD, MlpReader, Permuter
+from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader, Permuter
 from countermark.xof import Stream
 
 LN2 = math.log(2)
@@ -345,6 +345,9 @@ HOSTILE: Mapping[str, tuple[dict[str, Any], str]] = {
     "siblings a scalar": (changed(siblings=np.array(1.0)), "not a measurement"),
     "threshold NaN": (changed(sibling_threshold=np.array([np.nan])), "threshold holds values"),
     "threshold negative": (changed(sibling_threshold=np.array([-0.1])), "threshold holds values"),
+    "loudness of two dimensions": (changed(loudness=np.ones((2, 6))), "not a measurement"),
+    "loudness NaN": (changed(loudness=np.full(12, np.nan)), "loudness holds values"),
+    "loudness of others": (changed(loudness=np.ones(13)), "expected [12]"),
     "two thresholds": (changed(sibling_threshold=np.ones(2) / 9), "not a measurement"),
     "threshold float32": (changed(sibling_threshold=np.ones(1, np.float32)), "not a measurement"),
     "threshold above a sibling": (changed(sibling_threshold=np.array([0.61])), "does not follow"),
@@ -431,16 +434,76 @@ def test_a_key_without_a_secret_of_its_own_reads_nothing() -> None:
     assert verdict.outcome == "not_proven"
 
 
+def rms(values: Any) -> Any:
+    return np.sqrt((values.astype(np.float64) ** 2).mean(axis=1))
+
+
+def test_each_unit_of_each_tensor_can_be_made_as_loud_as_asked() -> None:
+    shapes = {"a": (6, 4), "b": (3, 6, 2), "c": (5,)}
+    permuter = Permuter.along(shapes, {"a": 0, "b": 1, "c": -1}, 6)
+    w = vectors(1, width=24 + 36 + 5)[0]
+    w[:4] = 0  # a unit of zeros
+    a, b, c = w[:24].reshape(6, 4), w[24:60].reshape(3, 6, 2), w[60:]
+    groups = [*rms(a), *rms(b.transpose(1, 0, 2).reshape(6, 6)), *rms(c[None])]
+    assert permuter.loudness(w).tolist() == pytest.approx(groups)
+    wanted = np.linspace(0.1, 3, 13)
+    brought = permuter.at(w, wanted)
+    assert permuter.loudness(brought).tolist() == pytest.approx([0, *wanted[1:]])
+    assert (brought[:4] == 0).all()
+    quiet = permuter.at(w, wanted, most=1)
+    assert permuter.loudness(quiet).tolist() == pytest.approx(np.minimum(groups, wanted))
+    assert np.array_equal(permuter.at(w, permuter.loudness(w) * 1.001, most=1), w)
+    np.testing.assert_array_equal(np.sign(quiet), np.sign(w))
+
+
+@pytest.mark.parametrize("factor", [2.0, 8.0, 32.0])
+def test_an_unmarked_sibling_is_not_claimed_for_being_loud(factor: float) -> None:
+    """The false claim that a threshold for L2 as it is allows: logits grow with the weights."""
+    marked = gaussian(1)
+    key = fitted_key(marked)
+    bare = {n: each for n, each in key.learnt.items() if n not in MEASURED}
+    relatives = [{"a": marked["a"] + 1.5 * gaussian(n)["a"]} for n in range(20, 26)]
+    key = network().calibrated(replace(key, learnt=bare), relatives[:4], marked)
+    terms = {"alpha": 1e-2, "assume_dated": True}
+    assert verify(InMemory(marked), key, **terms).owned
+    for each in relatives[4:]:
+        loud = {"a": each["a"] * np.float32(factor)}
+        verdict = verify(InMemory(loud), key, **terms)
+        assert verdict.loss is not None
+        assert verdict.loss < key.learnt[THRESHOLD][0]
+        assert verdict.outcome == "no_verdict", verdict.explain()
+        assert "no unit louder than in that" in verdict.reason
+    louder = {"a": marked["a"] * np.float32(factor)}
+    assert verify(InMemory(louder), key, **terms).owned
+
+
+def test_a_key_that_does_not_say_how_loud_its_model_is_proves_nothing() -> None:
+    marked = gaussian(1)
+    key = fitted_key(marked)
+    assert LOUDNESS in key.learnt
+    learnt = {n: each for n, each in key.learnt.items() if n != LOUDNESS}
+    verdict = verify(InMemory(marked), replace(key, learnt=learnt), alpha=1e-2, assume_dated=True)
+    assert (verdict.outcome, "how loud" in verdict.reason) == ("no_verdict", True)
+
+
 def test_the_threshold_lies_below_every_held_out_sibling() -> None:
     key = drawn_key()
-    plain = {n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD)}
+    plain = {n: each for n, each in key.learnt.items() if n not in MEASURED}
     bare = replace(key, learnt=plain)
     siblings = [gaussian(n) for n in range(4)]
-    assert network().calibrated(bare, []) is bare
-    one = network().calibrated(bare, siblings[:1]).learnt
-    assert (SIBLINGS in one, THRESHOLD in one) == (True, False)
-    measured = network().calibrated(bare, siblings).learnt
-    expected = [network().extract(each, key).cross_entropy for each in siblings]
+    assert network().calibrated(bare, [], gaussian(9)) is bare
+    one = network().calibrated(bare, siblings[:1], gaussian(9)).learnt
+    assert (SIBLINGS in one, THRESHOLD in one, LOUDNESS in one) == (True, False, False)
+    measured = network().calibrated(bare, siblings, gaussian(9)).learnt
+    assert measured[LOUDNESS].tolist() == pytest.approx(rms(gaussian(9)["a"]))
+    expected = []
+    for each in siblings:
+        factors = rms(gaussian(9)["a"]) / rms(each["a"])
+        losses = [
+            network().extract({"a": (each["a"].T * by).T.astype(np.float32)}, key).cross_entropy
+            for by in (factors, np.minimum(factors, 1))
+        ]
+        expected.append(min(losses))
     assert measured[SIBLINGS].tolist() == pytest.approx(expected)
     logs = np.log(measured[SIBLINGS])
     margin = max(2 * logs.std(ddof=1), math.log(10))
@@ -451,7 +514,7 @@ def test_siblings_that_read_perfectly_leave_a_threshold_that_can_be_read() -> No
     key = fitted_key(gaussian(1))
     suspect = {"a": gaussian(1)["a"] * np.float32(1e30)}
     learnt = {n: each for n, each in key.learnt.items() if n not in MEASURED}
-    measured = network().calibrated(replace(key, learnt=learnt), [suspect, suspect])
+    measured = network().calibrated(replace(key, learnt=learnt), [suspect, suspect], suspect)
     assert measured.learnt[SIBLINGS].tolist() == [0, 0]
     assert read_evidence(InMemory(suspect), measured).reader is not None
 
@@ -460,6 +523,7 @@ def test_the_threshold_never_exceeds_half_a_coin() -> None:
     key = drawn_key()
     loud = {n: each for n, each in key.learnt.items() if n not in MEASURED}
     loud["reader.last"] = loud["reader.last"] * np.float32(1e4)
-    measured = network().calibrated(replace(key, learnt=loud), [gaussian(n) for n in range(3)])
+    siblings = [gaussian(n) for n in range(3)]
+    measured = network().calibrated(replace(key, learnt=loud), siblings, gaussian(9))
     assert measured.learnt[SIBLINGS].min() > 100
     assert measured.learnt[THRESHOLD][0] == pytest.approx(LN2 / 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,16 +214,19 @@ def test_cross_entropy_of_scores() -> None:
 
 # --- a learnt reader: its bits are no evidence, and it must have been measured on siblings
 
-MEASURED = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17)
+MEASURED = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17, quiet_loss=0.001)
 
 
 def learnt(
     loss: float = 0.001, worse: int = 1000, reader: Reader = MEASURED, *,
-    tests: int = 1, test_key: bool = False, null: Null | None = None, **terms: Any,
+    quiet: float | None = None, tests: int = 1, test_key: bool = False, null: Null | None = None,
+    **terms: Any,
 ) -> Verdict:  # fmt: skip
     """The verdict on a reading of 128 bits whose loss is lower than that many of 1000 others."""
     expected = np.arange(128, dtype=np.uint8) % 2
     score = -math.log(math.expm1(loss))
+    if reader.threshold is not None and reader is not UNHEARD:
+        reader = replace(reader, quiet_loss=loss if quiet is None else quiet)
     scores = (2.0 * expected - 1.0) * score
     read = (scores > 0).astype(np.uint8)
     found = Evidence(read, expected, committed=False, payload=True, scores=scores, reader=reader)
@@ -233,6 +237,7 @@ def learnt(
     return judge(found, ranked, tests=tests, terms=given, about=about)
 
 
+UNHEARD = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17)
 NONE = Reader(siblings=0, threshold=None, permuted=256, false_reads=0)
 ONE = Reader(siblings=1, threshold=None, permuted=256, false_reads=0)
 DATED: dict[str, Any] = {"assume_dated": True}
@@ -252,8 +257,11 @@ LEARNT: list[tuple[dict[str, Any], str, str]] = [
     # the siblings
     ({**DATED, "loss": 0.0499}, "owned", "is present"),
     ({**DATED, "loss": 0.0501}, "no_verdict", "may be an unmarked sibling"),
-    ({**DATED, "loss": 0.6}, "no_verdict", "its L2 0.6 is not below the sibling threshold 0.05"),
+    ({**DATED, "loss": 0.6}, "no_verdict", "its L2 0.6, no unit louder than in that, is not below"),
     ({"loss": 0.6}, "no_verdict", "may be an unmarked sibling"),
+    ({**DATED, "quiet": 0.0501}, "no_verdict", "its L2 0.0501, no unit louder than in that"),
+    ({**DATED, "loss": 0.6, "quiet": 0.0499}, "owned", "is present"),
+    ({**DATED, "reader": UNHEARD}, "no_verdict", "does not say how loud that is"),
     ({**DATED, "loss": 0.6, "worse": 0}, "not_proven", "was not found"),
     ({**DATED, "reader": NONE}, "no_verdict", "on 0 held-out unmarked siblings, and a threshold"),
     ({**DATED, "reader": ONE}, "no_verdict", "on 1 held-out unmarked siblings, and a threshold"),
@@ -309,7 +317,8 @@ def test_machines_are_told_of_the_reader() -> None:
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["loss"] == pytest.approx(0.001)
     assert told["reader"] == {
-        "siblings": 4, "threshold": 0.05, "permuted": 256, "false_reads": 17, "published": 0.1,
+        "siblings": 4, "threshold": 0.05, "permuted": 256, "false_reads": 17,
+        "quiet_loss": pytest.approx(0.001), "published": 0.1,
     }  # fmt: skip
     assert (told["null"], told["forgery_bits"]) == ("permuted_units", 0)
     assert len(told["limits"]) == 5

@@ -156,7 +156,8 @@ class WeightEmbedding(Embedding):
         learnt = self._training.learnt()
         if not learnt:
             return self._key
-        return self._scheme.calibrated(replace(self._key, learnt=learnt), self._siblings)
+        key = replace(self._key, learnt=learnt)
+        return self._scheme.calibrated(key, self._siblings, self._read(self._model))
 
     def lacking(self, key: Key) -> str | None:
         """Why the mark would not be found in the model as it is now; None when it would."""

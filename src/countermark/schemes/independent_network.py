@@ -29,6 +29,7 @@ from countermark.progress import progress
 from countermark.schemes.base import Paper
 from countermark.schemes.reader import (
     LOOK,
+    LOUDNESS,
     SIBLINGS,
     THRESHOLD,
     MlpReader,
@@ -217,6 +218,7 @@ class IndependentNetwork(ConvergedScheme):
             reader=Reader(
                 siblings=len(key.learnt.get(SIBLINGS, ())),
                 threshold=None if threshold is None else float(threshold[0]),
+                quiet_loss=self._quiet_loss(w, key, reading) if LOUDNESS in key.learnt else None,
                 permuted=LOOK,
                 false_reads=false_reads,
                 published=self.l2_threshold if self.as_published else None,
@@ -258,22 +260,42 @@ class IndependentNetwork(ConvergedScheme):
             f"(expected all of them and at most {most:.2g}): train longer, or raise strength"
         )
 
-    def calibrated(self, key: Key, siblings: Sequence[Mapping[str, Array]]) -> Key:
+    def calibrated(
+        self, key: Key, siblings: Sequence[Mapping[str, Array]], marked: Mapping[str, Array]
+    ) -> Key:
         """The key with its sibling threshold, see `reader.measured`.
 
-        Args:
-            key: with its finished reader.
-            siblings: unmarked relatives that training never saw; tensors by name.
+        A sibling's loss is the smaller one of two: as it is, but nowhere louder than the marked
+        model, and exactly as loud.
         """
         if not siblings:
             return key
-        vectors = np.stack([self.vector(each, key) for each in siblings])  # (n, M)
-        found = measured(self._reading(key).losses(vectors))
+        permuter, reading = self.permuter(key.tensors), self._reading(key)
+        loudness = permuter.loudness(self.vector(marked, key))
+        vectors = [self.vector(each, key) for each in siblings]
+        losses = [
+            reading.losses(np.stack([permuter.at(w, loudness, most=most) for w in vectors]))
+            for most in (1.0, np.inf)
+        ]
+        found = measured(np.minimum(*losses), loudness)
         return replace(key, learnt={**key.learnt, **found})
+
+    def _quiet_loss(self, w: NDArray[np.float32], key: Key, reading: Reading) -> float:
+        """L2 on the vector w (M,) with no unit louder than in the marked model."""
+        permuter, loudness = self.permuter(key.tensors), key.learnt[LOUDNESS]
+        groups = int(permuter.group.max()) + 1
+        if loudness.shape != (groups,):
+            raise ConfigError(
+                f"the key's {LOUDNESS} is {list(loudness.shape)}: expected {[groups]}, one for "
+                "each hidden unit of each tensor"
+            )
+        return float(reading.losses(permuter.at(w, loudness, most=1.0)[None])[0])
 
     def _reading(self, key: Key) -> Reading:
         check_measured(key.learnt)
-        tensors = {n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD)}
+        tensors = {
+            n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD, LOUDNESS)
+        }
         width = sum(math.prod(shape) for shape in key.tensors.values())
         mask = self.mask(key) if self.mode == "manu" else None
         if self.code is not None:

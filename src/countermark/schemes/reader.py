@@ -1,7 +1,8 @@
 """Learnt readers: networks that read a message, and the permutations that their losses rank among.
 
 A reader takes the weights w (M,) of a suspect to T logits. `Reading` holds one beside its message,
-`Permuter` reorders the hidden units of w, and `measured` sets the sibling threshold.
+`Permuter` reorders the hidden units of w, or changes how loud they are, and `measured` sets the
+sibling threshold.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from countermark.errors import ConfigError, printable
 from countermark.nulls import LEAST_SIBLINGS
 from countermark.xof import Stream
 
-SIBLINGS, THRESHOLD = "siblings", "sibling_threshold"
-"""Names of what is measured with the finished reader: held-out losses (n,), threshold (1,)."""
+SIBLINGS, THRESHOLD, LOUDNESS = "siblings", "sibling_threshold", "loudness"
+"""Names of what is measured with the finished reader, and of the units of the marked model.
+
+Held-out losses (n,), threshold (1,), and how loud the units are, see `Permuter.loudness`.
+"""
 
 LOOK = 256
 """Permutations for the rate of false reads, and where a rank can prove nothing."""
@@ -29,8 +33,13 @@ _FIRST_BITS = 32  # of the message, by which most permutations are known to read
 _ROUNDING = 100.0  # units in the last place of the largest logit: more than a sum loses in one
 
 
-def measured(losses: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def measured(
+    losses: NDArray[np.float64], loudness: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
     """What a key keeps of its reader's losses (n,) on held-out unmarked siblings.
+
+    With a threshold it keeps how loud (G,) the units of the marked model are: a reader's logits
+    grow with the weights, so that any model that is loud enough would be below it.
 
     The sibling threshold lies below the smallest of them by two standard deviations of their
     logarithms and by a factor of ten at least, and never above ½·ln 2, halfway to a reader that
@@ -41,19 +50,21 @@ def measured(losses: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     logs = np.log(np.maximum(losses, np.finfo(np.float64).tiny))
     margin = max(2 * logs.std(ddof=1), math.log(10))
     threshold = min(math.exp(logs.min() - margin), math.log(2) / 2)
-    return {SIBLINGS: losses, THRESHOLD: np.array([threshold])}
+    return {SIBLINGS: losses, THRESHOLD: np.array([threshold]), LOUDNESS: loudness}
 
 
 def check_measured(learnt: Mapping[str, NDArray[Any]]) -> None:
     """Raise `ConfigError` for measurements that no reader gives: a key is hostile input."""
     siblings, threshold = learnt.get(SIBLINGS), learnt.get(THRESHOLD)
-    for name, each, size in ((SIBLINGS, siblings, None), (THRESHOLD, threshold, (1,))):
+    loudness = learnt.get(LOUDNESS)
+    sizes = ((SIBLINGS, siblings, None), (THRESHOLD, threshold, (1,)), (LOUDNESS, loudness, None))
+    for name, each, size in sizes:
         if each is None:
             continue
         if each.dtype != np.float64 or each.ndim != 1 or size not in (None, each.shape):
             raise ConfigError(f"the key's {name} is {each.dtype} {each.shape}: not a measurement")
         if not (np.isfinite(each).all() and (each >= 0).all() and len(each)):
-            raise ConfigError(f"the key's {name} holds values that no loss has")
+            raise ConfigError(f"the key's {name} holds values that none can have")
     if threshold is None:
         return
     losses = np.zeros(0) if siblings is None else siblings
@@ -73,25 +84,29 @@ class Permuter:
 
     Attributes:
         size: U, how many hidden units.
+        group: (M,) from 0 on, which values belong to the same unit in the same tensor; those of a
+            tensor without the units are one group. There are G.
     """
 
     size: int
     unit: NDArray[np.intp]
     offset: NDArray[np.intp]
     stride: NDArray[np.intp]
+    group: NDArray[np.intp]
 
     @classmethod
     def along(
         cls, tensors: Mapping[str, tuple[int, ...]], axes: Mapping[str, int], size: int
     ) -> Permuter:
         """Of tensors whose units lie along one axis each; −1 for none."""
-        parts, start = [], 0
+        parts, start, groups = [], 0, 0
         for name, shape in tensors.items():
             at = np.arange(math.prod(shape), dtype=np.intp)  # (M_l,)
             stride = math.prod(shape[axes[name] + 1 :]) if axes[name] >= 0 else 0
             unit = at // stride % size if stride else np.zeros_like(at)
-            parts.append((unit, start + at - stride * unit, np.full_like(at, stride)))
-            start += len(at)
+            offset = start + at - stride * unit
+            parts.append((unit, offset, np.full_like(at, stride), groups + unit))
+            start, groups = start + len(at), groups + (size if stride else 1)
         return cls(size, *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def draw(self, stream: Stream, count: int) -> NDArray[np.intp]:
@@ -103,6 +118,29 @@ class Permuter:
         """The vector w (M,) under permutations (n, U), as (n, M)."""
         permuted: NDArray[np.float32] = w[orders[:, self.unit] * self.stride + self.offset]
         return permuted
+
+    def loudness(self, w: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The root mean square (G,) of each group of the vector w (M,)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.bincount(self.group, w.astype(np.float64) ** 2)
+            found: NDArray[np.float64] = np.sqrt(squares / np.bincount(self.group))
+        return found
+
+    def at(
+        self, w: NDArray[np.float32], loudness: NDArray[np.float64], *, most: float = np.inf
+    ) -> NDArray[np.float32]:
+        """The vector w (M,) with its groups as loud as `loudness` (G,), as by positive scaling.
+
+        Args:
+            w: the vector; a group of zeros stays one.
+            loudness: that of each group.
+            most: the largest factor; with 1, louder groups alone are changed.
+        """
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            factors = np.minimum(loudness / self.loudness(w), most)
+            factors[~np.isfinite(factors)] = 1.0  # 0 / 0 and x / 0: zeros stay zeros
+            scaled: NDArray[np.float32] = (w * factors[self.group]).astype(np.float32)
+        return scaled
 
     def batches(
         self, w: NDArray[np.float32], stream: Stream, count: int

@@ -153,8 +153,19 @@ class WeightScheme(Scheme):
         """This scheme with the fields filled in that depend on the model's parameters."""
         return self
 
-    def calibrated(self, key: Key, siblings: Sequence[Mapping[str, Array]]) -> Key:  # noqa: ARG002
-        """The key with what its finished reader gives on unmarked relatives that it never saw."""
+    def calibrated(
+        self,
+        key: Key,
+        siblings: Sequence[Mapping[str, Array]],  # noqa: ARG002
+        marked: Mapping[str, Array],  # noqa: ARG002
+    ) -> Key:
+        """The key with what its finished reader gives on unmarked relatives that it never saw.
+
+        Args:
+            key: with its finished reader.
+            siblings: tensors by name.
+            marked: those of the marked model.
+        """
         return key
 
     @final
