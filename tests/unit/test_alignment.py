@@ -97,6 +97,32 @@ def test_flips_and_folds_are_undone(name: str, layer: str, attacks: Sequence[Att
     assert np.abs(found - own).max() < 1e-3 * np.abs(own).max()
 
 
+@pytest.mark.parametrize("layer", ["features.0.weight", "features.3.weight", "features.24.weight"])
+def test_flips_are_undone_by_initial_weights(layer: str) -> None:
+    """Their norms have seen nothing yet, so that the sign of a norm's weight alone tells."""
+    model = host("vgg16")
+    start = copy.deepcopy(model)
+    for module in start.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+    suspect = after(model, Noise(0.2), FlipSigns(), Permute())
+    own = model.get_parameter(layer).detach().numpy()
+    (found,) = read(suspect, Reference.of_module(start), layer)
+    assert np.corrcoef(found.ravel(), own.ravel())[0, 1] > 0.9
+
+
+def test_a_norm_of_the_reference_may_be_negative() -> None:
+    model = host("vgg16")
+    turned = after(model, FlipSigns(seed=1))
+    norm = turned.get_parameter("features.1.weight")
+    assert (norm < 0).any()
+    assert (norm > 0).any()
+    for layer in HOSTS["vgg16"][1]:
+        own = turned.get_parameter(layer).detach().numpy()
+        (found,) = read(after(turned, FlipSigns(), Permute()), Reference.of_module(turned), layer)
+        assert np.abs(found - own).max() < 1e-3 * np.abs(own).max()
+
+
 def test_noise_costs_no_more_than_it_is() -> None:
     model = host("vgg16")
     suspect = after(model, Noise(0.3), Rescale(), Permute())

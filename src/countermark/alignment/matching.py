@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.alignment.assigning import assigned
-from countermark.alignment.reducing import Floats, Tensors, reduce, rows_of, unit
+from countermark.alignment.reducing import (
+    Floats,
+    Tensors,
+    reduce,
+    rows_of,
+    turn,
+    unit,
+    upright,
+    with_rows,
+)
 from countermark.errors import AlignmentError
 from countermark.units import Member, Units
 
@@ -84,12 +93,14 @@ class _Alignment:
             name: np.asarray(reference[name], np.float64) for name in names if name in by
         }
         self._units, self._done = units, set[int]()
+        # Before a norm a neuron counts with the sign that makes the norm's weight positive. So a
+        # flip is known where nothing else says so: of what the key reads, and of what follows it.
+        upright(self.tensors, units)
+        self._turned = upright(self._reference, units)
         self._classes: dict[tuple[str, int], set[int]] = {}
         for number, each in enumerate(units):
             for member in each.members:
                 self._classes.setdefault((member.name, member.axis), set()).add(number)
-        # A flip before a norm is taken up by its weight, whose sign then says nothing.
-        self._signless = {norm.weight for each in units for norm in each.norms}
         self._scales = {
             name: float(np.sqrt(np.mean(each**2))) or 1.0 for name, each in self._reference.items()
         }
@@ -97,6 +108,11 @@ class _Alignment:
 
     def run(self) -> None:
         """All rounds."""
+        self._match()
+        for turned, units in zip(self._turned, self._units, strict=True):
+            turn(self.tensors, units, turned)
+
+    def _match(self) -> None:
         reduce(self.tensors, self._units)
         while len(self._done) < len(self._units):
             left = [number for number in range(len(self._units)) if number not in self._done]
@@ -135,8 +151,6 @@ class _Alignment:
             if not self._usable(member, self._reference[member.name].ndim):
                 continue
             rows = rows_of(tensors[member.name], member, units) / self._scales[member.name]
-            if member.name in self._signless:
-                rows = np.abs(rows)
             parts.setdefault((member.domain, member.power), []).append(rows)
         return {place: np.concatenate(each, axis=1) for place, each in parts.items()}
 
@@ -160,7 +174,7 @@ class _Alignment:
         for member in units.members:
             tensor = self.tensors[member.name]
             rows = rows_of(tensor, member, units) / factors[member.domain][:, None] ** member.power
-            self.tensors[member.name] = _with_rows(tensor, member, units, rows)
+            self.tensors[member.name] = with_rows(tensor, member, units, rows)
         for norm in units.norms:
             self.tensors[norm.weight] = self.tensors[norm.weight] * np.sign(factors[norm.before])
 
@@ -205,15 +219,5 @@ class _Alignment:
             rows = rows_of(tensor, member, units)  # (the suspect's, each·rest)
             whole = np.zeros((units.size, rows.shape[1]))
             whole[at] = rows[chosen]
-            tensor = _with_rows(tensor, member, units, whole)
+            tensor = with_rows(tensor, member, units, whole)
         return tensor
-
-
-def _with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Floats:
-    """The tensor with such rows in place of its own, along the axis of a member."""
-    moved = np.moveaxis(tensor, member.axis, 0)
-    part = rows.reshape(len(rows) * member.each, *moved.shape[1:])
-    count = moved.shape[0] // member.each if units.grows else units.size
-    behind = moved[member.offset + count * member.each :]
-    joined = np.concatenate([moved[: member.offset], part, behind])
-    return np.moveaxis(joined, 0, member.axis)

@@ -1,7 +1,8 @@
-"""Neurons that were added without effect are joined or dropped, from the inputs on.
+"""Neurons as they are compared: added ones joined or dropped, flipped ones turned upright.
 
-Only the suspect is looked at, and only where it has more neurons than the reference. Copies of a
-neuron become one, which its consumers hear as they heard all; what no consumer hears is dropped.
+Neurons are joined or dropped, from the inputs on, only where the suspect has more of them than the
+reference. Copies of a neuron become one, which its consumers hear as they heard all; what no
+consumer hears is dropped.
 """
 
 from __future__ import annotations
@@ -57,12 +58,10 @@ def _reduced(tensors: Tensors, units: Units) -> bool:
 
 def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, float]]]:
     """Pairs of neurons that hear the same, and by what factor the second is larger, by domain."""
-    signless = {norm.weight for norm in units.norms}
     parts: dict[int, list[Floats]] = {}
     for member in units.members:
         if member.power == 1:
             rows = rows_of(tensors[member.name], member, units)
-            rows = np.abs(rows) if member.name in signless else rows
             parts.setdefault(member.domain, []).append(rows)
     rows_by = {domain: np.concatenate(each, axis=1) for domain, each in parts.items()}
     if not rows_by:
@@ -107,6 +106,45 @@ def rows_of(tensor: Floats, member: Member, units: Units) -> Floats:
     count = moved.shape[0] // member.each if units.grows else units.size
     part = moved[member.offset : member.offset + count * member.each]
     return part.reshape(count, -1)
+
+
+def with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Floats:
+    """The tensor with such rows in place of its own, along the axis of a member."""
+    moved = np.moveaxis(tensor, member.axis, 0)
+    part = rows.reshape(len(rows) * member.each, *moved.shape[1:])
+    count = moved.shape[0] // member.each if units.grows else units.size
+    behind = moved[member.offset + count * member.each :]
+    joined = np.concatenate([moved[: member.offset], part, behind])
+    return np.moveaxis(joined, 0, member.axis)
+
+
+def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]:
+    """Flip neurons, in place, so that no weight of a batch norm is negative.
+
+    Returns: which neurons of each class were flipped, see `turn`.
+    """
+    turned = []
+    for each in units:
+        signs = {
+            norm.before: np.where(tensors[norm.weight] < 0, -1.0, 1.0)
+            for norm in each.norms
+            if norm.weight in tensors and each.domains[norm.before].flippable
+        }
+        turn(tensors, each, signs)
+        turned.append(signs)
+    return turned
+
+
+def turn(tensors: Tensors, units: Units, signs: dict[int, Floats]) -> None:
+    """Flip neurons of one class, in place: signs (neurons,), −1 or 1, by their domain."""
+    for member in units.members:
+        if member.domain in signs and member.power != 2 and member.name in tensors:
+            tensor, factors = tensors[member.name], signs[member.domain][:, None]
+            rows = rows_of(tensor, member, units) * factors
+            tensors[member.name] = with_rows(tensor, member, units, rows)
+    for norm in units.norms:
+        if norm.before in signs and norm.weight in tensors:
+            tensors[norm.weight] = tensors[norm.weight] * signs[norm.before]
 
 
 def unit(rows: Floats) -> Floats:
