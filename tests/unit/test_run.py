@@ -46,6 +46,14 @@ def test_one_process_and_two_give_the_same_cells(small: Experiment, tmp_path: Pa
     assert thread == {1}
 
 
+def test_some_rows_alone_can_be_computed(small: Experiment, tmp_path: Path) -> None:
+    ended = list(run(small, tmp_path, rows=["marked"]))
+    assert [each.cell.label for each in ended] == ["marked", "marked"]
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    with pytest.raises(ConfigError, match="has no row 'markt': the nearest is 'marked'"):
+        list(run(small, tmp_path, rows=["markt"]))
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_cells(small: Experiment, tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from countermark.bench.imaging import cell as imaging
 from countermark.bench.imaging.experiment import ImagingCell
 from countermark.bench.kinds import AnyCell, AnyExperiment, every_cell
 from countermark.bench.provenance import provenance
-from countermark.errors import ConfigError, MissingExtraError
+from countermark.errors import ConfigError, MissingExtraError, nearest
 from countermark.files import write_bytes
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -44,8 +44,9 @@ class Ended:
 
 
 def run(
-    experiment: AnyExperiment, results: Path, *, jobs: int = 1, ray: bool = False
-) -> Iterator[Ended]:
+    experiment: AnyExperiment, results: Path, *, jobs: int = 1, ray: bool = False,
+    rows: Sequence[str] = (),
+) -> Iterator[Ended]:  # fmt: skip
     """Compute the cells that have no result yet; yields every cell as it ends.
 
     Args:
@@ -53,9 +54,11 @@ def run(
         results: folder of the results; whatever is finished there is kept.
         jobs: how many processes, one thread each.
         ray: on Ray's local cluster of so many workers instead.
+        rows: labels of the rows to compute; all when empty.
 
     Raises:
-        ConfigError: jobs is below 1, or a name or field of a pending cell is wrong.
+        ConfigError: jobs is below 1, there is no such row, or a name or field of a pending cell is
+            wrong.
         DataError: a data set is not there.
         MissingExtraError: Ray is not installed.
     """
@@ -63,7 +66,7 @@ def run(
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
     finished: list[AnyCell] = []
     pending: list[AnyCell] = []
-    for cell in every_cell(experiment):
+    for cell in _chosen(experiment, rows):
         (finished if result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
         check(cell)  # rather than after hours
@@ -72,6 +75,15 @@ def run(
     finish = _on_ray if ray else _in_processes if jobs > 1 else _here
     for cell in finish(pending, results, jobs) if pending else ():
         yield _ended(cell, results)
+
+
+def _chosen(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]:
+    every = list(every_cell(experiment))
+    labels = list(dict.fromkeys(cell.label for cell in every))
+    for row in rows:
+        if row not in labels:
+            raise ConfigError(f"{experiment.name} has no row {row!r}: {nearest(row, labels)}")
+    yield from (cell for cell in every if not rows or cell.label in rows)
 
 
 def failure_path(cell: AnyCell, results: Path) -> Path:

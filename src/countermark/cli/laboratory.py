@@ -33,6 +33,9 @@ def bench_run(
     experiment: Experiment,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="Run them on a local Ray cluster.")] = False,
+    row: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Only this row; can be repeated.")
+    ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> int:
@@ -44,12 +47,13 @@ def bench_run(
     \b
     Example:
         countermark bench run experiments/digits.toml --jobs 2
+        countermark bench run experiments/digits.toml --row "not embedded"
     """
     from countermark.bench.kinds import find_experiment
     from countermark.bench.run import run
 
-    failed = 0
-    for ended in run(find_experiment(experiment), results, jobs=jobs, ray=ray):
+    found, failed = find_experiment(experiment), 0
+    for ended in run(found, results, jobs=jobs, ray=ray, rows=row or ()):
         cell, line = ended.cell, f"{ended.cell.label}, seed {ended.cell.seed}: "
         if ended.result is None:
             failed += 1
