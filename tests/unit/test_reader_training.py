@@ -23,10 +23,8 @@ from countermark.examine import read_evidence, verify
 from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.reader import SIBLINGS, MlpReader
-from countermark.schemes.training.independent_network import (
-    IndependentNetworkTraining,
-    _Missing,
-)
+from countermark.schemes.training.independent_network import IndependentNetworkTraining
+from countermark.schemes.training.shown import Missing
 
 LAYER, SHAPE = "2.weight", (6, 12)
 OWN_READER = "unit.readers:linear_reader"
@@ -256,7 +254,7 @@ def test_half_of_the_unmarked_vectors_lack_units_too() -> None:
 def test_weights_that_belong_to_no_unit_never_lack() -> None:
     scheme = network(layer=["0.weight", LAYER], units=[-1, 1])
     key = replace(fresh_key(), tensors={"0.weight": (12, 5), LAYER: SHAPE})
-    masks = _Missing(scheme, key).masks(torch.randn(40, 132))
+    masks = Missing(scheme, key).masks(torch.randn(40, 132))
     assert masks[:, :60].all()
     assert not masks[:, 60:].all()
 

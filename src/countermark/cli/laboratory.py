@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, show_result
 from countermark.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    pass
 
 bench_app = typer.Typer(
     help="Run experiments and print their tables.", rich_markup_mode=None, no_args_is_help=True

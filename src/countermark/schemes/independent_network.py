@@ -299,7 +299,7 @@ class IndependentNetwork(ConvergedScheme):
         width = sum(math.prod(shape) for shape in key.tensors.values())
         mask = self.mask(key) if self.mode == "manu" else None
         if self.code is not None:
-            from countermark.schemes.training.independent_network import module_logits
+            from countermark.schemes.training.readers import module_logits
 
             logits = module_logits(self, width, tensors, mask)
             return Reading(logits, key.message, np.float32)

@@ -9,7 +9,6 @@ Half of the unmarked vectors then lack units as well, so that a lack is no mark.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -17,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from countermark.errors import ConfigError, printable
 from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import Logits
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
+from countermark.schemes.training.readers import initial_reader
+from countermark.schemes.training.shown import Missing, Negatives
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
@@ -48,14 +47,14 @@ class IndependentNetworkTraining(WeightTraining):
         vectors = [network.vector(each, key) for each in unmarked]
         width = len(vectors[0])
         mask = network.mask(key) if network.mode == "manu" else None
-        self._reader = _initial(network, key, width, mask)
+        self._reader = initial_reader(network, key, width, mask)
         self._trained = [p for p in self._reader.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(self._trained, network.reader_lr, fused=True)
         self._targets = torch.from_numpy(key.message.astype(np.float32))  # (T,)
         self._negatives = self._missing = None
         if not network.as_published:
-            self._negatives = _Negatives(network, key, torch.from_numpy(np.stack(vectors)))
-            self._missing = _Missing(network, key) if network.positives else None
+            self._negatives = Negatives(network, key, torch.from_numpy(np.stack(vectors)))
+            self._missing = Missing(network, key) if network.positives else None
         self._seen: Tensor | None = None
         self._loss = self._gradient = torch.zeros(())
 
@@ -179,216 +178,6 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient * gradients[0], None, None
-
-
-class _Missing:
-    """Which weights are left where hidden units are missing, other ones for each step.
-
-    The first row lacks the units of its largest weights, the next one any, and so on in turn. With
-    `pruned`, the next one lacks its smallest weights instead.
-    """
-
-    def __init__(self, network: IndependentNetwork, key: Key) -> None:
-        permuter = network.permuter(key.tensors)
-        self._size, self._dropped, self._pruned = permuter.size, network.dropped, network.pruned
-        self._unit = torch.from_numpy(permuter.unit)  # (M,)
-        self._of_a_unit = torch.from_numpy(permuter.stride > 0)  # (M,)
-        seed = int(key.stream("missing").words(1)[0])
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def masks(self, rows: Tensor) -> Tensor:
-        """1 for each weight of rows (n, M) that is left, 0 for the others, (n, M)."""
-        shares = torch.rand(len(rows), 1, generator=self._generator) * self._dropped
-        order = torch.rand(len(rows), self._size, generator=self._generator)
-        squares = rows[::2].square() * self._of_a_unit
-        order[::2] = torch.zeros_like(order[::2]).index_add_(1, self._unit, squares)
-        ranks = order.argsort(dim=1, descending=True).argsort(dim=1)
-        left = ranks >= (shares * self._size).round()  # (n, units)
-        masks = left[:, self._unit] | ~self._of_a_unit  # (n, M)
-        if self._pruned:
-            masks[1::2] = self._largest(rows[1::2])
-        return masks.float()
-
-    def _largest(self, rows: Tensor) -> Tensor:
-        """Which weights are left where the smallest of rows (n, M) are pruned, (n, M)."""
-        shares = torch.rand(len(rows), 1, generator=self._generator) * self._pruned
-        ranks = rows.abs().argsort(dim=1).argsort(dim=1)
-        return ranks >= (shares * rows.shape[1]).round()
-
-    def coins(self, count: int) -> Tensor:
-        """So many fair coins (count,)."""
-        return torch.rand(count, generator=self._generator) < 0.5
-
-    def state(self) -> Tensor:
-        """The random numbers."""
-        return self._generator.get_state()
-
-    def restore(self, state: Tensor) -> None:
-        """Go on from `state()`."""
-        self._generator.set_state(state)
-
-
-class _Negatives:
-    """Weight vectors without the mark, other ones for each step of the reader.
-
-    They are of five kinds, taken in turn: hidden-unit permutations of the host as it is, Gaussian
-    noise of its spread, its sign-flipped copy, unmarked models, and permutations of such.
-    """
-
-    _TURN = ("permuted", "other", "noise", "mixed", "permuted", "other", "flipped", "mixed")
-
-    def __init__(self, network: IndependentNetwork, key: Key, unmarked: Tensor) -> None:
-        permuter = network.permuter(key.tensors)
-        self._size, self._count, self._turn = permuter.size, network.negatives, 0
-        self._unit, self._offset, self._stride = (
-            torch.from_numpy(each) for each in (permuter.unit, permuter.offset, permuter.stride)
-        )
-        self._unmarked = unmarked  # (P, M)
-        seed = int(key.stream("negatives").words(1)[0])
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def rows(self, w: Tensor) -> Tensor:
-        """The next negatives (K, M), for the host's vector w (M,) on the CPU."""
-        turn = self._turn
-        kinds = [self._TURN[(turn + at) % len(self._TURN)] for at in range(self._count)]
-        self._turn = (turn + self._count) % len(self._TURN)
-        permuted, other, mixed = (kinds.count(k) for k in ("permuted", "other", "mixed"))
-        order = torch.rand(permuted + mixed, self._size, generator=self._generator).argsort(dim=1)
-        places = order[:, self._unit] * self._stride + self._offset  # (n, M)
-        drawn = torch.randint(len(self._unmarked), (other + mixed,), generator=self._generator)
-        others = self._unmarked[drawn]
-        noise = torch.randn(kinds.count("noise"), len(w), generator=self._generator)
-        rows = [
-            w[places[:permuted]],
-            others[:other],
-            others[other:].gather(1, places[permuted:]),
-            noise * w.std(),
-            -w.expand(kinds.count("flipped"), -1),
-        ]
-        return torch.cat(rows)
-
-    def state(self) -> dict[str, Any]:
-        """Whose turn it is, and the random numbers."""
-        return {"turn": self._turn, "generator": self._generator.get_state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
-        self._turn = state["turn"]
-        self._generator.set_state(state["generator"])
-
-
-class MlpNetwork(nn.Module):
-    """The published reader: `MlpReader` with gradients."""
-
-    def __init__(self, gate: Tensor, first: Tensor, last: Tensor, *, frozen_gate: bool) -> None:
-        super().__init__()
-        self.gate = nn.Parameter(gate, requires_grad=not frozen_gate)  # (M,)
-        self.first, self.last = nn.Parameter(first), nn.Parameter(last)  # (H, M), (T, H)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Logits (N, T) of weight vectors (N, M)."""
-        logits = _Mlp.apply(vectors, self.gate, self.first, self.last)  # type: ignore[no-untyped-call]
-        return cast(Tensor, logits)
-
-
-class _Mlp(torch.autograd.Function):
-    """Gate, ReLU units, outputs; the gradient written out, which halves its cost for few rows."""
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, gate: Tensor, first: Tensor, last: Tensor) -> Tensor:
-        gated = vectors * gate
-        hidden = torch.mm(gated, first.t()).relu_()  # (N, H)
-        ctx.saved = vectors, gate, first, last, gated, hidden
-        return torch.mm(hidden, last.t())  # (N, T)
-
-    @staticmethod
-    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        vectors, gate, first, last, gated, hidden = ctx.saved
-        behind = torch.mm(errors[0], last).mul_(hidden > 0)  # (N, H)
-        inputs = torch.mm(behind, first)  # (N, M)
-        to_last, to_first = torch.mm(errors[0].t(), hidden), torch.mm(behind.t(), gated)
-        return inputs * gate, (inputs * vectors).sum(dim=0), to_first, to_last
-
-
-class _Masked(nn.Module):
-    """Any reader behind the frozen gate of MANU, which is no part of its state."""
-
-    def __init__(self, reader: nn.Module, mask: Tensor) -> None:
-        super().__init__()
-        self.reader = reader
-        self.mask: Tensor
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return cast(Tensor, self.reader(vectors * self.mask))
-
-
-def _initial(
-    network: IndependentNetwork, key: Key, width: int, mask: NDArray[np.uint8] | None
-) -> nn.Module:
-    """The reader before training: secret, and the same on every machine that trains the mark."""
-    if network.code is None:
-        shapes = {"first": (network.hidden, width), "last": (network.bits, network.hidden)}
-        first, last = (
-            # Glorot and Bengio 2010; the paper does not say
-            torch.from_numpy(
-                key.stream("reader", name).normal_rows(*shape) * np.sqrt(2 / sum(shape))
-            ).float()
-            for name, shape in shapes.items()
-        )
-        gate = torch.ones(width) if mask is None else torch.from_numpy(mask).float()
-        return MlpNetwork(gate, first, last, frozen_gate=mask is not None)
-    with torch.random.fork_rng():
-        torch.manual_seed(int(key.stream("reader").words(1)[0] >> np.uint64(1)))
-        return _built(network, width, mask)
-
-
-def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | None) -> nn.Module:
-    """The owner's own reader from its factory."""
-    module, _, factory = network.reader.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), factory)(width, network.bits).eval()
-        with torch.no_grad():
-            shape = list(made(torch.zeros(2, width)).shape)
-    except Exception as error:  # foreign code may raise anything
-        raise ConfigError(
-            f"reader {network.reader!r} cannot be made ({printable(str(error), 200)}): expected "
-            "module:factory, a function (inputs, bits) that returns a torch module"
-        ) from None
-    if shape != [2, network.bits]:
-        raise ConfigError(
-            f"reader {network.reader!r} gives logits {shape} for two vectors: expected "
-            f"{[2, network.bits]}"
-        )
-    return made if mask is None else _Masked(made, torch.from_numpy(mask).float())
-
-
-def module_logits(
-    network: IndependentNetwork,
-    width: int,
-    tensors: Mapping[str, NDArray[Any]],
-    mask: NDArray[np.uint8] | None,
-) -> Logits:
-    """The owner's own reader, trained, as a function on numpy vectors.
-
-    Raises:
-        ConfigError: the factory fails, or the key's tensors are not those of its module.
-    """
-    with torch.random.fork_rng():
-        made = _built(network, width, mask)
-    try:
-        made.load_state_dict(
-            {n.removeprefix("reader."): torch.from_numpy(each) for n, each in tensors.items()}
-        )
-    except (RuntimeError, TypeError) as error:
-        said = printable(" ".join(str(error).partition("\n")[2].split()), 400)
-        raise ConfigError(f"the key's reader does not fit {network.reader!r}: {said}") from None
-
-    def logits(vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
-        with torch.no_grad():
-            return np.asarray(made(torch.from_numpy(vectors).float()))[:, :bits]
-
-    return logits
 
 
 TRAINING = IndependentNetworkTraining

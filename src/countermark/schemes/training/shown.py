@@ -1,0 +1,108 @@
+"""What a hardened reader is shown beside the marked host: weights without the mark, or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from countermark.key import Key
+from countermark.schemes.independent_network import IndependentNetwork
+
+
+class Missing:
+    """Which weights are left where hidden units are missing, other ones for each step.
+
+    The first row lacks the units of its largest weights, the next one any, and so on in turn. With
+    `pruned`, the next one lacks its smallest weights instead.
+    """
+
+    def __init__(self, network: IndependentNetwork, key: Key) -> None:
+        permuter = network.permuter(key.tensors)
+        self._size, self._dropped, self._pruned = permuter.size, network.dropped, network.pruned
+        self._unit = torch.from_numpy(permuter.unit)  # (M,)
+        self._of_a_unit = torch.from_numpy(permuter.stride > 0)  # (M,)
+        seed = int(key.stream("missing").words(1)[0])
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def masks(self, rows: Tensor) -> Tensor:
+        """1 for each weight of rows (n, M) that is left, 0 for the others, (n, M)."""
+        shares = torch.rand(len(rows), 1, generator=self._generator) * self._dropped
+        order = torch.rand(len(rows), self._size, generator=self._generator)
+        squares = rows[::2].square() * self._of_a_unit
+        order[::2] = torch.zeros_like(order[::2]).index_add_(1, self._unit, squares)
+        ranks = order.argsort(dim=1, descending=True).argsort(dim=1)
+        left = ranks >= (shares * self._size).round()  # (n, units)
+        masks = left[:, self._unit] | ~self._of_a_unit  # (n, M)
+        if self._pruned:
+            masks[1::2] = self._largest(rows[1::2])
+        return masks.float()
+
+    def _largest(self, rows: Tensor) -> Tensor:
+        """Which weights are left where the smallest of rows (n, M) are pruned, (n, M)."""
+        shares = torch.rand(len(rows), 1, generator=self._generator) * self._pruned
+        ranks = rows.abs().argsort(dim=1).argsort(dim=1)
+        return ranks >= (shares * rows.shape[1]).round()
+
+    def coins(self, count: int) -> Tensor:
+        """So many fair coins (count,)."""
+        return torch.rand(count, generator=self._generator) < 0.5
+
+    def state(self) -> Tensor:
+        """The random numbers."""
+        return self._generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Go on from `state()`."""
+        self._generator.set_state(state)
+
+
+class Negatives:
+    """Weight vectors without the mark, other ones for each step of the reader.
+
+    They are of five kinds, taken in turn: hidden-unit permutations of the host as it is, Gaussian
+    noise of its spread, its sign-flipped copy, unmarked models, and permutations of such.
+    """
+
+    _TURN = ("permuted", "other", "noise", "mixed", "permuted", "other", "flipped", "mixed")
+
+    def __init__(self, network: IndependentNetwork, key: Key, unmarked: Tensor) -> None:
+        permuter = network.permuter(key.tensors)
+        self._size, self._count, self._turn = permuter.size, network.negatives, 0
+        self._unit, self._offset, self._stride = (
+            torch.from_numpy(each) for each in (permuter.unit, permuter.offset, permuter.stride)
+        )
+        self._unmarked = unmarked  # (P, M)
+        seed = int(key.stream("negatives").words(1)[0])
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def rows(self, w: Tensor) -> Tensor:
+        """The next negatives (K, M), for the host's vector w (M,) on the CPU."""
+        turn = self._turn
+        kinds = [self._TURN[(turn + at) % len(self._TURN)] for at in range(self._count)]
+        self._turn = (turn + self._count) % len(self._TURN)
+        permuted, other, mixed = (kinds.count(k) for k in ("permuted", "other", "mixed"))
+        order = torch.rand(permuted + mixed, self._size, generator=self._generator).argsort(dim=1)
+        places = order[:, self._unit] * self._stride + self._offset  # (n, M)
+        drawn = torch.randint(len(self._unmarked), (other + mixed,), generator=self._generator)
+        others = self._unmarked[drawn]
+        noise = torch.randn(kinds.count("noise"), len(w), generator=self._generator)
+        rows = [
+            w[places[:permuted]],
+            others[:other],
+            others[other:].gather(1, places[permuted:]),
+            noise * w.std(),
+            -w.expand(kinds.count("flipped"), -1),
+        ]
+        return torch.cat(rows)
+
+    def state(self) -> dict[str, Any]:
+        """Whose turn it is, and the random numbers."""
+        return {"turn": self._turn, "generator": self._generator.get_state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+        self._turn = state["turn"]
+        self._generator.set_state(state["generator"])
