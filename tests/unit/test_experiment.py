@@ -64,6 +64,15 @@ def test_a_cell_says_what_it_is_and_where_it_was_made(
     }  # fmt: skip
 
 
+def test_a_row_may_ask_for_siblings_of_its_own(small: bench.Experiment) -> None:
+    unmarked, marked = small.rows
+    more = small.model_copy(update={"rows": (unmarked, marked.model_copy(update={"siblings": 3}))})
+    before, after = ([*bench.cells(each)] for each in (small, more))
+    assert [each.host.siblings for each in after] == [0, 0, 3, 3]
+    same = [one.digest == other.digest for one, other in zip(before, after, strict=True)]
+    assert same == [True, True, False, False]
+
+
 def test_an_outline_has_every_figure(small: bench.Experiment, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run the experiment first"):
         outline(small, tmp_path)

@@ -92,11 +92,12 @@ class Attacks(Strict):
 
 
 class Row(Strict):
-    """One row: a scheme with its fields, or "none"."""
+    """One row: a scheme with its fields, or "none"; `siblings` of its own where it needs more."""
 
     label: str
     scheme: str = "none"
     fields: dict[str, Any] = Field(default={})
+    siblings: NonNegativeInt | None = None
 
 
 class Prunings(Strict):
@@ -195,11 +196,14 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
 def cells(experiment: Experiment) -> Iterator[Cell]:
     """Every cell of an experiment: its rows at each of its seeds."""
     for row in experiment.rows:
+        host = experiment.host
+        if row.siblings is not None:
+            host = host.model_copy(update={"siblings": row.siblings})
         for seed in experiment.seeds:
             yield Cell(
                 experiment=experiment.name,
                 track=experiment.track,
-                host=experiment.host,
+                host=host,
                 prune=experiment.prune,
                 attacks=experiment.attacks,
                 suspects=experiment.suspects,
