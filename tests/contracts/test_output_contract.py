@@ -66,6 +66,22 @@ def test_a_key_survives_its_folder(key: Key, tmp_path: Path) -> None:
     assert verify(marked, loaded) == verify(marked, key)
 
 
+def test_an_absorbed_mark_is_as_loud_as_asked(key: Key) -> None:
+    """The loss is least at the barrier's image, or as much nearer to the target."""
+    targets = torch.from_numpy(barriers.images()[:4]).float() / 255
+    with barriers.embedding() as mark:
+        mark.restore(barriers.made().state())
+        barrier = mark.wrap()(targets)
+        for strength in (0.5, 1.0):
+            made = torch.lerp(targets, barrier, strength).requires_grad_()
+            loss = mark.absorb(made, targets, strength)
+            missed = scheme(key).live(key).missed(made)
+            torch.testing.assert_close(loss, missed)
+            assert mark.absorb(torch.lerp(targets, barrier, 0.2), targets, strength) > loss
+        with pytest.raises(ConfigError, match="strength is 0: expected more than 0"):
+            mark.absorb(targets, targets, 0)
+
+
 def test_what_serves_holds_nothing_of_the_key(key: Key) -> None:
     network = nn.Conv2d(1, 1, 1)
     served = scheme(key).wrap(network, key)

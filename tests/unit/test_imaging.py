@@ -156,6 +156,7 @@ spoil = "replace"
 [[surrogates]]
 label = "absorbed"
 absorbed = true
+strength = 0.7
 """
 
 

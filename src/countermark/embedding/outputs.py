@@ -72,18 +72,25 @@ class OutputEmbedding(Embedding):
         self.require_open()
         return Barrier(model or self._model, self._live())
 
-    def absorb(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def absorb(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
         """The loss () of a network that shall learn task and mark in one, and need no barrier.
 
         Args:
             outputs: what it made, (N, C, H, W), levels 0 to 1.
             targets: what it should have made without a mark.
+            strength: 1 for a mark as loud as the barrier's; less costs the task less.
 
         Raises:
+            ConfigError: strength is not between 0 and 1.
             LoopError: outside the block.
         """
         self.require_open()
-        return self._live().absorbed(outputs, targets)
+        if not 0 < strength <= 1:
+            raise ConfigError(
+                f"strength is {strength}: expected more than 0, and 1 for a mark as loud as the "
+                "barrier's"
+            )
+        return self._live().absorbed(outputs, targets, strength)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Refused: see `add_gradient`."""

@@ -152,7 +152,9 @@ def _copied(
     scheme = DeepWatermarking.from_fields(key.fields)
     if surrogate.absorbed:
         own = spoilt(data.owner, cell.images.task, 3)
-        network: nn.Module = absorbing(own, data.owner, scheme.live(key), copying, saving)
+        network: nn.Module = absorbing(
+            (own, data.owner), scheme.live(key), copying, saving, strength=surrogate.strength or 1.0
+        )
         twin = cached(own, data.owner, copying, _about(cell, "owner"))
     else:
         marked = torch.from_numpy(scheme.mark(data.thief.numpy(), key))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from countermark.bench.imaging.breaks import Break
 from countermark.bench.imaging.tasks import Task
@@ -48,7 +48,10 @@ class Surrogate(Strict):
         architecture, loss, adversarial: of the surrogate, see `schemes.training.surrogates`.
         spoil: what he does to the images, see `breaks`.
         absorbed: no thief: the owner's own network learns the task and the mark in one.
+        strength: of an absorbed mark, as a multiple of the barrier's residual; 1 when not given.
     """
+
+    since = frozenset({"strength"})
 
     label: str
     architecture: Literal["cnet", "res9", "res16", "unet"] = "unet"
@@ -56,6 +59,7 @@ class Surrogate(Strict):
     adversarial: bool = False
     spoil: Break = ""
     absorbed: bool = False
+    strength: PositiveFloat | None = None
 
 
 class Copies(Strict):

@@ -67,20 +67,23 @@ def cached(
 
 
 def absorbing(
-    given: Tensor, wanted: Tensor, live: Live, copying: Copying,
-    saving: Checkpoint | None = None, *, network: nn.Module | None = None,
+    pairs: tuple[Tensor, Tensor], live: Live, copying: Copying,
+    saving: Checkpoint | None = None, *, network: nn.Module | None = None, strength: float = 1.0,
 ) -> nn.Module:  # fmt: skip
     """A network that learns from the owner's images its task and the mark in one.
 
     Args:
-        given: what it is given in training, uint8 (N, C, S, S).
-        wanted: what it is to make of it, without the mark.
+        pairs: what it is given in training, and what it is to make of it without the mark, both
+            uint8 (N, C, S, S).
         live: the barrier that it absorbs.
         copying: how it is trained.
         saving: where the training is saved.
         network: what goes on learning; None for a fresh one.
+        strength: of the mark, as a multiple of the barrier's residual.
     """
-    marked = torch.from_numpy(live.marked(wanted.numpy()))
+    given, wanted = pairs
+    loud = torch.from_numpy(live.marked(wanted.numpy())).float()
+    marked = torch.lerp(wanted.float(), loud, strength).round().to(torch.uint8)
     return copied(given, marked, copying, saving, also=live.missed, network=network)
 
 

@@ -74,7 +74,7 @@ class ImageNetworks:
             key = self._key(KeyMaterial.for_tests(1000 * number + payload), siblings)
             network = copy.deepcopy(plain).requires_grad_(True)
             live = self._scheme.live(key)
-            marked.append(absorbing(self._given, owner, live, copying, network=network))
+            marked.append(absorbing((self._given, owner), live, copying, network=network))
             keys.append(key)
         return Network(plain, marked, keys, trained, time.process_time() - start)
 

@@ -156,12 +156,14 @@ class Live:
         self._hiding.to(images.device)
         return self._hiding.hide(images.float()).clamp(0, 1)
 
-    def absorbed(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def absorbed(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
         """The loss () of outputs (N, C, H, W) that shall be the targets, and bear the mark.
 
-        They shall be what the barrier would make of the targets, and R shall read the mark in them.
+        They shall be what the barrier would make of the targets, with its residual times
+        `strength`, and R shall read the mark in them.
         """
-        return F.mse_loss(outputs, self.hidden(targets).detach()) + self.missed(outputs)
+        wanted = torch.lerp(targets.float(), self.hidden(targets).detach(), strength)
+        return F.mse_loss(outputs, wanted) + self.missed(outputs)
 
     def missed(self, outputs: Tensor) -> Tensor:
         """What R misses of the mark in outputs (N, C, H, W), weighed to stand beside an error."""
