@@ -88,8 +88,10 @@ def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> 
 def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
     """What is known of a learnt reader."""
     yield _line("L2", f"{verdict.loss:.3g} nats a bit; ln 2 = 0.693 knows nothing")
-    if reader.threshold is None or reader.quiet_loss is None:
+    if reader.threshold is None:
         yield _line("siblings", f"{reader.siblings} held-out: too few for a threshold")
+    elif reader.quiet_loss is None:
+        yield _line("siblings", "the key does not say how loud the marked model is")
     else:
         yield _line(
             "siblings",

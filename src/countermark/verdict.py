@@ -311,15 +311,15 @@ def _forged(measured: _Measured) -> str:
 def _perhaps_a_sibling(reader: Reader) -> str | None:
     """Why the suspect may be an unmarked relative of the marked model; None when it is below."""
     loss = reader.quiet_loss
-    if reader.threshold is not None and loss is None:
-        return (
-            "no copy can be told from a louder sibling of the marked model: the key does not say "
-            "how loud that is, as those that were made before it did; mark the model again"
-        )
-    if reader.threshold is None or loss is None:
+    if reader.threshold is None:
         return (
             "no copy can be told from a sibling of the marked model: the key was measured on "
             f"{reader.siblings} held-out unmarked siblings, and a threshold needs {LEAST_SIBLINGS}"
+        )
+    if loss is None:
+        return (
+            "no copy can be told from a louder sibling of the marked model: the key does not say "
+            "how loud that is, as those that were made before it did; mark the model again"
         )
     if loss <= reader.threshold:
         return None

@@ -301,6 +301,8 @@ def test_people_are_told_of_the_reader() -> None:
         assert line in said
     assert "published" not in said
     assert "siblings      1 held-out: too few for a threshold" in learnt(reader=ONE).explain()
+    unheard = learnt(reader=UNHEARD).explain()
+    assert "siblings      the key does not say how loud the marked model is" in unheard
     assert "L2 " not in CASES["perfect"].explain()
 
 

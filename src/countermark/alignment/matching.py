@@ -20,7 +20,7 @@ from countermark.alignment.reducing import (
     Tensors,
     reduce,
     rows_of,
-    turn,
+    scale,
     unit,
     upright,
     with_rows,
@@ -110,7 +110,7 @@ class _Alignment:
         """All rounds."""
         self._match()
         for turned, units in zip(self._turned, self._units, strict=True):
-            turn(self.tensors, units, turned)
+            scale(self.tensors, units, turned)
 
     def _match(self) -> None:
         reduce(self.tensors, self._units)
@@ -170,13 +170,8 @@ class _Alignment:
         """Undo what the neurons of a class, which are in order, were scaled and flipped by."""
         units = self._units[number]
         own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
-        factors = [self._factors(units, d, (wanted, own)) for d in range(len(units.domains))]
-        for member in units.members:
-            tensor = self.tensors[member.name]
-            rows = rows_of(tensor, member, units) / factors[member.domain][:, None] ** member.power
-            self.tensors[member.name] = with_rows(tensor, member, units, rows)
-        for norm in units.norms:
-            self.tensors[norm.weight] = self.tensors[norm.weight] * np.sign(factors[norm.before])
+        domains = range(len(units.domains))
+        scale(self.tensors, units, {d: self._factors(units, d, (wanted, own)) for d in domains})
 
     def _alike(self, units: Units, wanted: _Features, own: _Features) -> Floats:
         """Mean cosines (units, the suspect's), directions of many values counting more."""

@@ -7,7 +7,7 @@ consumer hears is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -119,9 +119,9 @@ def with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Flo
 
 
 def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]:
-    """Flip neurons, in place, so that no weight of a batch norm is negative.
+    """Flip neurons, in place, so that no weight of the last batch norm behind them is negative.
 
-    Returns: which neurons of each class were flipped, see `turn`.
+    Returns: the signs (neurons,) of each class, −1 or 1, by domain; `scale` by them flips back.
     """
     turned = []
     for each in units:
@@ -130,21 +130,22 @@ def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]
             for norm in each.norms
             if norm.weight in tensors and each.domains[norm.before].flippable
         }
-        turn(tensors, each, signs)
+        scale(tensors, each, signs)
         turned.append(signs)
     return turned
 
 
-def turn(tensors: Tensors, units: Units, signs: dict[int, Floats]) -> None:
-    """Flip neurons of one class, in place: signs (neurons,), −1 or 1, by their domain."""
+def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None:
+    """Undo, in place, what neurons of one class were scaled by: factors (neurons,) by domain."""
     for member in units.members:
-        if member.domain in signs and member.power != 2 and member.name in tensors:
-            tensor, factors = tensors[member.name], signs[member.domain][:, None]
-            rows = rows_of(tensor, member, units) * factors
+        if member.domain in factors and member.name in tensors:
+            tensor = tensors[member.name]
+            powers = factors[member.domain][:, None] ** member.power
+            rows = rows_of(tensor, member, units) / powers
             tensors[member.name] = with_rows(tensor, member, units, rows)
     for norm in units.norms:
-        if norm.before in signs and norm.weight in tensors:
-            tensors[norm.weight] = tensors[norm.weight] * signs[norm.before]
+        if norm.before in factors and norm.weight in tensors:
+            tensors[norm.weight] = tensors[norm.weight] * np.sign(factors[norm.before])
 
 
 def unit(rows: Floats) -> Floats:

@@ -218,7 +218,7 @@ class IndependentNetwork(ConvergedScheme):
             reader=Reader(
                 siblings=len(key.learnt.get(SIBLINGS, ())),
                 threshold=None if threshold is None else float(threshold[0]),
-                quiet_loss=self._quiet_loss(w, key, reading) if LOUDNESS in key.learnt else None,
+                quiet_loss=_quiet_loss(w, key.learnt.get(LOUDNESS), permuter, reading),
                 permuted=LOOK,
                 false_reads=false_reads,
                 published=self.l2_threshold if self.as_published else None,
@@ -280,17 +280,6 @@ class IndependentNetwork(ConvergedScheme):
         found = measured(np.minimum(*losses), loudness)
         return replace(key, learnt={**key.learnt, **found})
 
-    def _quiet_loss(self, w: NDArray[np.float32], key: Key, reading: Reading) -> float:
-        """L2 on the vector w (M,) with no unit louder than in the marked model."""
-        permuter, loudness = self.permuter(key.tensors), key.learnt[LOUDNESS]
-        groups = int(permuter.group.max()) + 1
-        if loudness.shape != (groups,):
-            raise ConfigError(
-                f"the key's {LOUDNESS} is {list(loudness.shape)}: expected {[groups]}, one for "
-                "each hidden unit of each tensor"
-            )
-        return float(reading.losses(permuter.at(w, loudness, most=1.0)[None])[0])
-
     def _reading(self, key: Key) -> Reading:
         check_measured(key.learnt)
         tensors = {
@@ -313,3 +302,21 @@ class IndependentNetwork(ConvergedScheme):
         """Random permutations that follow from key and suspect, so that p is reproducible."""
         digests = b"".join(tensor_digest(name, weights[name]) for name in key.tensors)
         return Stream(key.material.secret, key.c1 or key.c0, purpose, digests.hex())
+
+
+def _quiet_loss(
+    w: NDArray[np.float32],
+    loudness: NDArray[np.float64] | None,
+    permuter: Permuter,
+    reading: Reading,
+) -> float | None:
+    """L2 on the vector w (M,) with no unit louder than in the marked model; None if not known."""
+    if loudness is None:
+        return None
+    groups = int(permuter.group.max()) + 1
+    if loudness.shape != (groups,):
+        raise ConfigError(
+            f"the key's {LOUDNESS} is {list(loudness.shape)}: expected {[groups]}, one for each "
+            "hidden unit of each tensor"
+        )
+    return float(reading.losses(permuter.at(w, loudness, most=1.0)[None])[0])

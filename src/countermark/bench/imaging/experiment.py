@@ -7,9 +7,9 @@ shared between cells through a cache, so that no cell lasts longer than one trai
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from countermark.bench.imaging.breaks import Break
 from countermark.bench.imaging.tasks import Task
@@ -59,7 +59,7 @@ class Surrogate(Strict):
     adversarial: bool = False
     spoil: Break = ""
     absorbed: bool = False
-    strength: PositiveFloat | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Copies(Strict):
