@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 pytestmark = pytest.mark.xdist_group("published")  # its models are made once
 
 # Without the discriminator, whose images this small network never learns to tell.
-QUICK = ["as_published=true", "psnr=24", "adversarial=0", "batch_share=0.5"]
+QUICK = ["as_published=true", "psnr=22", "adversarial=0", "batch_share=0.5"]
 
 
 def stego(**changed: Any) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_rank_among_four_is_no_proof(made: Path) -> None:
     verdict = verified(made, "marked", code=3)
     assert (verdict["outcome"], verdict["null"]) == ("no_verdict", "unmarked_models")
     assert "even a rank before all 4 unmarked models in the key" in verdict["reason"]
-    assert verdict["matched"] > 64
+    assert verdict["matched"] > 50
 
 
 def test_a_rank_is_what_it_is(made: Path) -> None:
