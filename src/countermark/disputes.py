@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from countermark.alignment import Disguised
 from countermark.answers import Predict
 from countermark.claims.audit import Audit, audit
 from countermark.claims.dispute import PLACES, SIDES, Party, Place, Side
@@ -18,7 +19,7 @@ from countermark.verdict import Terms, Verdict
 from countermark.weights import Suspect, model_digest, open_weights
 
 READINGS = len(SIDES) * len(PLACES)
-Opened = Callable[[Path, Key], AbstractContextManager["Suspect | Predict"]]
+Opened = Callable[[Path, Key], AbstractContextManager[Suspect | Predict | Disguised]]
 Readings = dict[tuple[Side, Place], Verdict]
 
 

@@ -87,6 +87,15 @@ def test_a_disguise_is_undone_by_a_reference(made: Path, here: Path) -> None:
     assert found.code == 0
     assert found.json["suspect"]["reference"]["sha256"] == digest(marked)
     assert call("verify", "b.safetensors", "--key", key, "--reference", marked).code == 3
+    judged = ["report", "b.safetensors", "--key", key, "--reference", marked]
+    written = call(*judged, "--assume-dated", "--out", "r.html", "--bundle", "bundle")
+    assert written.code == 0, written
+    page = Path("r.html").read_text()
+    assert "bears the mark itself" in page
+    assert digest(marked) in page
+    assert "may be lost before the mark is no longer found" in page  # judged by a count
+    assert call("report", "--replay", "bundle").code == 0
+    assert "it is the same" in call(*judged, "--replay", "bundle").out
     wrong = call("verify", marked, "--key", key, "--reference", "b.safetensors")
     assert wrong.code == 2
     assert "does not fit the model" in wrong.why

@@ -147,6 +147,23 @@ def test_a_service_is_judged_as_its_file_is(made: Path, tmp_path: Path) -> None:
         assert verdict["suspect"]["transcript_sha256"] == again["suspect"]["transcript_sha256"]
 
 
+def test_a_report_on_a_service_names_its_answers_and_needs_no_service_to_be_repeated(
+    made: Path, tmp_path: Path
+) -> None:
+    record, page, bundle = (tmp_path / each for each in ("t.json", "r.html", "bundle"))
+    key = ["--key", made / "acme.key"]
+    with serving(Service(made / "marked.safetensors")) as url:
+        asked = ["--ask", "protocol=mlflow", "--transcript", record, "--out", page]
+        assert call("report", url, *key, *asked, "--bundle", bundle).code == 0
+    about = json.loads((bundle / "record.json").read_bytes())["about"]["suspect"]
+    assert about["transcript_sha256"] in page.read_text()
+    assert call("report", "--replay", bundle).code == 0
+    again = call("report", record, "--recorded", *key, "--replay", bundle)
+    assert "it is the same" in again.out, again
+    other = call("report", made / "other.safetensors", *key, "--replay", bundle)
+    assert (other.code, "it is another suspect" in other.why) == (2, True)
+
+
 def test_pictures_and_names_of_classes(made: Path, tmp_path: Path) -> None:
     template = tmp_path / "body.json"
     template.write_text('{"pictures": "$images"}')

@@ -48,6 +48,22 @@ def test_marked_images_are_owned_and_others_are_not(published: Path) -> None:
     assert not (published / "state.json").exists()
 
 
+def test_a_report_on_images_says_which_were_read_and_comes_to_the_same(published: Path) -> None:
+    where = ["--out", published / "report.html", "--bundle", published / "bundle"]
+    judged = [published / "outputs", "--key", published / "acme.key"]
+    assert call("report", *judged, *where).code == 1
+    page = (published / "report.html").read_text()
+    digest = call("verify", *judged, "--json").json["suspect"]["sha256"]
+    for part in (
+        f"<th>images that were read</th><td>{len(barriers.images())}; skipped, no picture that can",
+        f"<th>SHA-256 of the images</th><td><code>{digest}</code>",
+    ):
+        assert part in page, part
+    again = call("report", *judged, "--replay", published / "bundle")
+    assert again.code == 1
+    assert "it is the same" in again.out
+
+
 def test_what_cannot_be_is_one_line(published: Path) -> None:
     key, outputs = published / "acme.key", published / "outputs"
     for arguments, says in (

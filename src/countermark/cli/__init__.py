@@ -17,7 +17,12 @@ from typing import Any
 
 import typer
 
-from countermark.cli import dispute, released, report  # noqa: F401 - they add commands to `app`
+from countermark.cli import (  # noqa: F401 - they add commands to `app`
+    dispute,
+    released,
+    report,
+    verify,
+)
 from countermark.cli.claim import claim_app
 from countermark.cli.finished import advise, check, stamp
 from countermark.cli.identify import identify

@@ -10,7 +10,7 @@ import typer
 from countermark.cli.claim import Authorities
 from countermark.cli.options import AsJson, passphrase_of, show_result
 from countermark.cli.owner import app
-from countermark.cli.suspect import Asking, suspect_of
+from countermark.cli.suspect import Asking, ClaimsCounted, suspect_of
 from countermark.errors import ConfigError
 
 
@@ -28,10 +28,7 @@ def resolve(
         typer.Option(metavar="FILE", help="Their own models, as they claimed them, likewise."),
     ],
     authority: Authorities = None,
-    ledger: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Where claims are counted: p is multiplied by them."),
-    ] = None,
+    ledger: ClaimsCounted = None,
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
@@ -73,7 +70,7 @@ def resolve(
         Shown(Key.load(folder, passphrase_of(folder)), Claim.load(file), own)
         for folder, file, own in zip(key, claim, model, strict=True)
     ]
-    asking = Asking({}, None, {}, None, replay=False)
+    asking = Asking()
     parties, readings = read_parties(
         suspect, shown, terms_of(alpha, counted), lambda file, of: suspect_of(str(file), of, asking)
     )

@@ -1,4 +1,4 @@
-"""The commands of owners and auditors: demo, embed, verify, schemes."""
+"""The commands of owners: demo, embed, schemes; and the program that all commands belong to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from countermark.cli.claim import Authorities, Signers
-from countermark.cli.key import Commitment, key_or_openings
 from countermark.cli.options import (
     AsJson,
-    AssumeDated,
     Encrypt,
     ModelArguments,
     Settings,
@@ -22,9 +19,7 @@ from countermark.cli.options import (
     require_owner,
     show_result,
 )
-from countermark.cli.suspect import Asking, disguised, fresh_triggers, reference_of, suspect_of
 from countermark.errors import ConfigError
-from countermark.report.dated import Dated
 
 app = typer.Typer(
     name="countermark",
@@ -155,160 +150,6 @@ def embed(
     done = make(order, new_passphrase() if order.encrypted else None)
     show_result(done, as_json, _embedded(done))
     return 0
-
-
-@app.command()
-def verify(
-    suspect: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|URL|IMAGES_DIR",
-            help=".safetensors or torch file; a prediction service, for a key of triggers; or a "
-            "folder of published images, for a key of outputs.",
-        ),
-    ],
-    key: Annotated[
-        Path | None, typer.Option("--key", metavar="DIR", help="The key folder.")
-    ] = None,
-    opened: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="In place of a key, triggers that `key open` wrote."),
-    ] = None,
-    commitment: Commitment = None,
-    blind_choice: Annotated[
-        bool,
-        typer.Option(
-            "--blind-choice",
-            help="You state that whoever chose the opened triggers did not know their labels; "
-            "recorded. Else the others count as misses.",
-        ),
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|module:factory",
-            help="What the file is the weights of, for a key of triggers or --reference; else as "
-            "the key says.",
-        ),
-    ] = None,
-    model_arguments: ModelArguments = None,
-    ask: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ask",
-            metavar="K=V",
-            help="How a service is asked, such as protocol=oip; @FILE for a file's text.",
-        ),
-    ] = None,
-    transcript: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write what was asked and answered; must not exist."),
-    ] = None,
-    replay: Annotated[
-        bool, typer.Option("--replay", help="FILE is such a transcript: judge it, ask nobody.")
-    ] = False,
-    fresh: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR",
-            help="Ask about fresh triggers, made of the first test images of these data, in place "
-            "of the committed ones.",
-        ),
-    ] = None,
-    fresh_images: Annotated[
-        int, typer.Option(metavar="N", help="Of how many test images fresh triggers are made.")
-    ] = 200,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Your own model: also read the suspect after its neurons were put into the order "
-            "and scale of this one. Best is one from before the mark.",
-        ),
-    ] = None,
-    alpha: Annotated[
-        float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
-    ] = 1e-6,
-    assume_dated: AssumeDated = False,
-    claim: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A claim of this key, as evidence of its age."),
-    ] = None,
-    authority: Authorities = None,
-    signer: Signers = None,
-    suspect_date: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATE",
-            help="You state that the suspect is not older than this; recorded.",
-        ),
-    ] = None,
-    ledger: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Where claims are counted: p is multiplied by them."),
-    ] = None,
-    null: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Another null of the scheme: fresh_keys or unmarked_models, both for a large "
-            "--alpha.",
-        ),
-    ] = None,
-    digest: Annotated[
-        bool, typer.Option("--digest", help="Record the digest of the whole file too.")
-    ] = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Where an interrupted reading of many images goes on; else unused."
-        ),
-    ] = None,
-    reader: Annotated[
-        str | None,
-        typer.Option(metavar="module:factory", help="A key's own reader, if you trust its code."),
-    ] = None,
-    as_json: AsJson = False,
-) -> int:
-    """Say whether a key's mark is in a suspect, and how probable a false accusation is.
-
-    A key of triggers asks a live model: one that is built and filled from the file, or a service.
-    With --opened it is asked about some of its triggers, and the key is not needed. A key of
-    outputs reads images; what is no plain picture is skipped and counted.
-
-    With --claim, the key is older than the suspect if a tree head of the --ledger with that claim
-    under it was stamped by an --authority before the --suspect-date.
-
-    Exits 0 when the mark is present, 1 when it is not proven, 3 when this key cannot tell, 2 when
-    something stopped the answer.
-
-    \b
-    Example:
-        countermark verify m.safetensors --key acme.key
-        countermark verify other.safetensors --key acme.key --json  # exit 1
-        countermark verify other.safetensors --key acme.key --reference m.safetensors  # exit 1
-    """
-    from countermark.examine import examine
-    from countermark.verdict import Terms
-
-    if not 0 < alpha < 1:
-        raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
-    if blind_choice and opened is None:
-        raise ConfigError("--blind-choice is for --opened: a key has all of its triggers")
-    loaded = key_or_openings(key, opened, commitment, reader)
-    dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
-    arguments = pairs(model_arguments, "--model-arg")
-    aligned_to = reference_of(reference, loaded, model, arguments)
-    if aligned_to is not None:  # a key of weights needs the architecture for nothing else
-        model, arguments = None, {}
-    asked = Asking(pairs(ask, "--ask"), model, arguments, transcript, replay=replay)
-    with suspect_of(suspect, loaded, asked) as found:
-        terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
-        judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
-        judged_as = found if aligned_to is None else disguised(found, aligned_to)
-        verdict = examine(judged_as, judged, terms, null=null, digest=digest, resume=resume)
-    show_result(verdict.to_json(), as_json, verdict.explain())
-    return verdict.exit_code
 
 
 @app.command()

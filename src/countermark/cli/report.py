@@ -13,9 +13,27 @@ import typer
 
 from countermark.cli.claim import Authorities, Signers
 from countermark.cli.key import png
-from countermark.cli.options import AsJson, ModelArguments, pairs, passphrase_of, show_result
+from countermark.cli.options import (
+    AsJson,
+    AssumeDated,
+    ModelArguments,
+    pairs,
+    passphrase_of,
+    show_result,
+)
 from countermark.cli.owner import app
-from countermark.cli.suspect import Asking, suspect_of
+from countermark.cli.suspect import (
+    Ask,
+    Asking,
+    ClaimsCounted,
+    Host,
+    NullName,
+    ReaderCode,
+    ReferenceFile,
+    SuspectDate,
+    TranscriptFile,
+    suspect_of,
+)
 from countermark.errors import ConfigError, printable
 from countermark.report.dated import Dated
 
@@ -56,25 +74,27 @@ def report(
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
-    assume_dated: Annotated[
-        bool, typer.Option("--assume-dated", help="The owner states that the key is older.")
-    ] = False,
+    assume_dated: AssumeDated = False,
     claim: Annotated[Path | None, typer.Option(metavar="FILE", help="A claim of this key.")] = None,
     authority: Authorities = None,
     signer: Signers = None,
-    suspect_date: Annotated[
-        str | None, typer.Option(metavar="DATE", help="You state: the suspect is not older.")
-    ] = None,
-    ledger: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where claims are counted.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|module:factory", help="As for `verify`.")
-    ] = None,
+    suspect_date: SuspectDate = None,
+    ledger: ClaimsCounted = None,
+    model: Host = None,
     model_arguments: ModelArguments = None,
+    ask: Ask = None,
+    transcript: TranscriptFile = None,
+    recorded: Annotated[
+        bool, typer.Option("--recorded", help="SUSPECT is such a transcript: ask nobody.")
+    ] = False,
+    reference: ReferenceFile = None,
+    null: NullName = None,
+    reader: ReaderCode = None,
     as_json: AsJson = False,
 ) -> int:
     """Write a report on a suspect: one HTML page, and a bundle that judges itself again.
+
+    SUSPECT is read as `verify` reads it.
 
     With --replay, a bundle is judged again offline, from the reading that it holds; with SUSPECT
     and --key as well, the reading is repeated. Exits as `verify` does; 2 where a bundle was changed
@@ -86,11 +106,14 @@ def report(
         countermark report --replay bundle
         countermark report m.safetensors --key acme.key --replay bundle --json
     """
-    asked = Asking({}, model, pairs(model_arguments, "--model-arg"), None, replay=False)
+    asked = Asking(
+        pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
+        replay=recorded,
+    )  # fmt: skip
     if replay is not None:
-        if out or bundle or open_key or claim:
+        if out or bundle or open_key or claim or null:
             raise ConfigError("--replay judges what is there: give SUSPECT and --key, or neither")
-        return _replayed(replay, suspect, key, asked, as_json)
+        return _replayed(replay, suspect, key, (asked, reader), as_json)
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
     if not 0 < alpha < 1 or not 0 < error_rate < 1:
@@ -98,7 +121,7 @@ def report(
     for each in (out, bundle):
         if each.exists():
             raise ConfigError(f"{each} exists: choose another name or move it away")
-    order = _Order(suspect, key, asked, alpha=alpha, assume_dated=assume_dated)
+    order = _Order(suspect, key, asked, reader, alpha=alpha, assume_dated=assume_dated, null=null)
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
     made = _made(order, dated, out, bundle, (open_key, error_rate))
     about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
@@ -113,21 +136,28 @@ class _Order:
     suspect: str
     key: Path
     asked: Asking
+    reader: str | None
     alpha: float
     assume_dated: bool
+    null: str | None
 
-    def read(self, key: Key, terms: Terms, null: str | None = None) -> Verdict:
+    def opened(self) -> Key:
+        """The key."""
+        from countermark.key import Key
+
+        return Key.load(self.key, passphrase_of(self.key)).trusting(self.reader)
+
+    def read(self, key: Key, terms: Terms) -> Verdict:
         """The verdict on the suspect, the digest of the whole file included."""
         from countermark.examine import examine
 
         with suspect_of(self.suspect, key, self.asked) as found:
-            return examine(found, key, terms, null=null, digest=True)
+            return examine(found, key, terms, null=self.null, digest=True)
 
 
 def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool, float]) -> Verdict:
     """Read, judge, write bundle and page."""
     from countermark.files import write_bytes
-    from countermark.key import Key
     from countermark.report.bundle import contents, save
     from countermark.report.page import About, page
     from countermark.report.record import Recorder
@@ -135,7 +165,7 @@ def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool,
     from countermark.verdict import Terms
 
     open_key, error_rate = how
-    key = Key.load(order.key, passphrase_of(order.key))
+    key = order.opened()
     shown, recorder = dated.shown(key), Recorder()
     dating = None if shown is None else shown[0]
     terms = Terms(order.alpha, order.assume_dated, dating=dating, told=recorder)
@@ -183,8 +213,9 @@ def _pictures(key: Key, record: Record) -> list[Picture]:
 
 
 def _replayed(
-    bundle: Path, suspect: str | None, key: Path | None, asked: Asking, as_json: bool
-) -> int:
+    bundle: Path, suspect: str | None, key: Path | None, how: tuple[Asking, str | None],
+    as_json: bool,
+) -> int:  # fmt: skip
     """Judge a bundle again, and with suspect and key read again."""
     from countermark.report.bundle import replay
 
@@ -193,8 +224,12 @@ def _replayed(
     found = replay(bundle)
     checked = list(found.checked)
     if suspect is not None and key is not None:
-        order = _Order(suspect, key, asked, alpha=found.verdict.alpha, assume_dated=False)
-        checked.append(_read_again(order, found.record, found.verdict))
+        judged = found.verdict
+        order = _Order(
+            suspect, key, *how, alpha=judged.alpha, assume_dated=judged.assume_dated,
+            null=found.record.null.name,
+        )  # fmt: skip
+        checked.append(_read_again(order, found.verdict))
     lines = [found.verdict.explain(), *(f"  holds         {each}" for each in checked)]
     lines += [f"  limit         {each}" for each in found.limits]
     about = {
@@ -205,22 +240,21 @@ def _replayed(
     return found.verdict.exit_code
 
 
-def _read_again(order: _Order, record: Record, verdict: Verdict) -> str:
+def _read_again(order: _Order, verdict: Verdict) -> str:
     """Read the suspect again with the key; it must come to the same.
 
     Raises:
         ConfigError: another reading, or another suspect.
     """
-    from countermark.key import Key
     from countermark.verdict import Terms
 
-    key = Key.load(order.key, passphrase_of(order.key))
+    key = order.opened()
     if key.commitment != verdict.commitment:
         raise ConfigError(
             f"{order.key} is the key {key.commitment}, the bundle is about {verdict.commitment}"
         )
     terms = Terms(verdict.alpha, verdict.assume_dated, dating=verdict.dating)
-    again = order.read(key, terms, record.null.name)
+    again = order.read(key, terms)
     told = _comparable(again.to_json()), _comparable(verdict.to_json())
     for name, value in told[0].items():
         if value != told[1][name]:

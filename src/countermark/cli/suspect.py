@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from countermark.errors import ConfigError
 
@@ -20,6 +22,58 @@ if TYPE_CHECKING:
     from countermark.weights import Suspect
 
 
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|module:factory",
+        help="What the file is the weights of, for a key of triggers or --reference; else as "
+        "the key says.",
+    ),
+]
+Ask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ask",
+        metavar="K=V",
+        help="How a service is asked, such as protocol=oip; @FILE for a file's text.",
+    ),
+]
+TranscriptFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write what was asked and answered; must not exist."),
+]
+ReferenceFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Your own model: also read the suspect after its neurons were put into the order "
+        "and scale of this one. Best is one from before the mark.",
+    ),
+]
+SuspectDate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE", help="You state that the suspect is not older than this; recorded."
+    ),
+]
+ClaimsCounted = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Where claims are counted: p is multiplied by them."),
+]
+NullName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Another null of the scheme: fresh_keys or unmarked_models, both for a large --alpha.",
+    ),
+]
+ReaderCode = Annotated[
+    str | None,
+    typer.Option(metavar="module:factory", help="A key's own reader, if you trust its code."),
+]
+
+
 @dataclass(frozen=True)
 class Asking:
     """How a suspect is to be asked, as the command line says.
@@ -28,64 +82,25 @@ class Asking:
         options: of a service, by name; a value that begins with @ names a file.
         model, arguments: what a weight file is the weights of; else as the key says.
         transcript: where to write what was asked and answered.
+        reference: what a weight file is to be aligned to.
         replay: the suspect is a transcript.
     """
 
-    options: Mapping[str, Any]
-    model: str | None
-    arguments: Mapping[str, Any]
-    transcript: Path | None
-    replay: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    transcript: Path | None = None
+    reference: Path | None = None
+    replay: bool = False
 
 
 _WANTED = {"weights": "a weight file", "outputs": "a folder of images"}
 
 
-def reference_of(
-    path: Path | None, key: Key | Openings, model: str | None, arguments: Mapping[str, Any]
-) -> Reference | None:
-    """What the suspect is to be aligned to; its architecture is that of --model, or the key's.
-
-    Without torch, or where neither says, the layers have to be a plain chain.
-
-    Raises:
-        ConfigError: the model cannot be built or followed, or the key names code as its host.
-        SuspectError: the file does not fit the model.
-    """
-    from countermark.alignment import Reference
-
-    name = model or getattr(key, "model", None)
-    if path is None or name is None:
-        return None if path is None else Reference(path)
-    if model is None and ":" in name:
-        raise ConfigError(
-            "the key names code of its own as its host: if you trust it, repeat it as --model"
-        )
-    try:
-        from countermark.bench.embed import load_into
-        from countermark.bench.models import build
-    except ImportError:  # no torch: a chain can be read without it
-        return Reference(path)
-    built = build(name, dict(arguments) or ({} if model else dict(key.model_arguments)))
-    load_into(built, path)
-    return Reference.of_module(built, path)
-
-
-def disguised(suspect: Suspect | Predict, reference: Reference) -> Disguised:
-    """A weight file with what it is to be aligned to.
-
-    Raises:
-        ConfigError: it is none, but a service or a transcript.
-    """
-    from countermark.alignment import Disguised
-
-    if not isinstance(suspect, Path):
-        raise ConfigError("--reference is for keys that read weights: expected a weight file")
-    return Disguised(suspect, reference)
-
-
 @contextmanager
-def suspect_of(suspect: str, key: Key | Openings, asking: Asking) -> Iterator[Suspect | Predict]:
+def suspect_of(
+    suspect: str, key: Key | Openings, asking: Asking
+) -> Iterator[Suspect | Predict | Disguised]:
     """The suspect as `verify` takes it; what was asked is written however the block is left.
 
     Raises:
@@ -98,12 +113,17 @@ def suspect_of(suspect: str, key: Key | Openings, asking: Asking) -> Iterator[Su
     remote = suspect.startswith(("http://", "https://"))
     if isinstance(key, Key) and not isinstance(scheme_of(key), TriggerScheme):
         scheme = scheme_of(key)
-        if remote or asking != Asking({}, None, {}, None, replay=False):
+        aligned_to = _reference(key, asking)
+        if aligned_to is not None:  # the architecture is for nothing else
+            asking = replace(asking, model=None, arguments={}, reference=None)
+        if remote or asking != Asking():
             raise ConfigError(
                 f"a key of {key.scheme} reads {scheme.family}: expected {_WANTED[scheme.family]}, "
                 "without --model, --ask, --transcript and --replay"
             )
-        yield Path(suspect)
+        yield Path(suspect) if aligned_to is None else _disguised(Path(suspect), aligned_to)
+    elif asking.reference:
+        raise ConfigError("--reference is for keys that read weights: expected a weight file")
     elif asking.replay:
         yield _recorded(Path(suspect))
     elif remote:
@@ -115,6 +135,41 @@ def suspect_of(suspect: str, key: Key | Openings, asking: Asking) -> Iterator[Su
         from countermark.bench.live import asked
 
         yield asked(Path(suspect), key, asking.model, asking.arguments)
+
+
+def _reference(key: Key, asking: Asking) -> Reference | None:
+    """What the suspect is to be aligned to; its architecture is that of --model, or the key's.
+
+    Without torch, or where neither says, the layers have to be a plain chain.
+
+    Raises:
+        ConfigError: the model cannot be built or followed, or the key names code as its host.
+        SuspectError: the file does not fit the model.
+    """
+    from countermark.alignment import Reference
+
+    path, name = asking.reference, asking.model or key.model
+    if path is None or name is None:
+        return None if path is None else Reference(path)
+    if asking.model is None and ":" in name:
+        raise ConfigError(
+            "the key names code of its own as its host: if you trust it, repeat it as --model"
+        )
+    try:
+        from countermark.bench.embed import load_into
+        from countermark.bench.models import build
+    except ImportError:  # no torch: a chain can be read without it
+        return Reference(path)
+    own = {} if asking.model else dict(key.model_arguments)
+    built = build(name, dict(asking.arguments) or own)
+    load_into(built, path)
+    return Reference.of_module(built, path)
+
+
+def _disguised(suspect: Path, reference: Reference) -> Disguised:
+    from countermark.alignment import Disguised
+
+    return Disguised(suspect, reference)
 
 
 def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:

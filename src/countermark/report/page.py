@@ -161,7 +161,7 @@ def _needed(verdict: Verdict) -> float:
 
 def _counts(verdict: Verdict) -> bool:
     """Whether it is judged by how many agree."""
-    return verdict.null in ("fair_coin", "secret_labels")
+    return verdict.null in ("fair_coin", "aligned_coin", "secret_labels")
 
 
 def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:

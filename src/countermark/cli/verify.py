@@ -1,0 +1,137 @@
+"""The command that judges a suspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from countermark.cli.claim import Authorities, Signers
+from countermark.cli.key import Commitment, key_or_openings
+from countermark.cli.options import AsJson, AssumeDated, ModelArguments, pairs, show_result
+from countermark.cli.owner import app
+from countermark.cli.suspect import (
+    Ask,
+    Asking,
+    ClaimsCounted,
+    Host,
+    NullName,
+    ReaderCode,
+    ReferenceFile,
+    SuspectDate,
+    TranscriptFile,
+    fresh_triggers,
+    suspect_of,
+)
+from countermark.errors import ConfigError
+from countermark.report.dated import Dated
+
+
+@app.command()
+def verify(
+    suspect: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|URL|IMAGES_DIR",
+            help=".safetensors or torch file; a prediction service, for a key of triggers; or a "
+            "folder of published images, for a key of outputs.",
+        ),
+    ],
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="DIR", help="The key folder.")
+    ] = None,
+    opened: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="In place of a key, triggers that `key open` wrote."),
+    ] = None,
+    commitment: Commitment = None,
+    blind_choice: Annotated[
+        bool,
+        typer.Option(
+            "--blind-choice",
+            help="You state that whoever chose the opened triggers did not know their labels; "
+            "recorded. Else the others count as misses.",
+        ),
+    ] = False,
+    model: Host = None,
+    model_arguments: ModelArguments = None,
+    ask: Ask = None,
+    transcript: TranscriptFile = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="FILE is such a transcript: judge it, ask nobody.")
+    ] = False,
+    fresh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Ask about fresh triggers, made of the first test images of these data, in place "
+            "of the committed ones.",
+        ),
+    ] = None,
+    fresh_images: Annotated[
+        int, typer.Option(metavar="N", help="Of how many test images fresh triggers are made.")
+    ] = 200,
+    reference: ReferenceFile = None,
+    alpha: Annotated[
+        float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
+    ] = 1e-6,
+    assume_dated: AssumeDated = False,
+    claim: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A claim of this key, as evidence of its age."),
+    ] = None,
+    authority: Authorities = None,
+    signer: Signers = None,
+    suspect_date: SuspectDate = None,
+    ledger: ClaimsCounted = None,
+    null: NullName = None,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Record the digest of the whole file too.")
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where an interrupted reading of many images goes on; else unused."
+        ),
+    ] = None,
+    reader: ReaderCode = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say whether a key's mark is in a suspect, and how probable a false accusation is.
+
+    A key of triggers asks a live model: one that is built and filled from the file, or a service.
+    With --opened it is asked about some of its triggers, and the key is not needed. A key of
+    outputs reads images; what is no plain picture is skipped and counted.
+
+    With --claim, the key is older than the suspect if a tree head of the --ledger with that claim
+    under it was stamped by an --authority before the --suspect-date.
+
+    Exits 0 when the mark is present, 1 when it is not proven, 3 when this key cannot tell, 2 when
+    something stopped the answer.
+
+    \b
+    Example:
+        countermark verify m.safetensors --key acme.key
+        countermark verify other.safetensors --key acme.key --json  # exit 1
+        countermark verify other.safetensors --key acme.key --reference m.safetensors  # exit 1
+    """
+    from countermark.examine import examine
+    from countermark.verdict import Terms
+
+    if not 0 < alpha < 1:
+        raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
+    if blind_choice and opened is None:
+        raise ConfigError("--blind-choice is for --opened: a key has all of its triggers")
+    loaded = key_or_openings(key, opened, commitment, reader)
+    dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
+    asked = Asking(
+        pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
+        replay=replay,
+    )  # fmt: skip
+    with suspect_of(suspect, loaded, asked) as found:
+        terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
+        judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
+        verdict = examine(found, judged, terms, null=null, digest=digest, resume=resume)
+    show_result(verdict.to_json(), as_json, verdict.explain())
+    return verdict.exit_code
