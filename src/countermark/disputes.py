@@ -19,7 +19,7 @@ from countermark.verdict import Terms, Verdict
 from countermark.weights import Suspect, model_digest, open_weights
 
 READINGS = len(SIDES) * len(PLACES)
-Opened = Callable[[Path, Key], AbstractContextManager[Suspect | Predict | Disguised]]
+Opened = Callable[[Path, Key], AbstractContextManager["Suspect | Predict | Disguised"]]
 Readings = dict[tuple[Side, Place], Verdict]
 
 

@@ -19,29 +19,25 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from countermark import files
 from countermark._version import VERSION
 from countermark.errors import KeyFileError, printable
+from countermark.files import Hex32, Stored
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
 _LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
 _FROZEN, _LEARNT = "frozen.", "learnt."
 
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex12 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}$")]
 Size = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Encryption(_Strict):
+class Encryption(Stored):
     """How the tensors are encrypted: Argon2id (RFC 9106), AES-256-GCM-SIV (RFC 8452)."""
 
     kdf: Literal["argon2id"]
@@ -66,7 +62,7 @@ class Encryption(_Strict):
         )
 
 
-class KeyHeader(_Strict):
+class KeyHeader(Stored):
     """The content of `key.json`: exactly these fields, every one of them, and none is secret."""
 
     type: Literal["countermark/key/v1"]

@@ -21,14 +21,15 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from countermark import files, merkle
 from countermark.answers import Images, Predict
 from countermark.errors import ConfigError, KeyFileError, printable
 from countermark.evidence import Disclosure, Evidence
+from countermark.files import Hex32, Stored
 from countermark.key import OPENINGS, Key, commit, commit_learnt, digests, tensor_digest
-from countermark.keyfile import Hex16, Hex32, Size
+from countermark.keyfile import Hex16, Size
 from countermark.message import labels
 from countermark.schemes import as_trigger_scheme, scheme_from, scheme_of
 from countermark.schemes.black_box import TriggerScheme, leaf
@@ -36,10 +37,6 @@ from countermark.schemes.black_box import TriggerScheme, leaf
 TYPE: Final = "countermark/openings/v1"
 _LARGEST = 64 << 20  # bytes of a file
 _MOST, _DEEPEST = 1 << 16, 16  # triggers of a key, and digests of a path in their tree
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Opened:
     label: int
 
 
-class Context(_Strict):
+class Context(Stored):
     """What C0 binds in plain (`Key.context`)."""
 
     scheme: str
@@ -66,7 +63,7 @@ class Context(_Strict):
     test_key: bool
 
 
-class Shown(_Strict):
+class Shown(Stored):
     """One opened trigger, as the file has it.
 
     Attributes:
@@ -99,7 +96,7 @@ class Shown(_Strict):
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
-class Openings(_Strict):
+class Openings(Stored):
     """Some of a key's triggers, opened, and what is needed to check them. Made by `open_triggers`.
 
     Attributes:

@@ -132,11 +132,26 @@ def test_a_ledger_is_searched_verified_and_exported(case: Path) -> None:
         "root.pem", "--json",
     )  # fmt: skip
     assert (checked.code, checked.json["limits"]) == (0, [])
-    said(
-        "ledger export --ledger claims.db --out later.json --private-key registry.pem "
-        "--since head.json --json"
-    )
     assert call("ledger", "verify", "--ledger", "claims.db").code == 3
+
+
+def test_whoever_keeps_heads_sees_without_the_ledger_that_it_only_grew(case: Path) -> None:
+    export = "ledger export --ledger claims.db --private-key registry.pem --out later.json"
+    said(f"{export} --since head.json --proof proof.json")
+    asked = ["ledger", "grown", "head.json", "later.json", "--proof", "proof.json", "--operator"]
+    assert call(*asked, "registry.pub", "--json").json["only_adds"]
+    assert "not signed by the ledger's key" in call(*asked, "acme.pub").out
+    assert call(*asked, "acme.pub").code == 1
+    back = ["ledger", "grown", "later.json", "head.json", *asked[4:], "registry.pub"]
+    assert call(*back).code == 0  # the same claims
+    whole = json.loads(Path("proof.json").read_text())
+    Path("proof.json").write_text(json.dumps(whole | {"path": ["00" * 32]}))
+    changed = call(*asked, "registry.pub")
+    assert (changed.code, "does not show" in changed.out) == (1, True)
+    for wrong in (whole | {"path": ["zz"]}, whole | {"path": 3}, whole | {"colour": 1}, []):
+        Path("proof.json").write_text(json.dumps(wrong))
+        refused([*asked, "registry.pub"], "expected a proof that a ledger only grew", case)
+    refused([*export.split(), "--proof", "new.json"], "--since an older head", case)
 
 
 def test_private_keys_can_be_encrypted(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,14 +27,13 @@ from countermark.claims.statement import (
     ClaimStatement,
     Commitment,
     HeadStatement,
-    Hex32,
-    Strict,
     claim_text,
     head_text,
     not_a,
     parsed,
 )
 from countermark.errors import ClaimError, ConfigError
+from countermark.files import Hex32, Stored
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 LARGEST = 1 << 20  # bytes of a file
@@ -43,14 +42,14 @@ _STAMP = 1 << 17  # base64 digits of a stamp
 Base64 = Annotated[str, Field(max_length=_STAMP)]
 
 
-class Signature(Strict):
+class Signature(Stored):
     """A signature: `keyid` is the public key (32 bytes in hexadecimal), `sig` base64."""
 
     keyid: Hex32
     sig: Base64
 
 
-class Envelope(Strict):
+class Envelope(Stored):
     """A DSSE envelope (version 1) without fields of its own."""
 
     payload: Base64
@@ -58,7 +57,7 @@ class Envelope(Strict):
     signatures: Annotated[tuple[Signature, ...], Field(max_length=_MOST)]
 
 
-class _Signed(Strict):
+class _Signed(Stored):
     """What claims and tree heads share."""
 
     what: ClassVar[str]

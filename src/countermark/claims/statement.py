@@ -13,17 +13,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from countermark import files
 from countermark._version import VERSION
 from countermark.errors import ClaimError, ConfigError, printable
+from countermark.files import Hex32, Stored
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 CLAIM: Final = "countermark:claim/v1"
 HEAD: Final = "countermark:tree-head/v1"
 
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Instant = Annotated[
     str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")
@@ -32,33 +32,27 @@ Count = Annotated[int, Field(ge=1, le=1 << 40)]
 _Body = TypeVar("_Body", bound="ClaimStatement | HeadStatement")
 
 
-class Strict(BaseModel):
-    """A stored document: no field more, none less, none of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Commitment(Strict):
+class Commitment(Stored):
     """A key's commitment: C1 where something was learnt, else C0."""
 
     kind: Literal["C0", "C1"]
     sha256: Hex32
 
 
-class TreeDigest(Strict):
+class TreeDigest(Stored):
     """The root of a Merkle tree (RFC 9162, SHA-256)."""
 
     merkleSha256: Hex32  # noqa: N815 - as in-toto spells the names of digests
 
 
-class ModelSubject(Strict):
+class ModelSubject(Stored):
     """The marked model."""
 
     name: Literal["model"]
     digest: TreeDigest
 
 
-class ClaimPredicate(Strict):
+class ClaimPredicate(Stored):
     """What a claim says of its model.
 
     Attributes:
@@ -78,7 +72,7 @@ class ClaimPredicate(Strict):
     version: Name
 
 
-class ClaimStatement(Strict):
+class ClaimStatement(Stored):
     """An in-toto Statement about one model."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
@@ -87,14 +81,14 @@ class ClaimStatement(Strict):
     predicate: ClaimPredicate
 
 
-class LedgerSubject(Strict):
+class LedgerSubject(Stored):
     """The ledger's claims, in their order."""
 
     name: Literal["ledger"]
     digest: TreeDigest
 
 
-class HeadPredicate(Strict):
+class HeadPredicate(Stored):
     """What a tree head says of its ledger.
 
     Attributes:
@@ -110,7 +104,7 @@ class HeadPredicate(Strict):
     version: Name
 
 
-class HeadStatement(Strict):
+class HeadStatement(Stored):
     """An in-toto Statement about the claims of a ledger."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")

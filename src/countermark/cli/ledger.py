@@ -176,6 +176,9 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="An older tree head: prove that this one only adds."),
     ] = None,
+    proof: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write that proof; with --since.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Write today's tree head, signed: to stamp (`claim timestamp`), to add, and to keep elsewhere.
@@ -184,10 +187,13 @@ def export(
     Example:
         countermark ledger export --ledger claims.db --out head.json --private-key acme.pem
     """
+    from countermark.claims.growth import Growth
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import TreeHead
     from countermark.claims.signing import key_id, load_private
 
+    if proof is not None and (since is None or proof.exists()):
+        raise ConfigError("--proof writes a new file, which proves something --since an older head")
     private = load_private(private_key, pem_passphrase(private_key))
     older = TreeHead.load(since) if since else None
     with Ledger(ledger) as opened:
@@ -198,6 +204,8 @@ def export(
         head = opened.head().signed(private)
         path = opened.since(older, head.size) if older else None
     head.save(out)
+    if proof is not None and path is not None:
+        Growth(type="countermark/growth/v1", path=tuple(path)).save(proof)
     about = {"digest": head.digest, "size": head.size, "root": head.root, "consistency": path}
     text = f"{out}: {head.size} claims, root {head.root}"
     if older and path is not None:
@@ -205,6 +213,43 @@ def export(
         text = "\n  ".join([text, *lines])
     show_result(about, as_json, text)
     return 0
+
+
+@ledger_app.command()
+def grown(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The tree head that you kept.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="A later one.")],
+    proof: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="What `ledger export --since OLD --proof FILE` wrote."),
+    ],
+    operator: Annotated[
+        Path, typer.Option(metavar="PEM", help="The public key of the ledger's operator.")
+    ],
+    as_json: AsJson = False,
+) -> int:
+    """Check, without the ledger, that a later tree head only adds claims to one that was kept.
+
+    Exits 0 when it does, 1 when that is not shown.
+
+    \b
+    Example:
+        countermark ledger export --ledger claims.db --out head.json --private-key acme.pem
+        countermark ledger export --ledger claims.db --out later.json --private-key acme.pem \\
+            --since head.json --proof proof.json
+        countermark ledger grown head.json later.json --proof proof.json --operator acme.pub
+    """
+    from countermark.claims.growth import Growth, broken
+    from countermark.claims.signed import TreeHead
+    from countermark.claims.signing import key_id, load_public
+
+    kept, later = TreeHead.load(old), TreeHead.load(new)
+    why = broken(kept, later, Growth.load(proof), key_id(load_public(operator)))
+    about = {"old": kept.size, "new": later.size, "only_adds": why is None, "why": why}
+    more = later.size - kept.size
+    said = why or f"{later.size} claims: the {kept.size} of the old head, and {more} more"
+    show_result(about, as_json, printable(said))
+    return 0 if why is None else 1
 
 
 def _digest(model: str) -> str:

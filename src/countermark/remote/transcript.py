@@ -10,8 +10,6 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     model_validator,
@@ -20,6 +18,7 @@ from pydantic import (
 from countermark import files
 from countermark.answers import Images, Labels, Predict
 from countermark.errors import ConfigError, SuspectError, printable
+from countermark.files import Hex32, Stored
 from countermark.remote.answers import MOST_LABELS
 from countermark.remote.images import NO_LABEL, checked, image_digest
 from countermark.remote.options import MOST_IMAGES
@@ -27,16 +26,11 @@ from countermark.remote.options import MOST_IMAGES
 TYPE: Final = "countermark/transcript/v1"
 _LARGEST = 64 << 20  # bytes
 
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=10_000)]
 Flat = Text | int | float | bool | None | list[Text] | list[float]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Entry(_Strict):
+class Entry(Stored):
     """One image that was to be asked.
 
     Attributes:
@@ -68,7 +62,7 @@ class Entry(_Strict):
         return self
 
 
-class Transcript(_Strict):
+class Transcript(Stored):
     """What was asked of whom, in order, and what came back; holds no headers and no query.
 
     Attributes:

@@ -19,7 +19,8 @@ from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import instant, moment
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, ConfigError, CountermarkError, printable
-from countermark.report.record import Record, Strict
+from countermark.files import Stored
+from countermark.report.record import Record
 from countermark.verdict import Verdict
 
 RECORD, CLAIM, HEAD, PROOF = "record.json", "claim.json", "tree-head.json", "inclusion.json"
@@ -43,7 +44,7 @@ UNSIGNED = (
 )
 
 
-class Inclusion(Strict):
+class Inclusion(Stored):
     """That the claim is under the tree head: its place, and digests to the root, lowest first."""
 
     type: Literal["countermark/inclusion/v1"]

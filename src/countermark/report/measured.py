@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from countermark import files
-from countermark.report.record import Strict
+from countermark.files import Stored
 
 FILE = Path(__file__).with_name("measured.json")
 
 
-class Unmarked(Strict):
+class Unmarked(Stored):
     """How often a key was found where it never was: in one group of models without a mark.
 
     Attributes:
@@ -40,7 +40,7 @@ class Unmarked(Strict):
     made: tuple[str, ...]
 
 
-class Form(Strict):
+class Form(Stored):
     """One form of a scheme.
 
     Attributes:
@@ -59,7 +59,7 @@ class Form(Strict):
     robustness_source: str
 
 
-class Measured(Strict):
+class Measured(Stored):
     """All forms that something was measured of."""
 
     type: Literal["countermark/measured/v1"]

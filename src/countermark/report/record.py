@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from countermark._version import VERSION
 from countermark.age import Dating
 from countermark.errors import ConfigError
 from countermark.evidence import Alignment, Disclosure, Evidence, Likeness, Reader
+from countermark.files import Stored
 from countermark.nulls import (
     AlignedCoin,
     FairCoin,
@@ -40,13 +41,7 @@ Numbers = Annotated[tuple[float, ...], Field(max_length=_MOST)]
 Classes = Annotated[tuple[int, ...], Field(max_length=_MOST)]
 
 
-class Strict(BaseModel):
-    """A stored document: no field more, none less, none of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class RecordedReading(Strict):
+class RecordedReading(Stored):
     """What a key read: the bits, or the classes that were answered, beside what it expected.
 
     Attributes:
@@ -92,7 +87,7 @@ class RecordedReading(Strict):
         )
 
 
-class RecordedNull(Strict):
+class RecordedNull(Stored):
     """The null hypothesis that judged.
 
     Attributes:
@@ -127,7 +122,7 @@ class RecordedNull(Strict):
         return _as_recorded(_DRAWN[self.name], self.log10_p, self.floor)
 
 
-class RecordedTerms(Strict):
+class RecordedTerms(Stored):
     """What was asked and stated."""
 
     alpha: Annotated[float, Field(gt=0, lt=1)]
@@ -136,7 +131,7 @@ class RecordedTerms(Strict):
     dating: dict[str, Any] | None
 
 
-class Record(Strict):
+class Record(Stored):
     """Everything that a verdict follows from.
 
     Attributes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from countermark.claims.statement import Hex32, Instant, instant
+from countermark.claims.statement import Instant, instant
 from countermark.errors import printable
+from countermark.files import Hex32, Stored
 
 State = Literal["waiting", "running", "done", "failed"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -18,11 +19,7 @@ UPLOAD = "upload"  # the suspect's file in its job's folder; its end is that of 
 ENDS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Chosen(_Strict):
+class Chosen(Stored):
     """A suspect: a name on the server, or that of an upload."""
 
     name: Name
@@ -35,7 +32,7 @@ class Chosen(_Strict):
         return f"{UPLOAD}{end}"
 
 
-class VerifyOrder(_Strict):
+class VerifyOrder(Stored):
     """Is the mark of this key in this suspect?
 
     Attributes:
@@ -52,7 +49,7 @@ class VerifyOrder(_Strict):
     suspect_date: Annotated[str, StringConstraints(max_length=40)] | None = None
 
 
-class ResolveOrder(_Strict):
+class ResolveOrder(Stored):
     """Whose of two owners is this suspect? Names on the server, and claims of the ledger."""
 
     kind: Literal["resolve"] = "resolve"
@@ -66,7 +63,7 @@ class ResolveOrder(_Strict):
 Order: TypeAlias = Annotated[VerifyOrder | ResolveOrder, Field(discriminator="kind")]
 
 
-class Job(_Strict):
+class Job(Stored):
     """A job, as it lies in its folder.
 
     Attributes:
