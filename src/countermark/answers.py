@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,24 @@ Predict: TypeAlias = Callable[[Images], Labels]
 _BATCH = 256
 
 
+@runtime_checkable
+class Recorded(Protocol):
+    """A suspect that is asked, and of which a verdict records more than its kind."""
+
+    def __call__(self, images: Images, /) -> Labels:
+        """The classes of these images."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What is recorded once it was asked: JSON values, `name` and digests among them."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """A suspect that is asked, with what a verdict records of it.
+    """A function that is asked, with what a verdict records of it.
 
     Attributes:
         predict: how it is asked.
-        about: what is recorded, once it was asked: JSON values such as `name` and digests.
+        about: what is recorded, as `Recorded` says.
     """
 
     predict: Predict

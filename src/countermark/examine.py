@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from countermark.alignment import Disguised, Reference
-from countermark.answers import Asked, Predict, asked_of
+from countermark.answers import Predict, Recorded, asked_of
 from countermark.errors import ConfigError, SuspectError
 from countermark.evidence import Evidence
 from countermark.examine_aligned import Reading, after_alignment, aligned, reference_for
@@ -33,6 +33,8 @@ from countermark.weights import (
     assignments,
     open_weights,
 )  # fmt: skip
+
+_MOST_ORDERED = 14  # names of classes, all orders of which p can be multiplied by
 
 
 def verify(
@@ -150,7 +152,7 @@ def _ask(
         nulls = {SecretLabels.name: SecretLabels()}
     else:
         evidence, nulls = scheme.extract(predict, key), scheme.nulls(key)
-    if isinstance(suspect, Asked):
+    if isinstance(suspect, Recorded):
         about["suspect"] = dict(suspect.about())
     return _judged(evidence, _chosen(scheme, nulls, null), terms, about)
 
@@ -162,7 +164,7 @@ def _ask_fresh(
     scheme = as_trigger_scheme(scheme_of(fresh.key))
     about = about_key(fresh.key, type(suspect).__name__)
     evidence, own = scheme.ask_fresh(asked_of(suspect, scheme.mean, scheme.deviation), fresh)
-    if isinstance(suspect, Asked):
+    if isinstance(suspect, Recorded):
         about["suspect"] = dict(suspect.about())
     return _judged(evidence, _chosen(scheme, {own.name: own}, null), terms, about)
 
@@ -170,7 +172,16 @@ def _ask_fresh(
 def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any]) -> Verdict:
     """A verdict on answers, if there were any."""
     if evidence.answered:
-        return judge(evidence, null, tests=1, terms=terms, about=about)
+        names = 0 if terms.blind_choice else about["suspect"].get("class_names", 0)
+        if names <= _MOST_ORDERED:
+            orders = math.factorial(names)
+            return judge(evidence, null, tests=orders, terms=terms, about=about)
+        reason = (
+            f"the classes came by name, and of all orders of {names} names some order fits any "
+            "answers: whoever gave --ask class_names must not have known these, which you may "
+            "state (--blind-choice)"
+        )
+        return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
     asked = evidence.readable
     reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
     return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
@@ -212,7 +223,9 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
         readings = [] if reason else [_best(weights, scheme, key, found)]
         record: dict[str, Any] | None = None
         if asked.reference is not None:
-            more, record = aligned(weights, scheme, key, asked.reference)
+            more, record = aligned(
+                weights, scheme, key, asked.reference, claimed=terms.dating is not None
+            )
             readings += more
         tests = (0 if reason else len(found)) + (asked.reference is not None)
         if not readings:

@@ -18,7 +18,14 @@ from countermark.openings import Openings
 from countermark.schemes import scheme_of
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.white_box import WeightScheme
-from countermark.weights import Array, Restored, Suspect, Weights, open_weights
+from countermark.weights import (
+    Array,
+    Restored,
+    Suspect,
+    Weights,
+    model_digest,
+    open_weights,
+)
 
 _BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
@@ -46,9 +53,17 @@ def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTri
 
 
 def aligned(
-    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
+    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference, *, claimed: bool
 ) -> tuple[list[Reading], dict[str, Any]]:
-    """The reading after alignment, or none where that is refused; what is said of the reference."""
+    """The reading after alignment, or none where that is refused; what is said of the reference.
+
+    Args:
+        weights: the suspect.
+        scheme: what reads it.
+        key: likewise.
+        reference: what it is aligned to.
+        claimed: a claim was given, which may be about the reference.
+    """
     with open_weights(reference.weights) as opened:
         record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
         try:
@@ -60,14 +75,17 @@ def aligned(
             found = realigned(
                 weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
             )
-            bears_mark = FairCoin().log10_p(scheme.extract(found.reference, key)) < _BEARS_MARK
+            bears_mark = _bears_mark(found.reference, scheme, key)
+            if before:  # its other tensors were trained with the mark, if it ever was in there
+                bears_mark |= _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
             if bears_mark:
                 _require_unmistakable(found)
+            model = model_digest(opened).root if claimed else ""
         except AlignmentError as error:
             return [], record | {"refused": str(error)}
     evidence = replace(
         scheme.extract(found.tensors, key),
-        alignment=Alignment(bears_mark, found.similarity),
+        alignment=Alignment(bears_mark, found.similarity, model),
         committed=False,  # to the reference, which may have been made to fit
     )
     record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}
@@ -83,6 +101,16 @@ def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool
     if start + len(before) > size:
         return False
     return np.array_equal(reference.read_part(name, start, len(before)), before)
+
+
+def _as_it_is(reference: Weights, scheme: WeightScheme, key: Key) -> dict[str, Array]:
+    """The reference's own tensors, nothing put back."""
+    there = {name: name for name in key.tensors if name in reference.tensors}
+    return scheme.read_from(reference, there, key)
+
+
+def _bears_mark(tensors: Mapping[str, Array], scheme: WeightScheme, key: Key) -> bool:
+    return FairCoin().log10_p(scheme.extract(tensors, key)) < _BEARS_MARK
 
 
 def _require_unmistakable(found: Realigned) -> None:

@@ -92,10 +92,23 @@ RANK_AMONG_UNMARKED = (
 )
 
 
+NAMED = (
+    "the classes came by name: p is multiplied by all {names}! orders of the names, of which one "
+    "that fits could have been given"
+)
+NAMED_BLINDLY = (
+    "the classes came by name: that whoever gave their order did not know the answers is the "
+    "examiner's own statement"
+)
 INDEPENDENT_ONLY = (
     "log10 p is against models trained independently from other initial weights; against "
     "fine-tunes of a shared base and twins from the same initial weights only the sibling "
     "threshold speaks"
+)
+UNITS_ARE_HIDDEN = (
+    "p takes the axis that the key calls its units (`key show`) for hidden units, which are alike "
+    "before training: that it is one, and not input pixels, classes, positions or heads, is to be "
+    "seen in the suspect's architecture"
 )
 BITS_MEAN_NOTHING = (
     "the reader was trained on the message, so the number of matching bits, its interval and the "
@@ -119,6 +132,8 @@ def limits_of(
     if outcome == "not_proven":
         limits.append(_not_innocent(evidence))
     limits += _of_suspect(suspect)
+    if names := suspect.get("class_names"):
+        limits.append(NAMED_BLINDLY if terms.blind_choice else NAMED.format(names=names))
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
     if terms.dating is not None:
@@ -176,7 +191,7 @@ def _not_innocent(evidence: Evidence) -> str:
 def _of_null(null: Null, evidence: Evidence) -> list[str]:
     """What a null hypothesis does not cover."""
     if isinstance(null, PermutedUnits):
-        return [INDEPENDENT_ONLY]
+        return [INDEPENDENT_ONLY, UNITS_ARE_HIDDEN]
     if isinstance(null, SecretClassMap):
         return [BLIND_COVERS]
     if not isinstance(null, UnmarkedModels):

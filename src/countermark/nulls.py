@@ -19,6 +19,7 @@ _MOST_TRIED = 10  # classes: 9! maps take half a second, 10! would take ten time
 _MAPS = 10_000  # random maps at a time
 
 LEAST_FORGERY_BITS = 80.0
+LEAST_DATED_BITS = 40.0
 """Below this an undated key proves nothing: 2^80 keys could be tried for one that fits."""
 
 LEAST_SIBLINGS = 2

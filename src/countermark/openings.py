@@ -131,6 +131,8 @@ class Openings(Stored):
         indices = [each.index for each in self.opened]
         if any(above <= below for below, above in itertools.pairwise(indices)):
             raise ValueError("expected the triggers in ascending order, none of them twice")
+        if len({each.salt for each in self.opened}) < len(self.opened):
+            raise ValueError("two triggers have one salt, hence one label: expected one of its own")
         return self
 
     @property

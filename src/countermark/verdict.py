@@ -17,6 +17,7 @@ from countermark.age import Dating
 from countermark.evidence import Disclosure, Evidence, Likeness, Reader
 from countermark.limits import limits_of
 from countermark.nulls import (
+    LEAST_DATED_BITS,
     LEAST_FORGERY_BITS,
     LEAST_SIBLINGS,
     Null,
@@ -138,7 +139,7 @@ class Terms:
         alpha: threshold against coincidence, after correction.
         assume_dated: the owner's own statement that the key is older than the suspect.
         blind_choice: the examiner's own statement that whoever chose which triggers were opened did
-            not know their labels; of no effect with a whole key.
+            not know their labels, and whoever ordered the names of classes not the answers.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
         dating: what a claim says about the key's age; p is multiplied by its commitments.
         keys: how many keys were tried on the suspect and are to be corrected for.
@@ -158,9 +159,9 @@ class Terms:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
 
     @property
-    def dated(self) -> bool:
-        """Whether the key is older than the suspect, by a claim or by the owner's word."""
-        return self.assume_dated or (self.dating is not None and self.dating.committed is not None)
+    def claimed(self) -> bool:
+        """Whether a claim shows that the key is older than the suspect."""
+        return self.dating is not None and self.dating.committed is not None
 
     @property
     def multiplier(self) -> int:
@@ -284,12 +285,32 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
         return "not_proven", "the mark of this key was not found"
     if reader is not None and (why := _perhaps_a_sibling(reader)):
         return "no_verdict", why
-    if measured.forgery_bits < LEAST_FORGERY_BITS and not terms.dated:
-        needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
-        if terms.dating is not None:
-            needed = f"the claim does not date the key, since {terms.dating.why}"
-        return "no_verdict", f"the mark is there, but {_forged(measured)}: {needed}"
+    if not terms.assume_dated and (why := _not_kept_out(measured, terms)):
+        return "no_verdict", f"the mark is there, but {why}"
     return "owned", "the mark of this key is present"
+
+
+def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
+    """Why a cheat may have come to such a reading, whatever a claim says; None where he cannot."""
+    evidence, dating = measured.evidence, terms.dating
+    if measured.forgery_bits >= LEAST_FORGERY_BITS:
+        return None
+    if dating is None:
+        needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
+        return f"{_forged(measured)}: {needed}"
+    if not terms.claimed:
+        return f"{_forged(measured)}: the claim does not date the key, since {dating.why}"
+    if evidence.alignment is not None and evidence.alignment.model != dating.model:
+        return (
+            f"{_forged(measured)}: the claim dates the key and the model that it is about, and "
+            "this reference is another one"
+        )
+    if evidence.committed and measured.forgery_bits < LEAST_DATED_BITS:
+        return (
+            "a key that fits what can be foreseen of a suspect could have been picked before the "
+            f"claim among 2^{measured.forgery_bits:.0f}, fewer than 2^{LEAST_DATED_BITS:.0f}"
+        )
+    return None
 
 
 def _forged(measured: _Measured) -> str:

@@ -142,7 +142,7 @@ def dated(commitments: int | None = 1, why: str | None = None) -> Dating:
     )  # fmt: skip
 
 
-def test_a_dated_key_needs_no_forgery_bits() -> None:
+def test_a_dated_key_needs_fewer_forgery_bits() -> None:
     short = judged(64, 64, Terms())
     assert short.outcome == "no_verdict"
     found = judged(64, 64, Terms(dating=dated()))
@@ -155,14 +155,24 @@ def test_a_dated_key_needs_no_forgery_bits() -> None:
     assert "the claim does not date the key, since nobody can count" in undated_.reason
 
 
+def test_a_date_does_not_keep_out_a_key_that_was_picked_before_it() -> None:
+    """Answers to photographs, and fine-tunes of a public base, can be foreseen."""
+    for matched, outcome in ((40, "owned"), (39, "no_verdict"), (20, "no_verdict")):
+        found = judged(matched, matched, Terms(dating=dated()))
+        assert found.outcome == outcome
+        assert judged(matched, matched, Terms(assume_dated=True)).outcome == "owned"
+    assert "could have been picked before the claim among 2^20, fewer than 2^40" in found.reason
+    assert judged(64, 64, Terms(dating=dated()), committed=False).outcome == "owned"
+
+
 def test_p_is_multiplied_by_the_commitments() -> None:
-    alone = judged(52, 64, Terms(dating=dated(1)))
+    alone = judged(60, 64, Terms(dating=dated(1)))
     assert alone.outcome == "owned"
     assert alone.log10_p is not None
-    for count in (10, 1000):
-        found = judged(52, 64, Terms(dating=dated(count)))
+    for count in (10, 10**9):
+        found = judged(60, 64, Terms(dating=dated(count)))
         assert found.log10_p == pytest.approx(alone.log10_p + math.log10(count))
-    assert judged(52, 64, Terms(dating=dated(1000))).outcome == "not_proven"
+    assert judged(60, 64, Terms(dating=dated(10**9))).outcome == "not_proven"
     floor = judged(20, 20, Terms(dating=dated(10)))
     assert floor.outcome == "no_verdict"
     assert "cannot prove anything here" in floor.reason

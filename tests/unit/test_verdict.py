@@ -323,7 +323,7 @@ def test_machines_are_told_of_the_reader() -> None:
         "quiet_loss": pytest.approx(0.001), "published": 0.1,
     }  # fmt: skip
     assert (told["null"], told["forgery_bits"]) == ("permuted_units", 0)
-    assert len(told["limits"]) == 5
+    assert len(told["limits"]) == 6
     linear = CASES["perfect"].to_json()
     assert (linear["loss"], linear["reader"]) == (None, None)
 

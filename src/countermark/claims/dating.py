@@ -76,6 +76,7 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
         commitments=audited.count(signed) if audited else None,
         signer="pinned" if signed else "unknown",
         why=why,
+        model=claim.model_root,
     )
 
 

@@ -14,7 +14,7 @@ from countermark.errors import ConfigError
 
 if TYPE_CHECKING:
     from countermark.alignment import Disguised, Reference
-    from countermark.answers import Asked, Predict
+    from countermark.answers import Predict
     from countermark.key import Key
     from countermark.openings import Openings
     from countermark.remote import RemoteOptions
@@ -193,28 +193,21 @@ def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:
     )
 
 
-def _recorded(path: Path) -> Asked:
-    from countermark.answers import Asked
+def _recorded(path: Path) -> Predict:
     from countermark.remote import Transcript
 
-    transcript = Transcript.load(path)
-    about = {"name": transcript.url, "transcript_sha256": transcript.digest}
-    return Asked(transcript.predict(), lambda: about)
+    return Transcript.load(path).predict()
 
 
 @contextmanager
-def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Asked]:
-    from countermark.answers import Asked
+def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Predict]:
     from countermark.remote import connect
 
     if asking.transcript and asking.transcript.exists():
         raise ConfigError(f"{asking.transcript} exists: choose another name or move it away")
     with connect(url, _options(asking.options, key)) as endpoint:
         try:
-            yield Asked(
-                endpoint,
-                lambda: {"name": endpoint.url, "transcript_sha256": endpoint.transcript.digest},
-            )
+            yield endpoint
         finally:
             if asking.transcript:
                 endpoint.transcript.save(asking.transcript)

@@ -50,8 +50,9 @@ def verify(
         bool,
         typer.Option(
             "--blind-choice",
-            help="You state that whoever chose the opened triggers did not know their labels; "
-            "recorded. Else the others count as misses.",
+            help="You state that whoever chose the opened triggers did not know their labels, and "
+            "whoever ordered class_names not the answers; recorded. Else the other triggers count "
+            "as misses, and p is multiplied by all orders.",
         ),
     ] = False,
     model: Host = None,
@@ -121,8 +122,11 @@ def verify(
 
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
-    if blind_choice and opened is None:
-        raise ConfigError("--blind-choice is for --opened: a key has all of its triggers")
+    named = replay or "class_names" in pairs(ask, "--ask")
+    if blind_choice and opened is None and not named:
+        raise ConfigError(
+            "--blind-choice is for --opened and for class_names: a key has all of its triggers"
+        )
     loaded = key_or_openings(key, opened, commitment, reader)
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
     asked = Asking(

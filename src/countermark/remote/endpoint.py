@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -81,6 +81,10 @@ class Endpoint:
                 advance(len(batch))
         labels = [entry.label for entry in self._entries[already:]]
         return np.array([NO_LABEL if each is None else each for each in labels], dtype=np.int64)
+
+    def about(self) -> dict[str, Any]:
+        """What a verdict records of it: that of its transcript so far."""
+        return self.transcript.about()
 
     @property
     def transcript(self) -> Transcript:

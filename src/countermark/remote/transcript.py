@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from countermark import files
-from countermark.answers import Images, Labels, Predict
+from countermark.answers import Images, Labels
 from countermark.errors import ConfigError, SuspectError, printable
 from countermark.files import Hex32, Stored
 from countermark.remote.answers import MOST_LABELS
@@ -88,27 +88,15 @@ class Transcript(Stored):
         """SHA-256 (hex) of the file that `save` writes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def predict(self) -> Predict:
-        """Images uint8 (n, C, H, W) -> labels (n,) out of the record, without any network.
+    def about(self) -> dict[str, Any]:
+        """What a verdict records of who was asked, and how many names of classes were given."""
+        about: dict[str, Any] = {"name": self.url, "transcript_sha256": self.digest}
+        names = self.options.get("class_names")
+        return about | ({"class_names": len(names)} if isinstance(names, list) and names else {})
 
-        Where an image was asked about twice, its first label counts. The function raises
-        SuspectError for an image that was never asked about.
-        """
-        known: dict[str, int] = {}
-        for entry in self.entries:
-            known.setdefault(entry.image, NO_LABEL if entry.label is None else entry.label)
-
-        def replay(images: Images) -> Labels:
-            digests = [image_digest(image) for image in checked(images)]
-            missing = sum(digest not in known for digest in digests)
-            if missing:
-                raise SuspectError(
-                    f"the transcript of {self.url} has no answer for {missing} of {len(digests)} "
-                    "image(s), so it is of other images: use the key that it was made with"
-                )
-            return np.array([known[digest] for digest in digests], dtype=np.int64)
-
-        return replay
+    def predict(self) -> Replay:
+        """Images uint8 (n, C, H, W) -> labels (n,) out of the record, without any network."""
+        return Replay(self)
 
     def save(self, path: str | Path) -> None:
         """Write a new file, whole or not at all.
@@ -148,3 +136,37 @@ def _refuse_other_versions(document: Any) -> None:
         raise ValueError(
             f"it is of version {came[len(kind) + 1 :]!r}, this countermark reads {version}"
         )
+
+
+class Replay:
+    """A suspect out of a transcript.
+
+    Where an image was asked about twice, its first label counts.
+    """
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._transcript = transcript
+        self._known: dict[str, int] = {}
+        for entry in transcript.entries:
+            label = NO_LABEL if entry.label is None else entry.label
+            self._known.setdefault(entry.image, label)
+
+    def about(self) -> dict[str, Any]:
+        """What a verdict records of it: that of its transcript."""
+        return self._transcript.about()
+
+    def __call__(self, images: Images, /) -> Labels:
+        """The labels int64 (n,) of images uint8 (n, C, H, W).
+
+        Raises:
+            SuspectError: an image was never asked about.
+        """
+        digests = [image_digest(image) for image in checked(images)]
+        missing = sum(digest not in self._known for digest in digests)
+        if missing:
+            raise SuspectError(
+                f"the transcript of {self._transcript.url} has no answer for {missing} of "
+                f"{len(digests)} image(s), so it is of other images: use the key that it was made "
+                "with"
+            )
+        return np.array([self._known[digest] for digest in digests], dtype=np.int64)

@@ -176,6 +176,12 @@ class DeepStego(TriggerScheme):
         """Ask about fresh triggers; judged by the rank of the key's class map among all maps."""
         from countermark.schemes.training.makers import owner  # torch makes them
 
+        if self.as_published:
+            raise ConfigError(
+                "the published stego network is trained together with the host, after the class "
+                "map was drawn, and may know it: no null judges its fresh triggers; verify the "
+                "committed ones"
+            )
         key, classes = fresh.key, fresh.classes
         known = ((classes >= 0) & (classes < self.classes)).all()
         if classes.shape != fresh.covers.shape[:1] or not known:

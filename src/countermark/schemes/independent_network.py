@@ -139,10 +139,11 @@ class IndependentNetwork(ConvergedScheme):
         first = next(iter(read))
         before = matrices[-2] if first == matrices[-1] else first
         after = dict(pairwise(matrices))[before]
-        if before in read and after in read and read[after][1] != read[before][0]:
+        given, taken = parameters[before], parameters[after]
+        if after in read and taken[1] != given[0]:
             raise ConfigError(
-                f"the units of {before} {list(read[before])} are not the inputs of {after} "
-                f"{list(read[after])} one by one: set units, or name one layer"
+                f"the units of {before} {list(given)} are not the inputs of {after} "
+                f"{list(taken)} one by one: set units, or name another layer"
             )
         axes = {before: 0, after: 1}
         settled = replace(self, units=tuple(axes.get(name, -1) for name in read))
@@ -295,7 +296,7 @@ class IndependentNetwork(ConvergedScheme):
         reader = MlpReader.of(tensors, width=width, hidden=self.hidden, bits=self.bits)
         if mask is not None and not np.array_equal(reader.gate, mask):
             raise ConfigError("the key's gate is not the mask that its commitment fixed")
-        return Reading(reader, key.message)
+        return Reading(reader, key.message, gain=reader.gain)
 
     @staticmethod
     def _stream(weights: Mapping[str, Array], key: Key, purpose: str) -> Stream:

@@ -25,12 +25,15 @@ SIBLINGS, THRESHOLD, LOUDNESS = "siblings", "sibling_threshold", "loudness"
 Held-out losses (n,), threshold (1,), and how loud the units are, see `Permuter.loudness`.
 """
 
+MOST_SIBLINGS = 10_000
+"""So that a rank among models that an owner says he has measured is never below 1e-4."""
+
 LOOK = 256
 """Permutations for the rate of false reads, and where a rank can prove nothing."""
 
 _BATCH, _VALUES = 2048, 1 << 21  # permutations read at a time, and weights in all of them
 _FIRST_BITS = 32  # of the message, by which most permutations are known to read worse
-_ROUNDING = 100.0  # units in the last place of the largest logit: more than a sum loses in one
+_ROUNDING = 100.0  # units in the last place of what is summed: more than a sum of it loses
 
 
 def measured(
@@ -63,6 +66,11 @@ def check_measured(learnt: Mapping[str, NDArray[Any]]) -> None:
             continue
         if each.dtype != np.float64 or each.ndim != 1 or size not in (None, each.shape):
             raise ConfigError(f"the key's {name} is {each.dtype} {each.shape}: not a measurement")
+        if len(each) > MOST_SIBLINGS and name == SIBLINGS:
+            raise ConfigError(
+                f"the key says it was measured on {len(each):,} unmarked models: expected at most "
+                f"{MOST_SIBLINGS:,}, since nobody can look at more"
+            )
         if not (np.isfinite(each).all() and (each >= 0).all() and len(each)):
             raise ConfigError(f"the key's {name} holds values that none can have")
     if threshold is None:
@@ -198,6 +206,17 @@ class MlpReader:
             )
         return cls(*(tensors[name] for name in expected))
 
+    @property
+    def gain(self) -> float:
+        """What the terms of a logit come to at most, as a multiple of the length of its vector.
+
+        However they cancel: by Cauchy and Schwarz, Σ|w_j·a_j| ≤ ‖w‖·‖a‖.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            gated = self.first.astype(np.float64) * self.gate
+            reach = np.abs(self.last.astype(np.float64)) @ np.linalg.norm(gated, axis=1)  # (T,)
+        return float(reach.max(initial=0.0))
+
     def __call__(self, vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
         """Logits (N, T) in the precision of the vectors."""
         kind = vectors.dtype
@@ -212,11 +231,13 @@ class Reading:
 
     Attributes:
         precision: in which the reader computes when it is given float64.
+        gain: of `MlpReader`, by which rounding is bounded; 0 for code whose sums nobody knows.
     """
 
     logits: Logits
     message: NDArray[np.uint8]
     precision: type[np.floating[Any]] = np.float64
+    gain: float = 0.0
 
     def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """Logits (N, T) of vectors (N, M), in float64; 0, a coin, where they overflow."""
@@ -232,7 +253,7 @@ class Reading:
         """
         scores = self.scores(vector[None])
         loss = mean_cross_entropy(scores, self.message)
-        return float(_within_rounding(loss, scores, self.precision)[0])
+        return float(_within_rounding(loss, self._summed(vector[None], scores), self.precision)[0])
 
     def losses(
         self, vectors: NDArray[np.float32], up_to: float | None = None
@@ -247,21 +268,32 @@ class Reading:
         known = np.isfinite(some).all(axis=1)
         some[~known] = 0.0
         least = mean_cross_entropy(some, self.message[:bits]) * bits / len(self.message)
-        near = np.flatnonzero((least <= _within_rounding(up_to, some, np.float32)) | ~known)
+        largest = _within_rounding(up_to, self._summed(vectors, some), np.float32)
+        near = np.flatnonzero((least <= largest) | ~known)
         found = np.full(len(vectors), np.inf)
         found[near] = self.losses(vectors[near])
         return found
 
+    def _summed(self, vectors: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
+        """How large (N,) the sums are that rounding is relative to: terms that cancel count."""
+        summed: NDArray[np.float64] = np.abs(scores).max(axis=1).astype(np.float64)
+        if self.gain:
+            with np.errstate(over="ignore", invalid="ignore"):
+                lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+                np.fmax(summed, self.gain * lengths, out=summed)
+        return summed
+
 
 def _within_rounding(
-    losses: float | NDArray[np.float64], scores: NDArray[Any], precision: type[np.floating[Any]]
+    losses: float | NDArray[np.float64],
+    summed: NDArray[np.float64],
+    precision: type[np.floating[Any]],
 ) -> NDArray[np.float64]:
-    """How large losses (N,) can come out when logits (N, T) are summed in another way.
+    """How large losses (N,) can come out when sums of that size (N,) are taken in another way.
 
     A logit that is off by e changes L2 by e at most, and by the factor exp(e) at most.
     """
-    unit = float(np.finfo(precision).eps)
-    off = _ROUNDING * unit * (1 + np.abs(scores).max(axis=1).astype(np.float64))  # (N,)
+    off = _ROUNDING * float(np.finfo(precision).eps) * (1 + summed)  # (N,)
     with np.errstate(over="ignore", invalid="ignore"):
         largest: NDArray[np.float64] = np.fmin(losses + off, losses * np.exp(off))
     return largest

@@ -1,0 +1,218 @@
+"""What a cheat tries who has the recipe, and a suspect that never saw a mark: none may be owned.
+
+Each of these would make any model his, were the check that it runs into not there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from opened import OPENED
+from torch import nn
+
+from countermark.age import Dating
+from countermark.alignment import Disguised
+from countermark.answers import Asked
+from countermark.bench.data import load_data
+from countermark.bench.models import build, recipe
+from countermark.bench.train import Course, fit, seeded
+from countermark.errors import ConfigError
+from countermark.examine import examine
+from countermark.key import Key, KeyMaterial
+from countermark.openings import Openings
+from countermark.schemes.adi import Adi
+from countermark.schemes.black_box import FreshTriggers
+from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.independent_network import IndependentNetwork
+from countermark.schemes.reader import check_measured
+from countermark.schemes.stamp import Stamp
+from countermark.schemes.training.stamp import StampTraining
+from countermark.schemes.uchida import Uchida
+from countermark.verdict import Terms, Verdict
+from countermark.weights import model_digest, open_weights
+
+DATED = Terms(assume_dated=True)
+
+
+def test_one_salt_for_all_triggers_would_give_them_one_label() -> None:
+    opened = OPENED.model_dump()
+    for each in opened["opened"]:
+        each["salt"] = "ab" * 32
+    with pytest.raises(ValueError, match="two triggers have one salt, hence one label"):
+        Openings.model_validate(opened)
+
+
+# --- references
+
+
+def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before() -> None:
+    """Its other tensors were trained with the mark: unrelated models align to what they let it."""
+    data = load_data("digits").subset(train=1500)
+    seeded(1, "init")
+    host = build("mlp", {})
+    start, scheme = host.state_dict()["2.weight"].numpy().copy(), Stamp("2.weight", bits=256)
+    scheme = replace(scheme, margin=2.0, strength=0.02)
+    material = KeyMaterial.for_tests(1)
+    place = scheme.places({"2.weight": (10, 64)}, material)["2.weight"]
+    before = {"before.2.weight": start.reshape(-1)[place.start : place.stop].copy()}
+    key = scheme.generate_key({"2.weight": (10, 64)}, owner="A", material=material, frozen=before)
+    training, images = StampTraining(scheme, key), data.normalised(data.train_images)
+    optimizer = torch.optim.Adam(host.parameters(), 1e-3)
+    for _ in range(6):
+        for rows in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(host(images[rows]), data.train_labels[rows])
+            (loss + training.loss([host.get_parameter("2.weight")])).backward()
+            optimizer.step()
+    terms = replace(DATED, allow_test_key=True)
+    assert examine(host, key, terms).owned
+    seeded(7, "init")
+    stranger = build("mlp", {})
+    fit(stranger, data, recipe("mlp"), Course(3, seed=7, device="cpu"))
+    found = examine(Disguised(stranger, host), key, terms)
+    assert found.outcome == "not_proven"
+    assert "the reference bears the mark" in found.suspect["reference"]["refused"]
+    copied = examine(Disguised(copy.deepcopy(host), host), key, terms)
+    assert (copied.outcome, copied.null) == ("owned", "fair_coin")  # read as it is, no reference
+
+
+def disguised(reference_is_claimed: bool) -> Verdict:
+    """Anybody's model, and a reference that was made to fit: in the order that reads best."""
+    key = Uchida("2.weight", 128).generate_key(
+        {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.for_tests(2)
+    )
+    torch.manual_seed(7)
+    suspect = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    weights = suspect[2].weight.detach().numpy().astype(np.float64)
+    scheme = Uchida("2.weight", 128)
+    rows = np.concatenate(list(scheme.generate_row_blocks(key))).reshape(128, 10, 64)
+    wanted = 2.0 * key.message - 1
+    gains = np.einsum("toj,oi->tji", rows, weights) * wanted[:, None, None]
+    drawn = np.random.default_rng(0)
+    order = drawn.permutation(64)
+    reached = gains[:, np.arange(64), order].sum(1)
+
+    def worth(values: Any) -> float:
+        return float(np.tanh(4 * values / weights.std() / 25).sum())
+
+    for _ in range(40_000):
+        j, k = drawn.integers(0, 64, 2)
+        left = gains[:, j, order[j]] + gains[:, k, order[k]]
+        tried = reached - left + gains[:, j, order[k]] + gains[:, k, order[j]]
+        if worth(tried) > worth(reached):
+            reached, order[j], order[k] = tried, order[k], order[j]
+    reference = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    with torch.no_grad():
+        reference[0].weight.copy_(suspect[0].weight[order])
+        reference[0].bias.copy_(suspect[0].bias[order])
+    with open_weights(reference) as opened:
+        model = model_digest(opened).root
+    dating = Dating(
+        "c" * 64, "2026-01-01T00:00:00Z", "2020-01-01T00:00:00Z", ("TSA",), 1, "pinned", None,
+        model if reference_is_claimed else "d" * 64,
+    )  # fmt: skip
+    return examine(Disguised(suspect, reference), key, Terms(dating=dating, allow_test_key=True))
+
+
+def test_a_claim_of_a_key_does_not_date_a_reference() -> None:
+    """Only the model that the claim is about is as old as the claim."""
+    found = disguised(reference_is_claimed=False)
+    assert found.log10_p is not None
+    assert found.log10_p < -6  # the order alone makes it so
+    assert found.outcome == "no_verdict"
+    assert "and this reference is another one" in found.reason
+    assert disguised(reference_is_claimed=True).owned  # then it was there before the suspect
+
+
+# --- readers
+
+
+def test_terms_that_cancel_do_not_hide_permutations_that_read_as_well() -> None:
+    """2³⁶ times nothing is nothing in float64, and noise in float32."""
+    bits, width, parts, huge = 128, 640, 6, float(2**36)
+    drawn = np.random.default_rng(0)
+    scheme = IndependentNetwork("2.weight", bits=bits, hidden=2 + 6 * parts, units=(1,))
+    key = scheme.generate_key(
+        {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.for_tests(3)
+    )
+    wanted = 2.0 * key.message - 1
+    same = np.kron(np.where(np.arange(10) % 2, 1.0, -1.0), np.ones(64))  # whatever the order
+    first, last = [same, -same], [50 * wanted, 50 * wanted]
+    for _ in range(parts):
+        whole, chosen = drawn.integers(0, 2, width) * 2.0 - 1, drawn.integers(0, 2, width)
+        signs = drawn.integers(0, 2, bits) * 2.0 - 1
+        for part, sign in ((whole, 1), (whole * chosen, -1), (whole * (1 - chosen), -1)):
+            first += [part, -part]
+            last += [sign * huge * signs, -sign * huge * signs]
+    learnt = {
+        "reader.gate": np.ones(width, np.float32), "reader.first": np.array(first, np.float32),
+        "reader.last": np.array(last, np.float32).T.copy(), "siblings": np.array([3.0, 3.0]),
+        "sibling_threshold": np.array([0.3]), "loudness": np.full(64, 1e6),
+    }  # fmt: skip
+    torch.manual_seed(1)
+    found = examine(
+        nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
+        replace(key, learnt=learnt), Terms(1e-3, assume_dated=True, allow_test_key=True),
+    )  # fmt: skip
+    assert found.loss is not None
+    assert found.loss < 0.01
+    assert (found.outcome, found.log10_p) == ("not_proven", 0.0)
+    assert any("not input pixels, classes, positions or heads" in each for each in found.limits)
+
+
+def test_the_inputs_of_a_layer_behind_a_flattened_map_are_no_units() -> None:
+    shapes = {"0.weight": (8, 1, 3, 3), "1.weight": (10, 392)}
+    with pytest.raises(ConfigError, match="are not the inputs of"):
+        IndependentNetwork("1.weight", bits=8).settled(shapes)
+
+
+def test_nobody_measured_a_million_unmarked_models() -> None:
+    with pytest.raises(ConfigError, match="expected at most 10,000"):
+        check_measured({"siblings": np.full(999_999, 100.0)})
+
+
+# --- answers
+
+
+def test_a_network_that_was_learnt_after_the_map_is_not_judged_by_it() -> None:
+    scheme = DeepStego(10, 100, as_published=True)
+    covers = np.zeros((100, 1, 8, 8), np.uint8)
+    frozen = {"covers": covers, "classes": np.zeros(100, np.int64), "logo": covers[0]}
+    key = scheme.generate_key(frozen, owner="Cheat", material=KeyMaterial.for_tests(4))
+    fresh = FreshTriggers(key, covers, np.zeros(100, np.int64))
+    with pytest.raises(ConfigError, match="may know it: no null judges its fresh triggers"):
+        scheme.ask_fresh(lambda images: np.zeros(len(images), np.int64), fresh)
+
+
+def named(classes: int, answers: Callable[[Key], Any]) -> tuple[Key, Asked]:
+    """A key of 128 triggers, and a service that answers by name; the cheat orders the names."""
+    scheme, material = Adi(classes, 128), KeyMaterial.for_tests(5)
+    images = np.random.default_rng(0).integers(0, 256, (128, 1, 8, 8), dtype=np.uint8)
+    key = scheme.generate_key({"triggers": images}, owner="Cheat", material=material)
+    read = np.asarray(answers(key), dtype=np.int64)
+    return key, Asked(lambda _: read, lambda: {"name": "x", "class_names": classes})
+
+
+def test_the_order_of_names_could_have_been_made_to_fit() -> None:
+    terms = replace(DATED, allow_test_key=True)
+    key, service = named(1000, lambda key: key.labels(128, 1000))
+    found = examine(service, key, terms)
+    assert found.outcome == "no_verdict"
+    assert "some order fits any answers" in found.reason
+    stated = examine(service, key, replace(terms, blind_choice=True))
+    assert stated.owned
+    assert any("the examiner's own statement" in each and "name" in each for each in stated.limits)
+    key, service = named(10, lambda key: key.labels(128, 10))
+    few, plain = examine(service, key, terms), examine(service.predict, key, terms)
+    assert few.log10_p is not None
+    assert plain.log10_p is not None
+    assert few.log10_p == pytest.approx(plain.log10_p + math.log10(math.factorial(10)))
+    assert few.forgery_bits == pytest.approx(plain.forgery_bits - math.log2(math.factorial(10)))
+    assert any("all 10! orders" in each for each in few.limits)
