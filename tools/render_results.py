@@ -23,7 +23,7 @@ claims for one of its keys; a false negative a marked one that it does not claim
 included. Symbols are raw bits, or labels of triggers. Small hosts, one thread of a CPU: the tables
 say how a scheme fares against the others here, and no more.
 
-In words: marks in weights live through all that leaves a network of use, but for units in another
+In words: marks in weights live through all modifications below, but for units in another
 order, and a copy that learns the answers. The reader of the published independent network finds all
 of its bits in such a copy, too, which never had them: so the detector does not claim what it reads.
 DeepStego's default form is half learnt by this host in so few epochs, and gone after fine-tuning,

@@ -72,15 +72,15 @@ def aligned(
             if before:
                 reference = replace(reference, weights=Restored(opened, before))
                 record["restored"] = sorted(before)
+            # Where it is put back, its other tensors were trained with the mark all the same.
+            bears_mark = bool(before) and _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
+            model = model_digest(opened).root if claimed else ""
             found = realigned(
                 weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
             )
-            bears_mark = _bears_mark(found.reference, scheme, key)
-            if before:  # its other tensors were trained with the mark, if it ever was in there
-                bears_mark |= _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
+            bears_mark = bears_mark or _bears_mark(found.reference, scheme, key)
             if bears_mark:
                 _require_unmistakable(found)
-            model = model_digest(opened).root if claimed else ""
         except AlignmentError as error:
             return [], record | {"refused": str(error)}
     evidence = replace(

@@ -103,10 +103,10 @@ def test_the_reference_undoes_reordered_neurons(folder: Path) -> None:
     assert call(*judged).code == 1
     assert call(*judged, "--reference", "chain.safetensors").code == 0
     by_copy = call(*judged, "--reference", "out", "--json")
-    assert by_copy.code == 0, "the key puts back what its reading would find in its own copy"
-    assert by_copy.json["null"] == "fair_coin"
+    assert by_copy.code == 0, "a copy may be aligned to the marked model"
+    assert by_copy.json["null"] == "aligned_coin"
     assert by_copy.json["suspect"]["reference"]["restored"] == ["1.weight"]
-    assert not by_copy.json["suspect"]["reference"]["bears_mark"]
+    assert by_copy.json["suspect"]["reference"]["bears_mark"]
 
 
 def test_accuracy_is_measured_where_data_are_given(made: Path, here: Path) -> None:
