@@ -10,7 +10,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,25 +58,6 @@ def least_matches(n: int, log10_alpha: float, p: float = 0.5) -> int | None:
         range(n + 1), True, key=lambda k: log10_binomial_tail(k, n, p) <= log10_alpha
     )
     return found if found <= n else None
-
-
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for the rate behind k of n: covers its confidence on average.
-
-    (k + z²/2 ± z·sqrt(k(n−k)/n + z²/4)) / (n + z²), with z the normal quantile. E. B. Wilson,
-    "Probable inference", JASA 22 (1927).
-
-    Raises:
-        ValueError: k is not in 0..n, n is 0 or confidence not inside (0, 1).
-    """
-    _check_interval(k, n, confidence)
-    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    half = z * math.sqrt(k * (n - k) / n + z * z / 4.0)
-    centre, weight = k + z * z / 2.0, n + z * z
-    # At k = 0 and k = n the bound is 0 or 1 exactly; the rounded formula is not.
-    low = 0.0 if k == 0 else (centre - half) / weight
-    high = 1.0 if k == n else (centre + half) / weight
-    return low, high
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -23,7 +23,8 @@ from countermark.errors import DataError
 
 HEAD = [
     "Rendered from `results/` by `make tables`; every file there holds one cell with its",
-    "specification, seed, versions, device and commit. Accuracy is in percent of the test",
+    "specification, seed, versions, device and commit; `-dirty` behind that says that files of",
+    "the tree, results as a rule, were not committed yet. Accuracy is in percent of the test",
     "images, *wrong* the number of wrong bits, E_R (L2) the cross-entropy per bit in nats.",
     "Figures over several seeds are means, with the least and the most in brackets; (paper …)",
     "is what the source prints. Keys of benchmarks are judged as if dated.",

@@ -28,11 +28,19 @@ def provenance(seconds: float) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the source tree this runs from, with -dirty where files were changed."""
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match=v*"]
+    """The commit of the source tree this runs from, with -dirty where the package was changed.
+
+    Files beside it, fresh results above all, change no figure.
+    """
+    package = Path(__file__).parents[1]
     try:
-        described = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)  # noqa: S603
+        commit = _git(package, "describe", "--always", "--abbrev=12", "--match=v*")
+        changed = _git(package, "status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return "no repository"
-    return described.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *words: str) -> str:
+    said = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603, S607
+    return said.stdout.strip()

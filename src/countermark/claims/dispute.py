@@ -38,9 +38,9 @@ EXIT_CODES: Mapping[Outcome, int] = {"first": 0, "second": 1, "neither": 1, "und
 LIMITS = (
     "a stamp says that a claim existed by then; that it is older, a party may know and cannot show",
     (
-        "keys below 80 forgery bits count only with a ledger in which the examiner counts claims, and "
-        "then by their date alone: what a party could foresee of the other's model, a base that both "
-        "know for one, a key may have been picked to fit"
+        "keys below 80 forgery bits count only with a ledger in which the examiner counts claims, "
+        "and then by their date alone: what a party could foresee of the other's model, a base "
+        "that both know for one, a key may have been picked to fit"
     ),
     "that a mark was not found is no proof that it was never there: marks can be removed",
     "it is decided between these two; somebody else may have been before both",

@@ -23,7 +23,7 @@ from countermark.bench.imaging.thieves import absorbing, cached, features_of, re
 from countermark.bench.train import Checkpoint
 from countermark.errors import DataError
 from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
+from countermark.key import Key
 from countermark.pictures import Pixels, as_png
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.stego import ssim
@@ -240,8 +240,3 @@ def _data(cell: ImagingCell) -> Photographs:
     images = cell.images
     counts = (images.owner, images.thief, images.test)
     return _loaded(images.data, counts, images.side, images.channels)
-
-
-def material_of(cell: ImagingCell) -> KeyMaterial:
-    """The secret of a cell's key: a test key's."""
-    return KeyMaterial.for_tests(cell.seed)
