@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,14 @@ _IMAGING = ("psnr", "wrong", "nc", "log10_p")
 
 
 def hostless_outline(
-    experiment: Detection | ImagingExperiment, results: Path
+    experiment: Detection | ImagingExperiment, results: Path, labels: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """The rows of one such experiment as JSON values.
+
+    Args:
+        experiment: which.
+        results: folder of the results.
+        labels: of its rows; None for all.
 
     Returns: label, track and, of stego images that are sought, the `figures` of each seed; of
         images the number of seeds, a summary of each column, and `outcomes`, counts of verdicts.
@@ -28,6 +33,8 @@ def hostless_outline(
     """
     rows = []
     for label in dict.fromkeys(cell.label for cell in every_cell(experiment)):
+        if labels is not None and label not in labels:
+            continue
         figures = figures_of(experiment, label, results)
         row: dict[str, Any] = {"label": label, "track": experiment.track, "seeds": len(figures)}
         if isinstance(experiment, Detection):

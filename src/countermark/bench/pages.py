@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from countermark.bench.experiment import Experiment, located, result_path
-from countermark.bench.hostless import hostless_lines
+from countermark.bench.hostless import hostless_lines, hostless_outline
 from countermark.bench.kinds import AnyExperiment, every_cell, is_experiment, load_any
 from countermark.bench.outlines import ALIGNED, FIGURES, outline
 from countermark.bench.tables import (
@@ -89,12 +89,17 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
         f"`{experiment.name}`. Track: {experiment.track}. Seeds: {seeds}.",
         "",
     ]
-    missing = [c for c in every_cell(experiment) if not result_path(c, results).exists()]
+    cells = list(every_cell(experiment))
+    missing = [cell for cell in cells if not result_path(cell, results).exists()]
     if missing:
-        return [*head, f"Not run to the end yet: {len(missing)} cells are missing.", ""]
-    rows = outline(experiment, results)
+        head += [f"Not run to the end yet: {len(missing)} cells are missing.", ""]
     if not isinstance(experiment, Experiment):
-        return [*head, *hostless_lines(experiment, rows), ""]
+        whole = {cell.label for cell in cells} - {cell.label for cell in missing}
+        rows = hostless_outline(experiment, results, whole)
+        return [*head, *(hostless_lines(experiment, rows) if rows else []), ""]
+    if missing:
+        return head
+    rows = outline(experiment, results)
     lines = [
         *head,
         "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",

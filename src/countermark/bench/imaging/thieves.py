@@ -20,7 +20,7 @@ from countermark.bench.train import Checkpoint
 from countermark.bench.zoo import CACHE as HOSTS
 from countermark.bench.zoo import HostSpec, host_path, train_hosts
 from countermark.errors import ConfigError
-from countermark.key import KeyMaterial
+from countermark.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.box_free import Live
 from countermark.schemes.training.surrogates import (
@@ -102,14 +102,19 @@ def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: st
 
 
 def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> Live:
-    digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields())).hexdigest()[:16]
+    """His barrier, trained on his images if nobody did before, and kept in the cache."""
+    digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields()))
+    digest.update(data.thief.numpy().tobytes())
+    folder = CACHE / f"thief-{digest.hexdigest()[:16]}.key"
     CACHE.mkdir(parents=True, exist_ok=True)
-    checkpoint = Checkpoint(CACHE / f"thief-{digest}.pt")
-    material = KeyMaterial.for_tests(_THIEFS_SECRET)
-    given = data.thief, data.thief
-    own = scheme.live(trained_key(scheme, material, given, "a thief", checkpoint))
-    checkpoint.remove()
-    return own
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            checkpoint = Checkpoint(folder.with_suffix(".pt"))
+            material = KeyMaterial.for_tests(_THIEFS_SECRET)
+            given = data.thief, data.thief
+            trained_key(scheme, material, given, "a thief", checkpoint).save(folder)
+            checkpoint.remove()
+    return scheme.live(Key.load(folder))
 
 
 @lru_cache(maxsize=1)
