@@ -27,7 +27,6 @@ class Dating:
         signer: "pinned" where the examiner knows the claim's signer and counts his commitments
             alone, else "unknown".
         why: why the key stays undated; None where it is dated.
-        model: digest of the model that the claim is about.
     """
 
     claim: str
@@ -37,7 +36,6 @@ class Dating:
     commitments: int | None
     signer: str
     why: str | None
-    model: str = ""
 
     @property
     def multiplier(self) -> int:

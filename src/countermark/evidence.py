@@ -55,12 +55,10 @@ class Alignment:
     Attributes:
         bears_mark: whether the key finds its mark in the reference, too.
         similarity: mean cosine of the neurons that were matched; 1 for a copy.
-        model: digest of the reference as a claim would name it; empty where no claim was given.
     """
 
     bears_mark: bool
     similarity: float
-    model: str = ""
 
 
 @dataclass(frozen=True)

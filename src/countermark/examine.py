@@ -37,12 +37,13 @@ from countermark.weights import (
 _MOST_ORDERED = 14  # names of classes, all orders of which p can be multiplied by
 
 
-def verify(
+def verify(  # noqa: PLR0913 - what is stated stands by its name
     suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
     key: Key | Openings | FreshTriggers,
     *,
     alpha: float = Terms.alpha,
     assume_dated: bool = False,
+    blind_choice: bool = False,
     null: str | None = None,
     digest: bool = False,
 ) -> Verdict:
@@ -57,7 +58,9 @@ def verify(
         key: the owner's key; or some triggers that were opened of one, where those that were not
             count as misses; or fresh triggers, made with one.
         alpha: threshold for the probability of a false accusation, after correction.
-        assume_dated: the owner states that the key is older than the suspect.
+        assume_dated: the owner states that the key is older than the suspect, and a reference, too.
+        blind_choice: you state that whoever chose the suspect's pictures did not know what the key
+            reads in them; likewise opened triggers and their labels, names of classes and answers.
         null: one of the null hypotheses that the scheme allows; its own one by default.
         digest: record the digest of the whole suspect file too, which reads all of it.
 
@@ -69,7 +72,8 @@ def verify(
             with a reader of its own that was not trusted (`Key.trusting`).
         KeyFileError: opened triggers that do not belong to their commitment.
     """
-    return examine(suspect, key, Terms(alpha, assume_dated), null=null, digest=digest)
+    terms = Terms(alpha, assume_dated, blind_choice)
+    return examine(suspect, key, terms, null=null, digest=digest)
 
 
 def examine(
@@ -223,9 +227,7 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
         readings = [] if reason else [_best(weights, scheme, key, found)]
         record: dict[str, Any] | None = None
         if asked.reference is not None:
-            more, record = aligned(
-                weights, scheme, key, asked.reference, claimed=terms.dating is not None
-            )
+            more, record = aligned(weights, scheme, key, asked.reference)
             readings += more
         tests = (0 if reason else len(found)) + (asked.reference is not None)
         if not readings:

@@ -18,14 +18,7 @@ from countermark.openings import Openings
 from countermark.schemes import scheme_of
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.white_box import WeightScheme
-from countermark.weights import (
-    Array,
-    Restored,
-    Suspect,
-    Weights,
-    model_digest,
-    open_weights,
-)
+from countermark.weights import Array, Restored, Suspect, Weights, open_weights
 
 _BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
@@ -53,17 +46,9 @@ def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTri
 
 
 def aligned(
-    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference, *, claimed: bool
+    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
 ) -> tuple[list[Reading], dict[str, Any]]:
-    """The reading after alignment, or none where that is refused; what is said of the reference.
-
-    Args:
-        weights: the suspect.
-        scheme: what reads it.
-        key: likewise.
-        reference: what it is aligned to.
-        claimed: a claim was given, which may be about the reference.
-    """
+    """The reading after alignment, or none where that is refused; what is said of the reference."""
     with open_weights(reference.weights) as opened:
         record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
         try:
@@ -74,7 +59,6 @@ def aligned(
                 record["restored"] = sorted(before)
             # Where it is put back, its other tensors were trained with the mark all the same.
             bears_mark = bool(before) and _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
-            model = model_digest(opened).root if claimed else ""
             found = realigned(
                 weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
             )
@@ -85,7 +69,7 @@ def aligned(
             return [], record | {"refused": str(error)}
     evidence = replace(
         scheme.extract(found.tensors, key),
-        alignment=Alignment(bears_mark, found.similarity, model),
+        alignment=Alignment(bears_mark, found.similarity),
         committed=False,  # to the reference, which may have been made to fit
     )
     record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}

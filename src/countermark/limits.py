@@ -51,7 +51,7 @@ NOT_INNOCENT_OF_OUTPUTS = (
 )
 ONE_SET = (
     "all images count as one set with one message: how many there are makes the reading better, "
-    "and p no smaller; whoever chose them must not have chosen by what the key reads"
+    "and p no smaller; p holds only if whoever chose them did not know what the key reads in them"
 )
 BURNT = (
     "whoever saw the triggers, the operator of a queried service included, can train them out: "

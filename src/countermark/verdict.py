@@ -21,6 +21,7 @@ from countermark.nulls import (
     LEAST_FORGERY_BITS,
     LEAST_SIBLINGS,
     Null,
+    SecretClassMap,
     UnmarkedModels,
     forgery_bits,
 )
@@ -139,7 +140,8 @@ class Terms:
         alpha: threshold against coincidence, after correction.
         assume_dated: the owner's own statement that the key is older than the suspect.
         blind_choice: the examiner's own statement that whoever chose which triggers were opened did
-            not know their labels, and whoever ordered the names of classes not the answers.
+            not know their labels, whoever chose pictures not what the key reads in them, and
+            whoever ordered the names of classes not the answers.
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
         dating: what a claim says about the key's age; p is multiplied by its commitments.
         keys: how many keys were tried on the suspect and are to be corrected for.
@@ -191,7 +193,9 @@ def judge(
     floor = null.log10_floor(evidence)
     against_forgery = forgery_bits(evidence, tests)
     least = _Least(floor + correction, _best_reading(evidence, null))
-    thresholds = _Measured(log10_p, least, against_forgery, evidence)
+    # Of all other kinds the date is all there is: see docs/verdicts.md.
+    foreseeable = evidence.committed or isinstance(null, SecretClassMap)
+    thresholds = _Measured(log10_p, least, against_forgery, evidence, foreseeable)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
         outcome=outcome,
@@ -259,6 +263,7 @@ class _Measured:
     least: _Least
     forgery_bits: float
     evidence: Evidence
+    foreseeable: bool
 
 
 def _best_reading(evidence: Evidence, null: Null) -> str:
@@ -285,27 +290,32 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
         return "not_proven", "the mark of this key was not found"
     if reader is not None and (why := _perhaps_a_sibling(reader)):
         return "no_verdict", why
-    if not terms.assume_dated and (why := _not_kept_out(measured, terms)):
+    if why := _not_kept_out(measured, terms):
         return "no_verdict", f"the mark is there, but {why}"
     return "owned", "the mark of this key is present"
 
 
 def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
-    """Why a cheat may have come to such a reading, whatever a claim says; None where he cannot."""
+    """Why a cheat may have come to such a reading; None where bits or statements keep him out."""
     evidence, dating = measured.evidence, terms.dating
-    if measured.forgery_bits >= LEAST_FORGERY_BITS:
-        return None
-    if dating is None:
-        needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
-        return f"{_forged(measured)}: {needed}"
-    if not terms.claimed:
-        return f"{_forged(measured)}: the claim does not date the key, since {dating.why}"
-    if evidence.alignment is not None and evidence.alignment.model != dating.model:
+    if evidence.likeness is not None and not terms.blind_choice:
         return (
-            f"{_forged(measured)}: the claim dates the key and the model that it is about, and "
-            "this reference is another one"
+            "of many pictures some can be chosen in which any key finds its mark: whoever chose "
+            "these must not have known what it reads, which you may state (--blind-choice)"
         )
-    if evidence.committed and measured.forgery_bits < LEAST_DATED_BITS:
+    if measured.forgery_bits >= LEAST_FORGERY_BITS or terms.assume_dated:
+        return None
+    if dating is None or not terms.claimed:
+        needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
+        if dating is not None:
+            needed = f"the claim does not date the key, since {dating.why}"
+        return f"{_forged(measured)}: {needed}"
+    if evidence.alignment is not None:
+        return (
+            f"{_forged(measured)}, or beforehand to fit a base that it shares: a claim dates a "
+            "key, no reference (--assume-dated states that of both)"
+        )
+    if measured.foreseeable and measured.forgery_bits < LEAST_DATED_BITS:
         return (
             "a key that fits what can be foreseen of a suspect could have been picked before the "
             f"claim among 2^{measured.forgery_bits:.0f}, fewer than 2^{LEAST_DATED_BITS:.0f}"

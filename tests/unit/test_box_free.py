@@ -118,7 +118,7 @@ def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all() -> N
     key = scheme.generate_key(fixed.frozen, owner="ACME Inc.", material=barriers.SECRET)
     images = np.tile(barriers.images()[:12], (1, 1, 2, 2))
     moved = np.roll(scheme.mark(images, key), (6, 10), (2, 3))
-    verdict = verify(list(moved), key, assume_dated=True)
+    verdict = verify(list(moved), key, assume_dated=True, blind_choice=True)
     assert (verdict.outcome, verdict.tests) == ("owned", 32 * 32), verdict.explain()
     still = barriers.scheme().generate_key(fixed.frozen, owner="A", material=barriers.SECRET)
     moved = np.roll(barriers.scheme().mark(images, still), (6, 10), (2, 3))
@@ -162,7 +162,7 @@ def published(succeeded: int, of: int, siblings: list[float], alpha: float) -> s
         read, np.ones_like(read), committed=False, unit="images", likeness=Likeness(0.99, 0.7)
     )
     null = UnmarkedModels(np.array(siblings))
-    terms = Terms(alpha, assume_dated=True)
+    terms = Terms(alpha, assume_dated=True, blind_choice=True)
     verdict = judge(evidence, null, tests=1, terms=terms, about=ABOUT | {"suspect": {}})
     assert "a blank gets 0.7000" in verdict.explain()
     assert verdict.forgery_bits == 0

@@ -24,8 +24,10 @@ from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
 from countermark.errors import ConfigError
+from countermark.evidence import Evidence
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
+from countermark.nulls import SecretClassMap
 from countermark.openings import Openings
 from countermark.schemes.adi import Adi
 from countermark.schemes.black_box import FreshTriggers
@@ -35,8 +37,8 @@ from countermark.schemes.reader import check_measured
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.training.stamp import StampTraining
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms, Verdict
-from countermark.weights import model_digest, open_weights
+from countermark.verdict import Terms, Verdict, judge
+from countermark.xof import Stream
 
 DATED = Terms(assume_dated=True)
 
@@ -83,7 +85,7 @@ def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before(
     assert (copied.outcome, copied.null) == ("owned", "fair_coin")  # read as it is, no reference
 
 
-def disguised(reference_is_claimed: bool) -> Verdict:
+def disguised(terms: Terms) -> Verdict:
     """Anybody's model, and a reference that was made to fit: in the order that reads best."""
     key = Uchida("2.weight", 128).generate_key(
         {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.for_tests(2)
@@ -112,23 +114,22 @@ def disguised(reference_is_claimed: bool) -> Verdict:
     with torch.no_grad():
         reference[0].weight.copy_(suspect[0].weight[order])
         reference[0].bias.copy_(suspect[0].bias[order])
-    with open_weights(reference) as opened:
-        model = model_digest(opened).root
-    dating = Dating(
-        "c" * 64, "2026-01-01T00:00:00Z", "2020-01-01T00:00:00Z", ("TSA",), 1, "pinned", None,
-        model if reference_is_claimed else "d" * 64,
-    )  # fmt: skip
-    return examine(Disguised(suspect, reference), key, Terms(dating=dating, allow_test_key=True))
+    return examine(Disguised(suspect, reference), key, terms)
+
+
+CLAIMED = Dating(
+    "c" * 64, "2026-01-01T00:00:00Z", "2020-01-01T00:00:00Z", ("TSA",), 1, "pinned", None
+)
 
 
 def test_a_claim_of_a_key_does_not_date_a_reference() -> None:
-    """Only the model that the claim is about is as old as the claim."""
-    found = disguised(reference_is_claimed=False)
+    """Nor would one of the reference: it may have been made to fit a base that suspects share."""
+    found = disguised(Terms(dating=CLAIMED, allow_test_key=True))
     assert found.log10_p is not None
     assert found.log10_p < -6  # the order alone makes it so
     assert found.outcome == "no_verdict"
-    assert "and this reference is another one" in found.reason
-    assert disguised(reference_is_claimed=True).owned  # then it was there before the suspect
+    assert "a claim dates a key, no reference" in found.reason
+    assert disguised(replace(DATED, allow_test_key=True)).owned  # the owner's own word, recorded
 
 
 # --- readers
@@ -189,6 +190,22 @@ def test_a_network_that_was_learnt_after_the_map_is_not_judged_by_it() -> None:
     fresh = FreshTriggers(key, covers, np.zeros(100, np.int64))
     with pytest.raises(ConfigError, match="may know it: no null judges its fresh triggers"):
         scheme.ask_fresh(lambda images: np.zeros(len(images), np.int64), fresh)
+
+
+def test_a_claim_does_not_keep_out_a_map_that_was_picked_before_it() -> None:
+    """There are few maps, and each key has one: some are soon tried."""
+    scheme = DeepStego(10, 100)
+    map_of = np.roll(np.arange(10), 1)
+    classes = np.arange(100) % 10
+    evidence = Evidence(
+        map_of[classes], map_of[classes], committed=False, choices=10, unit="triggers"
+    )
+    about = {"scheme": scheme.name, "commitment": "0", "owner": "Cheat", "test_key": False}
+    null = SecretClassMap(classes, Stream(bytes(32), bytes(32), "other class maps"))
+    claimed = Terms(1e-4, dating=CLAIMED)
+    found = judge(evidence, null, tests=1, terms=claimed, about=about | {"suspect": {}})
+    assert found.outcome == "no_verdict"
+    assert "could have been picked before the claim" in found.reason
 
 
 def named(classes: int, answers: Callable[[Key], Any]) -> tuple[Key, Asked]:

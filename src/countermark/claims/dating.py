@@ -73,10 +73,9 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
         suspect_date=instant(believed.suspect_date),
         committed=None if why else instant(early[believed.least - 1].stamp.latest),
         authorities=tuple(each.authority.name for each in early),
-        commitments=audited.count(signed) if audited else None,
+        commitments=audited.count(believed.signers) if audited else None,
         signer="pinned" if signed else "unknown",
         why=why,
-        model=claim.model_root,
     )
 
 

@@ -148,7 +148,7 @@ def resolve(
         _first(heads_over(first, audited), authorities),
         _first(heads_over(second, audited), authorities),
     )
-    outcome, reason = _decided(_Seen(readings, counted))
+    outcome, reason = _decided(_Seen(readings, counted, stamped))
     return Resolution(
         outcome,
         reason,
@@ -190,10 +190,11 @@ def _told(time: datetime | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The readings, and by when each claim was in the ledger."""
+    """The readings, and by when each claim was in the ledger, and existed."""
 
     readings: Mapping[tuple[Side, Place], Verdict]
     times: tuple[datetime | None, datetime | None]
+    existed: tuple[datetime | None, datetime | None]
 
     def found(self, key: Side, place: Place) -> bool:
         return self.readings[key, place].owned
@@ -207,9 +208,10 @@ class _Seen:
         ]
 
     def earlier(self, side: Side) -> bool:
-        """Whether a party's claim was in the ledger before the other can show of its own."""
-        own, other = self.times if side == "first" else self.times[::-1]
-        return own is not None and (other is None or own < other)
+        """Whether a party's claim was in the ledger before the other's is known to have existed."""
+        number = SIDES.index(side)
+        own, others = self.times[number], (self.times[1 - number], self.existed[1 - number])
+        return own is not None and all(each is None or own < each for each in others)
 
     def counts(self, key: Side) -> bool:
         """Whether a mark in the other's model cannot have been made to fit it afterwards."""

@@ -20,6 +20,8 @@ from countermark.claims.signing import least_of
 from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority, Confirmed, confirmed, read
 from countermark.errors import ClaimError
+from countermark.nulls import LEAST_FORGERY_BITS
+from countermark.verdict import Verdict
 from countermark.weights.digest import ModelDigest
 
 
@@ -224,11 +226,22 @@ class OwnedAt:
                 f"the verdict is about the key {verdict.commitment}, the claim about "
                 f"{case.claim.commitment}: the key was made after the claim, or is another one"
             )
+        elif _by_word_alone(verdict):
+            reason = (
+                "that the key is older than the suspect is the owner's own word: judge it with "
+                "the claim, and without --assume-dated"
+            )
         elif verdict.alpha > self.alpha:
             reason = f"judged at alpha {verdict.alpha:g}, {self.alpha:g} is asked for"
         else:
             return Decision((Finding("owned at", verdict.owned, verdict.reason),))
         return Decision((Finding("owned at", holds=False, reason=reason),))
+
+
+def _by_word_alone(verdict: Verdict) -> bool:
+    """Whether a verdict rests on the owner's statement of a date, and on nothing else."""
+    dated = verdict.dating is not None and verdict.dating.committed is not None
+    return verdict.assume_dated and not dated and verdict.forgery_bits < LEAST_FORGERY_BITS
 
 
 def earliest(

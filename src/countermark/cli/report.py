@@ -25,6 +25,7 @@ from countermark.cli.owner import app
 from countermark.cli.suspect import (
     Ask,
     Asking,
+    BlindChoice,
     ClaimsCounted,
     Host,
     NullName,
@@ -75,6 +76,7 @@ def report(
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
     ] = 1e-6,
     assume_dated: AssumeDated = False,
+    blind_choice: BlindChoice = False,
     claim: Annotated[Path | None, typer.Option(metavar="FILE", help="A claim of this key.")] = None,
     authority: Authorities = None,
     signer: Signers = None,
@@ -121,7 +123,10 @@ def report(
     for each in (out, bundle):
         if each.exists():
             raise ConfigError(f"{each} exists: choose another name or move it away")
-    order = _Order(suspect, key, asked, reader, alpha=alpha, assume_dated=assume_dated, null=null)
+    order = _Order(
+        suspect, key, asked, reader, null=null,
+        alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,
+    )  # fmt: skip
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
     made = _made(order, dated, out, bundle, (open_key, error_rate))
     about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
@@ -139,6 +144,7 @@ class _Order:
     reader: str | None
     alpha: float
     assume_dated: bool
+    blind_choice: bool
     null: str | None
 
     def opened(self) -> Key:
@@ -168,9 +174,9 @@ def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool,
     key = order.opened()
     shown, recorder = dated.shown(key), Recorder()
     dating = None if shown is None else shown[0]
-    terms = Terms(order.alpha, order.assume_dated, dating=dating, told=recorder)
+    terms = Terms(order.alpha, order.assume_dated, order.blind_choice, dating=dating, told=recorder)
     verdict = order.read(key, terms)
-    record = recorder.record(verdict, blind_choice=False, test_key=key.test_key)
+    record = recorder.record(verdict, blind_choice=order.blind_choice, test_key=key.test_key)
     if record is None:
         raise ConfigError(f"nothing was read, so there is nothing to report: {verdict.reason}")
     if open_key:
@@ -227,7 +233,7 @@ def _replayed(
         judged = found.verdict
         order = _Order(
             suspect, key, *how, alpha=judged.alpha, assume_dated=judged.assume_dated,
-            null=found.record.null.name,
+            blind_choice=found.record.terms.blind_choice, null=found.record.null.name,
         )  # fmt: skip
         checked.append(_read_again(order, found.verdict))
     lines = [found.verdict.explain(), *(f"  holds         {each}" for each in checked)]
@@ -253,7 +259,7 @@ def _read_again(order: _Order, verdict: Verdict) -> str:
         raise ConfigError(
             f"{order.key} is the key {key.commitment}, the bundle is about {verdict.commitment}"
         )
-    terms = Terms(verdict.alpha, verdict.assume_dated, dating=verdict.dating)
+    terms = Terms(verdict.alpha, verdict.assume_dated, order.blind_choice, dating=verdict.dating)
     again = order.read(key, terms)
     told = _comparable(again.to_json()), _comparable(verdict.to_json())
     for name, value in told[0].items():

@@ -39,6 +39,15 @@ Ask = Annotated[
         help="How a service is asked, such as protocol=oip; @FILE for a file's text.",
     ),
 ]
+BlindChoice = Annotated[
+    bool,
+    typer.Option(
+        "--blind-choice",
+        help="You state that whoever chose the suspect's pictures did not know what the key reads "
+        "in them; whoever chose opened triggers not their labels; whoever ordered class_names not "
+        "the answers. Recorded.",
+    ),
+]
 TranscriptFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write what was asked and answered; must not exist."),

@@ -14,6 +14,7 @@ from countermark.cli.owner import app
 from countermark.cli.suspect import (
     Ask,
     Asking,
+    BlindChoice,
     ClaimsCounted,
     Host,
     NullName,
@@ -46,15 +47,7 @@ def verify(
         typer.Option(metavar="FILE", help="In place of a key, triggers that `key open` wrote."),
     ] = None,
     commitment: Commitment = None,
-    blind_choice: Annotated[
-        bool,
-        typer.Option(
-            "--blind-choice",
-            help="You state that whoever chose the opened triggers did not know their labels, and "
-            "whoever ordered class_names not the answers; recorded. Else the other triggers count "
-            "as misses, and p is multiplied by all orders.",
-        ),
-    ] = False,
+    blind_choice: BlindChoice = False,
     model: Host = None,
     model_arguments: ModelArguments = None,
     ask: Ask = None,
@@ -103,7 +96,8 @@ def verify(
 
     A key of triggers asks a live model: one that is built and filled from the file, or a service.
     With --opened it is asked about some of its triggers, and the key is not needed. A key of
-    outputs reads images; what is no plain picture is skipped and counted.
+    outputs reads images; what is no plain picture is skipped and counted, and finding the mark
+    takes a --blind-choice of them.
 
     With --claim, the key is older than the suspect if a tree head of the --ledger with that claim
     under it was stamped by an --authority before the --suspect-date.
@@ -122,11 +116,6 @@ def verify(
 
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
-    named = replay or "class_names" in pairs(ask, "--ask")
-    if blind_choice and opened is None and not named:
-        raise ConfigError(
-            "--blind-choice is for --opened and for class_names: a key has all of its triggers"
-        )
     loaded = key_or_openings(key, opened, commitment, reader)
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
     asked = Asking(

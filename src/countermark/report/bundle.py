@@ -16,6 +16,7 @@ from typing import Literal
 from countermark import files, merkle
 from countermark.claims.policy import earliest
 from countermark.claims.signed import Claim, TreeHead
+from countermark.claims.signing import key_id, load_public
 from countermark.claims.statement import instant, moment
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, ConfigError, CountermarkError, printable
@@ -167,6 +168,9 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
     checked = [f"the claim {claim.digest} is signed, and about this key"]
     if dating.committed is None:
         return checked
+    pinned = {key_id(load_public(each)) for each in dated.signers}
+    if (dating.signer == "pinned") != bool(pinned & set(claim.signers)):
+        raise ClaimError("the claim's signer is not among the public keys, as the verdict says")
     if dated.head is None or dated.inclusion is None:
         raise ClaimError("the bundle lacks the tree head that dates the claim")
     _require_under(claim, dated.head, dated.inclusion)

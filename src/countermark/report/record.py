@@ -61,7 +61,7 @@ class RecordedReading(Stored):
     reader: dict[str, int | float | None] | None
     disclosure: dict[str, int | bool] | None
     likeness: dict[str, float] | None
-    alignment: dict[str, float | bool | str] | None
+    alignment: dict[str, float | bool] | None
 
     def evidence(self) -> Evidence:
         """The evidence again.

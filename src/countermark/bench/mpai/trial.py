@@ -44,7 +44,7 @@ class Trial:
     @property
     def terms(self) -> Terms:
         """How the detector judges."""
-        return Terms(self.alpha, assume_dated=True, allow_test_key=True)
+        return Terms(self.alpha, assume_dated=True, blind_choice=True, allow_test_key=True)
 
 
 @dataclass(frozen=True)
