@@ -29,7 +29,7 @@ def mark(
     \b
     Example:
         countermark mark outputs --key images.key --out marked
-        countermark verify marked --key images.key --assume-dated
+        countermark verify marked --key images.key --assume-dated --blind-choice
         countermark verify outputs --key images.key --assume-dated  # exit 1
     """
     from countermark.key import Key
