@@ -234,7 +234,6 @@ def grown(
 
     \b
     Example:
-        countermark ledger export --ledger claims.db --out head.json --private-key acme.pem
         countermark ledger export --ledger claims.db --out later.json --private-key acme.pem \\
             --since head.json --proof proof.json
         countermark ledger grown head.json later.json --proof proof.json --operator acme.pub
