@@ -105,7 +105,7 @@ def embed(
             --bits 256 --owner "ACME Inc." --epochs 3 --out m.safetensors --key acme.key
         countermark embed --scheme none --model mlp --data digits --epochs 3 --out other.safetensors
         countermark embed --scheme deep_watermarking --data drawn --set task=denoise \\
-            --set sizes=tiny --set side=32 --set bits=100 --set steps=150 --set batch=8 \\
+            --set sizes=tiny --set side=32 --set bits=100 --set steps=250 --set batch=8 \\
             --set psnr=21 --epochs 1 --owner "ACME Inc." --out net.safetensors \\
             --key images.key --outputs outputs
     """
