@@ -112,6 +112,9 @@ def verify(
         countermark verify other.safetensors --key acme.key --reference m.safetensors  # exit 1
     """
     from countermark.examine import examine
+    from countermark.key import Key
+    from countermark.schemes import scheme_of
+    from countermark.schemes.box_free import OutputScheme
     from countermark.verdict import Terms
 
     if not 0 < alpha < 1:
@@ -122,6 +125,13 @@ def verify(
         pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
         replay=replay,
     )  # fmt: skip
+    named = replay or "class_names" in asked.options
+    pictures = isinstance(loaded, Key) and scheme_of(loaded).family == OutputScheme.family
+    if blind_choice and not (named or pictures or opened):
+        raise ConfigError(
+            "--blind-choice is for --opened, for pictures and for class_names: here is nothing "
+            "that anybody could have chosen"
+        )
     with suspect_of(suspect, loaded, asked) as found:
         terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
         judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
