@@ -38,9 +38,14 @@ class Dating:
     why: str | None
 
     @property
+    def dated(self) -> bool:
+        """Whether the key is older than the suspect, as far as the claim shows it."""
+        return self.committed is not None
+
+    @property
     def multiplier(self) -> int:
         """By what p is multiplied: an undated claim dates nothing and is one of nothing."""
-        return max(1, self.commitments or 1) if self.committed else 1
+        return max(1, self.commitments or 1) if self.dated else 1
 
 
 def explained(dating: Dating) -> str:

@@ -161,11 +161,6 @@ class Terms:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
 
     @property
-    def claimed(self) -> bool:
-        """Whether a claim shows that the key is older than the suspect."""
-        return self.dating is not None and self.dating.committed is not None
-
-    @property
     def multiplier(self) -> int:
         """How many keys a claimant could have chosen this one from."""
         return 1 if self.dating is None else self.dating.multiplier
@@ -305,7 +300,7 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
         )
     if measured.forgery_bits >= LEAST_FORGERY_BITS or terms.assume_dated:
         return None
-    if dating is None or not terms.claimed:
+    if dating is None or not dating.dated:
         needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
         if dating is not None:
             needed = f"the claim does not date the key, since {dating.why}"

@@ -255,6 +255,11 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("record.json", lambda d: d["reading"]["read"].pop(), "as many bits"),
     ("record.json", lambda d: d["terms"].update(alpha=0.5), "was changed"),
     ("record.json", lambda d: d["terms"]["dating"].update(commitments=1), "was changed"),
+    (
+        "record.json",
+        lambda d: [d[part]["dating"].update(signer="pinned") for part in ("terms", "verdict")],
+        "the claim's signer is not among the public keys",
+    ),
     ("record.json", lambda d: d["terms"]["dating"].update(colour=1), "a dating has other fields"),
     ("record.json", lambda d: d["terms"]["dating"].update(commitments="x"), "do not fit"),
     ("record.json", lambda d: d["null"].update(name="coin"), "there is no null 'coin'"),

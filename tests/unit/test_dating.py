@@ -67,6 +67,10 @@ def test_a_pinned_signer_counts_his_own(tmp_path: Path, authority: LocalAuthorit
     believed = believing(authority, signers=(OWNER_NAME,))
     found = dating(CLAIM, believed, audited(tmp_path, claims, [authority]))
     assert (found.signer, found.multiplier) == ("pinned", 2)
+    both = believing(authority, signers=(OWNER_NAME, key_id(MALLORY.public_key())))
+    (tmp_path / "again").mkdir()
+    found = dating(CLAIM, both, audited(tmp_path / "again", claims, [authority]))
+    assert found.multiplier == 5, "whichever of his keys he claims with, all of them count"
 
 
 def undated(found: Dating, says: str) -> None:

@@ -130,6 +130,9 @@ def test_a_stamp_alone_and_stamps_of_nobody_believed_count_nothing(
     assert (got.outcome, got.counted) == ("undecidable", (None, None))
     assert got.stamped[0] is not None
     assert resolve((party(stamped), party(B)), marks, []).stamped == (None, None)
+    older = authority.stamp(B)
+    assert resolve((party(A), party(older)), marks, [authority.pinned],
+                   listed([A], [head(1, authority)])).outcome == "undecidable"  # fmt: skip
     strange = listed([A], [head(1, other_authority)])
     got = resolve((party(A), party(B)), marks, [authority.pinned], strange)
     assert (got.outcome, got.counted) == ("undecidable", (None, None))

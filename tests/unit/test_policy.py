@@ -151,6 +151,8 @@ def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
         (1e-6, verdict(commitment="00" * 32), False, "the key was made after the claim"),
         (1e-6, verdict(outcome="not_proven", reason="no"), False, "no"),
         (1e-6, verdict(outcome="no_verdict", reason="unsure"), False, "unsure"),
+        (1e-6, verdict(assume_dated=True), False, "the owner's own word"),
+        (1e-6, verdict(assume_dated=True, forgery_bits=80.0), True, "found"),
         (1e-6, None, None, "no suspect was read"),
     ):
         got, reason = only(OwnedAt(alpha).judge(Case(CLAIM, (), found)))

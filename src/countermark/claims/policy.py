@@ -240,7 +240,7 @@ class OwnedAt:
 
 def _by_word_alone(verdict: Verdict) -> bool:
     """Whether a verdict rests on the owner's statement of a date, and on nothing else."""
-    dated = verdict.dating is not None and verdict.dating.committed is not None
+    dated = verdict.dating is not None and verdict.dating.dated
     return verdict.assume_dated and not dated and verdict.forgery_bits < LEAST_FORGERY_BITS
 
 

@@ -47,15 +47,22 @@ def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]
     }
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
     folder = CACHE / f"{digest}.key"
-    CACHE.mkdir(parents=True, exist_ok=True)
+    given = data.owner, spoilt(data.owner, cell.images.task, 3)
+    key = kept_key(folder, scheme, KeyMaterial.for_tests(cell.seed), given, "bench")
+    return scheme.calibrated(key, [list(each) for each in siblings])
+
+
+def kept_key(
+    folder: Path, scheme: DeepWatermarking, material: KeyMaterial, given: Given, owner: str
+) -> Key:
+    """The key in a folder of the cache, trained if nobody did before; see `trained_key`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
-            given = data.owner, spoilt(data.owner, cell.images.task, 3)
-            material = KeyMaterial.for_tests(cell.seed)
             checkpoint = Checkpoint(folder.with_suffix(".pt"))
-            trained_key(scheme, material, given, "bench", checkpoint).save(folder)
+            trained_key(scheme, material, given, owner, checkpoint).save(folder)
             checkpoint.remove()
-    return scheme.calibrated(Key.load(folder), [list(each) for each in siblings])
+    return Key.load(folder)
 
 
 def trained_key(

@@ -13,14 +13,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from countermark.bench.imaging.barriers import CACHE, trained_key
+from countermark.bench.imaging.barriers import CACHE, kept_key
 from countermark.bench.imaging.photographs import Photographs
 from countermark.bench.models import build
 from countermark.bench.train import Checkpoint
 from countermark.bench.zoo import CACHE as HOSTS
 from countermark.bench.zoo import HostSpec, host_path, train_hosts
 from countermark.errors import ConfigError
-from countermark.key import Key, KeyMaterial
+from countermark.key import KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.box_free import Live
 from countermark.schemes.training.surrogates import (
@@ -106,15 +106,8 @@ def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> Live:
     digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields()))
     digest.update(data.thief.numpy().tobytes())
     folder = CACHE / f"thief-{digest.hexdigest()[:16]}.key"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            checkpoint = Checkpoint(folder.with_suffix(".pt"))
-            material = KeyMaterial.for_tests(_THIEFS_SECRET)
-            given = data.thief, data.thief
-            trained_key(scheme, material, given, "a thief", checkpoint).save(folder)
-            checkpoint.remove()
-    return scheme.live(Key.load(folder))
+    material, given = KeyMaterial.for_tests(_THIEFS_SECRET), (data.thief, data.thief)
+    return scheme.live(kept_key(folder, scheme, material, given, "a thief"))
 
 
 @lru_cache(maxsize=1)
