@@ -53,6 +53,10 @@ ONE_SET = (
     "all images count as one set with one message: how many there are makes the reading better, "
     "and p no smaller; p holds only if whoever chose them did not know what the key reads in them"
 )
+CHOSEN_BLINDLY = (
+    "that whoever chose the images did not know what the key reads in them is the examiner's own "
+    "statement"
+)
 BURNT = (
     "whoever saw the triggers, the operator of a queried service included, can train them out: "
     "they are evidence once"
@@ -134,6 +138,8 @@ def limits_of(
     limits += _of_suspect(suspect)
     if names := suspect.get("class_names"):
         limits.append(NAMED_BLINDLY if terms.blind_choice else NAMED.format(names=names))
+    if evidence.likeness is not None and terms.blind_choice:
+        limits.append(CHOSEN_BLINDLY)
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
     if terms.dating is not None:

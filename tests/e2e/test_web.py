@@ -12,7 +12,10 @@ from rooms import Visitor, digest_of, settings_of, visited
 
 from authority import some_claim
 from countermark.errors import ConfigError
+from countermark.files import write_bytes
+from countermark.pictures import as_png
 from countermark.web.settings import Shelf
+from unit import barriers
 
 # --- claims
 
@@ -107,6 +110,29 @@ def test_a_claim_of_the_ledger_dates_the_key(visitor: Visitor) -> None:
     assert told["answer"]["dating"]["commitments"] >= 4
     page = visitor.http.get(f"/jobs/{said['job']['id']}").text
     assert "stamped over the claim" in page
+
+
+def test_a_folder_of_pictures_is_owned_where_the_choice_is_stated_to_be_blind(
+    room: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(room, tmp_path / "room", ignore=shutil.ignore_patterns("state"))
+    key = barriers.key()
+    key.save(tmp_path / "room" / "keys" / "images.key")
+    marked = barriers.scheme().mark(barriers.images(), key)
+    for number, picture in enumerate(marked):
+        write_bytes(tmp_path / "room" / "suspects" / "shown" / f"{number}.png", as_png(picture))
+    with visited(settings_of(tmp_path / "room")) as found:
+        found.log_in()
+        asked = {"csrf": found.csrf, "suspect": "shown", "key": "images.key"}
+        for stated, outcome in (({}, "no_verdict"), ({"blind_choice": "true"}, "owned")):
+            said = found.http.post(
+                "/verify", data=asked | stated, files={"file": ("", b"")}, follow_redirects=False
+            )
+            told = found.ended(said.headers["location"].rpartition("/")[2])
+            assert told["job"]["outcome"] == outcome, told
+            assert told["job"]["order"]["blind_choice"] == (outcome == "owned")
+        page = found.http.get(said.headers["location"]).text
+        assert "did not know what the key reads in them is the examiner" in page
 
 
 def test_a_dispute_is_resolved(visitor: Visitor) -> None:

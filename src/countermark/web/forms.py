@@ -49,6 +49,7 @@ class VerifyForm(SuspectForm):
 
     key: str
     assume_dated: bool = False
+    blind_choice: bool = False
     claim: str = ""
     suspect_date: str = ""
 
@@ -61,7 +62,8 @@ class VerifyForm(SuspectForm):
         chosen, upload = _suspect(self)
         fields = {
             "suspect": chosen, "key": self.key, "alpha": self.alpha,
-            "assume_dated": self.assume_dated, "claim": self.claim.strip().lower() or None,
+            "assume_dated": self.assume_dated, "blind_choice": self.blind_choice,
+            "claim": self.claim.strip().lower() or None,
             "suspect_date": self.suspect_date.strip() or None,
         }  # fmt: skip
         return site.take(order_of(VerifyOrder, fields), upload)

@@ -45,6 +45,7 @@ class VerifyOrder(Stored):
     key: Name
     alpha: Alpha = 1e-6
     assume_dated: bool = False
+    blind_choice: bool = False
     claim: Hex32 | None = None
     suspect_date: Annotated[str, StringConstraints(max_length=40)] | None = None
 

@@ -92,7 +92,9 @@ def _verify(task: Task) -> str:
     key = _key(task["key"])
     dating, evidence = _dated(task, key)
     recorder, path = Recorder(), Path(task["suspect"])
-    terms = Terms(task["alpha"], task["assume_dated"], dating=dating, told=recorder)
+    terms = Terms(
+        task["alpha"], task["assume_dated"], task["blind_choice"], dating=dating, told=recorder
+    )
     _say(step="reading the suspect")
     with _opened(path, key) as suspect:
         verdict = examine(suspect, key, terms, digest=True)
@@ -100,7 +102,7 @@ def _verify(task: Task) -> str:
     reason = _without_paths(verdict.reason, task)
     verdict = replace(verdict, suspect=named, reason=reason)
     _say(step="writing the report")
-    _report(verdict, recorder, key, evidence)
+    _report(verdict, recorder, key, evidence, blind_choice=terms.blind_choice)
     files.write_bytes(Path(ANSWER), json.dumps(verdict.to_json()).encode())
     return verdict.outcome
 
@@ -188,13 +190,15 @@ def _opened(path: Path, key: Key) -> Iterator[Suspect | Predict]:
         yield path
 
 
-def _report(verdict: Verdict, recorder: Recorder, key: Key, evidence: Evidence | None) -> None:
+def _report(
+    verdict: Verdict, recorder: Recorder, key: Key, evidence: Evidence | None, *, blind_choice: bool
+) -> None:
     """The report, as a page of its own and as a part of one; the bundle stays on the server."""
     from countermark.report.bundle import contents, save
     from countermark.report.page import About, body, page
     from countermark.schemes import scheme_named
 
-    record = recorder.record(verdict, blind_choice=False, test_key=key.test_key)
+    record = recorder.record(verdict, blind_choice=blind_choice, test_key=key.test_key)
     if record is None:
         return
     content = contents(record, evidence, None)
