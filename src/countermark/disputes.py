@@ -1,4 +1,10 @@
-"""Two parties and a suspect, from their files: both keys read from all three models."""
+"""Two parties and a suspect, from their files: both keys read from all three models.
+
+Whoever takes a model can put its neurons into another order, and none of its outputs changes. So
+where one mark alone is in the suspect, the other is sought in the order of that party's own model.
+What is found then is no evidence, since the mark has its part in the order: it leaves the dispute
+open.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,9 @@ from countermark.claims.audit import Audit, audit
 from countermark.claims.dispute import PLACES, SIDES, Party, Place, Side
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
+from countermark.errors import AlignmentError
 from countermark.examine import examine
+from countermark.examine_aligned import perhaps_disguised
 from countermark.key import Key
 from countermark.verdict import Terms, Verdict
 from countermark.weights import Suspect, model_digest, open_weights
@@ -40,7 +48,7 @@ def audited(url: str) -> Audit:
 
 def terms_of(alpha: float, counted: Audit | None) -> Terms:
     """The terms of six readings, by keys out of so many commitments."""
-    commitments = counted.count() if counted else 1
+    commitments = max(1, counted.count()) if counted else 1
     return Terms(alpha / (READINGS * commitments), assume_dated=True)
 
 
@@ -69,3 +77,22 @@ def read_parties(
             with opened(file, each.key) as found:
                 readings[side, place] = examine(found, each.key, terms)
     return (parties[0], parties[1]), readings
+
+
+def doubt(suspect: Path, shown: Sequence[Shown], readings: Readings) -> str | None:
+    """Why a mark that was not found in the suspect may be there, behind another order of neurons.
+
+    None where both marks were found, or neither, or the one that was not cannot be hidden so.
+    """
+    missing = [side for side in SIDES if not readings[side, "suspect"].owned]
+    if len(missing) != 1:
+        return None
+    side, own = missing[0], shown[SIDES.index(missing[0])]
+    try:
+        hidden = perhaps_disguised(suspect, own.model, own.key)
+    except AlignmentError as error:
+        return (
+            f"the {side}'s may be there behind another order of the neurons, which cannot be "
+            f"undone: {error}"
+        )
+    return f"in the order of the {side}'s own model it has the {side}'s, too" if hidden else None

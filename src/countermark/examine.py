@@ -176,14 +176,16 @@ def _ask_fresh(
 def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any]) -> Verdict:
     """A verdict on answers, if there were any."""
     if evidence.answered:
-        names = 0 if terms.blind_choice else about["suspect"].get("class_names", 0)
+        opened = evidence.disclosure is not None  # of these alone the choice is stated to be blind
+        blind = terms.blind_choice and not opened
+        names = 0 if blind else about["suspect"].get("class_names", 0)
         if names <= _MOST_ORDERED:
             orders = math.factorial(names)
             return judge(evidence, null, tests=orders, terms=terms, about=about)
         reason = (
             f"the classes came by name, and of all orders of {names} names some order fits any "
-            "answers: whoever gave --ask class_names must not have known these, which you may "
-            "state (--blind-choice)"
+            "answers: whoever gave --ask class_names must not have known these"
+            + ("" if opened else ", which you may state (--blind-choice)")
         )
         return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
     asked = evidence.readable

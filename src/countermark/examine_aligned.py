@@ -76,6 +76,35 @@ def aligned(
     return [Reading(evidence, found.tensors, found.where)], record
 
 
+def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
+    """Whether a suspect may be a copy of a marked model whose neurons were put in another order.
+
+    They are matched by all tensors, marked ones too, so that this is a suspicion and no evidence.
+
+    Raises:
+        AlignmentError: the suspect has tensors as the key reads them, and nothing says what their
+            neurons are.
+    """
+    scheme = scheme_of(key)
+    if not isinstance(scheme, WeightScheme) or not scheme.linear:
+        return (
+            False  # answers and images mind no order, and a reader that was learnt decides nothing
+        )
+    with open_weights(suspect) as weights:
+        shapes = [info.shape for info in weights.tensors.values()]
+        if any(shape not in shapes for shape in key.tensors.values()):
+            return False
+        try:
+            found = realigned(
+                weights, Reference.of(marked), key.tensors, unmarked=key.tensors,
+                partial=scheme.partial,
+            )  # fmt: skip
+        except ConfigError as error:
+            raise AlignmentError(str(error)) from None
+    alike = found.similarity >= _LEAST_SIMILARITY and found.known >= _LEAST_KNOWN
+    return alike and _bears_mark(found.tensors, scheme, key)
+
+
 def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool:
     """Whether the reference has the values that the commitment says there were before the message.
 

@@ -54,8 +54,8 @@ ONE_SET = (
     "and p no smaller; p holds only if whoever chose them did not know what the key reads in them"
 )
 CHOSEN_BLINDLY = (
-    "that whoever chose the images did not know what the key reads in them is the examiner's own "
-    "statement"
+    "that whoever chose the images did not know what is read in them, or answered to them, is the "
+    "examiner's own statement"
 )
 BURNT = (
     "whoever saw the triggers, the operator of a queried service included, can train them out: "
@@ -87,8 +87,8 @@ ANYBODYS = (
     "the stego network was trained, may make triggers that get such answers"
 )
 BLIND_COVERS = (
-    "the covers of fresh triggers must be chosen by somebody who did not look at what the suspect "
-    "answers: p does not know how they were chosen"
+    "the covers of fresh triggers, and their classes, must be given by somebody who did not look "
+    "at what the suspect answers: p does not know how they were chosen"
 )
 RANK_AMONG_UNMARKED = (
     "log10 p is a rank among {n} unmarked models that the owner trained and measured: it is never "
@@ -96,6 +96,9 @@ RANK_AMONG_UNMARKED = (
 )
 
 
+RECORDED = (
+    "nobody was asked: the answers are a record, which whoever made it may have written as he liked"
+)
 NAMED = (
     "the classes came by name: p is multiplied by all {names}! orders of the names, of which one "
     "that fits could have been given"
@@ -137,8 +140,10 @@ def limits_of(
         limits.append(_not_innocent(evidence))
     limits += _of_suspect(suspect)
     if names := suspect.get("class_names"):
-        limits.append(NAMED_BLINDLY if terms.blind_choice else NAMED.format(names=names))
-    if evidence.likeness is not None and terms.blind_choice:
+        blind = terms.blind_choice and evidence.disclosure is None
+        limits.append(NAMED_BLINDLY if blind else NAMED.format(names=names))
+    chosen = evidence.likeness is not None or isinstance(null, SecretClassMap)
+    if chosen and terms.blind_choice:
         limits.append(CHOSEN_BLINDLY)
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
@@ -170,6 +175,8 @@ def _of_reading(evidence: Evidence, null: Null) -> list[str]:
 def _of_suspect(suspect: Mapping[str, Any]) -> list[str]:
     """What was found elsewhere than expected, or not at all."""
     found, limits = suspect.get("tensors", {}), []
+    if suspect.get("recorded"):
+        limits.append(RECORDED)
     renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
     if renamed:
         more = [f"{len(renamed) - _SHOWN} more"] if len(renamed) > _SHOWN else []

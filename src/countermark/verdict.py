@@ -190,7 +190,8 @@ def judge(
     least = _Least(floor + correction, _best_reading(evidence, null))
     # Of all other kinds the date is all there is: see docs/verdicts.md.
     foreseeable = evidence.committed or isinstance(null, SecretClassMap)
-    thresholds = _Measured(log10_p, least, against_forgery, evidence, foreseeable)
+    chosen = _chosen(evidence, null)
+    thresholds = _Measured(log10_p, least, against_forgery, evidence, foreseeable, chosen)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
         outcome=outcome,
@@ -259,6 +260,7 @@ class _Measured:
     forgery_bits: float
     evidence: Evidence
     foreseeable: bool
+    chosen: str | None  # how whoever chose the images may have cheated
 
 
 def _best_reading(evidence: Evidence, null: Null) -> str:
@@ -293,11 +295,8 @@ def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outco
 def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
     """Why a cheat may have come to such a reading; None where bits or statements keep him out."""
     evidence, dating = measured.evidence, terms.dating
-    if evidence.likeness is not None and not terms.blind_choice:
-        return (
-            "of many pictures some can be chosen in which any key finds its mark: whoever chose "
-            "these must not have known what it reads, which you may state (--blind-choice)"
-        )
+    if measured.chosen and not terms.blind_choice:
+        return f"{measured.chosen}, which you may state (--blind-choice)"
     if measured.forgery_bits >= LEAST_FORGERY_BITS or terms.assume_dated:
         return None
     if dating is None or not dating.dated:
@@ -314,6 +313,21 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
         return (
             "a key that fits what can be foreseen of a suspect could have been picked before the "
             f"claim among 2^{measured.forgery_bits:.0f}, fewer than 2^{LEAST_DATED_BITS:.0f}"
+        )
+    return None
+
+
+def _chosen(evidence: Evidence, null: Null) -> str | None:
+    """How images could be chosen that fit; None where they cannot."""
+    if evidence.likeness is not None:
+        return (
+            "of many pictures some can be chosen in which any key finds its mark: whoever chose "
+            "these must not have known what it reads"
+        )
+    if isinstance(null, SecretClassMap):
+        return (
+            "covers can be chosen, or given classes, to which any model answers by any key's map: "
+            "whoever chose these must not have known what the suspect answers"
         )
     return None
 

@@ -36,9 +36,11 @@ def test_a_copy_is_traced(folder: Path) -> None:
     undated = call(*trace)
     assert undated.code == 3, "so short a code names nobody undated"
     assert "a dated claim is needed" in undated.out
+    assert "limit whoever has the key and the checkpoint can make any" in undated.out
     traced = call(*trace, "--assume-dated", "--json")
     assert traced.code == 0
     assert traced.json["assume_dated"] is True
+    assert len(traced.json["limits"]) == 3
     assert [number for number, _ in traced.json["named"]] == [6]
     other = call("recipient", "trace", "six.safetensors", "--key", "r.key")
     assert other.code == 3, "another owner's key"

@@ -182,7 +182,8 @@ def test_the_page_says_all_of_it_and_loads_nothing(case: Path) -> None:
         "OWNED", verdict["reason"], verdict["commitment"], verdict["null_says"],
         verdict["suspect"]["file_sha256"], "64 of 64 bits", f"{verdict['log10_p']:.2f}",
         "was made without any knowledge of that key's secret", "forgery bits", "likelihood ratio",
-        "by 2 commitments", "with a probability of at most 1e-06", *verdict["limits"],
+        "by 2 commitments", "divided by 2, the readings",
+        "with a probability of at most 1e-06", *verdict["limits"],
     ):  # fmt: skip
         assert part in seen.words, part
     for name in ("record.json", "claim.json", "tree-head.json", "authority-0.pem"):

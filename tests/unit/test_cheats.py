@@ -28,7 +28,7 @@ from countermark.evidence import Evidence
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
 from countermark.nulls import SecretClassMap
-from countermark.openings import Openings
+from countermark.openings import Openings, open_triggers
 from countermark.schemes.adi import Adi
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.deepstego import DeepStego
@@ -202,7 +202,7 @@ def test_a_claim_does_not_keep_out_a_map_that_was_picked_before_it() -> None:
     )
     about = {"scheme": scheme.name, "commitment": "0", "owner": "Cheat", "test_key": False}
     null = SecretClassMap(classes, Stream(bytes(32), bytes(32), "other class maps"))
-    claimed = Terms(1e-4, dating=CLAIMED)
+    claimed = Terms(1e-4, blind_choice=True, dating=CLAIMED)
     found = judge(evidence, null, tests=1, terms=claimed, about=about | {"suspect": {}})
     assert found.outcome == "no_verdict"
     assert "could have been picked before the claim" in found.reason
@@ -233,3 +233,19 @@ def test_the_order_of_names_could_have_been_made_to_fit() -> None:
     assert few.log10_p == pytest.approx(plain.log10_p + math.log10(math.factorial(10)))
     assert few.forgery_bits == pytest.approx(plain.forgery_bits - math.log2(math.factorial(10)))
     assert any("all 10! orders" in each for each in few.limits)
+
+
+def test_a_blind_choice_of_names_is_none_of_opened_triggers() -> None:
+    """The owner opens those that an innocent answers as drawn; the names were known to all."""
+    key, service = named(10, lambda key: np.roll(key.labels(128, 10), 1))
+    fits = np.flatnonzero(service.predict(key.frozen["triggers"]) == key.labels(128, 10))
+    opened = open_triggers(key, [int(each) for each in fits])
+    answers = key.labels(128, 10)[fits]
+    service = Asked(lambda _: answers, service.about)
+    stated = examine(service, opened, replace(DATED, allow_test_key=True, blind_choice=True))
+    plain = examine(service.predict, opened, replace(DATED, allow_test_key=True, blind_choice=True))
+    assert stated.log10_p is not None
+    assert plain.log10_p is not None
+    orders = math.log10(math.factorial(10))
+    assert stated.log10_p == pytest.approx(min(0.0, plain.log10_p + orders))
+    assert any("all 10! orders" in each for each in stated.limits)

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import one_line
+from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
 from countermark.claims.audit import Audit
-from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
+from countermark.claims.dispute import (
+    PLACES,
+    SIDES,
+    Party,
+    Place,
+    Resolution,
+    Side,
+    resolve,
+)
 from countermark.claims.signed import Claim, TreeHead
+from countermark.disputes import Shown, doubt, read_parties, terms_of
 from countermark.errors import ClaimError
+from countermark.key import Key
+from countermark.stamping import stamp
+from countermark.stamping.making import Places
 from countermark.verdict import Verdict
 from countermark.weights import ModelDigest
 
 A, B = some_claim(Ed25519PrivateKey.generate()), some_claim(Ed25519PrivateKey.generate())
 OPERATOR = Ed25519PrivateKey.generate()
-FIRM, LEARNT = 200.0, 0.0  # forgery bits
+FIRM, SHORT, LEARNT = 200.0, 40.0, 0.0  # forgery bits
 
 
 def party(claim: Claim) -> Party:
@@ -68,6 +86,24 @@ def resolved(
     return resolve((party(A), party(B)), readings(found, bits), believed, audited)
 
 
+@cache
+def heads(authority: LocalAuthority) -> list[TreeHead]:
+    """Two heads, stamped so far apart that the authority's accuracy leaves no doubt."""
+    first = head(1, authority)
+    time.sleep(3.2)
+    return [first, head(2, authority)]
+
+
+def later(
+    found: str, bits: tuple[float, float], authority: LocalAuthority, early: Claim = A
+) -> str:
+    """Both in the ledger, one under a stamped head before the other."""
+    order = [A, B] if early is A else [B, A]
+    audited = listed(order, heads(authority))
+    marks = readings(found, bits)
+    return resolve((party(A), party(B)), marks, [authority.pinned], audited).outcome
+
+
 @pytest.mark.parametrize(
     ("found", "outcome", "says"),
     [
@@ -103,29 +139,88 @@ def test_a_reader_that_was_learnt_on_the_victim_decides_nothing_undated(
     got = resolved(forged, (FIRM, LEARNT))
     assert got.outcome == "first"
     assert "could have been made to fit afterwards" in got.reason
-    assert resolved(forged, (FIRM, LEARNT), (A, B), authority).outcome == "first"
+    assert later(forged, (FIRM, LEARNT), authority, B) == "first"
     assert resolved("nyn yyy", (FIRM, LEARNT)).outcome == "undecidable"
     assert resolved(forged, (LEARNT, LEARNT)).outcome == "undecidable"
 
 
-def test_learnt_marks_are_decided_by_whose_claim_was_in_the_ledger_first(
+def test_short_marks_are_decided_by_whose_claim_was_in_the_ledger_first(
     authority: LocalAuthority,
 ) -> None:
-    copied = "yyy yny"
-    got = resolved(copied, (LEARNT, LEARNT))
+    copied, short = "yyy yny", (SHORT, SHORT)
+    got = resolved(copied, short)
     assert got.outcome == "undecidable"
     assert "no stamped ledger shows" in got.reason
-    assert resolved(copied, (LEARNT, LEARNT), (A, B), authority).outcome == "first"
-    assert resolved(copied, (LEARNT, LEARNT), (A,), authority).outcome == "first"
-    assert resolved(copied, (LEARNT, LEARNT), (B, A), authority).outcome == "undecidable"
-    assert resolved("yyn nny", (LEARNT, LEARNT)).outcome == "undecidable"
-    assert resolved("yyn nny", (LEARNT, LEARNT), (A, B), authority).outcome == "first"
+    assert later(copied, short, authority) == "first"
+    assert later("yyn nny", short, authority) == "first"
+    assert later("nyn yyy", short, authority) == "undecidable"
+    assert resolved("yyn nny", short).outcome == "undecidable"
+
+
+@pytest.mark.parametrize("bits", [LEARNT, 20.0])
+def test_no_date_makes_up_for_a_key_that_is_found_in_minutes(
+    bits: float, authority: LocalAuthority
+) -> None:
+    """What was published before it was claimed, a key can be made to fit in between."""
+    for found in ("yyy yny", "yyn nny"):
+        assert later(found, (bits, bits), authority) == "undecidable"
+
+
+def test_a_claim_in_the_ledger_is_not_older_than_what_nobody_dated(
+    authority: LocalAuthority,
+) -> None:
+    """Against a model whose owner never claimed it in time a key can be picked at leisure."""
+    picked = (FIRM, SHORT)
+    assert resolved("yyn yyy", picked, (B,), authority).outcome == "undecidable"
+    assert resolved("yyn nny", (SHORT, FIRM), (A,), authority).outcome == "undecidable"
+
+
+def test_a_mark_that_reordered_neurons_hide_leaves_it_open(tmp_path: Path) -> None:
+    """Rows and columns in another order, which costs nothing, and a mark of the thief on top."""
+    drawn, order = np.random.default_rng(1), np.random.default_rng(2).permutation(256)
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("base", "own", "taken", "copy")}
+
+    def fresh() -> None:
+        made = (drawn.normal(0, 0.05, (256, 256)).astype(np.float32) for _ in range(2))
+        save_file(dict(zip(("0.weight", "2.weight"), made, strict=True)), files["base"])
+
+    fresh()
+    stamp(files["base"], Places(files["own"], tmp_path / "own.key"), owner="ACME Inc.")
+    own = load_file(files["own"])
+    taken = {"0.weight": own["0.weight"][order], "2.weight": own["2.weight"][:, order]}
+    save_file({name: np.ascontiguousarray(each) for name, each in taken.items()}, files["taken"])
+    stamp(files["taken"], Places(files["copy"], tmp_path / "copy.key"), owner="Beta Ltd.")
+    shown = [
+        Shown(Key.load(tmp_path / f"{name}.key"), claim, files[name])
+        for name, claim in (("own", A), ("copy", B))
+    ]
+    terms = terms_of(1e-6, None)
+    _, marks = read_parties(files["copy"], shown, terms, lambda file, _: nullcontext(file))
+    found = "".join("y" if each.owned else "n" for each in marks.values())
+    assert found == "nynyny"
+    assert resolve((party(A), party(B)), marks).outcome == "second"
+    why = doubt(files["copy"], shown, marks)
+    assert why == "in the order of the first's own model it has the first's, too"
+    got = resolve((party(A), party(B)), marks, doubt=why)
+    assert got.outcome == "undecidable"
+    assert why in got.reason
+    fresh()
+    assert doubt(files["base"], shown, marks) is None  # a stranger of the same shapes
+    unknown = {"a": drawn.normal(0, 0.05, (256, 256)), "b": drawn.normal(0, 0.05, (64, 64))}
+    save_file({name: each.astype(np.float32) for name, each in unknown.items()}, files["taken"])
+    stamp(
+        files["taken"],
+        Places(tmp_path / "odd.safetensors", tmp_path / "odd.key"),
+        owner="ACME Inc.",
+    )
+    shown[0] = Shown(Key.load(tmp_path / "odd.key"), A, tmp_path / "odd.safetensors")
+    assert "which cannot be undone" in (doubt(files["taken"], shown, marks) or "")
 
 
 def test_a_stamp_alone_and_stamps_of_nobody_believed_count_nothing(
     authority: LocalAuthority, other_authority: LocalAuthority
 ) -> None:
-    stamped, marks = authority.stamp(A), readings("yyy yny", (LEARNT, LEARNT))
+    stamped, marks = authority.stamp(A), readings("yyy yny", (SHORT, SHORT))
     got = resolve((party(stamped), party(B)), marks, [authority.pinned])
     assert (got.outcome, got.counted) == ("undecidable", (None, None))
     assert got.stamped[0] is not None
@@ -136,6 +231,9 @@ def test_a_stamp_alone_and_stamps_of_nobody_believed_count_nothing(
     strange = listed([A], [head(1, other_authority)])
     got = resolve((party(A), party(B)), marks, [authority.pinned], strange)
     assert (got.outcome, got.counted) == ("undecidable", (None, None))
+    hasty = listed([A, B], [head(1, authority), head(2, authority)])
+    got = resolve((party(A), party(B)), marks, [authority.pinned], hasty)
+    assert got.outcome == "undecidable"  # two stamps within the authority's accuracy
     both = listed([A, B], [head(2, authority)])
     got = resolve((party(A), party(B)), marks, [authority.pinned], both)
     assert got.outcome == "undecidable"  # under the same head neither is older

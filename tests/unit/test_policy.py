@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import one_line
 
 from authority import LocalAuthority, some_claim
+from countermark.age import Dating
 from countermark.claims.decision import Case, Decision
 from countermark.claims.policy import (
     AllOf,
@@ -22,7 +23,7 @@ from countermark.claims.policy import (
     SignedBy,
     Unasked,
 )
-from countermark.claims.signed import TreeHead
+from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import key_id
 from countermark.errors import ConfigError
 from countermark.verdict import Verdict
@@ -143,6 +144,10 @@ def verdict(**changed: object) -> Verdict:
     return replace(found, **changed)  # type: ignore[arg-type]
 
 
+def dating(claim: Claim) -> Dating:
+    return Dating(claim.digest, "2100-01-01", "2026-01-01T00:00:00Z", ("TSA",), 1, "pinned", None)
+
+
 def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
     for alpha, found, holds, says in (
         (1e-6, verdict(), True, "found"),
@@ -153,6 +158,9 @@ def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
         (1e-6, verdict(outcome="no_verdict", reason="unsure"), False, "unsure"),
         (1e-6, verdict(assume_dated=True), False, "the owner's own word"),
         (1e-6, verdict(assume_dated=True, forgery_bits=80.0), True, "found"),
+        (1e-6, verdict(assume_dated=True, dating=dating(CLAIM)), False, "the owner's own word"),
+        (1e-6, verdict(dating=dating(CLAIM)), True, "found"),
+        (1e-6, verdict(dating=dating(some_claim())), False, "judged with the claim"),
         (1e-6, None, None, "no suspect was read"),
     ):
         got, reason = only(OwnedAt(alpha).judge(Case(CLAIM, (), found)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -57,8 +58,11 @@ class Reference:
             ConfigError: its layers are no plain chain and no transformer's, and nothing else says
                 how they belong.
         """
-        weights = open_weights(self.weights)
-        return weights, _guessed(weights) if self.units is None else self.units
+        with ExitStack() as stack:
+            weights = stack.enter_context(open_weights(self.weights))
+            units = _guessed(weights) if self.units is None else self.units
+            stack.pop_all()
+        return weights, units
 
 
 @dataclass(frozen=True)

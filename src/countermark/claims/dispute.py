@@ -6,15 +6,15 @@ Who marks a stolen copy anew has two marks in it, the owner's and his own; the o
     first's mark in second's model, second's mark not in first's   ->  the second's is a copy
 
 A mark that was found in another's model counts when nobody can have made its key for that model
-afterwards: by its forgery bits, or because its claim was in a ledger, under a stamped tree head,
-before the other's. A stamp on the claim alone does not do: it dates and does not count (`dating`).
+afterwards: by its forgery bits, or by half as many and a claim that was in a ledger, under a
+stamped tree head, before the other's was stamped. A stamp on the claim alone does not do: it dates
+and does not count (`dating`). A reader that was learnt never counts: it has no forgery bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Literal
 
 from countermark.claims.audit import Audit
@@ -22,9 +22,9 @@ from countermark.claims.dating import heads_over
 from countermark.claims.policy import earliest
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import instant
-from countermark.claims.timestamp import Authority
+from countermark.claims.timestamp import Authority, Stamp
 from countermark.errors import ClaimError, printable
-from countermark.nulls import LEAST_FORGERY_BITS
+from countermark.nulls import LEAST_DATED_BITS, LEAST_FORGERY_BITS
 from countermark.verdict import Verdict
 from countermark.weights.digest import ModelDigest
 
@@ -39,8 +39,9 @@ LIMITS = (
     "a stamp says that a claim existed by then; that it is older, a party may know and cannot show",
     (
         "keys below 80 forgery bits count only with a ledger in which the examiner counts claims, "
-        "and then by their date alone: what a party could foresee of the other's model, a base "
-        "that both know for one, a key may have been picked to fit"
+        "from 40 on and against a claim that is dated, too: a key may have been picked to fit what "
+        "a party could know of the other's model before that was claimed, if it was published by "
+        "then, or what it could foresee, if both begin with one base"
     ),
     "that a mark was not found is no proof that it was never there: marks can be removed",
     "it is decided between these two; somebody else may have been before both",
@@ -124,6 +125,8 @@ def resolve(
     readings: Mapping[tuple[Side, Place], Verdict],
     authorities: Sequence[Authority] = (),
     audited: Audit | None = None,
+    *,
+    doubt: str | None = None,
 ) -> Resolution:
     """Decide between two parties, or say that it cannot be decided.
 
@@ -134,6 +137,8 @@ def resolve(
             commitments in the ledger where there is one.
         authorities: whose time stamps are believed.
         audited: the ledger that the examiner counts in.
+        doubt: why a mark that was not found in the suspect may be there all the same; None where
+            nothing speaks for it.
 
     Raises:
         ClaimError: a claim that is not whole, or not about its party's key and model.
@@ -143,12 +148,12 @@ def resolve(
     if parties[0].commitment == parties[1].commitment:
         raise ClaimError("both parties show one key: expected two, of two owners")
     first, second = (party.claim for party in parties)
-    stamped = _first([first], authorities), _first([second], authorities)
+    stamped = _stamps([first], authorities), _stamps([second], authorities)
     counted = (
-        _first(heads_over(first, audited), authorities),
-        _first(heads_over(second, audited), authorities),
+        _stamps(heads_over(first, audited), authorities),
+        _stamps(heads_over(second, audited), authorities),
     )
-    outcome, reason = _decided(_Seen(readings, counted, stamped))
+    outcome, reason = _decided(_Seen(readings, counted, stamped, doubt))
     return Resolution(
         outcome,
         reason,
@@ -176,25 +181,24 @@ def _require_about(side: Side, party: Party) -> None:
         )
 
 
-def _first(
-    documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]
-) -> datetime | None:
-    """By when the earliest of several documents existed."""
-    stamps = earliest(documents, authorities)
-    return stamps[0].stamp.latest if stamps else None
+def _stamps(documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]) -> list[Stamp]:
+    """The earliest stamp of each authority over any of several documents, in that order."""
+    return [each.stamp for each in earliest(documents, authorities)]
 
 
-def _told(time: datetime | None) -> str | None:
-    return None if time is None else instant(time)
+def _told(stamps: Sequence[Stamp]) -> str | None:
+    """By when it existed."""
+    return instant(stamps[0].latest) if stamps else None
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """The readings, and by when each claim was in the ledger, and existed."""
+    """The readings, the stamps over each claim in the ledger, and on it, and what is doubtful."""
 
     readings: Mapping[tuple[Side, Place], Verdict]
-    times: tuple[datetime | None, datetime | None]
-    existed: tuple[datetime | None, datetime | None]
+    counted: tuple[Sequence[Stamp], Sequence[Stamp]]
+    stamped: tuple[Sequence[Stamp], Sequence[Stamp]]
+    doubt: str | None
 
     def found(self, key: Side, place: Place) -> bool:
         return self.readings[key, place].owned
@@ -208,15 +212,17 @@ class _Seen:
         ]
 
     def earlier(self, side: Side) -> bool:
-        """Whether a party's claim was in the ledger before the other's is known to have existed."""
-        number = SIDES.index(side)
-        own, others = self.times[number], (self.times[1 - number], self.existed[1 - number])
-        return own is not None and all(each is None or own < each for each in others)
+        """Whether a party's claim was in the ledger before anybody stamped the other's."""
+        own, other = SIDES.index(side), SIDES.index(_other(side))
+        theirs = [each.soonest for each in (*self.counted[other], *self.stamped[other])]
+        ours = self.counted[own]
+        return bool(ours and theirs) and ours[0].latest <= min(theirs)
 
-    def counts(self, key: Side) -> bool:
-        """Whether a mark in the other's model cannot have been made to fit it afterwards."""
-        verdict = self.readings[key, _other(key)]
-        return verdict.owned and (verdict.forgery_bits >= LEAST_FORGERY_BITS or self.earlier(key))
+    def counts(self, key: Side, place: Place) -> bool:
+        """Whether a mark is there, and its key cannot have been made to fit afterwards."""
+        verdict = self.readings[key, place]
+        dated = verdict.forgery_bits >= LEAST_DATED_BITS and self.earlier(key)
+        return verdict.owned and (dated or verdict.forgery_bits >= LEAST_FORGERY_BITS)
 
 
 def _decided(seen: _Seen) -> tuple[Outcome, str]:
@@ -235,23 +241,24 @@ def _decided(seen: _Seen) -> tuple[Outcome, str]:
 def _one_mark(seen: _Seen, side: Side) -> tuple[Outcome, str]:
     """The suspect has one of the marks; whose it is, is asked only if nobody made that key late."""
     other = _other(side)
-    verdict = seen.readings[side, "suspect"]
-    if verdict.forgery_bits < LEAST_FORGERY_BITS and not seen.earlier(side):
+    if not seen.counts(side, "suspect"):
         return "undecidable", (
             f"only the {side}'s mark is in the suspect, but its key could have been made for it "
             f"afterwards, and its claim is not shown to be older than the {other}'s"
         )
-    if seen.counts(other):
+    if seen.counts(other, side):
         return other, (
             f"the suspect has the {side}'s mark, and the {side}'s own model has the {other}'s: it "
             f"is a copy of the {other}'s"
         )
+    if seen.doubt:
+        return "undecidable", f"only the {side}'s mark was found in the suspect, but {seen.doubt}"
     return side, f"of the two marks only the {side}'s was found in the suspect"
 
 
 def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
     """The suspect has both: the copy is the model in which both are."""
-    copies = [each for each in SIDES if seen.counts(_other(each))]
+    copies = [each for each in SIDES if seen.counts(_other(each), each)]
     crossed = [each for each in SIDES if seen.found(_other(each), each)]
     if len(copies) == 1:
         copy, owner = copies[0], _other(copies[0])

@@ -231,6 +231,10 @@ class OwnedAt:
                 "that the key is older than the suspect is the owner's own word: judge it with "
                 "the claim, and without --assume-dated"
             )
+        elif verdict.dating is not None and verdict.dating.claim != case.claim.digest:
+            reason = (
+                f"judged with the claim {verdict.dating.claim}, and this one is {case.claim.digest}"
+            )
         elif verdict.alpha > self.alpha:
             reason = f"judged at alpha {verdict.alpha:g}, {self.alpha:g} is asked for"
         else:
@@ -239,9 +243,8 @@ class OwnedAt:
 
 
 def _by_word_alone(verdict: Verdict) -> bool:
-    """Whether a verdict rests on the owner's statement of a date, and on nothing else."""
-    dated = verdict.dating is not None and verdict.dating.dated
-    return verdict.assume_dated and not dated and verdict.forgery_bits < LEAST_FORGERY_BITS
+    """Whether a verdict may rest on the owner's statement of a date; a claim may not do for it."""
+    return verdict.assume_dated and verdict.forgery_bits < LEAST_FORGERY_BITS
 
 
 def earliest(

@@ -49,6 +49,11 @@ class Stamp:
         """
         return self.time + self.accuracy + timedelta(seconds=1)
 
+    @property
+    def soonest(self) -> datetime:
+        """The earliest time at which this stamp can have been made."""
+        return self.time - self.accuracy
+
 
 @dataclass(frozen=True)
 class Authority:

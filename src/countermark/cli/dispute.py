@@ -57,7 +57,7 @@ def resolve(
     from countermark.claims.dispute import resolve as decide
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import Shown, audited, read_parties, terms_of
+    from countermark.disputes import Shown, audited, doubt, read_parties, terms_of
     from countermark.key import Key
 
     if not len(key) == len(claim) == len(model) == 2:
@@ -74,6 +74,6 @@ def resolve(
     parties, readings = read_parties(
         suspect, shown, terms_of(alpha, counted), lambda file, of: suspect_of(str(file), of, asking)
     )
-    found = decide(parties, readings, believed, counted)
+    found = decide(parties, readings, believed, counted, doubt=doubt(suspect, shown, readings))
     show_result(found.to_json(), as_json, found.explain())
     return found.exit_code

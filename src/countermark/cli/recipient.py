@@ -156,5 +156,6 @@ def trace(
     if done.named:
         said = "you state that it is older" if assume_dated else "an undated key needs 80"
         lines.append(f"  forgery_bits {done.forgery_bits:.1f} ({said})")
+        lines += [f"  limit {each}" for each in done.limits]
     show_result(done.to_json(), as_json, "\n".join(map(printable, lines)))
     return done.exit_code

@@ -272,7 +272,11 @@ def _read_again(order: _Order, verdict: Verdict) -> str:
 
 
 def _comparable(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict without the name of the suspect's file, and with lists for tuples."""
+    """A verdict with lists for tuples, whatever the suspect's file is called, asked or recorded."""
+    from countermark.limits import RECORDED
+
     found: dict[str, Any] = json.loads(json.dumps(told))
-    found["suspect"].pop("name", None)
+    for name in ("name", "recorded"):
+        found["suspect"].pop(name, None)
+    found["limits"] = [each for each in found["limits"] if each != RECORDED]
     return found

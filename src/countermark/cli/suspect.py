@@ -44,8 +44,8 @@ BlindChoice = Annotated[
     typer.Option(
         "--blind-choice",
         help="You state that whoever chose the suspect's pictures did not know what the key reads "
-        "in them; whoever chose opened triggers not their labels; whoever ordered class_names not "
-        "the answers. Recorded.",
+        "in them; whoever chose opened triggers not their labels; whoever chose covers of fresh "
+        "ones, or ordered class_names, not the answers. Recorded.",
     ),
 ]
 TranscriptFile = Annotated[

@@ -127,9 +127,9 @@ def verify(
     )  # fmt: skip
     named = replay or "class_names" in asked.options
     pictures = isinstance(loaded, Key) and scheme_of(loaded).family == OutputScheme.family
-    if blind_choice and not (named or pictures or opened):
+    if blind_choice and not (named or pictures or opened or fresh):
         raise ConfigError(
-            "--blind-choice is for --opened, for pictures and for class_names: here is nothing "
+            "--blind-choice is for --opened, --fresh, pictures and class_names: here is nothing "
             "that anybody could have chosen"
         )
     with suspect_of(suspect, loaded, asked) as found:

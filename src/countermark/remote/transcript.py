@@ -152,8 +152,8 @@ class Replay:
             self._known.setdefault(entry.image, label)
 
     def about(self) -> dict[str, Any]:
-        """What a verdict records of it: that of its transcript."""
-        return self._transcript.about()
+        """What a verdict records of it: that of its transcript, and that nobody was asked."""
+        return self._transcript.about() | {"recorded": True}
 
     def __call__(self, images: Images, /) -> Labels:
         """The labels int64 (n,) of images uint8 (n, C, H, W).

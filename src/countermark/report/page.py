@@ -155,8 +155,12 @@ def _environment() -> Environment:
 
 def _needed(verdict: Verdict) -> float:
     """log10 of p that is still found, before correction."""
-    factor = verdict.tests * (1 if verdict.dating is None else verdict.dating.multiplier)
-    return math.log10(verdict.alpha) - math.log10(factor)
+    return math.log10(verdict.alpha) - math.log10(_choices(verdict))
+
+
+def _choices(verdict: Verdict) -> int:
+    """Out of how many readings and commitments this one is the best."""
+    return verdict.tests * (1 if verdict.dating is None else verdict.dating.multiplier)
 
 
 def _counts(verdict: Verdict) -> bool:
@@ -168,10 +172,12 @@ def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
     if not _counts(verdict) or verdict.matched is None:
         return NO_RATIO
     ratio = stats.log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
+    choices = _choices(verdict)
     return (
-        f"log10 of {ratio:.2f} for the first proposition against the second, if {verdict.unit} of "
-        f"a copy are lost independently with probability {error_rate:g} and agree on another model "
-        f"with probability {rate:g}"
+        f"log10 of {ratio - math.log10(choices):.2f} for the first proposition against the second, "
+        f"if {verdict.unit} of a copy are lost independently with probability {error_rate:g} and "
+        f"agree on another model with probability {rate:g}"
+        + (f"; divided by {choices:,}, the readings that it was chosen from" if choices > 1 else "")
     )
 
 

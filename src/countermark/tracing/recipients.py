@@ -29,6 +29,15 @@ EPSILON = 1e-6
 
 MOST_RECIPIENTS = 100_000
 
+LIMITS = (
+    (
+        "whoever has the key and the checkpoint can make any recipient's copy: this speaks against "
+        "a recipient as far as who keeps the key, and hands out the copies, is believed"
+    ),
+    "which recipient has which number is said by a list that the key does not hold",
+    "it is said whose copy a suspect is, and not who published it: a copy may have been taken",
+)
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -44,6 +53,7 @@ class Traced:
             much as the last of those named.
         assume_dated: the owner stated that the key is older than the suspect.
         reason: in one sentence.
+        limits: what this does not say of those named.
     """
 
     named: tuple[tuple[int, float], ...]
@@ -54,6 +64,7 @@ class Traced:
     forgery_bits: float
     assume_dated: bool
     reason: str
+    limits: tuple[str, ...] = LIMITS
 
     @property
     def exit_code(self) -> int:
@@ -63,7 +74,8 @@ class Traced:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return asdict(self) | {"named": [list(each) for each in self.named]}
+        named = [list(each) for each in self.named]
+        return asdict(self) | {"named": named, "limits": list(self.limits)}
 
 
 def recipients_key(
