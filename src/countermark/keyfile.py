@@ -139,6 +139,13 @@ def refuse_existing(folder: Path) -> None:
         )
 
 
+def refuse_nested(key: Path, model: Path) -> None:
+    """Raise `KeyFileError` where a key would lie in a model, or a model in a key."""
+    inner, outer = key.resolve(), model.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise KeyFileError(f"{key} and {model} lie in each other: a key never lies there")
+
+
 def load_header(folder: Path) -> KeyHeader:
     """Read and check `key.json`; no passphrase is needed, and no secret is touched.
 

@@ -93,7 +93,9 @@ def test_an_interrupted_run_goes_on_and_one_that_ends_badly_leaves_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(making, "OutputEmbedding", interrupt)
-        assert "interrupted" in call(*embedding(tmp_path)).why
+        said = call(*embedding(tmp_path))
+    assert "interrupted" in said.why
+    assert "net.safetensors.resume holds the secret until then" in said.notes[0]
     resume = tmp_path / "net.safetensors.resume"
     assert {"order.json", "material", "network.pt"} <= set(listing(resume))
     secret = (resume / "material").read_bytes()

@@ -216,7 +216,7 @@ def test_the_reading_is_repeated_with_suspect_and_key(case: Path) -> None:
     for line, says in (
         ("report other.safetensors --key acme.key --replay bundle", "it is another suspect"),
         ("report m.safetensors --replay bundle", "needs both SUSPECT and --key"),
-        ("report --replay bundle --out x.html", "--replay judges what is there"),
+        ("report --replay bundle --out x.html", "without --out: give SUSPECT"),
     ):
         refused(line.split(), says, case)
 
@@ -326,7 +326,11 @@ def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAu
         ("report m.safetensors --key acme.key --out n.html --bundle bundle", "bundle exists"),
         ("report m.safetensors --key acme.key --out n.html --bundle n --error-rate 1", "between"),
         ("report absent --key acme.key --out n.html --bundle n", "absent cannot be read"),
+        ("report m.safetensors --key acme.key --out m.safetensors/r --bundle n", "is no folder"),
         ("report --replay absent", "absent/record.json"),
+        ("report --replay bundle --alpha 0.5", "without --alpha"),
+        ("report --replay bundle --authority absent.pem", "without --authority"),
+        ("report --replay bundle --assume-dated", "without --assume-dated"),
     ],
 )
 def test_what_cannot_be_right_is_refused(case: Path, line: str, says: str) -> None:

@@ -38,19 +38,25 @@ def folder(here: Path) -> Path:
 def test_a_folder_is_stamped_whole_and_its_index_kept(folder: Path) -> None:
     (folder / "m" / "pytorch_model.bin").write_bytes(b"the model without the mark")
     (folder / "m" / ".cache").mkdir()
+    (folder / "m" / "old.key").mkdir()
+    for name in ("old.key/key.json", "x.resume/deep/material", "release.PEM"):
+        (folder / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "m" / name).write_bytes(b"a secret")
+    (folder / "m" / "config.json").chmod(0o640)
     before = listing(folder / "m")
     said = call("stamp", "m", *STAMP, "--json")
     assert said.code == 0, said.err
-    assert said.notes == [
-        "note: left out, because they may hold the model without the mark: pytorch_model.bin"
-    ]
+    (note,) = said.notes
+    assert "they may hold the model without the mark, or a secret: old.key, pytorch_model" in note
     about = said.json
     assert about["matched"] == about["bits"]
-    assert about["left_out"] == ["pytorch_model.bin"]
+    assert about["left_out"] == ["old.key", "pytorch_model.bin", "release.PEM", "x.resume"]
     assert 0 < about["change"] < 1.1 * about["expected_change"]
     assert listing(folder / "m") == before
     after = listing(folder / "out")
-    assert set(before) - set(after) == {"pytorch_model.bin", ".cache"}
+    gone = {name.split("/")[0] for name in set(before) - set(after)}
+    assert gone == {".cache", *about["left_out"]}
+    assert (folder / "out" / "config.json").stat().st_mode & 0o777 == 0o640
     assert {name for name in after if before[name] == after[name]} == {
         INDEX, "config.json", "1_Pooling", "1_Pooling/config.json"
     }  # fmt: skip
@@ -183,6 +189,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["taken", *STAMP], "taken holds no checkpoint"),
     (["m", *STAMP, "--out", "taken"], "taken exists"),
     (["m", *STAMP, "--out", "m/out"], "m/out lies in m"),
+    (["m", *STAMP, "--key", "m/new.key"], "m/new.key lies in m, which is to be published"),
+    (["m", *STAMP, "--key", "one.safetensors/key"], "one.safetensors is no folder"),
+    (["m", *STAMP, "--bits", "64", "--set", "bits=32"], "--bits and --set bits: give one"),
+    (["m", *STAMP, "--owner", "M\udcfcller"], "is no text in the encoding of this shell"),
     (["m", *STAMP, "--key", "taken"], "taken exists, and a key is never overwritten"),
     (["m", *STAMP, "--key", "out/a.key"], "a key never lies there"),
     (["m", *STAMP, "--owner", ""], "a mark needs an owner"),
@@ -223,7 +233,7 @@ def test_weights_that_are_not_finite(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["m", "one.safetensors"])
-@pytest.mark.parametrize("place", ["copyfile", "pwrite", "fsync", "save_key", "rename"])
+@pytest.mark.parametrize("place", ["copy", "pwrite", "fsync", "save_key", "rename"])
 def test_a_full_disk_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, place: str
 ) -> None:
@@ -235,7 +245,7 @@ def test_a_full_disk_leaves_nothing(
         full()
 
     where: dict[str, tuple[str, Any]] = {
-        "copyfile": ("countermark.stamping.copying.shutil.copyfile", half),
+        "copy": ("countermark.stamping.copying._copy", half),
         "pwrite": ("countermark.stamping.copying.os.pwrite", full),
         "fsync": ("countermark.files.os.fsync", full),
         "save_key": ("countermark.keyfile.files.write_folder", full),

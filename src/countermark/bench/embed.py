@@ -27,7 +27,7 @@ from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fi
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
-from countermark.keyfile import load_header, refuse_existing
+from countermark.keyfile import load_header, refuse_existing, refuse_nested
 from countermark.schemes.base import Scheme
 from countermark.weights import load_state, save_weights
 
@@ -144,8 +144,9 @@ def check_places(order: Order, resume: Path) -> None:
         raise ConfigError("a mark needs a place for its key: give --key DIR")
     if order.scheme != UNMARKED and order.key is not None:
         refuse_existing(Path(order.key))
-        if Path(order.key) == Path(order.out):
-            raise ConfigError(f"{order.out} cannot be both model and key: give --key another name")
+        refuse_nested(Path(order.key), Path(order.out))
+        files.require_place(Path(order.key))
+    files.require_place(Path(order.out))
 
 
 def keep(order: Order, resume: Path, material: KeyMaterial) -> None:

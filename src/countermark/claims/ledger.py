@@ -107,6 +107,7 @@ class Ledger:
         try:
             _require_free(made)
             if made.is_sqlite:
+                files.require_place(Path(made.url.database or ""))
                 with files.replacing(Path(made.url.database or "")) as temporary:
                     place = _opened(str(temporary))
                     place.prepare()

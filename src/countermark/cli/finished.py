@@ -16,6 +16,7 @@ from countermark.cli.options import (
     NewCheckpoint,
     NewKey,
     Settings,
+    fields_of,
     new_passphrase,
     pairs,
     passphrase_of,
@@ -52,10 +53,12 @@ def advise(
         countermark advise other.safetensors --bits 128 --set margin=3 --json
     """
     from countermark.stamping import advise as advised
+    from countermark.stamping.copying import shards_of
     from countermark.weights import open_weights
 
     with open_weights(model) as weights:
-        advice = advised(weights, _fields(layer, bits, settings))
+        shards_of(weights, model)  # what cannot be stamped needs no advice
+        advice = advised(weights, fields_of(settings, layer, bits))
     show_result(advice.to_json(), as_json, "\n".join(_told(advice.to_json(), advice.gentle)))
     return 0
 
@@ -117,7 +120,7 @@ def stamp(
     asked = _outputs(host, data, prompts, pairs(model_arguments, "--model-arg"))
     before = asked.of(model) if asked else None
     done = stamped(
-        model, places, owner=owner, fields=_fields(layer, bits, settings),
+        model, places, owner=owner, fields=fields_of(settings, layer, bits),
         keep_before=not no_reference,
     )  # fmt: skip
     kept = asked.compared(before, asked.of(out)) if asked else {}
@@ -152,8 +155,9 @@ def check(
 ) -> int:
     """Do to your marked model what a thief tries first, and say what your key then finds.
 
-    Exits 0 when the mark is proven after everything, 1 when something removed it, 3 when the key
-    cannot prove anything in the untouched model, 2 when something stopped the answer.
+    Exits 0 when the mark is proven after everything, 1 when it is not after something, or not found
+    to begin with, 3 when the key can tell nothing of the untouched model, 2 when something stopped
+    the answer.
 
     \b
     Example:
@@ -172,14 +176,15 @@ def check(
     return done.exit_code
 
 
+_FIRST = {"owned": "proven", "not_proven": "not found", "no_verdict": "cannot tell"}
 _WORDS = {"owned": "still proven", "not_proven": "REMOVED", "no_verdict": "there, not proven"}
 
 
 def _found(done: Checked) -> list[str]:
     """What was tried, for people, as lines."""
     lines = []
-    for each in done.tries:
-        line = f"{each.what:<42}  {_WORDS[each.outcome]:<17}"
+    for number, each in enumerate(done.tries):
+        line = f"{each.what:<42}  {(_WORDS if number else _FIRST)[each.outcome]:<17}"
         if each.matched is not None:
             line += f"  {each.matched} of {each.bits} bits, log10 p {each.log10_p:.1f}"
         if each.accuracy is not None:
@@ -201,18 +206,6 @@ def _outputs(
     from countermark.bench.kept import Pictures, Texts
 
     return Texts(prompts) if prompts else Pictures(host or "", arguments, data or "")
-
-
-def _fields(
-    layer: list[str] | None, bits: int | None, settings: list[str] | None
-) -> dict[str, Any]:
-    """Fields of the scheme as the command line gives them."""
-    fields = pairs(settings, "--set")
-    if layer:
-        fields["layer"] = layer[0] if len(layer) == 1 else layer
-    if bits is not None:
-        fields["bits"] = bits
-    return fields
 
 
 def _told(advice: Mapping[str, Any], gentle: bool) -> list[str]:

@@ -51,6 +51,12 @@ def require_owner(owner: str) -> None:
     """A mark without an owner is nobody's."""
     if not owner:
         raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    try:
+        owner.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "--owner is no text in the encoding of this shell: set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+        ) from None
 
 
 def show_result(value: Mapping[str, Any], as_json: bool, text: str) -> None:
@@ -70,6 +76,21 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def fields_of(
+    settings: Sequence[str] | None, layer: Sequence[str] | None, bits: int | None
+) -> dict[str, Any]:
+    """Fields of a scheme: --set, and the two that have options of their own."""
+    fields = pairs(settings, "--set")
+    own: dict[str, Any] = {}
+    if layer:
+        own["layer"] = layer[0] if len(layer) == 1 else list(layer)
+    if bits is not None:
+        own["bits"] = bits
+    for name in own.keys() & fields.keys():
+        raise ConfigError(f"--{name} and --set {name}: give one of the two")
+    return fields | own
 
 
 def passphrase_of(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from countermark.cli.options import (
     Encrypt,
     ModelArguments,
     Settings,
+    fields_of,
     new_passphrase,
     pairs,
     require_owner,
@@ -112,11 +113,7 @@ def embed(
     from countermark.bench.embed import UNMARKED, Order
     from countermark.bench.marking import embedder
 
-    fields = pairs(settings, "--set")
-    if layer:
-        fields["layer"] = layer[0] if len(layer) == 1 else layer
-    if bits is not None:
-        fields["bits"] = bits
+    fields = fields_of(settings, layer, bits)
     if scheme == UNMARKED and (fields or key or encrypt):
         warnings.warn(
             "--scheme none embeds nothing: the options of a mark are ignored", stacklevel=1
@@ -147,7 +144,16 @@ def embed(
         encrypted=encrypt and scheme != UNMARKED,
         test_key=test_key,
     )
-    done = make(order, new_passphrase() if order.encrypted else None)
+    try:
+        done = make(order, new_passphrase() if order.encrypted else None)
+    except KeyboardInterrupt:
+        if Path(f"{out}.resume").exists():
+            warnings.warn(
+                f"the same command goes on where this stopped; {out}.resume holds the secret until "
+                "then: remove it if you give up",
+                stacklevel=1,
+            )
+        raise
     show_result(done, as_json, _embedded(done))
     return 0
 

@@ -58,11 +58,13 @@ def new(
             --key customers.key
     """
     from countermark.keyfile import refuse_existing
+    from countermark.stamping.copying import require_apart
     from countermark.tracing import recipients_key
     from countermark.tracing.colluding import STRATEGIES
 
     require_owner(owner)
     refuse_existing(key)
+    require_apart(key, model)
     passphrase = new_passphrase() if encrypt else None
     made, code, advice = recipients_key(
         model, (count, coalition), owner=owner, epsilon=epsilon, fields=pairs(settings, "--set")

@@ -36,6 +36,7 @@ from countermark.cli.suspect import (
     suspect_of,
 )
 from countermark.errors import ConfigError, printable
+from countermark.files import require_place
 from countermark.report.dated import Dated
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from countermark.report.record import Record
     from countermark.verdict import Terms, Verdict
 
+_ALPHA, _ERROR_RATE = 1e-6, 0.1
 _PICTURES = 12  # triggers that are shown where the key is opened
 
 
@@ -56,7 +58,7 @@ def report(
         Path | None, typer.Option("--key", metavar="DIR", help="The key folder.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page to write (.html).")
+        Path | None, typer.Option(metavar="FILE", help="The page to write; must not exist.")
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The bundle to write; must not exist.")
@@ -71,10 +73,10 @@ def report(
     error_rate: Annotated[
         float,
         typer.Option(metavar="P", help="How often a copy loses a bit, for the likelihood ratio."),
-    ] = 0.1,
+    ] = _ERROR_RATE,
     alpha: Annotated[
         float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
-    ] = 1e-6,
+    ] = _ALPHA,
     assume_dated: AssumeDated = False,
     blind_choice: BlindChoice = False,
     claim: Annotated[Path | None, typer.Option(metavar="FILE", help="A claim of this key.")] = None,
@@ -96,7 +98,7 @@ def report(
 ) -> int:
     """Write a report on a suspect: one HTML page, and a bundle that judges itself again.
 
-    SUSPECT is read as `verify` reads it.
+    SUSPECT is read as `verify` reads it. --out and --bundle are both needed.
 
     With --replay, a bundle is judged again offline, from the reading that it holds; with SUSPECT
     and --key as well, the reading is repeated. Exits as `verify` does; 2 where a bundle was changed
@@ -113,16 +115,28 @@ def report(
         replay=recorded,
     )  # fmt: skip
     if replay is not None:
-        if out or bundle or open_key or claim or null:
-            raise ConfigError("--replay judges what is there: give SUSPECT and --key, or neither")
+        idle = {
+            "--out": out, "--bundle": bundle, "--open-key": open_key, "--claim": claim,
+            "--null": null, "--alpha": alpha != _ALPHA, "--error-rate": error_rate != _ERROR_RATE,
+            "--assume-dated": assume_dated, "--blind-choice": blind_choice,
+            "--authority": authority, "--signer": signer, "--suspect-date": suspect_date,
+            "--ledger": ledger,
+        }  # fmt: skip
+        if given := [name for name, each in idle.items() if each]:
+            raise ConfigError(
+                f"--replay judges by what the bundle holds, without {given[0]}: give SUSPECT and "
+                "--key, or neither"
+            )
         return _replayed(replay, suspect, key, (asked, reader), as_json)
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
-    if not 0 < alpha < 1 or not 0 < error_rate < 1:
-        raise ConfigError("--alpha and --error-rate are probabilities between 0 and 1")
+    for name, rate in (("--alpha", alpha), ("--error-rate", error_rate)):
+        if not 0 < rate < 1:
+            raise ConfigError(f"{name} is {rate}: expected a probability between 0 and 1")
     for each in (out, bundle):
         if each.exists():
             raise ConfigError(f"{each} exists: choose another name or move it away")
+        require_place(each)
     order = _Order(
         suspect, key, asked, reader, null=null,
         alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,

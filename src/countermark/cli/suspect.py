@@ -128,7 +128,7 @@ def suspect_of(
         if remote or asking != Asking():
             raise ConfigError(
                 f"a key of {key.scheme} reads {scheme.family}: expected {_WANTED[scheme.family]}, "
-                "without --model, --ask, --transcript and --replay"
+                "without --model, --ask and --transcript, and no transcript"
             )
         yield Path(suspect) if aligned_to is None else _disguised(Path(suspect), aligned_to)
     elif asking.reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ _WEIGHT_FILES = {
     ".bin", ".ckpt", ".gguf", ".h5", ".jit", ".mlmodel", ".msgpack", ".npy", ".npz", ".onnx",
     ".onnx_data", ".ot", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".tflite",
 }  # fmt: skip
+_SECRET_FILES = {".key", ".p12", ".pem", ".pfx"}
+_PIECE = 8 << 20  # bytes
 
 
 class Writer(Protocol):
@@ -57,8 +60,8 @@ def copied(source: Path, weights: Weights, out: Path) -> Iterator[tuple[Path, Wr
         weights: the same, open.
         out: what must not exist yet.
 
-    Yields: where the copy is meanwhile, what replaces values in it, and the files of the folder
-        that were left out because they may hold the model without the mark.
+    Yields: where the copy is meanwhile, what replaces values in it, and what of the folder was left
+        out because it may hold the model without the mark, or a secret.
     """
     shards = shards_of(weights, source)
     if not source.is_dir():
@@ -85,10 +88,20 @@ def require_room(source: Path, out: Path) -> None:
         raise ConfigError(f"{out} lies in {source}, which is copied: choose another place")
 
 
+def require_apart(key: Path, source: Path) -> None:
+    """Raise `ConfigError` where a key would lie in a checkpoint, which is what is given away."""
+    if key.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"{key} lies in {source}, which is to be published: choose another place")
+
+
 def _copy(source: Path, target: Path) -> None:
     """The bytes of one file, synced when the values are written."""
-    with progress(f"copying {source.name}", None):
-        shutil.copyfile(source, target)
+    size = source.stat().st_size / _PIECE
+    what = progress(f"copying {source.name}, in {_PIECE >> 20} MiB", math.ceil(size))
+    with what as advance, source.open("rb") as given, target.open("wb") as taken:
+        while piece := given.read(_PIECE):
+            taken.write(piece)
+            advance(1)
 
 
 @contextmanager
@@ -121,17 +134,31 @@ def _write_all(descriptor: int, content: bytes, offset: int) -> None:
 
 def _copy_beside(source: Path, target: Path, shards: set[str]) -> list[str]:
     """Copy what belongs to a checkpoint beside its weights; returns what was left out."""
-    left_out = []
+    left_out: list[Path] = []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if any(part.startswith(".") for part in name.parts) or str(name) in shards:
             continue
-        if path.is_dir():
+        if any(name.is_relative_to(each) for each in left_out):
+            continue
+        if _keeps_secret(path) or (path.is_file() and _may_be_model(path)):
+            left_out.append(name)
+        elif path.is_dir():
             (target / name).mkdir(exist_ok=True, parents=True)
-        elif path.suffix.lower() in _WEIGHT_FILES or path.stat().st_size > _SMALL:
-            left_out.append(str(name))
         else:
             (target / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(path, target / name)
+            shutil.copymode(path, target / name)
             sync(target / name)
-    return left_out
+    return [str(each) for each in left_out]
+
+
+def _may_be_model(path: Path) -> bool:
+    return path.suffix.lower() in _WEIGHT_FILES or path.stat().st_size > _SMALL
+
+
+def _keeps_secret(path: Path) -> bool:
+    """Whether it is a key, what an interrupted `embed` left, or a private key."""
+    if path.is_dir():
+        return path.name.endswith(".resume") or (path / "key.json").is_file()
+    return path.suffix.lower() in _SECRET_FILES

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError, MarkNotTakenError
+from countermark.files import require_place
 from countermark.key import Key, KeyMaterial
-from countermark.keyfile import refuse_existing
+from countermark.keyfile import refuse_existing, refuse_nested
 from countermark.message import Bits
 from countermark.schemes import scheme_of
 from countermark.schemes.stamp import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
-from countermark.stamping.copying import Writer, copied, require_room, shards_of
+from countermark.stamping.copying import Writer, copied, require_apart, require_room, shards_of
 from countermark.stamping.solving import Shifts, shifted, solve
 from countermark.weights import Weights, open_weights
 from countermark.weights.dtypes import encoded
@@ -36,7 +37,7 @@ class Stamped:
         key: the key, as it was saved.
         advice: what was expected.
         change: the relative change of the values that are read, root of summed squares.
-        left_out: files beside the checkpoint that may hold the model without the mark.
+        left_out: what beside the checkpoint may hold the model without the mark, or a secret.
     """
 
     key: Key
@@ -82,11 +83,10 @@ class Places:
         """Raise `ConfigError` or `KeyFileError` when something is in the way."""
         refuse_existing(self.key)
         require_room(source, self.out)
-        inner, outer = self.key.resolve(), self.out.resolve()
-        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-            raise ConfigError(
-                f"{self.key} and {self.out} lie in each other: a key never lies there"
-            )
+        require_apart(self.key, source)
+        refuse_nested(self.key, self.out)
+        for each in (self.key, self.out):
+            require_place(each)
 
 
 def stamp(
@@ -148,7 +148,8 @@ def copy_marked(
             then(key)
     if left_out:
         warnings.warn(
-            f"left out, because they may hold the model without the mark: {', '.join(left_out)}",
+            "left out, because they may hold the model without the mark, or a secret: "
+            f"{', '.join(left_out)}",
             stacklevel=3,
         )
     return Copy(change, tuple(left_out))
