@@ -190,6 +190,8 @@ def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any])
         return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
     asked = evidence.readable
     reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
+    if why := about["suspect"].get("why"):
+        reason += f"; most often: {why}"
     return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
 
 

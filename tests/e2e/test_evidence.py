@@ -430,6 +430,8 @@ BAD: list[tuple[str, str]] = [
     ("ledger add m.safetensors --ledger claims.db", "expected a claim or a tree head"),
     ("ledger add claim.json --ledger none.db", "there is no ledger at"),
     ("ledger find --ledger claims.db", "claims are found by"),
+    ("ledger find --ledger claims.db --commitment f602e1fa", "expected 64 digits"),
+    ("ledger init m.safetensors/claims.db --operator acme.pub", "is no folder"),
     ("ledger verify --ledger claims.db --checkpoint claim.json", "countermark/tree-head/v1"),
     ("ledger export --ledger claims.db --out x.json --private-key acme.pem", "is not the key of"),
     (

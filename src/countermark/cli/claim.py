@@ -223,8 +223,8 @@ def check(
 ) -> int:
     """Check a claim under what you believe. Nobody is believed by default.
 
-    Exits 0 when every check holds, 1 when one fails, 3 when you named nobody to believe, 2 when
-    something stopped the answer.
+    Exits 0 when every check holds, 1 when one fails, 3 when something stayed open because you named
+    no signer, or no authority, to believe, 2 when something stopped the answer.
 
     \b
     Example:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from countermark.cli.claim import Authorities
-from countermark.cli.options import AsJson, passphrase_of, show_result
+from countermark.cli.options import ALPHA, Alpha, AsJson, passphrase_of, show_result
 from countermark.cli.owner import app
 from countermark.cli.suspect import Asking, ClaimsCounted, suspect_of
 from countermark.errors import ConfigError
@@ -29,9 +29,7 @@ def resolve(
     ],
     authority: Authorities = None,
     ledger: ClaimsCounted = None,
-    alpha: Annotated[
-        float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
-    ] = 1e-6,
+    alpha: Alpha = ALPHA,
     as_json: AsJson = False,
 ) -> int:
     """Decide between two owners who claim one suspect, or say that it cannot be decided.
@@ -62,8 +60,6 @@ def resolve(
 
     if not len(key) == len(claim) == len(model) == 2:
         raise ConfigError("two parties dispute: give --key, --claim and --model twice each")
-    if not 0 < alpha < 1:
-        raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
     believed = [Authority.load(each) for each in authority or []]
     counted = None if ledger is None else audited(ledger)
     shown = [

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from countermark.cli.options import (
+    ALPHA,
     AsJson,
     WeightSuspect,
+    probability,
     shared_passphrase,
     show_result,
 )
-from countermark.errors import ConfigError, printable
+from countermark.errors import printable
 
 if TYPE_CHECKING:
     from countermark.identify import Identified
@@ -26,8 +28,12 @@ def identify(
     ],
     alpha: Annotated[
         float,
-        typer.Option(metavar="P", help="Threshold for the chance that any key is found falsely."),
-    ] = 1e-6,
+        typer.Option(
+            metavar="P",
+            help="Threshold for the chance that any key is found falsely.",
+            callback=probability,
+        ),
+    ] = ALPHA,
     assume_dated: Annotated[
         bool,
         typer.Option(
@@ -53,8 +59,6 @@ def identify(
     from countermark.identify import keys_in
     from countermark.verdict import Terms
 
-    if not 0 < alpha < 1:
-        raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
     done = identified(
         suspect, keys_in(keys), Terms(alpha, assume_dated), passphrase=shared_passphrase()
     )

@@ -148,7 +148,9 @@ def key_or_openings(
     from countermark.openings import Openings
 
     if (key is None) == (opened is None):
-        raise ConfigError("verify needs a key: give --key DIR, or --opened FILE with some of one")
+        raise ConfigError(
+            "verify needs a key: give either --key DIR, or --opened FILE with some of its triggers"
+        )
     if key is not None:
         if commitment is not None:
             raise ConfigError("--commitment is for --opened: a key folder has its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,6 +106,9 @@ def find(
     from countermark.claims.ledger import Ledger
     from countermark.files import write_folder
 
+    for name, given in (("--digest", digest), ("--commitment", commitment)):
+        if given is not None and not re.fullmatch("[0-9a-f]{64}", given):
+            raise ConfigError(f"{name} is {given!r}: expected 64 digits 0 to 9, a to f")
     wanted = {"digest": digest, "commitment": commitment, "model": model and _digest(model)}
     with Ledger(ledger) as opened:
         entries = opened.find(**{name: value for name, value in wanted.items() if value})

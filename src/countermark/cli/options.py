@@ -27,6 +27,28 @@ Encrypt = Annotated[
         "--encrypt", help="Encrypt the key: passphrase by prompt or COUNTERMARK_PASSPHRASE_FILE."
     ),
 ]
+
+
+def probability(parameter: typer.CallbackParam, value: float) -> float:
+    """An option between 0 and 1.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not 0 < value < 1:
+        raise ConfigError(f"{parameter.opts[0]} is {value}: expected a probability between 0 and 1")
+    return value
+
+
+ALPHA = 1e-6
+"""As `verdict.ALPHA`, which no `--help` waits for."""
+
+Alpha = Annotated[
+    float,
+    typer.Option(
+        metavar="P", help="Threshold for the chance of a false accusation.", callback=probability
+    ),
+]
 AssumeDated = Annotated[
     bool,
     typer.Option(

@@ -19,10 +19,11 @@ from countermark.cli.options import (
     new_passphrase,
     pairs,
     passphrase_of,
+    probability,
     require_owner,
     show_result,
 )
-from countermark.errors import ConfigError, printable
+from countermark.errors import printable
 
 recipient_app = typer.Typer(
     help="Mark a copy for each recipient, and trace a copy to its recipient.",
@@ -31,8 +32,12 @@ recipient_app = typer.Typer(
 )
 
 Epsilon = Annotated[
-    float, typer.Option(metavar="P", help="Largest chance that any innocent recipient is named.")
-]
+    float,
+    typer.Option(
+        metavar="P", help="Largest chance that any innocent recipient is named.",
+        callback=probability,
+    ),
+]  # fmt: skip
 
 
 @recipient_app.command()
@@ -145,8 +150,6 @@ def trace(
     from countermark.key import Key
     from countermark.tracing import trace as traced
 
-    if not 0 < epsilon < 1:
-        raise ConfigError(f"--epsilon is {epsilon}: expected a probability between 0 and 1")
     loaded = Key.load(key, passphrase_of(key))
     done = traced(suspect, loaded, epsilon=epsilon, assume_dated=assume_dated)
     lines = [done.reason]

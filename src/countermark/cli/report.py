@@ -14,11 +14,14 @@ import typer
 from countermark.cli.claim import Authorities, Signers
 from countermark.cli.key import png
 from countermark.cli.options import (
+    ALPHA,
+    Alpha,
     AsJson,
     AssumeDated,
     ModelArguments,
     pairs,
     passphrase_of,
+    probability,
     show_result,
 )
 from countermark.cli.owner import app
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from countermark.report.record import Record
     from countermark.verdict import Terms, Verdict
 
-_ALPHA, _ERROR_RATE = 1e-6, 0.1
+_ERROR_RATE = 0.1
 _PICTURES = 12  # triggers that are shown where the key is opened
 
 
@@ -72,11 +75,13 @@ def report(
     ] = False,
     error_rate: Annotated[
         float,
-        typer.Option(metavar="P", help="How often a copy loses a bit, for the likelihood ratio."),
+        typer.Option(
+            metavar="P",
+            help="How often a copy loses a bit, for the likelihood ratio.",
+            callback=probability,
+        ),
     ] = _ERROR_RATE,
-    alpha: Annotated[
-        float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
-    ] = _ALPHA,
+    alpha: Alpha = ALPHA,
     assume_dated: AssumeDated = False,
     blind_choice: BlindChoice = False,
     claim: Annotated[Path | None, typer.Option(metavar="FILE", help="A claim of this key.")] = None,
@@ -117,7 +122,7 @@ def report(
     if replay is not None:
         idle = {
             "--out": out, "--bundle": bundle, "--open-key": open_key, "--claim": claim,
-            "--null": null, "--alpha": alpha != _ALPHA, "--error-rate": error_rate != _ERROR_RATE,
+            "--null": null, "--alpha": alpha != ALPHA, "--error-rate": error_rate != _ERROR_RATE,
             "--assume-dated": assume_dated, "--blind-choice": blind_choice,
             "--authority": authority, "--signer": signer, "--suspect-date": suspect_date,
             "--ledger": ledger,
@@ -130,9 +135,6 @@ def report(
         return _replayed(replay, suspect, key, (asked, reader), as_json)
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
-    for name, rate in (("--alpha", alpha), ("--error-rate", error_rate)):
-        if not 0 < rate < 1:
-            raise ConfigError(f"{name} is {rate}: expected a probability between 0 and 1")
     for each in (out, bundle):
         if each.exists():
             raise ConfigError(f"{each} exists: choose another name or move it away")

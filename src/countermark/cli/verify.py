@@ -9,7 +9,15 @@ import typer
 
 from countermark.cli.claim import Authorities, Signers
 from countermark.cli.key import Commitment, key_or_openings
-from countermark.cli.options import AsJson, AssumeDated, ModelArguments, pairs, show_result
+from countermark.cli.options import (
+    ALPHA,
+    Alpha,
+    AsJson,
+    AssumeDated,
+    ModelArguments,
+    pairs,
+    show_result,
+)
 from countermark.cli.owner import app
 from countermark.cli.suspect import (
     Ask,
@@ -35,8 +43,9 @@ def verify(
         str,
         typer.Argument(
             metavar="FILE|URL|IMAGES_DIR",
-            help=".safetensors or torch file; a prediction service, for a key of triggers; or a "
-            "folder of published images, for a key of outputs.",
+            help="A .safetensors, torch, TorchScript or ONNX file, or a folder of shards; for "
+            "a key of triggers also a prediction service or a transcript; for a key of outputs a "
+            "folder of published images.",
         ),
     ],
     key: Annotated[
@@ -67,9 +76,7 @@ def verify(
         int, typer.Option(metavar="N", help="Of how many test images fresh triggers are made.")
     ] = 200,
     reference: ReferenceFile = None,
-    alpha: Annotated[
-        float, typer.Option(metavar="P", help="Threshold for the chance of a false accusation.")
-    ] = 1e-6,
+    alpha: Alpha = ALPHA,
     assume_dated: AssumeDated = False,
     claim: Annotated[
         Path | None,
@@ -117,8 +124,6 @@ def verify(
     from countermark.schemes.box_free import OutputScheme
     from countermark.verdict import Terms
 
-    if not 0 < alpha < 1:
-        raise ConfigError(f"--alpha is {alpha}: expected a probability between 0 and 1")
     loaded = key_or_openings(key, opened, commitment, reader)
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
     asked = Asking(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -89,8 +90,13 @@ class Transcript(Stored):
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What a verdict records of who was asked, and how many names of classes were given."""
+        """What a verdict records of who was asked, and how many names of classes were given.
+
+        Where nothing was answered, also why most often.
+        """
         about: dict[str, Any] = {"name": self.url, "transcript_sha256": self.digest}
+        if self.entries and all(each.label is None for each in self.entries):
+            [(about["why"], _)] = Counter(each.why for each in self.entries).most_common(1)
         names = self.options.get("class_names")
         return about | ({"class_names": len(names)} if isinstance(names, list) and names else {})
 

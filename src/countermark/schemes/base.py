@@ -34,6 +34,12 @@ class Paper:
         return f"{self.authors}: {self.title}. {self.venue} {self.year}.{doi}"
 
 
+def _said(part: Any) -> str:
+    """What pydantic says of a value, in the words of JSON."""
+    said = str(part["msg"]).replace("a valid tuple", 'a list, such as ["a"]')
+    return said.replace("a valid dictionary", "an object")
+
+
 @dataclass(frozen=True)
 class Configured:
     """A frozen dataclass whose fields are checked against their types when it is made."""
@@ -46,7 +52,7 @@ class Configured:
             try:
                 object.__setattr__(self, each, adapter.validate_python(value))
             except ValidationError as error:
-                what = "; ".join(dict.fromkeys(part["msg"] for part in error.errors()))
+                what = "; ".join(dict.fromkeys(_said(part) for part in error.errors()))
                 raise ConfigError(f"{self.name}: field {each} is {value!r}: {what}") from None
 
     @classmethod
