@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from countermark.attacks.base import Done, TrainingData, first_scores, row_count, scores
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
+from countermark.factories import made
 from countermark.progress import progress
 
 
@@ -80,7 +80,7 @@ class Imitate(FineTune):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             if self.student:
-                return _made(self.student, self.arguments or {})
+                return _student(self.student, self.arguments or {})
             fresh = copy.deepcopy(stolen)
             for module in fresh.modules():
                 reset = getattr(module, "reset_parameters", None)
@@ -120,16 +120,8 @@ class _Answers:
         self.normalised = data.normalised
 
 
-def _made(place: str, arguments: dict[str, Any]) -> nn.Module:
-    name, _, factory = place.partition(":")
-    try:
-        made: object = getattr(importlib.import_module(name), factory)(**arguments)
-    except Exception as error:  # a factory is foreign code and may raise anything
-        said = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"the student {place!r} cannot be made ({type(error).__name__}: {said}): expected "
-            "module:factory, with the factory's arguments"
-        ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"{place!r} must return a torch.nn.Module: got {type(made).__name__}")
-    return made
+def _student(place: str, arguments: dict[str, Any]) -> nn.Module:
+    student = made("the student", place, "with the factory's arguments", arguments)
+    if not isinstance(student, nn.Module):
+        raise ConfigError(f"{place!r} must return a torch.nn.Module: got {type(student).__name__}")
+    return student

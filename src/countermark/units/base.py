@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +87,9 @@ class Units:
     def touches(self, names: tuple[str, ...]) -> bool:
         """Whether any of the named tensors is a member; of no names, always."""
         return not names or any(member.name in names for member in self.members)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names with numbers in them by these."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from countermark.units.architecture import Architecture
-from countermark.units.base import Domain, Member, Units
+from countermark.units.base import Domain, Member, Units, natural
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -82,7 +82,7 @@ def blocks_of(
     """
     modules = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
     found: list[_Block] = []
-    for module in sorted(modules, key=_natural):
+    for module in sorted(modules, key=natural):
         found += _attention(module, shapes, architecture or Architecture())
         found += _mlp(module, shapes, architecture or Architecture())
     units = [each for block in found for each in block.units]
@@ -223,8 +223,3 @@ def _residual(shapes: _Shapes, found: list[_Block]) -> list[Units]:
         elif len(shape) == 1 and _NORMS.search(name):
             members.append(Member(name, 0, 0, 1))
     return [Units(size, tuple(members), (), (_FIXED,), grows=False)]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

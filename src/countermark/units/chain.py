@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice, pairwise, permutations
 
 from countermark.errors import ConfigError
-from countermark.units.base import Domain, Member, Norm, Units
+from countermark.units.base import Domain, Member, Norm, Units, natural
 
 _EPS = 1e-5  # of batch norms; a file does not say
 _MOST_ORDERS = 5040  # of the parts of a model that are tried
@@ -42,7 +41,7 @@ def chain_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Units, ...]:
 
 def _fitting(modules: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[list[str]]:
     """Orders of the modules in which every layer takes what the one before gives."""
-    ordered = sorted(modules, key=_natural)
+    ordered = sorted(modules, key=natural)
     parts = [list(group) for _, group in groupby(ordered, key=_part)]
     tried = islice(permutations(parts), _MOST_ORDERS)
     orders = ([name for part in order for name in part] for order in tried)
@@ -119,11 +118,6 @@ def _each(produced: tuple[int, ...], consumed: tuple[int, ...]) -> int:
 
 def _joined(module: str, last: str) -> str:
     return f"{module}.{last}" if module else last
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _part(name: str) -> str:

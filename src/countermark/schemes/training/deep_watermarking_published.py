@@ -6,7 +6,6 @@ of marked images. What R reveals on other images is therefore a matter of its tr
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.errors import ConfigError
+from countermark.factories import made
 from countermark.key import Key
 from countermark.progress import progress
 from countermark.schemes.deep_watermarking import PICTURE, DeepWatermarking, blank_level
@@ -262,16 +261,8 @@ def _perceptual(name: str) -> Perceptual | None:
     """What module:factory makes, run only while an owner trains: no key runs it."""
     if not name:
         return None
-    module, _, factory = name.partition(":")
-    try:
-        made: Perceptual = getattr(importlib.import_module(module), factory)()
-    except Exception as error:  # it is foreign code and may raise anything
-        said = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"perceptual {name!r}: expected module:factory of a network of features ({said}): "
-            "PYTHONPATH must hold its folder"
-        ) from None
-    return made
+    features: Perceptual = made("perceptual", name, "that returns a network of features")
+    return features
 
 
 TRAINING = PublishedTraining

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.errors import ConfigError, printable
+from countermark.factories import made
 from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.reader import Logits
@@ -85,22 +85,22 @@ def initial_reader(
 
 def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | None) -> nn.Module:
     """The owner's own reader from its factory."""
-    module, _, factory = network.reader.partition(":")
+    expected = "a function (inputs, bits) that returns a torch module"
+    reader = made("reader", network.reader, expected, (width, network.bits))
     try:
-        made = getattr(importlib.import_module(module), factory)(width, network.bits).eval()
         with torch.no_grad():
-            shape = list(made(torch.zeros(2, width)).shape)
+            shape = list(reader.eval()(torch.zeros(2, width)).shape)
     except Exception as error:  # foreign code may raise anything
         raise ConfigError(
             f"reader {network.reader!r} cannot be made ({printable(str(error), 200)}): expected "
-            "module:factory, a function (inputs, bits) that returns a torch module"
+            f"{expected}"
         ) from None
     if shape != [2, network.bits]:
         raise ConfigError(
             f"reader {network.reader!r} gives logits {shape} for two vectors: expected "
             f"{[2, network.bits]}"
         )
-    return made if mask is None else _Masked(made, torch.from_numpy(mask).float())
+    return reader if mask is None else _Masked(reader, torch.from_numpy(mask).float())
 
 
 def module_logits(
