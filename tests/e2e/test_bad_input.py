@@ -50,6 +50,8 @@ EMBED: list[tuple[dict[str, Any], str]] = [
     ({"out": None}, "Missing option '--out'"),
     ({"key": "acme.key"}, "acme.key exists, and a key is never overwritten"),
     ({"out": "m.safetensors"}, "m.safetensors exists"),
+    ({"out": "new.pt"}, "what is written is safetensors"),
+    ({"bits": "64", "set": "bits=32"}, "--bits and --set bits: give one"),
     ({"out": "same", "key": "same"}, "a key never lies there"),
     ({"out": "m", "key": "m/k.key"}, "a key never lies there"),
     ({"key": "m.safetensors/k"}, "is no folder"),

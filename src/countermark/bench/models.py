@@ -149,7 +149,11 @@ def _imported(name: str) -> Factory:
         raise ConfigError(f"{message}: PYTHONPATH must hold its folder") from error
     factory: object = getattr(module, attribute, None)
     if not callable(factory):
-        public = [key for key, kept in vars(module).items() if callable(kept) and key[0] != "_"]
+        own = {
+            name for name, kept in vars(module).items()
+            if callable(kept) and getattr(kept, "__module__", "") == module.__name__
+        }  # fmt: skip
+        public = sorted(name for name in own if not name.startswith("_"))
         way_out = nearest(attribute, public)
         raise ConfigError(f"module {module_name!r} has no factory {attribute!r}: {way_out}")
     return factory

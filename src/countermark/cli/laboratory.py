@@ -34,7 +34,7 @@ def bench_run(
         list[str] | None, typer.Option(metavar="LABEL", help="Only this row; can be repeated.")
     ] = None,
     results: Results = Path("results"),
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a cell.")] = False,
 ) -> int:
     """Compute the cells of an experiment that have no result yet; finished ones are kept.
 

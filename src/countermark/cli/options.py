@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -40,6 +40,24 @@ def probability(parameter: typer.CallbackParam, value: float) -> float:
     return value
 
 
+_OTHER_FORMATS = (".bin", ".ckpt", ".gguf", ".h5", ".onnx", ".pt", ".pth")
+_Name = TypeVar("_Name", str, Path)
+
+
+def safetensors_name(parameter: typer.CallbackParam, value: _Name) -> _Name:
+    """A name that does not say that the file is of another format than safetensors.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if str(value).lower().endswith(_OTHER_FORMATS):
+        raise ConfigError(
+            f"{parameter.opts[0]} {value}: what is written is safetensors: expected "
+            "a name that ends in .safetensors"
+        )
+    return value
+
+
 ALPHA = 1e-6
 """As `verdict.ALPHA`, which no `--help` waits for."""
 
@@ -59,8 +77,12 @@ Checkpoint = Annotated[
     Path, typer.Argument(metavar="IN", help="A .safetensors file, or a folder of them; unchanged.")
 ]
 NewCheckpoint = Annotated[
-    Path, typer.Option(metavar="OUT", help="The file or folder to write; must not exist.")
-]
+    Path,
+    typer.Option(
+        metavar="OUT", help="The file or folder to write; must not exist.",
+        callback=safetensors_name,
+    ),
+]  # fmt: skip
 NewKey = Annotated[
     Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
 ]

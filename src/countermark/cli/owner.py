@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from countermark._version import VERSION
 from countermark.cli.options import (
     AsJson,
     Encrypt,
@@ -18,6 +19,7 @@ from countermark.cli.options import (
     new_passphrase,
     pairs,
     require_owner,
+    safetensors_name,
     show_result,
 )
 from countermark.errors import ConfigError
@@ -30,6 +32,21 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+def _tell_version(value: bool) -> None:
+    if value:
+        typer.echo(f"countermark {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _countermark(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -56,7 +73,12 @@ def embed(
         str, typer.Option(metavar="NAME|module:factory", help="The host; unet for outputs.")
     ] = "",
     data: Annotated[str, typer.Option(metavar="NAME|DIR", help="digits, a folder or a hub id.")],
-    out: Annotated[str, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="The .safetensors file to write.", callback=safetensors_name
+        ),
+    ],
     layer: Annotated[
         list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
     ] = None,

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, show_result
+from countermark.cli.options import (
+    AsJson,
+    ModelArguments,
+    Settings,
+    pairs,
+    show_result,
+)
 from countermark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,10 +58,10 @@ def attack_run(
     out: Annotated[Path, typer.Option(metavar="OUT", help="The file to write.")],
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|module:factory", help="The host; only where an attack trains."),
+        typer.Option(metavar="NAME|module:factory", help="The host, where an attack needs it."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="NAME|DIR", help="The thief's data; likewise.")
+        str | None, typer.Option(metavar="NAME|DIR", help="The thief's data, likewise.")
     ] = None,
     settings: Settings = None,
     model_arguments: ModelArguments = None,
@@ -63,7 +69,8 @@ def attack_run(
 ) -> int:
     """Attack a copy of a model file and say what it cost.
 
-    An attack that trains needs --model and --data, and prints the test accuracy before and after.
+    `attack list --json` says which attacks need --model (they follow the architecture), and which
+    --data as well (they train, or ask the model); these print the test accuracy before and after.
 
     \b
     Example:
@@ -112,7 +119,7 @@ def _check_host(
     given = {"--model": model, "--data": data, "--model-arg": arguments}
     if attack.needs_data and not (model and data):
         raise ConfigError(
-            f"{attack.name} trains: give it --model NAME and --data NAME|DIR, "
+            f"{attack.name} asks a model about data: give it --model NAME and --data NAME|DIR, "
             "with the --model-arg the model was made with"
         )
     if attack.needs_model and not model:
