@@ -5,7 +5,6 @@ And JSON out of hostile files, read so that no other reader can see another docu
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -28,19 +27,6 @@ class Stored(BaseModel):
     """A stored document: no field more, none less, none of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def require_place(path: Path) -> None:
-    """See to it, before anything long begins, that a file or folder can be made there.
-
-    Raises:
-        OSError: what is above it is no folder, or may not be written to.
-    """
-    above = next(each for each in path.absolute().parents if each.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder", str(path))
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"{above} may not be written to", str(path))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 from countermark.keyfile import load_header, refuse_existing, refuse_nested
+from countermark.places import require_free, require_place
 from countermark.schemes.base import Scheme
 from countermark.weights import load_state, save_weights
 
@@ -138,15 +139,14 @@ def check_places(order: Order, resume: Path) -> None:
         if (resume / _MATERIAL).exists():
             return
         forget(resume)  # that run was over, and was killed while it tidied up
-    if Path(order.out).exists():
-        raise ConfigError(f"{order.out} exists: choose another name or move it away")
+    require_free(order.out)
     if order.scheme != UNMARKED and order.key is None:
         raise ConfigError("a mark needs a place for its key: give --key DIR")
     if order.scheme != UNMARKED and order.key is not None:
         refuse_existing(Path(order.key))
         refuse_nested(Path(order.key), Path(order.out))
-        files.require_place(Path(order.key))
-    files.require_place(Path(order.out))
+        require_place(order.key)
+    require_place(order.out)
 
 
 def keep(order: Order, resume: Path, material: KeyMaterial) -> None:

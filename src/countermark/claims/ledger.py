@@ -22,6 +22,7 @@ from countermark.errors import (
     LedgerError,
     MissingExtraError,
 )
+from countermark.places import require_place
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -107,7 +108,7 @@ class Ledger:
         try:
             _require_free(made)
             if made.is_sqlite:
-                files.require_place(Path(made.url.database or ""))
+                require_place(made.url.database or "")
                 with files.replacing(Path(made.url.database or "")) as temporary:
                     place = _opened(str(temporary))
                     place.prepare()

@@ -7,7 +7,6 @@ the file. The package `model-signing` makes and checks it, with keys on NIST cur
 from __future__ import annotations
 
 import io
-import os
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from countermark import files
 from countermark.claims import signing
 from countermark.claims.decision import Case, Decision, Finding
-from countermark.errors import ClaimError, ConfigError, MissingExtraError, SuspectError, printable
+from countermark.errors import ClaimError, MissingExtraError, SuspectError, printable
+from countermark.places import require_free
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _LARGEST = 1 << 20  # bytes of a signature
@@ -46,8 +46,7 @@ def sign_model(model: Path, private: Path, out: Path, *, passphrase: str | None 
         MissingExtraError: model-signing is not installed.
     """
     config = _library()[0].Config()
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists: choose another name or move it away")
+    require_free(out)
     if not model.is_file():
         raise SuspectError(f"{model} is no file: a folder is signed by `model_signing` itself")
     secret = passphrase.encode() if passphrase else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, cast
@@ -34,6 +33,7 @@ from countermark.claims.statement import (
 )
 from countermark.errors import ClaimError, ConfigError
 from countermark.files import Hex32, Stored
+from countermark.places import require_free
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 LARGEST = 1 << 20  # bytes of a file
@@ -149,8 +149,8 @@ class _Signed(Stored):
         Raises:
             ConfigError: something already has that name, and it is not to be replaced.
         """
-        if not replace and os.path.lexists(path):
-            raise ConfigError(f"{path} exists: choose another name or move it away")
+        if not replace:
+            require_free(path)
         files.write_bytes(Path(path), self.to_bytes())
 
     @classmethod

@@ -18,6 +18,7 @@ from countermark.cli.options import (
     show_result,
 )
 from countermark.errors import ClaimError, ConfigError, SuspectError, printable
+from countermark.places import require_free
 
 if TYPE_CHECKING:
     from countermark.claims.signed import Claim
@@ -178,8 +179,7 @@ def timestamp(
     document.check()
     asked = request_for(document)
     if request is not None:
-        if request.exists():
-            raise ConfigError(f"{request} exists: choose another name or move it away")
+        require_free(request)
         write_bytes(request, asked)
         show_result({"request": str(request)}, as_json, f"{request}: a request for {file}")
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 import zlib
@@ -13,6 +12,7 @@ import typer
 
 from countermark.cli.options import AsJson, passphrase_of, show_result
 from countermark.errors import ConfigError, printable
+from countermark.places import require_free
 
 if TYPE_CHECKING:
     from countermark.answers import Images
@@ -112,8 +112,8 @@ def check_opening(
     from countermark.files import write_folder
     from countermark.openings import Openings
 
-    if out and os.path.lexists(out):
-        raise ConfigError(f"{out} exists: choose another name or move it away")
+    if out:
+        require_free(out)
     loaded = Openings.load(opened)
     found = loaded.check(commitment)
     if out:

@@ -11,6 +11,7 @@ import typer
 from countermark.cli.claim import Authorities
 from countermark.cli.options import AsJson, pem_passphrase, show_result
 from countermark.errors import ConfigError, printable
+from countermark.places import require_free
 
 if TYPE_CHECKING:
     from countermark.claims.ledger import Entry, Proof
@@ -114,8 +115,7 @@ def find(
         entries = opened.find(**{name: value for name, value in wanted.items() if value})
         found = [(entry, opened.prove(entry.place)) for entry in entries]
     if out is not None and found:
-        if out.exists():
-            raise ConfigError(f"{out} exists: choose another name or move it away")
+        require_free(out)
         named = {f"claim-{entry.place}.json": entry.claim.to_bytes() for entry, _ in found}
         write_folder(out, named)
     lines = [

@@ -39,7 +39,7 @@ from countermark.cli.suspect import (
     suspect_of,
 )
 from countermark.errors import ConfigError, printable
-from countermark.files import require_place
+from countermark.places import require_free, require_place
 from countermark.report.dated import Dated
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ def report(
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
     for each in (out, bundle):
-        if each.exists():
-            raise ConfigError(f"{each} exists: choose another name or move it away")
+        require_free(each)
         require_place(each)
     order = _Order(
         suspect, key, asked, reader, null=null,

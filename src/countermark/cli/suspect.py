@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark.errors import ConfigError
+from countermark.places import require_free
 
 if TYPE_CHECKING:
     from countermark.alignment import Disguised, Reference
@@ -212,8 +213,8 @@ def _recorded(path: Path) -> Predict:
 def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Predict]:
     from countermark.remote import connect
 
-    if asking.transcript and asking.transcript.exists():
-        raise ConfigError(f"{asking.transcript} exists: choose another name or move it away")
+    if asking.transcript:
+        require_free(asking.transcript)
     with connect(url, _options(asking.options, key)) as endpoint:
         try:
             yield endpoint

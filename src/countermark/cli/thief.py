@@ -15,6 +15,7 @@ from countermark.cli.options import (
     show_result,
 )
 from countermark.errors import ConfigError
+from countermark.places import require_free
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,8 +85,7 @@ def attack_run(
     from countermark.weights import load_state
 
     attack = attack_named(name).from_fields(pairs(settings, "--set"))
-    if out.exists():
-        raise ConfigError(f"{out} exists: choose another name or move it away")
+    require_free(out)
     _check_host(attack, model, data, model_arguments)
     host: nn.Module
     if model:

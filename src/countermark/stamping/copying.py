@@ -12,6 +12,7 @@ from typing import Protocol
 
 from countermark.errors import ConfigError, SuspectError
 from countermark.files import creating, replacing, sync
+from countermark.places import require_free
 from countermark.progress import progress
 from countermark.stamping.solving import Piece
 from countermark.weights import SafetensorsWeights, ShardedWeights, Weights
@@ -82,8 +83,7 @@ def copied(source: Path, weights: Weights, out: Path) -> Iterator[tuple[Path, Wr
 
 def require_room(source: Path, out: Path) -> None:
     """Raise `ConfigError` where the copy may not be made."""
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists: choose another name or move it away")
+    require_free(out)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{out} lies in {source}, which is copied: choose another place")
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError, MarkNotTakenError
-from countermark.files import require_place
 from countermark.key import Key, KeyMaterial
 from countermark.keyfile import refuse_existing, refuse_nested
 from countermark.message import Bits
+from countermark.places import require_place
 from countermark.schemes import scheme_of
 from countermark.schemes.stamp import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
