@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
 from countermark.verdict import Terms, Verdict, judge, no_verdict
 from countermark.weights import (
+    IN_PART,
     MOST_CANDIDATES,
     Suspect,
     Weights,
@@ -241,7 +243,7 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
         about["suspect"] = {
             "name": weights.name,
             "tensors": best.where,
-            "sha256": dict(weights.digests),
+            "sha256": _told(weights.digests, key),
             "file_sha256": weights.file_digest() if asked.digest else None,
         } | ({"reference": record} if record else {})
         if missing := [name for name in key.tensors if name not in best.where]:
@@ -250,6 +252,19 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
     nulls = scheme.nulls(best.tensors, key, draws)
     chosen = _chosen(scheme, after_alignment(nulls, best.evidence), asked.null)
     return judge(best.evidence, chosen, tests=tests, terms=terms, about=about)
+
+
+def _told(digests: Mapping[str, str], key: Key) -> dict[str, str]:
+    """Digests of what was read; of a part of a tensor only who has the key can make it again.
+
+    Whoever has the suspect could else find by trial where a key reads.
+    """
+    secret = key.stream("digests of parts").take(32)
+    return {
+        name: hmac.new(secret, digest.encode(), "sha256").hexdigest()
+        if name.endswith(IN_PART) else digest
+        for name, digest in digests.items()
+    }  # fmt: skip
 
 
 def _chosen_reading(readings: list[Reading], log10_alpha: float) -> Reading:

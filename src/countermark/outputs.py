@@ -74,6 +74,16 @@ class Outputs:
         for name in self.names[first:]:
             yield self._one(name)
 
+    def digests(self, count: int) -> Iterator[tuple[str, bytes]]:
+        """Name and SHA-256 of the first `count` files, without a look at their pictures."""
+        for name in self.names[:count]:
+            try:
+                content = read_regular(self.folder / name, MOST_BYTES)
+            except ValueError:
+                yield name, b""
+            else:
+                yield name, hashlib.sha256(content).digest()
+
     def _one(self, name: str) -> Output:
         import PIL.Image
 

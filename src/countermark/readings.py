@@ -29,6 +29,7 @@ from countermark.xof import frame
 _TYPE = "countermark/reading/v1"
 _SECONDS = 20.0  # between two saves
 _LARGEST = 1 << 28
+_FIRST = hashlib.sha256(b"countermark/outputs/v1").digest()
 
 
 @dataclass
@@ -123,21 +124,26 @@ def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tupl
     return marked, skipped
 
 
+def _chained(digest: bytes, name: str, sha256: bytes) -> bytes:
+    """A digest over all files so far, and one more."""
+    return hashlib.sha256(frame(digest, name.encode(errors="surrogateescape"), sha256)).digest()
+
+
 class _Course:
     """Where a reading of a folder stands."""
 
     def __init__(self, scheme: OutputScheme, reading: Reading, key: Key, outputs: Outputs) -> None:
         self._scheme, self._reading, self._commitment = scheme, reading, key.commitment
+        self._outputs = outputs
         names = frame(*(name.encode(errors="surrogateescape") for name in outputs.names))
         self._names = hashlib.sha256(names).hexdigest()
-        self._digest = hashlib.sha256(b"countermark/outputs/v1").digest()
+        self._digest = _FIRST
         self._skipped, self._images = Skipped(), 0
         self._saved, self.next = time.monotonic(), 0
 
     def take(self, output: Output) -> None:
         """Read one more file, or skip it."""
-        name = output.name.encode(errors="surrogateescape")
-        self._digest = hashlib.sha256(frame(self._digest, name, output.sha256)).digest()
+        self._digest = _chained(self._digest, output.name, output.sha256)
         if output.picture is None:
             self._skipped.add(output)
         else:
@@ -172,7 +178,11 @@ class _Course:
             if (state["commitment"], state["names"]) != (self._commitment, self._names):
                 raise ValueError("it is of another key, or of other files")
             self.next, self._images = int(state["next"]), int(state["images"])
-            self._digest = bytes.fromhex(state["digest"])
+            self._digest = _FIRST
+            for each in self._outputs.digests(self.next):
+                self._digest = _chained(self._digest, *each)
+            if self._digest.hex() != state["digest"]:
+                raise ValueError("it is of files with these names and other contents")
             skipped = state["skipped"]
             self._skipped = Skipped(Counter(skipped["reasons"]), list(skipped["first"]))
         except (ValueError, KeyError, TypeError) as error:

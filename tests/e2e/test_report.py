@@ -267,6 +267,18 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("record.json", lambda d: d["about"].clear(), "do not fit each other"),
     ("record.json", lambda d: d.update(colour=1), "colour: Extra inputs"),
     ("record.json", lambda d: d.update(type="countermark/record/v2"), "type: "),
+    (
+        "record.json",
+        lambda d: [d[part].update(owner="Mallory Ltd.") for part in ("about", "verdict")],
+        "the owner in the claim is not the one",
+    ),
+    (
+        "record.json",
+        lambda d: [
+            d[part]["dating"]["authorities"].append("A") for part in ("terms", "verdict")
+        ],
+        "of which the bundle has no certificate",
+    ),
     ("inclusion.json", lambda d: d.update(place=0), "is not under the tree head"),
     ("inclusion.json", lambda d: d["path"].clear(), "is not under the tree head"),
     ("inclusion.json", lambda d: d.update(path=["zz"]), "is not under the tree head"),
@@ -304,6 +316,17 @@ def test_damage_to_a_bundle_is_refused_or_changes_nothing(case: Path) -> None:
             assert found.verdict.to_json() == expected
         Path("bundle", name).write_bytes(whole[name])
     assert listing(case) == before
+
+
+def test_a_bundle_has_of_a_pinned_file_what_it_was_pinned_for(case: Path) -> None:
+    secret = Path("acme.pem").read_bytes()
+    assert b"PRIVATE KEY" in secret
+    for name in ("root.pem", "acme.pub"):
+        Path(name).write_bytes(Path(name).read_bytes() + secret)
+    assert reported("again.html", "again", "--signer", "acme.pub").code == 0
+    for each in Path("again").iterdir():
+        assert b"PRIVATE" not in each.read_bytes(), each
+    assert call("report", "--replay", "again").code == 0
 
 
 def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAuthority) -> None:

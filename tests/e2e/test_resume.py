@@ -135,6 +135,10 @@ def test_a_key_that_came_in_the_way_does_not_cost_the_training(here: Path, drive
     (here / "new.key").mkdir()
     assert call(*embed(epochs="2")).code == 2
     (here / "new.key").rmdir()
+    (here / "new.safetensors").write_bytes(b"somebody else's")
+    assert "new.safetensors exists" in call(*embed(epochs="2")).why
+    assert (here / "new.safetensors").read_bytes() == b"somebody else's"
+    (here / "new.safetensors").unlink()
     _, nonce = material(here)
     assert call(*embed(epochs="2")).code == 0
     assert call("key", "show", "new.key", "--json").json["nonce"] == nonce

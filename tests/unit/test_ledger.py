@@ -51,7 +51,8 @@ def test_claims_keep_their_order_and_are_found(ledger: Ledger) -> None:
 def test_a_claim_added_again_keeps_its_place(ledger: Ledger, authority: LocalAuthority) -> None:
     claims = filled(ledger, 3)
     assert ledger.add(claims[1]) == 1
-    assert ledger.add(authority.stamp(claims[1])) == 1
+    with pytest.warns(UserWarning, match="without some of its stamps"):
+        assert ledger.add(authority.stamp(claims[1])) == 1
     assert len(ledger.find(model="cd" * 32)) == 3
 
 
@@ -94,7 +95,7 @@ def test_only_signed_claims_with_stamps_of_their_own_come_in(
 
 
 def test_heads_are_kept_when_they_are_of_this_ledger(
-    ledger: Ledger, authority: LocalAuthority, tmp_path: Path
+    ledger: Ledger, authority: LocalAuthority, other_authority: LocalAuthority, tmp_path: Path
 ) -> None:
     filled(ledger, 3)
     head = ledger.head().signed(OPERATOR)
@@ -102,6 +103,12 @@ def test_heads_are_kept_when_they_are_of_this_ledger(
     stamped = authority.stamp(head)
     assert ledger.add(stamped) == 3
     assert ledger.heads() == [stamped]
+    assert ledger.add(head) == 3  # the copy from before the stamp
+    assert ledger.heads() == [stamped]
+    twice = other_authority.stamp(head)
+    assert ledger.add(twice) == 3
+    (kept,) = ledger.heads()
+    assert kept.stamps == (*stamped.stamps, *twice.stamps)
     with Ledger.init(str(tmp_path / "other.db"), NAME) as other:
         other.add(some_claim(OWNER))
         foreign = other.head().signed(OPERATOR)

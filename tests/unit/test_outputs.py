@@ -176,6 +176,12 @@ def test_an_interrupted_reading_goes_on(
     other = barriers.untrained(barriers.KeyMaterial(bytes(32), bytes(16)))
     with pytest.raises(ConfigError, match="of another key"):
         read_folder(folder, scheme, other, resume=state)
+    first = sorted(folder.rglob("*.png"))[0]
+    content = first.read_bytes()
+    first.write_bytes(content + b"\0")  # as a folder of somebody else's that is called alike
+    with pytest.raises(ConfigError, match="these names and other contents"):
+        read_folder(folder, scheme, key, resume=state)
+    first.write_bytes(content)
     found = read_folder(folder, scheme, key, resume=state)
     assert found.evidence is not None
     assert whole.evidence is not None

@@ -190,6 +190,15 @@ def test_damaged_pickles_are_one_line(
     assert says in refused(path)
 
 
+def test_names_that_fill_the_memory_are_refused(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from countermark.weights import script_file
+
+    monkeypatch.setattr(script_file, "_MOST_LETTERS", 10)
+    assert "too many" in refused(archive)
+
+
 def test_a_pickle_of_endless_modules_is_refused_soon(archive: Path, tmp_path: Path) -> None:
     """Each module holds the one before twice: 2 to the 40th paths, in a few hundred bytes."""
     content = b"\x80\x02c__torch__\nM\n)\x81}(X\x01\0\0\0aK\x01ubq\x00"

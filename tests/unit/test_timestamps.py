@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -117,6 +118,12 @@ def test_damaged_responses_are_refused_in_one_line(authority: LocalAuthority) ->
         with pytest.raises(ClaimError) as caught:
             read(each, claim)
         one_line(caught.value)
+    at = re.search(rb"\x18.20\d{12}", response)
+    assert at is not None
+    for moment in (b"99991231235959", b"00010101000000"):  # a second more, or less, is no time
+        far = response[: at.start() + 2] + moment + response[at.end() :]
+        with pytest.raises(ClaimError, match="no time stamp that was granted"):
+            read(far, claim)
     for changes in range(200):
         damaged = mutated(response, drawn, 1 + changes % 3)
         why = pinned.confirms(damaged, claim.stamped_bytes)

@@ -33,7 +33,7 @@ from countermark.schemes.base import Scheme
 from countermark.weights import load_state, save_weights
 
 UNMARKED = "none"
-_ORDER, _MATERIAL = "order.json", "material"  # files of the resume folder
+_ORDER, _MATERIAL, _WRITING = "order.json", "material", "writing"  # files of the resume folder
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,10 @@ def check_places(order: Order, resume: Path) -> None:
                 f"({', '.join(differing)}): repeat that command, or remove the folder"
             )
         if (resume / _MATERIAL).exists():
+            if not (resume / _WRITING).exists():
+                require_free(order.out)
+                if order.key is not None:
+                    refuse_existing(Path(order.key))
             return
         forget(resume)  # that run was over, and was killed while it tidied up
     require_free(order.out)
@@ -154,6 +158,11 @@ def keep(order: Order, resume: Path, material: KeyMaterial) -> None:
     if not resume.exists():
         kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
+
+
+def about_to_write(resume: Path) -> None:
+    """From now on what is at the order's places may be this run's own."""
+    files.write_bytes(resume / _WRITING, b"")
 
 
 def _kept_order(resume: Path) -> dict[str, Any]:
@@ -287,6 +296,7 @@ def _write(
             "commitment": key.commitment,
             "test_key": key.test_key,
         }
+    about_to_write(resume)
     save_weights(model.state_dict(), Path(order.out))
     if key and order.key and not saved_before(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)

@@ -7,6 +7,8 @@ that nothing under it was changed, taken away or put in between. `audit` does th
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +137,16 @@ class Ledger:
             return self._keep(document)
         with self.database.writing() as connection:
             known = self.rows.place_of(connection, document.digest)
-            return self._append(connection, document) if known is None else known
+            if known is None:
+                return self._append(connection, document)
+        (entry, *_) = self.find(digest=document.digest)
+        if set(document.stamps) - set(entry.claim.stamps):
+            warnings.warn(
+                "the ledger has this claim without some of its stamps, and cannot take them, since "
+                "its tree is over the claim as it was added: keep the file",
+                stacklevel=2,
+            )
+        return known
 
     def find(self, **wanted: str) -> list[Entry]:
         """The claims of which a column has this value; the first thousand of them.
@@ -257,8 +268,12 @@ class Ledger:
                     f"this ledger never had {head.size} claims under the root {head.root}: the "
                     "tree head is of a copy, or the ledger was changed"
                 )
+            where = table.c.digest == head.digest
+            for kept in connection.execute(table.select().where(where)):
+                with suppress(ClaimError):  # a row that was changed has no stamps to keep
+                    head = TreeHead.from_bytes(kept.content).with_stamps_of(head)
             row = {"size": head.size, "content": head.to_bytes()}
-            connection.execute(table.delete().where(table.c.digest == head.digest))
+            connection.execute(table.delete().where(where))
             connection.execute(table.insert(), row | {"digest": head.digest})
         return head.size
 

@@ -139,6 +139,17 @@ class _Signed(Stored):
         stamps = (*self.timestamps, _coded(response))
         return type(self).model_validate(self.model_dump() | {"timestamps": stamps})
 
+    def with_stamps_of(self, other: Self) -> Self:
+        """The same with the stamps of another copy of it, too.
+
+        Raises:
+            ClaimError: they are too many together.
+        """
+        stamps = tuple(dict.fromkeys((*self.timestamps, *other.timestamps)))
+        if len(stamps) > _MOST:
+            raise ClaimError(f"this {self.what} has {len(stamps)} stamps: expected at most {_MOST}")
+        return type(self).model_validate(self.model_dump() | {"timestamps": stamps})
+
     def to_bytes(self) -> bytes:
         """The file: canonical JSON (RFC 8785) and a line end."""
         return rfc8785.dumps(self.model_dump()) + b"\n"

@@ -111,6 +111,13 @@ def load_public(path: Path) -> Ed25519PublicKey:
     return key
 
 
+def in_pem(known: Ed25519PublicKey | Certificate) -> bytes:
+    """A public key, or a certificate, in PEM and nothing else."""
+    if isinstance(known, Ed25519PublicKey):
+        return known.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return known.public_bytes(Encoding.PEM)
+
+
 def load_certificates(path: Path) -> list[Certificate]:
     """The certificates (X.509) in a PEM file, one or more.
 

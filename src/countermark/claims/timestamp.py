@@ -171,6 +171,7 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
             info.gen_time.astimezone(UTC), _accuracy(info),
             (signer.issuer.rfc4514_string(), signer.serial_number),
         )  # fmt: skip
+        _ = found.latest, found.soonest  # there is no year 10,000, and no year 0
         imprint = info.message_imprint
         named = client.digests[imprint.hash_algorithm.dotted_string]
     except Exception as error:  # a hostile response raises half a dozen kinds

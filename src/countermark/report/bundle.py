@@ -16,7 +16,7 @@ from typing import Literal
 from countermark import files, merkle
 from countermark.claims.policy import earliest
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.signing import key_id, load_public
+from countermark.claims.signing import in_pem, key_id, load_certificates, load_public
 from countermark.claims.statement import instant, moment
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, ConfigError, CountermarkError, printable
@@ -98,8 +98,11 @@ def contents(record: Record, dated: Dated | None, key: Path | None) -> dict[str,
         if dated.head is not None and dated.inclusion is not None:
             made[HEAD] = dated.head.to_bytes()
             made[PROOF] = dated.inclusion.model_dump_json().encode() + b"\n"
-        for kind, paths in (("authority", dated.authorities), ("signer", dated.signers)):
-            made |= {f"{kind}-{n}.pem": each.read_bytes() for n, each in enumerate(paths)}
+        # Written anew: a file may hold more than what it was given for, a private key for one.
+        for n, path in enumerate(dated.authorities):
+            made[f"authority-{n}.pem"] = b"".join(map(in_pem, load_certificates(path)))
+        for n, path in enumerate(dated.signers):
+            made[f"signer-{n}.pem"] = in_pem(load_public(path))
     if key is not None:
         made |= {name: (key / name).read_bytes() for name in KEY}
     return made
@@ -165,6 +168,8 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
     claim.check()
     if dating is None or claim.digest != dating.claim or claim.commitment != verdict.commitment:
         raise ClaimError("the claim in the bundle is not the one that the verdict is dated by")
+    if claim.owner != verdict.owner:
+        raise ClaimError("the owner in the claim is not the one that the verdict names")
     checked = [f"the claim {claim.digest} is signed, and about this key"]
     if dating.committed is None:
         return checked
@@ -175,9 +180,16 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
         raise ClaimError("the bundle lacks the tree head that dates the claim")
     _require_under(claim, dated.head, dated.inclusion)
     authorities = [Authority.load(each) for each in dated.authorities]
-    latest = [instant(each.stamp.latest) for each in earliest([dated.head], authorities)]
-    if dating.committed not in latest or moment(dating.committed) >= moment(dating.suspect_date):
+    stamps = earliest([dated.head], authorities)
+    by = {instant(each.stamp.latest): each.authority.name for each in stamps}
+    if by.get(dating.committed) not in dating.authorities or (
+        moment(dating.committed) >= moment(dating.suspect_date)
+    ):
         raise ClaimError("the tree head in the bundle is not stamped as the verdict says")
+    if not set(dating.authorities) <= {each.name for each in authorities}:
+        raise ClaimError("the verdict names authorities of which the bundle has no certificate")
+    if not dating.commitments:
+        raise ClaimError("the verdict is dated and counts no commitment")
     return [*checked, f"it is under a tree head that was stamped by {dating.committed}"]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from countermark.errors import SuspectError
 from countermark.files import replacing
-from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.base import IN_PART, Array, TensorInfo, Weights
 from countermark.weights.digest import ModelDigest, model_digest
 from countermark.weights.finding import MOST_CANDIDATES, assignments, prefixed
 from countermark.weights.module import ModuleWeights
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
+    "IN_PART", "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
     "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Suspect", "TensorInfo",
     "TorchScriptWeights", "TorchWeights", "Weights", "as_numbers", "assignments", "load_state",
     "model_digest", "open_weights", "prefixed", "save_weights",

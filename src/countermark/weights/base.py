@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from countermark.errors import SuspectError
 
 Array = NDArray[np.floating[Any]]
+IN_PART = ", in part"
+"""Ends the name of a tensor among the digests, where not all of it was read."""
 
 
 @dataclass(frozen=True)

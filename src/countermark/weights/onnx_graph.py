@@ -7,7 +7,7 @@ Here such a tensor gets a second entry, as the layer has it. Nothing of the grap
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ TRANSPOSED = ", transposed"
 _PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
 _PASSED = ("Cast", "Mul")  # between a product of whole numbers and its bias
 _MOST_BETWEEN = 4
-_MOST_PARTS = 1 << 12
+_MOST_PARTS, _MOST_SEEN = 1 << 12, 1 << 22
 _ZERO = 8  # the middle of four bits
 
 
@@ -83,7 +83,7 @@ class Linear:
         return found.reshape(rows, -1)[:, :width]
 
 
-def parts_of(graph: Any) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
+def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any]]]:
     """A graph and the graphs in it, each with the names that it sees, and its own tensors.
 
     Yields: the graph; the name here of each tensor that is seen there; tensors by their names here.
@@ -92,10 +92,10 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]
         ValueError: a graph has one name twice, or there are too many.
     """
     taken: set[str] = set()
-    left: list[tuple[Any, dict[str, str]]] = [(graph, {})]
-    count = 0
+    left: list[tuple[Any, ChainMap[str, str], int]] = [(graph, ChainMap(), 0)]
+    count = total = 0
     while left:
-        part, outer = left.pop()
+        part, outer, visible = left.pop()
         count += 1
         if count > _MOST_PARTS:
             raise ValueError(f"it has more than {_MOST_PARTS:,} graphs")
@@ -107,10 +107,16 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]
             seen[name] = _free(name, taken)
             taken.add(seen[name])
             own[seen[name]] = tensor
-        seen = {**outer, **seen}
-        yield part, seen, own
+        within = ChainMap(seen, *outer.maps) if seen else outer  # a copy would cost parts × names
+        visible += len(seen)
+        total += visible
+        if total > _MOST_SEEN:
+            raise ValueError(f"its graphs see more than {_MOST_SEEN:,} tensors in all")
+        yield part, within, own
         inner = [g for node in part.node for a in node.attribute for g in (a.g, *a.graphs)]
-        left += [(each, seen) for each in reversed(inner) if each.node or each.initializer]
+        left += [
+            (each, within, visible) for each in reversed(inner) if each.node or each.initializer
+        ]
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import SuspectError, printable
 from countermark.files import parse_json
-from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.base import IN_PART, Array, TensorInfo, Weights
 from countermark.weights.dtypes import DTYPES, decoded
 
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
@@ -89,7 +89,7 @@ class SafetensorsWeights(Weights):
         if not 0 <= start <= start + count <= size // item:
             raise ValueError(f"{name} has {size // item} values, not {start} to {start + count}")
         raw = self._bytes(name, offset + start * item, count * item)
-        self.digests[f"{name}, in part"] = hashlib.sha256(raw).hexdigest()
+        self.digests[f"{name}{IN_PART}"] = hashlib.sha256(raw).hexdigest()
         return self._checked(name, decoded(raw, info.dtype))  # (count,)
 
     def _load(self, name: str) -> NDArray[Any]:

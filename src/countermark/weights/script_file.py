@@ -26,6 +26,7 @@ from countermark.weights.inert import Kept, Made, Named, inert
 from countermark.weights.torch_file import LARGEST_PICKLE, require_at_end
 
 _MOST_TENSORS, _MOST_PARTS, _DEEPEST = 100_000, 1 << 20, 64
+_MOST_LETTERS = 1 << 27  # of all names, each as long as its path
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 _STORAGES = {
     "Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Long": "I64", "Int": "I32",
@@ -159,12 +160,18 @@ def _walked(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _Tensor
     Raises:
         ValueError: there are too many, or they are nested too deeply.
     """
-    left, steps, found = [(prefix, parts, 0)], 0, 0
+    left, steps, found, letters = [(prefix, parts, 0)], 0, 0, 0
     while left:
         prefix, parts, depth = left.pop()
         for name, part in parts.items():
             steps += 1
-            if steps > _MOST_PARTS or depth > _DEEPEST or found >= _MOST_TENSORS:
+            letters += len(prefix) + len(str(name))
+            if (
+                steps > _MOST_PARTS
+                or depth > _DEEPEST
+                or found >= _MOST_TENSORS
+                or (letters > _MOST_LETTERS)
+            ):
                 raise ValueError("its modules are too many, or nested too deeply")
             if (tensor := _tensor(part, folder)) is not None:
                 found += 1

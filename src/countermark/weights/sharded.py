@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import SuspectError, printable
 from countermark.files import parse_json, read_regular
-from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.base import IN_PART, Array, TensorInfo, Weights
 from countermark.weights.safetensors_file import SafetensorsWeights
 
 INDEX = ".safetensors.index.json"
@@ -74,7 +74,7 @@ class ShardedWeights(Weights):
         """Reads only these bytes of the file that has them."""
         shard = self.shards[self._home[name]]
         values = shard.read_part(name, start, count)
-        names = (name, f"{name}, in part")
+        names = (name, f"{name}{IN_PART}")
         self.digests |= {each: shard.digests[each] for each in names if each in shard.digests}
         return values
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from countermark.answers import Images
-from countermark.bench.embed import Order, check_places, forget, keep, kept_material, saved_before
+from countermark.bench.embed import (
+    Order,
+    about_to_write,
+    check_places,
+    forget,
+    keep,
+    kept_material,
+    saved_before,
+)
 from countermark.bench.imaging.cell import likeness
 from countermark.bench.imaging.photographs import DRAWN, Photographs, photographs
 from countermark.bench.imaging.tasks import Task, spoilt
@@ -78,6 +86,7 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
     figures = _figures(plain, barrier, asked, data, key)
     for number, each in enumerate(plain.numpy() if order.outputs else ()):
         write_bytes(Path(str(order.outputs)) / f"{number:05}.png", as_png(each))
+    about_to_write(resume)
     save_weights(trained.state_dict(), Path(order.out))
     if order.key and not saved_before(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
