@@ -13,7 +13,7 @@ import torch
 from cli_calls import call, embed, refused
 
 OTHERS: list[tuple[str, str]] = [
-    ("verify m.safetensors", "give --key DIR, or --opened FILE"),
+    ("verify m.safetensors", "give either --key DIR, or --opened FILE"),
     ("verify --key acme.key", "Missing argument"),
     ("verify absent --key acme.key", "absent cannot be read"),
     ("verify acme.key --key acme.key", "acme.key cannot be read"),

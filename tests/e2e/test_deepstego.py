@@ -161,6 +161,7 @@ def test_a_report_on_a_service_names_its_answers_and_needs_no_service_to_be_repe
     assert call("report", "--replay", bundle).code == 0
     again = call("report", record, "--recorded", *key, "--replay", bundle)
     assert "it is the same" in again.out, again
+    assert "nobody was asked" in again.out
     other = call("report", made / "other.safetensors", *key, "--replay", bundle)
     assert (other.code, "it is another suspect" in other.why) == (2, True)
 

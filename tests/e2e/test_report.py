@@ -274,10 +274,13 @@ CHANGES: list[tuple[str, Change, str]] = [
     ),
     (
         "record.json",
-        lambda d: [
-            d[part]["dating"]["authorities"].append("A") for part in ("terms", "verdict")
-        ],
+        lambda d: [d[part]["dating"]["authorities"].append("A") for part in ("terms", "verdict")],
         "of which the bundle has no certificate",
+    ),
+    (
+        "record.json",
+        lambda d: [d["about"].update(suspect={"reference": {}}), d["verdict"].clear()],
+        "expected a bundle as",
     ),
     ("inclusion.json", lambda d: d.update(place=0), "is not under the tree head"),
     ("inclusion.json", lambda d: d["path"].clear(), "is not under the tree head"),

@@ -242,7 +242,7 @@ def test_what_is_no_weight_file_is_refused(tmp_path: Path, name: str) -> None:
 @POSIX
 @pytest.mark.parametrize("name", ["/dev/null", "/dev/zero"])
 def test_devices_are_refused(name: str) -> None:
-    with pytest.raises(SuspectError, match="neither safetensors nor"):
+    with pytest.raises(SuspectError, match="is no regular file"):
         open_weights(name)
 
 

@@ -261,3 +261,9 @@ def test_random_damage_is_refused_or_read_as_the_library_reads_it(
     for name, values in found.items():
         wide = oracle[name] if oracle[name].dtype == np.float64 else oracle[name].astype(np.float32)
         assert np.array_equal(values, wide)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    with pytest.raises(SuspectError, match="is no regular file"):
+        open_weights(tmp_path / "fifo.safetensors")

@@ -238,6 +238,7 @@ def _replayed(
     as_json: bool,
 ) -> int:  # fmt: skip
     """Judge a bundle again, and with suspect and key read again."""
+    from countermark.limits import RECORDED
     from countermark.report.bundle import replay
 
     if (suspect is None) != (key is None):
@@ -251,10 +252,11 @@ def _replayed(
             blind_choice=found.record.terms.blind_choice, null=found.record.null.name,
         )  # fmt: skip
         checked.append(_read_again(order, found.verdict))
+    limits = [*found.limits, *([RECORDED] if how[0].replay else [])]
     lines = [found.verdict.explain(), *(f"  holds         {each}" for each in checked)]
-    lines += [f"  limit         {each}" for each in found.limits]
+    lines += [f"  limit         {each}" for each in limits]
     about = {
-        "record_sha256": found.sha256, "checked": checked, "limits": list(found.limits),
+        "record_sha256": found.sha256, "checked": checked, "limits": limits,
         "verdict": found.verdict.to_json(),
     }  # fmt: skip
     show_result(about, as_json, "\n".join(lines))

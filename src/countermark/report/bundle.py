@@ -130,7 +130,8 @@ def replay(folder: Path) -> Replayed:
         content = files.read_regular(folder / RECORD, _LARGEST)
         record = files.parse_as(Record, content)
         verdict = record.judged()
-    except (ValueError, CountermarkError) as error:
+        verdict.explain()  # what it says of the suspect is as hostile as the rest
+    except (ValueError, TypeError, KeyError, AttributeError, CountermarkError) as error:
         raise ClaimError(
             f"{folder / RECORD}: {printable(str(error), 300)}; expected a bundle as "
             "`countermark report` writes it"

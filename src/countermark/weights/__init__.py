@@ -63,14 +63,7 @@ def open_weights(suspect: Suspect) -> Weights:
         path = in_folder(path)
     if path.name.endswith(INDEX):
         return ShardedWeights(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise SuspectError(
-            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch, "
-            "TorchScript or ONNX file"
-        ) from None
+    start = _beginning(path)
     if start[:4] == b"PK\x03\x04":
         return TorchScriptWeights(path) if holds_script(path) else TorchWeights(path)
     if start[8:9] == b"{":
@@ -81,6 +74,20 @@ def open_weights(suspect: Suspect) -> Weights:
         f"{path} is neither safetensors nor a zip-format torch file, nor ONNX (old pickles are "
         "never opened): re-save it with safetensors.torch.save_file or torch.save"
     )
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a regular file: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise SuspectError(f"{path} is no regular file: expected a weight file")
+    try:
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise SuspectError(
+            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch, "
+            "TorchScript or ONNX file"
+        ) from None
 
 
 def save_weights(state: Mapping[str, Any], path: Path) -> None:
