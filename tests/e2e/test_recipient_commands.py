@@ -63,7 +63,7 @@ STAMP = ["recipient", "stamp", "one.safetensors", "--key", "r.key", "--out", "ou
 REFUSED: list[tuple[list[str], str]] = [
     ([*NEW, "--count", "1"], "1 recipients"),
     ([*NEW, "--count", "3", "--coalition", "4"], "no coalition of more than all"),
-    ([*NEW, *SMALL, "--epsilon", "0"], "and a probability"),
+    ([*NEW, *SMALL, "--epsilon", "0"], "expected a probability"),
     ([*NEW, *SMALL, "--set", "colour=red"], "no field 'colour'"),
     ([*NEW[:-1], "r.key", *SMALL], "r.key exists"),
     ([*NEW[:4], "", *NEW[5:], *SMALL], "a mark needs an owner"),
