@@ -51,10 +51,16 @@ def test_a_claim_that_was_changed_in_the_database_is_shown_as_such(
         connection = sqlite3.connect(tmp_path / "room" / "claims.db")
         with connection:
             connection.execute("UPDATE nodes SET hash = zeroblob(32) WHERE level = 1")
-        connection.close()
         assert not found.program.get(f"/api/claims/{digest}").json()["included"]
         found.log_in()
         assert "does not lead to the ledger" in found.http.get(f"/claims/{digest}").text
+        with connection:
+            connection.execute("DELETE FROM nodes")
+        connection.close()
+        said = found.program.get(f"/api/claims/{digest}")
+        assert said.status_code == 503
+        assert "the ledger misses" in said.json()["detail"]
+        assert str(tmp_path) not in said.text
 
 
 def test_a_claim_is_added_and_shown_and_junk_is_not(visitor: Visitor) -> None:
