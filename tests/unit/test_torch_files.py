@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -258,3 +259,15 @@ def test_a_truncated_or_damaged_file_is_refused_in_words(tmp_path: Path) -> None
                     weights.read(name)
         except SuspectError as error:
             one_line(error)
+
+
+def test_a_file_that_was_swapped_while_it_was_read_has_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.ones(2, 2)}, path)
+    with open_weights(path) as weights:
+        digest = weights.file_digest()
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        torch.save({"w": torch.zeros(2, 2)}, tmp_path / "other.pt")
+        (tmp_path / "other.pt").replace(path)
+        with pytest.raises(SuspectError, match="changed while it was read"):
+            weights.file_digest()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,27 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+Identity: TypeAlias = tuple[int, int, int, int]
+
+
+def identity_of(found: os.stat_result) -> Identity:
+    """What tells a file from another that takes its place."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def digest_of(path: Path, identity: Identity) -> str:
+    """SHA-256 of a whole file, in hexadecimal.
+
+    Raises:
+        SuspectError: it is not the one that was opened any more.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if identity_of(os.fstat(file.fileno())) != identity:
+            raise SuspectError(f"{path} was changed while it was read: read it again")
+    return digest
 
 
 class Weights(ABC):

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from countermark.errors import MissingExtraError, SuspectError, printable
-from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
 from countermark.weights.onnx_graph import Linear, linears, parts_of
 
 _LARGEST = 2 << 30  # bytes; protobuf itself reads no more
@@ -31,7 +31,7 @@ class OnnxWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path = path
+        self._path, self._identity = path, identity_of(path.stat())
         self._tensors, self._linears = self._read()
         self.tensors = {
             name: TensorInfo(tuple(tensor.dims), _dtype(tensor))
@@ -111,8 +111,7 @@ class OnnxWeights(Weights):
 
     def file_digest(self) -> str:
         """SHA-256 of the whole file, in hexadecimal."""
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(self._path, self._identity)
 
     def close(self) -> None:
         """Let go of the tensors."""

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from countermark.errors import SuspectError, printable
-from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
 from countermark.weights.dtypes import DTYPES, decoded
 from countermark.weights.inert import Kept, Made, Named, inert
 from countermark.weights.torch_file import LARGEST_PICKLE, require_at_end
@@ -65,7 +65,7 @@ class TorchScriptWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path = path
+        self._path, self._identity = path, identity_of(path.stat())
         try:
             require_at_end(path)
             self._archive = zipfile.ZipFile(path)
@@ -140,8 +140,7 @@ class TorchScriptWeights(Weights):
 
     def file_digest(self) -> str:
         """SHA-256 of the whole file, in hexadecimal."""
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(self._path, self._identity)
 
     def close(self) -> None:
         """Let go of the file."""

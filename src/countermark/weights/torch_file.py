@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from countermark.errors import SuspectError
-from countermark.weights.base import TensorInfo, Weights
+from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
 from countermark.weights.module import raw_bytes, to_numpy
 
 LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
@@ -34,7 +34,7 @@ class TorchWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path = path
+        self._path, self._identity = path, identity_of(path.stat())
         try:
             check_directory(path)
         except ValueError as error:
@@ -93,8 +93,7 @@ class TorchWeights(Weights):
 
     def file_digest(self) -> str:
         """SHA-256 of the whole file, in hexadecimal."""
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(self._path, self._identity)
 
     def close(self) -> None:
         """Let go of the file."""
