@@ -16,9 +16,18 @@ from pathlib import Path
 from countermark.alignment import Disguised
 from countermark.answers import Predict
 from countermark.claims.audit import Audit, audit
-from countermark.claims.dispute import PLACES, SIDES, Party, Place, Side
+from countermark.claims.dispute import (
+    PLACES,
+    SIDES,
+    Party,
+    Place,
+    Resolution,
+    Side,
+    resolve,
+)
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
+from countermark.claims.timestamp import Authority
 from countermark.errors import AlignmentError
 from countermark.examine import examine
 from countermark.examine_aligned import perhaps_disguised
@@ -77,6 +86,29 @@ def read_parties(
             with opened(file, each.key) as found:
                 readings[side, place] = examine(found, each.key, terms)
     return (parties[0], parties[1]), readings
+
+
+def settle(
+    suspect: Path, shown: Sequence[Shown], opened: Opened, *, alpha: float,
+    believed: Sequence[Authority], counted: Audit | None,
+) -> Resolution:  # fmt: skip
+    """Read both keys from all three models, and decide between the two parties.
+
+    Args:
+        suspect: the model in dispute.
+        shown: by the first party, and by the second.
+        opened: how a file is opened as a suspect of a key.
+        alpha: the largest chance of a false accusation, over all readings.
+        believed: whose time stamps count.
+        counted: the ledger, as `audited` reads it.
+
+    Raises:
+        SuspectError: a model that cannot be read.
+        ClaimError: a claim that is not whole, or not about its party's key and model.
+    """
+    parties, readings = read_parties(suspect, shown, terms_of(alpha, counted), opened)
+    why = doubt(suspect, shown, readings)
+    return resolve(parties, readings, believed, counted, doubt=why)
 
 
 def doubt(suspect: Path, shown: Sequence[Shown], readings: Readings) -> str | None:

@@ -16,6 +16,7 @@ from countermark.errors import ConfigError, SuspectError
 from countermark.evidence import Evidence
 from countermark.examine_aligned import Reading, after_alignment, aligned, reference_for
 from countermark.key import Key
+from countermark.limits import names_stated
 from countermark.nulls import FairCoin, Null, SecretLabels
 from countermark.openings import Openings
 from countermark.pictures import Pixels
@@ -178,16 +179,14 @@ def _ask_fresh(
 def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any]) -> Verdict:
     """A verdict on answers, if there were any."""
     if evidence.answered:
-        opened = evidence.disclosure is not None  # of these alone the choice is stated to be blind
-        blind = terms.blind_choice and not opened
-        names = 0 if blind else about["suspect"].get("class_names", 0)
+        names = 0 if names_stated(evidence, terms) else about["suspect"].get("class_names", 0)
         if names <= _MOST_ORDERED:
             orders = math.factorial(names)
             return judge(evidence, null, tests=orders, terms=terms, about=about)
         reason = (
             f"the classes came by name, and of all orders of {names} names some order fits any "
             "answers: whoever gave --ask class_names must not have known these"
-            + ("" if opened else ", which you may state (--blind-choice)")
+            + ("" if evidence.disclosure else ", which you may state (--blind-choice)")
         )
         return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
     asked = evidence.readable

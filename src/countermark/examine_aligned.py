@@ -86,10 +86,9 @@ def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
             neurons are.
     """
     scheme = scheme_of(key)
+    # Answers and images mind no order, and a reader that was learnt decides nothing.
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
-        return (
-            False  # answers and images mind no order, and a reader that was learnt decides nothing
-        )
+        return False
     with open_weights(suspect) as weights:
         shapes = [info.shape for info in weights.tensors.values()]
         if any(shape not in shapes for shape in key.tensors.values()):

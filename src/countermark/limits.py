@@ -140,10 +140,9 @@ def limits_of(
         limits.append(_not_innocent(evidence))
     limits += _of_suspect(suspect)
     if names := suspect.get("class_names"):
-        blind = terms.blind_choice and evidence.disclosure is None
+        blind = names_stated(evidence, terms)
         limits.append(NAMED_BLINDLY if blind else NAMED.format(names=names))
-    chosen = evidence.likeness is not None or isinstance(null, SecretClassMap)
-    if chosen and terms.blind_choice:
+    if terms.blind_choice and images_chosen(evidence, null):
         limits.append(CHOSEN_BLINDLY)
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
@@ -152,6 +151,26 @@ def limits_of(
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
+
+
+def names_stated(evidence: Evidence, terms: Terms) -> bool:
+    """Whether a blind choice is one of names of classes: with openings it is of these alone."""
+    return terms.blind_choice and evidence.disclosure is None
+
+
+def images_chosen(evidence: Evidence, null: Null) -> str | None:
+    """How images could be chosen that fit; None where they cannot."""
+    if evidence.likeness is not None:
+        return (
+            "of many pictures some can be chosen in which any key finds its mark: whoever chose "
+            "these must not have known what it reads"
+        )
+    if isinstance(null, SecretClassMap):
+        return (
+            "covers can be chosen, or given classes, to which any model answers by any key's map: "
+            "whoever chose these must not have known what the suspect answers"
+        )
+    return None
 
 
 def _of_reading(evidence: Evidence, null: Null) -> list[str]:

@@ -78,20 +78,21 @@ class Outputs:
         """Name and SHA-256 of the first `count` files, without a look at their pictures."""
         for name in self.names[:count]:
             try:
-                content = read_regular(self.folder / name, MOST_BYTES)
+                yield name, self._content(name)[1]
             except ValueError:
                 yield name, b""
-            else:
-                yield name, hashlib.sha256(content).digest()
+
+    def _content(self, name: str) -> tuple[bytes, bytes]:
+        content = read_regular(self.folder / name, MOST_BYTES)
+        return content, hashlib.sha256(content).digest()
 
     def _one(self, name: str) -> Output:
         import PIL.Image
 
         try:
-            content = read_regular(self.folder / name, MOST_BYTES)
+            content, digest = self._content(name)
         except ValueError as error:
             return Output(name, None, str(error))
-        digest = hashlib.sha256(content).digest()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a bomb is refused by its size, the rest is news

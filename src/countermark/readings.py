@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,10 +83,9 @@ def read_folder(
     """
     outputs = Outputs(folder, LEAST_SIDE)
     course = _Course(scheme, scheme.reading(key), key, outputs)
-    if resume is not None and resume.exists():
-        course.restore(resume)
     with progress("reading images", len(outputs)) as advance:
-        advance(course.next)
+        if resume is not None and resume.exists():
+            course.restore(resume, advance)
         for output in outputs.read(course.next):
             course.take(output)
             advance(1)
@@ -170,7 +169,7 @@ class _Course:
             temporary.write_text(json.dumps(state))
         self._saved = time.monotonic()
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path, advance: Callable[[float], None]) -> None:
         try:
             state: dict[str, Any] = files.parse_json(files.read_regular(path, _LARGEST))
             if state["type"] != _TYPE:
@@ -181,6 +180,7 @@ class _Course:
             self._digest = _FIRST
             for each in self._outputs.digests(self.next):
                 self._digest = _chained(self._digest, *each)
+                advance(1)
             if self._digest.hex() != state["digest"]:
                 raise ValueError("it is of files with these names and other contents")
             skipped = state["skipped"]

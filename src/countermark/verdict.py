@@ -15,7 +15,7 @@ from typing import Any, Literal
 from countermark import stats
 from countermark.age import Dating
 from countermark.evidence import Disclosure, Evidence, Likeness, Reader
-from countermark.limits import limits_of
+from countermark.limits import images_chosen, limits_of
 from countermark.nulls import (
     LEAST_DATED_BITS,
     LEAST_FORGERY_BITS,
@@ -190,7 +190,7 @@ def judge(
     least = _Least(floor + correction, _best_reading(evidence, null))
     # Of all other kinds the date is all there is: see docs/verdicts.md.
     foreseeable = evidence.committed or isinstance(null, SecretClassMap)
-    chosen = _chosen(evidence, null)
+    chosen = images_chosen(evidence, null)
     thresholds = _Measured(log10_p, least, against_forgery, evidence, foreseeable, chosen)
     outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
     return Verdict(
@@ -313,21 +313,6 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
         return (
             "a key that fits what can be foreseen of a suspect could have been picked before the "
             f"claim among 2^{measured.forgery_bits:.0f}, fewer than 2^{LEAST_DATED_BITS:.0f}"
-        )
-    return None
-
-
-def _chosen(evidence: Evidence, null: Null) -> str | None:
-    """How images could be chosen that fit; None where they cannot."""
-    if evidence.likeness is not None:
-        return (
-            "of many pictures some can be chosen in which any key finds its mark: whoever chose "
-            "these must not have known what it reads"
-        )
-    if isinstance(null, SecretClassMap):
-        return (
-            "covers can be chosen, or given classes, to which any model answers by any key's map: "
-            "whoever chose these must not have known what the suspect answers"
         )
     return None
 

@@ -109,6 +109,13 @@ def test_heads_are_kept_when_they_are_of_this_ledger(
     assert ledger.add(twice) == 3
     (kept,) = ledger.heads()
     assert kept.stamps == (*stamped.stamps, *twice.stamps)
+    full = kept
+    while len(full.stamps) < 16:
+        full = authority.stamp(full)
+    assert ledger.add(full) == 3
+    with pytest.raises(ClaimError, match="has 17 stamps"):
+        ledger.add(authority.stamp(head))  # which would take the place of one of them
+    assert ledger.heads() == [full]
     with Ledger.init(str(tmp_path / "other.db"), NAME) as other:
         other.add(some_claim(OWNER))
         foreign = other.head().signed(OPERATOR)

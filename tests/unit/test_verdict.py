@@ -408,3 +408,10 @@ def test_people_are_told_of_trigger_accuracy_and_of_its_rank() -> None:
     ):
         assert line in said
     assert "unmarked_models" not in CASES["perfect"].explain()
+
+
+def test_the_command_line_has_the_same_threshold() -> None:
+    from countermark.cli import options
+    from countermark.verdict import ALPHA
+
+    assert options.ALPHA == ALPHA

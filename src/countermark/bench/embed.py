@@ -136,13 +136,10 @@ def check_places(order: Order, resume: Path) -> None:
                 f"{resume} belongs to an interrupted run with other arguments "
                 f"({', '.join(differing)}): repeat that command, or remove the folder"
             )
-        if (resume / _MATERIAL).exists():
-            if not (resume / _WRITING).exists():
-                require_free(order.out)
-                if order.key is not None:
-                    refuse_existing(Path(order.key))
-            return
-        forget(resume)  # that run was over, and was killed while it tidied up
+        if not (resume / _MATERIAL).exists():
+            forget(resume)  # that run was over, and was killed while it tidied up
+        elif (resume / _WRITING).exists():
+            return  # what lies there may be its own
     require_free(order.out)
     if order.scheme != UNMARKED and order.key is None:
         raise ConfigError("a mark needs a place for its key: give --key DIR")

@@ -98,9 +98,9 @@ class Database:
         MissingExtraError: PostgreSQL without its driver.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, called: str | None = None) -> None:
         self.url = _url(url)
-        self.name = self.url.render_as_string(hide_password=True)
+        self.name = called or self.url.render_as_string(hide_password=True)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _engine(self.url)
         if self.is_sqlite:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,14 +67,18 @@ class Proof:
 class Ledger:
     """An append-only list of claims in a database; a context manager.
 
+    Args:
+        url: where it is, as for `init`.
+        called: its name in messages; None for the URL without a password.
+
     Attributes:
-        name: its URL without a password.
+        name: what it is called in messages.
         identity: 32 bytes that were drawn when it was made, in hexadecimal.
         operator: the public key that signs its heads, in hexadecimal.
     """
 
-    def __init__(self, url: str) -> None:
-        self.database = _opened(url)
+    def __init__(self, url: str, *, called: str | None = None) -> None:
+        self.database = _opened(url, called)
         self._tables = _tables()
         self.name = self.database.name
         self.rows = Rows(self._tables, self.name)
@@ -270,8 +273,11 @@ class Ledger:
                 )
             where = table.c.digest == head.digest
             for kept in connection.execute(table.select().where(where)):
-                with suppress(ClaimError):  # a row that was changed has no stamps to keep
-                    head = TreeHead.from_bytes(kept.content).with_stamps_of(head)
+                try:
+                    before = TreeHead.from_bytes(kept.content)
+                except ClaimError:
+                    continue  # a row that was changed has no stamps to keep
+                head = before.with_stamps_of(head)  # refused where they are too many
             row = {"size": head.size, "content": head.to_bytes()}
             connection.execute(table.delete().where(where))
             connection.execute(table.insert(), row | {"digest": head.digest})
@@ -314,8 +320,8 @@ def _require_free(made: database.Database) -> None:
         raise LedgerError(f"there is a ledger at {made.name} already: expected an empty database")
 
 
-def _opened(url: str) -> database.Database:
-    made: database.Database = _tables().Database(url)
+def _opened(url: str, called: str | None = None) -> database.Database:
+    made: database.Database = _tables().Database(url, called)
     return made
 
 

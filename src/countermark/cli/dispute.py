@@ -52,10 +52,9 @@ def resolve(
             --key acme.key --claim claim.json --model m.safetensors \\
             --key beta.key --claim beta.json --model copy.safetensors
     """
-    from countermark.claims.dispute import resolve as decide
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import Shown, audited, doubt, read_parties, terms_of
+    from countermark.disputes import Shown, audited, settle
     from countermark.key import Key
 
     if not len(key) == len(claim) == len(model) == 2:
@@ -67,9 +66,9 @@ def resolve(
         for folder, file, own in zip(key, claim, model, strict=True)
     ]
     asking = Asking()
-    parties, readings = read_parties(
-        suspect, shown, terms_of(alpha, counted), lambda file, of: suspect_of(str(file), of, asking)
-    )
-    found = decide(parties, readings, believed, counted, doubt=doubt(suspect, shown, readings))
+    found = settle(
+        suspect, shown, lambda file, of: suspect_of(str(file), of, asking),
+        alpha=alpha, believed=believed, counted=counted,
+    )  # fmt: skip
     show_result(found.to_json(), as_json, found.explain())
     return found.exit_code

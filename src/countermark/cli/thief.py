@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from countermark.cli.options import (
-    AsJson,
-    ModelArguments,
-    Settings,
-    pairs,
-    show_result,
-)
+from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, show_result
 from countermark.errors import ConfigError
 from countermark.places import require_free
 

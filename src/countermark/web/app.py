@@ -45,11 +45,6 @@ def _refused(request: Request, error: Exception) -> Response:
     """An error as an answer: one sentence, as a page or as JSON."""
     status, why = _status(error)
     site: Site = request.app.state.site
-    if isinstance(error, LedgerError):  # whose words name the place, which users need not know
-        place = site.settings.ledger
-        driven = place.replace("postgresql://", "postgresql+psycopg://", 1)
-        for each in (f"sqlite:///{place}", driven, place):
-            why = why.replace(each, "the ledger")
     return _told(site, request.scope, status, why)
 
 

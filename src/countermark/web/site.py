@@ -69,7 +69,9 @@ class Site:
     def _open(self) -> tuple[Ledger, Catalogue]:
         with self._opening:
             if self._opened is None:
-                ledger = Ledger(self.settings.ledger)
+                ledger = Ledger(
+                    self.settings.ledger, called="the ledger"
+                )  # users need not know where
                 self._opened = ledger, Catalogue(ledger)
             return self._opened
 

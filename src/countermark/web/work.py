@@ -108,9 +108,8 @@ def _verify(task: Task) -> str:
 
 
 def _resolve(task: Task) -> str:
-    from countermark.claims.dispute import resolve
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import Shown, audited, doubt, read_parties, terms_of
+    from countermark.disputes import Shown, audited, settle
 
     _say(step="checking the ledger")
     counted = audited(task["ledger"])
@@ -119,12 +118,11 @@ def _resolve(task: Task) -> str:
         for folder, digest, model in zip(task["keys"], task["claims"], task["models"], strict=True)
     ]
     _say(step="reading both keys from three models")
-    suspect = Path(task["suspect"])
-    parties, readings = read_parties(suspect, shown, terms_of(task["alpha"], counted), _opened)
     believed = [Authority.load(each) for each in task["authorities"]]
-    found = resolve(
-        parties, readings, believed, counted, doubt=doubt(suspect, shown, readings)
-    ).to_json()
+    found = settle(
+        Path(task["suspect"]), shown, _opened,
+        alpha=task["alpha"], believed=believed, counted=counted,
+    ).to_json()  # fmt: skip
     files.write_bytes(Path(ANSWER), json.dumps(_renamed(found, task)).encode())
     return str(found["outcome"])
 
