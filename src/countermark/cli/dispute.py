@@ -42,7 +42,7 @@ def resolve(
 
     \b
     Example:
-        countermark embed --scheme uchida --model mlp --data digits --layer 2.weight --bits 128 \\
+        countermark embed --scheme uchida --model mlp --data digits --layer 2.weight --bits 40 \\
             --start m.safetensors --owner "Beta Ltd." --epochs 3 --out copy.safetensors \\
             --key beta.key
         countermark claim new --key beta.key --model copy.safetensors --owner "Beta Ltd." \\
