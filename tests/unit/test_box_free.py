@@ -16,6 +16,7 @@ from countermark.key import KeyMaterial
 from countermark.nulls import FairCoin, UnmarkedModels
 from countermark.schemes.box_free import grey
 from countermark.schemes.deep_watermarking import DeepWatermarking, nc
+from countermark.schemes.training import deep_watermarking as training
 from countermark.schemes.training.deep_watermarking import in_common, jittered
 from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
 from countermark.verdict import Terms, judge
@@ -138,6 +139,34 @@ def test_what_images_have_in_common_is_the_mean_of_each_group() -> None:
     for first, last in ((0, 3), (3, 6), (6, 7)):
         expected = added[first:last].mean(0).expand(last - first, -1, -1, -1)
         torch.testing.assert_close(found[first:last], expected)
+
+
+class _Deaf(Tile):
+    """H adds nothing, so R cannot begin to read."""
+
+    def hidden(self, images: torch.Tensor, bits: torch.Tensor, level: float) -> torch.Tensor:
+        return images + 0 * level * self.painted(images, bits)
+
+
+@pytest.mark.parametrize(
+    ("deaf", "steps", "patient", "made"), [(1, 90, 30, 2), (9, 9, 3, 4), (9, 9, 30, 1)]
+)
+def test_a_training_that_cannot_get_going_begins_anew(
+    deaf: int, steps: int, patient: int, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another network each time, four times at the most, and never in a short one."""
+    scheme = barriers.scheme(bits=64, steps=steps, batch=8, together=1)
+    networks: list[Tile] = []
+
+    def next_one(scheme: DeepWatermarking) -> Tile:
+        networks.append((_Deaf if len(networks) < deaf else Tile)(scheme))
+        return networks[-1]
+
+    monkeypatch.setattr(training, "placement", next_one)
+    monkeypatch.setattr(training, "_PATIENT", patient)
+    network = training.trained(scheme, barriers.squares().owner[:40], 7)
+    assert len(networks) == made
+    assert network is networks[-1]
 
 
 def test_jitter_keeps_the_size_and_moves_something() -> None:

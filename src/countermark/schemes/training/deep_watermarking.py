@@ -7,6 +7,7 @@ surrogate learns it fainter, and somewhat blurred.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -35,6 +36,11 @@ from countermark.schemes.training.surrogates import Copying, answers, copied
 _RATE = 2e-3  # of Adam, at first
 _LOUD = 20.0  # dB, of the first marked images: what is loud is found soon
 _FADED = 0.5  # share of the steps after which they are as faint as they stay
+_BEGUN = 3  # a third of the steps, after which R reads something or all begin anew
+_PATIENT = 30  # steps at the least before that is asked
+_GUESSES = 0.97 * math.log(2)  # loss above which R reads nothing: ln 2 is that of guesses
+_RECENT = 0.1  # weight of the last step in the loss that is looked at
+_TRIES = 4
 _FAINTEST = 0.3  # of the residual, in what R is trained to read
 _NOISE = 3 / 255
 _TUNING_RATE = 3e-4  # of Adam, in the adversarial stage
@@ -91,14 +97,14 @@ def trained(
 ) -> Placement:
     """H and R, trained on images uint8 (N, C, H, W); frozen, in eval mode, at the scheme's PSNR."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        course = _Course(scheme, placement(scheme), outputs, seed)
+        course = _Course(scheme, outputs, seed)
         course.restore(saving.load() if saving else None)
         with torch.enable_grad(), progress("training H and R", scheme.steps) as advance:
             advance(course.step)
             while course.step < scheme.steps:
+                before = course.step
                 course.one_step()
-                advance(1)
+                advance(course.step - before)
                 if saving and (saving.due() or course.step == scheme.steps):
                     saving.save(course.state())
     network = course.network.eval().requires_grad_(False)
@@ -202,17 +208,34 @@ def level_of(scheme: DeepWatermarking) -> float:
 class _Course:
     """The state of the training, and how it takes a step."""
 
-    def __init__(
-        self, scheme: DeepWatermarking, network: Placement, outputs: Tensor, seed: int
-    ) -> None:
-        self.scheme, self.network, self._outputs = scheme, network.train(), outputs
-        self.step = 0
+    def __init__(self, scheme: DeepWatermarking, outputs: Tensor, seed: int) -> None:
+        self.scheme, self._outputs, self._seed = scheme, outputs, seed
+        self._begin(0)
+
+    def _begin(self, attempt: int) -> None:
+        """With weights and batches of its own, whatever was learnt before."""
+        seed = self._seed + attempt
+        torch.manual_seed(seed)
+        self.network = placement(self.scheme).train()
+        self.step, self._attempt, self._loss = 0, attempt, math.log(2)
         self._generator = torch.Generator().manual_seed(seed)
-        self._optimizer = torch.optim.Adam(network.parameters(), _RATE)
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, scheme.steps)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), _RATE)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self._optimizer, self.scheme.steps
+        )
 
     def one_step(self) -> None:
-        """Hide random messages, spoil the images, read."""
+        """Hide random messages, spoil the images, read; begin anew where R cannot get going.
+
+        One training in about a hundred stays where R guesses and H is told nothing by it.
+        """
+        self._loss += _RECENT * (self._learn() - self._loss)
+        asked = max(_PATIENT, self.scheme.steps // _BEGUN)
+        if self.step == asked and self._loss > _GUESSES and self._attempt + 1 < _TRIES:
+            self._begin(self._attempt + 1)
+
+    def _learn(self) -> float:
+        """One step; returns the loss of what R reads."""
         scheme, gone = self.scheme, self.step / self.scheme.steps
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
@@ -224,13 +247,14 @@ class _Course:
         with cast_to(scheme):
             marked = self.network.hidden(images, bits, level)
             read = self.network.scores(self._spoilt(images, marked, gone))
-        loss = F.binary_cross_entropy_with_logits(read.float(), bits)
-        loss = loss + min(1.0, gone / _FADED) * _LIKENESS * (1 - ssim(marked, images).mean())
+        missed = F.binary_cross_entropy_with_logits(read.float(), bits)
+        loss = missed + min(1.0, gone / _FADED) * _LIKENESS * (1 - ssim(marked, images).mean())
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._schedule.step()
         self.step += 1
+        return missed.item()
 
     def _spoilt(self, images: Tensor, marked: Tensor, gone: float) -> Tensor:
         """What is left of the mark in a copy: what images have in common, fainter and noisy."""
@@ -252,6 +276,8 @@ class _Course:
             "schedule": self._schedule.state_dict(),
             "generator": self._generator.get_state(),
             "step": self.step,
+            "attempt": self._attempt,
+            "loss": self._loss,
         }
 
     def restore(self, state: dict[str, Any] | None) -> None:
@@ -261,7 +287,7 @@ class _Course:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"])
-        self.step = state["step"]
+        self.step, self._attempt, self._loss = state["step"], state["attempt"], state["loss"]
 
 
 def in_common(added: Tensor, together: int) -> Tensor:
