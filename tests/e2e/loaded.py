@@ -1,12 +1,15 @@
 """Processes that have the library loaded already, so that no command of a test waits for torch.
 
-A server of `multiprocessing` loads it once for each worker and forks it for every command.
+A server of `multiprocessing` loads it once for each worker and forks it for every command. Secrets
+can be drawn from a text: a mark that one secret in a hundred would not train then fails always or
+never, and not the run of somebody who changed something else.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -37,7 +40,7 @@ class Ended:
 
 def run_loaded(
     task: Callable[..., Any], *given: Any,
-    folder: Path, timeout: float, env: Mapping[str, str] | None = None,
+    folder: Path, timeout: float, drawn_from: str, env: Mapping[str, str] | None = None,
 ) -> Ended:  # fmt: skip
     """Call `task(*given)` in a process of its own that has the library loaded.
 
@@ -45,6 +48,7 @@ def run_loaded(
         task: a function of a module, whose exit is that of the process.
         folder: where it works.
         timeout: seconds until it is killed.
+        drawn_from: what all its secrets are drawn from, one after another.
         env: variables to set beside those of this process.
     """
     changed = {
@@ -56,7 +60,8 @@ def run_loaded(
     }
     handle, said = tempfile.mkstemp()
     os.close(handle)
-    child = _FORKS.Process(target=_settled, args=(task, given, str(folder), said, changed))
+    about = (str(folder), said, drawn_from, changed)
+    child = _FORKS.Process(target=_settled, args=(task, given, *about))
     try:
         child.start()
         child.join(timeout)
@@ -70,8 +75,9 @@ def run_loaded(
 
 
 def _settled(
-    task: Callable[..., Any], given: tuple[Any, ...], folder: str, said: str, env: dict[str, str]
-) -> None:
+    task: Callable[..., Any], given: tuple[Any, ...],
+    folder: str, said: str, drawn_from: str, env: dict[str, str],
+) -> None:  # fmt: skip
     """Become the process that the test wants, and do its task."""
     os.environ.clear()
     os.environ.update(env)
@@ -86,7 +92,19 @@ def _settled(
         open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process' own
         for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
+    _draw(drawn_from)
     try:
         task(*given)
     finally:
         sys.stdout.flush()
+
+
+def _draw(text: str) -> None:
+    from countermark.key import NONCE_BYTES, SECRET_BYTES, KeyMaterial
+
+    drawn = random.Random(text)  # noqa: S311 - no secrets of anybody
+
+    def fresh(cls: type[KeyMaterial]) -> KeyMaterial:
+        return cls(drawn.randbytes(SECRET_BYTES), drawn.randbytes(NONCE_BYTES))
+
+    KeyMaterial.fresh = classmethod(fresh)  # type: ignore[assignment, method-assign]

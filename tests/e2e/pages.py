@@ -142,7 +142,10 @@ def run_page(
     if page.name in IN_A_CLONE:
         for part in CLONED:
             shutil.copytree(ROOT / part, work / part)
-    ended = run_loaded(_typed, str(page), todo, timeout, program, folder=work, timeout=timeout)
+    ended = run_loaded(
+        _typed, str(page), todo, timeout, program,
+        folder=work, timeout=timeout, drawn_from=page.name,
+    )  # fmt: skip
     if ended.code is None:
         return f"{page}: not done after {timeout} seconds\n{ended.said}"
     return None if ended.code == 0 else f"{page} failed:\n{ended.said}"
@@ -181,7 +184,10 @@ def _line_of(error: BaseException, page: str, start: int) -> int:
 
 
 def _command(page: str, step: dict[str, Any], left: float, program: Callable[..., Any]) -> None:
-    done = run_loaded(program, step["words"], folder=Path.cwd(), timeout=left, env=step["env"])
+    done = run_loaded(
+        program, step["words"],
+        folder=Path.cwd(), timeout=left, drawn_from=step["shown"], env=step["env"],
+    )  # fmt: skip
     if done.code != step["exit"]:
         found = f"exit {done.code}, expected {step['exit']}"
         sys.exit(f"{done.said}\n{page}:{step['line']}: $ {step['shown']}: {found}")

@@ -97,7 +97,9 @@ def run(todo: list[Example], folder: Path, program: Callable[..., Any] = main) -
     """Runs the examples in a folder; what failed, with what it said."""
     failures = []
     for example in todo:
-        ended = run_loaded(program, example.words, folder=folder, timeout=TIMEOUT)
+        ended = run_loaded(
+            program, example.words, folder=folder, timeout=TIMEOUT, drawn_from=example.shown
+        )
         if ended.code != example.exit:
             codes = f"exit {ended.code}, expected {example.exit}"
             failures.append(f"{example.command}: {example.shown}: {codes}\n{ended.said}")
