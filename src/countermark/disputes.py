@@ -16,15 +16,7 @@ from pathlib import Path
 from countermark.alignment import Disguised
 from countermark.answers import Predict
 from countermark.claims.audit import Audit, audit
-from countermark.claims.dispute import (
-    PLACES,
-    SIDES,
-    Party,
-    Place,
-    Resolution,
-    Side,
-    resolve,
-)
+from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.timestamp import Authority

@@ -1,7 +1,7 @@
 """Processes that have the library loaded already, so that no command of a test waits for torch.
 
 A server of `multiprocessing` loads it once for each worker and forks it for every command. Secrets
-can be drawn from a text: a mark that one secret in a hundred would not train then fails always or
+are drawn from a text: a mark that one secret in a hundred would not train then fails always or
 never, and not the run of somebody who changed something else.
 """
 
@@ -100,6 +100,7 @@ def _settled(
 
 
 def _draw(text: str) -> None:
+    """Let this process draw all its secrets from a text."""
     from countermark.key import NONCE_BYTES, SECRET_BYTES, KeyMaterial
 
     drawn = random.Random(text)  # noqa: S311 - no secrets of anybody

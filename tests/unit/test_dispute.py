@@ -16,15 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
 from countermark.claims.audit import Audit
-from countermark.claims.dispute import (
-    PLACES,
-    SIDES,
-    Party,
-    Place,
-    Resolution,
-    Side,
-    resolve,
-)
+from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
 from countermark.claims.signed import Claim, TreeHead
 from countermark.disputes import Shown, doubt, read_parties, terms_of
 from countermark.errors import ClaimError

@@ -69,9 +69,8 @@ class Site:
     def _open(self) -> tuple[Ledger, Catalogue]:
         with self._opening:
             if self._opened is None:
-                ledger = Ledger(
-                    self.settings.ledger, called="the ledger"
-                )  # users need not know where
+                # Users of the page need not know where it is.
+                ledger = Ledger(self.settings.ledger, called="the ledger")
                 self._opened = ledger, Catalogue(ledger)
             return self._opened
 

@@ -227,7 +227,7 @@ class _Course:
     def one_step(self) -> None:
         """Hide random messages, spoil the images, read; begin anew where R cannot get going.
 
-        One training in about a hundred stays where R guesses and H is told nothing by it.
+        One of 130 small trainings stayed where R guesses and H is told nothing by it.
         """
         self._loss += _RECENT * (self._learn() - self._loss)
         asked = max(_PATIENT, self.scheme.steps // _BEGUN)
