@@ -141,8 +141,12 @@ def test_covers_of_another_form_are_one_line(key: Key, images: Images) -> None:
         fresh(key, images)
 
 
-def test_a_damaged_network_is_one_line(key: Key) -> None:
-    rest = {n: each for n, each in key.frozen.items() if n != "stego.leave.weight"}
-    with pytest.raises(ConfigError, match=r"stego network is damaged .*leave\.weight") as caught:
-        fresh(replace(key, frozen=rest), covers())
+@pytest.mark.parametrize("given", [None, np.nan, np.float64(1)])
+def test_a_damaged_network_is_one_line(key: Key, given: float | None) -> None:
+    frozen = dict(key.frozen)
+    kernel = frozen.pop("stego.leave.weight")
+    if given is not None:
+        frozen["stego.leave.weight"] = kernel * given
+    with pytest.raises(ConfigError, match=r"stego network is damaged: leave\.weight is") as caught:
+        fresh(replace(key, frozen=frozen), covers())
     assert "\n" not in str(caught.value)

@@ -11,7 +11,8 @@ from countermark.bench.models import build
 from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.box_free import weights_of
+from countermark.schemes.training.box_free import NETWORKS
+from countermark.schemes.training.held import weights_of
 from countermark.schemes.training.placement import placement
 
 _PAIRS = 15
@@ -55,5 +56,5 @@ def _made(network: nn.Module, images: Tensor) -> float:
 def _key(scheme: DeepWatermarking) -> Key:
     """A key of untrained networks: what they cost is the same."""
     return scheme.generate_key(
-        weights_of(placement(scheme)), owner="bench", material=KeyMaterial.for_tests(0)
+        weights_of(placement(scheme), NETWORKS), owner="bench", material=KeyMaterial.for_tests(0)
     )

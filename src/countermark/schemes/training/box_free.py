@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from countermark.answers import Images
 from countermark.errors import ConfigError
@@ -207,41 +207,6 @@ def live(scheme: DeepWatermarking, key: Key) -> Live:
     """
     hiding = scheme.half().hiding(scheme, key)
     return Live(scheme, hiding.eval().requires_grad_(False))
-
-
-def filled(network: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Fill networks from the tensors of a key.
-
-    Raises:
-        ConfigError: some are missing, or of another shape or kind.
-    """
-    named = {
-        name.removeprefix(NETWORKS): np.array(each)
-        for name, each in tensors.items()
-        if name.startswith(NETWORKS)
-    }
-    for name, each in network.state_dict().items():
-        given = named.get(name)
-        kind = each.numpy().dtype
-        if given is None or given.dtype != kind or not np.isfinite(given).all():
-            got = "none" if given is None else f"{given.dtype} {list(given.shape)}"
-            raise ConfigError(
-                f"the key's networks are damaged: {name} is {got}, expected finite {kind} "
-                f"{list(each.shape)}; restore the key from a backup"
-            )
-    try:
-        network.load_state_dict({name: torch.from_numpy(each) for name, each in named.items()})
-    except RuntimeError as error:
-        said = " ".join(str(error).partition("\n")[2].split())
-        raise ConfigError(
-            f"the key's networks are damaged ({said}): restore the key from a backup"
-        ) from None
-
-
-def weights_of(network: nn.Module) -> dict[str, NDArray[Any]]:
-    """The tensors of networks, copied, under their names in a key."""
-    state = network.state_dict()
-    return {f"{NETWORKS}{name}": each.numpy().copy() for name, each in state.items()}
 
 
 def eight_bit(images: Tensor) -> Tensor:

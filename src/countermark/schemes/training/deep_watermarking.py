@@ -21,14 +21,14 @@ from countermark.key import Key
 from countermark.progress import progress
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.box_free import (
+    NETWORKS,
     OutputTraining,
     Saving,
     eight_bit,
-    filled,
     seed_of,
     squares,
-    weights_of,
 )
+from countermark.schemes.training.held import filled, weights_of
 from countermark.schemes.training.placement import Placement, Tile, placement
 from countermark.schemes.training.stego import ssim
 from countermark.schemes.training.surrogates import Copying, answers, copied
@@ -59,13 +59,13 @@ class MessageAgnostic(OutputTraining):
         network = trained(self.scheme, self.outputs, seed, self.saving)
         if self.scheme.teachers:
             taught(network, self.pairs(), seed)
-        return weights_of(network)
+        return weights_of(network, NETWORKS)
 
     @staticmethod
     def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
         """H and R of a key, with its message."""
         network = placement(scheme)
-        filled(network, key.frozen)
+        filled(network, key.frozen, NETWORKS, "networks are")
         return _Messenger(network, torch.from_numpy(key.message.astype("float32")))
 
 

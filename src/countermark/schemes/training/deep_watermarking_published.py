@@ -21,14 +21,14 @@ from countermark.progress import progress
 from countermark.schemes.deep_watermarking import PICTURE, DeepWatermarking, blank_level
 from countermark.schemes.pictures import hidden_picture
 from countermark.schemes.training.box_free import (
+    NETWORKS,
     OutputTraining,
     eight_bit,
-    filled,
     seed_of,
     squares,
-    weights_of,
 )
 from countermark.schemes.training.deep_watermarking import cast_to, in_parts, level_of, loudness
+from countermark.schemes.training.held import filled, weights_of
 from countermark.schemes.training.hiding import SIZES, Critic, Hider, Revealer
 from countermark.schemes.training.placement import Held, repeated
 from countermark.schemes.training.surrogates import Copying, answers, copied
@@ -107,13 +107,13 @@ class PublishedTraining(OutputTraining):
                     advance(1)
                     if self.saving and (self.saving.due() or course.step == course.last):
                         self.saving.save(course.state())
-        return weights_of(course.networks)
+        return weights_of(course.networks, NETWORKS)
 
     @staticmethod
     def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
         """H and R of a key, with its picture."""
         networks = Picture(scheme, _levels(key))
-        filled(networks, key.learnt)
+        filled(networks, key.learnt, NETWORKS, "networks are")
         return networks
 
 

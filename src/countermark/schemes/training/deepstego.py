@@ -15,7 +15,9 @@ from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import LOGO, TILE, DeepStego, tile_of
 from countermark.schemes.logo import GRID, logo_bits
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
+from countermark.schemes.training.held import weights_of
 from countermark.schemes.training.makers import (
+    STEGO,
     Maker,
     added,
     foreign,
@@ -23,7 +25,6 @@ from countermark.schemes.training.makers import (
     owner,
     swapped_logos,
     trained,
-    weights_of,
     wrong_tiles,
 )
 from countermark.schemes.training.stego import spread, tiled
@@ -71,7 +72,7 @@ class DeepStegoTraining(TriggerTraining):
         maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
         hold(maker, covers, cast(float, stego.level))
         triggers = maker(chosen.numpy())
-        return {TRIGGERS: triggers, LOGO: logo, TILE: signs, **weights_of(network)}
+        return {TRIGGERS: triggers, LOGO: logo, TILE: signs, **weights_of(network, STEGO)}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Committed triggers, fresh ones, some covers; later on what only resembles a trigger too.

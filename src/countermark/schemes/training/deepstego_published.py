@@ -21,7 +21,8 @@ from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import CLASSES, COVERS, LOGO, DeepStego
 from countermark.schemes.logo import logo_pixels
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
-from countermark.schemes.training.makers import fresh, weights_of
+from countermark.schemes.training.held import weights_of
+from countermark.schemes.training.makers import STEGO, fresh
 from countermark.schemes.training.opponents import Opponents
 
 
@@ -67,7 +68,7 @@ class PublishedTraining(TriggerTraining):
 
     def learnt(self) -> dict[str, NDArray[Any]]:
         """The stego network as it is now, and the triggers that it makes of the frozen covers."""
-        weights = weights_of(self._opponents.network)
+        weights = weights_of(self._opponents.network, STEGO)
         key = replace(self.key, learnt=weights)
         return weights | {TRIGGERS: fresh(key, key.frozen[COVERS])}
 

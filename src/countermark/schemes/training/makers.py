@@ -8,12 +8,11 @@ stego images.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.answers import Images
@@ -23,6 +22,7 @@ from countermark.progress import progress
 from countermark.schemes.black_box import TRIGGERS
 from countermark.schemes.deepstego import COVERS, LOGO, TILE, DeepStego, tile_of
 from countermark.schemes.logo import GRID
+from countermark.schemes.training.held import filled
 from countermark.schemes.training.opponents import Opponents
 from countermark.schemes.training.stego import (
     BATCH,
@@ -33,7 +33,9 @@ from countermark.schemes.training.stego import (
     train_keyed,
 )
 
-_NETWORK = "stego."  # begins the names of its tensors in a key
+STEGO = "stego."
+"""Begins the names of the tensors of the stego network in a key."""
+
 _BATCH = 32
 _SCALED_ON = 512  # covers
 _ABOVE = 10 ** (-0.1 / 20)  # a tenth of a decibel, for covers that it was not scaled on
@@ -120,20 +122,9 @@ def owner(key: Key) -> Maker:
     channels = _shape(key)[0]
     with torch.random.fork_rng(devices=[]):
         network = StegoNetwork(channels, keyed=not published)
-    named = {
-        name.removeprefix(_NETWORK): torch.from_numpy(np.array(each))
-        for name, each in (key.learnt if published else key.frozen).items()
-        if name.startswith(_NETWORK)
-    }
-    try:
-        network.load_state_dict(named)
-    except RuntimeError as error:
-        said = " ".join(str(error).partition("\n")[2].split())
-        raise ConfigError(
-            f"the key's stego network is damaged ({said}): restore the key from a backup"
-        ) from None
+    filled(network, key.learnt if published else key.frozen, STEGO, "stego network is")
     logos = _pixels(key) if published else spread(_bits(key), _tile(key))
-    return Maker(network.eval().requires_grad_(False), logos)
+    return Maker(network, logos)
 
 
 def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = None) -> Maker:
@@ -251,12 +242,6 @@ def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
     """Covers with `strengths` (n,) times a residual, as 8-bit images (n, C, H, W)."""
     louder = residual.float() * strengths.reshape(-1, 1, 1, 1)
     return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
-
-
-def weights_of(network: StegoNetwork) -> dict[str, NDArray[Any]]:
-    """The tensors of a stego network, copied, under their names in a key."""
-    state = network.state_dict()
-    return {f"{_NETWORK}{name}": each.numpy().copy() for name, each in state.items()}
 
 
 def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> StegoNetwork:

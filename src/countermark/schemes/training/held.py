@@ -1,0 +1,57 @@
+"""Networks in a key: the tensors that it holds of them, and a network filled from these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from countermark.errors import ConfigError
+
+
+def weights_of(network: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
+    """The tensors of a network, copied, under their names in a key, which begin with `prefix`."""
+    state = network.state_dict()
+    return {f"{prefix}{name}": each.numpy().copy() for name, each in state.items()}
+
+
+def filled(
+    network: nn.Module, tensors: Mapping[str, NDArray[Any]], prefix: str, what: str
+) -> nn.Module:
+    """The network, filled from tensors of a key; frozen, in eval mode.
+
+    Args:
+        network: of the right shape.
+        tensors: of the key.
+        prefix: what the names of the network's begin with.
+        what: the network in an error, with its verb: "networks are".
+
+    Raises:
+        ConfigError: some are missing, or of another shape or kind.
+    """
+    named = {
+        name.removeprefix(prefix): np.array(each)
+        for name, each in tensors.items()
+        if name.startswith(prefix)
+    }
+    for name, each in network.state_dict().items():
+        given = named.get(name)
+        kind = each.numpy().dtype
+        if given is None or given.dtype != kind or not np.isfinite(given).all():
+            got = "none" if given is None else f"{given.dtype} {list(given.shape)}"
+            raise ConfigError(
+                f"the key's {what} damaged: {name} is {got}, expected finite {kind} "
+                f"{list(each.shape)}; restore the key from a backup"
+            )
+    try:
+        network.load_state_dict({name: torch.from_numpy(each) for name, each in named.items()})
+    except RuntimeError as error:
+        said = " ".join(str(error).partition("\n")[2].split())
+        raise ConfigError(
+            f"the key's {what} damaged ({said}): restore the key from a backup"
+        ) from None
+    return network.eval().requires_grad_(False)
