@@ -98,11 +98,26 @@ def test_everywhere_knows_no_place() -> None:
     """What is added to a shifted image is shifted, but for the rim."""
     torch.manual_seed(0)
     network = placement(barriers.scheme(placement="everywhere")).eval()
-    images, bits = torch.rand(1, 1, 48, 48), torch.randint(0, 2, (1, 100)).float()
+    images, bits = torch.rand(1, 1, 64, 64), torch.randint(0, 2, (1, 100)).float()
     one, other = network.painted(images, bits), network.painted(images.roll((3, 5), (2, 3)), bits)
-    inside = slice(16, 40)
+    inside = slice(30, 40)
     shifted = one.roll((3, 5), (2, 3))[..., inside, inside]
     assert torch.allclose(other[..., inside, inside], shifted, atol=1e-5)
+
+
+def test_everywhere_reads_a_little_before_it_is_trained() -> None:
+    """H and R begin with the same filters: untrained, R reads more than guesses, moved or not."""
+    torch.manual_seed(0)
+    network = placement(barriers.scheme(placement="everywhere")).train()
+    images = torch.from_numpy(barriers.images()).float() / 255
+    bits = torch.randint(0, 2, (len(images), 100)).float()
+    marked = network.hidden(images, bits, 0.02)
+    right = [
+        float(((network.scores(each) > 0) == bits).float().mean())
+        for each in (marked, marked.roll((3, 5), (2, 3)), images)
+    ]
+    assert min(right[:2]) > 0.56  # of guesses .5, deviation .01
+    assert right[2] < 0.54
 
 
 def test_cells_are_where_bits_are_spread() -> None:

@@ -195,7 +195,12 @@ def calibrate(network: Placement, outputs: Tensor, seed: int) -> None:
 
 
 def loudness(scheme: DeepWatermarking, gone: float) -> float:
-    """The root mean square of what H adds, once that share of the training is over: loud first."""
+    """The root mean square of what H adds, once that share of the training is over: loud first.
+
+    Never so for "everywhere", which finds its features in the marked image again.
+    """
+    if scheme.placement == "everywhere":
+        return level_of(scheme)
     faded = min(1.0, gone / _FADED)
     return float(10 ** (-(_LOUD + (scheme.psnr - _LOUD) * faded) / 20))
 
@@ -239,10 +244,11 @@ class _Course:
         scheme, gone = self.scheme, self.step / self.scheme.steps
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
+        together = scheme.together if scheme.placement == "tile" else 1
         drawn = torch.randint(
-            0, 2, (-(-len(images) // scheme.together), scheme.bits), generator=self._generator
+            0, 2, (-(-len(images) // together), scheme.bits), generator=self._generator
         )
-        bits = drawn.float().repeat_interleave(scheme.together, 0)[: len(images)]
+        bits = drawn.float().repeat_interleave(together, 0)[: len(images)]
         level = loudness(scheme, gone)
         with cast_to(scheme):
             marked = self.network.hidden(images, bits, level)

@@ -2,8 +2,8 @@
 
 `Tile` gives every bit a cell of a square that is repeated over the image; H and R are those of the
 paper, with the message as their picture. `Everywhere` has no places: the message chooses a filter,
-the filtered features of the image are what is added, and R correlates features over all places, so
-that shifts and crops change nothing.
+the filtered features of the image are what is added, and R correlates features and image over all
+places, so that shifts and crops change nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.hiding import SIZES, Hider, Revealer
 
 _CLIPPED = 3.0  # deviations at which what is added is bounded
-_TAPS = 5
-_SEEN, _BESIDE = 16, 3  # features of R, and those that they are correlated with
+_FEATURES, _TAPS = 8, 7  # of an image, and the side of what filters them
+_NEAR, _AROUND = 7, 15  # pixels: how far detail goes, and what contrast is measured over
+_DARK = 1e-4  # of contrast, squared: below it nothing is seen
+_MATCHED = 0.3  # what the last layer of R begins with, as a multiple of the filters
 
 
 class Held(nn.Module):
@@ -119,61 +121,92 @@ class Tile(Placement):
 
 
 class Everywhere(Placement):
-    """All bits at every place of the image."""
+    """All bits at every place of the image.
 
-    def __init__(self, scheme: DeepWatermarking, width: int = _SEEN) -> None:
+    H adds features of the image, filtered as the message says; R, which finds them in the marked
+    image again, correlates them with the image at near places. As both begin with the same features
+    and filters, R is a matched filter from the start; from two networks that know nothing of each
+    other nothing begins.
+    """
+
+    def __init__(self, scheme: DeepWatermarking) -> None:
         super().__init__(scheme)
-        channels, self.width = scheme.channels, width
-        self.hider = _features(channels, width, nn.Tanh())
-        filters = torch.randn(scheme.bits, width * _TAPS**2) / scheme.bits**0.5
+        channels, statistics = scheme.channels, _FEATURES * _TAPS**2
+        self.hider, self.seen = _Features(channels), _Features(channels)
+        self.seen.load_state_dict(self.hider.state_dict())
+        filters = torch.randn(scheme.bits, statistics) / scheme.bits**0.5
         self.filters = nn.Parameter(filters)
-        self.seen = _features(channels, width, nn.Identity())
-        self.beside = nn.Conv2d(channels, _BESIDE, 5, padding=2, bias=False)
-        statistics = width * _BESIDE * _TAPS**2
+        self.sharp = nn.Conv2d(channels, 1, 5, padding=2, padding_mode="replicate", bias=False)
         self.norm = nn.BatchNorm1d(statistics)
         self.revealer = nn.Linear(statistics, scheme.bits)
-        self._without_brightness()
-
-    def _without_brightness(self) -> None:
-        """Begin with features that see no brightness, and a last layer that says nothing.
-
-        Photographs are smooth: features that see brightness all see the same, and what they say at
-        first is noise that takes long to unlearn.
-        """
         with torch.no_grad():
-            for layer in cast(list[nn.Conv2d], [self.hider[0], self.seen[0], self.beside]):
-                layer.weight -= layer.weight.mean((2, 3), keepdim=True)
-            self.revealer.weight.zero_()
+            self.sharp.weight.copy_(_sharpening(channels))
+            self.revealer.weight.copy_(_MATCHED * filters)
+            self.revealer.bias.zero_()
 
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
         """Features of the image, filtered as the message says; colours are all alike."""
         count, _, height, width = images.shape
         features = F.pad(self.hider(images), (_TAPS // 2,) * 4, mode="replicate")
         chosen = (2 * bits - 1) @ self.filters  # (N, F·taps)
-        kernels = chosen.reshape(count, self.width, _TAPS, _TAPS)
+        kernels = chosen.reshape(count, _FEATURES, _TAPS, _TAPS)
         together = features.reshape(1, -1, *features.shape[2:])
         filtered = F.conv2d(together, kernels, groups=count)
         return filtered.reshape(count, 1, height, width).expand(-1, images.shape[1], -1, -1)
 
     def reader_parameters(self) -> Iterator[nn.Parameter]:
         """Those of its features, their norm and the last layer."""
-        parts = (self.seen, self.beside, self.norm, self.revealer)
+        parts = (self.seen, self.sharp, self.norm, self.revealer)
         return (each for part in parts for each in part.parameters())
 
     def scores(self, images: Tensor) -> Tensor:
-        """Of correlations between features at near places, over the whole image."""
-        seen, beside = _standard(self.seen(images)), _standard(self.beside(images))
-        height, width = images.shape[2] - _TAPS + 1, images.shape[3] - _TAPS + 1
-        half = _TAPS // 2
-        middle = beside[:, :, half : half + height, half : half + width].flatten(2)
-        found = [
-            seen[:, :, down : down + height, right : right + width].flatten(2)
-            @ middle.transpose(1, 2)
-            / (height * width)
-            for down in range(_TAPS)
-            for right in range(_TAPS)
-        ]  # each (N, F, B)
-        return cast(Tensor, self.revealer(self.norm(torch.cat(found, 1).flatten(1))))
+        """Of correlations of features and image at near places, over the whole image."""
+        inner = slice(_TAPS // 2, -(_TAPS // 2))
+        image = _even(self.sharp(images), _NEAR)[..., inner, inner]
+        image = image / (1 + (image / _CLIPPED).square()).sqrt()
+        seen = self.seen(images).flatten(2)
+        moved = F.unfold(image.flip(2, 3), _TAPS, padding=_TAPS - 1).flip(2)  # (N, taps, H·W)
+        found = seen @ moved.transpose(1, 2) / (image.shape[2] * image.shape[3])  # (N, F, taps)
+        return cast(Tensor, self.revealer(self.norm(found.flatten(1))))
+
+
+class _Features(nn.Module):
+    """Products of two of what an image shows, its contrast made the same everywhere (N, F, H, W).
+
+    What is odd in an image, as a filtered one is, is correlated with the image; products are not.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pairs = nn.Conv2d(channels, 2 * _FEATURES, _TAPS, padding=_TAPS // 2, bias=False)
+        with torch.no_grad():
+            weight = self.pairs.weight
+            weight.copy_(_boxed(torch.randn_like(weight), 3))  # the finest is lost first
+            weight -= weight.mean((2, 3), keepdim=True)
+            weight /= weight.flatten(1).norm(dim=1)[:, None, None, None]
+
+    def forward(self, images: Tensor) -> Tensor:
+        shown = _even(images - _boxed(images, _NEAR), _AROUND)
+        one, other = torch.tanh(self.pairs(shown)).chunk(2, 1)
+        products = one * other
+        return products - _boxed(products, _AROUND)
+
+
+def _boxed(images: Tensor, width: int) -> Tensor:
+    """The means of images (N, C, H, W) over squares of that width."""
+    padded = F.pad(images, (width // 2,) * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, (width, 1), 1), (1, width), 1)
+
+
+def _even(images: Tensor, width: int) -> Tensor:
+    """Images (N, C, H, W) divided by their root mean square over squares of that width."""
+    return images / (_boxed(images.square(), width) + _DARK).sqrt()
+
+
+def _sharpening(channels: int) -> Tensor:
+    """A filter (1, C, 5, 5) that leaves of photographs what varies from pixel to pixel."""
+    once = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])[None, None] / 4
+    return F.conv2d(once, once, padding=2).expand(1, channels, -1, -1) / channels
 
 
 def placement(scheme: DeepWatermarking) -> Placement:
@@ -206,17 +239,3 @@ def _repeated(cells: Tensor, size: int, side: int) -> Tensor:
     """The means of cells (G, S) over a repeated square: (G, size); none where no pixel is left."""
     over = cells.repeat(1, -(-size // side))[:, :size]
     return over / over.sum(1, keepdim=True).clamp_min(1)
-
-
-def _features(channels: int, width: int, last: nn.Module) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 5, padding=2), nn.LeakyReLU(0.1),
-        nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.1),
-        nn.Conv2d(width, width, 3, padding=2, dilation=2), last,
-    )  # fmt: skip
-
-
-def _standard(features: Tensor) -> Tensor:
-    """Features (N, F, H, W) with mean 0 and root mean square 1 each: contrast is nothing."""
-    centred = features - features.mean((2, 3), keepdim=True)
-    return centred / (centred.square().mean((2, 3), keepdim=True) + 1e-6).sqrt()
