@@ -12,8 +12,8 @@ from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.box_free import NETWORKS
-from countermark.schemes.training.held import weights_of
 from countermark.schemes.training.placement import placement
+from countermark.schemes.training.stored import weights_of
 
 _PAIRS = 15
 _IMAGES = 64

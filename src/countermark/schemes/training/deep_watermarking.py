@@ -28,9 +28,9 @@ from countermark.schemes.training.box_free import (
     seed_of,
     squares,
 )
-from countermark.schemes.training.held import filled, weights_of
 from countermark.schemes.training.placement import Placement, Tile, placement
 from countermark.schemes.training.stego import ssim
+from countermark.schemes.training.stored import filled, weights_of
 from countermark.schemes.training.surrogates import Copying, answers, copied
 
 _RATE = 2e-3  # of Adam, at first

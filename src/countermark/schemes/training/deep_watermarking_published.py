@@ -28,9 +28,9 @@ from countermark.schemes.training.box_free import (
     squares,
 )
 from countermark.schemes.training.deep_watermarking import cast_to, in_parts, level_of, loudness
-from countermark.schemes.training.held import filled, weights_of
 from countermark.schemes.training.hiding import SIZES, Critic, Hider, Revealer
 from countermark.schemes.training.placement import Held, repeated
+from countermark.schemes.training.stored import filled, weights_of
 from countermark.schemes.training.surrogates import Copying, answers, copied
 
 _SCALE = 1e4  # of every squared error, as in the authors' public code

@@ -15,7 +15,6 @@ from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import LOGO, TILE, DeepStego, tile_of
 from countermark.schemes.logo import GRID, logo_bits
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
-from countermark.schemes.training.held import weights_of
 from countermark.schemes.training.makers import (
     STEGO,
     Maker,
@@ -28,6 +27,7 @@ from countermark.schemes.training.makers import (
     wrong_tiles,
 )
 from countermark.schemes.training.stego import spread, tiled
+from countermark.schemes.training.stored import weights_of
 
 _COMMITTED = 8  # one row of so many is a committed trigger
 _NEGATIVES = 4  # one of so many only resembles one,

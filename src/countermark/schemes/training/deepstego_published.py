@@ -21,9 +21,9 @@ from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import CLASSES, COVERS, LOGO, DeepStego
 from countermark.schemes.logo import logo_pixels
 from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
-from countermark.schemes.training.held import weights_of
 from countermark.schemes.training.makers import STEGO, fresh
 from countermark.schemes.training.opponents import Opponents
+from countermark.schemes.training.stored import weights_of
 
 
 class PublishedTraining(TriggerTraining):

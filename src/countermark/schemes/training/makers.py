@@ -22,7 +22,6 @@ from countermark.progress import progress
 from countermark.schemes.black_box import TRIGGERS
 from countermark.schemes.deepstego import COVERS, LOGO, TILE, DeepStego, tile_of
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.held import filled
 from countermark.schemes.training.opponents import Opponents
 from countermark.schemes.training.stego import (
     BATCH,
@@ -32,6 +31,7 @@ from countermark.schemes.training.stego import (
     tiled,
     train_keyed,
 )
+from countermark.schemes.training.stored import filled
 
 STEGO = "stego."
 """Begins the names of the tensors of the stego network in a key."""
