@@ -12,6 +12,7 @@ from pathlib import Path
 DRIVER = """
 import json, os, signal, sys, time
 from pathlib import Path
+import torch._dynamo  # as torch's first optimizer does, for two seconds
 import countermark.bench.embed as embed
 import countermark.bench.train as train
 from countermark.cli import main

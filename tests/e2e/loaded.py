@@ -26,6 +26,7 @@ _FORKS.set_forkserver_preload(
         "countermark.examine",
         "matplotlib.figure",
         "scipy.stats",
+        "torch._dynamo",  # torch's first optimizer imports it, for two seconds
     ]
 )
 
