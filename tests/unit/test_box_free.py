@@ -129,13 +129,22 @@ def test_cells_are_where_bits_are_spread() -> None:
         assert torch.allclose(tile.scores(spread(bits, 32, size)), bits, atol=1e-5)
 
 
-def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all() -> None:
+def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Tile.shifted
     scheme, fixed = barriers.scheme(register=True), barriers.key()
     key = scheme.generate_key(fixed.frozen, owner="ACME Inc.", material=barriers.SECRET)
     images = np.tile(barriers.images()[:12], (1, 1, 2, 2))
-    moved = np.roll(scheme.mark(images, key), (6, 10), (2, 3))
-    verdict = verify(list(moved), key, assume_dated=True, blind_choice=True)
-    assert (verdict.outcome, verdict.tests) == ("owned", 32 * 32), verdict.explain()
+    marked = scheme.mark(images, key)
+    for shift in ((6, 10), (5, 11)):
+        verdict = verify(
+            list(np.roll(marked, shift, (2, 3))), key, assume_dated=True, blind_choice=True
+        )
+        assert (verdict.outcome, verdict.tests) == ("owned", 2 * 32 * 32), verdict.explain()
+    monkeypatch.setattr(Tile, "shifted", lambda tile, shown: -whole(tile, shown))
+    assert verify(list(marked), key, assume_dated=True, blind_choice=True).owned, "a negative"
+    monkeypatch.undo()
     still = barriers.scheme().generate_key(fixed.frozen, owner="A", material=barriers.SECRET)
     moved = np.roll(barriers.scheme().mark(images, still), (6, 10), (2, 3))
     assert verify(list(moved), still).outcome == "not_proven"

@@ -53,8 +53,8 @@ class DeepWatermarking(OutputScheme):
             sizes bear it as often as it fits.
         placement: "tile" puts each bit at a place of that square, so that only who sees the whole
             square in its place can learn it; "everywhere" puts all bits at every place.
-        register: read at every shift of the square and take the best one, for which p is corrected;
-            for "tile" only.
+        register: read at every shift of the square, both as it is and as a negative, and take the
+            best one, for which p is corrected; for "tile" only.
         psnr: of marked images against the network's own, in dB, on average.
         steps, batch, precision: of the training of H and R; "bf16" is quicker where the machine
             has it.
@@ -139,9 +139,14 @@ class DeepWatermarking(OutputScheme):
         return math.isqrt(self.bits)
 
     @property
-    def tests(self) -> int:
-        """How many readings are tried: one, or with `register` one for each shift."""
+    def shifts(self) -> int:
+        """At how many shifts of the square images are read."""
         return self.side**2 if self.register else 1
+
+    @property
+    def tests(self) -> int:
+        """How many readings are tried: one, or with `register` two for each shift."""
+        return 2 * self.shifts if self.register else 1
 
     @property
     def needs_siblings(self) -> bool:
@@ -223,12 +228,14 @@ class _Votes:
     """A reading of the default form: every image votes on every bit, none with more than 1.
 
     With `register` it votes at every shift of the square. The one that counts is the best, by the
-    message: these are so many tests, and whoever judges corrects for them.
+    message, or its negative: what H adds may alternate from row to row, and then reads as one where
+    the image was moved by an odd number. These are so many tests, and whoever judges corrects for
+    them.
     """
 
     def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme, self._key = live, scheme, key
-        self._votes = np.zeros((scheme.tests, scheme.bits))
+        self._votes = np.zeros((scheme.shifts, scheme.bits))
         self._count = 0
 
     def add(self, picture: Pixels) -> None:
@@ -240,8 +247,11 @@ class _Votes:
         """The sign of all votes on each bit."""
         if not self._count:
             raise ConfigError("there is no image to read: give some")
-        agree = ((self._votes > 0) == self._key.message.astype(bool)).sum(1)
-        votes = self._votes[agree.argmax()]  # (T,)
+        tried = self._votes
+        if self._scheme.register:
+            tried = np.concatenate([tried, -tried])
+        agree = ((tried > 0) == self._key.message.astype(bool)).sum(1)
+        votes = tried[agree.argmax()]  # (T,)
         read = (votes > 0).astype(np.uint8)
         found = (1 + votes / self._count) / 2  # (T,), as grey levels 0 to 1
         hidden = self._key.message.astype(np.float64)
