@@ -195,10 +195,12 @@ def test_a_training_that_cannot_get_going_begins_anew(
 
 def test_jitter_keeps_the_size_and_moves_something() -> None:
     torch.manual_seed(0)
-    images = torch.rand(3, 1, 32, 32)
-    moved = jittered(images)
-    assert moved.shape == images.shape
-    assert not torch.allclose(moved, images, atol=0.05)
+    across = torch.linspace(0, 1, 33)[:-1].expand(8, 1, 32, 32)  # what is where, in the side
+    for share in (0.1, 0.5):
+        moved = jittered(across, share)
+        assert moved.shape == across.shape
+        farthest = (moved - across).abs().max()
+        assert 0.3 * share < farthest <= share
 
 
 def test_nc_of_blanks_says_little() -> None:

@@ -43,6 +43,7 @@ _RECENT = 0.1  # weight of the last step in the loss that is looked at
 _TRIES = 4
 _FAINTEST = 0.3  # of the residual, in what R is trained to read
 _NOISE = 3 / 255
+_MOVED = 0.5  # of a cell, by `jitter`: what moves by a whole one is read as another bit
 _TUNING_RATE = 3e-4  # of Adam, in the adversarial stage
 _TUNED = 0.4  # steps of R there, as a share of a teacher's
 _LIKENESS = 1.0  # weight of 1 − SSIM
@@ -273,7 +274,7 @@ class _Course:
         strength = _FAINTEST + (1 - _FAINTEST) * torch.rand(each)
         found = images + strength * added
         found = found + _NOISE * torch.rand(each) * torch.randn_like(found)
-        return jittered(found) if self.scheme.jitter else found
+        return jittered(found, _MOVED / self.scheme.grid) if self.scheme.jitter else found
 
     def state(self) -> dict[str, Any]:
         return {
@@ -302,10 +303,13 @@ def in_common(added: Tensor, together: int) -> Tensor:
     return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in groups])
 
 
-def jittered(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) each shifted, cropped and resized a little, by one affine map."""
+def jittered(images: Tensor, share: float) -> Tensor:
+    """Images (N, C, H, W), of each a square shifted and enlarged, by one affine map.
+
+    The square lacks up to that share of the side, and nothing moves by more than that.
+    """
     count = len(images)
-    scale = 1 - 0.15 * torch.rand(count)  # a crop of 85 % to all, enlarged
+    scale = 1 - share * torch.rand(count)
     shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2) - 1)
     maps = torch.zeros(count, 2, 3)
     maps[:, 0, 0] = maps[:, 1, 1] = scale
