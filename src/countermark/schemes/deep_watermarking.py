@@ -60,7 +60,7 @@ class DeepWatermarking(OutputScheme):
             has it.
         together: so many images of a batch share their message, and R reads in part what H adds to
             all of them, which is what copies learn; for "tile" only.
-        jitter: shift, crop and resize marked images while R is trained, by half a bit's cell.
+        jitter: shift, crop and resize marked images while R is trained, by up to half a cell.
         teachers: architectures of networks on whose outputs R is trained before it is frozen, or,
             as published, at last: the adversarial stage. None leave it out.
         teacher_steps: how long each of them is trained, and R on each.
