@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from clock import put_clock_ahead
+
 if TYPE_CHECKING:
     from authority import LocalAuthority
 
@@ -25,6 +27,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+put_clock_ahead()
 
 
 @pytest.fixture(scope="session")

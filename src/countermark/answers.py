@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from countermark.errors import SuspectError
+from countermark.subject import Subject
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +34,8 @@ class Recorded(Protocol):
     def __call__(self, images: Images, /) -> Labels:
         """The classes of these images."""
 
-    def about(self) -> Mapping[str, Any]:
-        """What is recorded once it was asked: JSON values, `name` and digests among them."""
+    def subject(self) -> Subject:
+        """Describe the suspect, once it was asked, for a verdict's record and corrections."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Asked:
 
     Attributes:
         predict: how it is asked.
-        about: what is recorded, as `Recorded` says.
+        subject: what is recorded, as `Recorded` says.
     """
 
     predict: Predict
-    about: Callable[[], Mapping[str, Any]]
+    subject: Callable[[], Subject]
 
     def __call__(self, images: Images, /) -> Labels:
         """The classes of these images."""

@@ -50,7 +50,7 @@ def audited(url: str) -> Audit:
 def terms_of(alpha: float, counted: Audit | None) -> Terms:
     """The terms of six readings, by keys out of so many commitments."""
     commitments = max(1, counted.count()) if counted else 1
-    return Terms(alpha / (READINGS * commitments), assume_dated=True)
+    return Terms(alpha, assume_dated=True, dispute_readings=READINGS, claims=commitments)
 
 
 def read_parties(

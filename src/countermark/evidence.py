@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+
+from countermark.subject import STORED
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class Reader:
         published: the published criterion's threshold for the loss; None in the hardened form.
     """
 
-    siblings: int
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
+
+    siblings: Annotated[int, Field(ge=0)]
     threshold: float | None
-    permuted: int
-    false_reads: int
+    permuted: Annotated[int, Field(ge=0)]
+    false_reads: Annotated[int, Field(ge=0)]
     quiet_loss: float | None = None
     published: float | None = None
 
@@ -43,8 +48,10 @@ class Disclosure:
             labels; else those that were not opened count as misses.
     """
 
-    opened: int
-    committed: int
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
+
+    opened: Annotated[int, Field(ge=1)]
+    committed: Annotated[int, Field(ge=1)]
     blind_choice: bool
 
 
@@ -56,6 +63,8 @@ class Alignment:
         bears_mark: whether the key finds its mark in the reference, too.
         similarity: mean cosine of the neurons that were matched; 1 for a copy.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
 
     bears_mark: bool
     similarity: float
@@ -69,6 +78,8 @@ class Likeness:
         nc: of the suspect's images: the mean over them, or that of the votes.
         nc_blank: of a blank picture, which anybody's images may reveal.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
 
     nc: float
     nc_blank: float

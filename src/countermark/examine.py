@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from countermark.alignment import Disguised, Reference
 from countermark.answers import Predict, Recorded, asked_of
@@ -26,7 +26,9 @@ from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import FreshTriggers, TriggerScheme
 from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
-from countermark.verdict import Terms, Verdict, judge, no_verdict
+from countermark.subject import ReferenceFacts, Subject
+from countermark.test_result import MOST_ORDERED, corrections_of, total_factor
+from countermark.verdict import KeyIdentity, Terms, Verdict, judge, no_verdict
 from countermark.weights import (
     IN_PART,
     MOST_CANDIDATES,
@@ -36,8 +38,6 @@ from countermark.weights import (
     assignments,
     open_weights,
 )  # fmt: skip
-
-_MOST_ORDERED = 14  # names of classes, all orders of which p can be multiplied by
 
 
 def verify(  # noqa: PLR0913 - what is stated stands by its name
@@ -124,15 +124,19 @@ def _look(
     """Judge a set of images that somebody published."""
     null, resume = asked
     found = _looked(suspect, scheme, key, resume)
-    about = about_key(key, str(suspect) if isinstance(suspect, str | Path) else "images")
-    about["suspect"] |= {
-        "images": found.images, "skipped": found.skipped.to_json(), "sha256": found.digest
-    }  # fmt: skip
+    subject = Subject(
+        name=str(suspect) if isinstance(suspect, str | Path) else "images",
+        readings=scheme.tests,
+        images=found.images,
+        skipped=found.skipped.to_facts(),
+        sha256=found.digest,
+    )
+    identity = KeyIdentity.of(key)
     if found.evidence is None:
         reason = "the suspect has no image that could be read"
-        return no_verdict(reason, bits=scheme.bits, terms=terms, about=about)
+        return no_verdict(reason, bits=scheme.bits, subject=subject, key=identity, terms=terms)
     chosen = _chosen(scheme, scheme.nulls(key), null)
-    return judge(found.evidence, chosen, tests=scheme.tests, terms=terms, about=about)
+    return judge(found.evidence, chosen, subject=subject, key=identity, terms=terms)
 
 
 def _looked(suspect: object, scheme: OutputScheme, key: Key, resume: Path | None) -> Read:
@@ -151,7 +155,6 @@ def _ask(
     null: str | None,
 ) -> Verdict:  # fmt: skip
     """Judge what a suspect answers to a key's triggers, or to those that were opened."""
-    about = about_key(key, type(suspect).__name__)
     predict = asked_of(suspect, scheme.mean, scheme.deviation)
     nulls: dict[str, Null]
     if isinstance(key, Openings):
@@ -159,9 +162,8 @@ def _ask(
         nulls = {SecretLabels.name: SecretLabels()}
     else:
         evidence, nulls = scheme.extract(predict, key), scheme.nulls(key)
-    if isinstance(suspect, Recorded):
-        about["suspect"] = dict(suspect.about())
-    return _judged(evidence, _chosen(scheme, nulls, null), terms, about)
+    subject = _describe_asked(suspect)
+    return _judge_answers(evidence, _chosen(scheme, nulls, null), subject, key, terms)
 
 
 def _ask_fresh(
@@ -169,42 +171,40 @@ def _ask_fresh(
 ) -> Verdict:
     """Judge what a suspect answers to triggers that are made of covers just now."""
     scheme = as_trigger_scheme(scheme_of(fresh.key))
-    about = about_key(fresh.key, type(suspect).__name__)
     evidence, own = scheme.ask_fresh(asked_of(suspect, scheme.mean, scheme.deviation), fresh)
-    if isinstance(suspect, Recorded):
-        about["suspect"] = dict(suspect.about())
-    return _judged(evidence, _chosen(scheme, {own.name: own}, null), terms, about)
+    subject = _describe_asked(suspect)
+    null_hypothesis = _chosen(scheme, {own.name: own}, null)
+    return _judge_answers(evidence, null_hypothesis, subject, fresh.key, terms)
 
 
-def _judged(evidence: Evidence, null: Null, terms: Terms, about: dict[str, Any]) -> Verdict:
-    """A verdict on answers, if there were any."""
+def _describe_asked(suspect: object) -> Subject:
+    """Describe a suspect that was asked: as it describes itself, else by its kind."""
+    return suspect.subject() if isinstance(suspect, Recorded) else Subject(type(suspect).__name__)
+
+
+def _judge_answers(
+    evidence: Evidence, null: Null, subject: Subject, key: Key | Openings, terms: Terms
+) -> Verdict:
+    """Judge answers, if there were any."""
+    identity, bits = KeyIdentity.of(key), evidence.bits
     if evidence.answered:
-        names = 0 if names_stated(evidence, terms) else about["suspect"].get("class_names", 0)
-        if names <= _MOST_ORDERED:
-            orders = math.factorial(names)
-            return judge(evidence, null, tests=orders, terms=terms, about=about)
+        names = subject.class_names
+        ordered = not names_stated(terms, opened=evidence.disclosure is not None)
+        if not ordered or names <= MOST_ORDERED:
+            return judge(evidence, null, subject=subject, key=identity, terms=terms)
         reason = (
             f"the classes came by name, and of all orders of {names} names some order fits any "
             "answers: whoever gave --ask class_names must not have known these"
             + ("" if evidence.disclosure else ", which you may state (--blind-choice)")
         )
-        return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
-    asked = evidence.readable
-    reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
-    if why := about["suspect"].get("why"):
-        reason += f"; most often: {why}"
-    return no_verdict(reason, bits=evidence.bits, terms=terms, about=about, unit="triggers")
-
-
-def about_key(key: Key | Openings, name: str) -> dict[str, Any]:
-    """What a verdict says of a key, and of the suspect that is called `name`."""
-    return {
-        "scheme": key.scheme,
-        "commitment": key.commitment,
-        "owner": key.owner,
-        "test_key": key.test_key,
-        "suspect": {"name": name},
-    }
+    else:
+        asked = evidence.readable
+        reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
+        if subject.why:
+            reason += f"; most often: {subject.why}"
+    return no_verdict(
+        reason, bits=bits, subject=subject, key=identity, terms=terms, unit="triggers"
+    )
 
 
 def _chosen(scheme: Scheme, nulls: Mapping[str, Null], name: str | None) -> Null:
@@ -225,32 +225,37 @@ class _Asked:
 def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
     """Judge what a key reads from a suspect's weights, as they are and aligned to a reference."""
     with as_numbers(open_weights(suspect)) as weights:
-        about = about_key(key, weights.name)
+        identity = KeyIdentity.of(key)
         ways = assignments(weights, key.tensors, partial=scheme.partial)
         found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         reason = _unreadable(weights, key, found)
         readings = [] if reason else [_best(weights, scheme, key, found)]
-        record: dict[str, Any] | None = None
+        reference: ReferenceFacts | None = None
         if asked.reference is not None:
-            more, record = aligned(weights, scheme, key, asked.reference)
+            more, reference = aligned(weights, scheme, key, asked.reference)
             readings += more
-        tests = (0 if reason else len(found)) + (asked.reference is not None)
         if not readings:
-            why = f"; aligned: {record['refused']}" if record else ""
-            return no_verdict(f"{reason}{why}", bits=key.bits, terms=terms, about=about)
-        best = _chosen_reading(readings, math.log10(terms.alpha / tests))
-        about["suspect"] = {
-            "name": weights.name,
-            "tensors": best.where,
-            "sha256": _told(weights.digests, key),
-            "file_sha256": weights.file_digest() if asked.digest else None,
-        } | ({"reference": record} if record else {})
-        if missing := [name for name in key.tensors if name not in best.where]:
-            about["suspect"]["missing"] = missing
-    draws = math.ceil(tests * terms.multiplier / terms.alpha)
+            why = f"; aligned: {reference.refused}" if reference else ""
+            subject = Subject(name=weights.name)
+            return no_verdict(
+                f"{reason}{why}", bits=key.bits, subject=subject, key=identity, terms=terms
+            )
+        tried = (0 if reason else len(found)) + (asked.reference is not None)
+        best = _chosen_reading(readings, math.log10(terms.alpha / tried))
+        subject = Subject(
+            name=weights.name,
+            readings=tried,
+            tensors=best.where,
+            missing=tuple(name for name in key.tensors if name not in best.where),
+            sha256=_told(weights.digests, key),
+            file_sha256=weights.file_digest() if asked.digest else None,
+            reference=reference,
+        )
+    corrections = corrections_of(subject, terms.freedoms(opened=False))
+    draws = math.ceil(total_factor(corrections) / terms.alpha)
     nulls = scheme.nulls(best.tensors, key, draws)
     chosen = _chosen(scheme, after_alignment(nulls, best.evidence), asked.null)
-    return judge(best.evidence, chosen, tests=tests, terms=terms, about=about)
+    return judge(best.evidence, chosen, subject=subject, key=identity, terms=terms)
 
 
 def _told(digests: Mapping[str, str], key: Key) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from countermark.openings import Openings
 from countermark.schemes import scheme_of
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.white_box import WeightScheme
+from countermark.subject import ReferenceFacts
 from countermark.weights import Array, Restored, Suspect, Weights, open_weights
 
 _BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
@@ -47,16 +47,16 @@ def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTri
 
 def aligned(
     weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
-) -> tuple[list[Reading], dict[str, Any]]:
-    """The reading after alignment, or none where that is refused; what is said of the reference."""
+) -> tuple[list[Reading], ReferenceFacts]:
+    """Read after alignment, or not where that is refused; describe the reference."""
     with open_weights(reference.weights) as opened:
-        record: dict[str, Any] = {"name": opened.name, "sha256": opened.file_digest()}
+        facts = ReferenceFacts(name=opened.name, sha256=opened.file_digest())
         try:
             before = scheme.before(key)
             unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
             if before:
                 reference = replace(reference, weights=Restored(opened, before))
-                record["restored"] = sorted(before)
+                facts = replace(facts, restored=tuple(sorted(before)))
             # Where it is put back, its other tensors were trained with the mark all the same.
             bears_mark = bool(before) and _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
             found = realigned(
@@ -66,14 +66,14 @@ def aligned(
             if bears_mark:
                 _require_unmistakable(found)
         except AlignmentError as error:
-            return [], record | {"refused": str(error)}
+            return [], replace(facts, refused=str(error))
     evidence = replace(
         scheme.extract(found.tensors, key),
         alignment=Alignment(bears_mark, found.similarity),
         committed=False,  # to the reference, which may have been made to fit
     )
-    record |= {"bears_mark": bears_mark, "similarity": found.similarity, "folded": found.folded}
-    return [Reading(evidence, found.tensors, found.where)], record
+    facts = replace(facts, bears_mark=bears_mark, similarity=found.similarity, folded=found.folded)
+    return [Reading(evidence, found.tensors, found.where)], facts
 
 
 def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:

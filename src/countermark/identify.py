@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from countermark.keyfile import load_header, load_key
 from countermark.progress import progress
 from countermark.schemes import scheme_of
 from countermark.schemes.white_box import WeightScheme
-from countermark.verdict import Terms, Verdict
+from countermark.verdict import NoTruthValue, Terms, Verdict
 from countermark.weights import (
     MOST_CANDIDATES,
     Remembered,
@@ -66,7 +66,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Identified:
+class Identified(NoTruthValue):
     """What can be said about a suspect and many keys.
 
     Attributes:
@@ -76,6 +76,8 @@ class Identified:
         best: the smallest log10 p after correction; None where no key was tried.
         problems: why others could not be tried, to how many.
     """
+
+    ask: ClassVar[str] = "identified.found"
 
     suspect: str
     found: Mapping[str, Verdict]

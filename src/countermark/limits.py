@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from countermark import age
+from countermark import key_dating
 from countermark.evidence import Disclosure, Evidence
-from countermark.nulls import Null, PermutedUnits, SecretClassMap, UnmarkedModels
+from countermark.nulls import PermutedUnits, SecretClassMap, UnmarkedModels
+from countermark.subject import Subject
+from countermark.test_result import TestResult
 
 if TYPE_CHECKING:
     from countermark.verdict import Outcome, Terms
@@ -124,48 +125,48 @@ BITS_MEAN_NOTHING = (
 
 
 def limits_of(
-    evidence: Evidence, null: Null, outcome: Outcome, terms: Terms, suspect: Mapping[str, Any]
+    evidence: Evidence, result: TestResult, outcome: Outcome, terms: Terms, subject: Subject
 ) -> tuple[str, ...]:
-    """The limits of a verdict, each a sentence without its full stop.
+    """List the limits of a verdict, each a sentence without its full stop.
 
     Args:
         evidence: what was judged.
-        null: by what.
+        result: its probability, and by which null hypothesis.
         outcome: of the verdict.
         terms: what was stated rather than measured.
-        suspect: what a verdict records of it.
+        subject: what was examined.
     """
-    limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, null)]
+    limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, result)]
     if outcome == "not_proven":
         limits.append(_not_innocent(evidence))
-    limits += _of_suspect(suspect)
-    if names := suspect.get("class_names"):
-        blind = names_stated(evidence, terms)
+    limits += _of_subject(subject)
+    if names := subject.class_names:
+        blind = names_stated(terms, opened=evidence.disclosure is not None)
         limits.append(NAMED_BLINDLY if blind else NAMED.format(names=names))
-    if terms.blind_choice and images_chosen(evidence, null):
+    if terms.blind_choice and images_chosen(evidence, result.null):
         limits.append(CHOSEN_BLINDLY)
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
     if terms.dating is not None:
-        limits += age.limits_of(terms.dating)
+        limits += key_dating.limits_of(terms.dating)
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
 
 
-def names_stated(evidence: Evidence, terms: Terms) -> bool:
-    """Whether a blind choice is one of names of classes: with openings it is of these alone."""
-    return terms.blind_choice and evidence.disclosure is None
+def names_stated(terms: Terms, *, opened: bool) -> bool:
+    """Return true if a blind choice speaks of names of classes, not of opened triggers."""
+    return terms.blind_choice and not opened
 
 
-def images_chosen(evidence: Evidence, null: Null) -> str | None:
-    """How images could be chosen that fit; None where they cannot."""
+def images_chosen(evidence: Evidence, null: str) -> str | None:
+    """Say how images could be chosen that fit; None where they cannot."""
     if evidence.likeness is not None:
         return (
             "of many pictures some can be chosen in which any key finds its mark: whoever chose "
             "these must not have known what it reads"
         )
-    if isinstance(null, SecretClassMap):
+    if null == SecretClassMap.name:
         return (
             "covers can be chosen, or given classes, to which any model answers by any key's map: "
             "whoever chose these must not have known what the suspect answers"
@@ -173,12 +174,27 @@ def images_chosen(evidence: Evidence, null: Null) -> str | None:
     return None
 
 
-def _of_reading(evidence: Evidence, null: Null) -> list[str]:
+def blind_choice_of(evidence: Evidence, null: str, subject: Subject) -> str | None:
+    """Say what a blind choice states of a reading; None where there was nothing to choose."""
+    if evidence.likeness is not None:
+        return "whoever chose the images did not know what the key reads in them"
+    if null == SecretClassMap.name:
+        return "whoever chose the covers did not know the suspect's answers"
+    if (opened := evidence.disclosure) is not None:
+        if opened.blind_choice and opened.opened < opened.committed:
+            return "whoever chose the opened triggers did not know their labels"
+        return None
+    if subject.class_names > 1:
+        return "whoever ordered the names of the classes did not know the suspect's answers"
+    return None
+
+
+def _of_reading(evidence: Evidence, result: TestResult) -> list[str]:
     """What the way of reading does not carry."""
     limits = []
     if evidence.reader is not None:
         limits.append(BITS_MEAN_NOTHING)
-    limits += _of_null(null, evidence)
+    limits += _of_null(result, evidence)
     if evidence.likeness is not None:
         limits.append(ONE_SET)
     if evidence.unit == "triggers":
@@ -191,10 +207,10 @@ def _of_reading(evidence: Evidence, null: Null) -> list[str]:
     return limits
 
 
-def _of_suspect(suspect: Mapping[str, Any]) -> list[str]:
-    """What was found elsewhere than expected, or not at all."""
-    found, limits = suspect.get("tensors", {}), []
-    if suspect.get("recorded"):
+def _of_subject(subject: Subject) -> list[str]:
+    """Say what was found elsewhere than expected, or not at all."""
+    found, limits = subject.tensors or {}, []
+    if subject.recorded:
         limits.append(RECORDED)
     renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]
     if renamed:
@@ -204,13 +220,15 @@ def _of_suspect(suspect: Mapping[str, Any]) -> list[str]:
             f"{', '.join([*renamed[:_SHOWN], *more])}; p is corrected for every reading that was "
             "tried"
         )
-    if missing := suspect.get("missing"):
+    if missing := subject.missing:
         limits.append(
             f"{len(missing)} of the {len(missing) + len(found)} tensors that the key reads are not "
             "in the suspect: the bits are read from the others"
         )
-    if why := suspect.get("reference", {}).get("refused"):
-        limits.append(f"the suspect could not be aligned to the reference: {why}")
+    if subject.reference is not None and subject.reference.refused:
+        limits.append(
+            f"the suspect could not be aligned to the reference: {subject.reference.refused}"
+        )
     return limits
 
 
@@ -220,14 +238,14 @@ def _not_innocent(evidence: Evidence) -> str:
     return NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS
 
 
-def _of_null(null: Null, evidence: Evidence) -> list[str]:
-    """What a null hypothesis does not cover."""
-    if isinstance(null, PermutedUnits):
+def _of_null(result: TestResult, evidence: Evidence) -> list[str]:
+    """Say what a null hypothesis does not cover."""
+    if result.null == PermutedUnits.name:
         return [INDEPENDENT_ONLY, UNITS_ARE_HIDDEN]
-    if isinstance(null, SecretClassMap):
+    if result.null == SecretClassMap.name:
         return [BLIND_COVERS]
-    if not isinstance(null, UnmarkedModels):
+    if result.null != UnmarkedModels.name:
         return []
-    n = len(null.distances)
+    n = result.unmarked_models or 0
     ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1)
     return [ranked, ANYBODYS] if evidence.unit == "triggers" else [ranked]

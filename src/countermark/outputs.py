@@ -19,6 +19,7 @@ from typing import Any
 from countermark.errors import MissingExtraError, SuspectError, printable
 from countermark.files import read_regular
 from countermark.pictures import Pixels, decoded
+from countermark.subject import SkippedFiles
 
 MOST_BYTES = 1 << 26
 """Of one picture's file."""
@@ -118,6 +119,10 @@ class Skipped:
         self.reasons[output.reason] += 1
         if len(self.names) < _NAMED:
             self.names.append(output.name)
+
+    def to_facts(self) -> SkippedFiles:
+        """Describe the skipped files as a verdict records them."""
+        return SkippedFiles(dict(self.reasons.most_common()), tuple(self.names))
 
     def to_json(self) -> dict[str, Any]:
         """Counts by reason, and the first names."""

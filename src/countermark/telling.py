@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from countermark import age
+from countermark import key_dating
 from countermark.errors import printable
 from countermark.evidence import Reader
 from countermark.nulls import LEAST_FORGERY_BITS, UnmarkedModels
+from countermark.test_result import in_words
 
 if TYPE_CHECKING:
+    from countermark.subject import Subject
     from countermark.verdict import Verdict
 
 _RATES = {
@@ -38,11 +40,10 @@ def _line(name: str, says: str) -> str:
 def _lines(verdict: Verdict) -> Iterator[str]:
     if verdict.matched is not None and verdict.ber_interval is not None:
         yield from _measured(verdict, verdict.matched, verdict.ber_interval)
-    if "reference" in verdict.suspect:
-        shown = verdict.suspect["reference"]
-        yield _line("reference", f"{shown['name']}, sha256 {shown['sha256']}")
-    if "images" in verdict.suspect:
-        yield _line("images", _counted(verdict.suspect))
+    if (shown := verdict.subject.reference) is not None:
+        yield _line("reference", f"{shown.name}, sha256 {shown.sha256}")
+    if verdict.subject.images is not None:
+        yield _line("images", _counted(verdict.subject))
     if (alike := verdict.likeness) is not None:
         pictures = f"{alike.nc:.4f} of hidden and revealed pictures"
         yield _line("NC", f"{pictures}; a blank gets {alike.nc_blank:.4f}")
@@ -51,7 +52,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     if verdict.reader is not None:
         yield from _of_the_reader(verdict, verdict.reader)
     if verdict.dating is not None:
-        yield _line("dated", age.explained(verdict.dating))
+        yield _line("dated", key_dating.explained(verdict.dating))
     yield from (_line("limit", limit) for limit in verdict.limits)
 
 
@@ -65,9 +66,11 @@ def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> 
     )
     yield _line(
         "log10 p",
-        f"{verdict.log10_p:.2f}, corrected for {verdict.tests} test(s); "
-        f"threshold {math.log10(verdict.alpha):.2f}, floor {verdict.floor:.2f}",
+        f"{verdict.log10_p:.2f} after corrections; threshold {math.log10(verdict.alpha):.2f}, "
+        f"floor {verdict.floor:.2f}",
     )
+    if verdict.result is not None:
+        yield _line("corrections", f"p is {in_words(verdict.result.corrections)}")
     yield _line("null", f"{verdict.null}: {verdict.null_says}")
     yield _line(
         "forgery_bits",
@@ -113,10 +116,10 @@ def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
         )
 
 
-def _counted(suspect: Mapping[str, Any]) -> str:
-    """How many images were read, and how many were skipped for which reasons."""
-    reasons = suspect["skipped"]["reasons"]
+def _counted(subject: Subject) -> str:
+    """Say how many images were read, and how many were skipped for which reasons."""
+    reasons = {} if subject.skipped is None else subject.skipped.reasons
     if not reasons:
-        return f"{suspect['images']} read"
+        return f"{subject.images} read"
     why = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{suspect['images']} read, {sum(reasons.values())} skipped ({why})"
+    return f"{subject.images} read, {sum(reasons.values())} skipped ({why})"

@@ -8,14 +8,16 @@ mark of a key is present, or not proven, or that nothing can be said; never who 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NoReturn, Protocol
+
+from pydantic import ConfigDict
 
 from countermark import stats
-from countermark.age import Dating
 from countermark.evidence import Disclosure, Evidence, Likeness, Reader
-from countermark.limits import images_chosen, limits_of
+from countermark.key_dating import KeyDating
+from countermark.limits import blind_choice_of, images_chosen, limits_of, names_stated
 from countermark.nulls import (
     LEAST_DATED_BITS,
     LEAST_FORGERY_BITS,
@@ -25,7 +27,9 @@ from countermark.nulls import (
     UnmarkedModels,
     forgery_bits,
 )
+from countermark.subject import STORED, Subject
 from countermark.telling import explained
+from countermark.test_result import Freedoms, TestResult, corrections_of
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]
 
@@ -35,62 +39,102 @@ ALPHA = 1e-6
 EXIT_CODES: Mapping[Outcome, int] = {"owned": 0, "not_proven": 1, "no_verdict": 3}
 
 
+class PublicKeyFacts(Protocol):
+    """What is public of a key, or of its opened triggers."""
+
+    @property
+    def scheme(self) -> str:
+        """Name of its scheme."""
+
+    @property
+    def commitment(self) -> str:
+        """The commitment, in hexadecimal."""
+
+    @property
+    def owner(self) -> str:
+        """Whose key it is."""
+
+    @property
+    def test_key(self) -> bool:
+        """Whether anybody can make it again."""
+
+
 @dataclass(frozen=True)
-class Verdict:
+class KeyIdentity:
+    """What a verdict says of a key.
+
+    Attributes:
+        scheme, commitment, owner: what is public of it.
+        test_key: whether anybody can make it again, so that it proves nothing.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
+
+    scheme: str
+    commitment: str
+    owner: str
+    test_key: bool = False
+
+    @classmethod
+    def of(cls, key: PublicKeyFacts) -> KeyIdentity:
+        """Copy what is public of a key."""
+        return cls(key.scheme, key.commitment, key.owner, key.test_key)
+
+
+class NoTruthValue:
+    """A finding with more than two outcomes, which `if` must not flatten to true.
+
+    Attributes:
+        ask: what to ask in its place.
+    """
+
+    ask: ClassVar[str]
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} is neither true nor false, since it can also say that it "
+            f"cannot tell: ask {self.ask}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict(NoTruthValue):
     """What can be said about one suspect and one key.
+
+    A verdict is no truth value: "not owned" and "cannot tell" are two answers. Ask `.owned`.
 
     Attributes:
         outcome: owned (the mark of this key is present), not_proven, or no_verdict.
-        reason: the outcome in one sentence.
-        scheme, commitment, owner: the key that was read, by what is public of it.
-        bits, matched, ber, ber_interval: raw bits, how many agree, the bit error rate with its
-            95 % Clopper-Pearson interval; or the same of triggers, as `unit` says.
-        answered: how many of them the suspect gave an answer to; the others count as misses.
-        log10_p: log10 of the probability of a false accusation, corrected for `tests`.
-        null, null_says, floor: the null hypothesis, in words, and log10 of its smallest p.
-        tests: how many readings were tried and corrected for (Bonferroni on the best one).
+        reason: the outcome in one sentence, with the statements that it rests on.
+        key: the key that was read, by what is public of it.
+        subject: what was examined.
+        bits, unit: how many raw bits, triggers or images the key expects.
         alpha: the threshold for p.
-        forgery_bits: −log2 of the chance that one tried key fits, corrected for `tests`.
-        payload: decoded or not; None when the message is too short to carry one.
-        loss: L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys.
-        reader: what is known of a learnt reader: held-out unmarked `siblings`, the sibling
-            `threshold`, `permuted` copies of the suspect, `false_reads` among them, `published`.
-        likeness: `nc` of hidden and revealed pictures, and `nc_blank`, what a blank would get.
-        disclosure: how many of the key's triggers were `opened`, of how many `committed` ones, and
-            whether a `blind_choice` was stated; None where the whole key was there.
+        result: the judged probability; None where nothing was read.
+        evidence: what was read, which says what the key expects; never part of `to_json`.
+        forgery_bits: −log2 of the chance that one tried key fits, corrected for its readings.
         assume_dated: the owner stated that the key is older than the suspect.
-        dating: what a claim says about that; None where none was given.
-        suspect: name, digests and tensors of what was read.
+        blind_choice: the examiner stated that nobody chose what fits (`Terms.blind_choice`).
+        dating: what a claim says about the key's age; None where none was given.
         limits: what the verdict does not say, in plain words.
     """
 
     outcome: Outcome
     reason: str
-    scheme: str
-    commitment: str
-    owner: str
+    key: KeyIdentity
+    subject: Subject
     bits: int
-    unit: str = "bits"
-    answered: int | None = None
-    matched: int | None = None
-    ber: float | None = None
-    ber_interval: tuple[float, float] | None = None
-    log10_p: float | None = None
-    null: str | None = None
-    null_says: str | None = None
-    floor: float | None = None
-    tests: int = 0
+    unit: Literal["bits", "triggers", "images"] = "bits"
     alpha: float = ALPHA
+    result: TestResult | None = None
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
     forgery_bits: float = 0.0
-    payload: bool | None = None
-    loss: float | None = None
-    reader: Reader | None = None
-    likeness: Likeness | None = None
-    disclosure: Disclosure | None = None
     assume_dated: bool = False
-    dating: Dating | None = None
-    suspect: Mapping[str, Any] = field(default_factory=dict)
+    blind_choice: bool = False
+    dating: KeyDating | None = None
     limits: tuple[str, ...] = ()
+
+    ask: ClassVar[str] = "verdict.owned, or compare verdict.outcome"
 
     @property
     def owned(self) -> bool:
@@ -102,34 +146,134 @@ class Verdict:
         """0 owned, 1 not proven, 3 no verdict."""
         return EXIT_CODES[self.outcome]
 
+    @property
+    def scheme(self) -> str:
+        """Name of the key's scheme."""
+        return self.key.scheme
+
+    @property
+    def commitment(self) -> str:
+        """Commitment of the key, in hexadecimal."""
+        return self.key.commitment
+
+    @property
+    def owner(self) -> str:
+        """The owner that the key names."""
+        return self.key.owner
+
+    @property
+    def matched(self) -> int | None:
+        """How many bits, triggers or images agree; None where nothing was read."""
+        return None if self.evidence is None else self.evidence.matched
+
+    @property
+    def answered(self) -> int | None:
+        """How many of them the suspect gave an answer to; the others count as misses."""
+        return None if self.evidence is None else self.evidence.answered
+
+    @property
+    def ber(self) -> float | None:
+        """The share that disagrees: of bits, the bit error rate."""
+        return None if self.matched is None else 1 - self.matched / self.bits
+
+    @property
+    def ber_interval(self) -> tuple[float, float] | None:
+        """The 95 % Clopper-Pearson interval of `ber`."""
+        if self.matched is None:
+            return None
+        return stats.clopper_pearson(self.bits - self.matched, self.bits)
+
+    @property
+    def log10_p(self) -> float | None:
+        """log10 of the probability of a false accusation, after all corrections."""
+        return None if self.result is None else self.result.log10_p
+
+    @property
+    def null(self) -> str | None:
+        """Name of the null hypothesis."""
+        return None if self.result is None else self.result.null
+
+    @property
+    def null_says(self) -> str | None:
+        """The null hypothesis in words."""
+        return None if self.result is None else self.result.null_says
+
+    @property
+    def floor(self) -> float | None:
+        """log10 of the smallest p that the null can give, before corrections."""
+        return None if self.result is None else self.result.floor
+
+    @property
+    def tests(self) -> int:
+        """How many chances this one key had; `result.corrections` names them all."""
+        return 0 if self.result is None else self.result.key_factor
+
+    @property
+    def payload(self) -> bool | None:
+        """Decoded or not; None when the message is too short to carry a payload."""
+        return None if self.evidence is None else self.evidence.payload
+
+    @property
+    def loss(self) -> float | None:
+        """L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys."""
+        learnt = self.evidence is not None and self.evidence.reader is not None
+        return self.evidence.cross_entropy if learnt and self.evidence is not None else None
+
+    @property
+    def reader(self) -> Reader | None:
+        """What is known of a learnt reader."""
+        return None if self.evidence is None else self.evidence.reader
+
+    @property
+    def likeness(self) -> Likeness | None:
+        """Normalised correlation of hidden and revealed images."""
+        return None if self.evidence is None else self.evidence.likeness
+
+    @property
+    def disclosure(self) -> Disclosure | None:
+        """How many of the key's triggers were opened; None where the whole key was there."""
+        return None if self.evidence is None else self.evidence.disclosure
+
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        interval = None if self.ber_interval is None else list(self.ber_interval)
-        found = asdict(self) | {"limits": list(self.limits), "ber_interval": interval}
-        if self.dating is not None:
-            found["dating"]["authorities"] = list(self.dating.authorities)
-        return found
+        """All that is said, as JSON values; `docs/verdicts.md` explains each field."""
+        interval, result = self.ber_interval, self.result
+        corrections = () if result is None else result.corrections
+        return {
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "scheme": self.scheme,
+            "commitment": self.commitment,
+            "owner": self.owner,
+            "bits": self.bits,
+            "unit": self.unit,
+            "answered": self.answered,
+            "matched": self.matched,
+            "ber": self.ber,
+            "ber_interval": None if interval is None else list(interval),
+            "log10_p": self.log10_p,
+            "uncorrected_log10_p": None if result is None else result.uncorrected_log10_p,
+            "corrections": [asdict(each) for each in corrections],
+            "null": self.null,
+            "null_says": self.null_says,
+            "floor": self.floor,
+            "tests": self.tests,
+            "alpha": self.alpha,
+            "forgery_bits": self.forgery_bits,
+            "payload": self.payload,
+            "loss": self.loss,
+            "reader": None if self.reader is None else asdict(self.reader),
+            "likeness": None if self.likeness is None else asdict(self.likeness),
+            "disclosure": None if self.disclosure is None else asdict(self.disclosure),
+            "assume_dated": self.assume_dated,
+            "blind_choice": self.blind_choice,
+            "dating": None if self.dating is None else self.dating.to_json(),
+            "suspect": self.subject.to_json(),
+            "limits": list(self.limits),
+        }
 
     def explain(self) -> str:
         """The verdict for people, as lines of text."""
         return explained(self)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a verdict follows from.
-
-    Attributes:
-        evidence: the best reading that was found.
-        null: the null hypothesis.
-        tests: how many readings were tried.
-        log10_p: by the null, before any correction.
-    """
-
-    evidence: Evidence
-    null: Null
-    tests: int
-    log10_p: float
 
 
 @dataclass(frozen=True)
@@ -145,151 +289,177 @@ class Terms:
         allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
         dating: what a claim says about the key's age; p is multiplied by its commitments.
         keys: how many keys were tried on the suspect and are to be corrected for.
-        told: is given what was judged, for a record.
+        dispute_readings: how many readings the dispute rests on that this one is of.
+        claims: how many commitments the key was one of, where no dating counts them.
     """
 
     alpha: float = ALPHA
     assume_dated: bool = False
     blind_choice: bool = False
     allow_test_key: bool = False
-    dating: Dating | None = None
+    dating: KeyDating | None = None
     keys: int = 1
-    told: Callable[[Judged], None] | None = field(default=None, repr=False, compare=False)
+    dispute_readings: int = 1
+    claims: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
 
-    @property
-    def multiplier(self) -> int:
-        """How many keys a claimant could have chosen this one from."""
-        return 1 if self.dating is None else self.dating.multiplier
+    def freedoms(self, *, opened: bool) -> Freedoms:
+        """List what could be chosen beside the suspect.
+
+        Args:
+            opened: the evidence is about opened triggers, of which alone a blind choice speaks.
+        """
+        return Freedoms(
+            keys=self.keys,
+            dispute_readings=self.dispute_readings,
+            claims=self.claims if self.dating is None else self.claims * self.dating.multiplier,
+            class_orders=not names_stated(self, opened=opened),
+        )
 
 
 def judge(
-    evidence: Evidence, null: Null, *, tests: int, terms: Terms, about: Mapping[str, Any]
+    evidence: Evidence, null: Null, *, subject: Subject, key: KeyIdentity, terms: Terms
 ) -> Verdict:
-    """Apply both thresholds to evidence.
+    """Judge evidence by a null hypothesis, corrected for every freedom that there was.
 
     Args:
         evidence: the best reading that was found.
         null: the null hypothesis to judge it by.
-        tests: how many readings were tried; p is multiplied by it, and by the commitments that a
-            claim is one of.
+        subject: what was read, and in how many ways.
+        key: whose reading it is.
         terms: the thresholds and statements.
-        about: `scheme`, `commitment`, `owner`, `suspect` and `test_key` for the verdict's record.
     """
-    tests *= terms.keys
-    correction = math.log10(tests * terms.multiplier)
-    judged = Judged(evidence, null, tests, null.log10_p(evidence))
-    if terms.told is not None:
-        terms.told(judged)
-    log10_p = min(0.0, judged.log10_p + correction)
-    floor = null.log10_floor(evidence)
-    against_forgery = forgery_bits(evidence, tests)
-    least = _Least(floor + correction, _best_reading(evidence, null))
+    result = TestResult(
+        null=null.name,
+        null_says=null.says,
+        uncorrected_log10_p=null.log10_p(evidence),
+        floor=null.log10_floor(evidence),
+        corrections=corrections_of(subject, terms.freedoms(opened=evidence.disclosure is not None)),
+        unmarked_distances=(
+            tuple(map(float, null.distances)) if isinstance(null, UnmarkedModels) else None
+        ),
+    )
+    return judge_result(evidence, result, subject=subject, key=key, terms=terms)
+
+
+def judge_result(
+    evidence: Evidence, result: TestResult, *, subject: Subject, key: KeyIdentity, terms: Terms
+) -> Verdict:
+    """Apply both thresholds to a probability that is known already.
+
+    Args:
+        evidence: what was read.
+        result: its probability.
+        subject: what was examined.
+        key: whose reading it is.
+        terms: the thresholds and statements.
+    """
+    against_forgery = forgery_bits(evidence, result.key_factor)
     # Of all other kinds the date is all there is: see docs/verdicts.md.
-    foreseeable = evidence.committed or isinstance(null, SecretClassMap)
-    chosen = images_chosen(evidence, null)
-    thresholds = _Measured(log10_p, least, against_forgery, evidence, foreseeable, chosen)
-    outcome, reason = _decide(thresholds, terms, test_key=about["test_key"])
+    foreseeable = evidence.committed or result.null == SecretClassMap.name
+    measured = _Measured(
+        result,
+        against_forgery,
+        evidence,
+        foreseeable,
+        chosen=images_chosen(evidence, result.null),
+        freely_chosen=blind_choice_of(evidence, result.null, subject),
+    )
+    outcome, reason = _decide(measured, terms, test_key=key.test_key)
     return Verdict(
         outcome=outcome,
         reason=reason,
-        scheme=about["scheme"],
-        commitment=about["commitment"],
-        owner=about["owner"],
+        key=key,
+        subject=subject,
         bits=evidence.bits,
         unit=evidence.unit,
-        answered=evidence.answered,
-        matched=evidence.matched,
-        ber=1 - evidence.matched / evidence.bits,
-        ber_interval=stats.clopper_pearson(evidence.bits - evidence.matched, evidence.bits),
-        log10_p=log10_p,
-        null=null.name,
-        null_says=null.says,
-        floor=floor,
-        tests=tests,
         alpha=terms.alpha,
+        result=result,
+        evidence=evidence,
         forgery_bits=against_forgery,
-        payload=evidence.payload,
-        loss=evidence.cross_entropy if evidence.reader else None,
-        reader=evidence.reader,
-        likeness=evidence.likeness,
-        disclosure=evidence.disclosure,
         assume_dated=terms.assume_dated,
+        blind_choice=terms.blind_choice,
         dating=terms.dating,
-        suspect=about["suspect"],
-        limits=limits_of(evidence, null, outcome, terms, about["suspect"]),
+        limits=limits_of(evidence, result, outcome, terms, subject),
     )
 
 
 def no_verdict(
-    reason: str, *, bits: int, terms: Terms, about: Mapping[str, Any], unit: str = "bits"
-) -> Verdict:
-    """The verdict of a key that could not be read at all, and why."""
+    reason: str, *, bits: int, subject: Subject, key: KeyIdentity, terms: Terms,
+    unit: Literal["bits", "triggers", "images"] = "bits",
+) -> Verdict:  # fmt: skip
+    """Make the verdict of a key that could not be read at all, and say why."""
     return Verdict(
-        unit=unit,
         outcome="no_verdict",
         reason=reason,
-        scheme=about["scheme"],
-        commitment=about["commitment"],
-        owner=about["owner"],
+        key=key,
+        subject=subject,
         bits=bits,
+        unit=unit,
         alpha=terms.alpha,
         assume_dated=terms.assume_dated,
+        blind_choice=terms.blind_choice,
         dating=terms.dating,
-        suspect=about["suspect"],
     )
 
 
 @dataclass(frozen=True)
-class _Least:
-    """The smallest p that there is, corrected for the number of tests, and what would give it."""
-
-    log10_p: float
-    by: str
-
-
-@dataclass(frozen=True)
 class _Measured:
-    """What is held against the thresholds, all of it corrected for the number of tests."""
+    """What is held against the thresholds."""
 
-    log10_p: float
-    least: _Least
+    result: TestResult
     forgery_bits: float
     evidence: Evidence
     foreseeable: bool
     chosen: str | None  # how whoever chose the images may have cheated
+    freely_chosen: str | None  # what a blind choice states of this reading
 
 
-def _best_reading(evidence: Evidence, null: Null) -> str:
-    """What would give the smallest p, in words."""
-    if not isinstance(null, UnmarkedModels):
+def _best_reading(evidence: Evidence, result: TestResult) -> str:
+    """Say in words what would give the smallest p."""
+    if result.unmarked_models is None:
         opened = "" if evidence.disclosure is None else " opened"
         return f"even a perfect reading of its {evidence.readable}{opened} {evidence.unit}"
-    if len(null.distances):
-        return f"even a rank before all {len(null.distances)} unmarked models in the key"
+    if result.unmarked_models:
+        return f"even a rank before all {result.unmarked_models} unmarked models in the key"
     return "it was measured on no unmarked models (siblings), and a rank among none"
 
 
 def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outcome, str]:
-    log10_alpha = math.log10(terms.alpha)
+    log10_alpha, result = math.log10(terms.alpha), measured.result
     reader = measured.evidence.reader
     if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
-    if measured.least.log10_p > log10_alpha:
+    if result.least_log10_p > log10_alpha:
         return "no_verdict", (
-            f"this key cannot prove anything here: {measured.least.by} gives log10 p "
-            f"{measured.least.log10_p:.2f}, above the threshold {log10_alpha:.2f}"
+            "this key cannot prove anything here: "
+            f"{_best_reading(measured.evidence, result)} gives log10 p "
+            f"{result.least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
         )
-    if measured.log10_p > log10_alpha:
+    if result.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
     if reader is not None and (why := _perhaps_a_sibling(reader)):
         return "no_verdict", why
     if why := _not_kept_out(measured, terms):
         return "no_verdict", f"the mark is there, but {why}"
-    return "owned", "the mark of this key is present"
+    return "owned", _with_statements("the mark of this key is present", measured, terms)
+
+
+def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
+    """Name the statements without which the finding would not have been made."""
+    stated = []
+    if measured.freely_chosen and terms.blind_choice:
+        stated.append(f"{measured.freely_chosen} (the examiner's statement)")
+    if measured.forgery_bits < LEAST_FORGERY_BITS:
+        if terms.assume_dated:
+            stated.append("the key is older than the suspect (the owner's statement)")
+        elif terms.dating is not None:
+            date = terms.dating.suspect_date
+            stated.append(f"the suspect is not older than {date} (the examiner's statement)")
+    return f"{finding}, provided that {' and that '.join(stated)}" if stated else finding
 
 
 def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:

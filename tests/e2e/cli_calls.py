@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +67,10 @@ def environment(changed: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **fixed, **(changed or {})}
 
 
-def python(code: str, *arguments: str | Path, folder: Path) -> Said:
+def python(code: str, *arguments: str | Path, folder: Path, paths: Sequence[Path] = ()) -> Said:
     """Run Python code in a process of its own, without a terminal."""
-    return process([sys.executable, "-c", code, *map(str, arguments)], folder)
+    found = "import sys\n" + "".join(f"sys.path.append({str(each)!r})\n" for each in paths)
+    return process([sys.executable, "-c", found + code, *map(str, arguments)], folder)
 
 
 def process(words: list[str], folder: Path) -> Said:

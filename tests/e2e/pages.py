@@ -6,7 +6,8 @@ The blocks of a page run in document order, in one process with one namespace, i
     ```console          its lines `$ countermark …` run and must exit 0, or N after `# exit N`
     ```python no-run    does not run, neither does `console no-run`
 
-A command goes on behind a backslash; `NAME=value` may stand before it. Other languages are text.
+A command goes on behind a backslash; `NAME=value` may stand before it; `$(date -u +FORMAT)` is
+what a shell makes of it, and `sleep N` sleeps. Other languages are text.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ NOT_RUN = {"cd", "git", "make", "pip", "py", "python", "source"}
 SHELL = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>"}
 
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<mark>`{3,}|~{3,})\s*(?P<info>[^`]*)$")
+DATE = re.compile(r"\$\(date -u \+([^)]*)\)")
 EXIT = re.compile(r"\s#\s*exit\s+(\d+)\s*$")
 
 
@@ -105,10 +107,14 @@ def command_step(page: Path, line: int, shown: str) -> dict[str, object] | None:
     program = words[0] if words else ""
     if program in NOT_RUN:
         return None
+    if program == "sleep":
+        return {"source": f"import time; time.sleep({float(words[1])})", "line": line}
     if program != "countermark":
         raise PageError(f"{page}:{line}: $ {shown}: {program!r} is not countermark nor in NOT_RUN")
     if SHELL & set(words):
         raise PageError(f"{page}:{line}: $ {shown}: pipes and redirections are not understood")
+    if unknown := [each for each in words if each.startswith("$") and not DATE.fullmatch(each)]:
+        raise PageError(f"{page}:{line}: $ {shown}: {unknown[0]} is not understood")
     code = int(ends[1]) if ends else 0
     return {"line": line, "shown": shown, "words": words[1:], "env": env, "exit": code}
 
@@ -184,8 +190,10 @@ def _line_of(error: BaseException, page: str, start: int) -> int:
 
 
 def _command(page: str, step: dict[str, Any], left: float, program: Callable[..., Any]) -> None:
+    words = [DATE.sub(lambda found: time.strftime(found[1], time.gmtime()), each)
+             for each in step["words"]]  # fmt: skip
     done = run_loaded(
-        program, step["words"],
+        program, words,
         folder=Path.cwd(), timeout=left, drawn_from=step["shown"], env=step["env"],
     )  # fmt: skip
     if done.code != step["exit"]:

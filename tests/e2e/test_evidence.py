@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli_calls import Said, call, embed, python, refused
+from cli_calls import ROOT, Said, call, embed, python, refused
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
+from clock import AFTER_STAMPS_TEXT
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private, write_pair
 
-AHEAD, PAST = "2100-01-01", "2020-01-01"
+AHEAD, PAST = AFTER_STAMPS_TEXT, "2020-01-01"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def test_a_dated_claim_makes_a_short_mark_evidence(case: Path) -> None:
     assert dating["authorities"] == ["CN=Pinned root"]
     assert dating["claim"] == Claim.load("claim.json").digest
     limits = " ".join(found.json["limits"])
-    assert "is not older than 2100-01-01T00:00:00Z is the examiner's statement" in limits
+    assert f"is not older than {AHEAD} is the examiner's statement" in limits
 
 
 def test_a_suspect_older_than_the_claim_is_no_verdict(case: Path) -> None:
@@ -169,6 +170,7 @@ def test_private_keys_can_be_encrypted(case: Path, monkeypatch: pytest.MonkeyPat
 
 def test_evidence_is_checked_without_torch_and_scipy(case: Path) -> None:
     blocked = "import sys; sys.modules['torch'] = sys.modules['scipy'] = None\n"
+    blocked += "import clock; clock.put_clock_ahead()\n"
     blocked += "from countermark.cli import main; main()"
     believing = "--authority root.pem --signer acme.pub"
     for line in (
@@ -176,7 +178,8 @@ def test_evidence_is_checked_without_torch_and_scipy(case: Path) -> None:
         "ledger verify --ledger claims.db --checkpoint head.json",
         f"{BELIEVING} {AHEAD} --signer acme.pub --ledger claims.db",
     ):
-        assert python(blocked, *line.split(), folder=case) == call(*line.split())
+        found = python(blocked, *line.split(), folder=case, paths=[ROOT / "tests"])
+        assert found == call(*line.split())
 
 
 # --- forgeries, each refused for its reason

@@ -14,11 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from cli_calls import Said, call, embed, listing, python, refused
+from cli_calls import ROOT, Said, call, embed, listing, python, refused
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from authority import LocalAuthority, some_claim
+from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
 from countermark.bench.models import build
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
@@ -28,13 +29,14 @@ from countermark.cli.report import _pictures
 from countermark.errors import CountermarkError
 from countermark.evidence import Evidence, Reader
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import FreshKeys, Null, PermutedUnits, UnmarkedModels
+from countermark.nulls import FairCoin, FreshKeys, Null, PermutedUnits, UnmarkedModels
 from countermark.report.bundle import replay
 from countermark.report.measured import measured_of
 from countermark.report.page import About, page
-from countermark.report.record import Record, Recorder
+from countermark.report.record import Record, is_recomputed, record_of
 from countermark.schemes.adi import Adi
-from countermark.verdict import Terms, judge
+from countermark.subject import Subject
+from countermark.verdict import KeyIdentity, Terms, judge
 from countermark.weights import model_digest, open_weights, save_weights
 
 
@@ -65,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, authority: LocalAuthority) -
 def reported(out: str, bundle: str, *more: str) -> Said:
     return call(
         "report", "m.safetensors", "--key", "acme.key", "--out", out, "--bundle", bundle,
-        "--claim", "claim.json", "--authority", "root.pem", "--suspect-date", "2100-01-01",
+        "--claim", "claim.json", "--authority", "root.pem", "--suspect-date", AFTER_STAMPS_TEXT,
         "--ledger", "claims.db", *more,
     )  # fmt: skip
 
@@ -182,7 +184,7 @@ def test_the_page_says_all_of_it_and_loads_nothing(case: Path) -> None:
         "OWNED", verdict["reason"], verdict["commitment"], verdict["null_says"],
         verdict["suspect"]["file_sha256"], "64 of 64 bits", f"{verdict['log10_p']:.2f}",
         "was made without any knowledge of that key's secret", "forgery bits", "likelihood ratio",
-        "by 2 commitments", "divided by 2, the readings",
+        "p is multiplied by 2: 2 claims counted", "divided by 2, by which p is multiplied",
         "with a probability of at most 1e-06", *verdict["limits"],
     ):  # fmt: skip
         assert part in seen.words, part
@@ -199,24 +201,35 @@ def test_a_bundle_comes_to_the_same_in_another_folder_without_anything_else(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree("bundle", elsewhere / "b")
     code = "import sys; sys.modules['torch'] = None\n"
+    code += "import clock; clock.put_clock_ahead()\n"
     code += "from countermark.cli import main; main(['report', '--replay', 'b', '--json'])"
-    said = python(code, folder=elsewhere)
-    assert (said.code, said.err) == (0, "")
+    said = python(code, folder=elsewhere, paths=[ROOT / "tests"])
+    assert (said.code, said.err) == (3, "")
     recorded = json.loads(Path("bundle/record.json").read_bytes())["verdict"]
-    assert said.json["verdict"] == recorded
+    assert recorded["outcome"] == "owned"
+    assert said.json["recorded_verdict"] == recorded
+    assert said.json["outcome"] == "no_verdict"
+    assert "the figures follow from this record" in said.json["reason"]
     assert len(said.json["checked"]) == 3
-    assert "a bundle is not signed" in " ".join(said.json["limits"])
+    assert "nobody has signed this bundle" in " ".join(said.json["limits"])
+
+
+AGAIN = ("report", "--replay", "bundle", "--suspect")
 
 
 def test_the_reading_is_repeated_with_suspect_and_key(case: Path) -> None:
-    again = call("report", "m.safetensors", "--key", "acme.key", "--replay", "bundle", "--json")
+    again = call(*AGAIN, "m.safetensors", "--key", "acme.key", "--json")
     assert again.code == 0
+    assert again.json["outcome"] == "owned"
     assert "read again from m.safetensors, it is the same" in again.json["checked"]
     assert call(*embed(scheme="none", out="other.safetensors", key=None)).code == 0
     for line, says in (
-        ("report other.safetensors --key acme.key --replay bundle", "it is another suspect"),
-        ("report m.safetensors --replay bundle", "needs both SUSPECT and --key"),
-        ("report --replay bundle --out x.html", "without --out: give SUSPECT"),
+        (f"{' '.join(AGAIN)} other.safetensors --key acme.key", "it is another suspect"),
+        (f"{' '.join(AGAIN)} m.safetensors", "--suspect needs --key: the bundle holds no key"),
+        ("report --replay bundle --key acme.key", "--key needs --suspect FILE"),
+        ("report m.safetensors --replay bundle", "without SUSPECT (it is --suspect FILE here)"),
+        ("report --replay bundle --out x.html", "without --out: give --suspect"),
+        ("report --suspect m.safetensors --key acme.key", "--suspect is for --replay"),
     ):
         refused(line.split(), says, case)
 
@@ -227,7 +240,7 @@ def test_an_opened_key_burns_the_mark_and_says_so(case: Path) -> None:
     (note,) = said.notes
     assert "the mark is burnt" in note
     assert "This report holds the key" in Path("open.html").read_text()
-    again = call("report", "m.safetensors", "--key", "open", "--replay", "open")
+    again = call("report", "--replay", "open", "--suspect", "m.safetensors")
     assert again.code == 0
 
 
@@ -245,7 +258,53 @@ def test_what_is_not_found_is_reported_as_well(case: Path) -> None:
     ]
     assert call(*words).code == 1
     assert "NOT PROVEN" in Path("other.html").read_text()
-    assert call("report", "--replay", "other").code == 1
+    assert call("report", "--replay", "other").code == 3
+    assert call("report", "--replay", "other", "--suspect", "other.safetensors", "--key",
+                "acme.key").code == 1  # fmt: skip
+
+
+def test_a_bundle_counts_by_the_signature_of_whom_the_examiner_pins(case: Path) -> None:
+    assert reported("signed.html", "signed", "--sign", "acme.pem").code == 0
+    unpinned = call("report", "--replay", "signed", "--json")
+    assert unpinned.code == 3
+    assert "none of whom you pinned" in unpinned.json["limits"][0]
+    pinned = call("report", "--replay", "signed", "--signer", "acme.pub", "--json")
+    assert (pinned.code, pinned.json["outcome"]) == (0, "owned")
+    assert "is the word of the signer" in pinned.json["limits"][0]
+    write_pair(Path("mallory"))
+    refused(
+        ["report", "--replay", "signed", "--signer", "mallory.pub"], "by none of the pinned", case
+    )
+    refused(["report", "--replay", "bundle", "--signer", "acme.pub"], "is signed by nobody", case)
+
+
+def test_a_signed_bundle_is_whole(case: Path) -> None:
+    assert reported("signed.html", "signed", "--sign", "acme.pem").code == 0
+    line = ["report", "--replay", "signed", "--signer", "acme.pub"]
+    record = Path("signed/record.json")
+    whole = record.read_bytes()
+    record.write_bytes(whole + b" ")
+    refused(line, "record.json is not as it was signed", case)
+    record.write_bytes(whole)
+    Path("signed/more.txt").write_text("x")
+    refused(line, "more.txt is not as it was signed", case)
+    Path("signed/more.txt").unlink()
+    Path("signed/authority-0.pem").unlink()
+    refused(line, "lacks authority-0.pem", case)
+
+
+def test_a_forged_reading_is_never_more_than_a_record(case: Path) -> None:
+    """Whoever knows the format writes a perfect reading that was never made."""
+    found = evidence(payload=True)
+    key = KeyIdentity("uchida", "ab" * 32, "Mallory Ltd.")
+    verdict = judge(found, FairCoin(), subject=Subject("yours"), key=key, terms=Terms())
+    record = record_of(verdict)
+    assert record is not None
+    Path("forged").mkdir()
+    Path("forged/record.json").write_text(record.model_dump_json())
+    said = call("report", "--replay", "forged")
+    assert said.code == 3
+    assert said.out.startswith("NO VERDICT: the figures follow from this record")
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -255,21 +314,25 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("record.json", lambda d: d["reading"]["read"].__setitem__(0, 7), "was changed"),
     ("record.json", lambda d: d["reading"]["read"].pop(), "as many bits"),
     ("record.json", lambda d: d["terms"].update(alpha=0.5), "was changed"),
-    ("record.json", lambda d: d["terms"]["dating"].update(commitments=1), "was changed"),
+    (
+        "record.json",
+        lambda d: d["terms"]["dating"].update(commitments=1),
+        "the recorded corrections do",
+    ),
     (
         "record.json",
         lambda d: [d[part]["dating"].update(signer="pinned") for part in ("terms", "verdict")],
         "the claim's signer is not among the public keys",
     ),
-    ("record.json", lambda d: d["terms"]["dating"].update(colour=1), "a dating has other fields"),
-    ("record.json", lambda d: d["terms"]["dating"].update(commitments="x"), "do not fit"),
-    ("record.json", lambda d: d["null"].update(name="coin"), "there is no null 'coin'"),
-    ("record.json", lambda d: d["about"].clear(), "do not fit each other"),
+    ("record.json", lambda d: d["terms"]["dating"].update(colour=1), "dating.colour: "),
+    ("record.json", lambda d: d["terms"]["dating"].update(commitments="x"), "commitments: "),
+    ("record.json", lambda d: d["result"].update(null="coin"), "there is no null 'coin'"),
+    ("record.json", lambda d: d["key"].clear(), "key.scheme: "),
     ("record.json", lambda d: d.update(colour=1), "colour: Extra inputs"),
-    ("record.json", lambda d: d.update(type="countermark/record/v2"), "type: "),
+    ("record.json", lambda d: d.update(type="countermark/record/v3"), "type: "),
     (
         "record.json",
-        lambda d: [d[part].update(owner="Mallory Ltd.") for part in ("about", "verdict")],
+        lambda d: [d[part].update(owner="Mallory Ltd.") for part in ("key", "verdict")],
         "the owner in the claim is not the one",
     ),
     (
@@ -279,8 +342,28 @@ CHANGES: list[tuple[str, Change, str]] = [
     ),
     (
         "record.json",
-        lambda d: [d["about"].update(suspect={"reference": {}}), d["verdict"].clear()],
+        lambda d: [d.update(subject={"reference": {}}), d["verdict"].clear()],
         "expected a bundle as",
+    ),
+    ("record.json", lambda d: d["result"].update(corrections=[]), "the recorded corrections do"),
+    (
+        "record.json",
+        lambda d: d["result"]["corrections"][0].update(factor=1),
+        "the recorded corrections do",
+    ),
+    (
+        "record.json",
+        lambda d: d["result"]["corrections"][0].update(name="readings"),
+        "corrections.0.name: ",
+    ),
+    ("record.json", lambda d: d["subject"].update(class_names=10), "the recorded corrections do"),
+    ("record.json", lambda d: d["subject"].update(class_names=1 << 39), "at most 14"),
+    ("record.json", lambda d: d["terms"].update(blind_choice=True), "was changed"),
+    ("record.json", lambda d: d["made"].update(date="2100-01-01T00:00:00Z"), "is in the future"),
+    (
+        "record.json",
+        lambda d: d["terms"]["dating"].update(suspect_date="2100-01-01T00:00:00Z"),
+        "the recorded suspect date, 2100-01-01T00:00:00Z, is in the future",
     ),
     ("inclusion.json", lambda d: d.update(place=0), "is not under the tree head"),
     ("inclusion.json", lambda d: d["path"].clear(), "is not under the tree head"),
@@ -329,7 +412,7 @@ def test_a_bundle_has_of_a_pinned_file_what_it_was_pinned_for(case: Path) -> Non
     assert reported("again.html", "again", "--signer", "acme.pub").code == 0
     for each in Path("again").iterdir():
         assert b"PRIVATE" not in each.read_bytes(), each
-    assert call("report", "--replay", "again").code == 0
+    assert call("report", "--replay", "again").code == 3
 
 
 def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAuthority) -> None:
@@ -344,6 +427,11 @@ def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAu
     refused(["report", "--replay", "bundle"], "expected a bundle as", case)
 
 
+DATED_NEXT_YEAR = (
+    f"--claim claim.json --authority root.pem --ledger claims.db --suspect-date {NEXT_YEAR}"
+)
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -356,6 +444,11 @@ def test_a_bundle_of_other_parts_is_refused(case: Path, other_authority: LocalAu
         ("report --replay absent", "absent/record.json"),
         ("report --replay bundle --alpha 0.5", "without --alpha"),
         ("report --replay bundle --authority absent.pem", "without --authority"),
+        ("report --replay bundle --sign acme.pem", "without --sign"),
+        (
+            f"report m.safetensors --key acme.key --out n.html --bundle n {DATED_NEXT_YEAR}",
+            "is in the future",
+        ),
         ("report --replay bundle --assume-dated", "without --assume-dated"),
     ],
 )
@@ -384,16 +477,14 @@ LEARNT = evidence(committed=False, scores=np.full(128, -3.0), reader=Reader(8, 0
     ],
 )
 def test_a_record_of_any_null_comes_to_the_same(found: Evidence, null: Null) -> None:
-    recorder = Recorder()
-    about = {"scheme": "s", "commitment": "00" * 32, "owner": "o", "suspect": {"name": "x"},
-             "test_key": False}  # fmt: skip
-    terms = Terms(alpha=1e-3, assume_dated=True, told=recorder)
-    verdict = judge(found, null, tests=3, terms=terms, about=about)
-    record = recorder.record(verdict, blind_choice=False, test_key=False)
+    key = KeyIdentity("s", "00" * 32, "o")
+    terms = Terms(alpha=1e-3, assume_dated=True)
+    verdict = judge(found, null, subject=Subject("x", readings=3), key=key, terms=terms)
+    record = record_of(verdict)
     assert record is not None
     again = Record.model_validate_json(record.model_dump_json())
     assert again.judged().to_json() == json.loads(json.dumps(verdict.to_json()))
-    assert again.null.recomputed == isinstance(null, UnmarkedModels)
+    assert is_recomputed(again.result) == isinstance(null, UnmarkedModels)
 
 
 def test_a_hostile_name_is_text(case: Path) -> None:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rooms import Visitor, digest_of, settings_of, visited
 
 from authority import some_claim
+from clock import wait_for_stamps
 from countermark.errors import ConfigError
 from countermark.files import write_bytes
 from countermark.pictures import as_png
@@ -107,7 +108,7 @@ def test_an_upload_is_read_and_its_page_is_the_report(visitor: Visitor, room: Pa
 
 def test_a_claim_of_the_ledger_dates_the_key(visitor: Visitor) -> None:
     data = {
-        "suspect": "acme.safetensors", "key": "acme.key", "suspect_date": "2100-01-01",
+        "suspect": "acme.safetensors", "key": "acme.key", "suspect_date": wait_for_stamps(),
         "claim": digest_of(visitor, "acme"),
     }  # fmt: skip
     said = visitor.program.post("/api/verify", data=data).json()

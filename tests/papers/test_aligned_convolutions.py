@@ -91,7 +91,7 @@ def test_strangers_are_refused_by_a_marked_reference_and_read_like_a_coin_by_the
     for pair in pairs:
         verdict = examine(Disguised(pair.stranger, pair.marked), pair.key, TERMS)
         assert verdict.outcome == "not_proven"
-        assert "no copies of its own" in verdict.suspect["reference"]["refused"]
+        assert "no copies of its own" in verdict.subject.reference.refused
         reference, scheme = Reference.of_module(pair.start), Uchida.from_fields(pair.key.fields)
         found = realigned(ModuleWeights(pair.stranger), reference, pair.key.tensors)
         matched.append(scheme.extract(found.tensors, pair.key).matched)

@@ -108,7 +108,7 @@ def test_against_the_marked_host_nobody_is_claimed_and_strangers_are_refused(zoo
     for marked, stranger, key in zip(zoo.marked, zoo.strangers, zoo.keys, strict=True):
         verdict = examine(Disguised(module_of(stranger), module_of(marked)), key, TERMS)
         assert verdict.outcome == "not_proven"
-        assert "no copies of its own" in verdict.suspect["reference"]["refused"]
+        assert "no copies of its own" in verdict.subject.reference.refused
         assert verdict.null == "fair_coin"
 
 
@@ -119,7 +119,7 @@ def test_copies_of_the_marked_host_that_lack_the_mark_read_like_a_coin(zoo: Zoo)
         model = Rescale().run(Permute().run(module_of(twin)).model).model
         verdict = examine(Disguised(model, module_of(marked)), key, TERMS)
         assert verdict.outcome == "not_proven"
-        assert "refused" not in verdict.suspect["reference"]
+        assert "refused" not in verdict.subject.reference
         tensors = align(twin, marked, UNITS, by=UNREAD).tensors
         matched.append(SCHEME.extract({LAYER: tensors[LAYER]}, key).matched)
     check(Pairs(np.array(matched), T, 0.5))

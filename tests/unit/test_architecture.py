@@ -20,10 +20,12 @@ PACKAGE = Path(__file__).parents[2] / "src" / "countermark"
 # What may import what: only from a higher number to a lower one, or inside one package.
 RANKS = {
     "_version": 0,
-    "age": 0,
     "answers": 1,
     "errors": 0,
     "factories": 1,
+    "key_dating": 1,
+    "subject": 0,
+    "test_result": 1,
     "files": 0,
     "pictures": 0,
     "progress": 0,
@@ -69,10 +71,10 @@ PART_OF = {
 ONLY = {
     "claims": {
         "_version",
-        "age",
         "errors",
         "files",
         "key",
+        "key_dating",
         "merkle",
         "nulls",
         "places",
@@ -92,7 +94,7 @@ ONLY = {
         "schemes.base",
     },
     "loops": {"errors", "embedding", "key"},
-    "remote": {"answers", "errors", "files", "progress", "xof"},
+    "remote": {"answers", "errors", "files", "progress", "subject", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }
 # The attacks that make keys: those of the thief's own marks.

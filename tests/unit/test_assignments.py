@@ -162,7 +162,7 @@ def test_a_renamed_tensor_is_found_and_p_is_multiplied(others: int) -> None:
     assert exact.log10_p is not None
     assert verdict.log10_p == pytest.approx(exact.log10_p + math.log10(others + 1))
     assert verdict.forgery_bits == pytest.approx(256 - math.log2(others + 1))
-    assert verdict.suspect["tensors"] == {"fc.weight": "renamed"}
+    assert verdict.subject.tensors == {"fc.weight": "renamed"}
     assert any("by shape, not by name" in limit for limit in verdict.limits)
     assert not any("by shape" in limit for limit in exact.limits)
 

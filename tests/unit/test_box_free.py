@@ -19,11 +19,12 @@ from countermark.schemes.deep_watermarking import DeepWatermarking, nc
 from countermark.schemes.training import deep_watermarking as training
 from countermark.schemes.training.deep_watermarking import in_common, jittered
 from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
-from countermark.verdict import Terms, judge
+from countermark.subject import Subject
+from countermark.verdict import KeyIdentity, Terms, judge
 from unit import barriers
 
 DRAWS = 20_000
-ABOUT = {"scheme": "deep_watermarking", "commitment": "", "owner": "", "test_key": False}
+IDENTITY = KeyIdentity("deep_watermarking", "", "")
 
 
 def test_messages_are_binomial_on_unmarked_images() -> None:
@@ -218,7 +219,7 @@ def published(succeeded: int, of: int, siblings: list[float], alpha: float) -> s
     )
     null = UnmarkedModels(np.array(siblings))
     terms = Terms(alpha, assume_dated=True, blind_choice=True)
-    verdict = judge(evidence, null, tests=1, terms=terms, about=ABOUT | {"suspect": {}})
+    verdict = judge(evidence, null, subject=Subject("s"), key=IDENTITY, terms=terms)
     assert "a blank gets 0.7000" in verdict.explain()
     assert verdict.forgery_bits == 0
     return verdict.outcome

@@ -17,7 +17,6 @@ import torch
 from opened import OPENED
 from torch import nn
 
-from countermark.age import Dating
 from countermark.alignment import Disguised
 from countermark.answers import Asked
 from countermark.bench.data import load_data
@@ -27,6 +26,7 @@ from countermark.errors import ConfigError
 from countermark.evidence import Evidence
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
+from countermark.key_dating import KeyDating
 from countermark.nulls import SecretClassMap
 from countermark.openings import Openings, open_triggers
 from countermark.schemes.adi import Adi
@@ -37,7 +37,8 @@ from countermark.schemes.reader import check_measured
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.training.stamp import StampTraining
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms, Verdict, judge
+from countermark.subject import Subject
+from countermark.verdict import KeyIdentity, Terms, Verdict, judge
 from countermark.xof import Stream
 
 DATED = Terms(assume_dated=True)
@@ -80,7 +81,7 @@ def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before(
     fit(stranger, data, recipe("mlp"), Course(3, seed=7, device="cpu"))
     found = examine(Disguised(stranger, host), key, terms)
     assert found.outcome == "not_proven"
-    assert "the reference bears the mark" in found.suspect["reference"]["refused"]
+    assert "the reference bears the mark" in found.subject.reference.refused
     copied = examine(Disguised(copy.deepcopy(host), host), key, terms)
     assert (copied.outcome, copied.null) == ("owned", "fair_coin")  # read as it is, no reference
 
@@ -117,7 +118,7 @@ def disguised(terms: Terms) -> Verdict:
     return examine(Disguised(suspect, reference), key, terms)
 
 
-CLAIMED = Dating(
+CLAIMED = KeyDating(
     "c" * 64, "2026-01-01T00:00:00Z", "2020-01-01T00:00:00Z", ("TSA",), 1, "pinned", None
 )
 
@@ -200,10 +201,15 @@ def test_a_claim_does_not_keep_out_a_map_that_was_picked_before_it() -> None:
     evidence = Evidence(
         map_of[classes], map_of[classes], committed=False, choices=10, unit="triggers"
     )
-    about = {"scheme": scheme.name, "commitment": "0", "owner": "Cheat", "test_key": False}
     null = SecretClassMap(classes, Stream(bytes(32), bytes(32), "other class maps"))
     claimed = Terms(1e-4, blind_choice=True, dating=CLAIMED)
-    found = judge(evidence, null, tests=1, terms=claimed, about=about | {"suspect": {}})
+    found = judge(
+        evidence,
+        null,
+        subject=Subject("s"),
+        key=KeyIdentity(scheme.name, "0", "Cheat"),
+        terms=claimed,
+    )
     assert found.outcome == "no_verdict"
     assert "could have been picked before the claim" in found.reason
 
@@ -214,7 +220,7 @@ def named(classes: int, answers: Callable[[Key], Any]) -> tuple[Key, Asked]:
     images = np.random.default_rng(0).integers(0, 256, (128, 1, 8, 8), dtype=np.uint8)
     key = scheme.generate_key({"triggers": images}, owner="Cheat", material=material)
     read = np.asarray(answers(key), dtype=np.int64)
-    return key, Asked(lambda _: read, lambda: {"name": "x", "class_names": classes})
+    return key, Asked(lambda _: read, lambda: Subject("x", class_names=classes))
 
 
 def test_the_order_of_names_could_have_been_made_to_fit() -> None:
@@ -241,7 +247,7 @@ def test_a_blind_choice_of_names_is_none_of_opened_triggers() -> None:
     fits = np.flatnonzero(service.predict(key.frozen["triggers"]) == key.labels(128, 10))
     opened = open_triggers(key, [int(each) for each in fits])
     answers = key.labels(128, 10)[fits]
-    service = Asked(lambda _: answers, service.about)
+    service = Asked(lambda _: answers, service.subject)
     stated = examine(service, opened, replace(DATED, allow_test_key=True, blind_choice=True))
     plain = examine(service.predict, opened, replace(DATED, allow_test_key=True, blind_choice=True))
     assert stated.log10_p is not None

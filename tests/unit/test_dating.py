@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import LocalAuthority, some_claim
-from countermark.age import Dating
+from clock import AFTER_STAMPS, BEFORE_STAMPS
 from countermark.claims.audit import Audit, audit
 from countermark.claims.dating import Believed, dating
 from countermark.claims.decision import Case
@@ -22,12 +21,13 @@ from countermark.claims.signed import Claim
 from countermark.claims.signing import key_id
 from countermark.errors import ClaimError, ConfigError
 from countermark.evidence import Evidence
+from countermark.key_dating import KeyDating
 from countermark.nulls import FairCoin
-from countermark.verdict import Terms, Verdict, judge
+from countermark.subject import Subject
+from countermark.verdict import KeyIdentity, Terms, Verdict, judge
 
 OWNER, MALLORY, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
 OWNER_NAME = key_id(OWNER.public_key())
-TOMORROW, YESTERDAY = (datetime.now(UTC) + timedelta(days) for days in (1, -1))
 CLAIM = some_claim(OWNER)
 
 
@@ -48,7 +48,7 @@ def audited(
 
 
 def believing(authority: LocalAuthority, **changed: object) -> Believed:
-    return replace(Believed(TOMORROW, [authority.pinned]), **changed)  # type: ignore[arg-type]
+    return replace(Believed(AFTER_STAMPS, [authority.pinned]), **changed)  # type: ignore[arg-type]
 
 
 def test_a_stamped_head_dates_and_counts_everybody(
@@ -73,7 +73,7 @@ def test_a_pinned_signer_counts_his_own(tmp_path: Path, authority: LocalAuthorit
     assert found.multiplier == 5, "whichever of his keys he claims with, all of them count"
 
 
-def undated(found: Dating, says: str) -> None:
+def undated(found: KeyDating, says: str) -> None:
     assert found.committed is None
     assert found.why is not None
     assert says in found.why
@@ -104,7 +104,7 @@ def test_what_else_leaves_it_undated(
     both = [authority.pinned, other_authority.pinned]
     believed = believing(authority, authorities=both, least=2)
     undated(dating(CLAIM, believed, own), "1 pinned authorities stamped")
-    late = believing(other_authority, suspect_date=YESTERDAY)
+    late = believing(other_authority, suspect_date=BEFORE_STAMPS)
     undated(dating(CLAIM, late, own), "0 pinned authorities stamped a tree head")
     undated(dating(some_claim(OWNER), believing(other_authority), own), "is not in the ledger")
     undated(
@@ -131,16 +131,13 @@ def test_what_is_no_claim_of_the_pinned_signer_stops_the_answer(authority: Local
 def judged(matched: int, bits: int, terms: Terms, committed: bool = True) -> Verdict:
     read, expected = np.zeros(bits, np.uint8), np.zeros(bits, np.uint8)
     read[matched:] = 1
-    about = {
-        "scheme": "uchida", "commitment": CLAIM.commitment, "owner": "ACME Inc.",
-        "suspect": {"name": "s"}, "test_key": False,
-    }  # fmt: skip
+    key = KeyIdentity("uchida", CLAIM.commitment, "ACME Inc.")
     evidence = Evidence(read, expected, committed=committed)
-    return judge(evidence, FairCoin(), tests=1, terms=terms, about=about)
+    return judge(evidence, FairCoin(), subject=Subject("s"), key=key, terms=terms)
 
 
-def dated(commitments: int | None = 1, why: str | None = None) -> Dating:
-    return Dating(
+def dated(commitments: int | None = 1, why: str | None = None) -> KeyDating:
+    return KeyDating(
         "ab" * 32, "2026-06-01T00:00:00Z", None if why else "2026-05-01T00:00:00Z", ("CN=A",),
         commitments, "unknown", why,
     )  # fmt: skip
@@ -192,9 +189,9 @@ def test_a_policy_holds_claim_and_verdict_together(
     ledger, pinned = audited(tmp_path, [CLAIM], [authority]), [authority.pinned]
     verdict = judged(64, 64, Terms(dating=dating(CLAIM, believing(authority), ledger)))
     for claim, date, outcome in (
-        (CLAIM, TOMORROW, "accepted"),
-        (CLAIM, YESTERDAY, "refused"),
-        (some_claim(MALLORY), TOMORROW, "refused"),
+        (CLAIM, AFTER_STAMPS, "accepted"),
+        (CLAIM, BEFORE_STAMPS, "refused"),
+        (some_claim(MALLORY), AFTER_STAMPS, "refused"),
     ):
         policy = AllOf([SignedBy([OWNER_NAME]), CommittedBefore(date, pinned), OwnedAt(1e-6)])
         assert policy.judge(Case(claim, ledger.heads, verdict)).outcome == outcome

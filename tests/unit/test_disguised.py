@@ -70,7 +70,7 @@ def test_with_a_reference_every_bit_is_back(
     assert (verdict.matched or 0) >= (there if marked_reference else there - 5)
     assert verdict.null == ("aligned_coin" if marked_reference else "fair_coin")
     assert verdict.tests == 1
-    assert verdict.suspect["reference"]["bears_mark"] is marked_reference
+    assert verdict.subject.reference.bears_mark is marked_reference
     assert any("put into the order and scale" in limit for limit in verdict.limits)
 
 
@@ -87,8 +87,8 @@ def test_a_reference_is_one_more_test_and_needs_a_date(
     assert "a reference can be made afterwards" in undated.reason
     assert (undated.tests, undated.forgery_bits) == (2, 0.0)
     assert undated.matched == examine(model, key, TERMS).matched
-    assert len(undated.suspect["reference"]["sha256"]) == 64
-    assert undated.suspect["reference"]["sha256"] in undated.explain()
+    assert len(undated.subject.reference.sha256) == 64
+    assert undated.subject.reference.sha256 in undated.explain()
     plain = examine(Disguised(model, model), key, Terms(allow_test_key=True))
     assert plain.owned  # as it is, the suspect is read well enough: no reference was needed
     assert (plain.null, plain.tests) == ("fair_coin", 2)
@@ -136,7 +136,7 @@ def test_every_reference_of_a_chain_is_read_without_torch_modules(
     traced = examine(Disguised(files[0], Reference.of_module(model, files[1])), key, TERMS)
     assert by_name.to_json() == traced.to_json()
     assert by_name.owned
-    assert np.isclose(by_name.suspect["reference"]["similarity"], 1)
+    assert np.isclose(by_name.subject.reference.similarity, 1)
 
 
 def test_few_values_that_differ_are_no_proof_of_a_copy(
@@ -148,5 +148,5 @@ def test_few_values_that_differ_are_no_proof_of_a_copy(
     assert exact.owned
     tuned = FineTune(0.01, rows=500).run(model, digits).model
     refused = examine(Disguised(Permute().run(tuned).model, model), key, TERMS)
-    assert "over 11 values" in refused.suspect["reference"]["refused"]
+    assert "over 11 values" in refused.subject.reference.refused
     assert refused.outcome == "not_proven"

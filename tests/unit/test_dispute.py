@@ -23,7 +23,9 @@ from countermark.errors import ClaimError
 from countermark.key import Key
 from countermark.stamping import stamp
 from countermark.stamping.making import Places
-from countermark.verdict import Verdict
+from countermark.subject import Subject
+from countermark.test_result import TestResult
+from countermark.verdict import KeyIdentity, Verdict
 from countermark.weights import ModelDigest
 
 A, B = some_claim(Ed25519PrivateKey.generate()), some_claim(Ed25519PrivateKey.generate())
@@ -47,8 +49,9 @@ def readings(
         for place in PLACES:
             letter = next(letters)
             made[side, place] = Verdict(
-                outcomes[letter], "why", "uchida", "00" * 32, "X", 256,  # type: ignore[arg-type]
-                forgery_bits=strength if letter == "y" else 0.0, log10_p=-30.0,
+                outcomes[letter], "why", KeyIdentity("uchida", "00" * 32, "X"), Subject("s"), 256,  # type: ignore[arg-type]
+                forgery_bits=strength if letter == "y" else 0.0,
+                result=TestResult("fair_coin", "", -30.0, -77.0),
             )  # fmt: skip
     return made
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from readers import SHAPES, fitted_key, material
 from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
+from clock import AFTER_STAMPS, BEFORE_STAMPS
 from countermark.claims.audit import Audit, audit
 from countermark.claims.dating import Believed, dating
 from countermark.claims.ledger import Ledger
@@ -33,7 +34,6 @@ from countermark.schemes.uchida import Uchida
 from countermark.verdict import Terms, Verdict
 
 THIEF, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-YESTERDAY, TOMORROW = (datetime.now(UTC) + timedelta(days) for days in (-1, 1))
 VICTIM = {"a": np.random.default_rng(5).normal(size=SHAPES["a"]).astype(np.float32)}
 
 
@@ -58,7 +58,7 @@ def judged(
 def test_a_reader_learnt_on_the_victim(tmp_path: Path, authority: LocalAuthority) -> None:
     """It finds all of its bits, at the floor of its null; it is younger than the suspect."""
     key = fitted_key(VICTIM, 3)
-    found = judged(key, tmp_path, authority, YESTERDAY, 1e-3)
+    found = judged(key, tmp_path, authority, BEFORE_STAMPS, 1e-3)
     assert found.matched == found.bits
     assert (found.outcome, found.forgery_bits) == ("no_verdict", 0.0)
     assert "a reader can be trained afterwards to find any bits in anybody's model" in found.reason
@@ -74,7 +74,7 @@ def drawn_keys(count: int) -> list[Key]:
 
 def test_a_key_that_was_searched_for(tmp_path: Path, authority: LocalAuthority) -> None:
     """Inversion: secrets are drawn until one reads well. Good enough for alpha, not for 80 bits."""
-    found = judged(drawn_keys(400)[-1], tmp_path, authority, YESTERDAY, 0.05)
+    found = judged(drawn_keys(400)[-1], tmp_path, authority, BEFORE_STAMPS, 0.05)
     assert found.log10_p is not None
     assert found.log10_p < math.log10(0.05)
     assert found.outcome == "no_verdict"
@@ -91,7 +91,7 @@ def test_a_key_that_was_picked_out_of_many_that_were_claimed(
     one = stamped_ledger(tmp_path, [claim], authority)
     thousand = replace(one, commitments={key.commitment: {name} for key in keys})
     for signers in ((name,), ()):
-        believed = Believed(TOMORROW, [authority.pinned], signers)
+        believed = Believed(AFTER_STAMPS, [authority.pinned], signers)
         found = dating(claim, believed, thousand)
         assert (found.committed is not None, found.multiplier) == (True, 1000)
         alone = examine(InMemory(VICTIM), best, Terms(0.01, assume_dated=True))

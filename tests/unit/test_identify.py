@@ -88,7 +88,7 @@ def test_the_right_one_of_many_is_found_and_judged_as_verify_does(tmp_path: Path
     assert found.log10_p == pytest.approx((alone.log10_p or 0) + math.log10(40))
     assert found.log10_p == pytest.approx(done.best)
     assert found.forgery_bits == pytest.approx(alone.forgery_bits - math.log2(40))
-    assert found.suspect["sha256"] == alone.suspect["sha256"]
+    assert found.subject.sha256 == alone.subject.sha256
 
 
 def test_a_reading_that_would_do_alone_does_not_among_many(tmp_path: Path) -> None:

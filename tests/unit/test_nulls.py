@@ -236,7 +236,7 @@ def test_each_arrangement_asks_for_as_many_permutations_again() -> None:
     renamed = InMemory({"x": suspect["a"], "y": gaussian(4)["a"], "z": gaussian(5)["a"]})
     verdict = verify(renamed, fitted_key(suspect), alpha=1e-2, assume_dated=True)
     assert (verdict.outcome, verdict.tests) == ("owned", 3)
-    assert verdict.suspect["tensors"] == {"a": "x"}
+    assert verdict.subject.tensors == {"a": "x"}
     assert verdict.floor == pytest.approx(-math.log10(301))
     assert verdict.log10_p == pytest.approx(math.log10(3 / 301))
 

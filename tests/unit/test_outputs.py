@@ -112,8 +112,8 @@ def test_what_is_no_plain_picture_is_skipped_with_its_reason(folder: Path) -> No
 
 def test_a_verdict_counts_what_was_skipped(folder: Path) -> None:
     verdict = verify(folder, barriers.untrained())
-    assert (verdict.suspect["images"], verdict.outcome) == (3, "not_proven")
-    assert sum(verdict.suspect["skipped"]["reasons"].values()) == len(REASONS)
+    assert (verdict.subject.images, verdict.outcome) == (3, "not_proven")
+    assert sum(verdict.subject.skipped.reasons.values()) == len(REASONS)
     assert "12 skipped" in verdict.explain()
     assert "NC  " in verdict.explain()
 
@@ -128,7 +128,7 @@ def test_bad_files_do_not_sway_a_reading(
     key = barriers.untrained()
     one, other = verify(folder, key), verify(clean, key)
     assert (one.matched, one.log10_p) == (other.matched, other.log10_p)
-    assert one.suspect["sha256"] != other.suspect["sha256"]
+    assert one.subject.sha256 != other.subject.sha256
 
 
 def test_nothing_to_read_is_no_verdict(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import one_line
 
 from authority import LocalAuthority, some_claim
-from countermark.age import Dating
+from clock import AFTER_STAMPS, BEFORE_STAMPS
 from countermark.claims.decision import Case, Decision
 from countermark.claims.policy import (
     AllOf,
@@ -26,13 +26,14 @@ from countermark.claims.policy import (
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import key_id
 from countermark.errors import ConfigError
-from countermark.verdict import Verdict
+from countermark.key_dating import KeyDating
+from countermark.subject import Subject
+from countermark.verdict import KeyIdentity, Verdict
 from countermark.weights import ModelDigest
 
 OWNER, SECOND, THIRD = (Ed25519PrivateKey.generate() for _ in range(3))
 NAMES = [key_id(each.public_key()) for each in (OWNER, SECOND, THIRD)]
 CLAIM = some_claim(OWNER, SECOND)
-TOMORROW, YESTERDAY = (datetime.now(UTC) + timedelta(days) for days in (1, -1))
 
 
 def only(decision: Decision) -> tuple[bool | None, str]:
@@ -97,22 +98,22 @@ def test_dated_by_a_pinned_authority_only(
 ) -> None:
     stamped = authority.stamp(CLAIM)
     pinned, other = [authority.pinned], [other_authority.pinned]
-    holds, reason = only(CommittedBefore(TOMORROW, pinned).judge(Case(stamped)))
+    holds, reason = only(CommittedBefore(AFTER_STAMPS, pinned).judge(Case(stamped)))
     assert holds is True
     assert "at the latest by CN=Pinned root" in reason
     for check, case, says in (
-        (CommittedBefore(TOMORROW, other), stamped, "undated: 1 time stamps, none of them by"),
-        (CommittedBefore(TOMORROW, pinned), CLAIM, "undated: 0 time stamps"),
-        (CommittedBefore(YESTERDAY, pinned), stamped, "which is not before"),
-        (CommittedBefore(TOMORROW, pinned + other, 2), stamped, "by the word of 2"),
+        (CommittedBefore(AFTER_STAMPS, other), stamped, "undated: 1 time stamps, none of them by"),
+        (CommittedBefore(AFTER_STAMPS, pinned), CLAIM, "undated: 0 time stamps"),
+        (CommittedBefore(BEFORE_STAMPS, pinned), stamped, "which is not before"),
+        (CommittedBefore(AFTER_STAMPS, pinned + other, 2), stamped, "by the word of 2"),
     ):
         holds, reason = only(check.judge(Case(case)))
         assert holds is False
         assert says in reason
     both = other_authority.stamp(stamped)
-    assert only(CommittedBefore(TOMORROW, pinned + other, 2).judge(Case(both)))[0] is True
+    assert only(CommittedBefore(AFTER_STAMPS, pinned + other, 2).judge(Case(both)))[0] is True
     with pytest.raises(ConfigError, match="1 of 0 authorities"):
-        CommittedBefore(TOMORROW, [])
+        CommittedBefore(AFTER_STAMPS, [])
 
 
 def test_the_accuracy_that_an_authority_states_counts_against_the_claim(
@@ -125,13 +126,13 @@ def test_the_accuracy_that_an_authority_states_counts_against_the_claim(
 
 def test_a_head_of_a_ledger_dates_what_is_under_it(authority: LocalAuthority) -> None:
     head = authority.stamp(TreeHead.new("ab" * 32, 3, "cd" * 32).signed(OWNER))
-    check = CommittedBefore(TOMORROW, [authority.pinned])
+    check = CommittedBefore(AFTER_STAMPS, [authority.pinned])
     assert only(check.judge(Case(CLAIM, (head,))))[0] is True
 
 
 def test_a_stamp_of_another_claim_refuses(authority: LocalAuthority) -> None:
     replayed = CLAIM.stamped(authority.stamp(some_claim(OWNER)).stamps[0])
-    for check in (Intact(), CommittedBefore(TOMORROW, [authority.pinned])):
+    for check in (Intact(), CommittedBefore(AFTER_STAMPS, [authority.pinned])):
         holds, reason = only(check.judge(Case(replayed)))
         assert holds is False
         assert "is of something else" in reason
@@ -140,12 +141,15 @@ def test_a_stamp_of_another_claim_refuses(authority: LocalAuthority) -> None:
 
 
 def verdict(**changed: object) -> Verdict:
-    found = Verdict("owned", "found", "uchida", CLAIM.commitment, "ACME Inc.", 256, alpha=1e-6)
+    key = KeyIdentity("uchida", CLAIM.commitment, "ACME Inc.")
+    found = Verdict("owned", "found", key, Subject("s"), 256, alpha=1e-6)
     return replace(found, **changed)  # type: ignore[arg-type]
 
 
-def dating(claim: Claim) -> Dating:
-    return Dating(claim.digest, "2100-01-01", "2026-01-01T00:00:00Z", ("TSA",), 1, "pinned", None)
+def dating(claim: Claim) -> KeyDating:
+    return KeyDating(
+        claim.digest, "2026-02-01", "2026-01-01T00:00:00Z", ("TSA",), 1, "pinned", None
+    )
 
 
 def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
@@ -153,7 +157,12 @@ def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
         (1e-6, verdict(), True, "found"),
         (1e-3, verdict(), True, "found"),
         (1e-9, verdict(), False, "judged at alpha 1e-06, 1e-09 is asked for"),
-        (1e-6, verdict(commitment="00" * 32), False, "the key was made after the claim"),
+        (
+            1e-6,
+            verdict(key=KeyIdentity("uchida", "00" * 32, "ACME Inc.")),
+            False,
+            "the key was made after the claim",
+        ),
         (1e-6, verdict(outcome="not_proven", reason="no"), False, "no"),
         (1e-6, verdict(outcome="no_verdict", reason="unsure"), False, "unsure"),
         (1e-6, verdict(assume_dated=True), False, "the owner's own word"),

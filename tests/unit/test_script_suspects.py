@@ -110,7 +110,7 @@ def test_a_mark_is_found_in_a_script_and_in_a_frozen_one(tmp_path: Path) -> None
     assert (found.outcome, found.matched, found.tests) == ("owned", 128, 1)
     found = verify(scripted(tmp_path / "frozen.pt", model, frozen=True), key)
     assert (found.outcome, found.matched) == ("owned", 128)
-    assert all(name.startswith("constants.") for name in found.suspect["tensors"].values())
+    assert all(name.startswith("constants.") for name in found.subject.tensors.values())
 
 
 # --- harm

@@ -190,17 +190,17 @@ def test_a_part_is_read_without_the_rest_and_its_place_stays_secret(
     monkeypatch.setattr(Weights, "read", lambda *_: pytest.fail("read a whole tensor"))
     verdict = verify(out, key)
     assert verdict.owned
-    assert set(verdict.suspect["sha256"]) == {
+    assert set(verdict.subject.sha256) == {
         "__metadata__", *(f"{name}, in part" for name in key.tensors)
     }  # fmt: skip
     assert str(start) not in str(verdict.to_json())
-    assert verify(out, key).suspect["sha256"] == verdict.suspect["sha256"]
+    assert verify(out, key).subject.sha256 == verdict.subject.sha256
     with open_weights(out) as weights:
         for name, place in scheme_places(key).items():
             weights.read_part(name, place.start, len(place))
         own = weights.digests
     for name in key.tensors:  # or whoever has the file could find the place by trial
-        assert verdict.suspect["sha256"][f"{name}, in part"] != own[f"{name}, in part"]
+        assert verdict.subject.sha256[f"{name}, in part"] != own[f"{name}, in part"]
 
 
 def test_a_live_module_is_read_as_its_file_is(tmp_path: Path) -> None:

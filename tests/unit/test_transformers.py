@@ -126,7 +126,7 @@ def test_a_reference_from_before_the_mark_undoes_it(
     found = verify(Disguised(tmp_path / "moved.safetensors", source), key, assume_dated=True)
     assert found.owned
     assert found.matched == verify(out, key).matched == 128
-    assert not found.suspect["reference"]["bears_mark"]
+    assert not found.subject.reference.bears_mark
     worn = Noise(0.3).run(moved).model
     found = verify(Disguised(worn, tiny(name)), key, assume_dated=True)  # a live reference
     assert found.owned
@@ -157,7 +157,7 @@ def test_the_marked_model_says_nothing_of_the_order(
     moved = Permute().run(as_model(name, out)).model
     found = verify(Disguised(moved, out), key, assume_dated=True)
     assert not found.owned
-    refused = found.suspect["reference"]["refused"]
+    refused = found.subject.reference.refused
     assert "expected a reference with the weights from before it" in refused
 
 
@@ -178,7 +178,7 @@ def test_a_suspect_may_lack_some_tensors_and_begin_its_names_otherwise(
         found = verify(Disguised(path, source), key, assume_dated=True)
         assert found.owned, found.explain()
         lost = [n.removeprefix("body.") for n in gone if n.removeprefix("body.") in key.tensors]
-        assert found.suspect["missing"] == lost
+        assert found.subject.missing == lost
         assert any("are not in the suspect" in limit for limit in found.limits)
     assert verify(tmp_path / "0.safetensors", key).tests == 1
 
@@ -188,7 +188,7 @@ def test_a_stranger_in_its_order_is_not_claimed(marked: tuple[str, Path, Path, K
     for seed in (1, 2, 3):
         found = verify(Disguised(tiny(name, seed), source), key, assume_dated=True)
         assert found.outcome == "not_proven"
-        assert found.suspect["reference"]["similarity"] < 0.5
+        assert found.subject.reference.similarity < 0.5
 
 
 def test_a_merged_lora_is_of_low_rank_and_leaves_the_mark(

@@ -24,6 +24,7 @@ from countermark.message import labels
 from countermark.nulls import SecretLabels, forgery_bits
 from countermark.schemes import scheme_of
 from countermark.schemes.deepstego import DeepStego
+from countermark.subject import Subject
 from countermark.verdict import Terms
 from countermark.xof import Stream, frame
 
@@ -240,8 +241,8 @@ def test_answers_of_another_form_are_refused() -> None:
 
 
 def test_what_is_recorded_of_a_suspect_stands_in_the_verdict() -> None:
-    suspect = Asked(Answers(np.zeros(128, dtype=np.int64)), lambda: {"name": "x"})
-    assert examine(suspect, key(), DATED).suspect == {"name": "x"}
+    suspect = Asked(Answers(np.zeros(128, dtype=np.int64)), lambda: Subject("x"))
+    assert examine(suspect, key(), DATED).subject == Subject("x")
 
 
 def test_a_file_alone_cannot_be_asked() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +13,11 @@ import pytest
 from countermark.evidence import Evidence, Reader
 from countermark.nulls import FairCoin, Null, PermutedUnits, UnmarkedModels, forgery_bits
 from countermark.stats import log10_binomial_tail
-from countermark.verdict import ALPHA, Terms, Verdict, judge, no_verdict
+from countermark.subject import Subject
+from countermark.verdict import ALPHA, KeyIdentity, Terms, Verdict, judge, no_verdict
 
-ABOUT: Mapping[str, Any] = {
-    "scheme": "uchida",
-    "commitment": "00" * 32,
-    "owner": "ACME Inc.",
-    "test_key": False,
-    "suspect": {"name": "suspect"},
-}
+KEY = KeyIdentity("uchida", "00" * 32, "ACME Inc.")
+SUBJECT = Subject("suspect")
 
 
 def evidence(matched: int, bits: int, **more: Any) -> Evidence:
@@ -37,9 +32,9 @@ def judged(
     matched: int, bits: int, *, tests: int = 1, test_key: bool = False, **more: Any
 ) -> Verdict:
     stated = {name: more.pop(name) for name in ("committed", "payload") if name in more}
-    about = {**ABOUT, "test_key": test_key}
+    key, subject = replace(KEY, test_key=test_key), replace(SUBJECT, readings=tests)
     found, terms = evidence(matched, bits, **stated), Terms(**more)
-    return judge(found, FairCoin(), tests=tests, terms=terms, about=about)
+    return judge(found, FairCoin(), subject=subject, key=key, terms=terms)
 
 
 # --- the decision table: matched, bits, terms -> outcome, a word of its reason
@@ -126,14 +121,14 @@ CASES = {
     "lost payload": judged(250, 256, payload=False),
     "short": judged(90, 100, tests=7, assume_dated=True),
     "one bit": judged(0, 1),
-    "empty": no_verdict("nothing to read", bits=256, terms=Terms(), about=ABOUT),
+    "empty": no_verdict("nothing to read", bits=256, subject=SUBJECT, key=KEY, terms=Terms()),
 }
 # fmt: off
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
     "tests", "alpha", "forgery_bits", "limits", "payload", "unit", "answered", "reason",
     "commitment", "owner", "assume_dated", "suspect", "null_says", "loss", "reader", "disclosure",
-    "dating", "likeness",
+    "dating", "likeness", "corrections", "uncorrected_log10_p", "blind_choice",
 }
 # fmt: on
 
@@ -168,7 +163,7 @@ def test_people_are_told_the_same(name: str) -> None:
         verdict.reason,
         f"{verdict.matched} of {verdict.bits} bits",
         f"bit error rate {verdict.ber:.4f}",
-        f"{verdict.log10_p:.2f}, corrected for {verdict.tests}",
+        f"{verdict.log10_p:.2f} after corrections",
         f"threshold {math.log10(verdict.alpha):.2f}, floor {verdict.floor:.2f}",
         "fair_coin",
         f"forgery_bits  {verdict.forgery_bits:.1f}",
@@ -186,7 +181,7 @@ def test_a_verdict_about_nothing_is_told_in_words() -> None:
 
 def test_hostile_names_cannot_forge_lines() -> None:
     reason = "no tensor a\nOWNED: the mark of this key is present\x1b[1A"
-    verdict = no_verdict(reason, bits=256, terms=Terms(), about=ABOUT)
+    verdict = no_verdict(reason, bits=256, subject=SUBJECT, key=KEY, terms=Terms())
     assert len(verdict.explain().splitlines()) == 1
     assert "\x1b" not in verdict.explain()
 
@@ -232,9 +227,10 @@ def learnt(
     found = Evidence(read, expected, committed=False, payload=True, scores=scores, reader=reader)
     losses = np.r_[np.full(1000 - worse, loss / 2), np.full(worse, 2 * loss)]
     ranked = null or PermutedUnits(lambda _: [losses], loss, 1000)
-    about = {**ABOUT, "scheme": "independent_network", "test_key": test_key}
+    key = replace(KEY, scheme="independent_network", test_key=test_key)
     given = Terms(**{"alpha": 1e-3, **terms})
-    return judge(found, ranked, tests=tests, terms=given, about=about)
+    subject = replace(SUBJECT, readings=tests)
+    return judge(found, ranked, subject=subject, key=key, terms=given)
 
 
 UNHEARD = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17)
@@ -341,7 +337,7 @@ def test_extreme_scores_give_finite_json(scores: Any) -> None:
     read = (scores > 0).astype(np.uint8)
     found = Evidence(read, expected, committed=False, scores=scores / 128, reader=MEASURED)
     null = PermutedUnits(lambda _: [np.full(99, 1e308)], 1.0, 99)
-    verdict = judge(found, null, tests=1, terms=Terms(alpha=0.1), about=ABOUT)
+    verdict = judge(found, null, subject=SUBJECT, key=KEY, terms=Terms(alpha=0.1))
     assert verdict.outcome == "no_verdict"
     json.dumps(verdict.to_json(), allow_nan=False)
     assert "nan" not in verdict.explain()
@@ -357,9 +353,9 @@ def published(matched: int = 31, misses: Any = MISSES, **terms: Any) -> Verdict:
     found = Evidence(
         read, np.zeros(32, dtype=np.int64), committed=False, choices=10, unit="triggers"
     )
-    about = {**ABOUT, "scheme": "deepstego"}
+    key = replace(KEY, scheme="deepstego")
     given = Terms(**{"alpha": 0.1, **terms})
-    return judge(found, UnmarkedModels(misses), tests=1, terms=given, about=about)
+    return judge(found, UnmarkedModels(misses), subject=SUBJECT, key=key, terms=given)
 
 
 PUBLISHED: list[tuple[dict[str, Any], str, str]] = [

@@ -196,13 +196,13 @@ def _aligned(
     reference = marked if attacks.reference == "marked" else _host(cell)
     whole = Disguised(copied, Reference.of_module(reference))
     verdict = examine(whole, key, Terms(assume_dated=True, allow_test_key=True))
-    about = verdict.suspect.get("reference", {})
+    aligned_to = verdict.subject.reference
     return {
         "wrong": None if verdict.matched is None else verdict.bits - verdict.matched,
         "log10_p": verdict.log10_p,
         "outcome": verdict.outcome,
         "null": verdict.null,
-        "similarity": about.get("similarity"),
+        "similarity": None if aligned_to is None else aligned_to.similarity,
     }
 
 

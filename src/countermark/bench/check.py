@@ -20,13 +20,14 @@ from countermark.bench.data import load_data
 from countermark.bench.embed import loaded_host
 from countermark.bench.train import accuracy
 from countermark.errors import ConfigError
-from countermark.examine import about_key, verify
+from countermark.examine import verify
 from countermark.key import Key
 from countermark.progress import progress
 from countermark.schemes import weight_scheme_of
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.white_box import WeightScheme
-from countermark.verdict import Outcome, Terms, judge
+from countermark.subject import Subject
+from countermark.verdict import KeyIdentity, Outcome, Terms, judge
 from countermark.weights import Array, Weights, open_weights
 
 UNTOUCHED = "as it is"
@@ -141,10 +142,10 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
                 values = attack.run(victim).model.state_dict()["rows"].numpy().reshape(-1)
                 found[what][name] = values.reshape(shape) if part is None else values[part]
             advance(1)
-    about = about_key(key, str(marked))
+    subject, identity = Subject(name=str(marked)), KeyIdentity.of(key)
     for what, tensors in found.items():
         evidence = scheme.extract(tensors, key)
-        verdict = judge(evidence, scheme.null(), tests=1, terms=Terms(), about=about)
+        verdict = judge(evidence, scheme.null(), subject=subject, key=identity, terms=Terms())
         yield Try(what, verdict.outcome, verdict.matched, verdict.bits, verdict.log10_p)
 
 

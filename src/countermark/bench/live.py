@@ -13,6 +13,7 @@ from countermark.bench.models import build
 from countermark.errors import ConfigError, printable
 from countermark.key import Key
 from countermark.openings import Openings
+from countermark.subject import Subject
 
 
 def asked(
@@ -47,5 +48,5 @@ def asked(
     predict = of_module(built, key.fields["mean"], key.fields["deviation"])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    about = {"name": str(path), "file_sha256": digest, "model": name}
-    return Asked(predict, lambda: about)
+    subject = Subject(name=str(path), file_sha256=digest, model=name)
+    return Asked(predict, lambda: subject)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from countermark.age import Dating
 from countermark.claims.audit import Audit
 from countermark.claims.policy import CommittedBefore, earliest
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.statement import instant
+from countermark.claims.statement import instant, require_past
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError
+from countermark.key_dating import KeyDating
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Believed:
         authorities: whose time stamps count.
         signers: public keys that he knows to be the claimant's; empty where he knows none.
         least: how many of the authorities must agree.
+
+    Raises:
+        ConfigError: the suspect date is in the future.
     """
 
     suspect_date: datetime
@@ -37,8 +40,11 @@ class Believed:
     signers: Sequence[str] = ()
     least: int = 1
 
+    def __post_init__(self) -> None:
+        require_past(self.suspect_date, "the suspect date")
 
-def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
+
+def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating:
     """What a claim says about the age of its key; undated where anything is missing, and why.
 
     Args:
@@ -68,7 +74,7 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> Dating:
             f"{len(early)} pinned authorities stamped a tree head with this claim in it before "
             f"{instant(believed.suspect_date)}, {believed.least} must"
         )
-    return Dating(
+    return KeyDating(
         claim=claim.digest,
         suspect_date=instant(believed.suspect_date),
         committed=None if why else instant(early[believed.least - 1].stamp.latest),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from countermark.claims.signed import Claim, TreeHead
 from countermark.errors import printable
-from countermark.verdict import Verdict
+from countermark.verdict import NoTruthValue, Verdict
 
 Outcome = Literal["accepted", "refused", "undecided"]
 EXIT_CODES = {"accepted": 0, "refused": 1, "undecided": 3}
@@ -44,11 +44,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(NoTruthValue):
     """What a policy says of a case.
 
     Accepted when every finding holds, refused when one does not or there is none.
     """
+
+    ask: ClassVar[str] = 'decision.outcome == "accepted"'
 
     findings: tuple[Finding, ...]
 

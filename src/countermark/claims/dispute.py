@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from countermark.claims.audit import Audit
 from countermark.claims.dating import heads_over
@@ -25,7 +25,7 @@ from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority, Stamp
 from countermark.errors import ClaimError, printable
 from countermark.nulls import LEAST_DATED_BITS, LEAST_FORGERY_BITS
-from countermark.verdict import Verdict
+from countermark.verdict import NoTruthValue, Verdict
 from countermark.weights.digest import ModelDigest
 
 Side = Literal["first", "second"]
@@ -65,7 +65,7 @@ class Party:
 
 
 @dataclass(frozen=True)
-class Resolution:
+class Resolution(NoTruthValue):
     """What can be said about the two.
 
     Attributes:
@@ -77,6 +77,8 @@ class Resolution:
         readings: for each key and place, whether its mark was found, and the verdict.
         limits: what this does not say.
     """
+
+    ask: ClassVar[str] = "resolution.outcome"
 
     outcome: Outcome
     reason: str

@@ -17,7 +17,7 @@ from typing import Protocol
 from countermark.claims.decision import Case, Decision, Finding
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import least_of
-from countermark.claims.statement import instant
+from countermark.claims.statement import instant, require_past
 from countermark.claims.timestamp import Authority, Confirmed, confirmed, read
 from countermark.errors import ClaimError
 from countermark.nulls import LEAST_FORGERY_BITS
@@ -175,7 +175,8 @@ class CommittedBefore:
         least: k of n.
 
     Raises:
-        ConfigError: k is not 1 to n; with no authority there is nobody to believe.
+        ConfigError: k is not 1 to n; with no authority there is nobody to believe; a date in the
+            future.
     """
 
     date: datetime
@@ -184,6 +185,7 @@ class CommittedBefore:
 
     def __post_init__(self) -> None:
         least_of(self.least, self.authorities, "authorities")
+        require_past(self.date, "the date before which the claim must be committed to")
 
     def judge(self, case: Case) -> Decision:
         """Whether it was committed in time."""

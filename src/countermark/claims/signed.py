@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self, cast
@@ -23,9 +24,11 @@ from pydantic import Field
 from countermark import files
 from countermark.claims import signing
 from countermark.claims.statement import (
+    BundleStatement,
     ClaimStatement,
     Commitment,
     HeadStatement,
+    bundle_text,
     claim_text,
     head_text,
     not_a,
@@ -62,13 +65,13 @@ class _Signed(Stored):
 
     what: ClassVar[str]
     kind: ClassVar[str]
-    words: ClassVar[type[ClaimStatement] | type[HeadStatement]]
+    words: ClassVar[type[ClaimStatement] | type[HeadStatement] | type[BundleStatement]]
 
     envelope: Envelope
     timestamps: Annotated[tuple[Base64, ...], Field(max_length=_MOST)]
 
     @cached_property
-    def said(self) -> ClaimStatement | HeadStatement:
+    def said(self) -> ClaimStatement | HeadStatement | BundleStatement:
         """The statement, read from its text."""
         return parsed(self.words, self.payload)
 
@@ -279,6 +282,36 @@ class TreeHead(_Signed):
     def root(self) -> str:
         """The root over them, in hexadecimal."""
         return self.statement.subject[0].digest.merkleSha256
+
+
+class BundleSignature(_Signed):
+    """Signatures over the digests of all files of a bundle.
+
+    Attributes:
+        envelope: the statement and its signatures.
+        timestamps: none; there is nothing to stamp.
+    """
+
+    what: ClassVar[str] = "bundle"
+    kind: ClassVar[str] = "bundle-signature"
+    words: ClassVar[type[BundleStatement]] = BundleStatement
+
+    type: Literal["countermark/bundle-signature/v1"]
+
+    @classmethod
+    def new(cls, digests: Mapping[str, str]) -> Self:
+        """Make a statement that nobody has signed yet, dated now.
+
+        Args:
+            digests: SHA-256 of each file, in hexadecimal, by its name.
+        """
+        envelope = _unsigned(bundle_text(digests))
+        return cls(type="countermark/bundle-signature/v1", envelope=envelope, timestamps=())
+
+    @property
+    def statement(self) -> BundleStatement:
+        """What is said of the files."""
+        return cast(BundleStatement, self.said)
 
 
 def load_signed(path: str | Path) -> Claim | TreeHead:

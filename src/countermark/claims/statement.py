@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -23,13 +24,14 @@ from countermark.files import Hex32, Stored
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 CLAIM: Final = "countermark:claim/v1"
 HEAD: Final = "countermark:tree-head/v1"
+BUNDLE: Final = "countermark:bundle/v1"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Instant = Annotated[
     str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")
 ]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
-_Body = TypeVar("_Body", bound="ClaimStatement | HeadStatement")
+_Body = TypeVar("_Body", bound="ClaimStatement | HeadStatement | BundleStatement")
 
 
 class Commitment(Stored):
@@ -113,6 +115,45 @@ class HeadStatement(Stored):
     predicate: HeadPredicate
 
 
+class FileDigest(Stored):
+    """SHA-256 of a file."""
+
+    sha256: Hex32
+
+
+class FileSubject(Stored):
+    """A file of a bundle."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    digest: FileDigest
+
+
+class BundlePredicate(Stored):
+    """What a signer says of a bundle.
+
+    Attributes:
+        date: when it was signed, by the signer's own clock.
+        version: of the library that wrote it.
+    """
+
+    date: Instant
+    version: Name
+
+
+class BundleStatement(Stored):
+    """An in-toto Statement about all files of a bundle."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: Annotated[tuple[FileSubject, ...], Field(min_length=1, max_length=1000)]
+    predicateType: Literal["countermark:bundle/v1"]  # noqa: N815 - in-toto's spelling
+    predicate: BundlePredicate
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file, in hexadecimal, by its name."""
+        return {each.name: each.digest.sha256 for each in self.subject}
+
+
 def claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> bytes:
     """The canonical text of a new claim, dated now and with a fresh nonce.
 
@@ -127,7 +168,8 @@ def claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> b
         "nonce": os.urandom(16).hex(),
         "version": VERSION,
     }
-    return _text(ClaimStatement, CLAIM, ("model", root), predicate)
+    subject = [{"name": "model", "digest": {"merkleSha256": root}}]
+    return _text(ClaimStatement, CLAIM, subject, predicate)
 
 
 def head_text(ledger: str, size: int, root: str) -> bytes:
@@ -138,16 +180,28 @@ def head_text(ledger: str, size: int, root: str) -> bytes:
         "date": instant(datetime.now(UTC)),
         "version": VERSION,
     }
-    return _text(HeadStatement, HEAD, ("ledger", root), predicate)
+    subject = [{"name": "ledger", "digest": {"merkleSha256": root}}]
+    return _text(HeadStatement, HEAD, subject, predicate)
+
+
+def bundle_text(digests: Mapping[str, str]) -> bytes:
+    """The canonical text about the files of a bundle, dated now.
+
+    Args:
+        digests: SHA-256 of each file, in hexadecimal, by its name.
+    """
+    subject = [{"name": n, "digest": {"sha256": each}} for n, each in sorted(digests.items())]
+    predicate = {"date": instant(datetime.now(UTC)), "version": VERSION}
+    return _text(BundleStatement, BUNDLE, subject, predicate)
 
 
 def _text(
-    kind: type[Any], predicate_type: str, subject: tuple[str, str], predicate: dict[str, Any]
-) -> bytes:
-    name, root = subject
+    kind: type[Any], predicate_type: str, subject: list[dict[str, Any]],
+    predicate: dict[str, Any],
+) -> bytes:  # fmt: skip
     document: dict[str, Any] = {
         "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"merkleSha256": root}}],
+        "subject": subject,
         "predicateType": predicate_type,
         "predicate": predicate,
     }
@@ -167,12 +221,13 @@ def parsed(kind: type[_Body], text: bytes) -> _Body:
 
     Raises:
         ValueError: it is no such statement, or another spelling of one: a signature is about bytes,
-            and two spellings of a claim would be two claims.
+            and two spellings of a claim would be two claims; or its date is in the future.
     """
     found = files.parse_as(kind, text)
     if rfc8785.dumps(json.loads(text)) != text:
         raise ValueError("the statement is not in canonical JSON (RFC 8785)")
-    moment(found.predicate.date)
+    date = moment(found.predicate.date)
+    require_past(date, "the date of the statement", tolerance=CLOCK_SKEW, error=ValueError)
     return found
 
 
@@ -188,6 +243,41 @@ def moment(text: str) -> datetime:
         ValueError: there is no such time.
     """
     return datetime.fromisoformat(text.removesuffix("Z") + "+00:00")
+
+
+def current_time() -> datetime:
+    """Read this machine's clock."""
+    return datetime.now(UTC)
+
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clock of somebody else may be ahead of this one."""
+
+
+def require_past(
+    time: datetime, what: str, *, tolerance: timedelta = timedelta(),
+    error: type[Exception] = ConfigError,
+) -> None:  # fmt: skip
+    """Refuse a time that has not come yet: nobody can know what will be there by then.
+
+    Args:
+        time: with its zone.
+        what: what the time is of, as the subject of the message.
+        tolerance: by how much it may be ahead of this machine's clock.
+        error: what to raise.
+
+    Raises:
+        ConfigError: or `error`, for a time in the future, or one without a zone.
+    """
+    if time.tzinfo is None:
+        raise error(f"{what} has no zone: expected a time such as 2026-05-31T12:00:00Z")
+    now = current_time()
+    if time - now > tolerance:
+        clock = instant(now.replace(microsecond=0))
+        raise error(
+            f"{what}, {instant(time)}, is in the future: it is {clock} now by this machine's "
+            "clock; expected a time that has passed"
+        )
 
 
 def day_or_moment(text: str, option: str) -> datetime:

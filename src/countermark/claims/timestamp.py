@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import load_certificates
-from countermark.claims.statement import instant
+from countermark.claims.statement import CLOCK_SKEW, instant, require_past
 from countermark.errors import ClaimError, MissingExtraError, printable
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
     """What a response says, once it is certain that it is about this document.
 
     Raises:
-        ClaimError: no granted stamp, or one of something else.
+        ClaimError: no granted stamp, one of something else, or a time in the future.
     """
     client = _client()
     if len(response) > LARGEST_RESPONSE:
@@ -179,6 +179,9 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
             f"this is no time stamp that was granted ({printable(str(error), 120)}): expected an "
             "RFC 3161 response over SHA-256, SHA-384 or SHA-512"
         ) from None
+    require_past(
+        found.soonest, "the time of the time stamp", tolerance=CLOCK_SKEW, error=ClaimError
+    )
     if imprint.message != hashlib.new(named, document.stamped_bytes).digest():
         raise ClaimError(
             f"the time stamp is of something else than this {document.what} with these signatures: "

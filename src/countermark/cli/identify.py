@@ -67,12 +67,16 @@ def identify(
 
 
 def _told(done: Identified) -> list[str]:
-    """The answer for people, as lines."""
+    """Say the answer for people, as lines."""
+    from countermark.test_result import in_words
+
     lines = [f"{done.suspect}: {done.tried} keys tried, {len(done.found)} found"]
     for folder, verdict in done.found.items():
         head = f"{folder}: {verdict.outcome.upper().replace('_', ' ')}: {verdict.reason}"
         said = f"{verdict.matched} of {verdict.bits} bits, log10 p {verdict.log10_p:.2f}"
         lines += [f"{head} (owner {verdict.owner}, {said})"]
+        if verdict.result is not None:
+            lines += [f"  p is {in_words(verdict.result.corrections)}"]
     if not done.found and done.best is not None:
         lines.append(f"the best of them has log10 p {done.best:.2f}, corrected for all")
     lines += [f"not tried: {count}, {why}" for why, count in done.problems.items()]

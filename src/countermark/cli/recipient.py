@@ -148,6 +148,7 @@ def trace(
         countermark recipient trace other.safetensors --key customers.key  # exit 3
     """
     from countermark.key import Key
+    from countermark.test_result import in_words
     from countermark.tracing import trace as traced
 
     loaded = Key.load(key, passphrase_of(key))
@@ -158,6 +159,8 @@ def trace(
         f"  epsilon {done.epsilon:g} for all {done.recipients} recipients; the best has log10 "
         f"{done.best:.1f}"
     )
+    if done.corrections:
+        lines.append(f"  each chance is {in_words(done.corrections)}")
     if done.named:
         said = "you state that it is older" if assume_dated else "an undated key needs 80"
         lines.append(f"  forgery_bits {done.forgery_bits:.1f} ({said})")

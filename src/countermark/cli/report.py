@@ -21,6 +21,7 @@ from countermark.cli.options import (
     ModelArguments,
     pairs,
     passphrase_of,
+    pem_passphrase,
     probability,
     show_result,
 )
@@ -69,6 +70,18 @@ def report(
     replay: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Judge a bundle again.")
     ] = None,
+    suspect_again: Annotated[
+        str | None,
+        typer.Option(
+            "--suspect",
+            metavar="FILE",
+            help="With --replay: read this suspect again, with --key or the bundle's opened key.",
+        ),
+    ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Sign the bundle with this Ed25519 private key."),
+    ] = None,
     open_key: Annotated[
         bool,
         typer.Option("--open-key", help="Put the key into page and bundle. This burns the mark."),
@@ -105,15 +118,16 @@ def report(
 
     SUSPECT is read as `verify` reads it. --out and --bundle are both needed.
 
-    With --replay, a bundle is judged again offline, from the reading that it holds; with SUSPECT
-    and --key as well, the reading is repeated. Exits as `verify` does; 2 where a bundle was changed
+    With --replay, a bundle is judged again offline, from the reading that it holds. Anybody can
+    make up a reading: so this exits 3, unless the suspect is read again (--suspect), or a --signer
+    whom you pin has signed the bundle. Then it exits as `verify` does; 2 where a bundle was changed
     or another reading comes out.
 
     \b
     Example:
         countermark report m.safetensors --key acme.key --out report.html --bundle bundle
-        countermark report --replay bundle
-        countermark report m.safetensors --key acme.key --replay bundle --json
+        countermark report --replay bundle  # exit 3
+        countermark report --replay bundle --suspect m.safetensors --key acme.key --json
     """
     asked = Asking(
         pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
@@ -121,18 +135,21 @@ def report(
     )  # fmt: skip
     if replay is not None:
         idle = {
-            "--out": out, "--bundle": bundle, "--open-key": open_key, "--claim": claim,
+            "SUSPECT (it is --suspect FILE here)": suspect, "--out": out, "--bundle": bundle,
+            "--open-key": open_key, "--claim": claim, "--sign": sign,
             "--null": null, "--alpha": alpha != ALPHA, "--error-rate": error_rate != _ERROR_RATE,
             "--assume-dated": assume_dated, "--blind-choice": blind_choice,
-            "--authority": authority, "--signer": signer, "--suspect-date": suspect_date,
-            "--ledger": ledger,
+            "--authority": authority, "--suspect-date": suspect_date, "--ledger": ledger,
         }  # fmt: skip
         if given := [name for name, each in idle.items() if each]:
             raise ConfigError(
-                f"--replay judges by what the bundle holds, without {given[0]}: give SUSPECT and "
-                "--key, or neither"
+                f"--replay judges by what the bundle holds, without {given[0]}: give --suspect and "
+                "--key to read again, and --signer for whom you believe"
             )
-        return _replayed(replay, suspect, key, (asked, reader), as_json)
+        again = _Again(suspect_again, key, asked, reader)
+        return _replayed(replay, again, signer or [], as_json)
+    if suspect_again is not None:
+        raise ConfigError("--suspect is for --replay: expected SUSPECT without an option")
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
     for each in (out, bundle):
@@ -143,10 +160,29 @@ def report(
         alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,
     )  # fmt: skip
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
-    made = _made(order, dated, out, bundle, (open_key, error_rate))
+    made = _made(order, dated, _Places(out, bundle, sign), (open_key, error_rate))
     about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
     show_result(about, as_json, f"{out}, {bundle}\n{made.explain()}")
     return made.exit_code
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where page and bundle go, and the private key that signs the bundle."""
+
+    page: Path
+    bundle: Path
+    sign: Path | None
+
+
+@dataclass(frozen=True)
+class _Again:
+    """What a replay reads again."""
+
+    suspect: str | None
+    key: Path | None
+    asked: Asking
+    reader: str | None
 
 
 @dataclass(frozen=True)
@@ -176,35 +212,41 @@ class _Order:
             return examine(found, key, terms, null=self.null, digest=True)
 
 
-def _made(order: _Order, dated: Dated, out: Path, bundle: Path, how: tuple[bool, float]) -> Verdict:
+def _made(order: _Order, dated: Dated, places: _Places, how: tuple[bool, float]) -> Verdict:
     """Read, judge, write bundle and page."""
+    from countermark.claims.signing import load_private
     from countermark.files import write_bytes
     from countermark.report.bundle import contents, save
     from countermark.report.page import About, page
-    from countermark.report.record import Recorder
+    from countermark.report.record import record_of
     from countermark.schemes import scheme_named
     from countermark.verdict import Terms
 
     open_key, error_rate = how
+    signer = None
+    if places.sign is not None:
+        signer = load_private(places.sign, pem_passphrase(places.sign))
     key = order.opened()
-    shown, recorder = dated.shown(key), Recorder()
-    dating = None if shown is None else shown[0]
-    terms = Terms(order.alpha, order.assume_dated, order.blind_choice, dating=dating, told=recorder)
-    verdict = order.read(key, terms)
-    record = recorder.record(verdict, blind_choice=order.blind_choice, test_key=key.test_key)
+    shown = dated.shown(key)
+    dating, evidence = (None, None) if shown is None else shown
+    verdict = order.read(
+        key, Terms(order.alpha, order.assume_dated, order.blind_choice, dating=dating)
+    )
+    record = record_of(verdict)
     if record is None:
         raise ConfigError(f"nothing was read, so there is nothing to report: {verdict.reason}")
     if open_key:
         warnings.warn(
-            f"{out} and {bundle} hold the key: the mark is burnt, whoever sees them can remove it",
+            f"{places.page} and {places.bundle} hold the key: the mark is burnt, whoever sees them "
+            "can remove it",
             stacklevel=1,
         )
-    content = contents(record, None if shown is None else shown[1], order.key if open_key else None)
+    content = contents(record, evidence, order.key if open_key else None, signer)
     paper = str(scheme_named(verdict.scheme).paper)
     pictures = _pictures(key, record) if open_key else []
     told = page(record, verdict, content, About(paper, error_rate, key.fields, pictures))
-    save(bundle, content)
-    write_bytes(out, told)
+    save(places.bundle, content)
+    write_bytes(places.page, told)
     return verdict
 
 
@@ -233,34 +275,40 @@ def _pictures(key: Key, record: Record) -> list[Picture]:
     ]
 
 
-def _replayed(
-    bundle: Path, suspect: str | None, key: Path | None, how: tuple[Asking, str | None],
-    as_json: bool,
-) -> int:  # fmt: skip
+def _replayed(bundle: Path, again: _Again, signers: list[Path], as_json: bool) -> int:
     """Judge a bundle again, and with suspect and key read again."""
+    from countermark.claims.signing import key_id, load_public
     from countermark.limits import RECORDED
-    from countermark.report.bundle import replay
+    from countermark.report.bundle import FOLLOWS, replay
+    from countermark.verdict import EXIT_CODES
 
-    if (suspect is None) != (key is None):
-        raise ConfigError("to read again, --replay needs both SUSPECT and --key")
-    found = replay(bundle)
-    checked = list(found.checked)
-    if suspect is not None and key is not None:
-        judged = found.verdict
+    found = replay(bundle, [key_id(load_public(each)) for each in signers])
+    verdict, checked, limits = found.verdict, list(found.checked), list(found.limits)
+    if again.suspect is not None:
+        folder = again.key or (bundle if found.has_key else None)
+        if folder is None:
+            raise ConfigError("to read again, --suspect needs --key: the bundle holds no key")
         order = _Order(
-            suspect, key, *how, alpha=judged.alpha, assume_dated=judged.assume_dated,
-            blind_choice=found.record.terms.blind_choice, null=found.record.null.name,
+            again.suspect, folder, again.asked, again.reader, alpha=verdict.alpha,
+            assume_dated=verdict.assume_dated, blind_choice=verdict.blind_choice,
+            null=found.record.result.null,
         )  # fmt: skip
-        checked.append(_read_again(order, found.verdict))
-    limits = [*found.limits, *([RECORDED] if how[0].replay else [])]
-    lines = [found.verdict.explain(), *(f"  holds         {each}" for each in checked)]
+        checked.append(_read_again(order, verdict))
+        limits = limits[1:] + ([RECORDED] if again.asked.replay else [])
+    elif again.key is not None:
+        raise ConfigError("to read again, --key needs --suspect FILE")
+    is_supported = again.suspect is not None or found.is_vouched_for
+    outcome, reason = (verdict.outcome, verdict.reason) if is_supported else ("no_verdict", FOLLOWS)
+    lines = [f"{outcome.upper().replace('_', ' ')}: {reason}"]
+    lines += [f"  holds         {each}" for each in checked]
     lines += [f"  limit         {each}" for each in limits]
+    lines += ["", "What was recorded:", verdict.explain()]
     about = {
-        "record_sha256": found.sha256, "checked": checked, "limits": limits,
-        "verdict": found.verdict.to_json(),
+        "outcome": outcome, "reason": reason, "record_sha256": found.sha256, "checked": checked,
+        "limits": limits, "signers": list(found.signers), "recorded_verdict": verdict.to_json(),
     }  # fmt: skip
     show_result(about, as_json, "\n".join(lines))
-    return found.verdict.exit_code
+    return verdict.exit_code if is_supported else EXIT_CODES["no_verdict"]
 
 
 def _read_again(order: _Order, verdict: Verdict) -> str:

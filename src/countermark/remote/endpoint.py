@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from countermark.remote.pace import Pace
 from countermark.remote.protocols import PROTOCOLS, content_type
 from countermark.remote.transcript import TYPE, Entry, Transcript
 from countermark.remote.wire import Reply, Wire
+from countermark.subject import Subject
 
 
 def connect(url: str, options: RemoteOptions) -> Endpoint:
@@ -82,9 +83,9 @@ class Endpoint:
         labels = [entry.label for entry in self._entries[already:]]
         return np.array([NO_LABEL if each is None else each for each in labels], dtype=np.int64)
 
-    def about(self) -> dict[str, Any]:
-        """What a verdict records of it: that of its transcript so far."""
-        return self.transcript.about()
+    def subject(self) -> Subject:
+        """Describe the service as a verdict records it: by its transcript so far."""
+        return self.transcript.subject()
 
     @property
     def transcript(self) -> Transcript:

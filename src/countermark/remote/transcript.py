@@ -23,8 +23,10 @@ from countermark.files import Hex32, Stored
 from countermark.remote.answers import MOST_LABELS
 from countermark.remote.images import NO_LABEL, checked, image_digest
 from countermark.remote.options import MOST_IMAGES
+from countermark.subject import Subject
 
 TYPE: Final = "countermark/transcript/v1"
+CLASS_NAMES: Final = "class_names"
 _LARGEST = 64 << 20  # bytes
 
 Text = Annotated[str, StringConstraints(max_length=10_000)]
@@ -80,6 +82,13 @@ class Transcript(Stored):
     started: Text
     entries: Annotated[tuple[Entry, ...], Field(max_length=MOST_IMAGES, repr=False)]
 
+    @model_validator(mode="after")
+    def _says_how_classes_came(self) -> Self:
+        names = self.options.get(CLASS_NAMES)
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise ValueError(f"options.{CLASS_NAMES}: expected the list of names that were given")
+        return self
+
     def to_bytes(self) -> bytes:
         """The transcript as it lies on disk: JSON."""
         return json.dumps(self.model_dump(), indent=1, ensure_ascii=False).encode() + b"\n"
@@ -89,16 +98,28 @@ class Transcript(Stored):
         """SHA-256 (hex) of the file that `save` writes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def about(self) -> dict[str, Any]:
-        """What a verdict records of who was asked, and how many names of classes were given.
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes in their order, where whoever asked gave some."""
+        names = self.options[CLASS_NAMES]
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
-        Where nothing was answered, also why most often.
+    def subject(self, *, recorded: bool = False) -> Subject:
+        """Describe who was asked, as a verdict records it.
+
+        Args:
+            recorded: the answers are read out of this transcript; nobody was asked.
+
+        Returns: with the number of names of classes that were given, and where nothing was
+            answered, the most frequent reason.
         """
-        about: dict[str, Any] = {"name": self.url, "transcript_sha256": self.digest}
+        why = None
         if self.entries and all(each.label is None for each in self.entries):
-            [(about["why"], _)] = Counter(each.why for each in self.entries).most_common(1)
-        names = self.options.get("class_names")
-        return about | ({"class_names": len(names)} if isinstance(names, list) and names else {})
+            [(why, _)] = Counter(each.why for each in self.entries).most_common(1)
+        return Subject(
+            name=self.url, transcript_sha256=self.digest, class_names=len(self.class_names),
+            recorded=recorded, why=why,
+        )  # fmt: skip
 
     def predict(self) -> Replay:
         """Images uint8 (n, C, H, W) -> labels (n,) out of the record, without any network."""
@@ -157,9 +178,9 @@ class Replay:
             label = NO_LABEL if entry.label is None else entry.label
             self._known.setdefault(entry.image, label)
 
-    def about(self) -> dict[str, Any]:
-        """What a verdict records of it: that of its transcript, and that nobody was asked."""
-        return self._transcript.about() | {"recorded": True}
+    def subject(self) -> Subject:
+        """Describe the transcript as a verdict records it: nobody was asked."""
+        return self._transcript.subject(recorded=True)
 
     def __call__(self, images: Images, /) -> Labels:
         """The labels int64 (n,) of images uint8 (n, C, H, W).

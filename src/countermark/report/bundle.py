@@ -8,25 +8,30 @@ opened key (`key.json`, `key.safetensors`) the reading itself can be repeated on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from countermark import files, merkle
 from countermark.claims.policy import earliest
-from countermark.claims.signed import Claim, TreeHead
+from countermark.claims.signed import BundleSignature, Claim, TreeHead
 from countermark.claims.signing import in_pem, key_id, load_certificates, load_public
 from countermark.claims.statement import instant, moment
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, ConfigError, CountermarkError, printable
 from countermark.files import Stored
-from countermark.report.record import Record
+from countermark.report.record import Record, is_recomputed
 from countermark.verdict import Verdict
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 RECORD, CLAIM, HEAD, PROOF = "record.json", "claim.json", "tree-head.json", "inclusion.json"
+SIGNATURE = "signature.json"
 KEY = ("key.json", "key.safetensors")
 _LARGEST = 4 << 20  # bytes of a record; a hostile one takes a hundred times that to parse
+_LARGEST_SIGNED = 1 << 32  # of any file of a signed bundle, an opened key among them
 _LARGEST_PROOF = 1 << 16  # of an inclusion proof: 40 digests are enough for any tree
 
 RECORDED_P = (
@@ -39,9 +44,20 @@ PINNED_HERE = (
     "whose stamps count was chosen by whoever made this report: compare the certificates with your "
     "own"
 )
+FOLLOWS = (
+    "the figures follow from this record; that suspect and key give this reading was not checked"
+)
 UNSIGNED = (
-    "a bundle is not signed: that suspect and key give this reading shows only when they are read "
-    "again (--replay with SUSPECT and --key)"
+    "nobody has signed this bundle: whoever made it can have made the reading up; read the suspect "
+    "again (--suspect FILE)"
+)
+SIGNED_BY_NOBODY_PINNED = (
+    "this bundle is signed by {signers}, none of whom you pinned: whoever made it can have made "
+    "the reading up; pin the signer (--signer PEM), or read the suspect again (--suspect FILE)"
+)
+SIGNED = (
+    "that suspect and key give this reading is the word of the signer {signers}, whom you pinned; "
+    "it was not read again"
 )
 
 
@@ -70,10 +86,13 @@ class Replayed:
 
     Attributes:
         record: as it was read; its verdict follows from it.
-        verdict: the same, judged anew.
+        verdict: the same, judged anew: what follows if the recorded reading is true.
         sha256: of `record.json`.
         checked: what was found to hold.
         limits: what a replay cannot know.
+        signers: who signed the bundle, as names of their public keys.
+        is_vouched_for: whether somebody whom the examiner pinned signed it.
+        has_key: whether the bundle holds the opened key.
     """
 
     record: Record
@@ -81,16 +100,23 @@ class Replayed:
     sha256: str
     checked: tuple[str, ...]
     limits: tuple[str, ...]
+    signers: tuple[str, ...] = ()
+    is_vouched_for: bool = False
+    has_key: bool = False
     dated: Dated | None = field(repr=False, default=None)
 
 
-def contents(record: Record, dated: Dated | None, key: Path | None) -> dict[str, bytes]:
-    """The files of a bundle, by their names.
+def contents(
+    record: Record, dated: Dated | None, key: Path | None,
+    signer: Ed25519PrivateKey | None = None,
+) -> dict[str, bytes]:  # fmt: skip
+    """Make the files of a bundle, by their names.
 
     Args:
         record: what was judged.
         dated: claim and what dates it, where there was a claim.
         key: a key folder whose files are put in, unencrypted or not, as they are.
+        signer: signs the digests of all files; None leaves the bundle unsigned.
     """
     made = {RECORD: record.model_dump_json(indent=1).encode() + b"\n"}
     if dated is not None:
@@ -105,6 +131,9 @@ def contents(record: Record, dated: Dated | None, key: Path | None) -> dict[str,
             made[f"signer-{n}.pem"] = in_pem(load_public(path))
     if key is not None:
         made |= {name: (key / name).read_bytes() for name in KEY}
+    if signer is not None:
+        digests = {name: hashlib.sha256(each).hexdigest() for name, each in made.items()}
+        made[SIGNATURE] = BundleSignature.new(digests).signed(signer).to_bytes()
     return made
 
 
@@ -120,11 +149,16 @@ def save(folder: Path, content: Mapping[str, bytes]) -> None:
         raise ConfigError(f"{folder} exists: choose another name or move it away") from None
 
 
-def replay(folder: Path) -> Replayed:
-    """Judge a bundle again, and check what dates it.
+def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
+    """Judge a bundle again, and check what dates it and who signed it.
+
+    Args:
+        folder: the bundle.
+        pinned: public keys of whoever is believed to have read what the record says.
 
     Raises:
-        ClaimError: it is no bundle, something in it was changed, or does not follow from the rest.
+        ClaimError: it is no bundle, something in it was changed or does not follow from the rest,
+            or none of the pinned keys signed it.
     """
     try:
         content = files.read_regular(folder / RECORD, _LARGEST)
@@ -137,15 +171,68 @@ def replay(folder: Path) -> Replayed:
             "`countermark report` writes it"
         ) from None
     checked = [f"the verdict follows from the {verdict.bits} {verdict.unit} that were read"]
-    limits = [UNSIGNED]
-    if not record.null.recomputed:
-        limits.append(RECORDED_P.format(name=record.null.name))
+    signers = _check_signature(folder)
+    vouching = sorted(set(signers) & set(pinned))
+    if pinned and not vouching:
+        raise ClaimError(
+            f"{folder} is signed by {', '.join(signers) or 'nobody'}, by none of the pinned keys: "
+            "expected a bundle that a pinned signer signed"
+        )
+    if vouching:
+        checked.append(f"every file is as {', '.join(vouching)} signed it")
+    limits = [_basis(signers, vouching)]
+    if not is_recomputed(record.result):
+        limits.append(RECORDED_P.format(name=record.result.null))
     dated = _dated(folder) if verdict.dating is not None else None
     if verdict.dating is not None and dated is not None:
         checked += _check_date(verdict, dated)
         limits += [PINNED_HERE, COUNT_RECORDED] if verdict.dating.committed else [PINNED_HERE]
-    sha256 = hashlib.sha256(content).hexdigest()
-    return Replayed(record, verdict, sha256, tuple(checked), tuple(limits), dated)
+    return Replayed(
+        record,
+        verdict,
+        hashlib.sha256(content).hexdigest(),
+        tuple(checked),
+        tuple(limits),
+        signers=signers,
+        is_vouched_for=bool(vouching),
+        has_key=all((folder / name).exists() for name in KEY),
+        dated=dated,
+    )
+
+
+def _basis(signers: Sequence[str], vouching: Sequence[str]) -> str:
+    """Say whose word it is that suspect and key give the recorded reading."""
+    if vouching:
+        return SIGNED.format(signers=", ".join(vouching))
+    if signers:
+        return SIGNED_BY_NOBODY_PINNED.format(signers=", ".join(signers))
+    return UNSIGNED
+
+
+def _check_signature(folder: Path) -> tuple[str, ...]:
+    """Find who signed a bundle; nobody where it has no signature.
+
+    Raises:
+        ClaimError: a signature that is not one, or not of these files.
+    """
+    if not (folder / SIGNATURE).exists():
+        return ()
+    signature = BundleSignature.load(folder / SIGNATURE)
+    signature.check()
+    signed, there = signature.statement.digests, set()
+    for path in sorted(folder.iterdir()):
+        if path.name == SIGNATURE:
+            continue
+        try:
+            content = files.read_regular(path, _LARGEST_SIGNED)
+        except ValueError as error:
+            raise ClaimError(f"{path}: {error}; expected a file of a bundle") from None
+        if signed.get(path.name) != hashlib.sha256(content).hexdigest():
+            raise ClaimError(f"{path} is not as it was signed: expected the file that was signed")
+        there.add(path.name)
+    if missing := sorted(signed.keys() - there):
+        raise ClaimError(f"{folder} lacks {printable(missing[0], 100)}, which was signed")
+    return signature.signers
 
 
 def _dated(folder: Path) -> Dated:

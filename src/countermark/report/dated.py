@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from countermark.errors import ClaimError, ConfigError, printable
 
 if TYPE_CHECKING:
-    from countermark.age import Dating
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import Claim, TreeHead
     from countermark.key import Key
+    from countermark.key_dating import KeyDating
     from countermark.openings import Openings
     from countermark.report.bundle import Dated as Evidence
 
@@ -34,12 +34,12 @@ class Dated:
     suspect_date: str | None
     ledger: str | None
 
-    def of(self, key: Key | Openings) -> Dating | None:
+    def of(self, key: Key | Openings) -> KeyDating | None:
         """What the claim says of a key's age; None where no claim was given."""
         found = self.shown(key)
         return None if found is None else found[0]
 
-    def shown(self, key: Key | Openings) -> tuple[Dating, Evidence] | None:
+    def shown(self, key: Key | Openings) -> tuple[KeyDating, Evidence] | None:
         """The same, and what shows it: the claim, and the tree head that dates it.
 
         Raises:
@@ -61,7 +61,7 @@ class Dated:
             )
         return self._judged(self.claim, key)
 
-    def _judged(self, path: Path, key: Key | Openings) -> tuple[Dating, Evidence]:
+    def _judged(self, path: Path, key: Key | Openings) -> tuple[KeyDating, Evidence]:
         from countermark.claims.audit import audit
         from countermark.claims.dating import Believed, dating
         from countermark.claims.ledger import Ledger

@@ -18,7 +18,8 @@ from countermark.claims.statement import moment
 from countermark.errors import printable
 from countermark.report import figures
 from countermark.report.measured import Form, Unmarked, measured_of
-from countermark.report.record import Record
+from countermark.report.record import Record, is_recomputed
+from countermark.test_result import in_words
 from countermark.verdict import Verdict
 
 _CUT = 10_000  # cells of a figure
@@ -140,7 +141,8 @@ def _context(
         "opened": "key.json" in content,
         "more_limits": _more_limits(record),
         "files": [(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
-        "made": record.made,
+        "made": record.made.model_dump(),
+        "corrections": in_words(record.result.corrections),
     }
 
 
@@ -159,8 +161,8 @@ def _needed(verdict: Verdict) -> float:
 
 
 def _choices(verdict: Verdict) -> int:
-    """Out of how many readings and commitments this one is the best."""
-    return verdict.tests * (1 if verdict.dating is None else verdict.dating.multiplier)
+    """By what p is multiplied."""
+    return 1 if verdict.result is None else verdict.result.factor
 
 
 def _counts(verdict: Verdict) -> bool:
@@ -177,7 +179,7 @@ def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
         f"log10 of {ratio - math.log10(choices):.2f} for the first proposition against the second, "
         f"if {verdict.unit} of a copy are lost independently with probability {error_rate:g} and "
         f"agree on another model with probability {rate:g}"
-        + (f"; divided by {choices:,}, the readings that it was chosen from" if choices > 1 else "")
+        + (f"; divided by {choices:,}, by which p is multiplied" if choices > 1 else "")
     )
 
 
@@ -227,7 +229,7 @@ def _dated(verdict: Verdict) -> str:
 
 
 def _events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
-    events = [(moment(record.made["date"]), "this report")]
+    events = [(moment(record.made.date), "this report")]
     dating = verdict.dating
     if dating is not None:
         when = moment(dating.suspect_date)
@@ -239,9 +241,9 @@ def _events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
 
 
 def _more_limits(record: Record) -> list[str]:
-    if record.null.recomputed:
+    if is_recomputed(record.result):
         return []
-    return [f"log10 p by {record.null.name} can only be repeated with suspect and key"]
+    return [f"log10 p by {record.result.null} can only be repeated with suspect and key"]
 
 
 def data_url(png: bytes) -> str:

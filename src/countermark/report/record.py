@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -18,10 +17,11 @@ import numpy as np
 from pydantic import Field
 
 from countermark._version import VERSION
-from countermark.age import Dating
+from countermark.claims.statement import CLOCK_SKEW, instant, moment, require_past
 from countermark.errors import ConfigError
 from countermark.evidence import Alignment, Disclosure, Evidence, Likeness, Reader
 from countermark.files import Stored
+from countermark.key_dating import KeyDating
 from countermark.nulls import (
     AlignedCoin,
     FairCoin,
@@ -32,7 +32,9 @@ from countermark.nulls import (
     SecretLabels,
     UnmarkedModels,
 )
-from countermark.verdict import Judged, Terms, Verdict, judge
+from countermark.subject import Subject
+from countermark.test_result import TestResult, corrections_of
+from countermark.verdict import KeyIdentity, Terms, Verdict, judge_result
 
 _EXACT = {each.name: each for each in (FairCoin, AlignedCoin, SecretLabels)}
 _DRAWN = {each.name: each for each in (PermutedUnits, SecretClassMap, FreshKeys)}
@@ -58,10 +60,10 @@ class RecordedReading(Stored):
     payload: bool | None
     choices: Annotated[int, Field(ge=2, le=1 << 40)]
     unit: Literal["bits", "triggers", "images"]
-    reader: dict[str, int | float | None] | None
-    disclosure: dict[str, int | bool] | None
-    likeness: dict[str, float] | None
-    alignment: dict[str, float | bool] | None
+    reader: Reader | None
+    disclosure: Disclosure | None
+    likeness: Likeness | None
+    alignment: Alignment | None
 
     def evidence(self) -> Evidence:
         """The evidence again.
@@ -78,96 +80,82 @@ class RecordedReading(Stored):
             committed=self.committed,
             payload=self.payload,
             scores=None if self.scores is None else np.array(self.scores, dtype=np.float64),
-            reader=None if self.reader is None else _made(Reader, self.reader),
+            reader=self.reader,
             choices=self.choices,
             unit=self.unit,
-            disclosure=None if self.disclosure is None else _made(Disclosure, self.disclosure),
-            likeness=None if self.likeness is None else _made(Likeness, self.likeness),
-            alignment=None if self.alignment is None else _made(Alignment, self.alignment),
+            disclosure=self.disclosure,
+            likeness=self.likeness,
+            alignment=self.alignment,
         )
 
 
-class RecordedNull(Stored):
-    """The null hypothesis that judged.
+class RecordedTerms(Stored):
+    """What was asked and stated.
 
     Attributes:
-        name, says: of the null.
-        log10_p, floor: what it gave, before any correction.
-        distances: of the unmarked models that the suspect was ranked among; null for other nulls.
+        alpha, assume_dated, blind_choice, dating: as in `Terms`.
     """
-
-    name: str
-    says: str
-    log10_p: Annotated[float, Field(le=0)]
-    floor: Annotated[float, Field(le=0)]
-    distances: Numbers | None
-
-    @property
-    def recomputed(self) -> bool:
-        """Whether p follows from what is recorded."""
-        return self.name in {*_EXACT, UnmarkedModels.name}
-
-    def null(self) -> Null:
-        """The null again, or one that gives what was recorded.
-
-        Raises:
-            ValueError: there is no such null.
-        """
-        if self.name in _EXACT:
-            return _EXACT[self.name]()
-        if self.name == UnmarkedModels.name and self.distances is not None:
-            return UnmarkedModels(np.array(self.distances))
-        if self.name not in _DRAWN:
-            raise ValueError(f"there is no null {self.name!r}")
-        return _as_recorded(_DRAWN[self.name], self.log10_p, self.floor)
-
-
-class RecordedTerms(Stored):
-    """What was asked and stated."""
 
     alpha: Annotated[float, Field(gt=0, lt=1)]
     assume_dated: bool
     blind_choice: bool
-    dating: dict[str, Any] | None
+    dating: KeyDating | None
+
+
+class Made(Stored):
+    """When a record was made, and by which versions."""
+
+    date: str
+    countermark: str
+    numpy: str
+    python: str
 
 
 class Record(Stored):
     """Everything that a verdict follows from.
 
     Attributes:
-        reading, null, tests, terms: what was judged.
-        about: scheme, commitment, owner, suspect and test flag of the key.
+        reading, result, terms, key, subject: what was judged; the corrections of the result must
+            follow from subject and terms.
         verdict: as it was given.
         made: when, and by which versions.
     """
 
-    type: Literal["countermark/record/v1"]
+    type: Literal["countermark/record/v2"]
     reading: RecordedReading
-    null: RecordedNull
-    tests: Annotated[int, Field(ge=1, le=1 << 40)]
+    result: TestResult
     terms: RecordedTerms
-    about: dict[str, Any]
+    key: KeyIdentity
+    subject: Subject
     verdict: dict[str, Any]
-    made: dict[str, str]
+    made: Made
 
     def judged(self) -> Verdict:
-        """The verdict anew, from what was read.
+        """Judge again, from what was read.
 
         Raises:
             ValueError: parts that do not fit each other, or another verdict than the recorded one.
+            ConfigError: a date in the future, or corrections that cannot be made.
         """
+        self._require_past()
         terms = Terms(
             self.terms.alpha,
             self.terms.assume_dated,
             self.terms.blind_choice,
-            dating=_dating(self.terms.dating),
+            dating=self.terms.dating,
         )
+        evidence = self.reading.evidence()
+        corrections = corrections_of(
+            self.subject, terms.freedoms(opened=evidence.disclosure is not None)
+        )
+        if corrections != self.result.corrections:
+            raise ValueError("the recorded corrections do not follow from subject and terms")
         try:
-            found = judge(
-                self.reading.evidence(), self.null.null(), tests=self.tests, terms=terms,
-                about=self.about,
+            found = judge_result(
+                evidence, _recomputed(self.result, evidence), subject=self.subject, key=self.key,
+                terms=terms,
             )  # fmt: skip
-        except (TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        except (TypeError, ArithmeticError) as error:
             raise ValueError(f"its parts do not fit each other ({error})") from None
         if differs := [name for name, value in _json(found).items()
                        if self.verdict.get(name, "") != value]:  # fmt: skip
@@ -177,57 +165,45 @@ class Record(Stored):
             )
         return found
 
+    def _require_past(self) -> None:
+        dating = self.terms.dating
+        require_past(moment(self.made.date), "the date of the record", tolerance=CLOCK_SKEW)
+        if dating is not None:
+            require_past(moment(dating.suspect_date), "the recorded suspect date")
 
-class Recorder:
-    """Is told what is judged (`Terms.told`), and makes a record of it.
 
-    Attributes:
-        kept: what was judged; None until something was.
+def record_of(verdict: Verdict) -> Record | None:
+    """Make the record of a verdict; None of a key that read nothing at all.
+
+    Raises:
+        ConfigError: more was read than a record holds.
     """
-
-    def __init__(self) -> None:
-        self.kept: Judged | None = None
-
-    def __call__(self, judged: Judged) -> None:
-        """Keep it."""
-        self.kept = judged
-
-    def record(self, verdict: Verdict, *, blind_choice: bool, test_key: bool) -> Record | None:
-        """The record of a verdict; None of a key that read nothing at all.
-
-        Raises:
-            ConfigError: more was read than a record holds.
-        """
-        if self.kept is None or verdict.floor is None:
-            return None
-        if self.kept.evidence.bits > _MOST:
-            raise ConfigError(
-                f"the key reads {self.kept.evidence.bits:,} {verdict.unit}: a report records at "
-                f"most {_MOST:,}; `verify` has no such limit"
-            )
-        told = _json(verdict)
-        return Record(
-            type="countermark/record/v1",
-            reading=_reading(self.kept.evidence),
-            null=_null(self.kept, verdict.floor),
-            tests=self.kept.tests,
-            terms=RecordedTerms(
-                alpha=verdict.alpha,
-                assume_dated=verdict.assume_dated,
-                blind_choice=blind_choice,
-                dating=told["dating"],
-            ),
-            about={
-                "scheme": verdict.scheme, "commitment": verdict.commitment,
-                "owner": verdict.owner, "suspect": told["suspect"], "test_key": test_key,
-            },
-            verdict=told,
-            made={
-                "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "countermark": VERSION, "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        )  # fmt: skip
+    evidence, result = verdict.evidence, verdict.result
+    if evidence is None or result is None:
+        return None
+    if evidence.bits > _MOST:
+        raise ConfigError(
+            f"the key reads {evidence.bits:,} {verdict.unit}: a report records at "
+            f"most {_MOST:,}; `verify` has no such limit"
+        )
+    return Record(
+        type="countermark/record/v2",
+        reading=_reading(evidence),
+        result=result,
+        terms=RecordedTerms(
+            alpha=verdict.alpha,
+            assume_dated=verdict.assume_dated,
+            blind_choice=verdict.blind_choice,
+            dating=verdict.dating,
+        ),
+        key=verdict.key,
+        subject=verdict.subject,
+        verdict=_json(verdict),
+        made=Made(
+            date=instant(datetime.now(UTC).replace(microsecond=0)), countermark=VERSION,
+            numpy=np.__version__, python=platform.python_version(),
+        ),
+    )  # fmt: skip
 
 
 def _reading(evidence: Evidence) -> RecordedReading:
@@ -240,44 +216,37 @@ def _reading(evidence: Evidence) -> RecordedReading:
         payload=evidence.payload,
         choices=evidence.choices,
         unit=evidence.unit,
-        reader=None if evidence.reader is None else asdict(evidence.reader),
-        disclosure=None if evidence.disclosure is None else asdict(evidence.disclosure),
-        likeness=None if evidence.likeness is None else asdict(evidence.likeness),
-        alignment=None if evidence.alignment is None else asdict(evidence.alignment),
+        reader=evidence.reader,
+        disclosure=evidence.disclosure,
+        likeness=evidence.likeness,
+        alignment=evidence.alignment,
     )
 
 
-def _null(judged: Judged, floor: float) -> RecordedNull:
-    null = judged.null
-    return RecordedNull(
-        name=null.name,
-        says=null.says,
-        log10_p=judged.log10_p,
-        floor=floor,
-        distances=tuple(map(float, null.distances)) if isinstance(null, UnmarkedModels) else None,
-    )
+def is_recomputed(result: TestResult) -> bool:
+    """Return true if p follows from what is recorded, without suspect and key."""
+    return result.null in {*_EXACT, UnmarkedModels.name}
 
 
-def _as_recorded(kind: type[Any], log10_p: float, floor: float) -> Null:
-    """A null of a kind that draws from suspect and key, and gives what it gave then."""
-    given = {"log10_p": lambda *_: log10_p, "log10_floor": lambda *_: floor}
-    made: Null = object.__new__(type(kind.__name__, (kind,), given))
-    return made
+def _recomputed(recorded: TestResult, evidence: Evidence) -> TestResult:
+    """Compute a probability again; of a null that needs suspect and key, keep what is recorded.
 
-
-def _dating(told: Mapping[str, Any] | None) -> Dating | None:
-    if told is None:
-        return None
-    fields = dict(told) | {"authorities": tuple(told.get("authorities", ()))}
-    made: Dating = _made(Dating, fields)
-    return made
-
-
-def _made(kind: type[Any], fields: Mapping[str, Any]) -> Any:
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(f"a {kind.__name__.lower()} has other fields ({error})") from None
+    Raises:
+        ValueError: there is no such null.
+    """
+    null: Null
+    if recorded.null in _EXACT:
+        null = _EXACT[recorded.null]()
+    elif recorded.null == UnmarkedModels.name and recorded.unmarked_distances is not None:
+        null = UnmarkedModels(np.array(recorded.unmarked_distances))
+    elif recorded.null in _DRAWN:
+        return replace(recorded, null_says=_DRAWN[recorded.null].says)
+    else:
+        raise ValueError(f"there is no null {recorded.null!r}")
+    return TestResult(
+        recorded.null, null.says, null.log10_p(evidence), null.log10_floor(evidence),
+        recorded.corrections, recorded.unmarked_distances,
+    )  # fmt: skip
 
 
 def _json(verdict: Verdict) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from countermark.schemes.stamp import Stamp
 from countermark.stamping.advising import Advice, advise
 from countermark.stamping.copying import require_room, shards_of
 from countermark.stamping.making import Copy, copy_marked, drawn_key
+from countermark.test_result import Correction, applying, total_factor
 from countermark.tracing.colluding import Code
 from countermark.tracing.tardos import Biases, biases, code_length, keyed, log10_chance, scores
+from countermark.verdict import NoTruthValue
 from countermark.weights import MOST_CANDIDATES, Suspect, as_numbers, assignments, open_weights
 
 EPSILON = 1e-6
@@ -40,13 +42,14 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Traced:
+class Traced(NoTruthValue):
     """What can be said about a suspect and the recipients of a key.
 
     Attributes:
         named: number and log10 of the chance of each recipient whose mark is there, corrected for
             all recipients and readings; the least first.
-        recipients, tests: how many there are, and how many readings were tried.
+        recipients: how many there are.
+        corrections: what each chance is multiplied by: readings that were tried, and candidates.
         epsilon: the threshold.
         best: the least log10 chance, corrected.
         forgery_bits: −log2 of the chance that one key, tried by a cheat, names somebody by as
@@ -56,9 +59,11 @@ class Traced:
         limits: what this does not say of those named.
     """
 
+    ask: ClassVar[str] = "traced.named"
+
     named: tuple[tuple[int, float], ...]
     recipients: int
-    tests: int
+    corrections: tuple[Correction, ...]
     epsilon: float
     best: float
     forgery_bits: float
@@ -75,7 +80,10 @@ class Traced:
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         named = [list(each) for each in self.named]
-        return asdict(self) | {"named": named, "limits": list(self.limits)}
+        corrections = [asdict(each) for each in self.corrections]
+        return asdict(self) | {
+            "named": named, "corrections": corrections, "limits": list(self.limits)
+        }  # fmt: skip
 
 
 def recipients_key(
@@ -162,7 +170,10 @@ def trace(
             return _cannot(scheme, epsilon, "the suspect has not the tensors that this key reads")
         readings = [scheme.read_bits(scheme.read_from(weights, where, key), key) for where in found]
     chances = np.min([log10_chance(scores(words, read, p), read, p) for read in readings], axis=0)
-    corrected = np.minimum(0.0, chances + math.log10(scheme.recipients * len(found)))
+    corrections = applying(
+        Correction("readings tried", len(found)), Correction("candidates", scheme.recipients)
+    )
+    corrected = np.minimum(0.0, chances + math.log10(total_factor(corrections)))
     order = np.argsort(corrected, kind="stable")
     named = [(int(j), float(corrected[j])) for j in order if corrected[j] <= math.log10(epsilon)]
     if key.test_key:
@@ -170,7 +181,7 @@ def trace(
     best = float(corrected.min())
     bits = -(named[-1][1] if named else best) / math.log10(2)
     done = Traced(
-        tuple(named), scheme.recipients, len(found), epsilon, best, bits, assume_dated,
+        tuple(named), scheme.recipients, corrections, epsilon, best, bits, assume_dated,
         f"{len(named)} of {scheme.recipients} recipients are named",
     )  # fmt: skip
     return done if done.exit_code == 0 else replace(done, reason=_why_not(done))
@@ -206,4 +217,4 @@ def _scheme_of(key: Key) -> Stamp:
 
 
 def _cannot(scheme: Stamp, epsilon: float, reason: str) -> Traced:
-    return Traced((), scheme.recipients, 0, epsilon, 0.0, 0.0, False, f"cannot tell: {reason}")
+    return Traced((), scheme.recipients, (), epsilon, 0.0, 0.0, False, f"cannot tell: {reason}")

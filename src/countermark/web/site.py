@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from countermark.claims.ledger import Ledger
+from countermark.claims.statement import day_or_moment, require_past
 from countermark.claims.timestamp import Authority
 from countermark.errors import ConfigError
 from countermark.web.access import Pace, Session, Sessions
@@ -93,11 +94,13 @@ class Site:
         """A new job, once every name in it is known to be one of this server.
 
         Raises:
-            ConfigError: a name that is not, or a claim without a date.
+            ConfigError: a name that is not, a claim without a date, or a date in the future.
             FullError: too many jobs wait.
         """
         if isinstance(order, VerifyOrder) and (order.claim is None) != (order.suspect_date is None):
             raise ConfigError("a claim and the date of the suspect belong together: give both")
+        if isinstance(order, VerifyOrder) and order.suspect_date is not None:
+            require_past(day_or_moment(order.suspect_date, "suspect_date"), "suspect_date")
         for digest in _claims(order):
             if not self.ledger.find(digest=digest):
                 raise ConfigError(f"the ledger has no claim {digest}: expected the digest of one")

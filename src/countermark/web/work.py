@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from countermark.answers import Predict
     from countermark.key import Key
     from countermark.report.bundle import Dated as Evidence
-    from countermark.report.record import Recorder
     from countermark.verdict import Verdict
     from countermark.weights import Suspect
 
@@ -85,24 +84,21 @@ def _without_paths(text: str, task: Task) -> str:
 
 def _verify(task: Task) -> str:
     from countermark.examine import examine
-    from countermark.report.record import Recorder
     from countermark.verdict import Terms
 
     _say(step="opening the key")
     key = _key(task["key"])
     dating, evidence = _dated(task, key)
-    recorder, path = Recorder(), Path(task["suspect"])
-    terms = Terms(
-        task["alpha"], task["assume_dated"], task["blind_choice"], dating=dating, told=recorder
-    )
+    path = Path(task["suspect"])
+    terms = Terms(task["alpha"], task["assume_dated"], task["blind_choice"], dating=dating)
     _say(step="reading the suspect")
     with _opened(path, key) as suspect:
         verdict = examine(suspect, key, terms, digest=True)
-    named = {**verdict.suspect, "name": task["names"][task["suspect"]]}
+    subject = replace(verdict.subject, name=task["names"][task["suspect"]])
     reason = _without_paths(verdict.reason, task)
-    verdict = replace(verdict, suspect=named, reason=reason)
+    verdict = replace(verdict, subject=subject, reason=reason)
     _say(step="writing the report")
-    _report(verdict, recorder, key, evidence, blind_choice=terms.blind_choice)
+    _report(verdict, key, evidence)
     files.write_bytes(Path(ANSWER), json.dumps(verdict.to_json()).encode())
     return verdict.outcome
 
@@ -189,15 +185,14 @@ def _opened(path: Path, key: Key) -> Iterator[Suspect | Predict]:
         yield path
 
 
-def _report(
-    verdict: Verdict, recorder: Recorder, key: Key, evidence: Evidence | None, *, blind_choice: bool
-) -> None:
+def _report(verdict: Verdict, key: Key, evidence: Evidence | None) -> None:
     """The report, as a page of its own and as a part of one; the bundle stays on the server."""
     from countermark.report.bundle import contents, save
     from countermark.report.page import About, body, page
+    from countermark.report.record import record_of
     from countermark.schemes import scheme_named
 
-    record = recorder.record(verdict, blind_choice=blind_choice, test_key=key.test_key)
+    record = record_of(verdict)
     if record is None:
         return
     content = contents(record, evidence, None)

@@ -1,8 +1,13 @@
-"""How old a key is, as far as a claim shows it, and what that rests on: a part of a verdict."""
+"""KeyDating: how old a key is, as far as a claim shows it, and what that rests on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from countermark.subject import STORED
 
 DATE_RESTS_ON = (
     "the date rests on the authorities that the examiner pinned, and whether their certificates "
@@ -15,7 +20,7 @@ COUNTED_IN = (
 
 
 @dataclass(frozen=True)
-class Dating:
+class KeyDating:
     """What a claim says about the age of a key, under what an examiner believes and states.
 
     Attributes:
@@ -29,12 +34,14 @@ class Dating:
         why: why the key stays undated; None where it is dated.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
+
     claim: str
     suspect_date: str
     committed: str | None
     authorities: tuple[str, ...]
-    commitments: int | None
-    signer: str
+    commitments: Annotated[int, Field(ge=0, le=1 << 40)] | None
+    signer: Literal["pinned", "unknown"]
     why: str | None
 
     @property
@@ -42,13 +49,17 @@ class Dating:
         """Whether the key is older than the suspect, as far as the claim shows it."""
         return self.committed is not None
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self) | {"authorities": list(self.authorities)}
+
     @property
     def multiplier(self) -> int:
         """By what p is multiplied: an undated claim dates nothing and is one of nothing."""
         return max(1, self.commitments or 1) if self.dated else 1
 
 
-def explained(dating: Dating) -> str:
+def explained(dating: KeyDating) -> str:
     """What a claim says, for people."""
     if dating.committed is None:
         return f"no: {dating.why}"
@@ -59,7 +70,7 @@ def explained(dating: Dating) -> str:
     )
 
 
-def limits_of(dating: Dating) -> list[str]:
+def limits_of(dating: KeyDating) -> list[str]:
     """What a claim rests on."""
     stated = f"that the suspect is not older than {dating.suspect_date} is the examiner's statement"
     if dating.committed is None:
