@@ -91,7 +91,7 @@ ONLY = {
         "weights",
         "schemes.base",
     },
-    "loops": {"errors", "embedding", "key"},
+    "loops": {"errors", "embedding", "files", "key"},
     "remote": {"answers", "errors", "files", "progress", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }
