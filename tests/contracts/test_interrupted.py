@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from countermark.errors import KeyFileError
 from countermark.key import Key
+from countermark.loops.distributed import require_agreement
 from countermark.schemes.uchida import Uchida
 
 STEPS, EVERY, BATCH = 40, 8, 32
@@ -214,15 +217,17 @@ def moments(name: str, count: int) -> list[Kill]:
     return kills
 
 
-def require_first_key(name: str, kill: Kill, folder: Path) -> None:
-    """Kill a training at a moment, once more soon after it went on, and let it end."""
+def require_first_key(name: str, kill: Kill, folder: Path, *, twice: bool) -> None:
+    """Kill a training at a moment, perhaps once more soon after it went on, and let it end."""
     folder.mkdir()
     assert run(name, kill, folder) == -signal.SIGKILL, (folder / "said").read_text()
     unfinished = folder / "acme.key.unfinished"
     first = Key.load(unfinished / "begun")
     for path, mode in ((unfinished, 0o700), (unfinished / "begun" / "key.safetensors", 0o600)):
         assert path.stat().st_mode & 0o777 == mode
-    assert run(name, Kill(step=2), folder) in {0, -signal.SIGKILL}, (folder / "said").read_text()
+    if twice:
+        code = run(name, Kill(step=2), folder)
+        assert code in {0, -signal.SIGKILL}, (folder / "said").read_text()
     if unfinished.exists():
         assert run(name, Kill(), folder) == 0, (folder / "said").read_text()
     assert not unfinished.exists()
@@ -237,11 +242,53 @@ def require_first_key(name: str, kill: Kill, folder: Path) -> None:
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_killed_training_goes_on_with_its_first_key(name: str, tmp_path: Path) -> None:
     for number, kill in enumerate(moments(name, 3)):
-        require_first_key(name, kill, tmp_path / str(number))
+        require_first_key(name, kill, tmp_path / str(number), twice=number == 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPS)
 def test_ten_kills_lose_nothing(name: str, tmp_path: Path) -> None:
     for number, kill in enumerate(moments(name, 10)):
-        require_first_key(name, kill, tmp_path / str(number))
+        require_first_key(name, kill, tmp_path / str(number), twice=True)
+
+
+def train_on_two_ranks(rank: int, attempt: int, folder: Path) -> None:
+    """The first attempt ends after a step, the second at the end."""
+    os.chdir(folder)
+    dist.init_process_group("gloo", f"file://{folder}/{attempt}", rank=rank, world_size=2)
+    model = host()
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    x, y = batch()
+    with SCHEME.embed(model, owner="ACME Inc.", key="acme.key", resume=bool(attempt)) as mark:
+        require_agreement(mark)
+        for _ in range(STEPS):
+            (F.cross_entropy(model(x), y) + mark.penalty()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if attempt == 0:
+                dist.barrier()
+                os._exit(7)
+    try:
+        SCHEME.embed(host(), owner="ACME Inc.", key="acme.key")
+    except KeyFileError as error:
+        Path(f"rank-{rank}").write_text(f"{mark.key.commitment} {error}")
+    dist.barrier()
+    os._exit(0)
+
+
+def test_all_ranks_embed_the_key_of_one_place(tmp_path: Path) -> None:
+    for attempt, code in enumerate((7, 0)):
+        ranks = [
+            FORKS.Process(target=train_on_two_ranks, args=(rank, attempt, tmp_path))
+            for rank in (0, 1)
+        ]
+        for each in ranks:
+            each.start()
+        for each in ranks:
+            each.join(60)
+        assert [each.exitcode for each in ranks] == [code, code]
+        if attempt == 0:
+            first = Key.load(tmp_path / "acme.key.unfinished" / "begun")
+    said = {(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)}
+    assert len(said) == 1
+    assert said.pop().startswith(f"{first.commitment} acme.key exists")
