@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from countermark.attacks.prune import Prune
     from countermark.attacks.prune_unused import PruneUnused
     from countermark.attacks.retrain import Retrain
-    from countermark.embedding import Embedding
+    from countermark.embedding import Embedding, KeyPlace
     from countermark.errors import CountermarkError
     from countermark.evidence import Evidence
     from countermark.examine import verify
@@ -51,6 +51,7 @@ _PLACES = {
     "HashFilter": "schemes.hash_filter",
     "IndependentNetwork": "schemes.independent_network",
     "Key": "key",
+    "KeyPlace": "embedding",
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",
@@ -71,6 +72,7 @@ __all__ = [
     "HashFilter",
     "IndependentNetwork",
     "Key",
+    "KeyPlace",
     "Overwrite",
     "Prune",
     "PruneUnused",

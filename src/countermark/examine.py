@@ -12,13 +12,15 @@ from typing import cast
 
 from countermark.alignment import Disguised, Reference
 from countermark.answers import Predict, Recorded, asked_of
-from countermark.errors import ConfigError, SuspectError
+from countermark.errors import ConfigError, KeyFileError, SuspectError
 from countermark.evidence import Evidence
 from countermark.examine_aligned import Reading, after_alignment, aligned, reference_for
 from countermark.key import Key
+from countermark.keyfile import load_header
 from countermark.limits import names_stated
 from countermark.nulls import FairCoin, Null, SecretLabels
 from countermark.openings import Openings
+from countermark.passphrase import VARIABLE, passphrase_file
 from countermark.pictures import Pixels
 from countermark.readings import Read, read_folder, read_images
 from countermark.schemes import as_trigger_scheme, as_weight_scheme, scheme_of
@@ -42,7 +44,7 @@ from countermark.weights import (
 
 def verify(  # noqa: PLR0913 - what is stated stands by its name
     suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
-    key: Key | Openings | FreshTriggers,
+    key: Key | Openings | FreshTriggers | str | Path,
     *,
     alpha: float = Terms.alpha,
     assume_dated: bool = False,
@@ -59,7 +61,7 @@ def verify(  # noqa: PLR0913 - what is stated stands by its name
             function from images uint8 (n, C, H, W) to classes (n,); for a key of outputs a folder
             of pictures, or images uint8 (C, H, W).
         key: the owner's key; or some triggers that were opened of one, where those that were not
-            count as misses; or fresh triggers, made with one.
+            count as misses; or fresh triggers, made with one. A path is loaded as a key folder.
         alpha: threshold for the probability of a false accusation, after correction.
         assume_dated: the owner states that the key is older than the suspect, and a reference, too.
         blind_choice: you state that whoever chose the suspect's pictures did not know what the key
@@ -73,10 +75,36 @@ def verify(  # noqa: PLR0913 - what is stated stands by its name
         SuspectError: the suspect cannot be read.
         ConfigError: the key's fields and tensors do not fit each other, an unknown null, or a key
             with a reader of its own that was not trusted (`Key.trusting`).
-        KeyFileError: opened triggers that do not belong to their commitment.
+        KeyFileError: a key folder that cannot be loaded, or opened triggers that do not belong to
+            their commitment.
     """
+    key = load_key_like(key)
     terms = Terms(alpha, assume_dated, blind_choice)
     return examine(suspect, key, terms, null=null, digest=digest)
+
+
+def load_key_like(
+    key: Key | Openings | FreshTriggers | str | Path,
+) -> Key | Openings | FreshTriggers:
+    """What judges a suspect; a path is loaded, with the passphrase of COUNTERMARK_PASSPHRASE_FILE.
+
+    Raises:
+        KeyFileError: the folder cannot be loaded, or is encrypted and no passphrase is at hand.
+        ConfigError: it is neither a key nor a path.
+    """
+    if isinstance(key, Key | Openings | FreshTriggers):
+        return key
+    if not isinstance(key, str | Path):
+        raise ConfigError(
+            f"the key is a {type(key).__name__}: expected a Key, or the path of a key folder"
+        )
+    passphrase = passphrase_file()
+    if passphrase is None and load_header(Path(key)).encryption is not None:
+        raise KeyFileError(
+            f"{key} is encrypted: give Key.load(path, passphrase=…) instead of its path, or name a "
+            f"file with the passphrase in {VARIABLE}"
+        )
+    return Key.load(key, passphrase)
 
 
 def examine(

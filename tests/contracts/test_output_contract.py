@@ -125,6 +125,44 @@ def test_a_checkpoint_goes_on_with_what_was_trained(key: Key) -> None:
         assert again.drawn_key == key
 
 
+def test_the_state_of_another_barrier_changes_nothing() -> None:
+    state = barriers.made().state()
+    name = next(iter(state["frozen"]))
+    with barriers.embedding(KeyMaterial(bytes(32), bytes(16))) as other:
+        with pytest.raises(LoopError, match="the state is of another embedding"):
+            other.restore(state)
+        assert other.drawn_key is None
+    with barriers.embedding() as again:
+        for wrong in (
+            state | {"frozen": {**state["frozen"], name: state["frozen"][name] + 1}},
+            state | {"commitment": "0" * 64},
+            state | {"frozen": 3},
+            {each: state[each] for each in state if each != "learnt"},
+        ):
+            with pytest.raises(LoopError):
+                again.restore(wrong)
+            assert again.drawn_key is None
+
+
+def test_a_barrier_outlives_an_interruption_without_a_checkpoint(tmp_path: Path) -> None:
+    place, images = tmp_path / "images.key", barriers.squares().owner
+
+    def begin() -> None:
+        with barriers.scheme().embed(
+            nn.Identity(), owner="ACME Inc.", outputs=images, key=place, material=barriers.SECRET
+        ) as mark:
+            mark.restore(barriers.made().state())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    with barriers.scheme().embed(
+        nn.Identity(), owner="ACME Inc.", outputs=images, key=place, resume=True
+    ) as mark:
+        mark.wrap()  # nothing is trained again
+    assert Key.load(place) == mark.key == barriers.key()
+
+
 def test_a_mark_that_was_never_wrapped_has_no_key() -> None:
     with barriers.embedding() as mark:
         assert mark.read() is None

@@ -93,7 +93,7 @@ ONLY = {
         "weights",
         "schemes.base",
     },
-    "loops": {"errors", "embedding", "key"},
+    "loops": {"errors", "embedding", "files", "key"},
     "remote": {"answers", "errors", "files", "progress", "subject", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }

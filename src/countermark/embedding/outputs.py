@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.answers import Images
-from countermark.embedding.base import Embedding
+from countermark.embedding.base import Embedding, as_arrays, as_tensors
+from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
 from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
@@ -40,19 +40,23 @@ class OutputEmbedding(Embedding):
         material: secret and nonce of an interrupted embedding; else drawn.
         siblings: images (n, C, H, W) made by each of some unmarked networks, for a form that is
             judged by them and can claim nothing without.
+        place: where the key is saved when the block ends, if the embedding shall do that.
 
     Raises:
         ConfigError: the outputs do not fit the scheme, or siblings where none judge.
     """
 
-    begins = "call served = mark.wrap(model) inside the block"
+    begins = "wrap() was never called: call served = mark.wrap(model) inside the block"
+    forgotten = begins
+    fields = frozenset({"frozen", "learnt"})
 
     def __init__(  # noqa: PLR0913 - what goes in and out, and what it is compared with
         self, scheme: OutputScheme, model: nn.Module, *, owner: str, outputs: Images | Tensor,
         inputs: Images | Tensor | None = None, material: KeyMaterial | None = None,
-        siblings: Sequence[Images] = (),
+        siblings: Sequence[Images] = (), place: UnfinishedKey | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, owner=owner, material=material)
+        begun = Key(scheme.name, scheme.to_fields(), {}, owner, material or KeyMaterial.fresh())
+        super().__init__(model, begun=begun, material=material, place=place)
         self._scheme, self._outputs = scheme, torch.as_tensor(outputs)
         self._inputs = None if inputs is None else torch.as_tensor(inputs)
         self._siblings = list(siblings)
@@ -126,33 +130,47 @@ class OutputEmbedding(Embedding):
             )
         return self._scheme.not_taken(self._evidence(key))
 
-    def state(self) -> dict[str, Any]:
+    def family_state(self) -> dict[str, Any]:
         """What is frozen and what was learnt."""
         key = self._key
-        kept = {"frozen": {}, "learnt": {}} if key is None else {
-            "frozen": _as_tensors(key.frozen), "learnt": _as_tensors(key.learnt)
-        }  # fmt: skip
-        return dict(kept)
+        return {
+            "frozen": {} if key is None else as_tensors(key.frozen),
+            "learnt": {} if key is None else as_tensors(key.learnt),
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`; nothing that was trained is trained again."""
-        if state["frozen"]:
-            frozen, learnt = ({n: e.numpy() for n, e in state[k].items()} for k in state)
-            self._key = self._drawn(frozen, learnt)
+    def restore_family(self, state: Mapping[str, Any]) -> None:
+        """Take the networks of the state; nothing that was trained is trained again."""
+        if state["commitment"] is None:
+            return
+        key = self._made_key(as_arrays(state["frozen"]), as_arrays(state["learnt"]))
+        self.require_commitment(key, state)
+        self._scheme.live(key)  # raises where a network is damaged
+        self.note_drawn(key)
+        self._key = key
+
+    def _drawn(self) -> Key | None:
+        return self._key
 
     def _live(self) -> Live:
         """The key's networks, trained if need be."""
+        self._called = True
         if self._key is None:
             training = self._scheme.training()(
                 self._scheme, self._material, (self._outputs, self._inputs), self.saving
             )
-            frozen = training.frozen()
-            self._key = self._drawn(frozen, {})
-            if learnt := training.learnt(self._key):
-                self._key = self._drawn(frozen, learnt)
+            before = self._place and self._place.drawn  # as the interrupted run drew it
+            key = self._made_key(dict(before.frozen) if before else training.frozen(), {})
+            self.note_drawn(key)
+            learnt = dict(before.learnt) if before else {}
+            if learnt := learnt or training.learnt(key):
+                key = self._made_key(key.frozen, learnt)
+                self.note_drawn(key)
+            self._key = key
         return self._scheme.live(self._key)
 
-    def _drawn(self, frozen: Mapping[str, NDArray[Any]], learnt: Mapping[str, NDArray[Any]]) -> Key:
+    def _made_key(
+        self, frozen: Mapping[str, NDArray[Any]], learnt: Mapping[str, NDArray[Any]]
+    ) -> Key:
         key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
         return replace(key, learnt=learnt) if learnt else key
 
@@ -193,7 +211,3 @@ class Barrier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """What the network makes of images, marked."""
         return self._marks(self.model(images))
-
-
-def _as_tensors(named: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.array(each)) for name, each in named.items()}

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.answers import Predict, asked_of, fed
-from countermark.embedding.base import Embedding
+from countermark.embedding.base import Embedding, as_arrays, as_tensors
+from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
 from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
@@ -38,6 +39,7 @@ class TriggerEmbedding(Embedding):
         siblings: unmarked models of the same task (modules, or functions from images to classes)
             that training never sees: they are asked about the finished triggers, and a form that is
             judged by them can claim nothing without.
+        place: where the key is saved when the block ends, if the embedding shall do that.
 
     Raises:
         ConfigError: covers and labels do not fit each other or the scheme, a file that the scheme
@@ -45,14 +47,18 @@ class TriggerEmbedding(Embedding):
         SuspectError: a sibling that cannot be asked.
     """
 
-    begins = "call x, y = mark.mix(x, y) before each forward pass"
+    begins = "mix() was never called: call x, y = mark.mix(x, y) before each forward pass"
+    forgotten = begins
+    fields = frozenset({"frozen", "training"})
 
     def __init__(  # noqa: PLR0913 - the host, its task, and what it is compared with
         self, scheme: TriggerScheme, model: nn.Module, *, owner: str,
         covers: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64] | Tensor,
         material: KeyMaterial | None = None, siblings: Sequence[nn.Module | Predict] = (),
+        place: UnfinishedKey | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, owner=owner, material=material)
+        begun = Key(scheme.name, scheme.to_fields(), {}, owner, material or KeyMaterial.fresh())
+        super().__init__(model, begun=begun, material=material, place=place)
         self._scheme = scheme
         self._covers = torch.as_tensor(covers)
         self._labels = torch.as_tensor(labels).long()
@@ -72,6 +78,7 @@ class TriggerEmbedding(Embedding):
             ConfigError: x is not shaped like the covers.
         """
         self.require_open()
+        self._called = True
         training = self._ready()
         if x.shape[1:] != self._covers.shape[1:] or y.dim() != 1:
             raise ConfigError(
@@ -120,31 +127,46 @@ class TriggerEmbedding(Embedding):
             )
         return why
 
-    def state(self) -> dict[str, Any]:
+    def family_state(self) -> dict[str, Any]:
         """The frozen tensors, and where the training half stands."""
-        frozen = {} if self._key is None else self._key.frozen
         return {
-            "frozen": {name: torch.from_numpy(np.array(each)) for name, each in frozen.items()},
+            "frozen": {} if self._key is None else as_tensors(self._key.frozen),
             "training": {} if self._training is None else self._training.state(),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`; nothing that was frozen is made again."""
-        if state["frozen"]:
-            training = self._ready({name: each.numpy() for name, each in state["frozen"].items()})
-            training.restore(state["training"])
+    def restore_family(self, state: Mapping[str, Any]) -> None:
+        """Make a training half of the state, then take its place: what fails changes nothing."""
+        if state["commitment"] is None:
+            return
+        key, training = self._made_key(as_arrays(state["frozen"]), state)
+        if state["training"].keys() != training.state().keys():
+            raise ValueError("training")
+        training.restore(state["training"])
+        self.note_drawn(key)
+        self._key, self._training = key, training
 
-    def _ready(self, frozen: Mapping[str, NDArray[Any]] | None = None) -> TriggerTraining:
+    def _drawn(self) -> Key | None:
+        return self._key
+
+    def _ready(self) -> TriggerTraining:
         """The training half, once what it freezes and then the key are made."""
         if self._training is None:
-            half, covers = self._scheme.training(), (self._covers, self._labels)
-            if frozen is None:
-                frozen = half.prepare(self._scheme, self._material, *covers)
-            self._key = self._scheme.generate_key(
-                frozen, owner=self._owner, material=self._material
-            )
-            self._training = half(self._scheme, self._key, *covers)
+            before = self._place and self._place.drawn  # as the interrupted run drew it
+            frozen = dict(before.frozen) if before else self._scheme.training().prepare(
+                self._scheme, self._material, self._covers, self._labels
+            )  # fmt: skip
+            key, training = self._made_key(frozen)
+            self.note_drawn(key)
+            self._key, self._training = key, training
         return self._training
+
+    def _made_key(
+        self, frozen: Mapping[str, NDArray[Any]], state: Mapping[str, Any] | None = None
+    ) -> tuple[Key, TriggerTraining]:
+        key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
+        if state is not None:
+            self.require_commitment(key, state)
+        return key, self._scheme.training()(self._scheme, key, self._covers, self._labels)
 
     def _finished(self) -> Key | None:
         """The key with what was learnt so far."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from countermark.embedding.base import Embedding
+from countermark.embedding.base import Embedding, as_arrays, as_tensors
+from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
 from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
@@ -40,6 +41,7 @@ class WeightEmbedding(Embedding):
             know nothing of: a shared base, fine-tunes of it, twins of the host, other hosts.
         siblings: more unmarked relatives of the host, which training never sees: they set the
             sibling threshold of a learnt reader, without which its key cannot claim anything.
+        place: where the key is saved when the block ends, if the embedding shall do that.
 
     Raises:
         ConfigError: a layer that the model does not have, or that is frozen.
@@ -47,17 +49,26 @@ class WeightEmbedding(Embedding):
     """
 
     begins = "call end_epoch() after each epoch, and train beyond the scheme's start_epoch"
+    forgotten = (
+        "penalty() was never called: add mark.penalty() to the loss, call mark.attach(optimizer) "
+        "before training, or give the trainer a MarkCallback"
+    )
+    fields = frozenset({"frozen", "freezer", "training"})
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the host, its relatives, and where the key goes
         self, scheme: WeightScheme, model: nn.Module, *, owner: str,
         material: KeyMaterial | None = None, unmarked: Sequence[Suspect] = (),
-        siblings: Sequence[Suspect] = (),
+        siblings: Sequence[Suspect] = (), place: UnfinishedKey | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, owner=owner, material=material)
         parameters = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}
         self._scheme = scheme = scheme.settled(shapes)
         self._tensors = scheme.choose(shapes)
+        begun = Key(
+            scheme.name, scheme.to_fields(), dict(self._tensors), owner,
+            material or KeyMaterial.fresh(),
+        )  # fmt: skip
+        super().__init__(model, begun=begun, material=material, place=place)
         self._weights = [parameters[name] for name in self._tensors]
         if scheme.linear and (unmarked or siblings):
             raise ConfigError(f"{scheme.name} learns no reader: leave unmarked and siblings out")
@@ -96,6 +107,7 @@ class WeightEmbedding(Embedding):
                 "the mark would be embedded twice: use penalty() in the loss, or attach(optimizer) "
                 "or a callback"
             )
+        self._called = True
         return self._penalty()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -171,30 +183,44 @@ class WeightEmbedding(Embedding):
             )
         return why
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the secret, as tensors and lists that torch can save."""
-        frozen = {} if self._key is None else self._key.frozen
+    def family_state(self) -> dict[str, Any]:
+        """What is frozen, what the freezer has seen, and where the training half stands."""
         return {
-            "has_key": self._key is not None,
-            "frozen": {name: torch.from_numpy(each) for name, each in frozen.items()},
+            "frozen": {} if self._key is None else as_tensors(self._key.frozen),
             "freezer": [] if self._freezer is None else self._freezer.state(),
             "training": {} if self._training is None else self._training.state(),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of an embedding with the same scheme, material and owner."""
-        if self._freezer is not None:
-            self._freezer.restore(state["freezer"])
-            if state["has_key"]:
-                self._make_key({name: each.numpy() for name, each in state["frozen"].items()})
-        if self._training is not None:
-            self._training.restore(state["training"])
+    def restore_family(self, state: Mapping[str, Any]) -> None:
+        """Make a training half of the state, then take its place: what fails changes nothing."""
+        freezer = self._training_type.freezer(self._scheme)
+        if freezer is not None:
+            freezer.restore(state["freezer"])
+        key, training = self._key, self._training
+        nothing_learnt = training is not None and not (training.state() or state["training"])
+        if state["commitment"] is not None and not nothing_learnt:
+            key, training = self._made_key(as_arrays(state["frozen"]))
+            self.require_commitment(key, state)
+            if state["training"].keys() != training.state().keys():
+                raise ValueError("training")
+            training.restore(state["training"])
+            self.note_drawn(key)
+        self._freezer, self._key, self._training = freezer, key, training
+
+    def _drawn(self) -> Key | None:
+        return self._key
 
     def _make_key(self, frozen: Mapping[str, Any]) -> None:
-        self._key = self._scheme.generate_key(
+        key, training = self._made_key(frozen)
+        if frozen:
+            self.note_drawn(key)
+        self._key, self._training = key, training
+
+    def _made_key(self, frozen: Mapping[str, Any]) -> tuple[Key, WeightTraining]:
+        key = self._scheme.generate_key(
             self._tensors, owner=self._owner, material=self._material, frozen=frozen
         )
-        self._training = self._training_type(self._scheme, self._key, self._unmarked)
+        return key, self._training_type(self._scheme, key, self._unmarked)
 
     def _read(self, model: Suspect) -> dict[str, Array]:
         """The tensors of the mark in a model."""
@@ -260,6 +286,7 @@ class WeightEmbedding(Embedding):
         return wrapped
 
     def _add_gradient(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        self._called = True
         with torch.enable_grad():
             penalty = self._penalty()
         if self._training is None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from countermark.embedding import Embedding
 from countermark.errors import MissingExtraError
 from countermark.loops.distributed import require_agreement
+from countermark.loops.state_file import restore_state, write_state
 
 try:
+    from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 except ImportError:
     raise MissingExtraError("marking under Accelerate", "hf") from None
 
 
-def attach(mark: Embedding, optimizer: torch.optim.Optimizer) -> None:
+def attach(
+    mark: Embedding, optimizer: torch.optim.Optimizer, accelerator: Accelerator | None = None
+) -> None:
     """Embed inside the steps of a prepared optimizer, as `mark.attach` does.
+
+    With an accelerator, `save_state` writes the mark's state into its folder and `load_state`
+    restores it; a folder without one is refused.
 
     Steps that `accelerator.accumulate` leaves out do not reach the inner optimizer, nor the mark.
     Clipping (`accelerator.clip_grad_norm_`) comes before the step and spares the penalty's
@@ -24,6 +34,7 @@ def attach(mark: Embedding, optimizer: torch.optim.Optimizer) -> None:
     Args:
         mark: an open embedding in the prepared model, `accelerator.unwrap_model(model)`.
         optimizer: what `accelerator.prepare` gave back.
+        accelerator: whose checkpoints the mark's state belongs to.
 
     Raises:
         LoopError: as `mark.attach`; the ranks of a distributed run do not embed the same mark.
@@ -32,3 +43,17 @@ def attach(mark: Embedding, optimizer: torch.optim.Optimizer) -> None:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     mark.attach(optimizer)
+    if accelerator is not None:
+        _join_checkpoints(mark, accelerator)
+
+
+def _join_checkpoints(mark: Embedding, accelerator: Accelerator) -> None:
+    def save(models: list[Any], weights: list[Any], folder: str) -> None:  # noqa: ARG001
+        if accelerator.is_main_process:
+            write_state(mark, Path(folder))
+
+    def load(models: list[Any], folder: str) -> None:  # noqa: ARG001
+        restore_state(mark, Path(folder))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)

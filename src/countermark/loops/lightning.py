@@ -15,12 +15,16 @@ try:
 except ImportError:
     raise MissingExtraError("the callback for Lightning", "lightning") from None
 
+_STATE = "countermark"
+"""The name of the mark's state in a checkpoint."""
+
 
 class MarkCallback(Callback):
     """Embeds a mark while `Trainer.fit` runs; one of the `callbacks=[…]` of a Trainer.
 
     The gradient of the penalty is added once a step, whatever `accumulate_grad_batches` says, and
-    before Lightning clips (`gradient_clip_val`): it is clipped with the rest.
+    before Lightning clips (`gradient_clip_val`): it is clipped with the rest. The mark's state goes
+    into every checkpoint and comes back when `fit` resumes from one.
 
     Args:
         mark: an embedding in the module or a part of it, open while `fit` runs.
@@ -29,9 +33,40 @@ class MarkCallback(Callback):
 
     def __init__(self, mark: Embedding, optimizer: int = 0) -> None:
         self._mark, self._number = mark, optimizer
+        self._known = False  # whether this callback has seen the training from its first step
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Put the mark's state into a checkpoint."""
+        checkpoint[_STATE] = self._mark.state()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Take up the mark of the checkpoint that `fit` resumes from.
+
+        Raises:
+            LoopError: as `mark.restore`.
+        """
+        if trainer.state.fn != "fit":
+            return
+        if _STATE in checkpoint:
+            self._mark.restore(checkpoint[_STATE])
+            self._known = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Make sure that gradients can be met, and that all ranks embed the same mark."""
+        """Make sure that gradients can be met, and that all ranks embed the same mark.
+
+        Raises:
+            LoopError: they cannot or do not, or training resumed from a checkpoint without a mark.
+        """
+        if trainer.global_step and not self._known:
+            raise LoopError(
+                "the checkpoint holds no state of the mark: resume from one that the marked "
+                "training wrote, or load the weights alone and train from step 0"
+            )
+        self._known = True
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = getattr(trainer.optimizers[self._number], "_step_supports_amp_scaling", False)
         if scaler is not None and fused:

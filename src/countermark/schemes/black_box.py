@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 import numpy as np
@@ -31,7 +32,7 @@ from countermark.xof import frame
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from countermark.embedding import TriggerEmbedding
+    from countermark.embedding import KeyPlace, TriggerEmbedding
     from countermark.schemes.training.black_box import TriggerTraining
 
 TRIGGERS = "triggers"
@@ -210,9 +211,10 @@ class TriggerScheme(Scheme):
         )
 
     @final
-    def embed(
+    def embed(  # noqa: PLR0913 - what is stated stands by its name
         self, model: nn.Module, *, owner: str, covers: Images | Tensor,
-        labels: NDArray[np.int64] | Tensor, material: KeyMaterial | None = None,
+        labels: NDArray[np.int64] | Tensor, key: str | Path | KeyPlace | None = None,
+        resume: bool = False, material: KeyMaterial | None = None,
         siblings: Sequence[nn.Module | Predict] = (),
     ) -> TriggerEmbedding:  # fmt: skip
         """Start to mark a model while it is trained; see `countermark.embedding.TriggerEmbedding`.
@@ -222,15 +224,25 @@ class TriggerScheme(Scheme):
             owner: whose mark it is.
             covers: images uint8 (N, C, H, W) of the host's task, of which triggers are made.
             labels: their classes (N,).
-            material: secret and nonce of an interrupted embedding; else drawn.
+            key: where the finished key is saved when the block ends; a path, or a `KeyPlace` with a
+                passphrase. It is looked at now: a key that exists is never overwritten. While
+                training runs, the secret lies in a private folder beside it.
+            resume: go on with the key that an interrupted training left at that place; without one
+                begin anew.
+            material: secret and nonce, where the caller keeps them; else drawn.
             siblings: unmarked models of the same task that training never sees, for a form that
                 is judged by them.
+
+        Raises:
+            KeyFileError: the key exists, an unfinished one does and `resume` is false, or nothing
+                can be written there.
+            ConfigError: covers and labels do not fit each other or the scheme.
         """
-        from countermark.embedding import TriggerEmbedding
+        from countermark.embedding import TriggerEmbedding, place_for
 
         return TriggerEmbedding(
             self, model, owner=owner, material=material, covers=covers, labels=labels,
-            siblings=siblings,
+            siblings=siblings, place=place_for(key, resume=resume),
         )  # fmt: skip
 
     @final

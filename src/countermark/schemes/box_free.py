@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, final
 
 import numpy as np
@@ -29,7 +30,7 @@ from countermark.verdict import ALPHA
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from countermark.embedding import Barrier, OutputEmbedding
+    from countermark.embedding import Barrier, KeyPlace, OutputEmbedding
     from countermark.schemes.training.box_free import Live, OutputTraining
 
 LEAST_SIDE = 16
@@ -183,9 +184,10 @@ class OutputScheme(Scheme):
         )
 
     @final
-    def embed(
+    def embed(  # noqa: PLR0913 - what is stated stands by its name
         self, model: nn.Module, *, owner: str, outputs: Images | Tensor,
-        inputs: Images | Tensor | None = None, material: KeyMaterial | None = None,
+        inputs: Images | Tensor | None = None, key: str | Path | KeyPlace | None = None,
+        resume: bool = False, material: KeyMaterial | None = None,
         siblings: Sequence[Images] = (),
     ) -> OutputEmbedding:  # fmt: skip
         """Start to put a barrier behind a network; see `countermark.embedding.OutputEmbedding`.
@@ -195,15 +197,25 @@ class OutputScheme(Scheme):
             owner: whose mark it is.
             outputs: images uint8 (N, C, H, W) like those that it makes.
             inputs: what it made them of, in the same order; teachers of R need them.
-            material: secret and nonce of an interrupted embedding; else drawn.
+            key: where the finished key is saved when the block ends; a path, or a `KeyPlace` with a
+                passphrase. It is looked at now: a key that exists is never overwritten. While
+                training runs, the secret lies in a private folder beside it.
+            resume: go on with the key that an interrupted training left at that place; without one
+                begin anew.
+            material: secret and nonce, where the caller keeps them; else drawn.
             siblings: a set of images (n, C, H, W) from each of some unmarked networks, for a form
                 that is judged by them.
+
+        Raises:
+            KeyFileError: the key exists, an unfinished one does and `resume` is false, or nothing
+                can be written there.
+            ConfigError: the outputs do not fit the scheme.
         """
-        from countermark.embedding import OutputEmbedding
+        from countermark.embedding import OutputEmbedding, place_for
 
         return OutputEmbedding(
             self, model, owner=owner, outputs=outputs, inputs=inputs, material=material,
-            siblings=siblings,
+            siblings=siblings, place=place_for(key, resume=resume),
         )  # fmt: skip
 
     @final

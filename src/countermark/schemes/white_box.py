@@ -10,6 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import numpy as np
@@ -28,7 +29,7 @@ from countermark.weights import Array, Suspect, Weights
 if TYPE_CHECKING:
     from torch import nn
 
-    from countermark.embedding import WeightEmbedding
+    from countermark.embedding import KeyPlace, WeightEmbedding
     from countermark.schemes.training.base import WeightTraining
 
 
@@ -254,16 +255,36 @@ class WeightScheme(Scheme):
         return None
 
     @final
-    def embed(
-        self, model: nn.Module, *, owner: str, material: KeyMaterial | None = None,
+    def embed(  # noqa: PLR0913 - what is stated stands by its name
+        self, model: nn.Module, *, owner: str, key: str | Path | KeyPlace | None = None,
+        resume: bool = False, material: KeyMaterial | None = None,
         unmarked: Sequence[Suspect] = (), siblings: Sequence[Suspect] = (),
     ) -> WeightEmbedding:  # fmt: skip
-        """Start to mark a model while it is trained; see `embedding.WeightEmbedding`."""
-        from countermark.embedding import WeightEmbedding
+        """Start to mark a model while it is trained; see `embedding.WeightEmbedding`.
+
+        Args:
+            model: the host.
+            owner: whose mark it is.
+            key: where the finished key is saved when the block ends; a path, or a `KeyPlace` with a
+                passphrase. It is looked at now: a key that exists is never overwritten. While
+                training runs, the secret lies in a private folder beside it.
+            resume: go on with the key that an interrupted training left at that place; without one
+                begin anew.
+            material: secret and nonce, where the caller keeps them; else drawn.
+            unmarked: models without the mark that a learnt reader is taught to know nothing of.
+            siblings: more of them, which training never sees.
+
+        Raises:
+            KeyFileError: the key exists, an unfinished one does and `resume` is false, or nothing
+                can be written there.
+            ConfigError: scheme and model do not fit.
+        """
+        from countermark.embedding import WeightEmbedding, place_for
 
         return WeightEmbedding(
-            self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings
-        )
+            self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings,
+            place=place_for(key, resume=resume),
+        )  # fmt: skip
 
     @final
     def training(self) -> type[WeightTraining]:

@@ -1,0 +1,85 @@
+"""The state of an embedding in one safetensors file of a checkpoint; nothing in it is unpickled.
+
+The metadata `countermark` is the state as JSON, in which `{"tensor": "3"}` stands for the tensor of
+that name, `{"tuple": […]}` for a tuple and `{"pairs": […]}` for a dictionary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from countermark.embedding import Embedding
+from countermark.errors import LoopError, printable
+from countermark.files import parse_json, write_bytes
+
+STATE_FILE = "countermark.safetensors"
+"""The name of the file in a checkpoint folder."""
+
+
+def write_state(mark: Embedding, folder: Path) -> None:
+    """Write the state of an embedding into a checkpoint folder, whole or not at all."""
+    tensors: dict[str, torch.Tensor] = {}
+    document = json.dumps(_encode(mark.state(), tensors))
+    write_bytes(folder / STATE_FILE, save(tensors, {"countermark": document}))
+
+
+def restore_state(mark: Embedding, folder: Path) -> None:
+    """Restore an embedding from a checkpoint folder.
+
+    Raises:
+        LoopError: the folder holds no state of a mark, a damaged one, or that of another embedding.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise LoopError(
+            f"{folder} holds no state of the mark ({STATE_FILE}): resume from a checkpoint that "
+            "the marked training wrote, or load the weights alone and train from step 0"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            document = parse_json((file.metadata() or {})["countermark"].encode())
+        state = _decode(document, tensors)
+    except (KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
+        said = printable(" ".join(str(error).split()), 200)
+        raise LoopError(f"{path} is damaged ({said}): resume from another checkpoint") from None
+    mark.restore(state)
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """A nested state as JSON values; its tensors are moved into `tensors`."""
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        pairs = [[_encode(key, tensors), _encode(each, tensors)] for key, each in value.items()]
+        return {"pairs": pairs}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(each, tensors) for each in value]}
+    if isinstance(value, list):
+        return [_encode(each, tensors) for each in value]
+    return value
+
+
+def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The state that `_encode` made these JSON values of."""
+    if isinstance(value, list):
+        return [_decode(each, tensors) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "tuple":
+        return tuple(_decode(each, tensors) for each in inner)
+    if kind == "pairs":
+        return {_decode(key, tensors): _decode(each, tensors) for key, each in inner}
+    raise ValueError(f"{kind!r} is no part of a state")
