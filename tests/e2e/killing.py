@@ -7,6 +7,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+from draws import name_draw
+
 # Runs the command line, for each line of its input in a child that ends itself by SIGKILL at the
 # given moment (or falls asleep there and says so), and prints the child's exit code.
 DRIVER = """
@@ -16,6 +18,7 @@ import torch._dynamo  # as torch's first optimizer does, for two seconds
 import countermark.bench.embed as embed
 import countermark.bench.train as train
 from countermark.cli import main
+from draws import draw_from
 from countermark.key import Key
 
 def kill(*_, **__):
@@ -43,10 +46,11 @@ def before_unlinking(wanted):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 for line in sys.stdin:
-    moment, folder, arguments = json.loads(line)
+    moment, folder, arguments, drawn_from = json.loads(line)
     child = os.fork()
     if not child:
         os.chdir(folder)
+        draw_from(drawn_from)
         exec(moment)
         main(arguments)
     print(child, flush=True)
@@ -62,7 +66,9 @@ class Driver:
 
     def start(self, moment: str, arguments: list[str], folder: Path) -> int:
         """Start the command line, to be disturbed at this moment; its process id."""
-        print(json.dumps([moment, str(folder), arguments]), file=self.process.stdin, flush=True)
+        drawn_from = name_draw("killed", moment, *arguments)
+        line = json.dumps([moment, str(folder), arguments, drawn_from])
+        print(line, file=self.process.stdin, flush=True)
         return int(self.said())
 
     def killed(self, moment: str, arguments: list[str], folder: Path) -> None:
