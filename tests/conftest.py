@@ -3,6 +3,9 @@
 `--seed N` chooses all random numbers and secrets, `--shuffle` the order of files and of the tests
 in each. The seed of a test follows from N and its id, the seed of a fixture from N, the file and
 name of its function and its parameter. A test passes for every N, in every order.
+
+Secrets do not follow from N in the folders of `TRAINED`: marks are trained there through the
+command line, and no bound is known on how many secrets would not train.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +30,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import draws  # noqa: E402 - it imports numpy
 
 ROOT = Path(__file__).parents[1]
+TRAINED = ("tests/e2e", "tests/papers")
 
 # Nothing is remembered from earlier runs, and a slow machine fails no test.
 settings.register_profile(
@@ -63,12 +68,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for each in order for item in files[each]]
 
 
+def _drawing_for(name: str) -> AbstractContextManager[None]:
+    """Draw for a test, fixture or module, whose name starts with its path below the root."""
+    return draws.drawing_from(draws.name_draw(name), name if name.startswith(TRAINED) else None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     """Seed what a module draws while it is imported."""
     import torch  # noqa: F401 - here, because only a generator that is there can be seeded
 
-    with draws.drawing_from(draws.name_draw("module", collector.nodeid)):
+    with _drawing_for(collector.nodeid):
         return (yield)
 
 
@@ -79,16 +89,16 @@ def pytest_fixture_setup(
     """Seed a fixture by what defines it, so that it does not matter which test asks first."""
     code = fixturedef.func.__code__ if hasattr(fixturedef.func, "__code__") else None
     where = Path(code.co_filename) if code else Path(fixturedef.baseid)
-    place = where.relative_to(ROOT) if where.is_relative_to(ROOT) else where.name
+    place = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
     index = getattr(request, "param_index", 0)
-    with draws.drawing_from(draws.name_draw("fixture", place, fixturedef.argname, index)):
+    with _drawing_for(f"{place}/{fixturedef.argname}/{index}"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Seed a test; one marked `real_secrets` draws its secrets from the operating system."""
-    with draws.drawing_from(draws.name_draw("test", item.nodeid)):
+    with _drawing_for(item.nodeid):
         if item.get_closest_marker("real_secrets") is None:
             return (yield)
         with draws.drawing_secrets_from_the_system():

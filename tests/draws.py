@@ -30,8 +30,13 @@ def name_draw(*parts: object) -> str:
     return "/".join([os.environ.get(VARIABLE, "0"), *map(str, parts)])
 
 
-def draw_from(text: str) -> None:
-    """Let this process draw all random numbers and secrets from a text, from now on."""
+def draw_from(text: str, secrets: str | None = None) -> None:
+    """Let this process draw all random numbers and secrets from a text, from now on.
+
+    Args:
+        text: what everything is drawn from.
+        secrets: what secrets and nonces are drawn from instead, where the caller fixes them.
+    """
     global _secrets  # noqa: PLW0603
     drawn = random.Random(text)  # noqa: S311 - nobody's secrets
     random.seed(drawn.getrandbits(64))
@@ -39,19 +44,19 @@ def draw_from(text: str) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:  # importing it takes seconds, and some children may not have it
         torch.manual_seed(drawn.getrandbits(63))
-    _secrets = random.Random(drawn.getrandbits(256))  # noqa: S311 - nobody's secrets
+    _secrets = random.Random(f"secrets/{secrets or text}")  # noqa: S311 - nobody's secrets
     KeyMaterial.fresh = classmethod(_draw_material)  # type: ignore[assignment, method-assign]
 
 
 @contextmanager
-def drawing_from(text: str) -> Iterator[None]:
-    """Draw from a text inside the block; afterwards all sources go on where they stood."""
+def drawing_from(text: str, secrets: str | None = None) -> Iterator[None]:
+    """Draw as `draw_from` inside the block; afterwards all sources go on where they stood."""
     global _secrets
     torch = sys.modules.get("torch")
-    secrets, fresh = _secrets, KeyMaterial.__dict__["fresh"]
+    going_on, fresh = _secrets, KeyMaterial.__dict__["fresh"]
     before: tuple[Any, ...] = (random.getstate(), np.random.get_state())
     numbers = None if torch is None else torch.get_rng_state()
-    draw_from(text)
+    draw_from(text, secrets)
     try:
         yield
     finally:
@@ -59,7 +64,7 @@ def drawing_from(text: str) -> Iterator[None]:
         np.random.set_state(before[1])
         if torch is not None:
             torch.set_rng_state(numbers)
-        _secrets, KeyMaterial.fresh = secrets, fresh  # type: ignore[method-assign]
+        _secrets, KeyMaterial.fresh = going_on, fresh  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def rank_main(rank: int, folder: Path, jobs: list[Job]) -> None:
     draw_from(name_draw("rank", rank, folder.name))
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS,
-        timeout=timedelta(seconds=120),
+        timeout=timedelta(seconds=600),
     )  # fmt: skip
     torch.save({name: job() for name, job in jobs}, folder / f"{rank}.pt")
     dist.barrier()  # nobody leaves while others still talk

@@ -18,7 +18,7 @@ from typing import Any
 from countermark.cli import run
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120  # seconds a process
+TIMEOUT = 600  # seconds a process
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-from draws import name_draw
-
 # Runs the command line, for each line of its input in a child that ends itself by SIGKILL at the
 # given moment (or falls asleep there and says so), and prints the child's exit code.
 DRIVER = """
@@ -18,8 +16,8 @@ import torch._dynamo  # as torch's first optimizer does, for two seconds
 import countermark.bench.embed as embed
 import countermark.bench.train as train
 from countermark.cli import main
-from draws import draw_from
 from countermark.key import Key
+from draws import draw_from, name_draw
 
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -46,11 +44,11 @@ def before_unlinking(wanted):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 for line in sys.stdin:
-    moment, folder, arguments, drawn_from = json.loads(line)
+    moment, folder, arguments = json.loads(line)
     child = os.fork()
     if not child:
         os.chdir(folder)
-        draw_from(drawn_from)
+        draw_from(name_draw(moment, *arguments), secrets=moment + ' '.join(arguments))
         exec(moment)
         main(arguments)
     print(child, flush=True)
@@ -66,8 +64,7 @@ class Driver:
 
     def start(self, moment: str, arguments: list[str], folder: Path) -> int:
         """Start the command line, to be disturbed at this moment; its process id."""
-        drawn_from = name_draw("killed", moment, *arguments)
-        line = json.dumps([moment, str(folder), arguments, drawn_from])
+        line = json.dumps([moment, str(folder), arguments])
         print(line, file=self.process.stdin, flush=True)
         return int(self.said())
 

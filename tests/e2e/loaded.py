@@ -1,8 +1,8 @@
 """Processes that have the library loaded already, so that no command of a test waits for torch.
 
 A server of `multiprocessing` loads it once for each worker and forks it for every command. Secrets
-are drawn from a text and the seed of the run: a mark that one secret in a hundred would not train
-then fails always or never, and not the run of somebody who changed something else.
+are drawn from a text, other random numbers from the seed of the run as well: a mark that one secret
+in a hundred would not train fails always or never, and not for somebody who changed something else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run_loaded(
         task: a function of a module, whose exit is that of the process.
         folder: where it works.
         timeout: seconds until it is killed.
-        drawn_from: what all its secrets are drawn from, beside the seed of the tests.
+        drawn_from: what all its secrets are drawn from, one after another.
         env: variables to set beside those of this process.
     """
     changed = {
@@ -62,7 +62,7 @@ def run_loaded(
     }
     handle, said = tempfile.mkstemp()
     os.close(handle)
-    about = (str(folder), said, name_draw(drawn_from), changed)
+    about = (str(folder), said, drawn_from, changed)
     child = _FORKS.Process(target=_settled, args=(task, given, *about))
     try:
         child.start()
@@ -94,7 +94,7 @@ def _settled(
         open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process' own
         for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
-    draw_from(drawn_from)
+    draw_from(name_draw(drawn_from), secrets=drawn_from)
     try:
         task(*given)
     finally:

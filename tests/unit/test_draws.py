@@ -73,6 +73,15 @@ def test_a_block_draws_from_its_text_and_disturbs_nothing() -> None:
         assert not set(drawn()) & set(first)
 
 
+def test_secrets_can_be_fixed_apart() -> None:
+    with draws.drawing_from("one", secrets="fixed"):
+        one = drawn()
+    with draws.drawing_from("two", secrets="fixed"):
+        other = drawn()
+    assert one[-1] == other[-1]
+    assert not set(one[:-1]) & set(other[:-1])
+
+
 def test_a_fixture_asked_for_late_changes_no_draw(request: pytest.FixtureRequest) -> None:
     with draws.drawing_from("x"):
         undisturbed = [drawn(), drawn()]
