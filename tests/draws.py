@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from countermark.key import NONCE_BYTES, SECRET_BYTES, KeyMaterial
 
 VARIABLE = "COUNTERMARK_TESTS_SEED"
 """Environment variable that holds N of `--seed N`, for this process and its children."""
+
+_Given, _Result = ParamSpec("_Given"), TypeVar("_Result")
 
 _fresh_of_the_system = KeyMaterial.fresh
 _secrets: random.Random | None = None
@@ -65,6 +68,22 @@ def drawing_from(text: str, secrets: str | None = None) -> Iterator[None]:
         if torch is not None:
             torch.set_rng_state(numbers)
         _secrets, KeyMaterial.fresh = going_on, fresh  # type: ignore[method-assign]
+
+
+def remember(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Compute once what several tests share, from draws that follow from the function's name alone.
+
+    Neither the test that asks first nor N of `--seed N` matters, so that it may train.
+    """
+
+    @cache
+    @wraps(function)
+    def remembered(*given: Any, **named: Any) -> _Result:
+        text = f"{function.__module__}.{function.__qualname__}/{given}/{named}"
+        with drawing_from(text):
+            return function(*given, **named)
+
+    return cast("Callable[_Given, _Result]", remembered)
 
 
 @contextmanager

@@ -241,8 +241,8 @@ def test_retry_after_is_waited_for(suspects: Suspects, slept: list[float]) -> No
         assert endpoint(some_images(1)).tolist() == [5]
     waits = [each for each in slept if each > 1]
     assert len(waits) == 2
-    assert 6 < waits[0] <= 7
-    assert 60 < waits[1] <= 107
+    assert 1 < waits[0] <= 7  # less the time since the answer came
+    assert 10 < waits[1] <= 107
 
 
 @pytest.mark.parametrize("after", ["3600", "9" * 500, "Fri, 31 Dec 2999 23:59:59 GMT"])
