@@ -1,13 +1,25 @@
-"""One thread a worker, whoever starts the tests: workers of two threads only get in the way."""
+"""One thread a worker, and the same draws for each test whatever ran before it.
+
+`--seed N` chooses all random numbers and secrets, `--shuffle` the order of files and of the tests
+in each. The seed of a test follows from N and its id, the seed of a fixture from N, the file and
+name of its function and its parameter. A test passes for every N, in every order.
+
+Secrets do not follow from N in the folders of `TRAINED`: marks are trained there through the
+command line, and no bound is known on how many secrets would not train.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from clock import put_clock_ahead
 
@@ -16,6 +28,83 @@ if TYPE_CHECKING:
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before torch is imported, and for the processes that are started
+
+import draws  # noqa: E402 - it imports numpy
+
+ROOT = Path(__file__).parents[1]
+TRAINED = ("tests/e2e", "tests/papers")
+
+# Nothing is remembered from earlier runs, and a slow machine fails no test.
+settings.register_profile(
+    "seeded", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("seeded")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="choose what all tests draw (default: 0)")
+    parser.addoption("--shuffle", action="store_true", help="shuffle files and tests by --seed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell child processes and hypothesis the seed; an own --hypothesis-seed wins."""
+    os.environ[draws.VARIABLE] = str(config.getoption("seed"))
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(config.getoption("seed"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle files, and tests in each; pytest regroups them by parameters of wide fixtures."""
+    if not config.getoption("shuffle"):
+        return
+    drawn = random.Random(draws.name_draw("order"))  # noqa: S311 - the same on all workers
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    order = sorted(files)
+    drawn.shuffle(order)
+    for each in order:
+        drawn.shuffle(files[each])
+    items[:] = [item for each in order for item in files[each]]
+
+
+def _drawing_for(name: str) -> AbstractContextManager[None]:
+    """Draw for a test, fixture or module, whose name starts with its path below the root."""
+    return draws.drawing_from(draws.name_draw(name), name if name.startswith(TRAINED) else None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Seed what a module draws while it is imported."""
+    import torch  # noqa: F401 - here, because only a generator that is there can be seeded
+
+    with _drawing_for(collector.nodeid):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Seed a fixture by what defines it, so that it does not matter which test asks first."""
+    code = fixturedef.func.__code__ if hasattr(fixturedef.func, "__code__") else None
+    where = Path(code.co_filename) if code else Path(fixturedef.baseid)
+    place = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
+    index = getattr(request, "param_index", 0)
+    with _drawing_for(f"{place}/{fixturedef.argname}/{index}"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Seed a test; one marked `real_secrets` draws its secrets from the operating system."""
+    with _drawing_for(item.nodeid):
+        if item.get_closest_marker("real_secrets") is None:
+            return (yield)
+        with draws.drawing_secrets_from_the_system():
+            return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,7 @@ def server() -> Iterator[str]:
         shutil.chown(folder, user)
 
     def run(*words: str) -> None:
-        subprocess.run(words, check=True, cwd=folder, user=user, capture_output=True, timeout=60)
+        subprocess.run(words, check=True, cwd=folder, user=user, capture_output=True, timeout=600)
 
     data = str(folder / "data")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from countermark.key import Key
 from countermark.schemes import SCHEMES, scheme_of
 from countermark.stats import log10_binomial_tail
 from countermark.verdict import Terms, Verdict
+from draws import remember
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def marked(facts: Facts, marked_hosts: dict[str, Marked]) -> Marked:
 
 def train_marked(facts: Facts) -> Marked:
     host, material = fresh_host(), material_of(facts)
-    twin, *others = (twin_of_the_host(facts, order) for order in range(1, 7 if facts.learnt else 2))
+    orders = range(1, 7 if facts.learnt else 2)
+    twin, *others = (copy.deepcopy(twin_of_the_host(facts.epochs, each)) for each in orders)
     shown, siblings = [twin, *others[:2]] if facts.learnt else [], others[2:]
     with facts.scheme.embed(
         host, owner=OWNER, material=material, unmarked=shown, siblings=siblings
@@ -65,10 +68,11 @@ def train_marked(facts: Facts) -> Marked:
     return Marked(facts, host, mark.key, accuracy(host, DATA), accuracy(twin, DATA))
 
 
-def twin_of_the_host(facts: Facts, order: int) -> nn.Module:
-    """The host without the mark; with order 1 it sees the data as the host does."""
+@remember
+def twin_of_the_host(epochs: int, order: int) -> nn.Module:
+    """The host without the mark, for all forms; with order 1 it sees the data as the host does."""
     twin = fresh_host()
-    fit(twin, DATA, recipe("mlp"), Course(facts.epochs, seed=order))
+    fit(twin, DATA, recipe("mlp"), Course(epochs, seed=order))
     return twin
 
 

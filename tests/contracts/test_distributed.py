@@ -40,6 +40,7 @@ from contracts.test_loops import run as run_loop
 from countermark.errors import CountermarkError, LoopError, MarkNotTakenError
 from countermark.key import KeyMaterial
 from countermark.loops.distributed import agreed_key, require_agreement, shared_material
+from draws import draw_from, name_draw
 
 RANKS = 2
 X64 = X.double()
@@ -119,9 +120,10 @@ Job = tuple[str, Callable[[], Any]]
 
 def rank_main(rank: int, folder: Path, jobs: list[Job]) -> None:
     torch.set_num_threads(1)
+    draw_from(name_draw("rank", rank, folder.name))
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS,
-        timeout=timedelta(seconds=120),
+        timeout=timedelta(seconds=600),
     )  # fmt: skip
     torch.save({name: job() for name, job in jobs}, folder / f"{rank}.pt")
     dist.barrier()  # nobody leaves while others still talk

@@ -18,7 +18,7 @@ from typing import Any
 from countermark.cli import run
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120  # seconds a process
+TIMEOUT = 600  # seconds a process
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def call(*arguments: str | Path) -> Said:
 
 
 def environment(changed: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This environment with the source tree first, and one thread, as in this process."""
-    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """This environment with one thread, and with the source tree and the tests to import from."""
+    paths = [str(ROOT / "src"), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",

@@ -17,6 +17,7 @@ import countermark.bench.embed as embed
 import countermark.bench.train as train
 from countermark.cli import main
 from countermark.key import Key
+from draws import draw_from, name_draw
 
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,6 +48,7 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         os.chdir(folder)
+        draw_from(name_draw(moment, *arguments), secrets=moment + ' '.join(arguments))
         exec(moment)
         main(arguments)
     print(child, flush=True)
@@ -62,7 +64,8 @@ class Driver:
 
     def start(self, moment: str, arguments: list[str], folder: Path) -> int:
         """Start the command line, to be disturbed at this moment; its process id."""
-        print(json.dumps([moment, str(folder), arguments]), file=self.process.stdin, flush=True)
+        line = json.dumps([moment, str(folder), arguments])
+        print(line, file=self.process.stdin, flush=True)
         return int(self.said())
 
     def killed(self, moment: str, arguments: list[str], folder: Path) -> None:

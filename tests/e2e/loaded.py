@@ -1,21 +1,22 @@
 """Processes that have the library loaded already, so that no command of a test waits for torch.
 
 A server of `multiprocessing` loads it once for each worker and forks it for every command. Secrets
-are drawn from a text: a mark that one secret in a hundred would not train then fails always or
-never, and not the run of somebody who changed something else.
+are drawn from a text, other random numbers from the seed of the run as well: a mark that one secret
+in a hundred would not train fails always or never, and not for somebody who changed something else.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from draws import draw_from, name_draw
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -93,20 +94,8 @@ def _settled(
         open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - the process' own
         for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
-    _draw(drawn_from)
+    draw_from(name_draw(drawn_from), secrets=drawn_from)
     try:
         task(*given)
     finally:
         sys.stdout.flush()
-
-
-def _draw(text: str) -> None:
-    """Let this process draw all its secrets from a text."""
-    from countermark.key import NONCE_BYTES, SECRET_BYTES, KeyMaterial
-
-    drawn = random.Random(text)  # noqa: S311 - no secrets of anybody
-
-    def fresh(cls: type[KeyMaterial]) -> KeyMaterial:
-        return cls(drawn.randbytes(SECRET_BYTES), drawn.randbytes(NONCE_BYTES))
-
-    KeyMaterial.fresh = classmethod(fresh)  # type: ignore[assignment, method-assign]

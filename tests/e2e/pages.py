@@ -31,7 +31,7 @@ from countermark.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))] if page.exists()]
-TIMEOUT = 280  # seconds a page; below the 300 of pytest, which could not say where it hung
+TIMEOUT = 1100  # seconds a page; below the 1200 of pytest, which could not say where it hung
 
 # Pages that speak of the experiments of a clone, and what of it they find in their folder.
 IN_A_CLONE = {"benchmark.md"}

@@ -109,7 +109,7 @@ class Visitor:
         assert said.status_code == 202, said.text
         return self.ended(said.json()["job"]["id"])
 
-    def ended(self, identity: str, patience: float = 60) -> Any:
+    def ended(self, identity: str, patience: float = 200) -> Any:
         """A job, once it is over."""
         ends = time.monotonic() + patience
         while time.monotonic() < ends:

@@ -24,7 +24,7 @@ def run(*command: str) -> str:
     quiet = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, *command], env={**os.environ, **quiet}, capture_output=True, text=True,
-        timeout=200, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -34,7 +34,7 @@ ELSEWHERE = {"demo"}  # test_demo.py runs its example, and looks at what it show
 HEADING = re.compile(r"^[ \t]*Examples?:?[ \t]*$", re.MULTILINE)
 NOTE = re.compile(r"\s#\s.*$")
 EXIT = re.compile(r"#\s*exit\s+(\d+)\s*$")
-TIMEOUT = 120  # seconds an example
+TIMEOUT = 600  # seconds an example
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from countermark.stats import log10_binomial_tail
 from unit.suspect_server import Said, Seen, Suspects, answering, hang
 
 N, C, BATCH = 100, 10, 20
-SLACK = 20.0  # seconds more than was allowed, however loaded the machine
+SLACK = 60.0  # seconds more than was allowed, however loaded the machine
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 6, 6), dtype=np.uint8)
 
 
@@ -203,7 +203,7 @@ def test_who_hangs_after_a_while_is_judged_by_what_was_said(
             return await spoken(scope, receive, send)
         return await hang(scope, receive, send)
 
-    verdict = judge(served.serve(app), "timeout=0.2", "retries=1", code=0, within=1)
+    verdict = judge(served.serve(app), "deadline=5", code=0, within=5)
     assert (verdict["answered"], verdict["matched"]) == (3 * BATCH, 3 * BATCH)
 
 
@@ -275,6 +275,6 @@ def test_a_rate_limit_is_waited_for(judge: Judge, served: Suspects, thief: Thief
 def test_a_rate_limit_beyond_the_deadline_is_not_waited_for(
     judge: Judge, served: Suspects, thief: Thief
 ) -> None:
-    url = served.answer(partly(thief, 3, limited("2")))
-    verdict = judge(url, "deadline=1.5", code=0, within=0)
+    url = served.answer(partly(thief, 3, limited("200")))
+    verdict = judge(url, "deadline=100", code=0, within=0)
     assert verdict["answered"] == 3 * BATCH

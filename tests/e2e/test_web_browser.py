@@ -87,7 +87,7 @@ def walk(request: pytest.FixtureRequest, browser: Any) -> Iterator[Walk]:
     context = browser.new_context(
         viewport={"width": width, "height": height}, has_touch=request.param == "phone"
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(120_000)
     yield Walk(context.new_page(), request.param)
     context.close()
 
@@ -132,7 +132,7 @@ def test_a_walk_through_the_room(server: tuple[Served, Path], walk: Walk) -> Non
     page.get_by_text("For ACME Inc.").wait_for()
     walk.stop("dispute")
 
-    for _ in range(60):  # the results are being rendered beside all this
+    for _ in range(200):  # the results are being rendered beside all this
         page.goto(site.address + "/benchmarks")
         if page.get_by_role("link", name="Uchida 2017").is_visible():
             break
@@ -178,7 +178,7 @@ def test_pages_work_without_scripts_and_in_print(
     page.get_by_label("or one that lies on this server").select_option("unmarked.safetensors")
     page.get_by_label("A key of this server").select_option("acme.key")
     page.get_by_role("button", name="Read the suspect").click()
-    page.get_by_text("NOT PROVEN", exact=True).wait_for(timeout=20_000)  # the page reloads itself
+    page.get_by_text("NOT PROVEN", exact=True).wait_for(timeout=120_000)  # the page reloads itself
     page.emulate_media(media="print")
     assert not page.get_by_role("navigation").is_visible()
     assert page.get_by_text("The question").is_visible()

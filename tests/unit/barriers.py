@@ -13,6 +13,7 @@ from countermark.bench.imaging.photographs import Photographs, photographs
 from countermark.embedding import OutputEmbedding
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
+from draws import remember
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 Images = NDArray[np.uint8]
@@ -36,7 +37,7 @@ def embedding(material: KeyMaterial = SECRET, **fields: Any) -> OutputEmbedding:
     )
 
 
-@cache
+@remember
 def made() -> OutputEmbedding:
     """An embedding whose barrier is trained and whose block has ended."""
     with embedding() as mark:

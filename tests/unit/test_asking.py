@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from countermark.bench.handling import Handling
 from countermark.bench.machines import answered_elsewhere
 from countermark.bench.models import build
 from countermark.errors import SuspectError
+from draws import remember
 
 TOY = {"psnr": 24, "stego_steps": 20, "foreign": 0, "pool": 256, "warm_up": 20, "triggers": 20}
 
@@ -31,7 +31,7 @@ def cell(scheme: str, **fields: Any) -> Cell:
     )  # fmt: skip
 
 
-@cache
+@remember
 def figures(scheme: str) -> dict[str, Any]:
     return compute(cell(scheme, **(TOY if scheme == "deepstego" else {"triggers": 20})))
 

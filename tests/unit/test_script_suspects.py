@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from countermark.errors import SuspectError
 from countermark.examine import verify
-from countermark.key import Key
+from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
 from countermark.stamping.making import Places
 from countermark.weights import (
@@ -103,7 +103,9 @@ def test_a_mark_is_found_in_a_script_and_in_a_frozen_one(tmp_path: Path) -> None
     model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 32))
     save_weights(model.state_dict(), tmp_path / "m.safetensors")
     places = Places(tmp_path / "marked.safetensors", tmp_path / "a.key")
-    stamp(tmp_path / "m.safetensors", places, owner="ACME", fields={"bits": 128, "margin": 3.0})
+    secret = KeyMaterial(bytes(range(32)), bytes(16))  # a frozen script rounds what it holds
+    fields = {"bits": 128, "margin": 3.0}
+    stamp(tmp_path / "m.safetensors", places, owner="ACME", fields=fields, material=secret)
     key = Key.load(places.key)
     model.load_state_dict(load_state(places.out))
     found = verify(scripted(tmp_path / "plain.pt", model), key)

@@ -71,6 +71,7 @@ def test_no_repr_verdict_or_error_tells_the_secret(tmp_path: Path) -> None:
         assert not any(trace in text.encode() for text in said)
 
 
+@pytest.mark.real_secrets
 def test_fresh_material_is_drawn_from_the_system_and_never_repeats() -> None:
     drawn = [KeyMaterial.fresh() for _ in range(100)]
     assert len({each.secret for each in drawn} | {each.nonce for each in drawn}) == 200

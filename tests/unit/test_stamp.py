@@ -139,7 +139,7 @@ def test_rounding_is_that_of_torch(dtype: str) -> None:
 def made(folder: Path, dtype: str = "F32", **fields: object) -> tuple[Path, Key]:
     source = one_file(folder / "in.safetensors", dtype)
     places = Places(folder / "out.safetensors", folder / "a.key")
-    stamp(source, places, owner="ACME", fields=fields)
+    stamp(source, places, owner="ACME", fields=fields, material=SECRET)
     return places.out, Key.load(places.key)
 
 
@@ -232,7 +232,7 @@ def test_a_tensor_of_zeros_carries_nothing_and_stays(tmp_path: Path) -> None:
     found["layers.0.up"].zero_()
     save_file(found, tmp_path / "in.safetensors")
     places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
-    stamp(tmp_path / "in.safetensors", places, owner="ACME")
+    stamp(tmp_path / "in.safetensors", places, owner="ACME", material=SECRET)
     with open_weights(places.out) as weights:
         assert not weights.read("layers.0.up").any()
     assert verify(places.out, Key.load(places.key)).owned

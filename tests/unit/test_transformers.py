@@ -17,7 +17,7 @@ from countermark.attacks.lora import adapted
 from countermark.attacks.noise import Noise
 from countermark.errors import ConfigError
 from countermark.examine import verify
-from countermark.key import Key
+from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
 from countermark.stamping.making import Places
 from countermark.units import Architecture, blocks_of
@@ -25,6 +25,7 @@ from countermark.units.tracing import units_of
 from countermark.weights import load_state, save_weights
 from tiny_transformers import HEADS, HIDDEN, LAYERS, TINY, WIDTH, WORDS_GIVEN, tiny
 
+SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 CONFIGURATION: dict[str, dict[str, Any]] = {
     "bert": {"num_attention_heads": HEADS, "hidden_act": "gelu"},
     "gpt": {"n_head": HEADS},
@@ -60,7 +61,12 @@ def as_model(name: str, weights: Path) -> nn.Module:
 def marked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, Path, Key]:
-    """A name, the checkpoint from before the mark, the marked one, and the key."""
+    """A name, the checkpoint from before the mark, the marked one, and the key.
+
+    The secret is the same for every seed of the run: `Permute()` leaves 2 of the 4 heads of layer 0
+    where they are, so that a reordered copy still reads 80 ± 5.5 of the 128 bits, and one secret in
+    fifty reads the 92 that pass without an alignment.
+    """
     folder = tmp_path_factory.mktemp(request.param)
     source = checkpoint(request.param, folder / "before")
     places = Places(folder / "marked", folder / "a.key")
@@ -68,7 +74,8 @@ def marked(
     layers = [
         n for n, shape in found if len(shape) == 2 and not n.startswith(("emb", "wte", "pool"))
     ]
-    stamp(source, places, owner="ACME", fields={"bits": 128, "margin": 3.0, "layer": layers})
+    fields = {"bits": 128, "margin": 3.0, "layer": layers}
+    stamp(source, places, owner="ACME", fields=fields, material=SECRET)
     return request.param, source, places.out, Key.load(places.key)
 
 
