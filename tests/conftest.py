@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from clock import put_clock_ahead
-
 if TYPE_CHECKING:
     from authority import LocalAuthority
 
@@ -30,6 +28,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before torch is imported, and for the processes that are started
 
 import draws  # noqa: E402 - it imports numpy
+from clock import put_clock_ahead  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("tests/e2e", "tests/papers")

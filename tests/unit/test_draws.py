@@ -104,7 +104,7 @@ def run_suite(folder: Path, *options: str) -> list[str]:
     """Run `SUITE` under these options in a process of its own, and return what it recorded."""
     (folder / "tests").mkdir(parents=True)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = real_secrets\n")
-    for name in ("conftest.py", "draws.py"):
+    for name in ("clock.py", "conftest.py", "draws.py"):
         shutil.copy(Path(draws.__file__).parent / name, folder / "tests")
     (folder / "tests" / "test_suite.py").write_text(SUITE)
     words = [sys.executable, "-m", "pytest", "-q", "tests", *options]
