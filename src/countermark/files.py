@@ -47,6 +47,44 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def creating_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that gets its name when the block ends well.
+
+    Yields: the temporary path, for the block to write to; it is removed in any case.
+
+    Raises:
+        FileExistsError: something has that name, from the start or by the end; it is left
+            untouched.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        sync(temporary)
+        _take_name(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    """Give a file a second name, which nothing may have.
+
+    A renamed file would take the place of one that somebody else made in the meantime.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(path) from None
+    except OSError:  # a file system without hard links: look once more, as near as can be
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        temporary.replace(path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with replacing(path) as temporary:
@@ -59,9 +97,7 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: something already has that name; it is left untouched.
     """
-    if os.path.lexists(path):
-        raise FileExistsError(path)
-    with replacing(path) as temporary:
+    with creating_file(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
