@@ -5,6 +5,7 @@ And JSON out of hostile files, read so that no other reader can see another docu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -47,6 +49,44 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def creating_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that gets its name when the block ends well.
+
+    Yields: the temporary path, for the block to write to; it is removed in any case.
+
+    Raises:
+        FileExistsError: something has that name, from the start or by the end; it is left
+            untouched.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        sync(temporary)
+        _take_name(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    """Give a file a second name, which nothing may have.
+
+    A renamed file would take the place of one that somebody else made in the meantime.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(path) from None
+    except OSError:  # a file system without hard links: look once more, as near as can be
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        temporary.replace(path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with replacing(path) as temporary:
@@ -59,9 +99,7 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: something already has that name; it is left untouched.
     """
-    if os.path.lexists(path):
-        raise FileExistsError(path)
-    with replacing(path) as temporary:
+    with creating_file(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -111,16 +149,36 @@ def read_regular(path: Path, largest: int) -> bytes:
     Raises:
         ValueError: it is missing, no regular file or larger; says which, without its name.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from None
+    with _opened_regular(path, largest) as (file, size):
+        content = file.read(size + 1)  # never `largest`, for which room would be made
     if len(content) > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
     return content
+
+
+def digest_regular(path: Path, largest: int) -> str:
+    """SHA-256 (hex) of a regular file of at most `largest` bytes, without holding it in memory.
+
+    Raises:
+        ValueError: it is missing, no regular file or larger; says which, without its name.
+    """
+    with _opened_regular(path, largest) as (file, _):
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened_regular(path: Path, largest: int) -> Iterator[tuple[BufferedReader, int]]:
+    """Open a regular file of at most `largest` bytes; yield it and its size."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > largest:
+            raise ValueError(f"it has more than {largest:,} bytes")
+        with path.open("rb") as file:
+            yield file, status.st_size
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from None
 
 
 def parse_as(model: type[_Model], content: bytes) -> _Model:

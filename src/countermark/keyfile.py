@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import rfc8785
@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -30,6 +30,7 @@ from countermark.files import Hex32, Stored
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
 _LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
+_MOST_PASSES_KIB = 1 << 22  # of memory that Argon2id goes over, all iterations together
 _FROZEN, _LEARNT = "frozen.", "learnt."
 
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -47,6 +48,15 @@ class Encryption(Stored):
     iterations: Annotated[int, Field(ge=1, le=64)]
     lanes: Annotated[int, Field(ge=1, le=64)]
     memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)]
+
+    @model_validator(mode="after")
+    def _is_soon_derived(self) -> Self:
+        if self.iterations * self.memory_kib > _MOST_PASSES_KIB:
+            raise ValueError(
+                f"iterations times memory_kib is {self.iterations * self.memory_kib:,}: expected "
+                f"{8 * 1024:,} to {_MOST_PASSES_KIB:,}"
+            )
+        return self
 
     @classmethod
     def fresh(cls) -> Encryption:

@@ -15,6 +15,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+_BLOCK_BYTES = 16  # of AES
+
 
 def frame(*parts: bytes) -> bytes:
     """Join parts so that no two lists of parts give the same bytes.
@@ -29,12 +31,26 @@ class Stream:
 
     def __init__(self, secret: bytes, commitment: bytes, purpose: str, tensor: str = "") -> None:
         parts = (b"countermark/xof/v1", secret, commitment, purpose.encode(), tensor.encode())
-        subkey = hashlib.shake_256(frame(*parts)).digest(32)
-        self._cipher = Cipher(algorithms.AES256(subkey), modes.CTR(bytes(16))).encryptor()
+        self._subkey = hashlib.shake_256(frame(*parts)).digest(32)
+        self._at = 0
+        self._seek()
+
+    def _seek(self) -> None:
+        """Begin the cipher at the byte `_at`: block n is encrypted from the counter n."""
+        block, within = divmod(self._at, _BLOCK_BYTES)
+        counter = modes.CTR(block.to_bytes(_BLOCK_BYTES, "big"))
+        self._cipher = Cipher(algorithms.AES256(self._subkey), counter).encryptor()
+        self._cipher.update(bytes(within))
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
+        self._at += count
         return self._cipher.update(bytes(count))
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` bytes without making them."""
+        self._at += count
+        self._seek()
 
     def bits(self, count: int) -> NDArray[np.uint8]:
         """The next `count` bits (count,), 0 or 1, most significant bit of each byte first.

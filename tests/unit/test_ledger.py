@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,11 +15,16 @@ from keys import one_line
 from authority import LocalAuthority, some_claim
 from countermark import merkle
 from countermark.claims import database
+from countermark.claims import ledger as ledger_module
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import key_id
 from countermark.claims.tree import consistent
+from countermark.cli import run
+from countermark.disputes import audited
 from countermark.errors import ClaimError, ConfigError, CountermarkError, LedgerError
+from countermark.web.settings import Settings
+from countermark.web.site import Site
 
 OWNER, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 NAME = key_id(OPERATOR.public_key())
@@ -215,3 +222,100 @@ def test_a_ledger_whose_tree_was_torn_says_so(ledger: Ledger, tmp_path: Path) ->
     connection.close()
     with pytest.raises(LedgerError, match="misses node 0 of level 1"):
         ledger.head()
+
+
+def test_a_ledger_that_appears_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two who make a ledger in one place at the same time: the second must not take the first's."""
+    place, make = tmp_path / "claims.db", ledger_module._make
+    made: list[str] = []
+
+    def made_meanwhile(database: database.Database, operator: str) -> None:
+        make(database, operator)
+        if not made:
+            made.append("")
+            with Ledger.init(str(place), operator) as first:
+                made[0] = first.identity
+
+    monkeypatch.setattr(ledger_module, "_make", made_meanwhile)
+    with pytest.raises(LedgerError, match="never made over anything"):
+        Ledger.init(str(place), key_id(OPERATOR.public_key()))
+    with Ledger(str(place)) as kept:
+        assert kept.identity == made[0]
+    assert [each.name for each in tmp_path.iterdir()] == ["claims.db"]
+
+
+SECRET = "hunter2%/x"
+"""A password that is written in another way in each place of a URL."""
+
+QUOTED = quote(SECRET, safe="")
+URLS_WITH_A_SECRET = [
+    f"postgresql://nobody:{QUOTED}@127.0.0.1:1/x",
+    f"postgresql://nobody%3A{QUOTED}@127.0.0.1:1/x",
+    f"postgresql://127.0.0.1:1/x?user=nobody&password={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?user=nobody&p%61ssword={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?user=nobody&p%2561ssword={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?PASSWORD={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?sslpassword={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?oauth_client_secret={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?scram_client_key={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?sslmode=require?password={QUOTED}",
+    f"postgresql://127.0.0.1:1/x;password={QUOTED}",
+    f"postgresql://127.0.0.1:1/x#password={QUOTED}",
+    f"postgresql://127.0.0.1:1/host=y%20password={QUOTED}",
+    f"postgresql://nobody:{QUOTED}@127.0.0.1:port/x",
+    f"postgresql://127.0.0.1:port/x?password={QUOTED}",
+    f"postgresql:nobody:{QUOTED}@127.0.0.1/x",
+    f"postgresql:/127.0.0.1/x?password={QUOTED}",
+    f"nobody:{QUOTED}@127.0.0.1/x",
+    f"host=127.0.0.1 user=nobody password={SECRET}",
+    f"host=127.0.0.1 user=nobody password = '{SECRET}'",
+    f"mysql://nobody:{QUOTED}@127.0.0.1/x",
+    f"unknown://nobody:{QUOTED}@127.0.0.1/x",
+    f"://nobody:{QUOTED}@127.0.0.1/x",
+    f"sqlite+pysqlcipher://:{QUOTED}@/x.db",
+    f"sqlite:///x.db?password={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?plugin={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?passfile=/{QUOTED}",
+    f"postgresql://127.0.0.1:1/x?connect_timeout={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?options={QUOTED}",
+    f"postgresql://127.0.0.1:1/x?unheard_of={QUOTED}",
+]
+
+
+@pytest.mark.parametrize("url", URLS_WITH_A_SECRET)
+def test_a_secret_in_a_url_is_never_shown(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COUNTERMARK_DEBUG", "1")
+    settings = Settings(url, tmp_path / "state", bytes(32))
+    said = [repr(settings)]
+    operator = key_id(OPERATOR.public_key())
+    for act in (lambda: Ledger(url), lambda: Ledger.init(url, operator), lambda: audited(url)):
+        with pytest.raises(LedgerError) as caught:
+            act()
+        said += [one_line(caught.value), repr(caught.value)]
+        said += traceback.format_exception(caught.value)
+    with Site(settings) as site, pytest.raises(LedgerError) as caught:
+        _ = site.ledger
+    said += [one_line(caught.value), *traceback.format_exception(caught.value)]
+    for words in (
+        ["ledger", "find", "--ledger", url, "--digest", "0" * 64, "--json"],
+        ["ledger", "verify", "--ledger", url],
+        ["serve", "--ledger", url, "--check"],
+    ):
+        assert run(words) == 2
+    out, err = capsys.readouterr()
+    for each in (*said, out, err):
+        assert "hunter2" not in each
+
+
+def test_a_url_is_shown_with_what_no_secret_is_in() -> None:
+    url = "postgresql://nobody@h:5/x?host=/tmp/a&passfile=/home/b/.pgpass&sslmode=require"
+    made = database.Database(url)
+    assert made.name == "postgresql+psycopg://nobody@h:5/x?host=%2Ftmp%2Fa&sslmode=require"
+    assert made.url.query["passfile"] == "/home/b/.pgpass"
+    assert "/home/b" not in database._without_hidden("no file /home/b/.pgpass", made.url)
+    made.close()

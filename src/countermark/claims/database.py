@@ -7,11 +7,13 @@ it is not there at all, whenever the process is killed. Readers wait for nobody.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 import sqlalchemy as sa
 
@@ -19,6 +21,14 @@ from countermark.errors import LedgerError, MissingExtraError, printable
 
 REVISION = "1"
 _PATIENCE = 120  # seconds that a writer waits for those before it
+
+# A secret as an option, wherever it stands: in the query of a URL, in a connection string, behind a
+# misplaced "?". The file that `passfile` names holds a password, the name of the file is none.
+_SECRET_OPTION = re.compile(r"(?i)(passw|passphrase|passwd|pwd|secret|token|scram_\w*key)[\w ]*=")
+_USER_AND_PASSWORD = re.compile(r"(?![A-Za-z]:\\)[^/?]*:[^/?]*@")  # of no URL, and no drive
+_MISSPELT_URL = re.compile(r"(?i)(postgres|psql|pgsql|sqlite|mysql|mariadb)[\w+]*:")
+# Options of libpq whose values people may see; of any other one nobody knows what it holds.
+_SHOWN_OPTIONS = frozenset({"host", "hostaddr", "port", "user", "dbname", "sslmode", "service"})
 
 
 class Stored(sa.types.TypeDecorator[bytes]):
@@ -100,7 +110,7 @@ class Database:
 
     def __init__(self, url: str, called: str | None = None) -> None:
         self.url = _url(url)
-        self.name = called or self.url.render_as_string(hide_password=True)
+        self.name = called or _shown(self.url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _engine(self.url)
         if self.is_sqlite:
@@ -180,7 +190,8 @@ class Database:
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
-            first = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+            said = str(getattr(error, "orig", None) or error)
+            first = _without_hidden(said, self.url).strip().partition("\n")[0]
             raise LedgerError(
                 f"the ledger {self.name} does not answer ({printable(first, 200)}): expected one "
                 "that `countermark ledger init` made"
@@ -188,26 +199,65 @@ class Database:
 
 
 def _url(text: str) -> sa.URL:
+    """A ledger's URL, which holds no secret.
+
+    Whatever it holds can be read by others on this machine, in the list of processes, and is
+    printed in messages. So a secret is refused, by a message that does not quote it.
+    """
+    _require_no_secret(text)
     if "://" not in text:
+        if _MISSPELT_URL.match(text):
+            raise _no_known_kind()
         return sa.URL.create("sqlite", database=text)
     try:
         url = sa.make_url(text)
         backend = url.get_backend_name()
     except (sa.exc.ArgumentError, ValueError):
-        backend = ""
-    if backend and url.password is not None:
-        raise LedgerError(
-            "the ledger's URL has a password, which others on this machine can read: put it into "
-            "~/.pgpass, or a file that PGPASSFILE names"
-        )
+        raise _no_known_kind() from None
+    if url.password is not None or ":" in (url.username or ""):
+        raise _with_secret()
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and url.database and url.database != ":memory:":
         return sa.URL.create("sqlite", database=url.database)
-    raise LedgerError(
+    raise _no_known_kind()
+
+
+def _require_no_secret(text: str) -> None:
+    """Raise `LedgerError` for a secret among options or before an @, percent-encoded or not."""
+    for _ in range(3):
+        if _SECRET_OPTION.search(text) or ("://" not in text and _USER_AND_PASSWORD.match(text)):
+            raise _with_secret()
+        text = unquote_plus(text)
+
+
+def _with_secret() -> LedgerError:
+    return LedgerError(
+        "the ledger's URL has a password, which others on this machine can read: put it into "
+        "~/.pgpass, or a file that PGPASSFILE names"
+    )
+
+
+def _no_known_kind() -> LedgerError:
+    return LedgerError(
         "the ledger's URL is of no known kind: expected a file, sqlite:///FILE or "
         "postgresql://USER@HOST/NAME"
     )
+
+
+def _shown(url: sa.URL) -> str:
+    """A URL as people may see it: without the options of which nobody knows what they hold."""
+    query = {name: value for name, value in url.query.items() if name in _SHOWN_OPTIONS}
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def _without_hidden(said: str, url: sa.URL) -> str:
+    """A driver's message without the values that `_shown` leaves out: drivers quote them."""
+    for name, value in url.query.items():
+        if name not in _SHOWN_OPTIONS:
+            for each in (value,) if isinstance(value, str) else value:
+                said = said.replace(each, "***") if each else said
+    return said
 
 
 def _engine(url: sa.URL) -> sa.Engine:
@@ -218,6 +268,11 @@ def _engine(url: sa.URL) -> sa.Engine:
         return sa.create_engine(url, connect_args=arguments)
     except ImportError:
         raise MissingExtraError("a ledger on PostgreSQL", "postgresql") from None
+    except (sa.exc.SQLAlchemyError, ValueError, TypeError):  # their texts quote the options
+        raise LedgerError(
+            f"the options of the ledger {_shown(url)} are not those of a PostgreSQL URL: expected "
+            "postgresql://USER@HOST/NAME, with options as libpq names them"
+        ) from None
 
 
 def _sqlite_opened(connection: Any, _: object) -> None:

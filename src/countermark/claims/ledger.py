@@ -114,12 +114,14 @@ class Ledger:
             _require_free(made)
             if made.is_sqlite:
                 require_place(made.url.database or "")
-                with files.replacing(Path(made.url.database or "")) as temporary:
+                with files.creating_file(Path(made.url.database or "")) as temporary:
                     place = _opened(str(temporary))
                     place.prepare()
                     _make(place, operator)
             else:
                 _make(made, operator)
+        except FileExistsError:  # somebody else made it in the meantime
+            raise _in_the_way(made) from None
         finally:
             made.close()
         return cls(url)
@@ -315,9 +317,13 @@ def _make(place: database.Database, operator: str) -> None:
 
 def _require_free(made: database.Database) -> None:
     if made.is_sqlite and os.path.lexists(made.url.database or ""):
-        raise LedgerError(f"{made.name} exists, and a ledger is never made over anything")
+        raise _in_the_way(made)
     if made.exists():
         raise LedgerError(f"there is a ledger at {made.name} already: expected an empty database")
+
+
+def _in_the_way(made: database.Database) -> LedgerError:
+    return LedgerError(f"{made.name} exists, and a ledger is never made over anything")
 
 
 def _opened(url: str, called: str | None = None) -> database.Database:

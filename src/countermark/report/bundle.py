@@ -224,10 +224,10 @@ def _check_signature(folder: Path) -> tuple[str, ...]:
         if path.name == SIGNATURE:
             continue
         try:
-            content = files.read_regular(path, _LARGEST_SIGNED)
+            digest = files.digest_regular(path, _LARGEST_SIGNED)
         except ValueError as error:
             raise ClaimError(f"{path}: {error}; expected a file of a bundle") from None
-        if signed.get(path.name) != hashlib.sha256(content).hexdigest():
+        if signed.get(path.name) != digest:
             raise ClaimError(f"{path} is not as it was signed: expected the file that was signed")
         there.add(path.name)
     if missing := sorted(signed.keys() - there):

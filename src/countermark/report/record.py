@@ -144,17 +144,8 @@ class Record(Stored):
             self.terms.blind_choice,
             dating=self.terms.dating,
         )
-        evidence = self.reading.evidence()
-        corrections = corrections_of(
-            self.subject, terms.freedoms(opened=evidence.disclosure is not None)
-        )
-        if corrections != self.result.corrections:
-            raise ValueError("the recorded corrections do not follow from subject and terms")
         try:
-            found = judge_result(
-                evidence, _recomputed(self.result, evidence), subject=self.subject, key=self.key,
-                terms=terms,
-            )  # fmt: skip
+            found = self._judged(terms)
         except (TypeError, ArithmeticError) as error:
             raise ValueError(f"its parts do not fit each other ({error})") from None
         if differs := [name for name, value in _json(found).items()
@@ -164,6 +155,14 @@ class Record(Stored):
                 "changed"
             )
         return found
+
+    def _judged(self, terms: Terms) -> Verdict:
+        evidence = self.reading.evidence()
+        opened = evidence.disclosure is not None
+        if corrections_of(self.subject, terms.freedoms(opened=opened)) != self.result.corrections:
+            raise ValueError("the recorded corrections do not follow from subject and terms")
+        result = _recomputed(self.result, evidence)
+        return judge_result(evidence, result, subject=self.subject, key=self.key, terms=terms)
 
     def _require_past(self) -> None:
         dating = self.terms.dating

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, cast, final, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from countermark.errors import ConfigError, nearest
+from countermark.errors import ConfigError, nearest, printable
 from countermark.key import Key
 from countermark.nulls import Null
 
@@ -53,7 +53,10 @@ class Configured:
                 object.__setattr__(self, each, adapter.validate_python(value))
             except ValidationError as error:
                 what = "; ".join(dict.fromkeys(_said(part) for part in error.errors()))
-                raise ConfigError(f"{self.name}: field {each} is {value!r}: {what}") from None
+                range_ = _range_of(adapter)
+                raise ConfigError(
+                    f"{self.name}: field {each} is {printable(repr(value), 200)}: {what}{range_}"
+                ) from None
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> Self:
@@ -86,6 +89,17 @@ class Configured:
             each.name: "(required)" if each.default is MISSING else each.default
             for each in fields(cls)
         }
+
+
+def _range_of(adapter: TypeAdapter[Any]) -> str:
+    """The numbers that a field takes, as the end of a message; "" where it takes no number."""
+    schema = adapter.json_schema()
+    for each in (schema, *schema.get("anyOf", ()), schema.get("items", {})):
+        low = each.get("minimum", each.get("exclusiveMinimum"))
+        high = each.get("maximum", each.get("exclusiveMaximum"))
+        if low is not None and high is not None:
+            return f"; expected {'above ' * ('minimum' not in each)}{low:,} to {high:,}"
+    return ""
 
 
 @cache

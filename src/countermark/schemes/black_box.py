@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from countermark import merkle
 from countermark.answers import Images, Labels, Predict
@@ -25,6 +25,7 @@ from countermark.evidence import Evidence
 from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
 from countermark.nulls import LEAST_FORGERY_BITS, Null, SecretLabels, forgery_bits
 from countermark.schemes.base import Scheme
+from countermark.schemes.bounds import Levels, Spreads
 from countermark.schemes.reader import SIBLINGS
 from countermark.verdict import ALPHA
 from countermark.xof import frame
@@ -54,8 +55,8 @@ class TriggerScheme(Scheme):
 
     classes: Annotated[int, Field(ge=2, le=1 << 20)]
     triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=128)
-    mean: tuple[float, ...] = field(default=(0.0,), kw_only=True)
-    deviation: tuple[PositiveFloat, ...] = field(default=(255.0,), kw_only=True)
+    mean: Levels = field(default=(0.0,), kw_only=True)
+    deviation: Spreads = field(default=(255.0,), kw_only=True)
     batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=1.0, kw_only=True)
 
     family: ClassVar[str] = "triggers"
@@ -100,7 +101,13 @@ class TriggerScheme(Scheme):
 
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key without the triggers that it speaks of."""
-        self.committed(key)
+        channels = self.committed(key).shape[1]
+        for name, each in (("mean", self.mean), ("deviation", self.deviation)):
+            if len(each) not in (1, channels):
+                raise ConfigError(
+                    f"{self.name}: field {name} has {len(each)} values: expected 1, or {channels}, "
+                    "one for each channel of the triggers"
+                )
 
     def committed(self, key: Key) -> Images:
         """The key's triggers (n, C, H, W).

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence, Likeness
@@ -24,6 +24,7 @@ from countermark.key import Key
 from countermark.nulls import Null, UnmarkedModels
 from countermark.pictures import Pixels
 from countermark.schemes.base import Paper
+from countermark.schemes.bounds import Count, CountOrNone, FactorOrNone
 from countermark.schemes.box_free import OutputScheme, Reading
 from countermark.schemes.reader import SIBLINGS, check_measured
 
@@ -89,19 +90,19 @@ class DeepWatermarking(OutputScheme):
     placement: Literal["tile", "everywhere"] = field(default="tile", kw_only=True)
     register: bool = field(default=False, kw_only=True)
     psnr: Annotated[float, Field(gt=20, lt=60)] = field(default=34.5, kw_only=True)
-    steps: PositiveInt = field(default=3000, kw_only=True)
-    batch: PositiveInt = field(default=16, kw_only=True)
+    steps: Count = field(default=3000, kw_only=True)
+    batch: Count = field(default=16, kw_only=True)
     precision: Literal["fp32", "bf16"] = field(default="fp32", kw_only=True)
-    together: PositiveInt = field(default=4, kw_only=True)
+    together: Count = field(default=4, kw_only=True)
     jitter: bool = field(default=False, kw_only=True)
     teachers: tuple[Literal["cnet", "res9", "res16", "unet"], ...] = field(default=(), kw_only=True)
-    teacher_steps: NonNegativeInt = field(default=600, kw_only=True)
-    lambda1: NonNegativeFloat = field(default=1.0, kw_only=True)
-    lambda2: NonNegativeFloat = field(default=0.0, kw_only=True)
-    lambda3: NonNegativeFloat = field(default=0.01, kw_only=True)
-    lambda4: NonNegativeFloat = field(default=1.0, kw_only=True)
-    lambda5: NonNegativeFloat = field(default=1.0, kw_only=True)
-    lambda6: NonNegativeFloat = field(default=1.0, kw_only=True)
+    teacher_steps: CountOrNone = field(default=600, kw_only=True)
+    lambda1: FactorOrNone = field(default=1.0, kw_only=True)
+    lambda2: FactorOrNone = field(default=0.0, kw_only=True)
+    lambda3: FactorOrNone = field(default=0.01, kw_only=True)
+    lambda4: FactorOrNone = field(default=1.0, kw_only=True)
+    lambda5: FactorOrNone = field(default=1.0, kw_only=True)
+    lambda6: FactorOrNone = field(default=1.0, kw_only=True)
     perceptual: str = field(default="", kw_only=True)
     task: Literal["", "derain", "denoise", "super_resolution"] = field(default="", kw_only=True)
 

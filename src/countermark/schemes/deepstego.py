@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from countermark.answers import Images, Predict
 from countermark.errors import ConfigError
@@ -24,6 +24,7 @@ from countermark.message import Bits
 from countermark.nulls import Null, SecretClassMap, UnmarkedModels
 from countermark.schemes.base import Paper
 from countermark.schemes.black_box import TRIGGERS, FreshTriggers, TriggerScheme
+from countermark.schemes.bounds import MOST_FRESH_CLASSES, Count, CountOrNone, FactorOrNone
 from countermark.schemes.logo import GRID, logo_bits, read_logo
 from countermark.schemes.reader import SIBLINGS, check_measured
 
@@ -81,13 +82,13 @@ class DeepStego(TriggerScheme):
     psnr: Annotated[float, Field(gt=20, lt=60)] | Literal["usual"] | None = field(
         default="usual", kw_only=True
     )
-    adversarial: NonNegativeFloat = field(default=1.0, kw_only=True)
+    adversarial: FactorOrNone = field(default=1.0, kw_only=True)
     logo: str = field(default="", kw_only=True)
-    stego_steps: PositiveInt = field(default=600, kw_only=True)
-    foreign: NonNegativeInt = field(default=2, kw_only=True)
+    stego_steps: Count = field(default=600, kw_only=True)
+    foreign: CountOrNone = field(default=2, kw_only=True)
     strength: Annotated[float, Field(ge=1, le=20)] = field(default=10.0, kw_only=True)
-    warm_up: NonNegativeInt = field(default=1000, kw_only=True)
-    pool: PositiveInt = field(default=16384, kw_only=True)
+    warm_up: CountOrNone = field(default=1000, kw_only=True)
+    pool: Count = field(default=16384, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,6 +182,11 @@ class DeepStego(TriggerScheme):
                 "the published stego network is trained together with the host, after the class "
                 "map was drawn, and may know it: no null judges its fresh triggers; verify the "
                 "committed ones"
+            )
+        if self.classes > MOST_FRESH_CLASSES:
+            raise ConfigError(
+                f"{self.name}: field classes is {self.classes}: fresh triggers are judged for 2 to "
+                f"{MOST_FRESH_CLASSES:,}; verify the committed ones"
             )
         key, classes = fresh.key, fresh.classes
         known = ((classes >= 0) & (classes < self.classes)).all()

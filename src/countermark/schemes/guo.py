@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.key import KeyMaterial
 from countermark.schemes.base import Paper
 from countermark.schemes.black_box import DrawnTriggers
+from countermark.schemes.bounds import Count
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Guo(DrawnTriggers):
     """
 
     triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=100)
-    message_bits: PositiveInt = field(default=128, kw_only=True)
+    message_bits: Count = field(default=128, kw_only=True)
     intensity: Annotated[int, Field(ge=1, le=127)] = field(default=40, kw_only=True)
 
     name: ClassVar[str] = "guo"

@@ -30,6 +30,7 @@ class HashFilter(Uchida):
 
     name: ClassVar[str] = "hash_filter"
     trained_by: ClassVar[str] = "uchida"
+    most_values: ClassVar[int] = 1 << 28  # the filter is expanded when a key is opened
     paper: ClassVar[Paper] = Paper(
         authors="Y. Yao, J. Song, J. Jin",
         title="Hashed Watermark as a Filter: A Unified Defense Against Forging and Overwriting "

@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence, Reader
@@ -27,6 +27,7 @@ from countermark.key import Key, tensor_digest
 from countermark.nulls import Null, PermutedUnits, UnmarkedModels
 from countermark.progress import progress
 from countermark.schemes.base import Paper
+from countermark.schemes.bounds import MOST_BITS, Count, CountOrNone, Draws, Factor
 from countermark.schemes.reader import (
     LOOK,
     LOUDNESS,
@@ -38,7 +39,7 @@ from countermark.schemes.reader import (
     check_measured,
     measured,
 )
-from countermark.schemes.white_box import MASK, MOST_BITS, ConvergedScheme
+from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 
@@ -83,21 +84,21 @@ class IndependentNetwork(ConvergedScheme):
         doi="10.2352/ISSN.2470-1173.2020.4.MWSF-022",
     )
 
-    bits: int = field(default=512)
+    bits: Annotated[int, Field(ge=1, le=MOST_BITS)] = field(default=512)
     mode: Literal["auto", "manu"] = field(default="auto", kw_only=True)
     as_published: bool = field(default=False, kw_only=True)
     reader: str = field(default=BUILT_IN, kw_only=True)
-    hidden: PositiveInt = field(default=256, kw_only=True)
-    strength: PositiveFloat = field(default=0.05, kw_only=True)
-    reader_lr: PositiveFloat = field(default=1e-3, kw_only=True)
-    negatives: PositiveInt = field(default=8, kw_only=True)
-    positives: NonNegativeInt = field(default=4, kw_only=True)
+    hidden: Count = field(default=256, kw_only=True)
+    strength: Factor = field(default=0.05, kw_only=True)
+    reader_lr: Factor = field(default=1e-3, kw_only=True)
+    negatives: Count = field(default=8, kw_only=True)
+    positives: CountOrNone = field(default=4, kw_only=True)
     dropped: Annotated[float, Field(ge=0, lt=1)] = field(default=0.75, kw_only=True)
     pruned: Annotated[float, Field(ge=0, lt=1)] = field(default=0.0, kw_only=True)
-    settling: NonNegativeInt = field(default=200, kw_only=True)
-    l2_threshold: PositiveFloat = field(default=0.05, kw_only=True)
-    units: tuple[Annotated[int, Field(ge=-1)], ...] = field(default=(), kw_only=True)
-    most_permutations: PositiveInt = field(default=10_000_000, kw_only=True)
+    settling: CountOrNone = field(default=200, kw_only=True)
+    l2_threshold: Factor = field(default=0.05, kw_only=True)
+    units: tuple[Annotated[int, Field(ge=-1, le=64)], ...] = field(default=(), kw_only=True)
+    most_permutations: Draws = field(default=10_000_000, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

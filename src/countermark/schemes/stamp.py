@@ -14,18 +14,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from countermark.errors import ConfigError, printable
 from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
 from countermark.schemes.base import Paper
+from countermark.schemes.bounds import MOST_CODE_PLACES, MOST_RECIPIENTS, MOST_VALUES, Factor
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array, Weights
 from countermark.weights.dtypes import decoded
@@ -60,11 +61,11 @@ class Stamp(WeightScheme):
         doi="10.1109/83.650120",
     )
 
-    values: PositiveInt | None = field(default=None, kw_only=True)
-    margin: PositiveFloat = field(default=5.0, kw_only=True)
-    strength: PositiveFloat = field(default=0.01, kw_only=True)
-    recipients: NonNegativeInt = field(default=0, kw_only=True)
-    coalition: NonNegativeInt = field(default=0, kw_only=True)
+    values: Annotated[int, Field(ge=1, le=MOST_VALUES)] | None = field(default=None, kw_only=True)
+    margin: Factor = field(default=5.0, kw_only=True)
+    strength: Factor = field(default=0.01, kw_only=True)
+    recipients: Annotated[int, Field(ge=0, le=MOST_RECIPIENTS)] = field(default=0, kw_only=True)
+    coalition: Annotated[int, Field(ge=0, le=MOST_RECIPIENTS)] = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +73,12 @@ class Stamp(WeightScheme):
             raise ConfigError(
                 f"stamp: recipients is {self.recipients} and coalition {self.coalition}: expected "
                 "both, and no coalition of more than all; or neither"
+            )
+        if self.recipients * self.bits > MOST_CODE_PLACES:
+            raise ConfigError(
+                f"stamp: code words of {self.bits:,} bits for {self.recipients:,} recipients have "
+                f"{self.recipients * self.bits:,} places: expected at most {MOST_CODE_PLACES:,}; "
+                "make several keys"
             )
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
@@ -90,7 +97,7 @@ class Stamp(WeightScheme):
         y, served = np.zeros(self.bits), np.zeros(self.bits, dtype=np.int64)
         for name, shape in key.tensors.items():
             if name not in weights:  # what is not there says nothing
-                carriers.take(len(places[name]))
+                carriers.skip(len(places[name]))
                 continue
             part = part_of(weights[name], shape, places[name], name)
             spread = spread_of(part) or 1.0
@@ -174,6 +181,19 @@ class Carriers:
         bits, self._bits = self._bits[:count], self._bits[count:]
         signs, self._drawn = self._drawn[:count], self._drawn[count:]
         return bits, signs
+
+    def skip(self, count: int) -> None:
+        """Pass over values, in a time that does not depend on how many they are.
+
+        A key is hostile input, and may name tensors of any size that a suspect has not.
+        """
+        T = self._bits_of_message
+        drawn = min(count, len(self._bits))
+        self._bits, self._drawn = self._bits[drawn:], self._drawn[drawn:]
+        runs, rest = divmod(count - drawn, T)
+        self._turns.skip(8 * runs)
+        self._signs.skip(-(-T // 8) * runs)
+        self.take(rest)
 
     def _draw(self, count: int) -> None:
         """Expand some more runs; each has its turn, and its signs start on a byte of their own."""

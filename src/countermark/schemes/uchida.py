@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat
 
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence
 from countermark.key import Key
 from countermark.message import Bits
 from countermark.schemes.base import Paper
+from countermark.schemes.bounds import Factor
 from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
@@ -56,8 +56,8 @@ class Uchida(ConvergedScheme):
     read: Literal["tensor", "filter_mean"] = field(default="tensor", kw_only=True)
     select: Literal["all", "converged"] = field(default="all", kw_only=True)
     regularizer: Literal["bce", "hinge"] = field(default="hinge", kw_only=True)
-    strength: PositiveFloat = field(default=0.01, kw_only=True)
-    margin: PositiveFloat = field(default=1.0, kw_only=True)
+    strength: Factor = field(default=0.01, kw_only=True)
+    margin: Factor = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,11 +11,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field
 
 from countermark.errors import CapacityError, ConfigError, nearest
 from countermark.evidence import Evidence
@@ -23,6 +23,7 @@ from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
 from countermark.nulls import LEAST_FORGERY_BITS, FairCoin, FreshKeys, Null, forgery_bits
 from countermark.schemes.base import Scheme
+from countermark.schemes.bounds import MOST_BITS, MOST_VALUES, Count, Factor
 from countermark.verdict import ALPHA
 from countermark.weights import Array, Suspect, Weights
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from countermark.embedding import KeyPlace, WeightEmbedding
     from countermark.schemes.training.base import WeightTraining
 
-
-MOST_BITS = 1 << 20
-"""No message is longer: a key is hostile input, and its message is expanded before it is read."""
 
 MASK = "mask"
 """First part of the names of frozen tensors that say which values carry the mark."""
@@ -52,20 +50,17 @@ class WeightScheme(Scheme):
     """
 
     layer: tuple[str, ...] | str
-    bits: int = field(default=256)
+    bits: Annotated[int, Field(ge=1, le=MOST_BITS)] = field(default=256)
     over_capacity: bool = field(default=False, kw_only=True)
 
     family: ClassVar[str] = "weights"
     threat_model: ClassVar[str] = "white-box: named tensors"
     linear: ClassVar[bool]
+    most_values: ClassVar[int] = MOST_VALUES
+    """How many values the tensors of a key may have together."""
     partial: ClassVar[bool] = False
     """Whether tensors that a suspect has not are left out, and the others read without them."""
     null: ClassVar[type[Null]] = FairCoin
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.bits <= MOST_BITS:
-            raise ConfigError(f"{self.name}: bits is {self.bits}: expected 1 to {MOST_BITS:,}")
 
     @property
     def size(self) -> int:
@@ -206,6 +201,7 @@ class WeightScheme(Scheme):
 
         Raises:
             CapacityError: too many bits for what is read; names the limit.
+            ConfigError: more values than a key of this scheme may read; likewise.
         """
         key = Key(
             scheme=self.name,
@@ -216,13 +212,25 @@ class WeightScheme(Scheme):
             frozen=dict(frozen or {}),
             trusted=self.code,
         )
+        self.require_readable(tensors)
         self.check_capacity(tensors, self.selected(key))
         return key
 
     @final
     def check_key(self, key: Key) -> None:
-        """Raise `ConfigError` for a key whose bits do not fit what it reads."""
+        """Raise `ConfigError` for a key that reads too much, or less than its bits need."""
+        self.require_readable(key.tensors)  # first: what a scheme selects may be expanded for that
         self.require_capacity(key.tensors, self.selected(key))
+
+    @final
+    def require_readable(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise `ConfigError` for tensors that have more values than a key may read."""
+        values = sum(math.prod(shape) for shape in tensors.values())
+        if values > self.most_values:
+            raise ConfigError(
+                f"{self.name}: the tensors that are read have {values:,} values: expected 1 to "
+                f"{self.most_values:,}"
+            )
 
     @final
     def check_capacity(
@@ -303,9 +311,9 @@ class ConvergedScheme(WeightScheme):
             `convergence_std`; the mark starts after `start_epoch` epochs.
     """
 
-    convergence_std: PositiveFloat = field(default=0.01, kw_only=True)
-    convergence_epochs: PositiveInt = field(default=5, kw_only=True)
-    start_epoch: PositiveInt = field(default=6, kw_only=True)
+    convergence_std: Factor = field(default=0.01, kw_only=True)
+    convergence_epochs: Count = field(default=5, kw_only=True)
+    start_epoch: Count = field(default=6, kw_only=True)
 
     @final
     def check_start(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key, KeyMaterial
+from countermark.message import Bits
 from countermark.nulls import LEAST_FORGERY_BITS
 from countermark.schemes import scheme_of
+from countermark.schemes.bounds import MOST_RECIPIENTS
 from countermark.schemes.stamp import Stamp
 from countermark.stamping.advising import Advice, advise
 from countermark.stamping.copying import require_room, shards_of
@@ -29,7 +31,7 @@ from countermark.weights import MOST_CANDIDATES, Suspect, as_numbers, assignment
 EPSILON = 1e-6
 """The largest chance that any innocent recipient is named, by default."""
 
-MOST_RECIPIENTS = 100_000
+_PLACES_AT_ONCE = 1 << 22  # of code words that are expanded together
 
 LIMITS = (
     (
@@ -162,14 +164,17 @@ def trace(
         ConfigError: a key of another kind.
     """
     scheme, p = _scheme_of(key), code_biases(key)
-    words = codewords(key, range(scheme.recipients))
     with as_numbers(open_weights(suspect)) as weights:
         ways = assignments(weights, key.tensors, partial=scheme.partial)
         found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         if not 1 <= len(found) <= MOST_CANDIDATES:
             return _cannot(scheme, epsilon, "the suspect has not the tensors that this key reads")
         readings = [scheme.read_bits(scheme.read_from(weights, where, key), key) for where in found]
-    chances = np.min([log10_chance(scores(words, read, p), read, p) for read in readings], axis=0)
+    found_scores = _scores(key, readings, p)  # (readings, n)
+    chances = np.min(
+        [log10_chance(each, read, p) for each, read in zip(found_scores, readings, strict=True)],
+        axis=0,
+    )
     corrections = applying(
         Correction("readings tried", len(found)), Correction("candidates", scheme.recipients)
     )
@@ -195,6 +200,17 @@ def _why_not(done: Traced) -> str:
         f"2^{done.forgery_bits:.0f} of them, fewer than 2^{LEAST_FORGERY_BITS:.0f}: a dated claim "
         "is needed (--assume-dated is the owner's own statement)"
     )
+
+
+def _scores(key: Key, readings: Sequence[Bits], p: Biases) -> NDArray[np.float64]:
+    """The score of each recipient by each reading (readings, n), some code words at a time."""
+    count = _scheme_of(key).recipients
+    step = max(1, _PLACES_AT_ONCE // len(p))
+    parts = []
+    for first in range(0, count, step):
+        words = codewords(key, range(first, min(count, first + step)))
+        parts.append([scores(words, read, p) for read in readings])
+    return np.concatenate(parts, axis=1)
 
 
 def codewords(key: Key, numbers: range) -> NDArray[np.uint8]:

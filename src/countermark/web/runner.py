@@ -60,6 +60,7 @@ class Runner:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._jobs = {job.id: job for job in self._kept()}
+        self._copying = 0  # orders that have a place and whose upload is still being copied
         self._ending = False
         self._threads = [
             threading.Thread(target=self._work, daemon=True) for _ in range(limits.jobs)
@@ -112,27 +113,45 @@ class Runner:
         content = self.made(job, ANSWER)
         return None if content is None else dict(json.loads(content))
 
-    def require_room(self) -> None:
-        """Raise `FullError` where too many jobs have not ended."""
-        if sum(not job.over for job in self.jobs()) >= self._limits.waiting:
-            raise FullError("too many jobs wait: come back when some of them have ended")
-
     def add(self, order: Order, upload: BinaryIO | None) -> Job:
-        """A new job, on disk when this returns; its upload is copied first.
+        """Register a new job, which is on disk when this returns; its upload is copied first.
 
         Raises:
-            FullError: too many jobs wait.
+            FullError: as many jobs as may wait have not ended, those still copied included.
         """
-        self.require_room()
+        self._take_place()
+        try:
+            job = self._write_new(order, upload)
+        except BaseException:
+            with self._lock:
+                self._copying -= 1
+            raise
+        with self._lock:  # in one step: the job is counted once at every moment
+            self._copying -= 1
+            self._jobs[job.id] = job
+        self._todo.put(job.id)
+        return job
+
+    def _take_place(self) -> None:
+        """Count one more order, before anything of it is copied.
+
+        Copying an upload takes long. Whoever counted only the jobs that are registered would let
+        any number of orders in at the same time.
+        """
+        with self._lock:
+            taken = self._copying + sum(not job.over for job in self._jobs.values())
+            if taken >= self._limits.waiting:
+                raise FullError("too many jobs wait: come back when some of them have ended")
+            self._copying += 1
+
+    def _write_new(self, order: Order, upload: BinaryIO | None) -> Job:
+        """Write the folder of a new job, its upload included."""
         job = Job(id=secrets.token_hex(16), order=order, made=now())
         with files.creating(self._folder / job.id) as folder:
             if upload is not None:
                 _copy(upload, folder / order.suspect.file)
             (folder / JOB).write_bytes(_text(job))
             files.sync(folder / JOB)
-        with self._lock:
-            self._jobs[job.id] = job
-        self._todo.put(job.id)
         return job
 
     def _kept(self) -> list[Job]:
@@ -149,7 +168,7 @@ class Runner:
 
     def _work(self) -> None:
         """What each thread does: one job after the other."""
-        while (identity := self._todo.get()) is not None:
+        while (identity := self._todo.get()) is not None and not self._ending:
             job = self._jobs[identity]
             try:
                 self._do(job)
@@ -176,6 +195,8 @@ class Runner:
         except CountermarkError as error:
             return job.failed(str(error))
         except Exception as error:
+            if self._ending:  # for example the pipe to a process that `close` has killed
+                return None
             return job.failed(f"internal error, {type(error).__name__}")
         if self._ending:
             return None
@@ -203,6 +224,8 @@ class Runner:
         task = json.dumps({**self._task(job), "memory": self._limits.memory}).encode() + b"\n"
         with (folder / "said.txt").open("wb") as said, _started(folder, said) as child:
             self._children.add(child)
+            if self._ending:  # `close` may have looked at the children before this one was there
+                child.kill()
             stop = threading.Timer(self._limits.seconds, child.kill)
             stop.start()
             try:

@@ -96,7 +96,7 @@ class Settings:
         token_sha256: of the token; the token itself is kept nowhere.
     """
 
-    ledger: str
+    ledger: str = field(repr=False)  # as it was given, before anybody looked for a password in it
     state: Path
     token_sha256: bytes = field(repr=False)
     keys: Path | None = None

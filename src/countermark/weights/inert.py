@@ -7,6 +7,7 @@ with what. Only the opcodes that TorchScript archives are written with are known
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,12 +58,16 @@ def inert(content: bytes) -> Any:
     """
     told = _Told()
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-            if step >= _MOST_STEPS:
-                raise ValueError(f"it has more than {_MOST_STEPS:,} steps")
-            if opcode.name == "STOP":
-                return told.taken()
-            told.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            # Python decodes the argument of an opcode before its name is looked at here, and warns
+            # of odd escapes in text.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+                if step >= _MOST_STEPS:
+                    raise ValueError(f"it has more than {_MOST_STEPS:,} steps")
+                if opcode.name == "STOP":
+                    return told.taken()
+                told.step(opcode.name, argument)
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"it is no whole pickle ({type(error).__name__})") from None
     raise ValueError("it has no end")

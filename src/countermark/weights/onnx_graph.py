@@ -60,7 +60,8 @@ class Linear:
             return self._four_bits(stored, scale)
         zero = read(self.zero).astype(np.float32) if self.zero else np.zeros(1, np.float32)
         wide = stored.astype(np.float32) - self._along(zero, stored)
-        found = wide * self._along(scale, stored)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+            found = wide * self._along(scale, stored)
         return found.T if self.turned else found
 
     def _along(self, each: Array, stored: Array) -> Array:
@@ -77,6 +78,8 @@ class Linear:
         rows, width = self.shape
         if scale.size * self.block != 2 * stored.size:
             raise ValueError(f"{scale.size} scales for {2 * stored.size} numbers")
+        if stored.dtype != np.uint8:
+            raise ValueError(f"4-bit numbers as {stored.dtype}")
         halves = np.stack([stored & 15, stored >> 4], axis=-1).astype(np.float32)
         blocks = halves.reshape(rows, -1, self.block) - _ZERO  # (out, blocks, block)
         found = blocks * scale.reshape(rows, -1, 1)
@@ -89,7 +92,7 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
     Yields: the graph; the name here of each tensor that is seen there; tensors by their names here.
 
     Raises:
-        ValueError: a graph has one name twice, or there are too many.
+        ValueError: a graph has one name twice or a name that is no text, or there are too many.
     """
     taken: set[str] = set()
     left: list[tuple[Any, ChainMap[str, str], int]] = [(graph, ChainMap(), 0)]
@@ -99,6 +102,7 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
         count += 1
         if count > _MOST_PARTS:
             raise ValueError(f"it has more than {_MOST_PARTS:,} graphs")
+        _require_text(part)
         own: dict[str, Any] = {}
         seen: dict[str, str] = {}
         for name, tensor in _values(part):
@@ -117,6 +121,15 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
         left += [
             (each, within, visible) for each in reversed(inner) if each.node or each.initializer
         ]
+
+
+def _require_text(graph: Any) -> None:
+    """Raise `ValueError` for a name of a graph that is no UTF-8: protobuf gives it as bytes."""
+    names = [each.name for each in graph.initializer]
+    for node in graph.node:
+        names += [node.op_type, *node.input, *node.output, *(a.name for a in node.attribute)]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a name in it is no text")
 
 
 def _free(name: str, taken: set[str]) -> str:

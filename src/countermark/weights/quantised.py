@@ -92,13 +92,14 @@ class Dequantised(Weights):
         zero = self._weights.read(codes.zero) if codes.zero else np.zeros(1)
         rows = values.reshape(len(values), -1)  # (rows, width)
         try:
-            found = (rows - _spread(zero, rows)) * _spread(scale, rows)
+            with np.errstate(over="ignore", invalid="ignore"):  # `read` refuses what is not finite
+                found = (rows - _spread(zero, rows)) * _spread(scale, rows)
+                numbers: Array = found.reshape(codes.shape).astype(np.float32)
         except ValueError as error:
             said = printable(f"{name} cannot be read ({error})", 300)
             raise SuspectError(
                 f"{self.name}: {said}: expected codes with one scale, or one for each row or block"
             ) from None
-        numbers: Array = found.reshape(codes.shape).astype(np.float32)
         return numbers
 
     def _unpacked(self, codes: _Codes) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ one zip directory is checked as that of a file of `torch.save`.
 from __future__ import annotations
 
 import hashlib
-import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from countermark.errors import SuspectError, printable
 from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
 from countermark.weights.dtypes import DTYPES, decoded
 from countermark.weights.inert import Kept, Made, Named, inert
-from countermark.weights.torch_file import LARGEST_PICKLE, require_at_end
+from countermark.weights.torch_file import LARGEST_PICKLE, ZIP_ERRORS, require_at_end
 
 _MOST_TENSORS, _MOST_PARTS, _DEEPEST = 100_000, 1 << 20, 64
 _MOST_LETTERS = 1 << 27  # of all names, each as long as its path
@@ -50,7 +49,7 @@ def holds_script(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError):
+    except ZIP_ERRORS:
         return False
 
 
@@ -69,13 +68,13 @@ class TorchScriptWeights(Weights):
         try:
             require_at_end(path)
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, struct.error, OSError, ValueError) as error:
+        except ZIP_ERRORS as error:
             raise self._refuse(f"its zip directory cannot be read ({error})") from None
         try:
             self._tensors = dict(self._found())
             if not self._tensors:
                 raise ValueError("it holds no tensors")
-        except (ValueError, zipfile.BadZipFile) as error:
+        except ValueError as error:
             self.close()
             raise self._refuse(printable(str(error), 200)) from None
         self.tensors = {n: TensorInfo(each.shape, each.dtype) for n, each in self._tensors.items()}
@@ -100,25 +99,31 @@ class TorchScriptWeights(Weights):
 
     def _entry(self, name: str) -> bytes:
         """The bytes of a small entry."""
-        self._require_stored(name, LARGEST_PICKLE)
-        return self._archive.read(name)
+        return self._stored(name, LARGEST_PICKLE)
 
-    def _require_stored(self, name: str, most: int) -> zipfile.ZipInfo:
+    def _stored(self, name: str, most: int) -> bytes:
+        """The bytes of an entry that is stored as it is.
+
+        Raises:
+            ValueError: there is no such entry, or it is larger, compressed, encrypted or damaged.
+        """
         try:
             entry = self._archive.getinfo(name)
         except KeyError:
             raise ValueError(f"it has no entry {name}") from None
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > most:
             raise ValueError(f"{name} is compressed, or has {entry.file_size:,} bytes")
-        return entry
+        try:
+            return self._archive.read(entry)
+        except ZIP_ERRORS as error:
+            raise ValueError(f"its entry {name} cannot be read ({error})") from None
 
     def _laid_out(self, name: str) -> NDArray[Any]:
         """The values of a tensor as they are stored, in its own shape."""
         tensor, total = self._tensors[name], self._path.stat().st_size
         try:
-            self._require_stored(tensor.entry, total)
-            stored = np.frombuffer(self._archive.read(tensor.entry), DTYPES[tensor.dtype])
-        except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
+            stored = np.frombuffer(self._stored(tensor.entry, total), DTYPES[tensor.dtype])
+        except ValueError as error:
             why = printable(f"{name} cannot be read ({error})", 300)
             raise self._refuse(why) from None
         steps = zip(tensor.shape, tensor.strides, strict=True)

@@ -22,6 +22,11 @@ from countermark.weights.module import raw_bytes, to_numpy
 LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _PACKED, _PARTS = "._packed_params._packed_params", ("weight", "bias")
+ZIP_ERRORS = (
+    zipfile.BadZipFile, struct.error, OSError, ValueError, RuntimeError, EOFError, OverflowError,
+)  # fmt: skip
+"""What `zipfile` raises on damaged archives, encrypted entries and unknown versions."""
+
 _UNSAID = (1 << 32) - 1  # a number that only the 64-bit record can hold
 
 
@@ -127,7 +132,7 @@ def check_directory(path: Path) -> None:
         require_at_end(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f"its zip directory cannot be read ({error})") from None
     size = path.stat().st_size
     for entry in entries:

@@ -1,0 +1,51 @@
+"""How large the numbers in a key may be: a key is hostile input, and each number costs work.
+
+A field of a scheme is declared with one of these types, which is checked whenever a scheme is made,
+so also when a key is read. A field with bounds of its own says them where it is declared.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+MOST_BITS = 1 << 20
+"""No message is longer: it is expanded before anything is read."""
+
+MOST_VALUES = 1 << 40
+"""So many values at most do all tensors of a key have together: a checkpoint of terabytes."""
+
+MOST_RECIPIENTS = 100_000
+"""Of one key; each has a code word of its own."""
+
+MOST_CODE_PLACES = 1 << 32
+"""Recipients times bits: all code words of a key are expanded when a suspect is traced."""
+
+MOST_FRESH_CLASSES = 1 << 12
+"""Maps of so many classes are drawn by the million when fresh triggers are judged."""
+
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
+"""Of steps, epochs, batches, images or units; at least one."""
+
+CountOrNone: TypeAlias = Annotated[int, Field(ge=0, le=1 << 31)]
+"""The same, or 0 for none."""
+
+Draws: TypeAlias = Annotated[int, Field(ge=1, le=1 << 40)]
+"""Of a random number that a null hypothesis takes."""
+
+Factor: TypeAlias = Annotated[float, Field(gt=0, le=1e9)]
+"""A weight in a loss, a rate, a margin, a standard deviation."""
+
+FactorOrNone: TypeAlias = Annotated[float, Field(ge=0, le=1e9)]
+"""The same, or 0 to leave it out."""
+
+Levels: TypeAlias = Annotated[
+    tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...], Field(min_length=1, max_length=64)
+]
+"""Mean grey levels, one or one for each channel."""
+
+Spreads: TypeAlias = Annotated[
+    tuple[Annotated[float, Field(ge=1e-9, le=1e9)], ...], Field(min_length=1, max_length=64)
+]
+"""Standard deviations that are divided by, likewise."""
