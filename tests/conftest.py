@@ -32,6 +32,12 @@ from clock import put_clock_ahead  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("tests/e2e", "tests/papers")
+LONGEST = (
+    "test_docs_others.py", "test_docs.py", "test_unmarked_answers.py",
+    "test_published_deepstego.py", "test_demo.py", "test_help.py", "test_box_free.py",
+    "test_run.py", "test_makers.py", "test_opponents.py", "test_deepstego.py",
+    "test_contract.py", "test_web.py", "test_resume.py",
+)  # fmt: skip
 
 # Nothing is remembered from earlier runs, and a slow machine fails no test.
 settings.register_profile(
@@ -49,14 +55,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Tell child processes and hypothesis the seed; an own --hypothesis-seed wins."""
     os.environ[draws.VARIABLE] = str(config.getoption("seed"))
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # workers take files in the order of collection
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.getoption("seed"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffle files, and tests in each; pytest regroups them by parameters of wide fixtures."""
+    """Shuffle files, and tests in each; pytest regroups them by parameters of wide fixtures.
+
+    Otherwise the longest files come first, so that no worker waits for another one at the end.
+    """
     if not config.getoption("shuffle"):
+        place = {name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
         return
     drawn = random.Random(draws.name_draw("order"))  # noqa: S311 - the same on all workers
     files: dict[Path, list[pytest.Item]] = {}

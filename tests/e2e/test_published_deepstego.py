@@ -85,7 +85,7 @@ def test_a_logo_that_is_not_there_costs_no_training(here: Path) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
-        "after(train.Checkpoint, 'save', 2)",
+        "after(train.Checkpoint, 'save', 1)",
         pytest.param(
             "train._CHECKPOINT_SECONDS = -1.0; after(train.Checkpoint, 'save', 150)",
             marks=pytest.mark.slow,  # half a minute more
@@ -94,7 +94,7 @@ def test_a_logo_that_is_not_there_costs_no_training(here: Path) -> None:
     ids=["while a sibling is trained", "in the middle of an epoch"],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(here: Path, driver: Driver, moment: str) -> None:
-    quick = stego(siblings="1", test_key="3")
+    quick = stego(siblings="1", test_key="3", epochs="2")
     driver.killed(moment, quick, here)
     assert call(*quick).code == 0
     resumed = listing(here)
