@@ -38,7 +38,7 @@ def test_the_filter_is_redrawn_with_every_commitment() -> None:
 
 
 def test_only_what_is_left_is_read_and_counted() -> None:
-    scheme = HashFilter("w", 256)
+    scheme = HashFilter("w", 256, reading="plain")
     key = key_of(scheme, 1)
     weights = {"w": np.random.default_rng(1).normal(size=SHAPE["w"])}
     noise = np.random.default_rng(2).normal(size=SHAPE["w"]) * ~scheme.mask(key, "w").reshape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from countermark.key import KeyMaterial
+from countermark.schemes.training.bounded import bound_values
 from countermark.schemes.training.uchida import UchidaTraining, usual_spread
 from countermark.schemes.uchida import Uchida
 
 SHAPES = {"a": (10, 64), "b": (6, 3, 3, 3)}
 
 FORMS: dict[str, dict[str, Any]] = {
-    "hinge": {},
-    "hinge-margin": {"margin": 0.3, "strength": 0.7},
+    "bounded": {},
+    "hinge": {"reading": "plain"},
+    "hinge-margin": {"reading": "plain", "margin": 0.3, "strength": 0.7},
     "bce": {"regularizer": "bce"},
     "bce-random": {"regularizer": "bce", "key_type": "random", "strength": 0.05},
     "bce-direct-mean": {"regularizer": "bce", "key_type": "direct", "read": "filter_mean"},
@@ -28,7 +31,10 @@ FORMS: dict[str, dict[str, Any]] = {
 def by_the_formula(scheme: Uchida, training: UchidaTraining, weights: list[torch.Tensor]) -> Any:
     """λ·E_R, or the hinge, as the page of the scheme writes it, in float64."""
     mean = scheme.read == "filter_mean"
-    w = torch.cat([(each.mean(0) if mean else each).reshape(-1) for each in weights])
+    if scheme.reading == "bounded":
+        w = torch.cat([bound_values(each.reshape(-1), tuple(each.shape)) for each in weights])
+    else:
+        w = torch.cat([(each.mean(0) if mean else each).reshape(-1) for each in weights])
     blocks = scheme.generate_row_blocks(training.key)
     X = torch.from_numpy(np.concatenate([block.astype(np.float64) for block in blocks]))
     message = torch.from_numpy(training.key.message).double()
@@ -68,8 +74,11 @@ def test_the_margin_means_the_same_in_every_layer() -> None:
     key = scheme.generate_key({"a": (64, 300)}, owner="x", material=KeyMaterial.for_tests(1))
     weights = np.random.default_rng(0).normal(size=(64, 300)) / np.sqrt(300)
     X = np.concatenate(list(scheme.generate_row_blocks(key)))
-    spread = usual_spread(scheme, key) * np.linalg.norm(X[0])
+    plain = replace(scheme, reading="plain")
+    spread = usual_spread(plain, key) * np.linalg.norm(X[0])
     assert np.std(X @ weights.reshape(-1)) / spread == pytest.approx(1, abs=0.1)
+    spread = usual_spread(scheme, key) * np.linalg.norm(X[0])
+    assert np.std(scheme.products({"a": 7 * weights}, key)) / spread == pytest.approx(1, abs=0.1)
 
 
 def test_bfloat16_weights_are_read_in_float32() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bounded_by_hand import bounded_by_hand
 from torch import nn
 
 from checkpoints import SHAPES, one_file, tensors
@@ -16,7 +17,7 @@ from countermark.errors import CapacityError, ConfigError, MarkNotTakenError
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_of
-from countermark.schemes.stamp import Carriers, Stamp, spread_of
+from countermark.schemes.stamp import Carriers, Stamp
 from countermark.stamping import advise, stamp
 from countermark.stamping.advising import expected_change
 from countermark.stamping.forecast import forecast
@@ -36,9 +37,10 @@ def key_for(scheme: Stamp, material: KeyMaterial = SECRET) -> Key:
     )
 
 
-def test_a_reading_is_what_the_format_says() -> None:
+@pytest.mark.parametrize("reading", ["plain", "bounded"])
+def test_a_reading_is_what_the_format_says(reading: str) -> None:
     """Written anew, value by value, from the page on formats."""
-    scheme = Stamp(("a", "b"), 96, values=500)
+    scheme = Stamp(("a", "b"), 96, values=500, reading=reading)  # type: ignore[arg-type]
     shapes = {"a": (30, 20), "b": (7, 11)}
     key = scheme.generate_key(shapes, owner="ACME", material=SECRET)
     drawn = np.random.default_rng(3)
@@ -49,7 +51,10 @@ def test_a_reading_is_what_the_format_says() -> None:
         count = min(500, values.size)
         start = int(word) % (values.size - count + 1)
         part = values.reshape(-1)[start : start + count]
-        row += list(part / np.sqrt((part**2).mean()))
+        if reading == "plain":
+            row += list(part / np.sqrt((part**2).mean()))
+        else:
+            row += list(bounded_by_hand(part, values.shape, start))
     signs, turns = key.stream("signs"), key.stream("turns")
     y, served = np.zeros(96), np.zeros(96)
     for at, value in enumerate(row):
@@ -118,8 +123,13 @@ def test_no_smaller_change_gives_the_margins(tmp_path: Path) -> None:
     key = key_for(scheme)
     with open_weights(path) as weights:
         pieces = list(shifted(weights, scheme, key, solve(weights, scheme, key, key.message)))
-        spread = {n: spread_of(weights.read(n).reshape(-1)) for n in INNER}
-    moved = np.concatenate([(p.after - p.before) / spread[p.name] for p in pieces])
+        unit = {
+            n: scheme.scales(weights.read(n).reshape(-1), key.tensors[n], 0).between(
+                0, math.prod(key.tensors[n])
+            )
+            for n in INNER
+        }
+    moved = np.concatenate([(p.after - p.before) / unit[p.name] for p in pieces])
     bits, signs = Carriers(key).take(len(moved))
     along = np.bincount(bits, weights=signs * moved) / np.bincount(bits)
     assert np.allclose(moved, along[bits] * signs, atol=2e-6)

@@ -49,9 +49,11 @@ def scheme_from(name: str, fields: Mapping[str, Any]) -> Scheme:
     Raises:
         ConfigError: there is none, or the fields are not exactly those that it writes.
     """
-    scheme = scheme_named(name).from_fields(fields)
+    kind = scheme_named(name)
+    scheme = kind.from_stored(fields)
+    known = {**kind.earlier_fields, **fields}
     for field, value in scheme.to_fields().items():
-        if field not in fields or fields[field] != value:
+        if field not in known or known[field] != value:
             raise ConfigError(
                 f"the key's field {field!r} is {fields.get(field, 'missing')!r}, where "
                 f"{scheme.name} writes {value!r}: this library never made such a key"

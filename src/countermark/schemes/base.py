@@ -120,8 +120,20 @@ class Scheme(Configured, ABC):
     null: ClassVar[type[Null]]
     null_as_published: ClassVar[type[Null] | None] = None
     """The null of the form `as_published`, where that is another one."""
+    earlier_fields: ClassVar[Mapping[str, Any]] = {}
+    """Fields that keys of earlier versions do not have, with the values by which they are read."""
     trained_by: ClassVar[str] = ""
     """The file of the training half, where several schemes share one."""
+
+    @final
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> Self:
+        """Make one from stored fields, which an earlier version may have written.
+
+        Raises:
+            ConfigError: as `from_fields`.
+        """
+        return cls.from_fields({**cls.earlier_fields, **values})
 
     @property
     @abstractmethod

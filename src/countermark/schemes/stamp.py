@@ -2,7 +2,7 @@
 
 A spread-spectrum mark (Cox et al. 1997): each value that is read serves one bit, by a keyed sign,
 
-    y_t = Σ sign_i · w_i / rms(tensor of i)      over the values i that serve bit t
+    y_t = Σ sign_i · x_i      over the values i that serve bit t, x what is read (`bounded`)
 
 and bit t is y_t > 0. All values stand in one row, cut into runs of T; in each run, turned by a
 keyed number of places, every bit is served once. `docs/format.md` has the orders.
@@ -10,11 +10,10 @@ keyed number of places, every bit is served once. `docs/format.md` has the order
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,6 +25,7 @@ from countermark.evidence import Evidence
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
 from countermark.schemes.base import Paper
+from countermark.schemes.bounded import Scales, line_scales, plain_scale
 from countermark.schemes.bounds import MOST_CODE_PLACES, MOST_RECIPIENTS, MOST_VALUES, Factor
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array, Weights
@@ -44,6 +44,8 @@ class Stamp(WeightScheme):
     Attributes:
         values: how many values are read of each tensor, from a keyed place on; None for all.
         margin: what each bit gets, in standard deviations of its reading without the mark.
+        reading: "bounded" values, which no few units can outweigh (`schemes.bounded`); or "plain",
+            w / rms, as keys of earlier versions are read.
         strength: weight of the mark in a loss, where it is trained in instead.
         recipients: for how many recipients there is a code word of `bits` places, in place of one
             message; 0 for a message.
@@ -51,6 +53,7 @@ class Stamp(WeightScheme):
     """
 
     name: ClassVar[str] = "stamp"
+    earlier_fields: ClassVar[Mapping[str, Any]] = {"reading": "plain"}
     linear: ClassVar[bool] = True
     partial: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
@@ -64,6 +67,7 @@ class Stamp(WeightScheme):
     values: Annotated[int, Field(ge=1, le=MOST_VALUES)] | None = field(default=None, kw_only=True)
     margin: Factor = field(default=5.0, kw_only=True)
     strength: Factor = field(default=0.01, kw_only=True)
+    reading: Literal["bounded", "plain"] = field(default="bounded", kw_only=True)
     recipients: Annotated[int, Field(ge=0, le=MOST_RECIPIENTS)] = field(default=0, kw_only=True)
     coalition: Annotated[int, Field(ge=0, le=MOST_RECIPIENTS)] = field(default=0, kw_only=True)
 
@@ -100,13 +104,23 @@ class Stamp(WeightScheme):
                 carriers.skip(len(places[name]))
                 continue
             part = part_of(weights[name], shape, places[name], name)
-            spread = spread_of(part) or 1.0
+            scales = self.scales(part, shape, places[name].start)
             for start in range(0, len(part), _AT_ONCE):
-                values = part[start : start + _AT_ONCE].astype(np.float64) / spread
+                values = scales.read(part, start, start + _AT_ONCE)
                 bits, signs = carriers.take(len(values))
                 y += np.bincount(bits, weights=signs * values, minlength=self.bits)
                 served += np.bincount(bits, minlength=self.bits)
         return y / np.sqrt(np.maximum(1, served))
+
+    def scales(self, part: Array, shape: tuple[int, ...], start: int) -> Scales:
+        """Find the scales in whose units consecutive values of a tensor are read.
+
+        Args:
+            part: (n,) the values.
+            shape: of the whole tensor.
+            start: place of the first of them.
+        """
+        return line_scales(part, shape, start) if self.reading == "bounded" else plain_scale(part)
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
         """The signs of the scores."""
@@ -214,16 +228,3 @@ def part_of(values: Array, shape: tuple[int, ...], place: range, name: str) -> A
     if values.shape != (len(place),):
         raise ConfigError(f"{name} has shape {values.shape}, the key reads {shape}")
     return values
-
-
-def spread_of(part: NDArray[Any]) -> float:
-    """The root mean square of finite values; 0 where all are 0."""
-    largest = float(np.abs(part).max(initial=0.0))
-    if largest == 0.0:
-        return 0.0
-    squares = 0.0
-    for at in range(0, len(part), _AT_ONCE):
-        values = part[at : at + _AT_ONCE].astype(np.float64)
-        values /= largest  # so that no square overflows
-        squares += float(np.dot(values, values))
-    return largest * math.sqrt(squares / len(part))

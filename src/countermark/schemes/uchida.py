@@ -19,11 +19,13 @@ from countermark.evidence import Evidence
 from countermark.key import Key
 from countermark.message import Bits
 from countermark.schemes.base import Paper
+from countermark.schemes.bounded import line_scales
 from countermark.schemes.bounds import Factor
 from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
 from countermark.xof import Stream
 
+_MARGINS: dict[str | None, float] = {"bounded": 0.8, "plain": 1.0}
 _BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; caches hold so many
 
 
@@ -38,12 +40,17 @@ class Uchida(ConvergedScheme):
         select: "all" weights, or only those "converged" at `start_epoch` (Wang et al. 2020, PART).
         regularizer: "hinge" with `margin` (default) moves the weights less; "bce" as published.
         strength: λ, the weight of the regularizer, which is summed over bits.
-        margin: what the hinge asks of each bit, in standard deviations of [X·w]_t on weights of
-            the usual initial size; 0.1 where T comes near the capacity.
+        margin: what the hinge asks of each bit, in standard deviations of [X·w]_t: as it is read,
+            or read plainly on weights of the usual initial size; None for 0.8, or 1 of plain
+            weights. Take 0.1 where T comes near the capacity.
+        reading: "bounded" values, which no few units can outweigh (`schemes.bounded`); or "plain"
+            weights, as published and as keys of earlier versions are read. None for bounded, or
+            plain where another field is as published.
     """
 
     name: ClassVar[str] = "uchida"
     linear: ClassVar[bool] = True
+    earlier_fields: ClassVar[Mapping[str, Any]] = {"reading": "plain"}
     paper: ClassVar[Paper] = Paper(
         authors="Y. Uchida, Y. Nagai, S. Sakazawa, S. Satoh",
         title="Embedding Watermarks into Deep Neural Networks",
@@ -57,7 +64,8 @@ class Uchida(ConvergedScheme):
     select: Literal["all", "converged"] = field(default="all", kw_only=True)
     regularizer: Literal["bce", "hinge"] = field(default="hinge", kw_only=True)
     strength: Factor = field(default=0.01, kw_only=True)
-    margin: Factor = field(default=1.0, kw_only=True)
+    margin: Factor | None = field(default=None, kw_only=True)
+    reading: Literal["bounded", "plain"] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,8 +74,22 @@ class Uchida(ConvergedScheme):
                 f"{self.key_type} rows use no column twice, so they cannot go over capacity: "
                 "use key_type sign or random"
             )
+        if self.reading is None:
+            object.__setattr__(self, "reading", "plain" if self._is_published() else "bounded")
+        if self.margin is None:
+            object.__setattr__(self, "margin", _MARGINS[self.reading])
+        if self.reading == "bounded" and self.read == "filter_mean":
+            raise ConfigError(
+                f"{self.name}: the mean over filters is read as published: set reading=plain, or "
+                "read=tensor"
+            )
         if self.select == "converged":
             self.check_start()
+
+    def _is_published(self) -> bool:
+        """Return true if a field that changes the reading or its training is as published."""
+        default = (self.key_type, self.read, self.regularizer) == ("sign", "tensor", "hinge")
+        return not default
 
     def generate_row_blocks(self, key: Key) -> Iterator[NDArray[Any]]:
         """X from top to bottom, in blocks of rows (≤T, M): int8 for ±1 and 0, float64 for random.
@@ -92,13 +114,20 @@ class Uchida(ConvergedScheme):
         for name, shape in key.tensors.items():
             if weights[name].shape != shape:
                 raise ConfigError(f"{name} has shape {weights[name].shape}, the key reads {shape}")
-            tensor = weights[name].astype(np.float64)
-            flat = tensor.mean(axis=0) if self.read == "filter_mean" else tensor
+            flat = self._values(weights[name])
             mask = self.mask(key, name)
             parts.append(
                 flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0]
             )  # (M_l,)
         return np.concatenate(parts)  # (M,)
+
+    def _values(self, tensor: Array) -> NDArray[np.float64]:
+        """What is read of a tensor, in its units."""
+        if self.reading == "bounded":
+            part = tensor.reshape(-1)
+            return line_scales(part, tensor.shape).read(part, 0, len(part))
+        values: NDArray[np.float64] = tensor.astype(np.float64)
+        return values.mean(axis=0) if self.read == "filter_mean" else values
 
     def products(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
         """The readings X·w (T,)."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from countermark.errors import ConfigError
-from countermark.schemes.stamp import Stamp, spread_of
+from countermark.schemes.stamp import Stamp
 from countermark.stamping.forecast import Rows, forecast
 from countermark.weights import Weights
 from countermark.weights.dtypes import FLOATS
@@ -161,5 +161,6 @@ def _sample(
         part = weights.read_part(name, 0, count).astype(np.float64)
         width = shape[-1] if shape[-1] <= count else count
         rows = part[: count // width * width].reshape(-1, width)
-        if spread := spread_of(rows.reshape(-1)):
-            yield rows / spread
+        if rows.any():
+            flat = rows.reshape(-1)
+            yield rows / scheme.scales(flat, shape, 0).between(0, len(flat)).reshape(rows.shape)

@@ -12,7 +12,7 @@ from countermark.errors import MarkNotTakenError
 from countermark.key import Key
 from countermark.message import Bits
 from countermark.progress import progress
-from countermark.schemes.stamp import Carriers, Stamp, spread_of
+from countermark.schemes.stamp import Carriers, Stamp
 from countermark.weights import Weights
 from countermark.weights.dtypes import rounded
 
@@ -49,14 +49,14 @@ def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterat
     for name in key.tensors:
         place, dtype = places[name], weights.tensors[name].dtype
         part = weights.read_part(name, place.start, len(place))
-        spread = spread_of(part)
+        scales = scheme.scales(part, key.tensors[name], place.start)
         for start in range(0, len(part), _PIECE):
             before = part[start : start + _PIECE].astype(np.float64)
             bits, signs = carriers.take(len(before))
-            after = before
-            if moves and spread:  # a tensor of zeros stays as it is
-                after = rounded(before + spread * shifts[bits] * signs, dtype)
-            signed = signs * after / (spread or 1.0)
+            after, units = before, scales.between(start, start + len(before))
+            if moves and part.any():  # a tensor of zeros stays as it is
+                after = rounded(before + units * shifts[bits] * signs, dtype)
+            signed = signs * scales.bound(after / units)
             towards = np.bincount(bits, weights=signed, minlength=scheme.bits).astype(np.float64)
             yield Piece(name, place.start + start, before, after, towards)
 

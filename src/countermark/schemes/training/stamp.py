@@ -13,6 +13,7 @@ from countermark.errors import CapacityError
 from countermark.key import Key
 from countermark.schemes.stamp import Carriers, Stamp
 from countermark.schemes.training.base import WeightTraining
+from countermark.schemes.training.bounded import bound_values
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
@@ -48,8 +49,11 @@ class StampTraining(WeightTraining):
         device = weights[0].device
         self._bits, self._signs = self._bits.to(device), self._signs.to(device)
         self._factors = self._factors.to(device)
+        bounded = self._stamp.reading == "bounded"
         parts = [
-            _normalised(weight, place)
+            bound_values(_part(weight, place), tuple(weight.shape), place.start)
+            if bounded
+            else _normalised(weight, place)
             for weight, place in zip(weights, self._places.values(), strict=True)
         ]
         signed = torch.cat(parts) * self._signs  # (N,)
@@ -57,9 +61,14 @@ class StampTraining(WeightTraining):
         return self._stamp.strength * (self._stamp.margin - self._factors * y).clamp_min(0).sum()
 
 
+def _part(weight: Tensor, place: range) -> Tensor:
+    """The values (n,) that are read of a tensor."""
+    return weight.float().reshape(-1)[place.start : place.stop]
+
+
 def _normalised(weight: Tensor, place: range) -> Tensor:
     """What is read of a tensor, in units of its spread; the spread itself is not pulled at."""
-    part = weight.float().reshape(-1)[place.start : place.stop]
+    part = _part(weight, place)
     spread = part.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return part / spread
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from countermark.errors import CapacityError
 from countermark.key import Key
 from countermark.schemes.training.base import Freezer, WeightTraining
+from countermark.schemes.training.bounded import bound_values
 from countermark.schemes.training.convergence import ConvergenceDetector
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
@@ -44,7 +45,8 @@ class UchidaTraining(WeightTraining):
         if uchida.regularizer == "hinge":
             row_norm = torch.linalg.vector_norm(self._against[0])
             self._against *= uchida.strength / (usual_spread(uchida, key) * row_norm)
-        self._margins = torch.full((uchida.bits,), uchida.strength * uchida.margin)  # (T,)
+        margin = uchida.strength * cast(float, uchida.margin)  # settled when the scheme is made
+        self._margins = torch.full((uchida.bits,), margin)  # (T,)
         self._picked = [
             None if mask is None else torch.from_numpy(np.flatnonzero(mask))
             for mask in (uchida.mask(key, name) for name in key.tensors)
@@ -59,16 +61,17 @@ class UchidaTraining(WeightTraining):
         if self._uchida.regularizer == "hinge":
             loss = _Hinge.apply(w, self._against, self._margins)  # type: ignore[no-untyped-call]
         else:
-            strength = self._uchida.strength
-            loss = _BinaryCrossEntropy.apply(w, self._against, strength)  # type: ignore[no-untyped-call]
+            loss = _BinaryCrossEntropy.apply(w, self._against, self._uchida.strength)  # type: ignore[no-untyped-call]
         return cast(Tensor, loss)
 
     def _vector(self, weights: Sequence[Tensor]) -> Tensor:
-        mean = self._uchida.read == "filter_mean"
+        mean, bounded = self._uchida.read == "filter_mean", self._uchida.reading == "bounded"
         parts = []
         for weight, picked in zip(weights, self._picked, strict=True):
             # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
             flat = (weight.float().mean(dim=0) if mean else weight.float()).reshape(-1)  # (M_l,)
+            if bounded:
+                flat = bound_values(flat, tuple(weight.shape))
             parts.append(flat if picked is None else flat[picked.to(flat.device)])
         return parts[0] if len(parts) == 1 else torch.cat(parts)  # (M,)
 
@@ -84,9 +87,13 @@ class UchidaTraining(WeightTraining):
 def usual_spread(uchida: Uchida, key: Key) -> float:
     """Root mean square of what is read, for weights of the usual initial variance 1 / fan-in.
 
+    It is 1 of bounded values.
+
     Fixed by the shapes, so that the margin of the hinge means the same in every layer, and at
     every moment of training.
     """
+    if uchida.reading == "bounded":
+        return 1.0
     squares = total = 0.0
     for shape in key.tensors.values():
         read = uchida.read_of(shape)
