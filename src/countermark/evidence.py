@@ -62,12 +62,15 @@ class Alignment:
     Attributes:
         bears_mark: whether the key finds its mark in the reference, too.
         similarity: mean cosine of the neurons that were matched; 1 for a copy.
+        is_committed: whether the key's commitment holds the reference, which is older than the
+            message then: every freedom of the alignment was fixed before the message was drawn.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
 
     bears_mark: bool
     similarity: float
+    is_committed: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,21 @@ import numpy as np
 from countermark.alignment import Realigned, Reference, realigned
 from countermark.errors import AlignmentError, ConfigError
 from countermark.evidence import Alignment, Evidence
-from countermark.key import Key
+from countermark.key import REFERENCE, Key
 from countermark.nulls import AlignedCoin, FairCoin, Null
 from countermark.openings import Openings
 from countermark.schemes import scheme_of
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.white_box import WeightScheme
 from countermark.subject import ReferenceFacts
-from countermark.weights import Array, Restored, Suspect, Weights, open_weights
+from countermark.weights import (
+    Array,
+    Restored,
+    Suspect,
+    Weights,
+    model_digest,
+    open_weights,
+)
 
 _BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
@@ -52,6 +59,8 @@ def aligned(
     with open_weights(reference.weights) as opened:
         facts = ReferenceFacts(name=opened.name, sha256=opened.file_digest())
         try:
+            if is_committed(opened, key):
+                return _aligned_to_committed(weights, scheme, key, reference, facts)
             before = scheme.before(key)
             unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
             if before:
@@ -73,6 +82,34 @@ def aligned(
         committed=False,  # to the reference, which may have been made to fit
     )
     facts = replace(facts, bears_mark=bears_mark, similarity=found.similarity, folded=found.folded)
+    return [Reading(evidence, found.tensors, found.where)], facts
+
+
+def is_committed(reference: Weights, key: Key) -> bool:
+    """Return true if the key's commitment holds this very model as it was before the mark."""
+    kept = key.frozen.get(REFERENCE)
+    return kept is not None and np.array_equal(kept, model_digest(reference).to_array())
+
+
+def _aligned_to_committed(
+    weights: Weights, scheme: WeightScheme, key: Key, reference: Reference, facts: ReferenceFacts
+) -> tuple[list[Reading], ReferenceFacts]:
+    """Read after alignment to the committed reference, by all of its tensors.
+
+    The reference was fixed before the message was drawn, so that no choice of it, and nothing that
+    the alignment makes of it, can depend on the message.
+
+    Raises:
+        AlignmentError: the suspect cannot be aligned.
+    """
+    found = realigned(
+        weights, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
+    )
+    alignment = Alignment(bears_mark=False, similarity=found.similarity, is_committed=True)
+    evidence = replace(scheme.extract(found.tensors, key), alignment=alignment)
+    facts = replace(
+        facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
+    )
     return [Reading(evidence, found.tensors, found.where)], facts
 
 

@@ -33,6 +33,8 @@ from countermark.message import Bits, decode, labels, message, payload, payload_
 from countermark.xof import Stream, frame
 
 SECRET_BYTES, NONCE_BYTES, SALT_BYTES = 32, 16, 32
+REFERENCE = "reference"
+"""Name of the frozen tensor that commits to the whole model as it was before the mark."""
 OPENINGS = "openings"
 """Name of the frozen tensor against which a part of a key is opened; its digest stands first."""
 

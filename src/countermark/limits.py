@@ -19,6 +19,11 @@ ALIGNED = (
     "as they were before the mark; a reference can be made afterwards, so this proves something "
     "only if the reference is older than the suspect"
 )
+COMMITTED_REFERENCE = (
+    "the suspect's neurons were put into the order and scale of the reference (mean cosine "
+    "{alike:.3f}) before reading; the key's commitment holds that reference as it was before the "
+    "mark, so that p is exact and rests on nobody's word about it"
+)
 MARKED_REFERENCE = (
     "the reference bears the mark: that p holds after alignment to it was simulated on disjoint "
     "pairs of models, not proven; weights from before the mark are the better reference"
@@ -199,7 +204,9 @@ def _of_reading(evidence: Evidence, result: TestResult) -> list[str]:
         limits.append(ONE_SET)
     if evidence.unit == "triggers":
         limits.append(BURNT)
-    if (aligned := evidence.alignment) is not None:
+    if (aligned := evidence.alignment) is not None and aligned.is_committed:
+        limits.append(COMMITTED_REFERENCE.format(alike=aligned.similarity))
+    elif aligned is not None:
         limits.append(ALIGNED.format(alike=aligned.similarity))
         limits.append(MARKED_REFERENCE if aligned.bears_mark else UNMARKED_REFERENCE)
     if evidence.disclosure is not None:

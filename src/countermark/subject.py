@@ -26,6 +26,7 @@ class ReferenceFacts:
         bears_mark: whether the key finds its mark in the reference.
         similarity: mean cosine of the neurons that were matched.
         folded: whether batch norms were folded into the layers before them.
+        committed: whether the key's commitment holds this reference.
         refused: why the suspect could not be aligned; None where it was.
     """
 
@@ -37,6 +38,7 @@ class ReferenceFacts:
     bears_mark: bool | None = None
     similarity: float | None = None
     folded: bool | None = None
+    committed: bool | None = None
     refused: str | None = None
 
 

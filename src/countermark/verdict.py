@@ -474,7 +474,7 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
         if dating is not None:
             needed = f"the claim does not date the key, since {dating.why}"
         return f"{_forged(measured)}: {needed}"
-    if evidence.alignment is not None:
+    if evidence.alignment is not None and not evidence.alignment.is_committed:
         return (
             f"{_forged(measured)}, or beforehand to fit a base that it shares: a claim dates a "
             "key, no reference (--assume-dated states that of both)"
@@ -491,7 +491,7 @@ def _forged(measured: _Measured) -> str:
     """How a cheat would come to such a reading."""
     if measured.evidence.reader:
         return "a reader can be trained afterwards to find any bits in anybody's model"
-    if measured.evidence.alignment:
+    if measured.evidence.alignment and not measured.evidence.alignment.is_committed:
         return "a reference can be made afterwards to which anybody's model aligns as wished"
     if measured.evidence.unit == "images":
         return "networks can be trained afterwards to reveal any picture in anybody's images"

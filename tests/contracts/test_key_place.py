@@ -149,7 +149,7 @@ def test_an_unfinished_key_is_resumed_or_refused(tmp_path: Path) -> None:
     with SCHEME.embed(model, owner="A", key=place, resume=True) as mark:
         mark.restore(state)
         train(mark, model)
-    assert mark.key.c0.hex() == state["commitment"] == state["fingerprint"]
+    assert mark.key.c0.hex() == state["commitment"]
     with pytest.raises(ConfigError, match="resume=True needs the place"):
         SCHEME.embed(host(), owner="A", resume=True)
 

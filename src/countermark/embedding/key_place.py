@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,8 +63,11 @@ class UnfinishedKey:
         self._begun, self.drawn = do_on_rank_zero(self._look)
         """What an interrupted run left: its key as far as it was made, and as it was drawn."""
 
-    def take_up(self, key: Key, given: KeyMaterial | None) -> KeyMaterial:
-        """The secret to embed with: that of the interrupted run, the given one, or a fresh one.
+    def take_up(self, key: Key, given: KeyMaterial | None) -> Key:
+        """Find the key to embed with, as far as it is known before training.
+
+        Its secret is that of the interrupted run, the given one, or a fresh one; what the
+        interrupted run committed to of the model before the mark stays as it was.
 
         Args:
             key: scheme, fields, tensors and owner of the embedding; its material does not matter.
@@ -75,7 +78,7 @@ class UnfinishedKey:
         """
         begun = self._begun
         if begun is None:
-            return do_on_rank_zero(lambda: given or key.material)
+            return replace(key, material=do_on_rank_zero(lambda: given or key.material))
         for what, before, now in (
             ("owner", begun.owner, key.owner),
             ("scheme", begun.scheme, key.scheme),
@@ -92,7 +95,7 @@ class UnfinishedKey:
                 f"{self.folder} holds another secret than the material that was given: leave "
                 "material out, or move the folder away to begin another key"
             )
-        return begun.material
+        return begun
 
     def begin(self, key: Key) -> None:
         """Write the unfinished key as training begins, unless it was taken up.

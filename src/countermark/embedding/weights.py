@@ -13,15 +13,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.embedding.base import Embedding, as_arrays, as_tensors
 from countermark.embedding.key_place import UnfinishedKey
-from countermark.errors import ConfigError, LoopError
+from countermark.errors import ConfigError, LoopError, SuspectError
 from countermark.evidence import Evidence
-from countermark.key import Key, KeyMaterial
+from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.nulls import LEAST_SIBLINGS
-from countermark.weights import Array, Suspect, open_weights
+from countermark.weights import Array, Suspect, model_digest, open_weights
 from countermark.weights.module import gathered
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class WeightEmbedding(Embedding):
         begun = Key(
             scheme.name, scheme.to_fields(), dict(self._tensors), owner,
             material or KeyMaterial.fresh(),
+            frozen=_committed_state(model) if scheme.linear else {},
         )  # fmt: skip
         super().__init__(model, begun=begun, material=material, place=place)
         self._weights = [parameters[name] for name in self._tensors]
@@ -82,7 +84,7 @@ class WeightEmbedding(Embedding):
         self._optimizer: torch.optim.Optimizer | None = None  # whose steps embed the mark
         self._hook: Any = None  # the handle of the hook in it, where it is attached
         if self._freezer is None:
-            self._make_key({})
+            self._make_key(self._begun.frozen)
         else:
             scheme.check_capacity(self._tensors)
 
@@ -153,7 +155,7 @@ class WeightEmbedding(Embedding):
         seen = dict(zip(self._tensors, whole, strict=True))
         frozen = self._freezer.end_epoch(seen)
         if frozen is not None:
-            self._make_key(frozen)
+            self._make_key({**self._begun.frozen, **frozen})
 
     def read(self) -> Evidence | None:
         """What the key reads from the model as it is now; None while there is no key."""
@@ -198,7 +200,8 @@ class WeightEmbedding(Embedding):
             freezer.restore(state["freezer"])
         key, training = self._key, self._training
         nothing_learnt = training is not None and not (training.state() or state["training"])
-        if state["commitment"] is not None and not nothing_learnt:
+        unchanged = key is not None and key.c0.hex() == state["commitment"]
+        if state["commitment"] is not None and not (nothing_learnt and unchanged):
             key, training = self._made_key(as_arrays(state["frozen"]))
             self.require_commitment(key, state)
             if state["training"].keys() != training.state().keys():
@@ -210,9 +213,13 @@ class WeightEmbedding(Embedding):
     def _drawn(self) -> Key | None:
         return self._key
 
+    def _bound(self) -> Key | None:
+        """The key, once a step can have embedded it: until then a state may bring its reference."""
+        return self._key if self._called or self._restored or self._freezer else None
+
     def _make_key(self, frozen: Mapping[str, Any]) -> None:
         key, training = self._made_key(frozen)
-        if frozen:
+        if frozen.keys() != self._begun.frozen.keys():
             self.note_drawn(key)
         self._key, self._training = key, training
 
@@ -302,3 +309,12 @@ class WeightEmbedding(Embedding):
             else:
                 weight.grad.add_(scaled)
         return penalty.detach()
+
+
+def _committed_state(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """What the key commits to of a model as it is before the mark; nothing of one without bytes."""
+    try:
+        with open_weights(model) as weights:
+            return {REFERENCE: model_digest(weights).to_array()}
+    except SuspectError:  # quantised or sparse tensors, which can be no reference
+        return {}

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from countermark.errors import ConfigError, printable
 from countermark.evidence import Evidence
-from countermark.key import Key, KeyMaterial
+from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.message import Bits
 from countermark.schemes.base import Paper
 from countermark.schemes.bounded import Scales, line_scales, plain_scale
@@ -141,6 +141,8 @@ class Stamp(WeightScheme):
     def selected(self, key: Key) -> int | None:
         """None: no mask selects. Frozen are only the values as they were, one for each read."""
         for name, before in key.frozen.items():
+            if name == REFERENCE:
+                continue
             shape = key.tensors.get(name.removeprefix(f"{BEFORE}."))
             if shape is None or before.shape != (self.read_of(shape),):
                 raise ConfigError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence
-from countermark.key import Key
+from countermark.key import REFERENCE, Key
 from countermark.message import Bits
 from countermark.schemes.base import Paper
 from countermark.schemes.bounded import line_scales
@@ -152,7 +152,8 @@ class Uchida(ConvergedScheme):
 
     def selected(self, key: Key) -> int | None:
         """M, where a mask selects weights."""
-        return self.read_width(key) if key.frozen else None
+        selects = any(name != REFERENCE for name in key.frozen)
+        return self.read_width(key) if selects else None
 
     def read_of(self, shape: tuple[int, ...]) -> int:
         """How many values are read of a tensor of this shape."""

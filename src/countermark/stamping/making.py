@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError, MarkNotTakenError
-from countermark.key import Key, KeyMaterial
+from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.keyfile import refuse_existing, refuse_nested
 from countermark.message import Bits
 from countermark.places import require_place
@@ -25,7 +25,7 @@ from countermark.schemes.stamp import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
 from countermark.stamping.copying import Writer, copied, require_apart, require_room, shards_of
 from countermark.stamping.solving import Shifts, shifted, solve
-from countermark.weights import Weights, open_weights
+from countermark.weights import Weights, model_digest, open_weights
 from countermark.weights.dtypes import encoded
 
 
@@ -175,8 +175,8 @@ def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
 def drawn_key(
     weights: Weights, advice: Advice, owner: str, material: KeyMaterial, *, keep_before: bool
 ) -> Key:
-    """The key; what it will read, as it is before the mark, enters its commitment."""
-    frozen: dict[str, NDArray[Any]] = {}
+    """The key; the whole checkpoint, and what is read of it, enter its commitment as they are."""
+    frozen: dict[str, NDArray[Any]] = {REFERENCE: model_digest(weights).to_array()}
     if keep_before:
         for name, place in advice.scheme.places(advice.tensors, material).items():
             part = weights.read_part(name, place.start, len(place))

@@ -13,6 +13,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from countermark import merkle
 from countermark.errors import SuspectError, printable
 from countermark.progress import progress
@@ -38,6 +41,11 @@ class ModelDigest:
 
     root: str
     tensors: int
+
+    def to_array(self) -> NDArray[np.uint8]:
+        """The digest (40,) as a key holds it: the root, then the number, little-endian."""
+        content = bytes.fromhex(self.root) + self.tensors.to_bytes(8, "little")
+        return np.frombuffer(content, dtype=np.uint8)
 
 
 def model_digest(weights: Weights) -> ModelDigest:

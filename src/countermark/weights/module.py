@@ -28,6 +28,10 @@ class ModuleWeights(Weights):
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in self._state.items()
         }
+        # A tied parameter is saved once, under its first name.
+        own = {name for name, _ in module.named_parameters()}
+        tied = {n for n, _ in module.named_parameters(remove_duplicate=False)} - own
+        self.views = frozenset(tied & self.tensors.keys())
 
     def _load(self, name: str) -> NDArray[Any]:
         values = to_numpy(self.name, name, gathered(self._state[name]))
