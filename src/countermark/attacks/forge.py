@@ -131,7 +131,7 @@ class SearchKey(Attack):
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
         """Draw the keys; the model stays as it is."""
-        scheme = Uchida.from_fields(self.mark)
+        scheme = Uchida.from_stored(self.mark)
         with open_weights(stolen) as weights:
             shapes = {name: info.shape for name, info in weights.tensors.items()}
             tensors = scheme.choose(shapes)

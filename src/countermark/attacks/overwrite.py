@@ -59,7 +59,7 @@ class Overwrite(FineTune):
 
         Returns: the thief's keys, and the share of the training rows that was used.
         """
-        scheme = scheme_named(self.scheme).from_fields(self.mark)
+        scheme = scheme_named(self.scheme).from_stored(self.mark)
         if not isinstance(scheme, WeightScheme):
             raise ConfigError(
                 f"{self.name}: {scheme.name} lives in {scheme.family}, not in weights"
@@ -143,7 +143,7 @@ def whole_tensor(mark: dict[str, Any], attack: str) -> Uchida:
     Raises:
         ConfigError: fields that do not fit, or that say otherwise.
     """
-    scheme = Uchida.from_fields(mark)
+    scheme = Uchida.from_stored(mark)  # plain unless it says so: the least change is linear then
     if not isinstance(scheme.layer, str) or scheme.layer == "all" or scheme.read != "tensor":
         raise ConfigError(
             f"{attack} marks one tensor that is read whole: name one layer, read=tensor"
