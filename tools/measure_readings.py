@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -238,15 +239,13 @@ def fine_tuned(model: nn.Module) -> nn.Module:
 
 
 def overwritten(model: nn.Module, layer: str) -> nn.Module:
-    attack = OverwriteClosedForm({"layer": layer, "bits": 256}, times=5, margin=1.0)
+    attack = OverwriteClosedForm({"layer": layer, "bits": 256}, times=5, margin=0.3)
     return attack.run(model).model
 
 
 def attacks(layer: str) -> dict[str, Callable[[nn.Module], nn.Module]]:
     table = edits()
-    found = {
-        name: lambda m, e=table[name]: changed(m, layer, e) for name in ("90% pruned", "int4")
-    }
+    found = {name: lambda m, e=table[name]: changed(m, layer, e) for name in ("90% pruned", "int4")}
     found = {"nothing": copy.deepcopy, **found, "fine-tuned, 2 epochs at 1e-3": fine_tuned}
     found["overwritten five times"] = lambda m: overwritten(m, layer)
     for share in (0.05, 0.1, 0.2, 0.4):
@@ -286,29 +285,32 @@ def compare_networks(host: str) -> list[str]:
 
 PAGE = """# Bounded readings
 
-A hidden unit that never fires may have any outgoing weights, and a unit that nothing leaves any incoming ones. No
-output changes, and a reading that sums weights as they are reads nothing but those: an edit that costs nothing takes
-the mark away. So `uchida`, `hash_filter`, `stamp` and recipients read each weight in units of its row and of its
-column, and cut it off at three such units ([the formula](format.md#bounded-values)). A row or a column then counts as
-much as any other, whatever its scale. Keys of earlier versions, and the published forms, are read as they were written
-(`reading` = `plain`), and fall to such units.
+A hidden unit that never fires may have any outgoing weights, and a unit that nothing leaves any
+incoming ones. No output changes, and a reading that sums weights as they are reads nothing but
+those: an edit that costs nothing takes the mark away. So `uchida`, `hash_filter`, `stamp` and
+recipients read each weight in units of its row and of its column, and cut it off at three such
+units ([the formula](format.md#bounded-values)). A row or a column then counts as much as any
+other, whatever its scale. Keys of earlier versions, and the published forms, are read as they were
+written (`reading` = `plain`), and fall to such units.
 
-Chance reads a bounded layer as it reads any other: it is a function of the suspect that does not know the key
-(`tests/unit/test_bounded.py`: twelve kinds of layers, 1,000 keys of each form, binomial).
+Chance reads a bounded layer as it reads any other: it is a function of the suspect that does not
+know the key (`tests/unit/test_bounded.py`: twelve kinds of layers, 1,000 keys of each form,
+binomial).
 
 ## How the form was chosen
 
-Wrong bits of {bits} in a Gaussian layer of {rows} × {columns} weights, marked for each form with a margin of {margin:g}
-standard deviations. *clipped*: cut off at three robust deviations, by the median of the non-zero absolute values;
-*redescending*: nothing beyond four of them; *rows*: each row divided by its root mean square; *rows and columns*: the
-default.
+Wrong bits of {bits} in a Gaussian layer of {rows} × {columns} weights, marked for each form with a
+margin of {margin:g} standard deviations. *clipped*: cut off at three robust deviations, by the
+median of the non-zero absolute values; *redescending*: nothing beyond four of them; *rows*: each
+row divided by its root mean square; *rows and columns*: the default.
 
 {forms}
 
 ## What it costs and gains
 
-Marks of 256 bits in networks that learnt the bundled digits, wrong bits at seeds {seeds}, mean accuracy of the three;
-overwriting is the least change that gives a fresh plain key of 256 bits a margin of one deviation, five times.
+Marks of 256 bits in networks that learnt the bundled digits, wrong bits at seeds {seeds}, mean
+accuracy of the three; overwriting is the least change that gives a fresh plain key of 256 bits a
+margin of .3 deviations, five times.
 
 In the {mlp} output weights of the MLP. {mlp_table}
 
@@ -316,18 +318,18 @@ In the {lenet} weights of LeNet's second convolution. {lenet_table}
 
 ## Where this comes from
 
-`python tools/measure_readings.py`, countermark {version}, commit {commit}, torch {torch}, numpy {numpy}, Python {python},
-{processor}, one thread, fp32. Random layers and small networks on digits: what is measured here is the reading, and
-larger networks may lose other shares of their accuracy.
+`python tools/measure_readings.py`, countermark {version}, commit {commit}, torch {torch}, numpy
+{numpy}, Python {python}, {processor}, one thread, fp32. Random layers and small networks on
+digits: what is measured here is the reading, and larger networks may lose other shares of their
+accuracy.
 """
 
 
 def processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-        return names[0]
-    except (OSError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 

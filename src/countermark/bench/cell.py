@@ -115,7 +115,7 @@ def _trained(
         fit(model, data, host_recipe, course, checkpoint=checkpoint)
         return model, None
     batches = cell.host.epochs * batches_of(data, host_recipe)
-    scheme = scheme_for(cell.scheme, cell.fields, data, batches)
+    scheme = scheme_for(cell.scheme, cell.fields, data, batches, stored=True)
     siblings = Siblings()
     if cell.host.siblings and scheme.needs_siblings:
         folder = CACHE / "siblings" / _host_digest(cell)

@@ -125,7 +125,7 @@ def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
     """What makes the stego images, and what the attacker takes for it if that is another."""
     if cell.embedder:
         return embedder_named(cell.embedder), None
-    scheme = scheme_for(cell.scheme, cell.fields, data, batches=1)
+    scheme = scheme_for(cell.scheme, cell.fields, data, batches=1, stored=True)
     if isinstance(scheme, DrawnTriggers):
         return _drawing(scheme), None
     if not isinstance(scheme, DeepStego):

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from countermark.bench.embed import Order
 
 
-def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int) -> Scheme:
+def scheme_for(
+    name: str, fields: Mapping[str, Any], data: Dataset, batches: int, *, stored: bool = False
+) -> Scheme:
     """The scheme of that name; what it has to know of the data and the course is taken from them.
 
     Args:
@@ -34,6 +36,8 @@ def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int
         fields: those that are given.
         data: what the host learns.
         batches: how many of them, all epochs together.
+        stored: the fields are those of an experiment, which means by them what an earlier version
+            did.
 
     Raises:
         ConfigError: there is no such scheme, or a field is wrong.
@@ -43,7 +47,7 @@ def scheme_for(name: str, fields: Mapping[str, Any], data: Dataset, batches: int
         mean, deviation = data.scale
         of_data = {"classes": data.classes, "mean": mean, "deviation": deviation}
         fields = of_data | kind.paced(batches) | dict(fields)
-    return kind.from_fields(fields)
+    return kind.from_stored(fields) if stored else kind.from_fields(fields)
 
 
 def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:

@@ -59,7 +59,7 @@ class Classifiers:
         fit(plain, data, self._how, course)
         trained = time.process_time() - start
         batches = trial.epochs * batches_of(data, self._how)
-        scheme = scheme_for(trial.scheme, trial.fields, data, batches)
+        scheme = scheme_for(trial.scheme, trial.fields, data, batches, stored=True)
         marked, keys, course = [], [], replace(course, seed=number + 1)
         start = time.process_time()
         with self._siblings(plain, course, scheme.needs_siblings) as siblings:
