@@ -14,7 +14,7 @@ from countermark.errors import ConfigError, nearest
 from countermark.units import Architecture, blocks_of
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_HEADS = ("lm_head", "score", "classifier", "head", "fc", "output")
+HEADS = ("lm_head", "score", "classifier", "head", "fc", "output")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def untie(model: nn.Module, name: str) -> bool:
 def _found_name(model: nn.Module) -> str:
     """The name of the weight of a live model's last layer; empty where that cannot be told."""
     layers = [name for name, each in model.named_modules() if isinstance(each, _LAYERS)]
-    named = [each for each in layers if each.rpartition(".")[2] in _HEADS]
+    named = [each for each in layers if each.rpartition(".")[2] in HEADS]
     shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
     if blocks_of(shapes, Architecture.of_model(model)):  # a block's own layers make no scores
         layers = [each for each in named if "." not in each]
