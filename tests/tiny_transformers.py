@@ -174,4 +174,27 @@ def tiny(name: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+class TinyLm(nn.Module):
+    """A transformer with a head that scores words, tied to its embeddings or not."""
+
+    def __init__(self, name: str, *, tied: bool) -> None:
+        super().__init__()
+        self.model = tiny(name)
+        self.config = SimpleNamespace(**vars(self.model.config), tie_word_embeddings=tied)
+        self.lm_head = nn.Linear(WIDTH, WORDS, bias=False)
+        if tied:
+            table = next(each for each in self.model.modules() if isinstance(each, nn.Embedding))
+            self.lm_head.weight = table.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        scores: Tensor = self.lm_head(self.model(words))
+        return scores
+
+
+def tiny_lm(name: str, *, tied: bool = False) -> nn.Module:
+    """A language model with random weights, in eval mode."""
+    torch.manual_seed(1)
+    return TinyLm(name, tied=tied).eval()
+
+
 WORDS_GIVEN = torch.randint(WORDS, (3, 9), generator=torch.Generator().manual_seed(7))

@@ -3,7 +3,7 @@
 Whoever takes a model can put its neurons into another order, and none of its outputs changes. So
 where one mark alone is in the suspect, the other is sought in the order of that party's own model.
 What is found then is no evidence, since the mark has its part in the order: it leaves the dispute
-open.
+open. So does a suspect whose other neurons are those of an older claimed model, without its mark.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, 
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.timestamp import Authority
+from countermark.copies import likeness
 from countermark.errors import AlignmentError
 from countermark.examine import examine
 from countermark.examine_aligned import perhaps_disguised
@@ -39,6 +40,24 @@ class Shown:
     key: Key
     claim: Claim
     model: Path
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """What the examiner of a dispute decides by.
+
+    Attributes:
+        alpha: the largest chance of a false accusation, over all readings.
+        believed: whose time stamps count.
+        counted: the ledger, as `audited` reads it.
+        base: a public model that both parties began with, as far as the examiner knows: what the
+            suspect has in common with it is then no sign of a copy.
+    """
+
+    alpha: float
+    believed: Sequence[Authority] = ()
+    counted: Audit | None = None
+    base: Path | None = None
 
 
 def audited(url: str) -> Audit:
@@ -80,27 +99,50 @@ def read_parties(
     return (parties[0], parties[1]), readings
 
 
-def settle(
-    suspect: Path, shown: Sequence[Shown], opened: Opened, *, alpha: float,
-    believed: Sequence[Authority], counted: Audit | None,
-) -> Resolution:  # fmt: skip
+def settle(suspect: Path, shown: Sequence[Shown], opened: Opened, examiner: Examiner) -> Resolution:
     """Read both keys from all three models, and decide between the two parties.
 
     Args:
         suspect: the model in dispute.
         shown: by the first party, and by the second.
         opened: how a file is opened as a suspect of a key.
-        alpha: the largest chance of a false accusation, over all readings.
-        believed: whose time stamps count.
-        counted: the ledger, as `audited` reads it.
+        examiner: what the decision is made by.
 
     Raises:
         SuspectError: a model that cannot be read.
         ClaimError: a claim that is not whole, or not about its party's key and model.
     """
-    parties, readings = read_parties(suspect, shown, terms_of(alpha, counted), opened)
+    parties, readings = read_parties(
+        suspect, shown, terms_of(examiner.alpha, examiner.counted), opened
+    )
     why = doubt(suspect, shown, readings)
-    return resolve(parties, readings, believed, counted, doubt=why)
+    copies = copies_of(suspect, shown, readings, examiner.base)
+    return resolve(parties, readings, examiner.believed, examiner.counted, doubt=why, copies=copies)
+
+
+def copies_of(
+    suspect: Path, shown: Sequence[Shown], readings: Readings, base: Path | None = None
+) -> dict[Side, str]:
+    """Find the parties whose models the suspect is a copy of, among those whose marks are missing.
+
+    Args:
+        suspect: the model in dispute.
+        shown: by the first party, and by the second.
+        readings: as `read_parties` gives them.
+        base: as of an `Examiner`.
+
+    Returns: for each of them, in words, how much of the suspect is the same.
+
+    Raises:
+        SuspectError: a model that cannot be read.
+    """
+    found: dict[Side, str] = {}
+    for side, each in zip(SIDES, shown, strict=True):
+        if readings[side, side].owned and not readings[side, "suspect"].owned:
+            compared = likeness(suspect, each.model, base)
+            if compared.is_copy:
+                found[side] = str(compared)
+    return found
 
 
 def doubt(suspect: Path, shown: Sequence[Shown], readings: Readings) -> str | None:

@@ -18,6 +18,7 @@ from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
 from countermark.errors import ConfigError
 from countermark.weights import save_weights
+from tiny_transformers import TINY, WORDS_GIVEN, tiny_lm
 
 DATA = load_data("digits").subset(train=300, test=100)
 IMAGES = DATA.normalised(DATA.test_images)
@@ -64,6 +65,12 @@ ROWS = [
     Facts("dummies", "equal", {"kind": "split"}),
     Facts("fold", "equal", host="resnet18"),
     Facts("isomorph", "equal"),
+    Facts("dead_units", "changes"),
+    Facts("shift_logits", "changes"),
+    Facts("reorder_classes", "changes"),
+    Facts("rotate", "equal", host="llama"),
+    Facts("turn_values", "equal", host="gpt"),
+    Facts("move_blocks", "equal", host="gpt"),
     Facts("forge_reader", "finds", {"layer": LAYER, "bits": 64}),
     Facts("forge_signs", "finds", {"layer": LAYER}),
     Facts("search_key", "finds", {"mark": MARK, "tries": 5}),
@@ -75,6 +82,8 @@ ROWS = [
 HOSTS: dict[str, tuple[dict[str, Any], str]] = {
     "mlp": ({}, "2.weight"),
     "resnet18": ({"width": 0.125, "channels": 1}, "layer1.0.conv2.weight"),
+    "gpt": ({}, "model.h.0.mlp.c_fc.weight"),
+    "llama": ({}, "model.layers.0.mlp.up_proj.weight"),
 }
 SLOW = {"isomorph"}  # an export takes seconds
 every_attack = pytest.mark.parametrize(
@@ -87,8 +96,10 @@ every_attack = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nn.Module]:
     """Small hosts that have learnt a little, in eval mode; no test may change them."""
-    found = {}
+    found = {name: tiny_lm(name) for name in TINY if name in HOSTS}
     for name, (arguments, _) in HOSTS.items():
+        if name in found:
+            continue
         seeded(1, name)
         host = build(name, arguments)
         fit(host, DATA, replace(recipe(name), batch_size=32), Course(1, device="cpu"))
@@ -120,7 +131,7 @@ def attack_of(facts: Facts, others: list[str]) -> Attack:
 
 def answers(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        scores: Tensor = model(IMAGES)
+        scores: Tensor = model(WORDS_GIVEN if hasattr(model, "lm_head") else IMAGES)
     return scores
 
 

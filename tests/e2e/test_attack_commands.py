@@ -29,11 +29,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "search_key": {"mark": MARK, "tries": 5},
     "forge_triggers": {"triggers": 10},
     "invert": {"mark": MARK},
+    "shift_logits": {"layer": "2.weight"},
+    "reorder_classes": {"layer": "2.weight"},
     "detect_statistic": {"layer": "2.weight", "others": OTHERS},
     "detect_sorted": {"layer": "2.weight", "marked": OTHERS, "unmarked": OTHERS},
 }
-# An MLP of ReLU has neither signs to flip nor norms to fold; an export takes long.
-IMPOSSIBLE, LONG = {"flip_signs", "fold"}, {"isomorph"}
+# An MLP of ReLU has neither signs to flip, nor norms to fold, nor blocks; an export takes long.
+IMPOSSIBLE = {"flip_signs", "fold", "rotate", "turn_values", "move_blocks"}
+LONG = {"isomorph"}
 
 
 def options(name: str) -> list[str]:

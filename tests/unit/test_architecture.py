@@ -44,6 +44,7 @@ RANKS = {
     "alignment": 3,
     "verdict": 3,
     "claims": 4,
+    "copies": 4,
     "embedding": 4,
     "steganalysis": 4,
     "loops": 5,

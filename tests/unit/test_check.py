@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from checkpoints import one_file
 from contracts.facts import fresh_host
 from countermark.attacks.base import NamedTensors
-from countermark.bench.check import NOT_TRAINED, TRIES, UNTOUCHED, check
+from countermark.attacks.output_layer import ShiftLogits
+from countermark.bench.check import NO_LAST_LAYER, NOT_TRAINED, SHIFTED, TRIES, UNTOUCHED, check
 from countermark.errors import ConfigError
 from countermark.examine import read_evidence, verify
 from countermark.key import Key, KeyMaterial
@@ -36,11 +37,12 @@ def test_it_finds_what_is_found_in_an_attacked_file(tmp_path: Path) -> None:
     out, key = marked(tmp_path, layer=["layers.0.up", "layers.1.down"])
     done = check(out, key)
     assert [each.what for each in done.tries] == [UNTOUCHED, *TRIES]
+    assert NO_LAST_LAYER in done.not_tried
     for each in done.tries[1:]:
         attacked = TRIES[each.what].run(NamedTensors(load_file(out))).model
         evidence = read_evidence(attacked, key)
-        if "shaken" in each.what:  # by other numbers
-            assert abs(evidence.matched - (each.matched or 0)) <= 20
+        if "shaken" in each.what or "noise" in each.what:  # by other numbers
+            assert abs(evidence.matched - (each.matched or 0)) <= 40
         else:
             assert (evidence.matched, verify(attacked, key).outcome) == (each.matched, each.outcome)
     assert NOT_TRAINED in done.not_tried
@@ -87,6 +89,18 @@ def test_a_model_is_trained_on_where_there_are_data(tmp_path: Path) -> None:
     assert done.tries[-1].accuracy is not None
     assert done.tries[-1].accuracy > 0.8
     assert NOT_TRAINED not in done.not_tried
+
+
+def test_a_shift_of_all_scores_is_tried_where_the_key_reads_the_last_layer(tmp_path: Path) -> None:
+    fields = {"layer": ["0.weight", "2.weight"], "bits": 128}
+    save_weights(fresh_host().state_dict(), tmp_path / "in.safetensors")
+    places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
+    stamp(tmp_path / "in.safetensors", places, owner="ACME", fields=fields, material=SECRET)
+    done = check(places.out, Key.load(places.key))
+    assert NO_LAST_LAYER not in done.not_tried
+    (tried,) = [each for each in done.tries if each.what == SHIFTED]
+    attacked = ShiftLogits(layer="2.weight").run(NamedTensors(load_file(places.out))).model
+    assert read_evidence(attacked, Key.load(places.key)).matched == tried.matched
 
 
 def test_a_learnt_reader_is_refused() -> None:

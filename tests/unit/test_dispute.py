@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from authority import LocalAuthority, some_claim
 from countermark.claims.audit import Audit
 from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
 from countermark.claims.signed import Claim, TreeHead
-from countermark.disputes import Shown, doubt, read_parties, terms_of
+from countermark.disputes import Shown, copies_of, doubt, read_parties, terms_of
 from countermark.errors import ClaimError
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
@@ -222,6 +222,157 @@ def test_a_mark_that_reordered_neurons_hide_leaves_it_open(tmp_path: Path) -> No
     )
     shown[0] = Shown(Key.load(tmp_path / "odd.key"), A, tmp_path / "odd.safetensors")
     assert "which cannot be undone" in (doubt(files["taken"], shown, marks) or "")
+
+
+LIKE = "400 of 512 neurons are the same"
+
+
+@pytest.mark.parametrize(
+    ("found", "copies", "early", "outcome"),
+    [
+        ("nyn yny", {"first": LIKE}, A, "undecidable"),  # poisoned and stamped by the second
+        ("nyn yny", {"first": LIKE}, B, "second"),  # whose claim is the older one
+        ("nyn yny", {}, A, "second"),  # and which is no copy of the first's
+        ("yyn nny", {"second": LIKE}, B, "undecidable"),
+        ("yyn nny", {"second": LIKE}, A, "first"),
+        ("yyn nny", {"first": LIKE}, A, "first"),  # the first's mark is there
+        ("nyn nny", {"first": LIKE}, A, "undecidable"),
+        ("nyn nny", {"first": LIKE}, B, "neither"),
+        ("nyn yyy", {"second": LIKE}, A, "second"),
+    ],
+)
+def test_nothing_is_decided_against_the_older_owner_of_a_copy_without_its_mark(
+    found: str, copies: dict[Side, str], early: Claim, outcome: str, authority: LocalAuthority
+) -> None:
+    order = [A, B] if early is A else [B, A]
+    audited = listed(order, heads(authority))
+    got = resolve((party(A), party(B)), readings(found), [authority.pinned], audited, copies=copies)
+    assert got.outcome == outcome
+    if outcome == "undecidable":
+        (side,) = copies
+        assert f"the suspect is a copy of the {side}'s own model" in got.reason
+        assert "mark may have been removed" in got.reason
+        assert LIKE in got.reason
+        assert f"the suspect is like the {side}'s model: {LIKE}" in got.explain()
+        assert got.to_json()["copies"] == copies
+
+
+def test_a_party_without_a_date_and_a_mark_has_no_such_say(authority: LocalAuthority) -> None:
+    """Whoever copies a model and says that it was his, without having dated it, changes nothing."""
+    copies: dict[Side, str] = {"first": LIKE}
+    both = party(A), party(B)
+    assert resolve(both, readings("nyn yny"), copies=copies).outcome == "second"
+    for order, claim in (([B], A), ([B], authority.stamp(A))):  # a stamp alone dates nothing
+        audited = listed(order, [head(1, authority)])
+        got = resolve((party(claim), party(B)), readings("nyn yny"), [authority.pinned], audited,
+                      copies=copies)  # fmt: skip
+        assert got.outcome == "second"
+    audited = listed([A, B], heads(authority))
+    unmarked = resolve(both, readings("nnn yny"), [authority.pinned], audited, copies=copies)
+    before = resolve(both, readings("nnn yny"), [authority.pinned], audited)
+    assert (unmarked.outcome, unmarked.reason) == (before.outcome, before.reason)
+    # A thief who stamps nothing is not the older one for that.
+    audited = listed([A], [head(1, authority)])
+    got = resolve(both, readings("nyn yny"), [authority.pinned], audited, copies=copies)
+    assert got.outcome == "undecidable"
+
+
+def poisoned(file: Path, out: Path, share: float = 0.05) -> None:
+    """What a thief makes of a model: columns behind dead units full of noise."""
+    drawn, found = np.random.default_rng(5), load_file(file)
+    for name, tensor in found.items():
+        columns = drawn.permutation(tensor.shape[1])[: round(share * tensor.shape[1])]
+        # Twenty standard deviations: with more a stamp would grow as large as the weights.
+        tensor[:, columns] = drawn.normal(0, 1, (len(tensor), len(columns)))
+        found[name] = tensor
+    save_file(found, out)
+
+
+@dataclass
+class Workshop:
+    """Where models are made, stamped and stolen."""
+
+    folder: Path
+    drawn: np.random.Generator
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def begin(self, name: str, like: str = "", change: float = 0.3) -> Path:
+        """A network of its own, or one that was trained on from another."""
+        made = {each: self.drawn.normal(0, 0.05, (256, 256)) for each in ("0.weight", "2.weight")}
+        if like:
+            begun = load_file(self.file(like))
+            made = {each: begun[each] + change * made[each] for each in made}
+        save_file({each: made[each].astype(np.float32) for each in made}, self.file(name))
+        return self.file(name)
+
+    def stamp(self, source: str, out: str, secret: int) -> None:
+        places = Places(self.file(out), self.folder / f"{out}.key")
+        material = KeyMaterial(bytes([secret]) * 32, bytes(16))
+        stamp(self.file(source), places, owner="ACME Inc.", material=material)
+
+    def shown(self, first: str, second: str) -> list[Shown]:
+        return [
+            Shown(Key.load(self.folder / f"{name}.key"), claim, self.file(name))
+            for name, claim in ((first, A), (second, B))
+        ]
+
+    def settled(
+        self, suspect: str, shown: list[Shown], authority: LocalAuthority, base: str = ""
+    ) -> Resolution:
+        """With the first's claim in the ledger before the second's."""
+        _, marks = read_parties(
+            self.file(suspect), shown, terms_of(1e-6, None), lambda file, _: nullcontext(file)
+        )
+        copies = copies_of(self.file(suspect), shown, marks, self.file(base) if base else None)
+        audited = listed([A, B], heads(authority))
+        parties = party(A), party(B)
+        return resolve(parties, marks, [authority.pinned], audited, copies=copies)
+
+
+def test_a_poisoned_copy_that_the_thief_stamps_is_not_the_thiefs(
+    tmp_path: Path, authority: LocalAuthority
+) -> None:
+    shop = Workshop(tmp_path, np.random.default_rng(1))
+    shop.begin("base")
+    shop.stamp("base", "own", 1)
+    poisoned(shop.file("own"), shop.file("dead"))
+    shop.stamp("dead", "taken", 2)
+    shown = shop.shown("own", "taken")
+    got = shop.settled("taken", shown, authority)
+    found = "".join("y" if each.owned else "n" for each in got.readings.values())
+    assert found in {"nynyny", "yyyyny"}  # a reading that is bounded finds the first's, too
+    assert got.outcome in {"undecidable", "first"}
+    assert (got.outcome == "undecidable") == (found == "nynyny")
+    if found == "nynyny":
+        assert "as in fewer than one of a billion models" in got.reason
+    # Another model of the second's own, and the first's claim is the older one all the same.
+    shop.begin("other")
+    shop.stamp("other", "others", 2)
+    got = shop.settled("others", shop.shown("own", "others"), authority)
+    assert (got.outcome, got.copies) == ("second", {})
+
+
+def test_what_two_parties_have_from_one_base_is_told_from_a_copy_by_the_base(
+    tmp_path: Path, authority: LocalAuthority
+) -> None:
+    """The base is older than both, so that likeness alone decides nothing; named, it is off."""
+    shop = Workshop(tmp_path, np.random.default_rng(2))
+    shop.begin("base")
+    for name, secret in (("first", 1), ("second", 2)):
+        shop.begin(f"{name}-tuned", like="base")
+        shop.stamp(f"{name}-tuned", name, secret)
+    shown = shop.shown("first", "second")
+    got = shop.settled("second", shown, authority)
+    assert got.outcome == "undecidable"
+    assert "unless both models come of one older base, which the examiner can name" in got.reason
+    got = shop.settled("second", shown, authority, base="base")
+    assert (got.outcome, got.copies) == ("second", {})
+    poisoned(shop.file("first"), shop.file("dead"))
+    shop.stamp("dead", "taken", 3)
+    got = shop.settled("taken", shop.shown("first", "taken"), authority, base="base")
+    assert got.outcome != "second"  # a copy of the first's changes to the base
 
 
 def test_a_stamp_alone_and_stamps_of_nobody_believed_count_nothing(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from countermark.attacks.average import Average
 from countermark.attacks.base import Attack
+from countermark.attacks.dead_units import DeadUnits
 from countermark.attacks.detect import DetectSorted, DetectStatistic
 from countermark.attacks.fine_prune import FinePrune
 from countermark.attacks.fine_tune import FineTune
@@ -16,13 +17,16 @@ from countermark.attacks.imitate import Imitate
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
 from countermark.attacks.isomorph import Isomorph
 from countermark.attacks.lora import LoRA
+from countermark.attacks.move_blocks import MoveBlocks
 from countermark.attacks.noise import Noise, Shift
+from countermark.attacks.output_layer import ReorderClasses, ShiftLogits
 from countermark.attacks.overwrite import Overwrite, OverwriteClosedForm
 from countermark.attacks.prune import Prune
 from countermark.attacks.prune_structured import PruneStructured
 from countermark.attacks.prune_unused import PruneUnused
 from countermark.attacks.quantise import Quantise
 from countermark.attacks.retrain import Retrain
+from countermark.attacks.rotate import Rotate, TurnValues
 from countermark.attacks.sweep import FineTuneSweep
 from countermark.errors import named
 
@@ -32,6 +36,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
         Prune, PruneUnused, PruneStructured, FinePrune, Quantise, Noise, Shift, Average,
         FineTune, FineTuneSweep, LoRA, Retrain, Imitate, Overwrite, OverwriteClosedForm,
         Permute, Rescale, FlipSigns, Dummies, Fold, Isomorph,
+        DeadUnits, ShiftLogits, ReorderClasses, Rotate, TurnValues, MoveBlocks,
         ForgeReader, ForgeSigns, SearchKey, ForgeTriggers, Invert, DetectStatistic, DetectSorted,
     )
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
@@ -39,13 +39,15 @@ class FineTune(Attack):
         lr: learning rate, constant; has no default, since it decides what the attack removes.
         epochs: passes over the thief's rows.
         batch_size: the most images a step takes; an epoch's batches differ by one image at most.
-        optimizer: "adam", or "sgd" with momentum 0.9; no weight decay.
+        optimizer: "adam", or "sgd" with momentum 0.9.
         layers: "all" (FTAL), or "last" (FTLL): only the last module with parameters of its own is
             trained. Running statistics of batch norms move in either case.
         rows: how many of the training rows the thief has, drawn by the seed; None for all.
         new_classes: give the last linear or convolutional layer this many outputs and fresh
             weights: for data of another domain, or to relearn the layer (RTAL, RTLL).
         seed: draws rows, batches, fresh weights and dropout.
+        weight_decay: each step takes lr·weight_decay of every weight away, apart from the loss
+            (decoupled, as in AdamW); 0 for none.
     """
 
     name: ClassVar[str] = "fine_tune"
@@ -63,6 +65,7 @@ class FineTune(Attack):
     rows: PositiveInt | None = field(default=None, kw_only=True)
     new_classes: PositiveInt | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    weight_decay: NonNegativeFloat = field(default=0.0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
         """Train the copy where it is, and leave it in eval mode.
@@ -132,6 +135,7 @@ class FineTune(Attack):
                     images = data.normalised(data.train_images[batch]).to(device)
                     labels = data.train_labels[batch].to(device)
                     optimizer.zero_grad()
+                    self._decay(trained)
                     loss = F.cross_entropy(scores(stolen, images), labels)
                     if mark:
                         loss = loss + mark.penalty()
@@ -142,6 +146,13 @@ class FineTune(Attack):
                     mark.end_epoch()
         optimizer.zero_grad()
         stolen.eval()
+
+    def _decay(self, trained: list[nn.Parameter]) -> None:
+        """Shrink every weight by a step's share, whatever the optimizer."""
+        if self.weight_decay:
+            with torch.no_grad():
+                for parameter in trained:
+                    parameter.mul_(max(0.0, 1 - self.lr * self.weight_decay))
 
     def optimizer_of(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters, as the fields say."""

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from countermark.attacks.base import Attack, NamedTensors
+from countermark.attacks.dead_units import FillUnits
 from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.noise import Noise
+from countermark.attacks.output_layer import HEADS, ShiftLogits
 from countermark.attacks.prune import Prune
 from countermark.attacks.quantise import Quantise
 from countermark.bench.data import load_data
@@ -27,6 +29,7 @@ from countermark.schemes import weight_scheme_of
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.white_box import WeightScheme
 from countermark.subject import Subject
+from countermark.units import chain_of
 from countermark.verdict import KeyIdentity, Outcome, Terms, judge
 from countermark.weights import Array, Weights, open_weights
 
@@ -40,11 +43,16 @@ TRIES: Mapping[str, Attack] = {
     "nine of ten weights set to zero": Prune(0.9),
     "rounded to 8 bits": Quantise(8, "channel"),
     "rounded to 4 bits": Quantise(4, "channel"),
+    "noise in one of 20 columns (dead units)": FillUnits("outgoing"),
+    "noise in one of 20 rows (units unheard)": FillUnits("incoming"),
 }
+SHIFTED = "one vector in all rows of the last layer"
 NOT_TRIED = (
     "reordered or rescaled neurons, which hide what is read in order: keep a reference for verify",
+    "rotated streams, turned value heads, moved blocks, another order of classes: see attack list",
     "distilling, merging with other models, long training: no key of weights is sure of these",
 )
+NO_LAST_LAYER = "a shift of all scores: the key reads no layer that is a model's last by its name"
 NOT_TRAINED = "training on: give --model and --data"
 
 
@@ -128,18 +136,27 @@ def check(
     if model and data:
         tries.append(_trained_on(marked, key, (model, dict(arguments or {})), data))
     left = NOT_TRIED if model and data else (NOT_TRAINED, *NOT_TRIED)
+    if all(each.what != SHIFTED for each in tries):
+        left = (*left, NO_LAST_LAYER)
     return Checked(tuple(tries), left, "", time.monotonic() - began)
 
 
 def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
     """Every attack that needs no data, a tensor at a time: the model is read once."""
-    found: dict[str, dict[str, Array]] = {what: {} for what in TRIES}
+    with open_weights(marked) as weights:
+        last = _last_layer(weights)
+    tried: dict[str, Attack] = dict(TRIES)
+    if last in key.tensors:
+        tried[SHIFTED] = ShiftLogits(layer="rows")
+    found: dict[str, dict[str, Array]] = {what: {} for what in tried}
     with open_weights(marked) as weights, progress("attacks", len(key.tensors)) as advance:
         for name, shape in key.tensors.items():
             rows, part = _rows(weights, scheme, key, name)
-            for what, attack in TRIES.items():
+            for what, attack in tried.items():
                 victim = NamedTensors({"rows": torch.from_numpy(rows.copy())})
-                values = attack.run(victim).model.state_dict()["rows"].numpy().reshape(-1)
+                if what != SHIFTED or name == last:
+                    victim = attack.run(victim).model  # type: ignore[assignment]
+                values = victim.state_dict()["rows"].numpy().reshape(-1)
                 found[what][name] = values.reshape(shape) if part is None else values[part]
             advance(1)
     subject, identity = Subject(name=str(marked)), KeyIdentity.of(key)
@@ -147,6 +164,25 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
         evidence = scheme.extract(tensors, key)
         verdict = judge(evidence, scheme.null(), subject=subject, key=identity, terms=Terms())
         yield Try(what, verdict.outcome, verdict.matched, verdict.bits, verdict.log10_p)
+
+
+def _last_layer(weights: Weights) -> str:
+    """The name of the weight of a file's last layer: by its module's name, or of a plain chain.
+
+    Empty where the file does not say which it is.
+    """
+    shapes = {name: each.shape for name, each in weights.tensors.items()}
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    named = [each for each in matrices if each.split(".")[-2:-1] and each.split(".")[-2] in HEADS]
+    if named:
+        return named[-1]
+    try:
+        chain = chain_of(shapes)
+    except ConfigError:
+        return ""
+    consumed = {m.name for units in chain for m in units.members if m.power < 0}
+    produced = {m.name for units in chain for m in units.members if m.power > 0}
+    return next(iter(consumed - produced), "")
 
 
 def _rows(

@@ -9,6 +9,10 @@ A mark that was found in another's model counts when nobody can have made its ke
 afterwards: by its forgery bits, or by half as many and a claim that was in a ledger, under a
 stamped tree head, before the other's was stamped. A stamp on the claim alone does not do: it dates
 and does not count (`dating`). A reader that was learnt never counts: it has no forgery bits.
+
+A mark can be removed from a copy, for instance by noise in the free weights of dead units. So where
+a mark is missing, but the suspect's other neurons are those of that party's own marked model, and
+that model was claimed before the other's, nothing is decided against that party.
 """
 
 from __future__ import annotations
@@ -44,6 +48,10 @@ LIMITS = (
         "then, or what it could foresee, if both begin with one base"
     ),
     "that a mark was not found is no proof that it was never there: marks can be removed",
+    (
+        "a copy is known by its neurons, in their order or once they are put into it; of a copy "
+        "whose residual stream was rotated this is not seen"
+    ),
     "it is decided between these two; somebody else may have been before both",
     "the authorities are those that the examiner pinned",
 )
@@ -76,6 +84,8 @@ class Resolution(NoTruthValue):
         counted: by when it was in the ledger, likewise; None where it was not, or there is none.
         readings: for each key and place, whether its mark was found, and the verdict.
         limits: what this does not say.
+        copies: for each party whose mark is missing in the suspect and whose own model the suspect
+            is a copy of, by its neurons: how much of it is the same.
     """
 
     ask: ClassVar[str] = "resolution.outcome"
@@ -87,6 +97,7 @@ class Resolution(NoTruthValue):
     counted: tuple[str | None, str | None]
     readings: Mapping[tuple[Side, Place], Verdict] = field(repr=False)
     limits: tuple[str, ...] = LIMITS
+    copies: Mapping[Side, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -102,7 +113,7 @@ class Resolution(NoTruthValue):
         return {
             "outcome": self.outcome, "reason": self.reason, "owners": list(self.owners),
             "stamped": list(self.stamped), "counted": list(self.counted), "readings": readings,
-            "limits": list(self.limits),
+            "limits": list(self.limits), "copies": dict(self.copies),
         }  # fmt: skip
 
     def explain(self) -> str:
@@ -118,6 +129,8 @@ class Resolution(NoTruthValue):
             p = "" if verdict.log10_p is None else f", log10 p {verdict.log10_p:.1f}"
             found = verdict.outcome.replace("_", " ")
             lines.append(f"  reading {key}'s mark in {where}: {found}{p}")
+        for side, why in self.copies.items():
+            lines.append(f"  the suspect is like the {side}'s model: {why}")
         lines += [f"  limit   {each}" for each in self.limits]
         return "\n".join(map(printable, lines))
 
@@ -129,6 +142,7 @@ def resolve(
     audited: Audit | None = None,
     *,
     doubt: str | None = None,
+    copies: Mapping[Side, str] | None = None,
 ) -> Resolution:
     """Decide between two parties, or say that it cannot be decided.
 
@@ -141,6 +155,8 @@ def resolve(
         audited: the ledger that the examiner counts in.
         doubt: why a mark that was not found in the suspect may be there all the same; None where
             nothing speaks for it.
+        copies: the parties of whose own models the suspect is a copy by its neurons, although their
+            marks were not found in it; with what was compared, in words.
 
     Raises:
         ClaimError: a claim that is not whole, or not about its party's key and model.
@@ -155,7 +171,7 @@ def resolve(
         _stamps(heads_over(first, audited), authorities),
         _stamps(heads_over(second, audited), authorities),
     )
-    outcome, reason = _decided(_Seen(readings, counted, stamped, doubt))
+    outcome, reason = _decided(_Seen(readings, counted, stamped, doubt, copies or {}))
     return Resolution(
         outcome,
         reason,
@@ -163,6 +179,7 @@ def resolve(
         (_told(stamped[0]), _told(stamped[1])),
         (_told(counted[0]), _told(counted[1])),
         readings,
+        copies=copies or {},
     )
 
 
@@ -201,6 +218,7 @@ class _Seen:
     counted: tuple[Sequence[Stamp], Sequence[Stamp]]
     stamped: tuple[Sequence[Stamp], Sequence[Stamp]]
     doubt: str | None
+    copies: Mapping[Side, str]
 
     def found(self, key: Side, place: Place) -> bool:
         return self.readings[key, place].owned
@@ -220,6 +238,25 @@ class _Seen:
         ours = self.counted[own]
         return bool(ours and theirs) and ours[0].latest <= min(theirs)
 
+    def removed(self, side: Side) -> str | None:
+        """Say why a party's missing mark may have been removed from the suspect; None if nothing.
+
+        Its own model, of which the suspect is a copy, has to be claimed under a stamped head, and
+        before anybody stamped the other's claim: whoever stamps nothing is not the older one.
+        """
+        own, other = SIDES.index(side), SIDES.index(_other(side))
+        theirs = [each.soonest for each in (*self.counted[other], *self.stamped[other])]
+        ours = self.counted[own]
+        older = bool(ours) and (not theirs or ours[0].latest <= min(theirs))
+        if side not in self.copies or not older or not self.found(side, side):
+            return None
+        return (
+            f"the suspect is a copy of the {side}'s own model, in which the {side}'s mark is and "
+            f"which was claimed before the {_other(side)}'s ({self.copies[side]}): the {side}'s "
+            "mark may have been removed, unless both models come of one older base, which the "
+            "examiner can name"
+        )
+
     def counts(self, key: Side, place: Place) -> bool:
         """Whether a mark is there, and its key cannot have been made to fit afterwards."""
         verdict = self.readings[key, place]
@@ -234,6 +271,8 @@ def _decided(seen: _Seen) -> tuple[Outcome, str]:
         return "undecidable", f"the {missing[0]}'s mark is not in the {missing[0]}'s own model"
     in_suspect = [each for each in SIDES if seen.found(each, "suspect")]
     if not in_suspect:
+        if removed := next((why for each in SIDES if (why := seen.removed(each))), None):
+            return "undecidable", f"neither mark was found in the suspect, but {removed}"
         return "neither", "neither mark was found in the suspect"
     if len(in_suspect) == 1:
         return _one_mark(seen, in_suspect[0])
@@ -255,6 +294,8 @@ def _one_mark(seen: _Seen, side: Side) -> tuple[Outcome, str]:
         )
     if seen.doubt:
         return "undecidable", f"only the {side}'s mark was found in the suspect, but {seen.doubt}"
+    if removed := seen.removed(other):
+        return "undecidable", f"only the {side}'s mark was found in the suspect, but {removed}"
     return side, f"of the two marks only the {side}'s was found in the suspect"
 
 

@@ -29,6 +29,10 @@ def resolve(
     ],
     authority: Authorities = None,
     ledger: ClaimsCounted = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A public model that both parties began with."),
+    ] = None,
     alpha: Alpha = ALPHA,
     as_json: AsJson = False,
 ) -> int:
@@ -37,6 +41,8 @@ def resolve(
     Reads both keys from the suspect and from both parties' own models: a stolen copy that was
     marked anew has two marks, the owner's model has one. Where a key could have been made
     afterwards, a ledger with stamps of the authorities that you pin says whose claim is older.
+    Nothing is decided against a party whose older claimed model the suspect is a copy of by its
+    neurons, although its mark is gone; --base takes off what both have from a public model.
 
     Exits 0 for the first party, 1 for the second or neither, 3 when it cannot be told.
 
@@ -54,7 +60,7 @@ def resolve(
     """
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import Shown, audited, settle
+    from countermark.disputes import Examiner, Shown, audited, settle
     from countermark.key import Key
 
     if not len(key) == len(claim) == len(model) == 2:
@@ -68,7 +74,7 @@ def resolve(
     asking = Asking()
     found = settle(
         suspect, shown, lambda file, of: suspect_of(str(file), of, asking),
-        alpha=alpha, believed=believed, counted=counted,
+        Examiner(alpha, believed, counted, base),
     )  # fmt: skip
     show_result(found.to_json(), as_json, found.explain())
     return found.exit_code

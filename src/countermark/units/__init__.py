@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from countermark.units.architecture import Architecture
 from countermark.units.base import Domain, Member, Norm, Units
-from countermark.units.blocks import blocks_of
+from countermark.units.blocks import Block, Layer, block_layers, blocks_of
 from countermark.units.chain import chain_of
 
-__all__ = ["Architecture", "Domain", "Member", "Norm", "Units", "blocks_of", "chain_of"]
+__all__ = [
+    "Architecture", "Block", "Domain", "Layer", "Member", "Norm", "Units", "block_layers",
+    "blocks_of", "chain_of",
+]  # fmt: skip

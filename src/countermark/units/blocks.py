@@ -40,8 +40,15 @@ _FIXED = Domain(scalable=False, flippable=False)
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A linear layer: its name, sizes, and which axis of its weight its outputs lie along."""
+class Layer:
+    """A linear layer: its name, sizes, and which axis of its weight its outputs lie along.
+
+    Attributes:
+        name: of the module, whose weight is `NAME.weight`.
+        outputs, inputs: how many there are.
+        axis: 0 for a weight (outputs, inputs), 1 for GPT-2's (inputs, outputs).
+        bias: there is one, in `NAME.bias`.
+    """
 
     name: str
     outputs: int
@@ -61,12 +68,21 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """What was found of one attention or MLP: its units, and its layers at the residual stream."""
+class Block:
+    """What was found of one attention or MLP: its units, and its layers at the residual stream.
+
+    Attributes:
+        units: heads, or the MLP's hidden units.
+        hear: the layers that read the residual stream.
+        speak: the layer that writes to it.
+        values: of an attention, the layer that makes the values, and the first of its outputs that
+            is a value; None of an MLP.
+    """
 
     units: tuple[Units, ...]
-    hear: tuple[_Layer, ...]
-    speak: _Layer
+    hear: tuple[Layer, ...]
+    speak: Layer
+    values: tuple[Layer, int] | None = None
 
 
 def blocks_of(
@@ -80,25 +96,36 @@ def blocks_of(
         residual: add the channels between the blocks, which reach every table, norm and head that
             is known by its name. What has other names is not seen.
     """
-    modules = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
-    found: list[_Block] = []
-    for module in sorted(modules, key=natural):
-        found += _attention(module, shapes, architecture or Architecture())
-        found += _mlp(module, shapes, architecture or Architecture())
+    found = block_layers(shapes, architecture)
     units = [each for block in found for each in block.units]
     if residual and found:
         units[:0] = _residual(shapes, found)
     return tuple(units)
 
 
-def _attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[_Block]:
+def block_layers(shapes: _Shapes, architecture: Architecture | None) -> list[Block]:
+    """List every attention and MLP that is known by its names, with the layers it is made of.
+
+    Args:
+        shapes: every tensor's shape by name, as in a state dict.
+        architecture: how many heads there are; None leaves heads out of `Block.units`.
+    """
+    modules = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
+    found: list[Block] = []
+    for module in sorted(modules, key=natural):
+        found += _attention(module, shapes, architecture or Architecture())
+        found += _mlp(module, shapes, architecture or Architecture())
+    return found
+
+
+def _attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
     """The attention whose query (or all of whose three) this module is."""
     for form in _ATTENTION:
         layers = _siblings(module, form, shapes)
         if layers is not None:
             query, key, value, out = layers
             units = _heads(made, ((query, 0), (key, 0), (value, 0)), out)
-            yield _Block(units, (query, key, value), out)
+            yield Block(units, (query, key, value), out, (value, 0))
             return
     for fused in _FUSED:
         layers = _siblings(module, fused, shapes)
@@ -106,11 +133,11 @@ def _attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[_Bl
             one, out = layers
             width = one.inputs
             units = _heads(made, ((one, 0), (one, width), (one, 2 * width)), out)
-            yield _Block(units, (one,), out)
+            yield Block(units, (one,), out, (one, 2 * width))
 
 
 def _heads(
-    made: Architecture, parts: tuple[tuple[_Layer, int], ...], out: _Layer
+    made: Architecture, parts: tuple[tuple[Layer, int], ...], out: Layer
 ) -> tuple[Units, ...]:
     """Heads that share keys and values, and within each group those of queries."""
     count, groups = made.heads, made.groups or made.heads
@@ -144,7 +171,7 @@ def _heads(
     return tuple(found)
 
 
-def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[_Block]:
+def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
     """The MLP whose first layer this module is; a gate beside it can be scaled and flipped."""
     for form in _MLP:
         layers = _siblings(module, form, shapes)
@@ -160,11 +187,11 @@ def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[_Block]:
         members.append(out.consumed(len(makers) - 1))
         grows = all(each.axis == 0 for each in layers)
         units = Units(size, tuple(members), (), tuple(domains), grows)
-        yield _Block((units,), tuple(makers), out)
+        yield Block((units,), tuple(makers), out)
         return
 
 
-def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[_Layer, ...] | None:
+def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[Layer, ...] | None:
     """The layers of a form, the first of which is this module; None where one is missing."""
     first = form[0]
     if module != first and not module.endswith(f".{first}"):
@@ -177,7 +204,7 @@ def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[_Lay
     if axis is None:
         return None
     return tuple(
-        _Layer(name, *_sizes(shapes[f"{name}.weight"], axis), axis, f"{name}.bias" in shapes)
+        Layer(name, *_sizes(shapes[f"{name}.weight"], axis), axis, f"{name}.bias" in shapes)
         for name in names
     )
 
@@ -201,7 +228,7 @@ def _axis(names: list[str], shapes: _Shapes) -> int | None:
     return None
 
 
-def _residual(shapes: _Shapes, found: list[_Block]) -> list[Units]:
+def _residual(shapes: _Shapes, found: list[Block]) -> list[Units]:
     """The channels that all blocks hear and speak to; nothing where blocks differ in them."""
     sizes = {layer.inputs for block in found for layer in block.hear}
     sizes |= {block.speak.outputs for block in found}

@@ -105,7 +105,7 @@ def _verify(task: Task) -> str:
 
 def _resolve(task: Task) -> str:
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import Shown, audited, settle
+    from countermark.disputes import Examiner, Shown, audited, settle
 
     _say(step="checking the ledger")
     counted = audited(task["ledger"])
@@ -116,9 +116,8 @@ def _resolve(task: Task) -> str:
     _say(step="reading both keys from three models")
     believed = [Authority.load(each) for each in task["authorities"]]
     found = settle(
-        Path(task["suspect"]), shown, _opened,
-        alpha=task["alpha"], believed=believed, counted=counted,
-    ).to_json()  # fmt: skip
+        Path(task["suspect"]), shown, _opened, Examiner(task["alpha"], believed, counted)
+    ).to_json()
     files.write_bytes(Path(ANSWER), json.dumps(_renamed(found, task)).encode())
     return str(found["outcome"])
 

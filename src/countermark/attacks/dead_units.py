@@ -1,0 +1,325 @@
+"""Free weights around dead units: what no activation carries may have any value.
+
+A hidden unit that never fires may have any outgoing weights, and a unit that nothing leaves may
+have any incoming ones. Noise of a large scale there changes no output, and drowns every plain sum
+over the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from countermark.attacks.base import Attack, Done, TrainingData, row_count
+from countermark.attacks.prune import victims
+from countermark.errors import ConfigError
+from countermark.progress import progress
+from countermark.units import Architecture, Block, Domain, Member, Units, block_layers
+from countermark.units.tracing import units_of
+
+_BIAS = -1e4  # of a unit that is made dead; half precision still holds it
+_SILENT = 1e-10  # the largest activation of a dead unit; GELU's never end at zero exactly
+_KEPT_AT_ZERO = (
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.PReLU,
+)  # a large negative bias kills none of them
+
+Distribution = Literal["normal", "cauchy"]
+
+
+@dataclass(frozen=True)
+class DeadUnits(Attack):
+    """The free weights of units that never fire, or that nothing leaves, are filled with noise.
+
+    Units are MLP units, channels and, of a transformer, dimensions of its values.
+
+    Attributes:
+        how: "made" makes a `fraction` of each class of units dead first, those with the smallest
+            weights: by a large negative bias before ReLU, GELU or SiLU, by zero weights elsewhere.
+            "found" takes the units that are dead already.
+        fraction: of the units of each class that are made dead, at least one.
+        side: "outgoing" fills what dead units send; "incoming" fills what units hear whose
+            outgoing weights are all zero.
+        scale: of the noise: standard deviation, or what Cauchy's distribution is multiplied by.
+        distribution: "normal" or "cauchy".
+        layers: only units that one of these tensors has; of no names, all.
+        rows: how many of the training images are looked at to find units that never fire.
+        batch_size: images at a time.
+        seed: draws the noise.
+    """
+
+    name: ClassVar[str] = "dead_units"
+    does: ClassVar[str] = "fills the free weights of dead units with noise; outputs stay equal"
+    source: ClassVar[str] = "Yan et al. 2023 (dummy neurons); measured here for marks that are sums"
+    needs_model: ClassVar[bool] = True
+
+    how: Literal["made", "found"] = "made"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+    side: Literal["outgoing", "incoming"] = field(default="outgoing", kw_only=True)
+    scale: PositiveFloat = field(default=100.0, kw_only=True)
+    distribution: Distribution = field(default="normal", kw_only=True)
+    layers: tuple[str, ...] = field(default=(), kw_only=True)
+    rows: PositiveInt | None = field(default=None, kw_only=True)
+    batch_size: PositiveInt = field(default=64, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: TrainingData | None = None) -> Done:
+        """Make or find dead units, and fill their free weights.
+
+        Args:
+            stolen: the copy.
+            data: needed to find units that never fire; images, or anything that the model takes.
+
+        Raises:
+            ConfigError: there are no units between two layers, or none is dead, or data are needed.
+        """
+        state = stolen.state_dict()
+        classes = [each for each in _classes(stolen) if each.touches(self.layers)]
+        if not classes:
+            raise ConfigError(
+                f"{self.name}: no units with producers and consumers of their own were found in "
+                f"{type(stolen).__name__}: leave layers out, or take a model with hidden layers"
+            )
+        share = 0.0
+        if self.how == "made":
+            bent = any(isinstance(each, _KEPT_AT_ZERO) for each in stolen.modules())
+            dead = [self._made(units, state, bent=bent) for units in classes]
+        elif self.side == "incoming":
+            dead = [_unheard(units, state) for units in classes]
+        else:
+            dead, share = self._silent(stolen, classes, data)
+        generator, filled = torch.Generator().manual_seed(self.seed), 0
+        with torch.no_grad():
+            for units, chosen in zip(classes, dead, strict=True):
+                for member in _filled(units, self.side) if len(chosen) else ():
+                    place = _places(member, chosen, state[member.name])
+                    shape = (*place.shape, *_others(state[member.name], member.axis))
+                    noise = drawn_noise(shape, self.scale, self.distribution, generator)
+                    _write(state[member.name], member.axis, place, noise)
+                filled += len(chosen)
+        if not filled:
+            raise ConfigError(
+                f"{self.name}: no unit of this model is dead: set how=made to make some, or give "
+                "fewer rows"
+            )
+        return Done(data_share=share, found={"dead": filled})
+
+    def _made(self, units: Units, state: dict[str, Tensor], *, bent: bool) -> Tensor:
+        """Make the units of a class with the smallest weights dead, or unheard; return them."""
+        use = torch.ones(units.size, dtype=torch.float64)
+        for member in units.members:
+            if state[member.name].dim() > 1:
+                use *= _by_unit(member, units, state[member.name]).norm(dim=1)
+        count = max(1, round(self.fraction * units.size))
+        chosen = use.argsort(stable=True)[:count]
+        silenced, value = _consumers(units), 0.0
+        if self.side == "outgoing":
+            silenced, value = _silencing(units, bent=bent)
+        with torch.no_grad():
+            for member in silenced:
+                place = _places(member, chosen, state[member.name])
+                state[member.name].index_fill_(member.axis, place, value)
+        return chosen
+
+    def _silent(
+        self, stolen: nn.Module, classes: list[Units], data: TrainingData | None
+    ) -> tuple[list[Tensor], float]:
+        """Find the units of each class that no image fires, and the share of images looked at."""
+        if data is None:
+            raise ConfigError(
+                f"{self.name} finds units that never fire on data: call run(model, data), or set "
+                "how=made or side=incoming"
+            )
+        there = len(data.train_images)
+        rows = row_count(self.name, self.rows, there)
+        loudest = [torch.zeros(units.size) for units in classes]
+        hooks = []
+        for heard, units in zip(loudest, classes, strict=True):
+            for member in _consumers(units):
+                module = stolen.get_submodule(member.name.rpartition(".")[0])
+                hooks.append(module.register_forward_pre_hook(_listener(member, units, heard)))
+        device = next(stolen.parameters()).device
+        stolen.eval()
+        with torch.no_grad(), progress(f"{self.name}, images", rows) as advance:
+            for first in range(0, rows, self.batch_size):
+                last = min(first + self.batch_size, rows)
+                stolen(data.normalised(data.train_images[first:last]).to(device))
+                advance(last - first)
+        for hook in hooks:
+            hook.remove()
+        return [(heard <= _SILENT).nonzero()[:, 0] for heard in loudest], rows / there
+
+
+@dataclass(frozen=True)
+class FillUnits(Attack):
+    """Parts of each tensor are filled as if they were the free weights of dead units.
+
+    For tensors whose architecture is unknown: outputs stay equal only where units are dead.
+
+    Attributes:
+        side: "outgoing" fills columns, the weights that leave a unit; "incoming" fills rows.
+        fraction: of the columns or rows, at least one.
+        scale, distribution, layers, seed: as for `DeadUnits`.
+    """
+
+    name: ClassVar[str] = "fill_units"
+    does: ClassVar[str] = "fills columns or rows with noise, as if their units were dead"
+    source: ClassVar[str] = DeadUnits.source
+
+    side: Literal["outgoing", "incoming"] = "outgoing"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+    scale: PositiveFloat = field(default=100.0, kw_only=True)
+    distribution: Distribution = field(default="normal", kw_only=True)
+    layers: tuple[str, ...] = field(default=(), kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Fill the chosen columns or rows of every tensor of two dimensions or more."""
+        generator = torch.Generator().manual_seed(self.seed)
+        axis = 1 if self.side == "outgoing" else 0
+        with torch.no_grad():
+            for tensor in victims(dict(stolen.named_parameters()), self.layers).values():
+                count = max(1, round(self.fraction * tensor.shape[axis]))
+                place = torch.randperm(tensor.shape[axis], generator=generator)[:count]
+                shape = (count, *_others(tensor, axis))
+                noise = drawn_noise(shape, self.scale, self.distribution, generator)
+                _write(tensor, axis, place.to(tensor.device), noise)
+        return Done()
+
+
+def drawn_noise(
+    shape: tuple[int, ...], scale: float, distribution: Distribution, generator: torch.Generator
+) -> Tensor:
+    """Draw float64 noise of a shape: normal, or a Cauchy distribution's."""
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if distribution == "cauchy":  # the ratio of two normal numbers
+        noise /= torch.randn(shape, generator=generator, dtype=torch.float64)
+    return scale * noise
+
+
+def _classes(model: nn.Module) -> list[Units]:
+    """List classes of units with one producer, or a gate beside it, and layers behind them."""
+    state = model.state_dict()
+    shapes = {name: tuple(each.shape) for name, each in state.items()}
+    architecture = Architecture.of_model(model)
+    blocks = block_layers(shapes, architecture) if architecture else []
+    if architecture and blocks:
+        # Whole heads are no units here: a query of zeros does not silence its head.
+        found = [units for each in blocks if each.values is None for units in each.units]
+        found += [units for each in blocks for units in _value_units(each, architecture)]
+    else:
+        found = list(units_of(model))
+    return [units for units in found if _is_simple(units, state, model)]
+
+
+def _value_units(block: Block, architecture: Architecture) -> Iterator[Units]:
+    """The dimensions of an attention's values, each of which all heads of its group read."""
+    if block.values is None or not block.units:  # an MLP, or heads that are not known
+        return
+    layer, offset = block.values
+    heads, groups = architecture.heads, architecture.groups or architecture.heads
+    width, shared = block.speak.inputs // heads, heads // groups
+    for group in range(groups):
+        made = layer.produced(offset=offset + group * width)
+        read = (
+            block.speak.consumed(offset=head * width)
+            for head in range(group * shared, (group + 1) * shared)
+        )
+        yield Units(width, (*made, *read), (), (Domain(),), grows=False)
+
+
+def _is_simple(units: Units, state: dict[str, Tensor], model: nn.Module) -> bool:
+    """Whether units are made in one place and consumed by layers that can be listened to."""
+    consumers = _consumers(units)
+    makers = [m for m in units.members if m.power == 1 and state[m.name].dim() > 1]
+    gated = not units.norms and len({m.domain for m in makers}) == len(makers)
+    if not consumers or not makers or not (len(makers) == 1 or gated):
+        return False
+    modules = [model.get_submodule(each.name.rpartition(".")[0]) for each in consumers]
+    return not any(isinstance(each, nn.MultiheadAttention) for each in modules)
+
+
+def _consumers(units: Units) -> list[Member]:
+    return [member for member in units.members if member.power < 0]
+
+
+def _silencing(units: Units, *, bent: bool) -> tuple[list[Member], float]:
+    """What makes units dead: biases that are to be large and negative, or weights to be zero."""
+    heard = _consumers(units)[0].domain
+    made = [m for m in units.members if m.power == 1 and not _is_running(m.name)]
+    last = [member for member in made if member.domain == heard]
+    if units.norms:
+        last = [m for m in made if m.name in {each.bias for each in units.norms}]
+    biases = [m for m in last if m.name.endswith("bias")]
+    linear = units.domains[heard].flippable  # nothing between rectifies, or a gate multiplies
+    if biases and not linear and not bent:
+        return biases, _BIAS
+    return (last if not units.norms else made), 0.0
+
+
+def _is_running(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("running_")
+
+
+def _unheard(units: Units, state: dict[str, Tensor]) -> Tensor:
+    """The units (n,) of a class all of whose outgoing weights are zero."""
+    silent = torch.ones(units.size, dtype=torch.bool)
+    for member in _consumers(units):
+        silent &= ~_by_unit(member, units, state[member.name]).any(dim=1)
+    return silent.nonzero()[:, 0]
+
+
+def _filled(units: Units, side: str) -> list[Member]:
+    """The places of a class whose weights are free: matrices on one side of its units."""
+    if side == "outgoing":
+        return _consumers(units)
+    norms = {name for n in units.norms for name in (n.weight, n.bias, n.mean, n.var)}
+    return [
+        member for member in units.members
+        if member.power == 1 and member.name.endswith("weight") and member.name not in norms
+    ]  # fmt: skip
+
+
+def _listener(member: Member, units: Units, heard: Tensor) -> Callable[..., None]:
+    """A hook that notes the largest activation of every unit that a layer hears."""
+
+    def listen(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        spread = given[0].dim() == getattr(module, "weight", given[0]).dim() > 2
+        axis = 1 if spread else given[0].dim() - 1  # channels of pictures, else the last axis
+        values = given[0].detach().abs().movedim(axis, 0).flatten(1).amax(1).float().cpu()
+        values = values[torch.from_numpy(member.positions(np.arange(units.size)))]
+        torch.maximum(heard, values.reshape(units.size, -1).amax(1), out=heard)
+
+    return listen
+
+
+def _by_unit(member: Member, units: Units, tensor: Tensor) -> Tensor:
+    """A member's weights in float64, a row for each unit."""
+    place = torch.from_numpy(member.positions(np.arange(units.size))).to(tensor.device)
+    rows = tensor.detach().movedim(member.axis, 0)[place]
+    return rows.double().cpu().reshape(units.size, -1)
+
+
+def _places(member: Member, chosen: Tensor, tensor: Tensor) -> Tensor:
+    """Where chosen units lie along a member's axis, on the tensor's device."""
+    return torch.from_numpy(member.positions(chosen.numpy())).to(tensor.device)
+
+
+def _others(tensor: Tensor, axis: int) -> tuple[int, ...]:
+    """The sizes of all axes but one."""
+    return tuple(size for at, size in enumerate(tensor.shape) if at != axis)
+
+
+def _write(tensor: Tensor, axis: int, place: Tensor, values: Tensor) -> None:
+    """Write values (n, other axes) to n places along an axis, within the type's range."""
+    largest = torch.finfo(tensor.dtype).max
+    values = values.clamp(-largest, largest).to(tensor)
+    tensor.index_copy_(axis, place, values.movedim(0, axis))

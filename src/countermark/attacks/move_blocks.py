@@ -1,0 +1,150 @@
+"""Blocks of a deep model inserted, repeated or left out: every number in a tensor's name moves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import nn
+
+from countermark.attacks.base import Attack, Done
+from countermark.attacks.rotate import answer_to_words, require_equal
+from countermark.errors import ConfigError
+from countermark.units import Architecture, block_layers
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_NORMS_BEHIND = ("output.LayerNorm", "output_layer_norm", "sa_layer_norm")  # of BERT, DistilBERT
+
+
+@dataclass(frozen=True)
+class MoveBlocks(Attack):
+    """Blocks are inserted that change nothing, repeated, or left out; the others are renumbered.
+
+    Works on modules, and on the tensors of a file. Outputs stay equal after "identity" alone.
+
+    Attributes:
+        do: "identity" inserts copies of a block whose output projections are zero; "duplicate"
+            repeats `count` blocks behind themselves (depth up-scaling repeats the middle ones);
+            "drop" leaves them out.
+        at: the first block concerned, from 0; identity blocks are put in front of it.
+        count: how many blocks.
+        blocks: name of the list of blocks; empty for the one with the most weights.
+    """
+
+    name: ClassVar[str] = "move_blocks"
+    does: ClassVar[str] = "inserts identity blocks, repeats or drops blocks, and renumbers the rest"
+    source: ClassVar[str] = "Wu et al. 2024, LLaMA Pro; Kim et al. 2023, SOLAR (depth up-scaling)"
+
+    do: Literal["identity", "duplicate", "drop"] = "identity"
+    at: NonNegativeInt = field(default=0, kw_only=True)
+    count: PositiveInt = field(default=1, kw_only=True)
+    blocks: str = field(default="", kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Rebuild the list of blocks.
+
+        Raises:
+            ConfigError: there is no such list or place, or blocks whose output projections are
+                not known or which would change the outputs, for identity blocks.
+        """
+        name, inner = self._found(stolen)
+        there = len(inner._modules)
+        old = [inner.get_submodule(str(place)) for place in range(there)]
+        last = there if self.do == "identity" else there - self.count
+        if self.at > last or (self.do == "drop" and self.count == there):
+            raise ConfigError(
+                f"{self.name}: {name or 'the model'} has {there} blocks: expected at and count "
+                f"within them, found at={self.at}, count={self.count}"
+            )
+        before = answer_to_words(stolen) if self.do == "identity" else None
+        order = self._order(there)
+        seen: set[int] = set()
+        blocks: list[nn.Module] = []
+        for place in order:
+            blocks.append(copy.deepcopy(old[place]) if place in seen else old[place])
+            seen.add(place)
+        if self.do == "identity":
+            for place in range(self.at, self.at + self.count):
+                blocks[place] = copy.deepcopy(blocks[place])  # the block itself may be its original
+                self._silence(stolen, name, order[place], blocks[place])
+        inner._modules.clear()
+        inner._modules.update({str(place): block for place, block in enumerate(blocks)})
+        _renumber(stolen, blocks, order, there)
+        if before is not None:
+            require_equal(before, answer_to_words(stolen), self.name)
+        return Done(found={"blocks": name, "before": there, "after": len(blocks)})
+
+    def _order(self, there: int) -> list[int]:
+        """Which block of the original stands at each place."""
+        places, end = list(range(there)), self.at + self.count
+        if self.do == "drop":
+            return places[: self.at] + places[end:]
+        if self.do == "duplicate":
+            return places[:end] + places[self.at :]
+        return places[: self.at] + [min(self.at, there - 1)] * self.count + places[self.at :]
+
+    def _found(self, model: nn.Module) -> tuple[str, nn.Module]:
+        """The list of blocks: by its name, or the largest whose members are alike."""
+        lists = {name: each for name, each in model.named_modules() if _is_list(each)}
+        if self.blocks and self.blocks not in lists:
+            raise ConfigError(
+                f"{self.name}: expected a list of blocks that are alike in {self.blocks!r}, found "
+                f"{', '.join(lists) or 'none in this model'}"
+            )
+        if not lists:
+            raise ConfigError(
+                f"{self.name}: no list of blocks that are alike was found in "
+                f"{type(model).__name__}: expected modules named 0, 1, … with the same tensors"
+            )
+        size = {name: sum(p.numel() for p in each.parameters()) for name, each in lists.items()}
+        name = self.blocks or max(lists, key=lambda each: size[each])
+        return name, lists[name]
+
+    def _silence(self, model: nn.Module, name: str, place: int, block: nn.Module) -> None:
+        """Set what a block adds to the stream to zero."""
+        shapes = {each: tuple(tensor.shape) for each, tensor in block.state_dict().items()}
+        found = block_layers(shapes, Architecture.of_model(model))
+        behind = any(norm in each for each in shapes for norm in _NORMS_BEHIND)
+        if not found or behind:
+            raise ConfigError(
+                f"{self.name}: what {name}.{place} adds to its input is not known: expected a "
+                "transformer's block with the names of GPT-2, Llama or OPT and no norm behind it"
+            )
+        state = block.state_dict()
+        with torch.no_grad():
+            for layer in (each.speak for each in found):
+                state[f"{layer.name}.weight"].zero_()
+                if layer.bias:
+                    state[f"{layer.name}.bias"].zero_()
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Whether a module holds blocks that are numbered from 0 and alike: type, names and shapes."""
+    inner = module._modules
+    if len(inner) < 2 or set(inner) != {str(place) for place in range(len(inner))}:
+        return False
+    forms = []
+    for block in inner.values():
+        state = {} if block is None else block.state_dict()
+        forms.append((type(block), {name: tuple(each.shape) for name, each in state.items()}))
+    _, shapes = forms[0]
+    return any(len(each) > 1 for each in shapes.values()) and all(f == forms[0] for f in forms)
+
+
+def _renumber(model: nn.Module, blocks: list[nn.Module], order: list[int], there: int) -> None:
+    """Tell configuration and blocks their number, as models of `transformers` ask for it."""
+    for place, block in enumerate(blocks):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = place  # type: ignore[assignment]
+    configurations = {id(c): c for m in model.modules() if (c := getattr(m, "config", None))}
+    for configuration in configurations.values():
+        for name in _COUNTS:
+            if getattr(configuration, name, None) == there:
+                setattr(configuration, name, len(blocks))
+        kinds = getattr(configuration, "layer_types", None)
+        if isinstance(kinds, list) and len(kinds) == there:
+            configuration.layer_types = [kinds[each] for each in order]

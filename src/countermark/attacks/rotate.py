@@ -1,0 +1,360 @@
+"""Rotations inside a transformer, of the residual stream and of value heads: outputs stay equal.
+
+Published quantisers rotate models honestly, to make weights easier to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from countermark.attacks.base import Attack, Done
+from countermark.attacks.output_layer import untie
+from countermark.errors import ConfigError
+from countermark.units import Architecture, Block, Layer, block_layers
+
+_WORDS = (2, 12)  # texts and words in each, by which outputs are compared
+_LEAST_GAIN = 1e-6  # of a norm, below which it cannot be divided out
+
+
+@dataclass(frozen=True)
+class Rotate(Attack):
+    """The residual stream is multiplied by a random orthogonal matrix, in all that touches it.
+
+    Gains of the norms go into the layers that read them first. Layer norms subtract a mean: before
+    them, all that writes to the stream is centred, and the matrix leaves the mean's direction. A
+    head that shares its weight with the embeddings gets a weight of its own.
+
+    Attributes:
+        seed: draws the matrix.
+    """
+
+    name: ClassVar[str] = "rotate"
+    does: ClassVar[str] = "rotates a transformer's residual stream; outputs stay equal"
+    source: ClassVar[str] = "Ashkboos et al. 2024, SliceGPT and QuaRot; Liu et al. 2024, SpinQuant"
+    needs_model: ClassVar[bool] = True
+
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Fold the norms' gains and rotate; the copy's outputs to random words are compared.
+
+        Raises:
+            ConfigError: the model is no transformer whose blocks are known by their names, with a
+                norm before every reader of the stream; or its outputs would change.
+        """
+        stolen.eval()
+        blocks = _blocks(stolen, self.name)
+        before = answer_to_words(stolen)
+        if before is None:
+            raise ConfigError(
+                f"{self.name}: {type(stolen).__name__} takes no words: expected a language model "
+                "that is called with word numbers (texts, words)"
+            )
+        stream = _Stream.of(stolen, blocks, self.name)
+        untied = [
+            each for each in (*stream.readers, *stream.tables) if untie(stolen, f"{each}.weight")
+        ]
+        with torch.no_grad():
+            width = stream.fold(stolen, self.name)
+            centred = any(_is_centring(stolen.get_submodule(norm)) for norm in stream.readers_of)
+            turn = random_orthogonal(width, self.seed, fixed=centred)
+            stream.turn(stolen, turn, centred=centred)
+        require_equal(before, answer_to_words(stolen), self.name)
+        return Done(found={"width": width, "readers": len(stream.readers), "untied": bool(untied)})
+
+
+@dataclass(frozen=True)
+class TurnValues(Attack):
+    """Each value head is multiplied by a matrix, which the output projection takes back.
+
+    Attributes:
+        orthogonal: the matrices are orthogonal; else their singular values lie between 1/4 and 4.
+        seed: draws them.
+    """
+
+    name: ClassVar[str] = "turn_values"
+    does: ClassVar[str] = "multiplies value heads by matrices; outputs stay equal"
+    source: ClassVar[str] = "Ashkboos et al. 2024, QuaRot; attention reads products only"
+    needs_model: ClassVar[bool] = True
+
+    orthogonal: bool = True
+    seed: int = field(default=0, kw_only=True)
+
+    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+        """Multiply the values of every attention whose heads are known.
+
+        Raises:
+            ConfigError: there is none: a model without a configuration, or not known by its names.
+        """
+        made, turned = Architecture.of_model(stolen) or Architecture(), 0
+        for block in _blocks(stolen, self.name):
+            # Heads that do not fit the shapes have no units; of one head all fits.
+            if block.values is None or not (block.units or made.heads == 1):
+                continue
+            groups, width = made.groups or made.heads, block.speak.inputs // made.heads
+            value, offset = block.values
+            for group in range(groups):
+                matrix = self._matrix(width, self.seed + turned)
+                back, shared = torch.linalg.inv(matrix), made.heads // groups
+                place = slice(offset + group * width, offset + (group + 1) * width)
+                with torch.no_grad():
+                    _produce(stolen, value, matrix, place)
+                    for head in range(group * shared, (group + 1) * shared):
+                        _consume(stolen, block.speak, back, slice(head * width, (head + 1) * width))
+                turned += 1
+        if not turned:
+            raise ConfigError(
+                f"{self.name}: no value heads of {type(stolen).__name__} were found: expected a "
+                "transformer of the usual names with its number of heads in config"
+            )
+        return Done(found={"heads": turned})
+
+    def _matrix(self, width: int, seed: int) -> Tensor:
+        """An invertible matrix (width, width), float64."""
+        matrix = random_orthogonal(width, seed)
+        if self.orthogonal:
+            return matrix
+        drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed)).double()
+        return matrix * 4.0 ** (2 * drawn - 1) @ random_orthogonal(width, seed + (1 << 31))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What touches the residual stream.
+
+    Attributes:
+        readers_of: for each norm's name, those of the layers that read it.
+        tables: names of the embeddings that write to the stream.
+        writers: the output projections of the blocks.
+    """
+
+    readers_of: dict[str, list[str]]
+    tables: list[str]
+    writers: list[Layer]
+
+    @property
+    def readers(self) -> list[str]:
+        """The names of all layers that read a norm."""
+        return [name for names in self.readers_of.values() for name in names]
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: list[Block], attack: str) -> _Stream:
+        """Follow random words through a model, and list what touches its residual stream."""
+        found = _read_norms(model, blocks[0].speak.outputs)
+        known = {name for names in found.values() for name in names}
+        unread = [each.name for block in blocks for each in block.hear if each.name not in known]
+        heads = known - {each.name for block in blocks for each in block.hear}
+        if unread or not heads:
+            missing = unread[0] if unread else "an output layer behind a last norm"
+            raise ConfigError(
+                f"{attack}: expected a norm directly before every layer that reads the residual "
+                f"stream, not found for {missing} of {type(model).__name__}"
+            )
+        width = blocks[0].speak.outputs
+        tables = [name for name, each in model.named_modules()
+                  if isinstance(each, nn.Embedding) and each.embedding_dim == width]  # fmt: skip
+        return cls(found, tables, [block.speak for block in blocks])
+
+    def fold(self, model: nn.Module, attack: str) -> int:
+        """Move the gains of all norms into the layers behind them; return the stream's width."""
+        width = 0
+        for name, readers in self.readers_of.items():
+            norm = model.get_submodule(name)
+            gain = _float(norm, "weight")
+            if float(gain.abs().min()) < _LEAST_GAIN:
+                raise ConfigError(
+                    f"{attack}: the norm {name} has a gain of zero: nothing to divide by"
+                )
+            for reader in readers:
+                layer = model.get_submodule(reader)
+                weight = _float(layer, "weight")
+                _set(layer, "weight", weight * (gain if _is_row(layer) else gain[:, None]))
+            if norm._parameters.get("bias") is not None:
+                _set(norm, "bias", _float(norm, "bias") / gain)
+            _set(norm, "weight", torch.ones_like(gain))
+            width = len(gain)
+        return width
+
+    def turn(self, model: nn.Module, turn: Tensor, *, centred: bool) -> None:
+        """Multiply the stream, as rows, by an orthogonal matrix (width, width) from the right."""
+        for name in self.tables:
+            table = model.get_submodule(name)
+            weight = _float(table, "weight")
+            _set(table, "weight", _centred(weight, on=centred) @ turn.to(weight.device))
+        for writer in self.writers:
+            layer = model.get_submodule(writer.name)
+            weight = _float(layer, "weight")
+            rows = weight.T if writer.axis == 0 else weight  # (inputs, width)
+            rows = _centred(rows, on=centred) @ turn.to(weight.device)
+            _set(layer, "weight", rows.T if writer.axis == 0 else rows)
+            if writer.bias:
+                bias = _float(layer, "bias")
+                _set(layer, "bias", _centred(bias, on=centred) @ turn.to(bias.device))
+        for name, readers in self.readers_of.items():
+            norm = model.get_submodule(name)
+            if norm._parameters.get("bias") is not None:
+                bias = _float(norm, "bias")
+                _set(norm, "bias", bias @ turn.to(bias.device))
+            for reader in readers:
+                layer = model.get_submodule(reader)
+                weight = _float(layer, "weight")
+                back = turn.to(weight.device)
+                _set(layer, "weight", weight @ back if _is_row(layer) else back.T @ weight)
+
+
+def _read_norms(model: nn.Module, width: int) -> dict[str, list[str]]:
+    """Find which layers read which norm of a width, by following the tensors of random words."""
+    made: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that their places are
+    found: dict[str, list[str]] = {}
+
+    def make(name: str) -> Callable[..., None]:
+        def note(_: nn.Module, __: tuple[Any, ...], answer: Tensor) -> None:
+            made[answer.data_ptr()] = (name, answer)
+
+        return note
+
+    def read(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, given: tuple[Any, ...]) -> None:
+            # By its place in memory: a slice of all words is another tensor at the same place.
+            norm = made.get(given[0].data_ptr()) if given else None
+            if norm is not None:
+                found.setdefault(norm[0], []).append(name)
+
+        return look
+
+    hooks = []
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.shape == (width,):
+            hooks.append(module.register_forward_hook(make(name)))
+        elif weight is not None and weight.dim() == 2 and not isinstance(module, nn.Embedding):
+            hooks.append(module.register_forward_pre_hook(read(name)))
+    answer_to_words(model)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def random_orthogonal(width: int, seed: int, *, fixed: bool = False) -> Tensor:
+    """Draw an orthogonal matrix (width, width) in float64, uniformly.
+
+    Args:
+        width: its size.
+        seed: of the draw.
+        fixed: the direction (1, …, 1) stays where it is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = width - 1 if fixed else width
+    drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    matrix: Tensor
+    matrix, upper = torch.linalg.qr(drawn)
+    matrix = matrix * upper.diagonal().sign()  # else the distribution depends on the algorithm
+    if not fixed:
+        return matrix
+    whole = torch.eye(width, dtype=torch.float64)
+    whole[1:, 1:] = matrix
+    # A reflection that takes (1, 0, …, 0) to (1, …, 1) / √width, and back.
+    mirror = torch.full((width,), width**-0.5, dtype=torch.float64)
+    mirror[0] -= 1
+    reflection = torch.eye(width, dtype=torch.float64) - 2 * torch.outer(mirror, mirror) / (
+        mirror @ mirror
+    )
+    return reflection @ whole @ reflection
+
+
+def answer_to_words(model: nn.Module) -> Tensor | None:
+    """A model's answer to random words in eval mode; None of a model that takes no words."""
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+    if not tables:
+        return None
+    most = max(each.num_embeddings for each in tables)
+    words = torch.randint(
+        min(most, tables[0].num_embeddings), _WORDS, generator=torch.Generator().manual_seed(0)
+    )
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            answer = model(words.to(tables[0].weight.device))
+    except Exception:
+        return None
+    finally:
+        model.train(was)
+    found = getattr(answer, "logits", getattr(answer, "last_hidden_state", answer))
+    return found if isinstance(found, Tensor) else None
+
+
+def require_equal(before: Tensor, after: Tensor | None, attack: str) -> None:
+    """Refuse a change by which a model's outputs are not what they were, up to rounding.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    bound = torch.finfo(before.dtype).eps ** 0.5 * float(before.abs().max())
+    if after is None or not float((after - before).abs().max()) <= bound:
+        raise ConfigError(
+            f"{attack}: the outputs would change: expected blocks that add to one residual stream, "
+            "with norms before their layers and none behind them"
+        )
+
+
+def _blocks(model: nn.Module, attack: str) -> list[Block]:
+    shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+    found = block_layers(shapes, Architecture.of_model(model))
+    if not found:
+        raise ConfigError(
+            f"{attack}: no blocks of a transformer were found in {type(model).__name__}: expected "
+            "layers with the names of GPT-2, Llama, OPT or BERT"
+        )
+    return found
+
+
+def _is_centring(norm: nn.Module) -> bool:
+    """Whether a norm subtracts the mean, so that a constant in all channels changes nothing."""
+    weight = norm.get_parameter("weight")
+    channels = torch.linspace(-1, 2, len(weight)).to(weight)[None, None]
+    return bool((norm(channels + 3) - norm(channels)).abs().max() < 0.05)
+
+
+def _is_row(layer: nn.Module) -> bool:
+    """Whether a weight is (outputs, inputs), and not GPT-2's (inputs, outputs)."""
+    return isinstance(layer, nn.Linear)
+
+
+def _centred(rows: Tensor, *, on: bool) -> Tensor:
+    return rows - rows.mean(-1, keepdim=True) if on else rows
+
+
+def _float(module: nn.Module, name: str) -> Tensor:
+    return module.get_parameter(name).detach().double()
+
+
+def _set(module: nn.Module, name: str, values: Tensor) -> None:
+    module.get_parameter(name).data.copy_(values)
+
+
+def _produce(model: nn.Module, layer: Layer, matrix: Tensor, place: slice) -> None:
+    """Multiply some outputs of a layer by a matrix."""
+    module = model.get_submodule(layer.name)
+    weight = _float(module, "weight")
+    rows = weight if layer.axis == 0 else weight.T  # (outputs, inputs)
+    rows[place] = matrix.to(weight.device) @ rows[place]
+    _set(module, "weight", weight)
+    if layer.bias:
+        bias = _float(module, "bias")
+        bias[place] = matrix.to(bias.device) @ bias[place]
+        _set(module, "bias", bias)
+
+
+def _consume(model: nn.Module, layer: Layer, back: Tensor, place: slice) -> None:
+    """Multiply what a layer takes of some inputs by the inverse of a matrix."""
+    module = model.get_submodule(layer.name)
+    weight = _float(module, "weight")
+    rows = weight if layer.axis == 0 else weight.T  # (outputs, inputs)
+    rows[:, place] = rows[:, place] @ back.to(weight.device)
+    _set(module, "weight", weight)

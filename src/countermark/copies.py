@@ -1,0 +1,172 @@
+"""Whether a suspect's neurons are those of another model, whatever was done to the mark in it.
+
+A mark can be removed from a copy: noise in the free weights of dead units drowns it. The other
+neurons are still the model's own, and networks that were trained apart do not share them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.alignment import Reference, realigned
+from countermark.errors import AlignmentError, ConfigError
+from countermark.weights import Array, Suspect, Weights, open_weights
+
+LEAST_SHARE = 0.15  # of the units that are compared
+LARGEST_LOG10_P = -9.0
+_NEAR = 0.7  # cosine; noise of a standard deviation leaves as much
+_NEAR_CHANGES = 0.4  # where a base is taken off: changes are small, and noise on them costs less
+_NEAR_ALIGNED, _LEAST_WIDTH_ALIGNED = 0.8, 64  # best of 10,000 directions at random: below 0.6
+_CLIP = 4.0  # median absolute values, beyond which a weight counts no more
+_MOST_TENSORS, _MOST_UNITS, _MOST_VALUES = 64, 256, 1 << 20  # that are compared
+_MOST_ALIGNED = 1 << 26  # values of all tensors, to be aligned
+_LEAST_UNITS, _LEAST_WIDTH = 4, 8
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How many of a suspect's units are those of a model.
+
+    Attributes:
+        alike: units that are near to the model's unit in the same place, and to no other as near.
+        compared: how many were compared.
+        log10_p: bounds the chance of as many in one tensor, for a model whose hidden units stand in
+            an order of their own; 0 where nothing is alike, and after alignment, where no chance is
+            known.
+        aligned: units were first put into the model's order.
+    """
+
+    alike: int = 0
+    compared: int = 0
+    log10_p: float = 0.0
+    aligned: bool = False
+
+    @property
+    def is_copy(self) -> bool:
+        """Return true if the suspect is a copy of the model, changed or not."""
+        enough = self.alike >= max(1.0, LEAST_SHARE * self.compared)
+        return enough and (self.aligned or self.log10_p <= LARGEST_LOG10_P)
+
+    def __str__(self) -> str:
+        found = f"{self.alike} of {self.compared} neurons that were compared are the same"
+        if self.aligned:
+            return f"{found} once they are put into its order"
+        if self.is_copy:
+            found += ", as in fewer than one of a billion models that were trained apart"
+        return found
+
+
+def likeness(suspect: Suspect, model: Suspect, base: Suspect | None = None) -> Likeness:
+    """Compare a suspect's units with a model's, in the same places, then after alignment.
+
+    A unit is a row or a column of a tensor; of each tensor the axis that has more in common counts.
+    If the model has nothing to do with the suspect, its hidden units could as well stand in any
+    other order, and k of them stand where the suspect has its nearest with a chance below 1/k!.
+
+    Args:
+        suspect: the model in dispute.
+        model: the one that it may be a copy of.
+        base: what both may have begun with: taken off both, so that changes to it are compared.
+
+    Raises:
+        SuspectError: one of them cannot be read.
+    """
+    with open_weights(suspect) as one, open_weights(model) as other:
+        if base is None:
+            found = _in_place(one, other, None)
+            aligned = None if found.is_copy else _aligned(one, model)
+            return aligned if aligned is not None and aligned.is_copy else found
+        with open_weights(base) as begun:
+            return _in_place(one, other, begun)
+
+
+def _in_place(suspect: Weights, model: Weights, base: Weights | None) -> Likeness:
+    """Compare tensors of one name and shape."""
+    shared = [
+        name for name, info in model.tensors.items()
+        if len(info.shape) > 1 and all(
+            name in each.tensors and each.tensors[name].shape == info.shape
+            for each in (suspect, base or model)
+        )
+    ]  # fmt: skip
+    shared.sort(key=lambda name: -math.prod(model.tensors[name].shape))
+    pairs = []
+    for name in shared[:_MOST_TENSORS]:
+        one, other = _part(suspect, name), _part(model, name)
+        if base is not None:
+            begun = _part(base, name)
+            one, other = one - begun, other - begun
+        pairs.append((one, other))
+    near = _NEAR if base is None else _NEAR_CHANGES
+    alike = compared = most = tests = 0
+    for one, other in pairs:
+        counts = [count for axis in (0, 1) if (count := _alike(one, other, axis, near))[1]]
+        tests += len(counts)
+        if counts:
+            best = max(counts, key=lambda each: each[0] / each[1])
+            alike, compared = alike + best[0], compared + best[1]
+            most = max(most, *(count[0] for count in counts))
+    # The first inequality of Bonferroni: k given units stand right with a chance of (n-k)!/n!.
+    log10_p = math.log10(max(1, tests)) - math.lgamma(most + 1) / math.log(10)
+    return Likeness(alike, compared, min(0.0, log10_p))
+
+
+def _aligned(suspect: Weights, model: Suspect) -> Likeness | None:
+    """Compare after the suspect's units were put into the model's order; None where they cannot."""
+    with open_weights(model) as own:
+        sizes = {name: info.shape for name, info in own.tensors.items() if len(info.shape) > 1}
+    if not sizes or sum(math.prod(shape) for shape in sizes.values()) > _MOST_ALIGNED:
+        return None
+    try:
+        found = realigned(suspect, Reference.of(model), sizes, unmarked=sizes, partial=True)
+    except (AlignmentError, ConfigError):
+        return None
+    alike = compared = 0
+    for name, tensor in found.tensors.items():
+        one, other = (each.reshape(len(each), -1) for each in (tensor, found.reference[name]))
+        # Units were matched by what they are like: of few values some are always near.
+        if one.shape == other.shape and one.shape[1] >= _LEAST_WIDTH_ALIGNED:
+            count = _alike(one[:, :, None], other[:, :, None], 0, _NEAR_ALIGNED)
+            alike, compared = alike + count[0], compared + count[1]
+    return Likeness(alike, compared, aligned=True)
+
+
+def _part(weights: Weights, name: str) -> Array:
+    """Read the first rows of a tensor (rows, columns, values of both), as many as are compared."""
+    shape = weights.tensors[name].shape
+    width = math.prod(shape[1:])
+    rows = min(shape[0], _MOST_VALUES // max(1, width))
+    if not rows:  # of one row alone no part is a unit's
+        return np.zeros((0, 0, 0), np.float32)
+    return weights.read_part(name, 0, rows * width).reshape(rows, shape[1], -1)
+
+
+def _alike(one: Array, other: Array, axis: int, near: float) -> tuple[int, int]:
+    """How many units along an axis are near their own alone, and how many were compared."""
+    if not one.size:
+        return 0, 0
+    units = one.shape[axis]
+    chosen = np.unique(np.linspace(0, units - 1, min(units, _MOST_UNITS)).astype(np.int64))
+    rows = [_rows(each, axis, chosen) for each in (one, other)]
+    there = rows[0].any(axis=1) & rows[1].any(axis=1)  # what is zero in both says nothing
+    if there.sum() < _LEAST_UNITS or rows[0].shape[1] < _LEAST_WIDTH:
+        return 0, 0
+    cosines = rows[0][there] @ rows[1][there].T  # (n, n)
+    own = cosines.diagonal().copy()
+    np.fill_diagonal(cosines, -1)
+    return int(((own >= near) & (own > cosines.max(axis=1))).sum()), int(there.sum())
+
+
+def _rows(values: Array, axis: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The chosen units as rows of length 1 (n, values); large weights are cut off."""
+    sizes = np.abs(values)
+    bound = _CLIP * float(np.median(sizes[sizes > 0])) if sizes.any() else 1.0
+    rows = np.moveaxis(values, axis, 0)[chosen].reshape(len(chosen), -1).astype(np.float64)
+    rows = rows.clip(-bound, bound)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows /= np.where(lengths > 0, lengths, 1.0)
+    return rows
