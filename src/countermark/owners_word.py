@@ -57,9 +57,9 @@ def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> st
         )
     if evidence.reader is None:
         return None
-    distance = math.inf if evidence.distance is None else evidence.distance
+    loss = math.inf if evidence.cross_entropy is None else evidence.cross_entropy
     found = [each for each in unmarked if not _is_chance(each, len(unmarked))]
-    near = [each for each in unmarked if each.distance < APART * distance]
+    near = [each for each in unmarked if each.distance < APART * loss]
     for models, why in (
         (found, "the reader also finds its mark in unmarked models"),
         (near, "the reader does not tell the suspect from unmarked models"),
@@ -68,7 +68,7 @@ def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> st
             first = min(models, key=lambda each: each.distance)
             return (
                 f"{why}: in {len(models)} of {len(unmarked)}, such as {first.name} with L2 "
-                f"{first.distance:.3g}, the suspect's being {distance:.3g}"
+                f"{first.distance:.3g}, the suspect's being {loss:.3g}"
             )
     return None
 
@@ -78,9 +78,9 @@ def _is_chance(model: UnmarkedModel, count: int) -> bool:
     return model.log10_p is not None and model.log10_p > math.log10(CHANCE_LEVEL / count)
 
 
-def rank_among(distance: float | None, subject: Subject) -> int:
+def rank_among(evidence: Evidence, subject: Subject) -> int:
     """The rank of the suspect among the examiner's unmarked models, from 1 on; ties count."""
-    least = math.inf if distance is None else distance
+    least = math.inf if evidence.distance is None else evidence.distance
     return 1 + sum(each.distance <= least for each in subject.unmarked)
 
 

@@ -83,8 +83,9 @@ class UnmarkedModel:
     Attributes:
         name: of the file, or the kind of live model.
         sha256: digest of what was read of it; None of answers.
-        distance: as `Evidence.distance`: of a learnt reader the smaller one of two losses, as the
-            model is and with its units as loud as the suspect's; else misses, or a share of them.
+        distance: of a learnt reader the smaller of two losses, on the model as it is and with its
+            tensors as loud as the suspect's, since logits grow with the weights; else misses, or
+            a share of failures.
         log10_p: of a learnt reader, log10 of the rank of its loss among those on permutations of
             this model's units; None of other keys.
     """

@@ -131,7 +131,7 @@ def _compared(verdict: Verdict) -> str:
         return "none supplied by the examiner; what the key says of some is its owner's word"
     n, distances = len(models), [each.distance for each in models]
     low, high = min(distances), max(distances)
-    rank = rank_among(verdict.evidence.distance, verdict.subject)
+    rank = rank_among(verdict.evidence, verdict.subject)
     what = {"bits": "L2", "triggers": "misses", "images": "share of failures"}[verdict.unit]
     return (
         f"{n} supplied by the examiner, {what} {low:.3g} to {high:.3g}; the suspect has "

@@ -48,7 +48,7 @@ def read_unmarked(
         supplied: files or live modules.
         scheme: of the key; its reader is learnt.
         key: what reads them.
-        suspect: the tensors that it read of the suspect, as loud as which they are read, too.
+        suspect: the tensors that it read of the suspect.
 
     Raises:
         SuspectError: one cannot be read.
@@ -69,8 +69,8 @@ def read_unmarked(
                 tensors = scheme.read_from(weights, where, key)
                 digest = _digest(tensors)
                 if digest not in found:
-                    loss, log10_p = scheme.compare_unmarked(tensors, key, suspect, draws)
-                    found[digest] = UnmarkedModel(weights.name, digest, loss, log10_p)
+                    read = scheme.compare_unmarked(tensors, key, suspect, draws)
+                    found[digest] = UnmarkedModel(weights.name, digest, *read)
     return tuple(found.values())
 
 

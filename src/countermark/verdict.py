@@ -278,7 +278,7 @@ class Verdict(NoTruthValue):
         """The examiner's unmarked models, and the suspect's rank among them."""
         if (models := self.subject.unmarked) == () or self.evidence is None:
             return None
-        rank = rank_among(self.evidence.distance, self.subject)
+        rank = rank_among(self.evidence, self.subject)
         return {
             "models": [asdict(each) for each in models],
             "rank": rank,

@@ -139,7 +139,10 @@ def _judge(mark: _Mark, stranger: Path, out: Path, data: Dataset) -> list[Shown]
         (_COPY, pruned),
     ):
         load_into(model, path)
-        verdict = verify(path, key, alpha=mark.alpha, assume_dated=bool(key.learnt))
+        unmarked = [_base(out), stranger] if key.learnt else []
+        verdict = verify(
+            path, key, alpha=mark.alpha, assume_dated=bool(key.learnt), unmarked=unmarked
+        )
         file = f"{mark.name}-on-{path.stem}.verdict.json"
         shown.append(Shown(mark.name, suspect, accuracy(model, data), verdict, file))
     return shown

@@ -344,7 +344,7 @@ def _read_again(order: _Order, verdict: Verdict) -> str:
 
 
 def _comparable(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict with lists for tuples, whatever files are called, and a suspect asked or recorded."""
+    """A verdict with lists for tuples, whatever files are called, asked or recorded."""
     from countermark.limits import RECORDED
 
     found: dict[str, Any] = json.loads(json.dumps(told))

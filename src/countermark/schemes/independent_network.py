@@ -248,13 +248,13 @@ class IndependentNetwork(ConvergedScheme):
         suspect: Mapping[str, Array],
         draws: int,
     ) -> tuple[float, float]:
-        """The smaller of the losses as it is and as loud as the suspect; its rank as it is."""
-        w, permuter = self.vector(weights, key), self.permuter(key.tensors)
-        loud = permuter.at(w, permuter.loudness(self.vector(suspect, key)))
+        """The smaller of the losses as it is and with each tensor as loud; its rank as it is."""
+        whole = Permuter.along(key.tensors, dict.fromkeys(key.tensors, -1), 1)  # a tensor a group
+        w, own = self.vector(weights, key), self.vector(suspect, key)
+        loud = whole.at(w, whole.loudness(own))
         losses = self._reading(key).losses(np.stack([w, loud]))
         ranked = self._permuted(weights, key, draws)
-        log10_p = sequential_log10_p(*ranked.counts(), ranked.stop_at)
-        return float(losses.min()), min(0.0, log10_p)
+        return float(losses.min()), sequential_log10_p(*ranked.counts(), ranked.stop_at)
 
     def _permuted(self, weights: Mapping[str, Array], key: Key, draws: int) -> PermutedUnits:
         w, reading = self.vector(weights, key), self._reading(key)
