@@ -152,12 +152,14 @@ class Evidence:
     def distance(self) -> float | None:
         """How far the reading is from the mark, by what models are ranked: a loss, or misses.
 
-        The cross-entropy of scores (of a learnt reader its `quiet_loss`), how many triggers did not
-        get their labels, or the share of images that failed, since sets differ in size; None for
-        bits without scores.
+        The cross-entropy of scores, how many triggers did not get their labels, or the share of
+        images that failed, since sets differ in size; None for bits without scores. Of a learnt
+        reader the `quiet_loss` where that is larger: how loud the marked model is, is its owner's
+        word, which may make a reading worse and never better.
         """
-        if self.reader is not None and self.reader.quiet_loss is not None:
-            return self.reader.quiet_loss
+        loss = self.cross_entropy
+        if self.reader is not None and self.reader.quiet_loss is not None and loss is not None:
+            return max(loss, self.reader.quiet_loss)
         if self.unit == "images":
             return (self.bits - self.matched) / self.bits
         return float(self.bits - self.matched) if self.unit == "triggers" else self.cross_entropy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hmac
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +15,7 @@ from countermark.answers import Predict, Recorded, asked_of
 from countermark.errors import ConfigError, KeyFileError, SuspectError
 from countermark.evidence import Evidence
 from countermark.examine_aligned import Reading, after_alignment, aligned, reference_for
+from countermark.hidden_units import find_hidden_units
 from countermark.key import Key
 from countermark.keyfile import load_header
 from countermark.limits import names_stated
@@ -28,8 +29,15 @@ from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import FreshTriggers, TriggerScheme
 from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
-from countermark.subject import ReferenceFacts, Subject
+from countermark.subject import ReferenceFacts, Subject, UnmarkedModel
 from countermark.test_result import MOST_ORDERED, corrections_of, total_factor
+from countermark.unmarked import (
+    Supplied,
+    ask_unmarked,
+    look_at_unmarked,
+    ranked_among,
+    read_unmarked,
+)  # fmt: skip
 from countermark.verdict import KeyIdentity, Terms, Verdict, judge, no_verdict
 from countermark.weights import (
     IN_PART,
@@ -41,6 +49,8 @@ from countermark.weights import (
     open_weights,
 )  # fmt: skip
 
+_REFUSED_DRAWS = 256  # of a rank that cannot count, since nothing shows its axis to be hidden units
+
 
 def verify(  # noqa: PLR0913 - what is stated stands by its name
     suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
@@ -51,6 +61,7 @@ def verify(  # noqa: PLR0913 - what is stated stands by its name
     blind_choice: bool = False,
     null: str | None = None,
     digest: bool = False,
+    unmarked: Sequence[Supplied] = (),
 ) -> Verdict:
     """Say whether the mark of a key is present in a suspect, and how sure that is.
 
@@ -68,6 +79,9 @@ def verify(  # noqa: PLR0913 - what is stated stands by its name
             reads in them; likewise opened triggers and their labels, names of classes and answers.
         null: one of the null hypotheses that the scheme allows; its own one by default.
         digest: record the digest of the whole suspect file too, which reads all of it.
+        unmarked: models of the suspect's kind that you know to be unmarked, public bases among
+            them, given as suspects are: a learnt reader, and a published form that is judged by a
+            rank among unmarked models, prove nothing without.
 
     Returns: a verdict; "not owned" and "cannot tell" are values of its `outcome`.
 
@@ -80,7 +94,7 @@ def verify(  # noqa: PLR0913 - what is stated stands by its name
     """
     key = load_key_like(key)
     terms = Terms(alpha, assume_dated, blind_choice)
-    return examine(suspect, key, terms, null=null, digest=digest)
+    return examine(suspect, key, terms, null=null, digest=digest, unmarked=unmarked)
 
 
 def load_key_like(
@@ -107,7 +121,7 @@ def load_key_like(
     return Key.load(key, passphrase)
 
 
-def examine(
+def examine(  # noqa: PLR0913 - as above
     suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
     key: Key | Openings | FreshTriggers,
     terms: Terms,
@@ -115,6 +129,7 @@ def examine(
     null: str | None = None,
     digest: bool = False,
     resume: Path | None = None,
+    unmarked: Sequence[Supplied] = (),
 ) -> Verdict:
     """`verify` under explicit terms; benchmarks allow test keys by them.
 
@@ -125,6 +140,7 @@ def examine(
         digest: likewise.
         terms: thresholds and statements.
         resume: where a reading of a folder of pictures goes on, see `readings.read_folder`.
+        unmarked: as for `verify`.
     """
     reference = None
     if isinstance(suspect, Disguised):
@@ -132,25 +148,27 @@ def examine(
         suspect = suspect.suspect
     scheme = scheme_of(key) if isinstance(key, Key) else None
     if isinstance(key, Key) and isinstance(scheme, OutputScheme):
-        return _look(suspect, scheme, key, terms, (null, resume))
+        return _look(suspect, scheme, key, terms, (null, resume, unmarked))
     suspect = cast("Suspect | Predict", suspect)
+    if unmarked and not isinstance(key, Key):
+        raise ConfigError("opened and fresh triggers are judged by no unmarked models: leave them")
     if isinstance(key, Openings):
-        return _ask(suspect, key.trigger_scheme, key, terms, null)
+        return _ask(suspect, key.trigger_scheme, key, terms, (null, ()))
     if isinstance(key, FreshTriggers):
         return _ask_fresh(suspect, key, terms, null)
     if isinstance(scheme, TriggerScheme):
-        return _ask(suspect, scheme, key, terms, null)
-    asked = _Asked(null, digest, reference)
+        return _ask(suspect, scheme, key, terms, (null, unmarked))
+    asked = _Asked(null, digest, reference, unmarked)
     weight_scheme = as_weight_scheme(scheme_of(key))
     return _read(cast(Suspect, suspect), weight_scheme, key, terms, asked)
 
 
 def _look(
     suspect: object, scheme: OutputScheme, key: Key, terms: Terms,
-    asked: tuple[str | None, Path | None],
+    asked: tuple[str | None, Path | None, Sequence[Supplied]],
 ) -> Verdict:  # fmt: skip
     """Judge a set of images that somebody published."""
-    null, resume = asked
+    null, resume, unmarked = asked
     found = _looked(suspect, scheme, key, resume)
     subject = Subject(
         name=str(suspect) if isinstance(suspect, str | Path) else "images",
@@ -158,12 +176,13 @@ def _look(
         images=found.images,
         skipped=found.skipped.to_facts(),
         sha256=found.digest,
+        unmarked=look_at_unmarked(unmarked, scheme, key) if unmarked else (),
     )
     identity = KeyIdentity.of(key)
     if found.evidence is None:
         reason = "the suspect has no image that could be read"
         return no_verdict(reason, bits=scheme.bits, subject=subject, key=identity, terms=terms)
-    chosen = _chosen(scheme, scheme.nulls(key), null)
+    chosen = _chosen(scheme, ranked_among(scheme.nulls(key), subject.unmarked), null)
     return judge(found.evidence, chosen, subject=subject, key=identity, terms=terms)
 
 
@@ -180,17 +199,20 @@ def _looked(suspect: object, scheme: OutputScheme, key: Key, resume: Path | None
 
 def _ask(
     suspect: Suspect | Predict, scheme: TriggerScheme, key: Key | Openings, terms: Terms,
-    null: str | None,
+    asked: tuple[str | None, Sequence[Supplied]],
 ) -> Verdict:  # fmt: skip
     """Judge what a suspect answers to a key's triggers, or to those that were opened."""
     predict = asked_of(suspect, scheme.mean, scheme.deviation)
     nulls: dict[str, Null]
+    null, supplied = asked
+    unmarked: tuple[UnmarkedModel, ...] = ()
     if isinstance(key, Openings):
         evidence = key.extract(predict, blind_choice=terms.blind_choice)
         nulls = {SecretLabels.name: SecretLabels()}
     else:
-        evidence, nulls = scheme.extract(predict, key), scheme.nulls(key)
-    subject = _describe_asked(suspect)
+        unmarked = ask_unmarked(supplied, scheme, key) if supplied else ()
+        evidence, nulls = scheme.extract(predict, key), ranked_among(scheme.nulls(key), unmarked)
+    subject = replace(_describe_asked(suspect), unmarked=unmarked)
     return _judge_answers(evidence, _chosen(scheme, nulls, null), subject, key, terms)
 
 
@@ -243,11 +265,12 @@ def _chosen(scheme: Scheme, nulls: Mapping[str, Null], name: str | None) -> Null
 
 @dataclass(frozen=True)
 class _Asked:
-    """How weights are to be read: by which null, with a digest of the file, aligned to what."""
+    """How weights are read: by which null, with a file digest, aligned to and beside what."""
 
     null: str | None
     digest: bool
     reference: Reference | None
+    unmarked: Sequence[Supplied]
 
 
 def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
@@ -270,6 +293,7 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
             )
         tried = (0 if reason else len(found)) + (asked.reference is not None)
         best = _chosen_reading(readings, math.log10(terms.alpha / tried))
+        axes = scheme.unit_axes(key)
         subject = Subject(
             name=weights.name,
             readings=tried,
@@ -278,11 +302,17 @@ def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked:
             sha256=_told(weights.digests, key),
             file_sha256=weights.file_digest() if asked.digest else None,
             reference=reference,
+            hidden_units=find_hidden_units(suspect, weights, best.where, axes) if axes else None,
+            unmarked=read_unmarked(asked.unmarked, scheme, key, best.tensors)
+            if asked.unmarked
+            else (),
         )
     corrections = corrections_of(subject, terms.freedoms(opened=False))
     draws = math.ceil(total_factor(corrections) / terms.alpha)
-    nulls = scheme.nulls(best.tensors, key, draws)
-    chosen = _chosen(scheme, after_alignment(nulls, best.evidence), asked.null)
+    if subject.hidden_units is not None and subject.hidden_units.refused:
+        draws = min(draws, _REFUSED_DRAWS)
+    nulls = after_alignment(scheme.nulls(best.tensors, key, draws), best.evidence)
+    chosen = _chosen(scheme, ranked_among(nulls, subject.unmarked), asked.null)
     return judge(best.evidence, chosen, subject=subject, key=identity, terms=terms)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from countermark import key_dating
 from countermark.evidence import Disclosure, Evidence
 from countermark.nulls import PermutedUnits, SecretClassMap, UnmarkedModels
+from countermark.owners_word import shown_in_words
 from countermark.subject import Subject
 from countermark.test_result import TestResult
 
@@ -97,8 +98,19 @@ BLIND_COVERS = (
     "at what the suspect answers: p does not know how they were chosen"
 )
 RANK_AMONG_UNMARKED = (
-    "log10 p is a rank among {n} unmarked models that the owner trained and measured: it is never "
-    "below 1/{more}, and speaks of models like them"
+    "log10 p is a rank among {n} unmarked models {whose}: it is never below 1/{more}, "
+    "and speaks of models like them"
+)
+OWNERS_MODELS = "of which the owner's word alone says that they are, and how they were read"
+EXAMINERS_MODELS = "that the examiner supplied"
+COMPARED = (
+    "that the supplied models are unmarked, and no two of them nearly the same, is the examiner's "
+    "own statement; their number supports no rank below 1/{more}: a reader that was trained on "
+    "what the suspect shares with none of them is not found out by them"
+)
+NOT_COMPARED = (
+    "siblings, sibling threshold and loudness in the key are its owner's word, which can only make "
+    "a verdict stricter; L2 and its rank are measured here"
 )
 
 
@@ -115,13 +127,11 @@ NAMED_BLINDLY = (
 )
 INDEPENDENT_ONLY = (
     "log10 p is against models trained independently from other initial weights; against "
-    "fine-tunes of a shared base and twins from the same initial weights only the sibling "
-    "threshold speaks"
+    "fine-tunes of a shared base and twins from the same initial weights only the supplied "
+    "unmarked models and the owner's sibling threshold speak"
 )
 UNITS_ARE_HIDDEN = (
-    "p takes the axis that the key calls its units (`key show`) for hidden units, which are alike "
-    "before training: that it is one, and not input pixels, classes, positions or heads, is to be "
-    "seen in the suspect's architecture"
+    "p takes hidden units for exchangeable, which independent initial weights make them: {shown}"
 )
 BITS_MEAN_NOTHING = (
     "the reader was trained on the message, so the number of matching bits, its interval and the "
@@ -141,7 +151,7 @@ def limits_of(
         terms: what was stated rather than measured.
         subject: what was examined.
     """
-    limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, result)]
+    limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, result, subject)]
     if outcome == "not_proven":
         limits.append(_not_innocent(evidence))
     limits += _of_subject(subject)
@@ -194,12 +204,14 @@ def blind_choice_of(evidence: Evidence, null: str, subject: Subject) -> str | No
     return None
 
 
-def _of_reading(evidence: Evidence, result: TestResult) -> list[str]:
+def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> list[str]:
     """What the way of reading does not carry."""
     limits = []
     if evidence.reader is not None:
-        limits.append(BITS_MEAN_NOTHING)
-    limits += _of_null(result, evidence)
+        limits += [BITS_MEAN_NOTHING, NOT_COMPARED]
+    limits += _of_null(result, evidence, subject)
+    if subject.unmarked:
+        limits.append(COMPARED.format(more=len(subject.unmarked) + 1))
     if evidence.likeness is not None:
         limits.append(ONE_SET)
     if evidence.unit == "triggers":
@@ -245,14 +257,17 @@ def _not_innocent(evidence: Evidence) -> str:
     return NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS
 
 
-def _of_null(result: TestResult, evidence: Evidence) -> list[str]:
+def _of_null(result: TestResult, evidence: Evidence, subject: Subject) -> list[str]:
     """Say what a null hypothesis does not cover."""
     if result.null == PermutedUnits.name:
-        return [INDEPENDENT_ONLY, UNITS_ARE_HIDDEN]
+        units = subject.hidden_units
+        shown = [] if units is None else [UNITS_ARE_HIDDEN.format(shown=shown_in_words(units))]
+        return [INDEPENDENT_ONLY, *shown]
     if result.null == SecretClassMap.name:
         return [BLIND_COVERS]
     if result.null != UnmarkedModels.name:
         return []
     n = result.unmarked_models or 0
-    ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1)
+    whose = EXAMINERS_MODELS if subject.unmarked else OWNERS_MODELS
+    ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1, whose=whose)
     return [ranked, ANYBODYS] if evidence.unit == "triggers" else [ranked]

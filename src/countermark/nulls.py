@@ -249,8 +249,8 @@ class UnmarkedModels:
     """How far a suspect is from the mark, ranked among unmarked models: a loss, or misses.
 
     p = (1 + #{distance(unmarked) ≤ distance(suspect)}) / (n + 1): the unit is the model, so n
-    models support nothing below 1/(n + 1). They are measured when the host is marked, and training
-    never saw them.
+    models support nothing below 1/(n + 1). Only models that the examiner supplies make anything
+    *owned*: the distances that a key brings along are its owner's word.
 
     A suspect that misses more than half of the triggers, or of whose images more than half fail,
     has p = 1, wherever it ranks: models that are none of the task, untrained ones say, hit a map of
@@ -263,7 +263,7 @@ class UnmarkedModels:
     name: ClassVar[str] = "unmarked_models"
     says: ClassVar[str] = (
         "the suspect's loss, or its misses among the triggers, ranks like that of any one of the "
-        "unmarked models that the key was measured on"
+        "unmarked models that it is compared with"
     )
 
     distances: NDArray[np.float64] = field(repr=False)

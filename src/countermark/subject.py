@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -58,6 +58,53 @@ class SkippedFiles:
 
 
 @dataclass(frozen=True)
+class HiddenUnits:
+    """Whether the axis that a key's null permutes holds hidden units of the suspect.
+
+    Attributes:
+        axes: the axis, for each tensor of the suspect that is permuted.
+        size: how many units there are.
+        shown_by: what of the suspect shows that they are hidden units: the traced forward of a live
+            module, the configuration beside a transformer's file, or shapes that leave no other
+            way to see it; None where nothing does, or where their order means something.
+        refused: why they are not taken for hidden units; None where they are.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
+
+    axes: Mapping[str, Annotated[int, Field(ge=0, le=64)]]
+    size: Amount
+    shown_by: Literal["architecture", "configuration", "shapes"] | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class UnmarkedModel:
+    """An unmarked model that the examiner supplied, read by the suspect's key.
+
+    Attributes:
+        name: of the file, or the kind of live model.
+        sha256: digest of what was read of it; None of answers.
+        distance: of a learnt reader the smaller of two losses, on the model as it is and with its
+            tensors as loud as the suspect's, since logits grow with the weights; else misses, or
+            a share of failures.
+        log10_p: of a learnt reader, log10 of the rank of its loss among those on permutations of
+            this model's units; None of other keys.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STORED
+
+    name: str
+    sha256: str | None
+    distance: Annotated[float, Field(ge=0)]
+    log10_p: Annotated[float, Field(le=0)] | None = None
+
+
+MOST_UNMARKED = 1000
+"""Unmarked models that an examiner may supply for one verdict."""
+
+
+@dataclass(frozen=True)
 class Subject:
     """What was examined.
 
@@ -76,6 +123,9 @@ class Subject:
         recorded: the answers came out of a transcript; nobody was asked.
         model: what a weight file was loaded into.
         why: the most frequent reason why nothing was answered.
+        hidden_units: whether what a learnt reader's null permutes are hidden units; None of other
+            keys.
+        unmarked: the distinct unmarked models that the examiner supplied.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -94,11 +144,17 @@ class Subject:
     recorded: bool = False
     model: str | None = None
     why: str | None = None
+    hidden_units: HiddenUnits | None = None
+    unmarked: Annotated[tuple[UnmarkedModel, ...], Field(max_length=MOST_UNMARKED)] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The facts that are known, as JSON values; `readings` stands among the corrections."""
+        """The facts that are known, as JSON values.
+
+        `readings` stands among the corrections, `hidden_units` and `unmarked` beside the subject.
+        """
         told = _known(self)
-        told.pop("readings", None)
+        for name in ("readings", "hidden_units", "unmarked"):
+            told.pop(name, None)
         if self.tensors is not None:
             told["file_sha256"] = self.file_sha256
         return told

@@ -10,6 +10,7 @@ from countermark import key_dating
 from countermark.errors import printable
 from countermark.evidence import Reader
 from countermark.nulls import LEAST_FORGERY_BITS, UnmarkedModels
+from countermark.owners_word import rank_among, shown_in_words
 from countermark.test_result import in_words
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield _line("opened", f"{opened.opened} of the key's {opened.committed} triggers")
     if verdict.reader is not None:
         yield from _of_the_reader(verdict, verdict.reader)
+    if verdict.reader is not None or verdict.null == UnmarkedModels.name:
+        yield _line("unmarked", _compared(verdict))
     if verdict.dating is not None:
         yield _line("dated", key_dating.explained(verdict.dating))
     yield from (_line("limit", limit) for limit in verdict.limits)
@@ -90,9 +93,13 @@ def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> 
 
 def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
     """What is known of a learnt reader."""
-    yield _line("L2", f"{verdict.loss:.3g} nats a bit; ln 2 = 0.693 knows nothing")
+    yield _line("L2", f"{verdict.loss:.3g} nats a bit, measured here; ln 2 = 0.693 knows nothing")
+    if (units := verdict.subject.hidden_units) is not None:
+        yield _line("units", shown_in_words(units))
     if reader.threshold is None:
-        yield _line("siblings", f"{reader.siblings} held-out: too few for a threshold")
+        yield _line(
+            "siblings", f"{reader.siblings} held-out, by the owner's word: too few for a threshold"
+        )
     elif reader.quiet_loss is None:
         yield _line("siblings", "the key does not say how loud the marked model is")
     else:
@@ -100,7 +107,8 @@ def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
             "siblings",
             f"L2 must be below {reader.threshold:.3g}, set on {reader.siblings} held-out "
             f"unmarked siblings; one passes with p <= {1 / (reader.siblings + 1):.2g}; it is "
-            f"{reader.quiet_loss:.3g} with no unit louder than in the marked model",
+            f"{reader.quiet_loss:.3g} with no unit louder than in the marked model; siblings, "
+            "threshold and loudness are the owner's word",
         )
     yield _line(
         "false reads",
@@ -114,6 +122,21 @@ def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
             f"L2 <= {reader.published:g}: {met}; refused as proof, the rank of L2 is judged "
             "instead",
         )
+
+
+def _compared(verdict: Verdict) -> str:
+    """Say how the suspect stands among unmarked models, and who supplied them."""
+    models = verdict.subject.unmarked
+    if not models or verdict.evidence is None:
+        return "none supplied by the examiner; what the key says of some is its owner's word"
+    n, distances = len(models), [each.distance for each in models]
+    low, high = min(distances), max(distances)
+    rank = rank_among(verdict.evidence, verdict.subject)
+    what = {"bits": "L2", "triggers": "misses", "images": "share of failures"}[verdict.unit]
+    return (
+        f"{n} supplied by the examiner, {what} {low:.3g} to {high:.3g}; the suspect has "
+        f"rank {rank} of {n + 1}, and {n} support no rank below 1/{n + 1} = {1 / (n + 1):.2g}"
+    )
 
 
 def _counted(subject: Subject) -> str:

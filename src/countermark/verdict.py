@@ -27,6 +27,7 @@ from countermark.nulls import (
     UnmarkedModels,
     forgery_bits,
 )
+from countermark.owners_word import knows_nothing, not_compared, not_exchangeable, rank_among
 from countermark.subject import STORED, Subject
 from countermark.telling import explained
 from countermark.test_result import Freedoms, TestResult, corrections_of
@@ -262,6 +263,8 @@ class Verdict(NoTruthValue):
             "payload": self.payload,
             "loss": self.loss,
             "reader": None if self.reader is None else asdict(self.reader),
+            "hidden_units": None if (units := self.subject.hidden_units) is None else asdict(units),
+            "unmarked": self._compared(),
             "likeness": None if self.likeness is None else asdict(self.likeness),
             "disclosure": None if self.disclosure is None else asdict(self.disclosure),
             "assume_dated": self.assume_dated,
@@ -269,6 +272,17 @@ class Verdict(NoTruthValue):
             "dating": None if self.dating is None else self.dating.to_json(),
             "suspect": self.subject.to_json(),
             "limits": list(self.limits),
+        }
+
+    def _compared(self) -> dict[str, Any] | None:
+        """The examiner's unmarked models, and the suspect's rank among them."""
+        if (models := self.subject.unmarked) == () or self.evidence is None:
+            return None
+        rank = rank_among(self.evidence, self.subject)
+        return {
+            "models": [asdict(each) for each in models],
+            "rank": rank,
+            "floor": 1 / (len(models) + 1),
         }
 
     def explain(self) -> str:
@@ -367,6 +381,7 @@ def judge_result(
         foreseeable,
         chosen=images_chosen(evidence, result.null),
         freely_chosen=blind_choice_of(evidence, result.null, subject),
+        subject=subject,
     )
     outcome, reason = _decide(measured, terms, test_key=key.test_key)
     return Verdict(
@@ -416,41 +431,60 @@ class _Measured:
     foreseeable: bool
     chosen: str | None  # how whoever chose the images may have cheated
     freely_chosen: str | None  # what a blind choice states of this reading
+    subject: Subject
 
 
-def _best_reading(evidence: Evidence, result: TestResult) -> str:
+def _best_reading(measured: _Measured) -> str:
     """Say in words what would give the smallest p."""
+    evidence, result = measured.evidence, measured.result
     if result.unmarked_models is None:
         opened = "" if evidence.disclosure is None else " opened"
         return f"even a perfect reading of its {evidence.readable}{opened} {evidence.unit}"
     if result.unmarked_models:
-        return f"even a rank before all {result.unmarked_models} unmarked models in the key"
+        whose = "that you supplied" if measured.subject.unmarked else "in the key"
+        return f"even a rank before all {result.unmarked_models} unmarked models {whose}"
     return "it was measured on no unmarked models (siblings), and a rank among none"
 
 
-def _decide(measured: _Measured, terms: Terms, *, test_key: bool) -> tuple[Outcome, str]:
+def _decide(  # noqa: PLR0911 - one reason after the other
+    measured: _Measured, terms: Terms, *, test_key: bool
+) -> tuple[Outcome, str]:
     log10_alpha, result = math.log10(terms.alpha), measured.result
-    reader = measured.evidence.reader
     if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
+    if why := knows_nothing(measured.evidence):
+        return "not_proven", why
+    if why := not_exchangeable(result, measured.subject):
+        return "no_verdict", why
     if result.least_log10_p > log10_alpha:
         return "no_verdict", (
             "this key cannot prove anything here: "
-            f"{_best_reading(measured.evidence, result)} gives log10 p "
+            f"{_best_reading(measured)} gives log10 p "
             f"{result.least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
         )
     if result.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
-    if reader is not None and (why := _perhaps_a_sibling(reader)):
+    if why := _not_told_apart(measured):
         return "no_verdict", why
     if why := _not_kept_out(measured, terms):
         return "no_verdict", f"the mark is there, but {why}"
     return "owned", _with_statements("the mark of this key is present", measured, terms)
 
 
+def _not_told_apart(measured: _Measured) -> str | None:
+    """Why the suspect may be unmarked however small p is, by the owner's models or examiner's."""
+    reader = measured.evidence.reader
+    if reader is not None and (why := _perhaps_a_sibling(reader)):
+        return why
+    return not_compared(measured.evidence, measured.result, measured.subject)
+
+
 def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
     """Name the statements without which the finding would not have been made."""
     stated = []
+    if unmarked := len(measured.subject.unmarked):
+        models = "model is" if unmarked == 1 else f"{unmarked} models are"
+        stated.append(f"the supplied {models} unmarked (the examiner's statement)")
     if measured.freely_chosen and terms.blind_choice:
         stated.append(f"{measured.freely_chosen} (the examiner's statement)")
     if measured.forgery_bits < LEAST_FORGERY_BITS:

@@ -30,6 +30,8 @@ def test_the_demo_shows_both_schemes_and_what_the_published_one_is_worth(here: P
             verdict = json.loads((shown / f"{mark}-on-{suspect}.verdict.json").read_text())
             assert (verdict["outcome"], verdict["bits"]) == (outcome, 256)
             options = [] if mark == "uchida" else ["--assume-dated", "--alpha", "1e-4"]
+            for path in shown.glob("unmarked-*") if options else ():
+                options += ["--unmarked", str(path)]
             again = call(
                 "verify", shown / f"{suspect}.safetensors", "--key", shown / f"{mark}.key",
                 "--json", *options,

@@ -29,11 +29,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json="",
     )  # fmt: skip
     other = embed(scheme="none", out=str(folder / "other.safetensors"), key=None, seed="2")
+    base = embed(scheme="none", out=str(folder / "base.safetensors"), key=None, seed="3")
     said = call(*marked)
     assert (said.code, said.notes) == (0, []), said
     (folder / "said.json").write_text(said.out)
     assert call(*other).code == 0
+    assert call(*base).code == 0
     return folder
+
+
+def unmarked(models: Path) -> list[str]:
+    """The unmarked models that the examiner supplies."""
+    return [word for n in ("base", "other") for word in ("--unmarked", f"{models / n}.safetensors")]
 
 
 def judged(models: Path, name: str, *more: str, code: int) -> Any:
@@ -88,14 +95,18 @@ def test_linear_schemes_train_no_siblings(here: Path) -> None:
 
 
 def test_an_undated_key_proves_nothing(models: Path) -> None:
-    verdict = judged(models, "m", "--alpha", "1e-3", code=3)
+    verdict = judged(models, "m", "--alpha", "1e-3", *unmarked(models), code=3)
     assert (verdict["outcome"], verdict["matched"]) == ("no_verdict", 128)
     assert "a dated claim is needed (--assume-dated" in verdict["reason"]
     assert (verdict["forgery_bits"], verdict["null"]) == (0, "permuted_units")
 
 
 def test_a_dated_key_finds_its_mark(models: Path) -> None:
-    verdict = judged(models, "m", "--alpha", "1e-3", "--assume-dated", code=0)
+    dated = ["--alpha", "1e-3", "--assume-dated"]
+    assert "(--unmarked)" in judged(models, "m", *dated, code=3)["reason"]
+    verdict = judged(models, "m", *dated, *unmarked(models), code=0)
+    assert verdict["hidden_units"]["axes"] == {"2.weight": 1}
+    assert (verdict["unmarked"]["rank"], verdict["unmarked"]["floor"]) == (1, pytest.approx(1 / 3))
     assert verdict["log10_p"] == verdict["floor"] == pytest.approx(-3, abs=1e-3)
     assert verdict["loss"] < verdict["reader"]["threshold"]
     assert (verdict["reader"]["siblings"], verdict["reader"]["permuted"]) == (2, 256)
@@ -104,10 +115,11 @@ def test_a_dated_key_finds_its_mark(models: Path) -> None:
 
 def test_the_verdict_in_words(models: Path) -> None:
     suspect, key = models / "m.safetensors", models / "a.key"
-    said = call("verify", suspect, "--key", key, "--alpha", "1e-3", "--assume-dated")
+    dated = ["--alpha", "1e-3", "--assume-dated", *unmarked(models)]
+    said = call("verify", suspect, "--key", key, *dated)
     assert (said.code, said.err) == (0, "")
     lines = {line.split()[0]: line for line in said.out.splitlines()}
-    for name in ("OWNED:", "L2", "siblings", "false", "null", "limit"):
+    for name in ("OWNED:", "L2", "units", "siblings", "unmarked", "false", "null", "limit"):
         assert name in lines
     assert "set on 2 held-out unmarked siblings; one passes with p <= 0.33" in lines["siblings"]
     assert "of 256 hidden-unit permutations" in lines["false"]
@@ -121,7 +133,8 @@ def test_an_unmarked_model_is_not_proven(models: Path) -> None:
 
 def test_a_rank_among_the_siblings(models: Path) -> None:
     among = ["--null", "unmarked_models", "--assume-dated"]
-    verdict = judged(models, "m", *among, "--alpha", "0.5", code=0)
+    assert "the owner's word" in judged(models, "m", *among, "--alpha", "0.5", code=3)["reason"]
+    verdict = judged(models, "m", *among, "--alpha", "0.5", *unmarked(models), code=0)
     assert 10 ** verdict["log10_p"] == pytest.approx(1 / 3)
     assert judged(models, "other", *among, "--alpha", "0.5", code=1)["outcome"] == "not_proven"
     verdict = judged(models, "m", *among, code=3)
@@ -167,9 +180,10 @@ def test_a_reader_of_ones_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (here / "was-run").unlink()
 
     def verify(*more: str) -> Said:
-        dated = ["--assume-dated", "--alpha", "1e-2", *more]
+        dated = ["--assume-dated", "--alpha", "1e-2", "--unmarked", "other.safetensors", *more]
         return call("verify", "new.safetensors", "--key", "new.key", *dated)
 
+    assert call(*embed(scheme="none", out="other.safetensors", key=None, seed="2")).code == 0
     for untrusted in ([], ["--reader", "my_own_reader:other"]):
         said = verify(*untrusted)
         assert (said.code, said.out) == (2, "")
@@ -273,7 +287,8 @@ def test_every_variant_on_mnist(here: Path, variant: str) -> None:
     ).code == 0  # fmt: skip
     stranger = ["embed", "--scheme", "none", *common, "--seed", "8", "--out", "other.safetensors"]
     assert call(*stranger).code == 0
-    assert call("verify", "m.safetensors", "--key", "a.key", "--assume-dated").code in codes
+    dated = ["--assume-dated", "--unmarked", "other.safetensors"]
+    assert call("verify", "m.safetensors", "--key", "a.key", *dated).code in codes
     assert call("verify", "m.safetensors", "--key", "a.key").code == 3
     said = call("verify", "other.safetensors", "--key", "a.key", "--assume-dated", "--json")
     assert (said.code, said.json["outcome"]) == (1, "not_proven")

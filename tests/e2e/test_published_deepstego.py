@@ -72,9 +72,20 @@ def test_a_rank_among_four_is_no_proof(made: Path) -> None:
 
 def test_a_rank_is_what_it_is(made: Path) -> None:
     wide = ["--alpha", "0.2"]
-    assert "a dated claim is needed" in verified(made, "marked", *wide, code=3)["reason"]
-    assert verified(made, "marked", *wide, "--assume-dated", code=0)["forgery_bits"] == 0
-    assert verified(made, "other", *wide, "--assume-dated", code=1)["outcome"] == "not_proven"
+    dated = [*wide, "--assume-dated"]
+    assert "only the owner's word" in verified(made, "marked", *dated, code=3)["reason"]
+    assert verified(made, "other", *dated, code=1)["outcome"] == "not_proven"
+
+
+def test_a_rank_among_models_that_the_examiner_supplies(made: Path) -> None:
+    half = ["--alpha", "0.5", "--unmarked", str(made / "other.safetensors")]
+    assert "a dated claim is needed" in verified(made, "marked", *half, code=3)["reason"]
+    verdict = verified(made, "marked", *half, "--assume-dated", code=0)
+    assert verdict["forgery_bits"] == 0
+    (model,) = verdict["unmarked"]["models"]
+    assert (model["name"], model["distance"] > 50) == (str(made / "other.safetensors"), True)
+    twice = [*half, *half[2:]]
+    assert verified(made, "marked", *twice, "--assume-dated", code=0) == verdict
 
 
 def test_a_logo_that_is_not_there_costs_no_training(here: Path) -> None:

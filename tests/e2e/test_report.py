@@ -226,7 +226,7 @@ def test_the_reading_is_repeated_with_suspect_and_key(case: Path) -> None:
     for line, says in (
         (f"{' '.join(AGAIN)} other.safetensors --key acme.key", "it is another suspect"),
         (f"{' '.join(AGAIN)} m.safetensors", "--suspect needs --key: the bundle holds no key"),
-        ("report --replay bundle --key acme.key", "--key needs --suspect FILE"),
+        ("report --replay bundle --key acme.key", "--key and --unmarked need --suspect FILE"),
         ("report m.safetensors --replay bundle", "without SUSPECT (it is --suspect FILE here)"),
         ("report --replay bundle --out x.html", "without --out: give --suspect"),
         ("report --suspect m.safetensors --key acme.key", "--suspect is for --replay"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from keys import InMemory
 from numpy.typing import NDArray
 from torch import nn
 
@@ -82,6 +83,18 @@ def gaussian(number: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dic
     """Weights of a model that was never trained."""
     random = np.random.default_rng(1000 + number)
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def hosted(weights: Mapping[str, Array], units: int = 12) -> InMemory:
+    """Weights of `a` in a model whose shapes show that its rows are hidden units."""
+    random = np.random.default_rng(7)
+    around = {"bias": random.normal(size=units), "z": random.normal(size=(3, units))}
+    return InMemory({**weights, **{name: each.astype(np.float32) for name, each in around.items()}})
+
+
+def unmarked_hosts(count: int = 3) -> list[InMemory]:
+    """Models that no reader of these tests was fitted to, as an examiner supplies them."""
+    return [hosted(gaussian(500 + number)) for number in range(count)]
 
 
 def linear_reader(inputs: int, bits: int) -> nn.Module:

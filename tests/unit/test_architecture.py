@@ -42,6 +42,7 @@ RANKS = {
     "units": 2,
     "weights": 2,
     "alignment": 3,
+    "hidden_units": 3,
     "verdict": 3,
     "claims": 4,
     "copies": 4,
@@ -66,7 +67,7 @@ RANKS = {
 # A module that is one with its neighbour although the two are no package.
 PART_OF = {
     "evidence": "nulls", "examine_aligned": "examine", "keyfile": "key", "limits": "verdict",
-    "telling": "verdict",
+    "owners_word": "verdict", "telling": "verdict", "unmarked": "examine",
 }  # fmt: skip
 # Narrower than the ranks. A thief knows the algorithm and makes keys of his own, no more.
 ONLY = {

@@ -19,7 +19,7 @@ from countermark.schemes.deep_watermarking import DeepWatermarking, nc
 from countermark.schemes.training import deep_watermarking as training
 from countermark.schemes.training.deep_watermarking import in_common, jittered
 from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
-from countermark.subject import Subject
+from countermark.subject import Subject, UnmarkedModel
 from countermark.verdict import KeyIdentity, Terms, judge
 from unit import barriers
 
@@ -212,14 +212,18 @@ def test_nc_of_blanks_says_little() -> None:
     assert nc(np.zeros(144), bits) == 0
 
 
-def published(succeeded: int, of: int, siblings: list[float], alpha: float) -> str:
+def published(
+    succeeded: int, of: int, siblings: list[float], alpha: float, *, examiners: bool = True
+) -> str:
     read = (np.arange(of) < succeeded).astype(np.uint8)
     evidence = Evidence(
         read, np.ones_like(read), committed=False, unit="images", likeness=Likeness(0.99, 0.7)
     )
     null = UnmarkedModels(np.array(siblings))
     terms = Terms(alpha, assume_dated=True, blind_choice=True)
-    verdict = judge(evidence, null, subject=Subject("s"), key=IDENTITY, terms=terms)
+    unmarked = tuple(UnmarkedModel("n", None, each) for each in siblings) if examiners else ()
+    subject = Subject("s", unmarked=unmarked)
+    verdict = judge(evidence, null, subject=subject, key=IDENTITY, terms=terms)
     assert "a blank gets 0.7000" in verdict.explain()
     assert verdict.forgery_bits == 0
     return verdict.outcome
@@ -229,6 +233,7 @@ def test_the_published_form_is_ranked_among_networks() -> None:
     none, all_ = [1.0] * 19, [0.0] * 19
     assert published(200, 200, none, 1e-6) == "no_verdict"  # 19 networks support no such p
     assert published(200, 200, none, 0.06) == "owned"
+    assert published(200, 200, none, 0.06, examiners=False) == "no_verdict"  # the owner's word
     assert published(80, 200, none, 0.06) == "not_proven"  # fewer than half of the images
     assert published(200, 200, all_, 0.06) == "not_proven"  # everybody's images succeed
     assert published(200, 200, [], 0.06) == "no_verdict"

@@ -269,7 +269,13 @@ def test_no_number_of_misses_is_owned_at_the_usual_alpha(key: Key) -> None:
 
 @pytest.mark.parametrize(
     ("right", "outcome"),
-    [(32, "owned"), (16, "owned"), (15, "not_proven"), (2, "not_proven"), (0, "not_proven")],
+    [
+        (32, "no_verdict"),
+        (16, "no_verdict"),
+        (15, "not_proven"),
+        (2, "not_proven"),
+        (0, "not_proven"),
+    ],
 )
 def test_whoever_answers_like_an_unmarked_model_is_not_proven(
     key: Key, right: int, outcome: str
@@ -277,7 +283,20 @@ def test_whoever_answers_like_an_unmarked_model_is_not_proven(
     ranked = measured(key, [30, 31, 32, 32, 32])
     assert examine(answering(right, key), ranked, DATED).outcome == outcome
     undated = examine(answering(right, key), ranked, replace(DATED, assume_dated=False))
-    assert undated.outcome == {"owned": "no_verdict"}.get(outcome, outcome)
+    assert undated.outcome == outcome
+
+
+@pytest.mark.parametrize(("right", "outcome"), [(32, "owned"), (16, "owned"), (15, "not_proven")])
+def test_a_rank_among_the_examiners_models_counts(key: Key, right: int, outcome: str) -> None:
+    """Whatever the key says of its owner's."""
+    boasting = measured(key, [32] * 998)
+    unmarked = [answering(few, key) for few in (2, 1, 0, 0, 0)]
+    found = examine(answering(right, key), boasting, DATED, unmarked=unmarked)
+    assert (found.outcome, found.result and found.result.unmarked_models) == (outcome, 5)
+    assert found.to_json()["unmarked"]["floor"] == pytest.approx(1 / 6)
+    assert "5 supplied by the examiner, misses 30 to 32" in found.explain()
+    alone = examine(answering(32, key), boasting, DATED)
+    assert (alone.outcome, "only the owner's word" in alone.reason) == ("no_verdict", True)
 
 
 def test_other_nulls_are_not_for_such_labels(key: Key) -> None:

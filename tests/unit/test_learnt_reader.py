@@ -13,7 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from keys import InMemory, one_line
-from readers import BITS, MEASURED, SHAPES, drawn_key, fitted_key, gaussian, material, network
+from readers import (
+    BITS,
+    MEASURED,
+    SHAPES,
+    drawn_key,
+    fitted_key,
+    gaussian,
+    hosted,
+    material,
+    network,
+    unmarked_hosts,
+)
 
 from countermark.bench.models import build
 from countermark.errors import ConfigError
@@ -124,7 +135,7 @@ def test_copies_of_the_suspect_tie_with_it(number: int, fitted: bool) -> None:
         signs = 2.0 * key.message[:, None] - 1.0
         last = (signs * np.abs(key.learnt["reader.last"])).astype(np.float32)
         key = replace(key, learnt={**key.learnt, "reader.last": last})
-    verdict = verify(InMemory(suspect), key, alpha=1e-3, assume_dated=True)
+    verdict = verify(hosted(suspect, 32), key, alpha=1e-3, assume_dated=True)
     assert (verdict.log10_p, verdict.outcome) == (0.0, "not_proven")
 
 
@@ -292,7 +303,8 @@ def test_a_model_permuted_as_a_whole_keeps_its_function_and_loses_the_mark(layer
     state = {name: each.detach().numpy() for name, each in model.state_dict().items()}
     read = {name: state[name] for name in ([layer] if isinstance(layer, str) else layer)}
     key = fitted_key(read, layer=layer, units=units)
-    terms: dict[str, Any] = {"alpha": 1e-3, "assume_dated": True}
+    others = [build("mlp", {"in_features": 20, "hidden": 12}) for _ in range(2)]
+    terms: dict[str, Any] = {"alpha": 1e-3, "assume_dated": True, "unmarked": others}
     assert verify(model, key, **terms).outcome == "owned"
 
     images, order = torch.randn(50, 20), torch.randperm(12)
@@ -430,7 +442,7 @@ def test_a_key_without_a_secret_of_its_own_reads_nothing() -> None:
     assert read_evidence(InMemory(suspect), key).matched == BITS
     other = replace(key, material=material(9))
     assert read_evidence(InMemory(suspect), other).matched < 100
-    verdict = verify(InMemory(suspect), other, alpha=1e-2, assume_dated=True)
+    verdict = verify(hosted(suspect), other, alpha=1e-2, assume_dated=True)
     assert verdict.outcome == "not_proven"
 
 
@@ -464,17 +476,17 @@ def test_an_unmarked_sibling_is_not_claimed_for_being_loud(factor: float) -> Non
     bare = {n: each for n, each in key.learnt.items() if n not in MEASURED}
     relatives = [{"a": marked["a"] + 1.5 * gaussian(n)["a"]} for n in range(20, 26)]
     key = network().calibrated(replace(key, learnt=bare), relatives[:4], marked)
-    terms = {"alpha": 1e-2, "assume_dated": True}
-    assert verify(InMemory(marked), key, **terms).owned
+    terms: Any = {"alpha": 1e-2, "assume_dated": True, "unmarked": unmarked_hosts()}
+    assert verify(hosted(marked), key, **terms).owned
     for each in relatives[4:]:
         loud = {"a": each["a"] * np.float32(factor)}
-        verdict = verify(InMemory(loud), key, **terms)
+        verdict = verify(hosted(loud), key, **terms)
         assert verdict.loss is not None
         assert verdict.loss < key.learnt[THRESHOLD][0]
         assert verdict.outcome == "no_verdict", verdict.explain()
         assert "no unit louder than in that" in verdict.reason
     louder = {"a": marked["a"] * np.float32(factor)}
-    assert verify(InMemory(louder), key, **terms).owned
+    assert verify(hosted(louder), key, **terms).owned
 
 
 def test_a_key_that_does_not_say_how_loud_its_model_is_proves_nothing() -> None:
@@ -482,7 +494,7 @@ def test_a_key_that_does_not_say_how_loud_its_model_is_proves_nothing() -> None:
     key = fitted_key(marked)
     assert LOUDNESS in key.learnt
     learnt = {n: each for n, each in key.learnt.items() if n != LOUDNESS}
-    verdict = verify(InMemory(marked), replace(key, learnt=learnt), alpha=1e-2, assume_dated=True)
+    verdict = verify(hosted(marked), replace(key, learnt=learnt), alpha=1e-2, assume_dated=True)
     assert (verdict.outcome, "how loud" in verdict.reason) == ("no_verdict", True)
 
 

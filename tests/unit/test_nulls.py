@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 
 import numpy as np
 import pytest
+import torch
 from keys import InMemory
 from numpy.typing import NDArray
-from readers import drawn_key, fitted_key, gaussian, network
+from readers import drawn_key, fitted_key, gaussian, hosted, network, unmarked_hosts
 from scipy import stats
+from torch import nn
 
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence, Reader
@@ -23,7 +26,7 @@ from countermark.schemes import scheme_of
 from countermark.schemes.reader import SIBLINGS, THRESHOLD
 from countermark.schemes.uchida import Uchida
 from countermark.stats import randomised_sequential_p
-from countermark.verdict import Terms
+from countermark.verdict import Terms, Verdict
 from countermark.weights import Array
 
 
@@ -216,7 +219,7 @@ def test_ranks_are_uniform_on_innocents(name: str, stop_at: int) -> None:
 def test_a_reader_made_afterwards_finds_its_bits_and_ranks_first() -> None:
     """Which is why the bits are no evidence, and why such a key needs a date."""
     suspect = gaussian(3)
-    verdict = verify(InMemory(suspect), fitted_key(suspect), alpha=1e-3)
+    verdict = verify(hosted(suspect), fitted_key(suspect), alpha=1e-3, unmarked=unmarked_hosts())
     assert (verdict.matched, verdict.forgery_bits, verdict.outcome) == (128, 0, "no_verdict")
     assert verdict.log10_p == pytest.approx(-math.log10(1001))
     assert "a dated claim is needed" in verdict.reason
@@ -226,17 +229,23 @@ def test_alpha_says_how_many_permutations_are_drawn() -> None:
     suspect = gaussian(3)
     key = fitted_key(suspect)
     for alpha, floor in ((1e-2, 101), (1e-3, 1001), (0.3, 5)):
-        verdict = verify(InMemory(suspect), key, alpha=alpha, assume_dated=True)
+        verdict = verify(
+            hosted(suspect), key, alpha=alpha, assume_dated=True, unmarked=unmarked_hosts()
+        )
         assert (verdict.outcome, verdict.tests) == ("owned", 1)
         assert verdict.log10_p == verdict.floor == pytest.approx(-math.log10(floor))
 
 
 def test_each_arrangement_asks_for_as_many_permutations_again() -> None:
     suspect = gaussian(3)
-    renamed = InMemory({"x": suspect["a"], "y": gaussian(4)["a"], "z": gaussian(5)["a"]})
-    verdict = verify(renamed, fitted_key(suspect), alpha=1e-2, assume_dated=True)
+    renamed = nn.Sequential(OrderedDict(x=nn.Linear(8, 12), y=nn.ReLU(), z=nn.Linear(12, 3)))
+    renamed.x.weight.data = torch.from_numpy(suspect["a"])
+    for number in (4, 5):
+        renamed.register_buffer(f"decoy{number}", torch.from_numpy(gaussian(number)["a"]))
+    key = fitted_key(suspect)
+    verdict = verify(renamed, key, alpha=1e-2, assume_dated=True, unmarked=unmarked_hosts())
     assert (verdict.outcome, verdict.tests) == ("owned", 3)
-    assert verdict.subject.tensors == {"a": "x"}
+    assert verdict.subject.tensors == {"a": "x.weight"}
     assert verdict.floor == pytest.approx(-math.log10(301))
     assert verdict.log10_p == pytest.approx(math.log10(3 / 301))
 
@@ -245,11 +254,11 @@ def test_each_arrangement_asks_for_as_many_permutations_again() -> None:
 def test_more_permutations_than_allowed_are_no_verdict(most: int) -> None:
     suspect = gaussian(3)
     key = fitted_key(suspect, most_permutations=most)
-    verdict = verify(InMemory(suspect), key, alpha=1e-3, assume_dated=True)
+    verdict = verify(hosted(suspect), key, alpha=1e-3, assume_dated=True)
     assert verdict.outcome == "no_verdict"
     assert "cannot prove anything here" in verdict.reason
     assert verdict.floor == pytest.approx(-math.log10(1 + min(most, 256)))
-    enough = verify(InMemory(suspect), key, alpha=1e-2, assume_dated=True)
+    enough = verify(hosted(suspect), key, alpha=1e-2, assume_dated=True, unmarked=unmarked_hosts())
     assert enough.outcome == ("owned" if most >= 99 else "no_verdict")
 
 
@@ -314,14 +323,20 @@ def test_a_few_unmarked_models_prove_little() -> None:
     key = fitted_key(suspect)
     key = replace(key, learnt={**key.learnt, SIBLINGS: np.array([0.6, 0.7, 0.8, 0.9])})
 
-    def outcome(weights: Mapping[str, Array], alpha: float) -> str:
-        null = "unmarked_models"
-        return verify(InMemory(weights), key, alpha=alpha, assume_dated=True, null=null).outcome
+    def judged(weights: Mapping[str, Array], alpha: float, models: int = 4) -> Verdict:
+        unmarked = unmarked_hosts(models)
+        return verify(
+            InMemory(weights), key, alpha=alpha, assume_dated=True, null="unmarked_models",
+            unmarked=unmarked,
+        )  # fmt: skip
 
-    assert outcome(suspect, 1e-6) == "no_verdict"
-    assert outcome(suspect, 0.19) == "no_verdict"
-    assert outcome(suspect, 0.2) == "owned"
-    assert outcome(stranger, 0.2) == "not_proven"
+    assert judged(suspect, 1e-6).outcome == "no_verdict"
+    assert judged(suspect, 0.19).outcome == "no_verdict"
+    assert judged(suspect, 0.2).outcome == "owned"
+    assert judged(stranger, 0.2).outcome == "not_proven"
+    owners = judged(suspect, 0.2, 0)
+    assert (owners.outcome, owners.log10_p) == ("no_verdict", pytest.approx(math.log10(0.2)))
+    assert "only the owner's word" in owners.reason
 
 
 def test_without_unmarked_models_there_is_no_rank_among_them() -> None:

@@ -13,7 +13,7 @@ import pytest
 from countermark.evidence import Evidence, Reader
 from countermark.nulls import FairCoin, Null, PermutedUnits, UnmarkedModels, forgery_bits
 from countermark.stats import log10_binomial_tail
-from countermark.subject import Subject
+from countermark.subject import HiddenUnits, Subject, UnmarkedModel
 from countermark.verdict import ALPHA, KeyIdentity, Terms, Verdict, judge, no_verdict
 
 KEY = KeyIdentity("uchida", "00" * 32, "ACME Inc.")
@@ -129,6 +129,7 @@ FIELDS = {
     "tests", "alpha", "forgery_bits", "limits", "payload", "unit", "answered", "reason",
     "commitment", "owner", "assume_dated", "suspect", "null_says", "loss", "reader", "disclosure",
     "dating", "likeness", "corrections", "uncorrected_log10_p", "blind_choice",
+    "hidden_units", "unmarked",
 }
 # fmt: on
 
@@ -212,10 +213,17 @@ def test_cross_entropy_of_scores() -> None:
 MEASURED = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17, quiet_loss=0.001)
 
 
+UNITS = HiddenUnits({"w": 0}, 12, "shapes")
+CHANCE = (
+    UnmarkedModel("base", "00" * 32, 0.7, -0.3),
+    UnmarkedModel("other", None, 0.65, -1.5),
+)
+
+
 def learnt(
     loss: float = 0.001, worse: int = 1000, reader: Reader = MEASURED, *,
     quiet: float | None = None, tests: int = 1, test_key: bool = False, null: Null | None = None,
-    **terms: Any,
+    unmarked: tuple[UnmarkedModel, ...] = CHANCE, **terms: Any,
 ) -> Verdict:  # fmt: skip
     """The verdict on a reading of 128 bits whose loss is lower than that many of 1000 others."""
     expected = np.arange(128, dtype=np.uint8) % 2
@@ -229,7 +237,7 @@ def learnt(
     ranked = null or PermutedUnits(lambda _: [losses], loss, 1000)
     key = replace(KEY, scheme="independent_network", test_key=test_key)
     given = Terms(**{"alpha": 1e-3, **terms})
-    subject = replace(SUBJECT, readings=tests)
+    subject = replace(SUBJECT, readings=tests, hidden_units=UNITS, unmarked=unmarked)
     return judge(found, ranked, subject=subject, key=key, terms=given)
 
 
@@ -256,7 +264,23 @@ LEARNT: list[tuple[dict[str, Any], str, str]] = [
     ({**DATED, "loss": 0.6}, "no_verdict", "its L2 0.6, no unit louder than in that, is not below"),
     ({"loss": 0.6}, "no_verdict", "may be an unmarked sibling"),
     ({**DATED, "quiet": 0.0501}, "no_verdict", "its L2 0.0501, no unit louder than in that"),
-    ({**DATED, "loss": 0.6, "quiet": 0.0499}, "owned", "is present"),
+    ({**DATED, "loss": 0.6, "quiet": 0.0499}, "no_verdict", "does not tell the suspect"),
+    # the examiner's unmarked models
+    ({**DATED, "unmarked": ()}, "no_verdict", "only the owner's word says"),
+    ({**DATED, "unmarked": CHANCE[:1]}, "owned", "the supplied model is unmarked (the examiner's"),
+    (
+        {**DATED, "unmarked": (*CHANCE, UnmarkedModel("c", None, 0.3, -3))},
+        "no_verdict",
+        "also finds its mark in unmarked models: in 1 of 3, such as c with L2 0.3",
+    ),
+    (
+        {**DATED, "loss": 0.04, "unmarked": (*CHANCE, UnmarkedModel("c", None, 0.39, -1))},
+        "no_verdict",
+        "does not tell the suspect from unmarked models: in 1 of 3",
+    ),
+    ({"unmarked": (), "worse": 0}, "not_proven", "was not found"),
+    ({**DATED, "loss": math.log(2)}, "not_proven", "knows nothing has ln 2"),
+    ({**DATED, "quiet": 0.7}, "not_proven", "knows nothing has ln 2"),
     ({**DATED, "reader": UNHEARD}, "no_verdict", "does not say how loud that is"),
     ({**DATED, "loss": 0.6, "worse": 0}, "not_proven", "was not found"),
     ({**DATED, "reader": NONE}, "no_verdict", "on 0 held-out unmarked siblings, and a threshold"),
@@ -285,18 +309,22 @@ def test_no_rank_makes_up_for_a_sibling(worse: int) -> None:
 def test_people_are_told_of_the_reader() -> None:
     said = learnt(assume_dated=True).explain()
     for line in (
-        "L2            0.001 nats a bit; ln 2 = 0.693 knows nothing",
+        "L2            0.001 nats a bit, measured here; ln 2 = 0.693 knows nothing",
+        "units         axis 0 of w: 12 hidden units, as shown by the suspect's shapes",
+        "siblings, threshold and loudness are the owner's word",
+        "unmarked      2 supplied by the examiner, L2 0.65 to 0.7; the suspect has rank 1 of 3",
+        "2 support no rank below 1/3 = 0.33",
         "siblings      L2 must be below 0.05, set on 4 held-out unmarked siblings; one passes with",
         "false reads   17 of 256 hidden-unit permutations of the suspect read at least as many",
         "null          permuted_units: on a model trained independently",
         "forgery_bits  0.0 (an undated key needs 80)",
         "the number of matching bits, its interval and the payload are no evidence by themselves",
-        "only the sibling threshold speaks",
+        "only the supplied unmarked models and the owner's sibling threshold speak",
         "the key is older than the suspect is the owner's own statement",
     ):
         assert line in said
     assert "published" not in said
-    assert "siblings      1 held-out: too few for a threshold" in learnt(reader=ONE).explain()
+    assert "siblings      1 held-out, by the owner's word: too few" in learnt(reader=ONE).explain()
     unheard = learnt(reader=UNHEARD).explain()
     assert "siblings      the key does not say how loud the marked model is" in unheard
     assert "L2 " not in CASES["perfect"].explain()
@@ -319,7 +347,11 @@ def test_machines_are_told_of_the_reader() -> None:
         "quiet_loss": pytest.approx(0.001), "published": 0.1,
     }  # fmt: skip
     assert (told["null"], told["forgery_bits"]) == ("permuted_units", 0)
-    assert len(told["limits"]) == 6
+    assert len(told["limits"]) == 8
+    assert told["hidden_units"] == {
+        "axes": {"w": 0}, "size": 12, "shown_by": "shapes", "refused": None,
+    }  # fmt: skip
+    assert (told["unmarked"]["rank"], told["unmarked"]["floor"]) == (1, pytest.approx(1 / 3))
     linear = CASES["perfect"].to_json()
     assert (linear["loss"], linear["reader"]) == (None, None)
 
@@ -338,7 +370,7 @@ def test_extreme_scores_give_finite_json(scores: Any) -> None:
     found = Evidence(read, expected, committed=False, scores=scores / 128, reader=MEASURED)
     null = PermutedUnits(lambda _: [np.full(99, 1e308)], 1.0, 99)
     verdict = judge(found, null, subject=SUBJECT, key=KEY, terms=Terms(alpha=0.1))
-    assert verdict.outcome == "no_verdict"
+    assert verdict.outcome == "not_proven"  # half of the bits are wrong, or nothing is known
     json.dumps(verdict.to_json(), allow_nan=False)
     assert "nan" not in verdict.explain()
 
@@ -348,14 +380,18 @@ def test_extreme_scores_give_finite_json(scores: Any) -> None:
 MISSES = np.array([8.0, 14, 30, 30, 30, 30, 30, 30, 30])  # of 32, by nine unmarked models
 
 
-def published(matched: int = 31, misses: Any = MISSES, **terms: Any) -> Verdict:
+def published(
+    matched: int = 31, misses: Any = MISSES, *, examiners: bool = True, **terms: Any
+) -> Verdict:
     read = np.where(np.arange(32) < matched, 0, 1)
     found = Evidence(
         read, np.zeros(32, dtype=np.int64), committed=False, choices=10, unit="triggers"
     )
     key = replace(KEY, scheme="deepstego")
     given = Terms(**{"alpha": 0.1, **terms})
-    return judge(found, UnmarkedModels(misses), subject=SUBJECT, key=key, terms=given)
+    unmarked = tuple(UnmarkedModel("n", None, each) for each in misses) if examiners else ()
+    subject = replace(SUBJECT, unmarked=unmarked)
+    return judge(found, UnmarkedModels(misses), subject=subject, key=key, terms=given)
 
 
 PUBLISHED: list[tuple[dict[str, Any], str, str]] = [
@@ -366,7 +402,18 @@ PUBLISHED: list[tuple[dict[str, Any], str, str]] = [
     ({**DATED, "matched": 15, "misses": np.full(9, 32.0)}, "not_proven", "was not found"),
     ({**DATED, "matched": 2}, "not_proven", "was not found"),
     ({**DATED, "matched": 24, "alpha": 0.2}, "owned", "is present"),
-    ({**DATED, "alpha": 0.09}, "no_verdict", "even a rank before all 9 unmarked models in the key"),
+    (
+        {**DATED, "alpha": 0.09},
+        "no_verdict",
+        "a rank before all 9 unmarked models that you supplied",
+    ),
+    (
+        {**DATED, "alpha": 0.09, "examiners": False},
+        "no_verdict",
+        "all 9 unmarked models in the key",
+    ),
+    ({**DATED, "examiners": False}, "no_verdict", "only the owner's word says"),
+    ({**DATED, "examiners": False, "matched": 2}, "not_proven", "was not found"),
     ({**DATED, "alpha": 1e-6}, "no_verdict", "gives log10 p -1.00, above the threshold -6.00"),
     ({**DATED, "matched": 32, "misses": np.zeros(0)}, "no_verdict", "on no unmarked models"),
     ({**DATED, "matched": 32, "misses": np.zeros(9)}, "not_proven", "was not found"),
@@ -397,7 +444,7 @@ def test_people_are_told_of_trigger_accuracy_and_of_its_rank() -> None:
         "published     trigger accuracy 0.9688: refused as proof, its rank among unmarked models",
         "threshold -1.00, floor -1.00",
         "null          unmarked_models: the suspect's loss, or its misses among the triggers",
-        "a rank among 9 unmarked models that the owner trained and measured",
+        "a rank among 9 unmarked models that the examiner supplied",
         "it is never below 1/10, and speaks of models like them",
         "these triggers and answers are no keyed random output",
         "can train them out",

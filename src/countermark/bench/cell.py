@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from countermark.bench.marking import check_fields, marking, scheme_for
 from countermark.bench.models import build, recipe
 from countermark.bench.pictures import grey28
 from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.suspects import judged, unmarked
+from countermark.bench.suspects import judged, live, unmarked
 from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
 from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
@@ -57,6 +57,9 @@ def check(cell: Cell) -> None:
         check_place(name)
 
 
+_SUPPLIED = (90_001, 90_002)  # seeds of unmarked strangers, as an examiner would supply some
+
+
 def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train one host, marked or not, and measure it before and after what a thief does.
 
@@ -71,8 +74,12 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     saving = Checkpoint(checkpoint) if checkpoint else None
     watch = Watch(cell.watch) if cell.watch else None
     model, key = _trained(cell, data, saving, watch)
-    fresh = _fresh(cell, key, data)
-    figures = measured(model, key) | fresh(model) | {"accuracy": 100 * accuracy(model, data)}
+    fresh, supplied = _fresh(cell, key, data), _supplied(cell, key)
+    figures = (
+        measured(model, key, supplied=supplied)
+        | fresh(model)
+        | {"accuracy": 100 * accuracy(model, data)}
+    )
     masks = [] if key is None else [m for n, m in key.frozen.items() if n.startswith(MASK)]
     if masks:
         figures["selected"] = sum(int(mask.sum()) for mask in masks)
@@ -85,17 +92,17 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     if cell.prune:
         figures["pruned"] = [
             where | after | fresh(thinned) | {"accuracy": 100 * accuracy(thinned, data)}
-            for where, thinned, after in _pruned(model, cell.prune, key)
+            for where, thinned, after in _pruned(model, cell.prune, key, supplied)
         ]
     if cell.attacks:
         figures["attacked"] = [
-            {"label": attacks.label} | _attacked(cell, model, attacks, data, key, fresh)
+            {"label": attacks.label} | _attacked(cell, model, attacks, data, key, (fresh, supplied))
             for attacks in cell.attacks
         ]
     if key is not None and cell.suspects:
         start = _start(cell)
         figures["suspects"] = [
-            judged(group, list(group.specs(cell.host, cell.seed, start)), key, cell.seed)
+            judged(group, list(group.specs(cell.host, cell.seed, start)), key, cell.seed, supplied)
             for group in cell.suspects
         ]
     if saving:
@@ -166,11 +173,23 @@ def _host_digest(cell: Cell) -> str:
     return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
 
 
-def measured(model: torch.nn.Module, key: Key | None, alpha: float | None = None) -> dict[str, Any]:
+def _supplied(cell: Cell, key: Key | None) -> list[torch.nn.Module]:
+    """The unmarked models that a learnt reader is judged beside, strangers of the host's kind."""
+    if key is None or not getattr(scheme_of(key), "needs_siblings", False) or not key.tensors:
+        return []
+    hosts = [unmarked(cell.host, cell.host.data, seed) for seed in _SUPPLIED]
+    return [live(spec, arrays) for spec, arrays in train_hosts(hosts, CACHE)]
+
+
+def measured(
+    model: torch.nn.Module, key: Key | None, alpha: float | None = None, *,
+    supplied: Sequence[torch.nn.Module] = (),
+) -> dict[str, Any]:  # fmt: skip
     """What a key reads from a model, as figures; none without a key."""
     if key is None:
         return {}
-    verdict = examine(model, key, Terms(alpha or ALPHA, assume_dated=True, allow_test_key=True))
+    terms = Terms(alpha or ALPHA, assume_dated=True, allow_test_key=True)
+    verdict = examine(model, key, terms, unmarked=supplied)
     evidence = read_evidence(model, key) if _as_the_key_knows(model, key) else None
     matched = evidence.matched if evidence else verdict.matched
     return {
@@ -207,29 +226,33 @@ def _aligned(
 
 
 def _pruned(
-    model: torch.nn.Module, prune: Prunings, key: Key | None
-) -> Iterator[tuple[dict[str, Any], torch.nn.Module, dict[str, Any]]]:
+    model: torch.nn.Module, prune: Prunings, key: Key | None,
+    supplied: Sequence[torch.nn.Module],
+) -> Iterator[tuple[dict[str, Any], torch.nn.Module, dict[str, Any]]]:  # fmt: skip
     """What was pruned, the model, and what the key reads then."""
     for order in prune.orders or ("ascending",):
         for fraction in prune.fractions:
             thinned = Prune(fraction, order, layers=prune.layers).run(model).model
             where = {"order": order} if prune.orders else {}
-            yield where | {"fraction": fraction}, thinned, measured(thinned, key, prune.alpha)
+            read = measured(thinned, key, prune.alpha, supplied=supplied)
+            yield where | {"fraction": fraction}, thinned, read
 
 
 def _attacked(  # noqa: PLR0917 - what `compute` has at hand
     cell: Cell, model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None,
-    fresh: Asking,
+    asked_beside: tuple[Asking, Sequence[torch.nn.Module]],
 ) -> dict[str, Any]:  # fmt: skip
     """What is left after a chain of attacks; accuracy on the data that the thief wants it for."""
     wanted, marked, share = data, model, 0.0
+    fresh, supplied = asked_beside
     for step in attacks.steps:
         given = _of_step(step, data)
         wanted = given if step.data else wanted
         attacked = attack_named(step.attack).from_fields(step.fields).run(model, given)
         model, cost = attacked.model, attacked.cost
         share += cost.epochs * cost.data_share * len(given.train_labels) / len(data.train_labels)
-    figures = measured(model, key) | fresh(model) | {"accuracy": 100 * accuracy(model, wanted)}
+    figures = measured(model, key, supplied=supplied) | fresh(model)
+    figures |= {"accuracy": 100 * accuracy(model, wanted)}
     if attacks.cost:  # in percent of the host's own training
         figures["cost"] = 100 * share / cell.host.epochs
     if attacks.reference and key is not None and getattr(scheme_of(key), "linear", False):

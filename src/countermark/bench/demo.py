@@ -34,6 +34,7 @@ from countermark.weights import save_weights
 _EPOCHS, _LAYER, _BITS = 15, "2.weight", 256
 _SIBLINGS = 4
 _STRANGERS = 20
+_UNMARKED = 2  # supplied for the verdicts of learnt readers
 _COPY = "pruned"
 _ALPHA = 1e-4  # of the learnt readers: the default would rank each suspect among a million
 
@@ -86,13 +87,16 @@ def run_demo(out: Path) -> list[Shown]:
     console = Console(stderr=True)
     data = load_data(BUNDLED)
     stranger = out / "stranger.safetensors"
-    with console.status("training an unmarked network"):
+    unmarked = [out / f"unmarked-{number}.safetensors" for number in range(_UNMARKED)]
+    with console.status("training unmarked networks"):
         _train(stranger, None, out)
+        for number, path in enumerate(unmarked):
+            _train(path, None, out, seed=3 + number)
     shown = []
     for mark in _MARKS:
         with console.status(f"marking a network: {mark.name}"):
             _train(mark.model(out), mark, out)
-            shown += _judge(mark, stranger, out, data)
+            shown += _judge(mark, stranger, (out, unmarked), data)
     with console.status(f"training {_STRANGERS} more unmarked networks"):
         specs = [HostSpec(BUNDLED, 100 + each, epochs=5) for each in range(_STRANGERS)]
         strangers = [arrays[_LAYER] for _, arrays in train_hosts(specs, out / "strangers")]
@@ -109,7 +113,7 @@ def _require_figures() -> None:
         raise MissingExtraError("the demo's figure", "report") from None
 
 
-def _train(model: Path, mark: _Mark | None, out: Path) -> None:
+def _train(model: Path, mark: _Mark | None, out: Path, seed: int = 2) -> None:
     embed(
         Order(
             scheme="none" if mark is None else mark.scheme,
@@ -118,7 +122,7 @@ def _train(model: Path, mark: _Mark | None, out: Path) -> None:
             data=BUNDLED,
             owner="ACME Inc.",
             epochs=_EPOCHS,
-            seed=2 if mark is None else 1,
+            seed=seed if mark is None else 1,
             out=str(model),
             key=None if mark is None else str(mark.key(out)),
             siblings=_SIBLINGS,
@@ -126,8 +130,14 @@ def _train(model: Path, mark: _Mark | None, out: Path) -> None:
     )
 
 
-def _judge(mark: _Mark, stranger: Path, out: Path, data: Dataset) -> list[Shown]:
-    """The owner's model, a stranger's, and a copy of the first of which half was pruned."""
+def _judge(
+    mark: _Mark, stranger: Path, places: tuple[Path, list[Path]], data: Dataset
+) -> list[Shown]:
+    """The owner's model, a stranger's, and a copy of the first of which half was pruned.
+
+    A learnt reader is judged beside other unmarked networks, as an examiner supplies them.
+    """
+    out, unmarked = places
     key, model = Key.load(mark.key(out)), build("mlp", {})
     load_into(model, mark.model(out))
     pruned = out / f"{mark.name}-pruned.safetensors"
@@ -139,7 +149,10 @@ def _judge(mark: _Mark, stranger: Path, out: Path, data: Dataset) -> list[Shown]
         (_COPY, pruned),
     ):
         load_into(model, path)
-        verdict = verify(path, key, alpha=mark.alpha, assume_dated=bool(key.learnt))
+        verdict = verify(
+            path, key, alpha=mark.alpha, assume_dated=bool(key.learnt),
+            unmarked=unmarked if key.learnt else (),
+        )  # fmt: skip
         file = f"{mark.name}-on-{path.stem}.verdict.json"
         shown.append(Shown(mark.name, suspect, accuracy(model, data), verdict, file))
     return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -114,20 +114,23 @@ def _first_rows(train: int | None) -> tuple[int, int] | None:
     return None if train is None else (0, train)
 
 
-def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[str, Any]:
+def judged(
+    group: Suspects, hosts: list[HostSpec], key: Key, seed: int,
+    supplied: Sequence[torch.nn.Module] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Read every host of a group.
 
     Returns: per host the matching bits and, for a learnt reader, its L2 and the randomised p of its
         rank (uniform where the null holds); how many hosts give all bits; how many ranks reach each
-        level, and how many claims there are, a claim being a rank that the sibling threshold lets
-        pass, dated.
+        level, and how many claims there are, a claim being a rank that the sibling threshold and
+        the supplied unmarked models let pass, dated.
     """
     uniform = np.random.default_rng(seed)
     matched, losses, ps = [], [], []
     reached, claims = dict.fromkeys(map(str, LEVELS), 0), dict.fromkeys(map(str, LEVELS), 0)
     with progress(f"{group.label}, hosts", len(hosts)) as advance:
         for spec, arrays in train_hosts(hosts, CACHE):
-            model = _Tensors(arrays) if key.tensors else _live(spec, arrays)
+            model = live(spec, arrays)  # whose forward shows what its hidden units are
             evidence = read_evidence(model, key)
             matched.append(evidence.matched)
             if evidence.reader is not None and evidence.cross_entropy is not None:
@@ -138,7 +141,7 @@ def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[
                     reached[str(level)] += p <= level
             for level in LEVELS:
                 terms = Terms(level, assume_dated=True, allow_test_key=True)
-                claims[str(level)] += examine(model, key, terms).owned
+                claims[str(level)] += examine(model, key, terms, unmarked=supplied).owned
             advance(1)
     return {
         "label": group.label,
@@ -153,7 +156,7 @@ def judged(group: Suspects, hosts: list[HostSpec], key: Key, seed: int) -> dict[
     }
 
 
-def _live(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
+def live(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
     """A host that can be asked."""
     model = build(spec.model, dict(spec.arguments))
     model.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()})
@@ -174,15 +177,3 @@ def kolmogorov_smirnov(ps: list[float]) -> tuple[float, float]:
     above = np.arange(1, n + 1) / n - ordered
     below = ordered - np.arange(n) / n
     return float(max(above.max(), below.max())), 1.358 / math.sqrt(n)
-
-
-class _Tensors(torch.nn.Module):
-    """Arrays as a live module, so that they are judged like any suspect."""
-
-    def __init__(self, arrays: Arrays) -> None:
-        super().__init__()
-        self._arrays = arrays
-
-    def state_dict(self, *_: Any, **__: Any) -> Any:
-        """The tensors by name."""
-        return {name: torch.from_numpy(each) for name, each in self._arrays.items()}

@@ -37,7 +37,9 @@ from countermark.cli.suspect import (
     ReferenceFile,
     SuspectDate,
     TranscriptFile,
+    UnmarkedFiles,
     suspect_of,
+    unmarked_of,
 )
 from countermark.errors import ConfigError, printable
 from countermark.places import require_free, require_place
@@ -110,6 +112,7 @@ def report(
         bool, typer.Option("--recorded", help="SUSPECT is such a transcript: ask nobody.")
     ] = False,
     reference: ReferenceFile = None,
+    unmarked: UnmarkedFiles = None,
     null: NullName = None,
     reader: ReaderCode = None,
     as_json: AsJson = False,
@@ -146,7 +149,7 @@ def report(
                 f"--replay judges by what the bundle holds, without {given[0]}: give --suspect and "
                 "--key to read again, and --signer for whom you believe"
             )
-        again = _Again(suspect_again, key, asked, reader)
+        again = _Again(suspect_again, key, asked, reader, unmarked)
         return _replayed(replay, again, signer or [], as_json)
     if suspect_again is not None:
         raise ConfigError("--suspect is for --replay: expected SUSPECT without an option")
@@ -156,7 +159,7 @@ def report(
         require_free(each)
         require_place(each)
     order = _Order(
-        suspect, key, asked, reader, null=null,
+        suspect, key, asked, reader, unmarked=unmarked, null=null,
         alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,
     )  # fmt: skip
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
@@ -183,6 +186,7 @@ class _Again:
     key: Path | None
     asked: Asking
     reader: str | None
+    unmarked: list[Path] | None
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,7 @@ class _Order:
     assume_dated: bool
     blind_choice: bool
     null: str | None
+    unmarked: list[Path] | None
 
     def opened(self) -> Key:
         """The key."""
@@ -209,7 +214,8 @@ class _Order:
         from countermark.examine import examine
 
         with suspect_of(self.suspect, key, self.asked) as found:
-            return examine(found, key, terms, null=self.null, digest=True)
+            unmarked = unmarked_of(self.unmarked, key, self.asked)
+            return examine(found, key, terms, null=self.null, digest=True, unmarked=unmarked)
 
 
 def _made(order: _Order, dated: Dated, places: _Places, how: tuple[bool, float]) -> Verdict:
@@ -289,14 +295,15 @@ def _replayed(bundle: Path, again: _Again, signers: list[Path], as_json: bool) -
         if folder is None:
             raise ConfigError("to read again, --suspect needs --key: the bundle holds no key")
         order = _Order(
-            again.suspect, folder, again.asked, again.reader, alpha=verdict.alpha,
+            again.suspect, folder, again.asked, again.reader, unmarked=again.unmarked,
+            alpha=verdict.alpha,
             assume_dated=verdict.assume_dated, blind_choice=verdict.blind_choice,
             null=found.record.result.null,
         )  # fmt: skip
         checked.append(_read_again(order, verdict))
         limits = limits[1:] + ([RECORDED] if again.asked.replay else [])
-    elif again.key is not None:
-        raise ConfigError("to read again, --key needs --suspect FILE")
+    elif again.key is not None or again.unmarked:
+        raise ConfigError("to read again, --key and --unmarked need --suspect FILE")
     is_supported = again.suspect is not None or found.is_vouched_for
     outcome, reason = (verdict.outcome, verdict.reason) if is_supported else ("no_verdict", FOLLOWS)
     lines = [f"{outcome.upper().replace('_', ' ')}: {reason}"]
@@ -337,11 +344,13 @@ def _read_again(order: _Order, verdict: Verdict) -> str:
 
 
 def _comparable(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict with lists for tuples, whatever the suspect's file is called, asked or recorded."""
+    """A verdict with lists for tuples, whatever files are called, asked or recorded."""
     from countermark.limits import RECORDED
 
     found: dict[str, Any] = json.loads(json.dumps(told))
     for name in ("name", "recorded"):
         found["suspect"].pop(name, None)
+    for model in (found["unmarked"] or {}).get("models", []):
+        model.pop("name")
     found["limits"] = [each for each in found["limits"] if each != RECORDED]
     return found

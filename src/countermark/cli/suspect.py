@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from countermark.openings import Openings
     from countermark.remote import RemoteOptions
     from countermark.schemes.black_box import FreshTriggers
+    from countermark.unmarked import Supplied
     from countermark.weights import Suspect
 
 
@@ -78,6 +79,16 @@ NullName = Annotated[
         help="Another null of the scheme: fresh_keys or unmarked_models, both for a large --alpha.",
     ),
 ]
+UnmarkedFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--unmarked",
+        metavar="FILE",
+        help="A model that you know to be unmarked, of the suspect's kind (a folder of images for "
+        "a key of outputs); repeat it, with the public bases. Learnt readers and ranks among "
+        "unmarked models prove nothing without.",
+    ),
+]
 ReaderCode = Annotated[
     str | None,
     typer.Option(metavar="module:factory", help="A key's own reader, if you trust its code."),
@@ -102,6 +113,25 @@ class Asking:
     transcript: Path | None = None
     reference: Path | None = None
     replay: bool = False
+
+
+def unmarked_of(files: list[Path] | None, key: Key | Openings, asking: Asking) -> list[Supplied]:
+    """The unmarked models as `verify` takes them: of a key of triggers as live models.
+
+    Raises:
+        SuspectError: a file cannot be read.
+        ConfigError: it does not fit the key's host.
+    """
+    from countermark.key import Key
+    from countermark.schemes import scheme_of
+    from countermark.schemes.black_box import TriggerScheme
+
+    given = list({each.resolve(): each for each in files or []}.values())
+    if not isinstance(key, Key) or not isinstance(scheme_of(key), TriggerScheme):
+        return [*given]
+    from countermark.bench.live import asked
+
+    return [asked(each, key, asking.model, asking.arguments) for each in given]
 
 
 _WANTED = {"weights": "a weight file", "outputs": "a folder of images"}

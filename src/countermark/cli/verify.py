@@ -30,8 +30,10 @@ from countermark.cli.suspect import (
     ReferenceFile,
     SuspectDate,
     TranscriptFile,
+    UnmarkedFiles,
     fresh_triggers,
     suspect_of,
+    unmarked_of,
 )
 from countermark.errors import ConfigError
 from countermark.report.dated import Dated
@@ -76,6 +78,7 @@ def verify(
         int, typer.Option(metavar="N", help="Of how many test images fresh triggers are made.")
     ] = 200,
     reference: ReferenceFile = None,
+    unmarked: UnmarkedFiles = None,
     alpha: Alpha = ALPHA,
     assume_dated: AssumeDated = False,
     claim: Annotated[
@@ -140,6 +143,9 @@ def verify(
     with suspect_of(suspect, loaded, asked) as found:
         terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
         judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
-        verdict = examine(found, judged, terms, null=null, digest=digest, resume=resume)
+        verdict = examine(
+            found, judged, terms, null=null, digest=digest, resume=resume,
+            unmarked=unmarked_of(unmarked, loaded, asked),
+        )  # fmt: skip
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code

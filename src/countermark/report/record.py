@@ -161,6 +161,10 @@ class Record(Stored):
         opened = evidence.disclosure is not None
         if corrections_of(self.subject, terms.freedoms(opened=opened)) != self.result.corrections:
             raise ValueError("the recorded corrections do not follow from subject and terms")
+        supplied = tuple(each.distance for each in self.subject.unmarked)
+        ranked = self.result.unmarked_distances if self.result.null == UnmarkedModels.name else None
+        if supplied and ranked is not None and ranked != supplied:
+            raise ValueError("the recorded distances are not those of the unmarked models")
         result = _recomputed(self.result, evidence)
         return judge_result(evidence, result, subject=self.subject, key=self.key, terms=terms)
 

@@ -40,6 +40,7 @@ from countermark.schemes.reader import (
     measured,
 )
 from countermark.schemes.white_box import MASK, ConvergedScheme
+from countermark.stats import sequential_log10_p
 from countermark.weights import Array
 from countermark.xof import Stream
 
@@ -229,6 +230,33 @@ class IndependentNetwork(ConvergedScheme):
 
     def nulls(self, weights: Mapping[str, Array], key: Key, draws: int) -> dict[str, Null]:
         """`PermutedUnits`, and `UnmarkedModels` where the key holds losses of some."""
+        capped = draws if draws <= self.most_permutations else min(LOOK, self.most_permutations)
+        found: dict[str, Null] = {PermutedUnits.name: self._permuted(weights, key, capped)}
+        if SIBLINGS in key.learnt:
+            found[UnmarkedModels.name] = UnmarkedModels(key.learnt[SIBLINGS])
+        return found
+
+    def unit_axes(self, key: Key) -> dict[str, int]:
+        """The axes that the key's owner chose."""
+        self.permuter(key.tensors)  # which refuses those that no tensor has
+        return dict(zip(key.tensors, self.units, strict=True))
+
+    def compare_unmarked(
+        self,
+        weights: Mapping[str, Array],
+        key: Key,
+        suspect: Mapping[str, Array],
+        draws: int,
+    ) -> tuple[float, float]:
+        """The smaller of the losses as it is and with each tensor as loud; its rank as it is."""
+        whole = Permuter.along(key.tensors, dict.fromkeys(key.tensors, -1), 1)  # a tensor a group
+        w, own = self.vector(weights, key), self.vector(suspect, key)
+        loud = whole.at(w, whole.loudness(own))
+        losses = self._reading(key).losses(np.stack([w, loud]))
+        ranked = self._permuted(weights, key, draws)
+        return float(losses.min()), sequential_log10_p(*ranked.counts(), ranked.stop_at)
+
+    def _permuted(self, weights: Mapping[str, Array], key: Key, draws: int) -> PermutedUnits:
         w, reading = self.vector(weights, key), self._reading(key)
         permuter, stream = self.permuter(key.tensors), self._stream(weights, key, "units")
         loss = reading.tied_loss(w)
@@ -239,11 +267,7 @@ class IndependentNetwork(ConvergedScheme):
                     yield reading.losses(vectors, up_to=loss)
                     advance(len(vectors))
 
-        capped = draws if draws <= self.most_permutations else min(LOOK, self.most_permutations)
-        found: dict[str, Null] = {PermutedUnits.name: PermutedUnits(losses, loss, capped)}
-        if SIBLINGS in key.learnt:
-            found[UnmarkedModels.name] = UnmarkedModels(key.learnt[SIBLINGS])
-        return found
+        return PermutedUnits(losses, loss, draws)
 
     def not_taken(self, evidence: Evidence) -> str | None:
         """Why the owner's own model would not be recognised: bits, θ, or the sibling threshold.

@@ -111,6 +111,34 @@ class WeightScheme(Scheme):
         """
         return {}
 
+    def unit_axes(self, key: Key) -> dict[str, int]:  # noqa: ARG002 - most permute nothing
+        """For each tensor the axis that a null permutes, −1 for none; {} where no null does."""
+        return {}
+
+    def compare_unmarked(
+        self,
+        weights: Mapping[str, Array],  # noqa: ARG002 - a learnt reader reads them
+        key: Key,  # noqa: ARG002
+        suspect: Mapping[str, Array],  # noqa: ARG002
+        draws: int,  # noqa: ARG002
+    ) -> tuple[float, float]:
+        """Read an unmarked model that the examiner supplied, as it is and as loud as the suspect.
+
+        Args:
+            weights: what is read of the unmarked model.
+            key: the key that reads it.
+            suspect: what is read of the suspect.
+            draws: how many permutations of the unmarked model's units are read at most.
+
+        Returns: the smaller loss, and log10 of the rank of the model among its permutations.
+
+        Raises:
+            ConfigError: the scheme has no use for it.
+        """
+        raise ConfigError(
+            f"a key of {self.name} is judged by no unmarked models: leave --unmarked out"
+        )
+
     def nulls(
         self,
         weights: Mapping[str, Array],

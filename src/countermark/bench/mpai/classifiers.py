@@ -50,6 +50,7 @@ class Classifiers:
     def __init__(self, trial: Trial) -> None:
         self._trial, self._how = trial, recipe(trial.model)
         self._data = load_data(trial.data).subset(trial.train)
+        self._plain: dict[str, nn.Module] = {}  # what a host was before its mark, by the key
 
     def marked(self, number: int) -> Network:
         """An unmarked network of that number, and one marked with each payload."""
@@ -78,6 +79,8 @@ class Classifiers:
                     )
                 marked.append(host)
                 keys.append(mark.drawn_key)
+                if scheme.needs_siblings and mark.drawn_key.tensors:
+                    self._plain[mark.drawn_key.commitment] = plain
         return Network(plain, marked, keys, trained, time.process_time() - start)
 
     @contextmanager
@@ -96,7 +99,9 @@ class Classifiers:
 
     def asked(self, model: nn.Module, key: Key) -> Verdict:
         """What the detector says of a network."""
-        return examine(model, key, self._trial.terms)
+        plain = self._plain.get(key.commitment)
+        unmarked = [] if plain is None else [plain]
+        return examine(model, key, self._trial.terms, unmarked=unmarked)
 
     def good(self, model: nn.Module) -> float:
         """Accuracy in percent."""

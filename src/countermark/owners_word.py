@@ -1,0 +1,97 @@
+"""Whose word a reading rests on: what is measured here, supplied by the examiner, or the owner's.
+
+The owner of a key may be dishonest. Nothing that a key brings along, and nothing that only its
+owner measured, makes anything *owned*; it can make a verdict stricter.
+"""
+
+from __future__ import annotations
+
+import math
+
+from countermark.evidence import Evidence
+from countermark.nulls import PermutedUnits, UnmarkedModels
+from countermark.subject import HiddenUnits, Subject, UnmarkedModel
+from countermark.test_result import TestResult
+
+CHANCE_LEVEL = 0.01
+"""An unmarked model whose rank among its own permutations is smaller, for all of them, is none."""
+
+CHANCE_LOSS = math.log(2) * (1 - 1e-9)
+"""ln 2 nats a bit, less rounding: the loss of a reader that knows nothing."""
+
+APART = 10.0
+"""How many times the suspect's loss that of an unmarked model must be, at least."""
+
+
+def knows_nothing(evidence: Evidence) -> str | None:
+    """Why a learnt reader's loss passes under no null: it is that of a coin, or more."""
+    if evidence.reader is None or evidence.distance is None or evidence.distance < CHANCE_LOSS:
+        return None
+    return (
+        f"the mark of this key was not found: L2 is {evidence.distance:.3g}, and a reader that "
+        "knows nothing has ln 2 = 0.693"
+    )
+
+
+def not_exchangeable(result: TestResult, subject: Subject) -> str | None:
+    """Why the rank among permutations says nothing of this suspect; None where it does."""
+    if result.null != PermutedUnits.name:
+        return None
+    if subject.hidden_units is None:
+        return "nothing of the suspect shows that what the key permutes are hidden units"
+    return subject.hidden_units.refused
+
+
+def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> str | None:
+    """Why the examiner's unmarked models do not bear a finding out; None where they do.
+
+    A learnt reader needs some under any null, and a rank among unmarked models is one among these.
+    """
+    if evidence.reader is None and result.null != UnmarkedModels.name:
+        return None
+    unmarked = subject.unmarked
+    if not unmarked:
+        return (
+            "only the owner's word says that the key does not find its mark in unmarked models: "
+            "expected some that you supply, public bases among them (--unmarked)"
+        )
+    if evidence.reader is None:
+        return None
+    loss = math.inf if evidence.cross_entropy is None else evidence.cross_entropy
+    found = [each for each in unmarked if not _is_chance(each, len(unmarked))]
+    near = [each for each in unmarked if each.distance < APART * loss]
+    for models, why in (
+        (found, "the reader also finds its mark in unmarked models"),
+        (near, "the reader does not tell the suspect from unmarked models"),
+    ):
+        if models:
+            first = min(models, key=lambda each: each.distance)
+            return (
+                f"{why}: in {len(models)} of {len(unmarked)}, such as {first.name} with L2 "
+                f"{first.distance:.3g}, the suspect's being {loss:.3g}"
+            )
+    return None
+
+
+def _is_chance(model: UnmarkedModel, count: int) -> bool:
+    """Whether its loss is one of those that permutations of its own units have."""
+    return model.log10_p is not None and model.log10_p > math.log10(CHANCE_LEVEL / count)
+
+
+def rank_among(evidence: Evidence, subject: Subject) -> int:
+    """The rank of the suspect among the examiner's unmarked models, from 1 on; ties count."""
+    least = math.inf if evidence.distance is None else evidence.distance
+    return 1 + sum(each.distance <= least for each in subject.unmarked)
+
+
+def shown_in_words(units: HiddenUnits) -> str:
+    """Which axis is permuted, and what shows it to be one of hidden units, or why it is refused."""
+    axes = " with ".join(f"axis {axis} of {name}" for name, axis in units.axes.items())
+    if units.shown_by is None:
+        return f"{axes} ({units.size}): refused, {units.refused}"
+    shower = {
+        "architecture": "the traced architecture of the suspect",
+        "configuration": "the configuration beside the suspect and its names and shapes",
+        "shapes": "the suspect's shapes, which leave no other way to see it",
+    }[units.shown_by]
+    return f"{axes}: {units.size} hidden units, as shown by {shower}"
