@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from countermark.alignment import Realigned, Reference, realigned
+from countermark.alignment import Realigned, Reference, realigned, turned_back
 from countermark.errors import AlignmentError, ConfigError
 from countermark.evidence import Alignment, Evidence
 from countermark.key import REFERENCE, Key
@@ -102,9 +102,12 @@ def _aligned_to_committed(
     Raises:
         AlignmentError: the suspect cannot be aligned.
     """
-    found = realigned(
-        weights, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
-    )
+    opened, units = reference.opened()
+    with opened:
+        suspect = turned_back(weights, opened, units) or weights
+        found = realigned(
+            suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
+        )
     alignment = Alignment(bears_mark=False, similarity=found.similarity, is_committed=True)
     evidence = replace(scheme.extract(found.tensors, key), alignment=alignment)
     facts = replace(

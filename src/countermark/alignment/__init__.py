@@ -6,6 +6,7 @@
     reducing    neurons that were added without effect
     assigning   the best assignment (scipy)
     matching    which of the suspect's neurons is which, and by how much each was scaled
+    rotation    a residual stream that was rotated, turned back by a committed reference
     reading     all of it: a suspect's tensors as the key expects them
 
 Neurons are matched by tensors that the key does not read, so that the order found does not depend
@@ -17,5 +18,6 @@ from __future__ import annotations
 from countermark.alignment.matching import align
 from countermark.alignment.reading import Realigned, realigned
 from countermark.alignment.reference import Disguised, Reference
+from countermark.alignment.rotation import turned_back
 
-__all__ = ["Disguised", "Realigned", "Reference", "align", "realigned"]
+__all__ = ["Disguised", "Realigned", "Reference", "align", "realigned", "turned_back"]

@@ -1,0 +1,169 @@
+"""Undo a rotation of a transformer's residual stream, by a reference from before the message.
+
+A thief (or an honest quantiser) folds the gains of the norms into the layers that read the stream,
+and multiplies everything that touches it by an orthogonal matrix Q. With the tables of words of
+suspect and reference, E′ = E·Q, orthogonal Procrustes (Schönemann 1966) finds Q:
+
+    Q = U·Vᵀ,   U·Σ·Vᵀ = EᵀE′
+
+Any fit to a reference that the key commits to keeps the null hypothesis, as it does not depend on
+the message. For other references this is never done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countermark.units import Member, Units
+from countermark.weights import Weights
+
+_Matrix = NDArray[np.float64]
+_ROWS = 4096  # of a table, at a time
+_WIDEST = 8192  # channels: the decomposition takes minutes beyond
+_NO_MEAN = 1e-6  # of the mean square
+_OPPOSITE = -0.5  # cosine of a channel with that of the reference, below which it is its negative
+_TURNED = 0.9  # mean of the largest entry of each column of Q, below which channels were mixed
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream of a reference.
+
+    Attributes:
+        table: name of the table of words.
+        members: every matrix that touches the stream, by name: the axis along which it does.
+        width: how many channels there are.
+    """
+
+    table: str
+    members: Mapping[str, int]
+    width: int
+
+
+class Unrotated(Weights):
+    """An open suspect whose residual stream was turned back; closing it closes the suspect.
+
+    Args:
+        weights: the suspect.
+        reference: the model that it is compared with, open.
+        stream: what touches the stream.
+        turn: Q (width, width), by which it was multiplied.
+    """
+
+    def __init__(self, weights: Weights, reference: Weights, stream: Stream, turn: _Matrix) -> None:
+        super().__init__(weights.name)
+        self._weights, self._reference = weights, reference
+        self._stream, self._turn = stream, turn
+        self.tensors, self.digests, self.views = weights.tensors, weights.digests, weights.views
+
+    def _load(self, name: str) -> NDArray[Any]:
+        values = self._weights.read(name)
+        axis = self._stream.members.get(name)
+        if axis is None:
+            return values
+        rows = np.moveaxis(values, axis, -1).astype(np.float64) @ self._turn.T  # (…, width)
+        own = np.moveaxis(self._reference.read(name), axis, -1).astype(np.float64)
+        return np.moveaxis(rows / _gains(own, rows), -1, axis).astype(np.float32)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, as they are in the suspect."""
+        return self._weights.pieces(name)
+
+    def file_digest(self) -> str | None:
+        """That of the suspect."""
+        return self._weights.file_digest()
+
+    def close(self) -> None:
+        """Let go of the suspect."""
+        self._weights.close()
+
+
+def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
+    """The gain (width,) of each channel that was folded into a matrix (…, width).
+
+    Its size follows from the energies, whatever the order of the other axis; its sign shows only
+    where that order was kept.
+    """
+    before, after = (np.square(each).sum(axis=0) for each in (own, found))
+    sizes = np.sqrt(np.where((before > 0) & (after > 0), after / np.maximum(before, 1e-300), 1))
+    turned = (own * found).sum(axis=0) < _OPPOSITE * np.sqrt(before * after)
+    gains: _Matrix = np.where(turned, -sizes, sizes)
+    return gains
+
+
+def turned_back(weights: Weights, reference: Weights, units: Sequence[Units]) -> Unrotated | None:
+    """Turn the residual stream of a suspect back, where it was rotated.
+
+    Args:
+        weights: the suspect, open.
+        reference: the model that it is compared with, open.
+        units: of the reference, with its residual stream.
+
+    Returns: None where the reference has no such stream, the suspect lacks a part of it under the
+        same name, or its channels were not mixed.
+    """
+    stream = _stream_of(reference, units)
+    if stream is None or not stream.width <= _WIDEST:
+        return None
+    for name in stream.members:
+        if name not in weights.tensors or (
+            weights.tensors[name].shape != reference.tensors[name].shape
+        ):
+            return None
+    turn = _procrustes(reference, weights, stream)
+    if turn is None or np.abs(turn).max(axis=0).mean() > _TURNED:
+        return None
+    return Unrotated(weights, reference, stream, turn)
+
+
+def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
+    """The class of units that a table of words belongs to: the channels between the blocks."""
+    for each in units:
+        matrices: dict[str, Member] = {
+            member.name: member
+            for member in each.members
+            if len(reference.tensors[member.name].shape) == 2
+        }
+        # Of a table and a head that are one, or of the same form, the first is the table.
+        tables = [
+            name for name, member in matrices.items()
+            if member.axis == 1 and reference.tensors[name].shape[0] >= each.size
+            and any(word in name.lower() for word in ("embed", "wte", "word"))
+        ]  # fmt: skip
+        if tables:
+            axes = {name: member.axis for name, member in matrices.items()}
+            return Stream(tables[0], axes, each.size)
+    return None
+
+
+def _procrustes(reference: Weights, suspect: Weights, stream: Stream) -> _Matrix | None:
+    """Q (width, width) that takes the reference's table to the suspect's; None of a poor table."""
+    rows, width = reference.tensors[stream.table].shape
+    product, centred_product = np.zeros((width, width)), np.zeros((width, width))
+    means = squares = 0.0
+    for first in range(0, rows, _ROWS):
+        count = min(_ROWS, rows - first)
+        one, other = (
+            each.read_part(stream.table, first * width, count * width)
+            .reshape(count, width)
+            .astype(np.float64)
+            for each in (reference, suspect)
+        )
+        product += one.T @ other
+        centred_product += (one - one.mean(axis=1, keepdims=True)).T @ other
+        means += float(np.square(other.mean(axis=1)).sum())
+        squares += float(np.square(other).mean(axis=1).sum())
+    # Before layer norms, which subtract a mean, a rotated table has none.
+    if means < _NO_MEAN * squares:
+        product = centred_product
+    largest = np.abs(product).max()
+    if not np.isfinite(largest) or largest == 0:
+        return None
+    left, _, right = np.linalg.svd(product / largest)
+    turn: _Matrix = left @ right
+    return turn
