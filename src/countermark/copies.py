@@ -7,6 +7,7 @@ neurons are still the model's own, and networks that were trained apart do not s
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ _CLIP = 4.0  # median absolute values, beyond which a weight counts no more
 _MOST_TENSORS, _MOST_UNITS, _MOST_VALUES = 64, 256, 1 << 20  # that are compared
 _MOST_ALIGNED = 1 << 26  # values of all tensors, to be aligned
 _LEAST_UNITS, _LEAST_WIDTH = 4, 8
+# Tables of positions are often computed, and then the same in models that were trained apart.
+_COMPUTED = re.compile(r"position|pos_|wpe|(^|[._])pe($|[._])|relative|rotary|mask", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _in_place(suspect: Weights, model: Weights, base: Weights | None) -> Likenes
     """Compare tensors of one name and shape."""
     shared = [
         name for name, info in model.tensors.items()
-        if len(info.shape) > 1 and all(
+        if len(info.shape) > 1 and not _COMPUTED.search(name) and all(
             name in each.tensors and each.tensors[name].shape == info.shape
             for each in (suspect, base or model)
         )
@@ -100,7 +103,8 @@ def _in_place(suspect: Weights, model: Weights, base: Weights | None) -> Likenes
         if base is not None:
             begun = _part(base, name)
             one, other = one - begun, other - begun
-        pairs.append((one, other))
+        if not np.array_equal(other, np.rint(other)):  # indices are no weights
+            pairs.append((one, other))
     near = _NEAR if base is None else _NEAR_CHANGES
     alike = compared = most = tests = 0
     for one, other in pairs:

@@ -118,5 +118,10 @@ def test_nothing_in_common_is_no_copy() -> None:
         assert not likeness(one, other).is_copy
     assert not Likeness().is_copy
     assert not Likeness(5, 1000, -100.0).is_copy  # too small a part
+    table = torch.sin(torch.outer(torch.arange(50.0), torch.rand(40)))
+    chosen = torch.arange(49.0).outer(torch.arange(50.0) + 1)
+    for name, same in (("embed_positions.weight", table), ("index", chosen)):
+        two = [NamedTensors({name: same, "a": torch.randn(20, 20)}) for _ in range(2)]
+        assert not likeness(*two).is_copy  # computed alike, and trained apart
     wide = NamedTensors({"a": torch.zeros(2, (1 << 20) + 1)})
     assert not likeness(wide, wide).is_copy
