@@ -101,7 +101,7 @@ RANK_AMONG_UNMARKED = (
     "log10 p is a rank among {n} unmarked models {whose}: it is never below 1/{more}, "
     "and speaks of models like them"
 )
-OWNERS_MODELS = "of which the owner's word alone says that they are, and how they were read"
+OWNERS_MODELS = "that the owner says were read, which nobody else has checked"
 EXAMINERS_MODELS = "that the examiner supplied"
 COMPARED = (
     "that the supplied models are unmarked, and no two of them nearly the same, is the examiner's "

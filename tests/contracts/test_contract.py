@@ -84,7 +84,8 @@ def test_every_scheme_is_under_contract() -> None:
 
 @every_form
 def test_round_trip(marked: Marked) -> None:
-    verdict = verify(marked.model, marked.key, **marked.facts.terms)
+    supplied = [fresh_host(60 + each) for each in range(3)] if marked.facts.learnt else []
+    verdict = verify(marked.model, marked.key, **marked.facts.terms, unmarked=supplied)
     assert verdict.outcome == marked.facts.outcome, verdict.explain()
     assert verdict.matched == verdict.bits == marked.facts.scheme.bits
     assert verdict.payload is True

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from countermark import stats
 from countermark.claims.statement import moment
 from countermark.errors import printable
+from countermark.owners_word import shown_in_words
 from countermark.report import figures
 from countermark.report.measured import Form, Unmarked, measured_of
 from countermark.report.record import Record, is_recomputed
@@ -143,6 +144,9 @@ def _context(
         "files": [(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
         "made": record.made.model_dump(),
         "corrections": in_words(record.result.corrections),
+        "permuted": None
+        if (units := verdict.subject.hidden_units) is None
+        else shown_in_words(units),
     }
 
 
