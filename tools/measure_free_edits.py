@@ -87,8 +87,12 @@ def language_model(kind: str) -> nn.Module:
     return model.eval()
 
 
-def stamped(model: nn.Module, folder: Path) -> Key:
-    """Stamp a model in place, with default fields and a fixed secret, and return its key."""
+def stamped(model: nn.Module, folder: Path) -> tuple[Key, nn.Module]:
+    """Stamp a model in place, with default fields and a fixed secret.
+
+    Returns: the key, and the model as it was, which the key commits to.
+    """
+    reference = copy.deepcopy(model)
     source = {name: each.detach().contiguous().clone() for name, each in model.named_parameters()}
     save_weights(source, folder / "in.safetensors")
     places = Places(folder / "out.safetensors", folder / "a.key")
@@ -97,14 +101,18 @@ def stamped(model: nn.Module, folder: Path) -> Key:
         material=MATERIAL,
     )  # fmt: skip
     model.load_state_dict(load_file(places.out), strict=False)
-    return Key.load(places.key)
+    return Key.load(places.key), reference
 
 
-def trained_mlp(data: Dataset) -> tuple[nn.Module, Key]:
-    """Train the digits MLP with 256 bits of uchida in its last layer, for five epochs."""
+def trained_mlp(data: Dataset) -> tuple[nn.Module, Key, nn.Module]:
+    """Train the digits MLP with 256 bits of uchida in its last layer, for five epochs.
+
+    Returns: the model, its key, and the model as it was, which the key commits to.
+    """
     torch.manual_seed(SEED)
     images, labels = data.normalised(data.train_images), data.train_labels
     model = build("mlp", {})
+    reference = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     scheme = cm.Uchida(layer="2.weight", bits=BITS)
     with scheme.embed(model, owner="Measured", material=MATERIAL) as mark:
@@ -114,7 +122,7 @@ def trained_mlp(data: Dataset) -> tuple[nn.Module, Key]:
                 loss = F.cross_entropy(model(images[rows]), labels[rows]) + mark.penalty()
                 loss.backward()
                 optimizer.step()
-    return model.eval(), mark.key
+    return model.eval(), mark.key, reference.eval()
 
 
 def answers(model: nn.Module, given: Tensor) -> Tensor:
@@ -134,10 +142,13 @@ def wrong(suspect: Any, key: Key) -> str:
     return "not read" if verdict.matched is None else str(key.bits - verdict.matched)
 
 
-def rows_of(kind: str, model: nn.Module, key: Key, given: Tensor) -> Iterator[list[str]]:
+def rows_of(
+    kind: str, model: nn.Module, marked: tuple[Key, nn.Module], given: Tensor
+) -> Iterator[list[str]]:
     """Yield table rows of one host: before, and after every edit that it allows."""
+    key, reference = marked
     before = answers(model, given)
-    yield [kind, "as it is", "0", wrong(model, key), wrong(Disguised(model, model), key)]
+    yield [kind, "as it is", "0", wrong(model, key), wrong(Disguised(model, reference), key)]
     for what, attack in EDITS:
         try:
             attacked = attack.run(copy.deepcopy(model)).model.eval()
@@ -145,22 +156,25 @@ def rows_of(kind: str, model: nn.Module, key: Key, given: Tensor) -> Iterator[li
             continue
         far = float((answers(attacked, given) - before).abs().max())
         plain = wrong(attacked, key)
-        yield [kind, what, f"{far:.1g}", plain, wrong(Disguised(attacked, model), key)]
+        yield [kind, what, f"{far:.1g}", plain, wrong(Disguised(attacked, reference), key)]
 
 
 def main() -> None:
     """Print the table, and what it was measured with."""
-    table = [["host", "edit", "log p moves by", "wrong bits", "with a reference"]]
+    table = [
+        ["host", "edit", "log p moves by", "wrong bits", "aligned to the model before the mark"]
+    ]
     words = torch.randint(WORDS, (4, 32), generator=torch.Generator().manual_seed(SEED))
     for kind in ("GPT-2", "Llama"):
         model = language_model(kind)
         size = sum(each.numel() for each in model.parameters())
         with tempfile.TemporaryDirectory() as folder:
-            key = stamped(model, Path(folder))
-        table += rows_of(f"{kind}-like, {size / 1e6:.1f} M, `stamp`", model, key, words)
+            marked = stamped(model, Path(folder))
+        table += rows_of(f"{kind}-like, {size / 1e6:.1f} M, `stamp`", model, marked, words)
     data = load_data("digits")
-    mlp, key = trained_mlp(data)
-    table += rows_of("digits MLP, `uchida`", mlp, key, data.normalised(data.test_images))
+    mlp, *marked_mlp = trained_mlp(data)
+    images = data.normalised(data.test_images)
+    table += rows_of("digits MLP, `uchida`", mlp, tuple(marked_mlp), images)
     table.insert(1, ["---"] * len(table[0]))
     for row in table:
         print("| " + " | ".join(row) + " |")

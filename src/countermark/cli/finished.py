@@ -161,7 +161,7 @@ def check(
 
     \b
     Example:
-        countermark check stamped.safetensors --key stamp.key  # exit 1
+        countermark check stamped.safetensors --key stamp.key
         countermark check m.safetensors --key acme.key --model mlp --data digits  # exit 1
     """
     from countermark.bench.check import check as checked
