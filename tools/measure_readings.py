@@ -314,7 +314,8 @@ margin of .3 deviations, five times.
 
 In the {mlp} output weights of the MLP. {mlp_table}
 
-In the {lenet} weights of LeNet's second convolution. {lenet_table}
+In the {lenet} weights of LeNet's second convolution, which reads six channels: one of them is
+dead, or two at 40 %. {lenet_table}
 
 ## Where this comes from
 
