@@ -23,7 +23,7 @@ main()
 """
 PUBLIC = [
     "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune",
-    "HashFilter", "IndependentNetwork", "Key", "Overwrite", "Prune", "PruneUnused", "Retrain",
+    "HashFilter", "IndependentNetwork", "Key", "KeyPlace", "Overwrite", "Prune", "PruneUnused", "Retrain",
     "Stamp", "Uchida", "Verdict", "verify",
 ]  # fmt: skip
 
