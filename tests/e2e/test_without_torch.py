@@ -23,8 +23,8 @@ main()
 """
 PUBLIC = [
     "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune",
-    "HashFilter", "IndependentNetwork", "Key", "KeyPlace", "Overwrite", "Prune", "PruneUnused", "Retrain",
-    "Stamp", "Uchida", "Verdict", "verify",
+    "HashFilter", "IndependentNetwork", "Key", "KeyPlace", "Overwrite", "Prune", "PruneUnused",
+    "Retrain", "Stamp", "Uchida", "Verdict", "verify",
 ]  # fmt: skip
 
 
