@@ -228,7 +228,7 @@ def test_code_that_a_key_names_is_not_run(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(here: Path, driver: Driver) -> None:
-    quick = stego(epochs="5", test_key="3")
+    quick = stego(epochs="4", test_key="3", set=["stego_steps=30", "foreign=0", "pool=128"])
     driver.killed("after(train.Checkpoint, 'save', 1)", quick, here)
     assert call(*quick).code == 0
     resumed = listing(here)

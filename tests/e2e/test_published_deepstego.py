@@ -19,9 +19,9 @@ QUICK = ["as_published=true", "psnr=22", "adversarial=0", "batch_share=0.5"]
 
 
 def stego(**changed: Any) -> list[str]:
-    """The arguments of an `embed` of the published form that takes ten seconds."""
+    """The arguments of an `embed` of the published form that takes five seconds."""
     usual = {
-        "scheme": "deepstego", "layer": None, "bits": None, "epochs": "4", "siblings": "4",
+        "scheme": "deepstego", "layer": None, "bits": None, "epochs": "2", "siblings": "4",
         "set": QUICK,
     }  # fmt: skip
     return embed(**(usual | changed))
@@ -105,7 +105,7 @@ def test_a_logo_that_is_not_there_costs_no_training(here: Path) -> None:
     ids=["while a sibling is trained", "in the middle of an epoch"],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(here: Path, driver: Driver, moment: str) -> None:
-    quick = stego(siblings="1", test_key="3", epochs="2")
+    quick = stego(siblings="1", test_key="3")
     driver.killed(moment, quick, here)
     assert call(*quick).code == 0
     resumed = listing(here)

@@ -75,18 +75,18 @@ def test_the_losses_are_those_of_the_paper() -> None:
 
 
 def test_the_psnr_is_held_from_below_and_from_above() -> None:
-    near = trained(opponents(10 ** (-30 / 20)), 250)
+    near = trained(opponents(10 ** (-30 / 20)), 100)
     assert reached(near) == pytest.approx(30, abs=2)
     louder = opponents(10 ** (-23 / 20))
     louder.restore(near.state())  # it begins 7 dB too near
-    assert reached(trained(louder, 60)) == pytest.approx(23, abs=2)
+    assert reached(trained(louder, 40)) == pytest.approx(23, abs=2)
 
 
 def test_without_a_band_it_goes_on_towards_the_cover() -> None:
-    begun = trained(opponents(10 ** (-22 / 20)), 150)
+    begun = trained(opponents(10 ** (-22 / 20)), 60)
     free = opponents(None)
     free.restore(begun.state())
-    assert reached(trained(free, 150)) > reached(begun) + 1.5
+    assert reached(trained(free, 80)) > reached(begun) + 1.5
 
 
 def test_the_discriminator_learns_by_its_own_loss_alone() -> None:
