@@ -156,13 +156,14 @@ def test_a_report_on_a_service_names_its_answers_and_needs_no_service_to_be_repe
     with serving(Service(made / "marked.safetensors")) as url:
         asked = ["--ask", "protocol=mlflow", "--transcript", record, "--out", page]
         assert call("report", url, *key, *asked, "--bundle", bundle).code == 0
-    about = json.loads((bundle / "record.json").read_bytes())["about"]["suspect"]
+    about = json.loads((bundle / "record.json").read_bytes())["subject"]
     assert about["transcript_sha256"] in page.read_text()
-    assert call("report", "--replay", bundle).code == 0
-    again = call("report", record, "--recorded", *key, "--replay", bundle)
+    assert call("report", "--replay", bundle).code == 3
+    replayed = ["report", *key, "--replay", bundle, "--suspect"]
+    again = call(*replayed, record, "--recorded")
     assert "it is the same" in again.out, again
     assert "nobody was asked" in again.out
-    other = call("report", made / "other.safetensors", *key, "--replay", bundle)
+    other = call(*replayed, made / "other.safetensors")
     assert (other.code, "it is another suspect" in other.why) == (2, True)
 
 
