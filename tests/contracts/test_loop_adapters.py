@@ -219,7 +219,7 @@ def agree(facts: Facts, adapter: Adapter) -> None:
     adapter.train(found, strong(facts))
     moved = []
     for name, tensor in expected.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=5e-6)
         moved.append((found.state_dict()[name] - unmarked.state_dict()[name]).abs().max().item())
     assert max(moved) > 1e-3  # a loop that embeds nothing agrees with nothing
 
@@ -302,7 +302,7 @@ def test_lightning_marks_with_the_optimizer_it_is_told() -> None:
     with embed(found, FORM) as mark:
         fit(module, mark, callback=lightning_loop.MarkCallback(mark, optimizer=1))
     for name, tensor in expected.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=5e-6)
 
 
 def test_lightning_refuses_gradients_that_stay_scaled() -> None:

@@ -168,7 +168,7 @@ def test_a_mark_that_was_never_wrapped_has_no_key() -> None:
         assert mark.read() is None
         with pytest.raises(LoopError, match=r"serve mark\.wrap"):
             mark.attach(torch.optim.SGD([torch.zeros(1)], 0.1))
-    with pytest.raises(MarkNotTakenError, match="never began: call served"):
+    with pytest.raises(MarkNotTakenError, match="was never called: call served"):
         _ = mark.key
     with pytest.raises(LoopError, match="inside its block"):
         mark.wrap()

@@ -30,7 +30,8 @@ EMBED: list[tuple[dict[str, Any], str]] = [
     ({"set": "strength=-1"}, "greater than 0"),
     ({"set": "strength=NaN"}, "field strength is nan"),
     ({"set": "key_type=gaussian"}, "field key_type is 'gaussian'"),
-    ({"bits": "0"}, "bits is 0: expected"),
+    ({"bits": "0"}, "expected 1 to 1,048,576"),
+    ({"set": "strength=1e38"}, "expected above 0 to 1,000,000,000"),
     ({"bits": "many"}, "'--bits'"),
     ({"epochs": "0"}, "'--epochs'"),
     # what does not fit
@@ -60,7 +61,6 @@ EMBED: list[tuple[dict[str, Any], str]] = [
     ({"encrypt": ""}, "--encrypt needs a passphrase"),
     # what shows only while it trains: the resume folder goes as well
     ({"set": "strength=1e-9"}, "bits are in the model"),
-    ({"set": "strength=1e38"}, "are not finite"),
     ({"set": "select=converged"}, "the mark never began"),
     (
         {
