@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
-from clock import AFTER_STAMPS_TEXT
+from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private, write_pair
 
@@ -412,6 +412,12 @@ BAD: list[tuple[str, str]] = [
     (OF, "--claim needs --authority PEM"),
     (f"{OF} --authority acme.pub --suspect-date {AHEAD}", "acme.pub holds no certificate"),
     (f"{BELIEVING} soon", "expected a day such as 2026-05-31"),
+    (f"{BELIEVING} {NEXT_YEAR} --ledger claims.db", "the suspect date, "),
+    (f"{BELIEVING} {NEXT_YEAR} --ledger claims.db", "is in the future: it is "),
+    (
+        f"claim check claim.json --signer acme.pub --authority root.pem --before {NEXT_YEAR}",
+        "is in the future",
+    ),
     (f"{BELIEVING} {AHEAD} --ledger none.db", "there is no ledger at"),
     (f"{BELIEVING} {AHEAD} --signer registry.pub", "by none of the pinned keys"),
     (

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rooms import Visitor, digest_of, settings_of, visited
 
 from authority import some_claim
-from clock import wait_for_stamps
+from clock import NEXT_YEAR, wait_for_stamps
 from countermark.errors import ConfigError
 from countermark.files import write_bytes
 from countermark.pictures import as_png
@@ -104,6 +104,16 @@ def test_an_upload_is_read_and_its_page_is_the_report(visitor: Visitor, room: Pa
         assert str(room) not in shown
         assert 'class="agrees"' not in shown
         assert '"read"' not in shown
+
+
+def test_a_suspect_date_in_the_future_is_refused_when_it_is_sent(visitor: Visitor) -> None:
+    data = {
+        "suspect": "acme.safetensors", "key": "acme.key", "suspect_date": NEXT_YEAR,
+        "claim": digest_of(visitor, "acme"),
+    }  # fmt: skip
+    refused = visitor.program.post("/api/verify", data=data)
+    assert refused.status_code == 400
+    assert "is in the future" in refused.text
 
 
 def test_a_claim_of_the_ledger_dates_the_key(visitor: Visitor) -> None:

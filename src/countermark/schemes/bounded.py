@@ -7,7 +7,7 @@ A hidden unit that never fires may have any outgoing weights, and a unit that no
 incoming ones: read plainly, a few such units of large weights outweigh all others, and the mark is
 gone at no cost. Bounded, a row or a column counts as much as any other whatever its scale, so that
 units which were rescaled against their consumers are read as before, too. The form was chosen by
-the figures of `docs/results/bounded.md`; r and c are found in turn (Sinkhorn and Knopp 1967). A
+the figures of `docs/bounded_readings.md`; r and c are found in turn (Sinkhorn and Knopp 1967). A
 null hypothesis about the key's secret holds for any such function of the suspect alone.
 """
 
