@@ -87,21 +87,21 @@ def language_model(kind: str) -> nn.Module:
     return model.eval()
 
 
-def stamped(model: nn.Module, folder: Path) -> tuple[Key, nn.Module]:
+def stamped(model: nn.Module, folder: Path) -> tuple[Key, Path]:
     """Stamp a model in place, with default fields and a fixed secret.
 
-    Returns: the key, and the model as it was, which the key commits to.
+    Returns: the key, and the file of the model as it was, which the key commits to.
     """
-    reference = copy.deepcopy(model)
     source = {name: each.detach().contiguous().clone() for name, each in model.named_parameters()}
     save_weights(source, folder / "in.safetensors")
+    model.config.to_json_file(folder / "config.json")  # says what the neurons are
     places = Places(folder / "out.safetensors", folder / "a.key")
     stamp(
         folder / "in.safetensors", places, owner="Measured", fields={"bits": BITS},
         material=MATERIAL,
     )  # fmt: skip
     model.load_state_dict(load_file(places.out), strict=False)
-    return Key.load(places.key), reference
+    return Key.load(places.key), folder / "in.safetensors"
 
 
 def trained_mlp(data: Dataset) -> tuple[nn.Module, Key, nn.Module]:
@@ -143,7 +143,7 @@ def wrong(suspect: Any, key: Key) -> str:
 
 
 def rows_of(
-    kind: str, model: nn.Module, marked: tuple[Key, nn.Module], given: Tensor
+    kind: str, model: nn.Module, marked: tuple[Key, Path | nn.Module], given: Tensor
 ) -> Iterator[list[str]]:
     """Yield table rows of one host: before, and after every edit that it allows."""
     key, reference = marked
@@ -170,7 +170,7 @@ def main() -> None:
         size = sum(each.numel() for each in model.parameters())
         with tempfile.TemporaryDirectory() as folder:
             marked = stamped(model, Path(folder))
-        table += rows_of(f"{kind}-like, {size / 1e6:.1f} M, `stamp`", model, marked, words)
+            table += rows_of(f"{kind}-like, {size / 1e6:.1f} M, `stamp`", model, marked, words)
     data = load_data("digits")
     mlp, *marked_mlp = trained_mlp(data)
     images = data.normalised(data.test_images)

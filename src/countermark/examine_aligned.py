@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from countermark.alignment import Realigned, Reference, realigned, turned_back
+from countermark.alignment import (
+    Realigned,
+    Reference,
+    is_committed,
+    realigned,
+    turned_back,
+)
 from countermark.errors import AlignmentError, ConfigError
 from countermark.evidence import Alignment, Evidence
 from countermark.key import REFERENCE, Key
@@ -23,7 +29,6 @@ from countermark.weights import (
     Restored,
     Suspect,
     Weights,
-    model_digest,
     open_weights,
 )
 
@@ -59,7 +64,7 @@ def aligned(
     with open_weights(reference.weights) as opened:
         facts = ReferenceFacts(name=opened.name, sha256=opened.file_digest())
         try:
-            if is_committed(opened, key):
+            if REFERENCE in key.frozen and _is_own(reference, key):
                 return _aligned_to_committed(weights, scheme, key, reference, facts)
             before = scheme.before(key)
             unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
@@ -85,10 +90,14 @@ def aligned(
     return [Reading(evidence, found.tensors, found.where)], facts
 
 
-def is_committed(reference: Weights, key: Key) -> bool:
-    """Return true if the key's commitment holds this very model as it was before the mark."""
-    kept = key.frozen.get(REFERENCE)
-    return kept is not None and np.array_equal(kept, model_digest(reference).to_array())
+def _is_own(reference: Reference, key: Key) -> bool:
+    """Return true if the key commits to this reference, neurons included."""
+    try:
+        opened, units = reference.opened()
+    except ConfigError:  # its neurons are not found: other references may do without
+        return False
+    with opened:
+        return is_committed(key.frozen[REFERENCE], opened, units)
 
 
 def _aligned_to_committed(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.alignment import Disguised
+from countermark.alignment import Disguised, Reference, commit_reference
 from countermark.attacks.invariants import Permute, Rescale
 from countermark.examine import examine, verify
 from countermark.key import REFERENCE, Key, KeyMaterial
@@ -61,6 +61,7 @@ def test_a_stamp_commits_to_the_checkpoint_before_it(stamped: tuple[Path, Path, 
     with open_weights(before) as weights:
         digest = model_digest(weights)
     assert key.frozen[REFERENCE].tobytes().hex()[:64] == digest.root
+    assert len(key.frozen[REFERENCE]) == 104
     other = replace(key, frozen={**key.frozen, REFERENCE: 255 - key.frozen[REFERENCE]})
     assert other.commitment != key.commitment
 
@@ -96,6 +97,19 @@ def test_another_reference_is_as_strict_as_before(
         assert not found.subject.reference.committed
 
 
+def test_other_neurons_are_another_reference(stamped: tuple[Path, Path, Key]) -> None:
+    """Whoever names the neurons after the message was drawn could look for those that fit."""
+    before, out, key = stamped
+    suspect = disguise(as_module(out))
+    units = Reference.of_module(as_module(before)).units
+    assert units is not None
+    chosen = Reference(before, units[:1])
+    found = verify(Disguised(suspect, chosen), key)
+    assert not found.owned
+    assert found.subject.reference is not None
+    assert not found.subject.reference.committed
+
+
 def test_embedding_commits_to_the_model_as_it_was_given() -> None:
     model = host(2)
     before = copy.deepcopy(model)
@@ -127,7 +141,7 @@ def test_strangers_aligned_to_it_are_read_like_coins(kind: str) -> None:
 
     start = host(1)
     with open_weights(start) as weights:
-        committed = {REFERENCE: model_digest(weights).to_array()}
+        committed = {REFERENCE: commit_reference(weights, Reference.of_module(start).units)}
     scheme = Stamp(("0.weight", "2.weight"), 64)
     shapes = {name: tuple(start.state_dict()[name].shape) for name in scheme.layer}
     suspects = [KINDS[kind](seed) for seed in range(10, 13)]

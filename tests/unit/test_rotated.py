@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from countermark.alignment import Disguised
+from countermark.alignment import Disguised, commit_reference
 from countermark.attacks.invariants import Permute
 from countermark.attacks.rotate import Rotate
 from countermark.examine import examine, verify
@@ -19,7 +19,7 @@ from countermark.schemes.stamp import Stamp
 from countermark.stamping import stamp
 from countermark.stamping.making import Places
 from countermark.verdict import Terms
-from countermark.weights import load_state, model_digest, open_weights, save_weights
+from countermark.weights import load_state, open_weights, save_weights
 from tiny_transformers import HEADS, tiny_lm
 
 CONFIGURATION = {
@@ -86,7 +86,7 @@ def test_rotated_strangers_are_read_like_coins(stamped: tuple[str, Path, Path, K
 
     name, before, _, key = stamped
     with open_weights(before) as weights:
-        committed = {REFERENCE: model_digest(weights).to_array()}
+        committed = {REFERENCE: commit_reference(weights)}
     scheme = Stamp(tuple(key.tensors), 64)
     start = as_model(name, before / "model.safetensors")
     models = (start, stranger(name, 7), stranger(name, 8))

@@ -1,6 +1,7 @@
 """Reading through disguises: undo reordered, rescaled, flipped and added neurons, then read.
 
     reference   what a suspect is aligned to, and which of its neurons belong together
+    committing  what a key commits to of a model before the mark
     naming      a reference's tensors among those of a suspect that renamed them
     folding     a reference without batch norms, as an exported suspect is
     reducing    neurons that were added without effect
@@ -15,9 +16,13 @@ on the message. numpy; scipy.optimize is loaded where neurons are assigned.
 
 from __future__ import annotations
 
+from countermark.alignment.committing import commit_reference, is_committed
 from countermark.alignment.matching import align
 from countermark.alignment.reading import Realigned, realigned
 from countermark.alignment.reference import Disguised, Reference
 from countermark.alignment.rotation import turned_back
 
-__all__ = ["Disguised", "Realigned", "Reference", "align", "realigned", "turned_back"]
+__all__ = [
+    "Disguised", "Realigned", "Reference", "align", "commit_reference", "is_committed", "realigned",
+    "turned_back",
+]  # fmt: skip

@@ -60,7 +60,7 @@ class Reference:
         """
         with ExitStack() as stack:
             weights = stack.enter_context(open_weights(self.weights))
-            units = _guessed(weights) if self.units is None else self.units
+            units = guess_units(weights) if self.units is None else self.units
             stack.pop_all()
         return weights, units
 
@@ -81,7 +81,7 @@ class Disguised:
     reference: Reference | Suspect
 
 
-def _guessed(weights: Weights) -> Sequence[Units]:
+def guess_units(weights: Weights) -> Sequence[Units]:
     """Units by names and shapes; how many heads there are the configuration beside a file says."""
     shapes = {name: info.shape for name, info in weights.tensors.items()}
     path = Path(weights.name)

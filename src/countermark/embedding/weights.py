@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from countermark.alignment import Reference, commit_reference
 from countermark.embedding.base import Embedding, as_arrays, as_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError, SuspectError
 from countermark.evidence import Evidence
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.nulls import LEAST_SIBLINGS
-from countermark.weights import Array, Suspect, model_digest, open_weights
+from countermark.weights import Array, Suspect, open_weights
 from countermark.weights.module import gathered
 
 if TYPE_CHECKING:
@@ -314,7 +315,11 @@ class WeightEmbedding(Embedding):
 def _committed_state(model: nn.Module) -> dict[str, NDArray[Any]]:
     """What the key commits to of a model as it is before the mark; nothing of one without bytes."""
     try:
+        traced = Reference.of_module(model).units
+    except ConfigError:  # its forward cannot be followed
+        traced = None
+    try:
         with open_weights(model) as weights:
-            return {REFERENCE: model_digest(weights).to_array()}
+            return {REFERENCE: commit_reference(weights, traced)}
     except SuspectError:  # quantised or sparse tensors, which can be no reference
         return {}

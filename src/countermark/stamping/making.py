@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark.alignment import commit_reference
 from countermark.errors import ConfigError, MarkNotTakenError
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.keyfile import refuse_existing, refuse_nested
@@ -25,7 +26,7 @@ from countermark.schemes.stamp import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
 from countermark.stamping.copying import Writer, copied, require_apart, require_room, shards_of
 from countermark.stamping.solving import Shifts, shifted, solve
-from countermark.weights import Weights, model_digest, open_weights
+from countermark.weights import Weights, open_weights
 from countermark.weights.dtypes import encoded
 
 
@@ -176,7 +177,7 @@ def drawn_key(
     weights: Weights, advice: Advice, owner: str, material: KeyMaterial, *, keep_before: bool
 ) -> Key:
     """The key; the whole checkpoint, and what is read of it, enter its commitment as they are."""
-    frozen: dict[str, NDArray[Any]] = {REFERENCE: model_digest(weights).to_array()}
+    frozen: dict[str, NDArray[Any]] = {REFERENCE: commit_reference(weights)}
     if keep_before:
         for name, place in advice.scheme.places(advice.tensors, material).items():
             part = weights.read_part(name, place.start, len(place))
