@@ -124,7 +124,7 @@ def embed(
 
     \b
     Example:
-        countermark embed --scheme uchida --model mlp --data digits --layer 2.weight \\
+        countermark embed --scheme uchida --model mlp --data digits --layer 0.weight \\
             --bits 256 --owner "ACME Inc." --epochs 3 --out m.safetensors --key acme.key
         countermark embed --scheme none --model mlp --data digits --epochs 3 --out other.safetensors
         countermark embed --scheme deep_watermarking --data drawn --set task=denoise \\
