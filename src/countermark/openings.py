@@ -12,7 +12,6 @@ import base64
 import hashlib
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,6 +30,7 @@ from countermark.files import Hex32, Stored
 from countermark.key import OPENINGS, Key, commit, commit_learnt, digests, tensor_digest
 from countermark.keyfile import Hex16, Size
 from countermark.message import labels
+from countermark.places import write_new
 from countermark.schemes import as_trigger_scheme, scheme_from, scheme_of
 from countermark.schemes.black_box import TriggerScheme, leaf
 
@@ -257,18 +257,13 @@ class Openings(Stored):
             ConfigError: something already has that name, and is left untouched; or the file would
                 be larger than one that is read.
         """
-        if os.path.lexists(path):
-            raise ConfigError(
-                f"{path} exists, and an opening is never written over anything: "
-                "choose another name or move it away"
-            )
         content = self.to_bytes()
         if len(content) > _LARGEST:
             raise ConfigError(
                 f"{len(self.opened)} triggers are {len(content):,} bytes, an opening has at most "
                 f"{_LARGEST:,}: open them in several files"
             )
-        files.write_bytes(Path(path), content)
+        write_new(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -5,13 +5,31 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from countermark import files
 from countermark.errors import ConfigError
 
 
 def require_free(path: str | Path) -> None:
     """Raise `ConfigError` where something has that name already."""
     if os.path.lexists(path):
-        raise ConfigError(f"{path} exists: choose another name or move it away")
+        raise ConfigError(_taken(path))
+
+
+def write_new(path: str | Path, content: bytes) -> None:
+    """Write a new file, whole or not at all.
+
+    Raises:
+        ConfigError: something has that name, from the start or by the end; it is left untouched.
+    """
+    try:
+        with files.creating_file(Path(path)) as temporary:
+            temporary.write_bytes(content)
+    except FileExistsError:
+        raise ConfigError(_taken(path)) from None
+
+
+def _taken(path: str | Path) -> str:
+    return f"{path} exists: choose another name or move it away"
 
 
 def require_place(path: str | Path) -> None:

@@ -96,7 +96,7 @@ ONLY = {
         "schemes.base",
     },
     "loops": {"errors", "embedding", "files", "key"},
-    "remote": {"answers", "errors", "files", "progress", "subject", "xof"},
+    "remote": {"answers", "errors", "files", "places", "progress", "subject", "xof"},
     "steganalysis": {"errors", "progress", "stats"},
 }
 # The attacks that make keys: those of the thief's own marks.

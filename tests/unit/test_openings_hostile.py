@@ -152,7 +152,7 @@ def test_it_is_never_written_over_anything_and_never_too_large_to_read(
     (tmp_path / "file").write_text("theirs")
     (tmp_path / "link").symlink_to("gone")
     for name in ("file", "link", "."):
-        with pytest.raises(ConfigError, match="never written over anything"):
+        with pytest.raises(ConfigError, match="exists: choose another name"):
             OPENED.save(tmp_path / name)
     monkeypatch.setattr("countermark.openings._LARGEST", 100)
     with pytest.raises(ConfigError, match="open them in several files"):

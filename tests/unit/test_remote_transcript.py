@@ -111,7 +111,7 @@ def test_it_is_never_written_over_anything(made: Transcript, tmp_path: Path) -> 
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("gone")
     for name in ("file", "folder", "link"):
-        with pytest.raises(ConfigError, match="never written over anything"):
+        with pytest.raises(ConfigError, match="exists: choose another name"):
             made.save(tmp_path / name)
     assert (tmp_path / "file").read_text() == "theirs"
     assert len(list(tmp_path.iterdir())) == 3

@@ -36,7 +36,7 @@ from countermark.claims.statement import (
 )
 from countermark.errors import ClaimError, ConfigError
 from countermark.files import Hex32, Stored
-from countermark.places import require_free
+from countermark.places import write_new
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 LARGEST = 1 << 20  # bytes of a file
@@ -163,9 +163,10 @@ class _Signed(Stored):
         Raises:
             ConfigError: something already has that name, and it is not to be replaced.
         """
-        if not replace:
-            require_free(path)
-        files.write_bytes(Path(path), self.to_bytes())
+        if replace:
+            files.write_bytes(Path(path), self.to_bytes())
+        else:
+            write_new(path, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str = "it") -> Self:

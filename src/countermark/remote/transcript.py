@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -18,8 +17,9 @@ from pydantic import (
 
 from countermark import files
 from countermark.answers import Images, Labels
-from countermark.errors import ConfigError, SuspectError, printable
+from countermark.errors import SuspectError, printable
 from countermark.files import Hex32, Stored
+from countermark.places import write_new
 from countermark.remote.answers import MOST_LABELS
 from countermark.remote.images import NO_LABEL, checked, image_digest
 from countermark.remote.options import MOST_IMAGES
@@ -131,12 +131,7 @@ class Transcript(Stored):
         Raises:
             ConfigError: something already has that name; it is left untouched.
         """
-        if os.path.lexists(path):
-            raise ConfigError(
-                f"{path} exists, and a transcript is never written over anything: "
-                "choose another name or move it away"
-            )
-        files.write_bytes(Path(path), self.to_bytes())
+        write_new(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

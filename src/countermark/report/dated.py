@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ class Dated:
     authorities: list[Path]
     signers: list[Path]
     suspect_date: str | None
-    ledger: str | None
+    ledger: str | None = field(repr=False)
 
     def of(self, key: Key | Openings) -> KeyDating | None:
         """What the claim says of a key's age; None where no claim was given."""
