@@ -21,6 +21,7 @@ from countermark.subject import ReferenceFacts
 from countermark.weights import (
     Array,
     Restored,
+    Stored,
     Suspect,
     Weights,
     model_digest,
@@ -97,12 +98,17 @@ def _aligned_to_committed(
     """Read after alignment to the committed reference, by all of its tensors.
 
     The reference was fixed before the message was drawn, so that no choice of it, and nothing that
-    the alignment makes of it, can depend on the message.
+    the alignment makes of it, can depend on the message. Views of its tensors are left out: their
+    names and forms can be chosen afterwards.
 
     Raises:
         AlignmentError: the suspect cannot be aligned.
     """
     opened, units = reference.opened()
+    if opened.views:
+        stored = Stored(opened)
+        reference = _of_stored(stored, reference)
+        opened, units = reference.opened()
     with opened:
         suspect = turned_back(weights, opened, units) or weights
         found = realigned(
@@ -114,6 +120,25 @@ def _aligned_to_committed(
         facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
     )
     return [Reading(evidence, found.tensors, found.where)], facts
+
+
+def _of_stored(stored: Stored, reference: Reference) -> Reference:
+    """The reference by the tensors that are stored, and by the neurons that are found in them.
+
+    Raises:
+        AlignmentError: without its views nothing says how its layers belong together.
+    """
+    if reference.units is not None:
+        units = (
+            replace(each, members=tuple(m for m in each.members if m.name in stored.tensors))
+            for each in reference.units
+        )
+        return Reference(stored, tuple(each for each in units if each.members))
+    try:
+        _, found = Reference(stored).opened()
+    except ConfigError as error:
+        raise AlignmentError(str(error)) from None
+    return Reference(stored, found)
 
 
 def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
