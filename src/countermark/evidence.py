@@ -64,6 +64,8 @@ class Alignment:
         similarity: mean cosine of the neurons that were matched; 1 for a copy.
         is_committed: whether the key's commitment holds the reference, which is older than the
             message then: every freedom of the alignment was fixed before the message was drawn.
+        names_architecture: whether the reference's names and shapes alone say which neurons belong
+            together; else it was named (--model, the key's host, a config.json), by whoever asked.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -71,6 +73,7 @@ class Alignment:
     bears_mark: bool
     similarity: float
     is_committed: bool = False
+    names_architecture: bool = True
 
 
 @dataclass(frozen=True)

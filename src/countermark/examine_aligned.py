@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from countermark.alignment import Realigned, Reference, realigned, turned_back
+from countermark.alignment.reference import is_named
 from countermark.errors import AlignmentError, ConfigError
 from countermark.evidence import Alignment, Evidence
 from countermark.key import REFERENCE, Key
@@ -30,6 +31,7 @@ from countermark.weights import (
 
 _BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
+_SHIFTED = 1.0  # standard deviations that a mean has moved by, which training does not
 _EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
 
 
@@ -114,12 +116,35 @@ def _aligned_to_committed(
         found = realigned(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
         )
-    alignment = Alignment(bears_mark=False, similarity=found.similarity, is_committed=True)
-    evidence = replace(scheme.extract(found.tensors, key), alignment=alignment)
+    alignment = Alignment(
+        bears_mark=False, similarity=found.similarity, is_committed=True,
+        names_architecture=is_named(opened, units),
+    )  # fmt: skip
+    tensors = {name: _levelled(each, found.reference[name]) for name, each in found.tensors.items()}
+    evidence = replace(scheme.extract(tensors, key), alignment=alignment)
     facts = replace(
         facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
     )
-    return [Reading(evidence, found.tensors, found.where)], facts
+    return [Reading(evidence, tensors, found.where)], facts
+
+
+def _levelled(tensor: Array, reference: Array) -> Array:
+    """A tensor without one large vector that was added to all of its rows, or of its columns.
+
+    Probabilities mind no vector in all rows of the last layer, and layer norms none in all that
+    writes to their stream. What is read would be little else.
+    """
+    if tensor.ndim < 2 or tensor.shape != reference.shape:
+        return tensor
+    for axis in (0, 1):
+        with np.errstate(over="ignore", invalid="ignore"):  # what no square holds is left
+            means = tensor.mean(axis=axis, keepdims=True, dtype=np.float64)
+            own = reference.mean(axis=axis, keepdims=True, dtype=np.float64)
+            usual = max((tensor - means).std(), reference.std(dtype=np.float64))
+            moved = np.abs(means - own).max()
+        if moved > _SHIFTED * usual:
+            tensor = (tensor - means + own).astype(tensor.dtype)
+    return tensor
 
 
 def _of_stored(stored: Stored, reference: Reference) -> Reference:

@@ -20,6 +20,11 @@ ALIGNED = (
     "as they were before the mark; a reference can be made afterwards, so this proves something "
     "only if the reference is older than the suspect"
 )
+NAMED_ARCHITECTURE = (
+    "which neurons of the reference belong together was named beside it (--model, the key's host, "
+    "a config.json), and no commitment holds that: of many wrong architectures one may fit, so "
+    "see that it is the reference's own"
+)
 COMMITTED_REFERENCE = (
     "the suspect's neurons were put into the order and scale of the reference (mean cosine "
     "{alike:.3f}) before reading; the key's commitment holds that reference as it was before the "
@@ -218,6 +223,8 @@ def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> lis
         limits.append(BURNT)
     if (aligned := evidence.alignment) is not None and aligned.is_committed:
         limits.append(COMMITTED_REFERENCE.format(alike=aligned.similarity))
+        if not aligned.names_architecture:
+            limits.append(NAMED_ARCHITECTURE)
     elif aligned is not None:
         limits.append(ALIGNED.format(alike=aligned.similarity))
         limits.append(MARKED_REFERENCE if aligned.bears_mark else UNMARKED_REFERENCE)

@@ -487,6 +487,11 @@ def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
         stated.append(f"the supplied {models} unmarked (the examiner's statement)")
     if measured.freely_chosen and terms.blind_choice:
         stated.append(f"{measured.freely_chosen} (the examiner's statement)")
+    aligned = measured.evidence.alignment
+    if aligned is not None and aligned.is_committed and not aligned.names_architecture:
+        stated.append(
+            "the reference is of the architecture that was named (the examiner's statement)"
+        )
     if measured.forgery_bits < LEAST_FORGERY_BITS:
         if terms.assume_dated:
             stated.append("the key is older than the suspect (the owner's statement)")

@@ -230,7 +230,8 @@ def _tamed(own: Floats, wanted: Floats) -> Floats:
     What a dead neuron sends, or the vector of a word that is never used, may be anything: neurons
     would be told apart by that alone.
     """
-    sizes = [np.sqrt(np.square(each).mean(axis=0)) for each in (own, wanted)]
+    with np.errstate(over="ignore"):
+        sizes = [np.sqrt(np.square(each).mean(axis=0)) for each in (own, wanted)]
     known = (sizes[0] > 0) & (sizes[1] > 0)
     ratios = np.where(known, sizes[0] / np.where(known, sizes[1], 1), 0)  # (values,)
     usual = float(np.median(ratios[known])) if known.any() else 0.0

@@ -150,6 +150,7 @@ def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None
 
 def unit(rows: Floats) -> Floats:
     """Rows of length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # what no square holds has no direction
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     found: Floats = rows / np.where(lengths > 0, lengths, 1)
     return found

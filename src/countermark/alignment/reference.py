@@ -81,14 +81,23 @@ class Disguised:
     reference: Reference | Suspect
 
 
-def _guessed(weights: Weights) -> Sequence[Units]:
+def is_named(weights: Weights, units: Sequence[Units]) -> bool:
+    """Return true if the names and shapes of open weights alone say that these are their units."""
+    try:
+        found = _guessed(weights, beside=False)
+    except ConfigError:
+        return False
+    return set(found) == set(units)
+
+
+def _guessed(weights: Weights, *, beside: bool = True) -> Sequence[Units]:
     """Units by names and shapes; how many heads there are the configuration beside a file says.
 
     The order in which a file lists its tensors decides nothing: no digest of a model fixes it.
     """
     shapes = {name: info.shape for name, info in sorted(weights.tensors.items())}
     path = Path(weights.name)
-    architecture = Architecture.beside(path) if path.exists() else None
+    architecture = Architecture.beside(path) if beside and path.exists() else None
     if architecture and (found := blocks_of(shapes, architecture, residual=True)):
         return found
     try:

@@ -94,13 +94,13 @@ def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
     Its size follows from the energies, whatever the order of the other axis; its sign shows only
     where that order was kept, and where no line of it was added.
     """
-    before, after = (np.square(each).mean(axis=0) for each in (own, found))
+    with np.errstate(over="ignore"):
+        before, after = (np.square(each).mean(axis=0) for each in (own, found))
     sizes = np.sqrt(np.where((before > 0) & (after > 0), after / np.maximum(before, 1e-300), 1))
     if own.shape != found.shape:
         return sizes
-    before, after = (np.square(each).sum(axis=0) for each in (own, found))
-    turned = (own * found).sum(axis=0) < _OPPOSITE * np.sqrt(before * after)
-    gains: _Matrix = np.where(turned, -sizes, sizes)
+    alike = (unit(own.T) * unit(found.T)).sum(axis=1)  # (width,)
+    gains: _Matrix = np.where(alike < _OPPOSITE, -sizes, sizes)
     return gains
 
 
