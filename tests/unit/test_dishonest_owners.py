@@ -261,13 +261,14 @@ def dead_units(tensors: Tensors) -> Tensors:
 
 
 def split_units(tensors: Tensors) -> Tensors:
-    """Every unit is there twice, and its two copies send nearly opposite noise."""
+    """Every unit is there twice, nearly, and its two copies send nearly opposite noise."""
     rng, made = np.random.default_rng(9), dict(tensors)
     for at in (0, 2):
         out = made[f"{at + 2}.weight"]
-        noise = rng.normal(0, 1, out.shape).astype(np.float32)
+        noise = rng.normal(0, 0.2, out.shape).astype(np.float32)
         for name in (f"{at}.weight", f"{at}.bias"):
-            made[name] = np.concatenate([made[name], made[name]])
+            near = made[name] * (1 + rng.normal(0, 2e-3, made[name].shape)).astype(np.float32)
+            made[name] = np.concatenate([made[name], near])
         made[f"{at + 2}.weight"] = np.concatenate([out / 2 + noise, out / 2 - noise], 1)
     return made
 
