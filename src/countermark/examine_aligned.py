@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from countermark.alignment import (
-    Realigned,
-    Reference,
-    is_committed,
-    realigned,
-    turned_back,
-)
+from countermark.alignment import Realigned, Reference, is_committed, realigned, turned_back
+from countermark.alignment.reference import guess_units
 from countermark.errors import AlignmentError, ConfigError
 from countermark.evidence import Alignment, Evidence
 from countermark.key import REFERENCE, Key
@@ -24,9 +19,11 @@ from countermark.schemes import scheme_of
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.white_box import WeightScheme
 from countermark.subject import ReferenceFacts
+from countermark.units import Units
 from countermark.weights import (
     Array,
     Restored,
+    Stored,
     Suspect,
     Weights,
     open_weights,
@@ -34,6 +31,7 @@ from countermark.weights import (
 
 _BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
 _LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
+_SHIFTED = 1.0  # standard deviations that a mean has moved by, which training does not
 _EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
 
 
@@ -64,7 +62,7 @@ def aligned(
     with open_weights(reference.weights) as opened:
         facts = ReferenceFacts(name=opened.name, sha256=opened.file_digest())
         try:
-            if REFERENCE in key.frozen and _is_own(reference, key):
+            if REFERENCE in key.frozen and _is_own(opened, reference.units, key):
                 return _aligned_to_committed(weights, scheme, key, reference, facts)
             before = scheme.before(key)
             unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
@@ -90,14 +88,13 @@ def aligned(
     return [Reading(evidence, found.tensors, found.where)], facts
 
 
-def _is_own(reference: Reference, key: Key) -> bool:
-    """Return true if the key commits to this reference, neurons included."""
+def _is_own(reference: Weights, units: Sequence[Units] | None, key: Key) -> bool:
+    """Return true if the key commits to this open reference, neurons included."""
     try:
-        opened, units = reference.opened()
-    except ConfigError:  # its neurons are not found: other references may do without
+        units = guess_units(reference) if units is None else units
+    except ConfigError:  # they are not found: another reference may do without
         return False
-    with opened:
-        return is_committed(key.frozen[REFERENCE], opened, units)
+    return is_committed(key.frozen[REFERENCE], reference, units)
 
 
 def _aligned_to_committed(
@@ -106,23 +103,67 @@ def _aligned_to_committed(
     """Read after alignment to the committed reference, by all of its tensors.
 
     The reference was fixed before the message was drawn, so that no choice of it, and nothing that
-    the alignment makes of it, can depend on the message.
+    the alignment makes of it, can depend on the message. Views of its tensors are left out: their
+    names and forms can be chosen afterwards.
 
     Raises:
         AlignmentError: the suspect cannot be aligned.
     """
     opened, units = reference.opened()
+    if opened.views:
+        stored = Stored(opened)
+        reference = _of_stored(stored, reference)
+        opened, units = reference.opened()
     with opened:
         suspect = turned_back(weights, opened, units) or weights
         found = realigned(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
         )
     alignment = Alignment(bears_mark=False, similarity=found.similarity, is_committed=True)
-    evidence = replace(scheme.extract(found.tensors, key), alignment=alignment)
+    tensors = {name: _levelled(each, found.reference[name]) for name, each in found.tensors.items()}
+    evidence = replace(scheme.extract(tensors, key), alignment=alignment)
     facts = replace(
         facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
     )
-    return [Reading(evidence, found.tensors, found.where)], facts
+    return [Reading(evidence, tensors, found.where)], facts
+
+
+def _levelled(tensor: Array, reference: Array) -> Array:
+    """A tensor without one large vector that was added to all of its rows, or of its columns.
+
+    Probabilities mind no vector in all rows of the last layer, and layer norms none in all that
+    writes to their stream. What is read would be little else.
+    """
+    if tensor.ndim < 2 or tensor.shape != reference.shape:
+        return tensor
+    for axis in (0, 1):
+        with np.errstate(over="ignore", invalid="ignore"):  # what no square holds is left
+            means = tensor.mean(axis=axis, keepdims=True, dtype=np.float64)
+            own = reference.mean(axis=axis, keepdims=True, dtype=np.float64)
+            usual = max((tensor - means).std(), reference.std(dtype=np.float64))
+            moved = np.abs(means - own).max()
+        if moved > _SHIFTED * usual:
+            tensor = (tensor - means + own).astype(tensor.dtype)
+    return tensor
+
+
+def _of_stored(stored: Stored, reference: Reference) -> Reference:
+    """The reference by the tensors that are stored, and by the neurons that are found in them.
+
+    Raises:
+        AlignmentError: without its views nothing says how its layers belong together.
+    """
+    if reference.units is not None:
+        units = (
+            replace(each, members=tuple(m for m in each.members if m.name in stored.tensors))
+            for each in reference.units
+        )
+        return Reference(stored, tuple(each for each in units if each.members))
+    try:
+        _, found = Reference(stored).opened()
+    except ConfigError as error:
+        raise AlignmentError(str(error)) from None
+    return Reference(stored, found)
 
 
 def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:

@@ -33,6 +33,7 @@ _Features: TypeAlias = dict[tuple[int, int], Floats]  # (domain, power) -> (unit
 
 _MOST_ROUNDS = 3  # after the first
 _LEAST_KNOWN = 2  # values of a neuron that say anything of its direction
+_LOUDEST = 3.0  # of a line beside most others, above which it is brought down to them
 _HALF_WEIGHT = 16  # a direction of so many values counts half of one of very many
 
 
@@ -157,7 +158,7 @@ class _Alignment:
     def _align(self, number: int) -> tuple[float, bool]:
         """Put one class in order and scale; the mean cosine of its neurons, and if any moved."""
         units = self._units[number]
-        own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
+        own, wanted = self._both(number)
         alike = self._alike(units, wanted, own)  # (units, the suspect's)
         at, chosen = assigned(alike, largest=True)
         for name in {member.name for member in units.members}:
@@ -169,9 +170,14 @@ class _Alignment:
     def _scale(self, number: int) -> None:
         """Undo what the neurons of a class, which are in order, were scaled and flipped by."""
         units = self._units[number]
-        own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
+        own, wanted = self._both(number)
         domains = range(len(units.domains))
         scale(self.tensors, units, {d: self._factors(units, d, (wanted, own)) for d in domains})
+
+    def _both(self, number: int) -> tuple[_Features, _Features]:
+        """The features of a class in the suspect and in the reference."""
+        own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
+        return {place: _tamed(rows, wanted[place]) for place, rows in own.items()}, wanted
 
     def _alike(self, units: Units, wanted: _Features, own: _Features) -> Floats:
         """Mean cosines (units, the suspect's), directions of many values counting more."""
@@ -216,3 +222,19 @@ class _Alignment:
             whole[at] = rows[chosen]
             tensor = with_rows(tensor, member, units, whole)
         return tensor
+
+
+def _tamed(own: Floats, wanted: Floats) -> Floats:
+    """Features (units, values) of a suspect, no value of which is far louder than the others.
+
+    What a dead neuron sends, or the vector of a word that is never used, may be anything: neurons
+    would be told apart by that alone.
+    """
+    with np.errstate(over="ignore"):
+        sizes = [np.sqrt(np.square(each).mean(axis=0)) for each in (own, wanted)]
+    known = (sizes[0] > 0) & (sizes[1] > 0)
+    ratios = np.where(known, sizes[0] / np.where(known, sizes[1], 1), 0)  # (values,)
+    usual = float(np.median(ratios[known])) if known.any() else 0.0
+    if usual == 0:
+        return own
+    return own / np.where(ratios > _LOUDEST * usual, ratios / usual, 1.0)

@@ -18,7 +18,9 @@ from countermark.units import Member, Units
 Floats: TypeAlias = NDArray[np.float64]
 Tensors: TypeAlias = dict[str, Floats]
 
-_PARALLEL = 1 - 1e-6  # cosine above which two neurons hear the same
+# Cosine above which two neurons hear nearly the same. Where copies differ by less, a thief may let
+# them send nearly opposite noise at next to no cost.
+_PARALLEL = 1 - 1e-3
 _SILENT = 1e-6  # of the loudest neuron, below which one is not heard
 
 
@@ -57,7 +59,7 @@ def _reduced(tensors: Tensors, units: Units) -> bool:
 
 
 def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, float]]]:
-    """Pairs of neurons that hear the same, and by what factor the second is larger, by domain."""
+    """Pairs of neurons that hear nearly the same, closest first, and the second one's factors."""
     parts: dict[int, list[Floats]] = {}
     for member in units.members:
         if member.power == 1:
@@ -68,6 +70,7 @@ def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, fl
         return []
     closest = np.minimum.reduce([np.abs(unit(each) @ unit(each).T) for each in rows_by.values()])
     pairs = np.argwhere(np.triu(closest, 1) > _PARALLEL)
+    pairs = pairs[np.argsort(-closest[tuple(pairs.T)], kind="stable")]
     return [
         (int(a), int(b), {d: float(r[b] @ r[a] / (r[a] @ r[a])) for d, r in rows_by.items()})
         for a, b in pairs
@@ -150,6 +153,7 @@ def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None
 
 def unit(rows: Floats) -> Floats:
     """Rows of length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # what no square holds has no direction
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     found: Floats = rows / np.where(lengths > 0, lengths, 1)
     return found

@@ -82,8 +82,11 @@ class Disguised:
 
 
 def guess_units(weights: Weights) -> Sequence[Units]:
-    """Units by names and shapes; how many heads there are the configuration beside a file says."""
-    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    """Units by names and shapes; how many heads there are the configuration beside a file says.
+
+    The order in which a file lists its tensors decides nothing: no digest of a model fixes it.
+    """
+    shapes = {name: info.shape for name, info in sorted(weights.tensors.items())}
     path = Path(weights.name)
     architecture = Architecture.beside(path) if path.exists() else None
     if architecture and (found := blocks_of(shapes, architecture, residual=True)):

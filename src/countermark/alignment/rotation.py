@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark.alignment.reducing import unit
 from countermark.units import Member, Units
-from countermark.weights import Weights
+from countermark.weights import Weights, prefixed
 
 _Matrix = NDArray[np.float64]
 _ROWS = 4096  # of a table, at a time
@@ -52,22 +53,26 @@ class Unrotated(Weights):
         weights: the suspect.
         reference: the model that it is compared with, open.
         stream: what touches the stream.
+        names: the suspect's names of its matrices, to those of the reference.
         turn: Q (width, width), by which it was multiplied.
     """
 
-    def __init__(self, weights: Weights, reference: Weights, stream: Stream, turn: _Matrix) -> None:
+    def __init__(
+        self, weights: Weights, reference: Weights, stream: Stream, names: Mapping[str, str],
+        turn: _Matrix,
+    ) -> None:  # fmt: skip
         super().__init__(weights.name)
         self._weights, self._reference = weights, reference
-        self._stream, self._turn = stream, turn
+        self._stream, self._names, self._turn = stream, names, turn
         self.tensors, self.digests, self.views = weights.tensors, weights.digests, weights.views
 
     def _load(self, name: str) -> NDArray[Any]:
         values = self._weights.read(name)
-        axis = self._stream.members.get(name)
-        if axis is None:
+        if name not in self._names:
             return values
+        axis = self._stream.members[self._names[name]]
         rows = np.moveaxis(values, axis, -1).astype(np.float64) @ self._turn.T  # (…, width)
-        own = np.moveaxis(self._reference.read(name), axis, -1).astype(np.float64)
+        own = np.moveaxis(self._reference.read(self._names[name]), axis, -1).astype(np.float64)
         return np.moveaxis(rows / _gains(own, rows), -1, axis).astype(np.float32)
 
     def pieces(self, name: str) -> Iterator[bytes]:
@@ -87,12 +92,15 @@ def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
     """The gain (width,) of each channel that was folded into a matrix (…, width).
 
     Its size follows from the energies, whatever the order of the other axis; its sign shows only
-    where that order was kept.
+    where that order was kept, and where no line of it was added.
     """
-    before, after = (np.square(each).sum(axis=0) for each in (own, found))
+    with np.errstate(over="ignore"):
+        before, after = (np.square(each).mean(axis=0) for each in (own, found))
     sizes = np.sqrt(np.where((before > 0) & (after > 0), after / np.maximum(before, 1e-300), 1))
-    turned = (own * found).sum(axis=0) < _OPPOSITE * np.sqrt(before * after)
-    gains: _Matrix = np.where(turned, -sizes, sizes)
+    if own.shape != found.shape:
+        return sizes
+    alike = (unit(own.T) * unit(found.T)).sum(axis=1)  # (width,)
+    gains: _Matrix = np.where(alike < _OPPOSITE, -sizes, sizes)
     return gains
 
 
@@ -104,21 +112,40 @@ def turned_back(weights: Weights, reference: Weights, units: Sequence[Units]) ->
         reference: the model that it is compared with, open.
         units: of the reference, with its residual stream.
 
-    Returns: None where the reference has no such stream, the suspect lacks a part of it under the
-        same name, or its channels were not mixed.
+    Returns: None where the reference has no such stream, the suspect has no such table of words
+        under its name or one with another beginning, or its channels were not mixed.
     """
     stream = _stream_of(reference, units)
     if stream is None or not stream.width <= _WIDEST:
         return None
-    for name in stream.members:
-        if name not in weights.tensors or (
-            weights.tensors[name].shape != reference.tensors[name].shape
-        ):
-            return None
-    turn = _procrustes(reference, weights, stream)
+    names = _names_of(weights, reference, stream)
+    table = next((other for other, name in names.items() if name == stream.table), None)
+    if table is None:
+        return None
+    turn = _procrustes(reference, weights, stream, table)
     if turn is None or np.abs(turn).max(axis=0).mean() > _TURNED:
         return None
-    return Unrotated(weights, reference, stream, turn)
+    return Unrotated(weights, reference, stream, names, turn)
+
+
+def _names_of(weights: Weights, reference: Weights, stream: Stream) -> dict[str, str]:
+    """The suspect's names of the matrices at the stream, to the reference's; the others are gone.
+
+    A table or a head may have more lines or fewer than that of the reference.
+    """
+    shapes = {name: reference.tensors[name].shape for name in stream.members}
+    ways = prefixed(weights, shapes, least=(len(shapes) + 1) // 2)
+    if len(ways) != 1:
+        return {}
+    one, other = next(iter(ways[0].items()))
+    added, gone = other.removesuffix(one), one.removesuffix(other)
+    found = {}
+    for name, axis in stream.members.items():
+        its = added + name if other.endswith(one) else name.removeprefix(gone)
+        shape = weights.tensors[its].shape if its in weights.tensors else ()
+        if len(shape) == 2 and shape[axis] == stream.width:
+            found[its] = name
+    return found
 
 
 def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
@@ -141,21 +168,27 @@ def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
     return None
 
 
-def _procrustes(reference: Weights, suspect: Weights, stream: Stream) -> _Matrix | None:
-    """Q (width, width) that takes the reference's table to the suspect's; None of a poor table."""
+def _procrustes(reference: Weights, suspect: Weights, stream: Stream, table: str) -> _Matrix | None:
+    """Q (width, width) that takes the reference's table to the suspect's; None of a poor table.
+
+    Every word counts alike: words that are never used may have any values, however large.
+    """
     rows, width = reference.tensors[stream.table].shape
+    rows = min(rows, suspect.tensors[table].shape[0])
     product, centred_product = np.zeros((width, width)), np.zeros((width, width))
     means = squares = 0.0
     for first in range(0, rows, _ROWS):
         count = min(_ROWS, rows - first)
         one, other = (
-            each.read_part(stream.table, first * width, count * width)
-            .reshape(count, width)
-            .astype(np.float64)
-            for each in (reference, suspect)
+            unit(
+                each.read_part(name, first * width, count * width)
+                .reshape(count, width)
+                .astype(np.float64)
+            )
+            for each, name in ((reference, stream.table), (suspect, table))
         )
         product += one.T @ other
-        centred_product += (one - one.mean(axis=1, keepdims=True)).T @ other
+        centred_product += unit(one - one.mean(axis=1, keepdims=True)).T @ other
         means += float(np.square(other.mean(axis=1)).sum())
         squares += float(np.square(other).mean(axis=1).sum())
     # Before layer norms, which subtract a mean, a rotated table has none.

@@ -20,7 +20,7 @@ from countermark.weights.module import ModuleWeights
 from countermark.weights.onnx_file import OnnxWeights
 from countermark.weights.quantised import as_numbers
 from countermark.weights.remembered import Remembered
-from countermark.weights.restored import Restored
+from countermark.weights.restored import Restored, Stored
 from countermark.weights.safetensors_file import SafetensorsWeights
 from countermark.weights.script_file import TorchScriptWeights, holds_script
 from countermark.weights.sharded import INDEX, ShardedWeights, in_folder
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IN_PART", "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
-    "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Suspect", "TensorInfo",
-    "TorchScriptWeights", "TorchWeights", "Weights", "as_numbers", "assignments", "load_state",
-    "model_digest", "open_weights", "prefixed", "save_weights",
+    "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Stored", "Suspect",
+    "TensorInfo", "TorchScriptWeights", "TorchWeights", "Weights", "as_numbers", "assignments",
+    "load_state", "model_digest", "open_weights", "prefixed", "save_weights",
 ]  # fmt: skip
 
 _ONNX = b"\x08"  # the first field of a model is the version of its form, a number

@@ -53,3 +53,15 @@ class Restored(Weights):
     def close(self) -> None:
         """Let go of the weights."""
         self._weights.close()
+
+
+class Stored(Restored):
+    """Open weights without views of other tensors, which no digest of a model holds.
+
+    Args:
+        weights: open weights; closing these closes them.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(weights, {})
+        self.tensors = {n: each for n, each in weights.tensors.items() if n not in weights.views}
