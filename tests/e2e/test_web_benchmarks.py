@@ -94,5 +94,9 @@ def test_pages_show_what_was_rendered_and_nothing_else(
 def test_what_changed_is_rendered_again(clone: Path, made: Path) -> None:
     stamp = json.loads((made / INDEX).read_text())["stamp"]
     assert stamp == stamp_of(clone / "results")
-    (clone / "results" / PAPER / "another.json").write_text("{}")
-    assert stamp != stamp_of(clone / "results")
+    another = clone / "results" / PAPER / "another.json"
+    another.write_text("{}")
+    try:
+        assert stamp != stamp_of(clone / "results")
+    finally:
+        another.unlink()
