@@ -162,7 +162,7 @@ def check(
     \b
     Example:
         countermark check stamped.safetensors --key stamp.key
-        countermark check m.safetensors --key acme.key --model mlp --data digits  # exit 1
+        countermark check m.safetensors --key acme.key --model mlp --data digits
     """
     from countermark.bench.check import check as checked
     from countermark.key import Key
