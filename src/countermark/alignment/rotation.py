@@ -12,7 +12,7 @@ the message. For other references this is never done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from countermark.alignment.reducing import unit
 from countermark.units import Member, Units
-from countermark.weights import Weights, prefixed
+from countermark.weights import Weights, WrappedWeights, prefixed
 
 _Matrix = NDArray[np.float64]
 _ROWS = 4096  # of a table, at a time
@@ -46,7 +46,7 @@ class Stream:
     width: int
 
 
-class Unrotated(Weights):
+class Unrotated(WrappedWeights):
     """An open suspect whose residual stream was turned back; closing it closes the suspect.
 
     Args:
@@ -61,10 +61,9 @@ class Unrotated(Weights):
         self, weights: Weights, reference: Weights, stream: Stream, names: Mapping[str, str],
         turn: _Matrix,
     ) -> None:  # fmt: skip
-        super().__init__(weights.name)
-        self._weights, self._reference = weights, reference
-        self._stream, self._names, self._turn = stream, names, turn
-        self.tensors, self.digests, self.views = weights.tensors, weights.digests, weights.views
+        super().__init__(weights)
+        self._reference, self._stream, self._names, self._turn = reference, stream, names, turn
+        self.views = weights.views
 
     def _load(self, name: str) -> NDArray[Any]:
         values = self._weights.read(name)
@@ -74,18 +73,6 @@ class Unrotated(Weights):
         rows = np.moveaxis(values, axis, -1).astype(np.float64) @ self._turn.T  # (…, width)
         own = np.moveaxis(self._reference.read(self._names[name]), axis, -1).astype(np.float64)
         return np.moveaxis(rows / _gains(own, rows), -1, axis).astype(np.float32)
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as they are in the suspect."""
-        return self._weights.pieces(name)
-
-    def file_digest(self) -> str | None:
-        """That of the suspect."""
-        return self._weights.file_digest()
-
-    def close(self) -> None:
-        """Let go of the suspect."""
-        self._weights.close()
 
 
 def _gains(own: _Matrix, found: _Matrix) -> _Matrix:

@@ -25,6 +25,7 @@ from countermark.weights.safetensors_file import SafetensorsWeights
 from countermark.weights.script_file import TorchScriptWeights, holds_script
 from countermark.weights.sharded import INDEX, ShardedWeights, in_folder
 from countermark.weights.torch_file import TorchWeights
+from countermark.weights.wrapped import WrappedWeights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = [
     "IN_PART", "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
     "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Stored", "Suspect",
-    "TensorInfo", "TorchScriptWeights", "TorchWeights", "Weights", "as_numbers", "assignments",
-    "load_state", "model_digest", "open_weights", "prefixed", "save_weights",
+    "TensorInfo", "TorchScriptWeights", "TorchWeights", "Weights", "WrappedWeights",
+    "as_numbers", "assignments", "load_state", "model_digest", "open_weights", "prefixed",
+    "save_weights",
 ]  # fmt: skip
 
 _ONNX = b"\x08"  # the first field of a model is the version of its form, a number

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import SuspectError, printable
 from countermark.weights.base import Array, TensorInfo, Weights
+from countermark.weights.wrapped import WrappedWeights
 
 _CODES = {"I8", "int8"}
 _WORDS = {"I32", "int32"}
@@ -59,7 +60,7 @@ def as_numbers(weights: Weights) -> Weights:
     return Dequantised(weights, found) if found else weights
 
 
-class Dequantised(Weights):
+class Dequantised(WrappedWeights):
     """Open weights with another view of tensors that are stored as codes; closing it closes them.
 
     Args:
@@ -68,12 +69,12 @@ class Dequantised(Weights):
     """
 
     def __init__(self, weights: Weights, codes: dict[str, _Codes]) -> None:
-        super().__init__(weights.name)
-        self._weights, self._codes = weights, codes
+        super().__init__(weights)
+        self._codes = codes
         self.tensors = dict(weights.tensors) | {
             name: TensorInfo(each.shape, "float32") for name, each in codes.items()
         }
-        self.views, self.digests = weights.views | codes.keys(), weights.digests
+        self.views = weights.views | codes.keys()
 
     def read_part(self, name: str, start: int, count: int) -> Array:
         """A part; of codes, all are read."""
@@ -117,15 +118,7 @@ class Dequantised(Weights):
         if name in self._codes:
             yield self._load(name).tobytes()
         else:
-            yield from self._weights.pieces(name)
-
-    def file_digest(self) -> str | None:
-        """That of the weights."""
-        return self._weights.file_digest()
-
-    def close(self) -> None:
-        """Let go of the weights."""
-        self._weights.close()
+            yield from super().pieces(name)
 
 
 def _found(weights: Weights) -> Iterator[tuple[str, _Codes]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
 from countermark.weights.base import Array, Weights
+from countermark.weights.wrapped import WrappedWeights
 
 _LARGEST = 1 << 28  # bytes that are kept
 
 
-class Remembered(Weights):
+class Remembered(WrappedWeights):
     """Open weights whose tensors stay in memory, as long as there is room; closing it closes them.
 
     Args:
@@ -20,10 +20,9 @@ class Remembered(Weights):
     """
 
     def __init__(self, weights: Weights) -> None:
-        super().__init__(weights.name)
-        self._weights, self._kept, self._room = weights, dict[str, Array](), _LARGEST
-        self.tensors, self.views = weights.tensors, weights.views
-        self.digests = weights.digests
+        super().__init__(weights)
+        self._kept, self._room = dict[str, Array](), _LARGEST
+        self.views = weights.views
 
     def read(self, name: str) -> Array:
         """One tensor, from memory where it was read before."""
@@ -43,15 +42,3 @@ class Remembered(Weights):
 
     def _load(self, name: str) -> NDArray[Any]:
         return self._weights._load(name)
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as they are in the weights."""
-        return self._weights.pieces(name)
-
-    def file_digest(self) -> str | None:
-        """That of the weights."""
-        return self._weights.file_digest()
-
-    def close(self) -> None:
-        """Let go of the weights."""
-        self._weights.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from countermark.errors import SuspectError
 from countermark.weights.base import Array, Weights
+from countermark.weights.wrapped import WrappedWeights
 
 
-class Restored(Weights):
+class Restored(WrappedWeights):
     """Open weights, some values of which are other ones; closing it closes them.
 
     Args:
@@ -24,9 +25,8 @@ class Restored(Weights):
     """
 
     def __init__(self, weights: Weights, parts: Mapping[str, tuple[int, Array]]) -> None:
-        super().__init__(weights.name)
-        self._weights, self._parts = weights, parts
-        self.tensors, self.digests = weights.tensors, weights.digests
+        super().__init__(weights)
+        self._parts = parts
         for name, (start, values) in parts.items():
             size = int(np.prod(self.tensors[name].shape)) if name in self.tensors else 0
             if start + len(values) > size:
@@ -41,18 +41,6 @@ class Restored(Weights):
             start, before = self._parts[name]
             values.reshape(-1)[start : start + len(before)] = before
         return values
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as they are in the weights."""
-        return self._weights.pieces(name)
-
-    def file_digest(self) -> str | None:
-        """That of the weights."""
-        return self._weights.file_digest()
-
-    def close(self) -> None:
-        """Let go of the weights."""
-        self._weights.close()
 
 
 class Stored(Restored):
