@@ -112,7 +112,7 @@ def _aligned_to_committed(
     opened, units = reference.opened()
     if opened.views:
         stored = Stored(opened)
-        reference = _of_stored(stored, reference)
+        reference = _drop_views(stored, reference)
         opened, units = reference.opened()
     with opened:
         suspect = turned_back(weights, opened, units) or weights
@@ -120,7 +120,9 @@ def _aligned_to_committed(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
         )
     alignment = Alignment(bears_mark=False, similarity=found.similarity, is_committed=True)
-    tensors = {name: _levelled(each, found.reference[name]) for name, each in found.tensors.items()}
+    tensors = {
+        name: _level_means(each, found.reference[name]) for name, each in found.tensors.items()
+    }
     evidence = replace(scheme.extract(tensors, key), alignment=alignment)
     facts = replace(
         facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
@@ -128,7 +130,7 @@ def _aligned_to_committed(
     return [Reading(evidence, tensors, found.where)], facts
 
 
-def _levelled(tensor: Array, reference: Array) -> Array:
+def _level_means(tensor: Array, reference: Array) -> Array:
     """A tensor without one large vector that was added to all of its rows, or of its columns.
 
     Probabilities mind no vector in all rows of the last layer, and layer norms none in all that
@@ -147,7 +149,7 @@ def _levelled(tensor: Array, reference: Array) -> Array:
     return tensor
 
 
-def _of_stored(stored: Stored, reference: Reference) -> Reference:
+def _drop_views(stored: Stored, reference: Reference) -> Reference:
     """The reference by the tensors that are stored, and by the neurons that are found in them.
 
     Raises:

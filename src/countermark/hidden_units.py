@@ -56,7 +56,7 @@ def find_hidden_units(
     size = next((shapes[name][axis] for name, axis in sorted(wanted)), 0)
     shown_by, places, refused = _seen(suspect, weights, set(where.values()), wanted)
     if refused is None:
-        refused = _ordered(weights, places, size)
+        refused = _find_order(weights, places, size)
     return HiddenUnits(dict(sorted(wanted)), size, None if refused else shown_by, refused)
 
 
@@ -194,7 +194,7 @@ def _in_words(places: set[_Place]) -> str:
     return " with ".join(f"axis {axis} of {name}" for name, axis in sorted(places))
 
 
-def _ordered(weights: Weights, places: Sequence[_Place], size: int) -> str | None:
+def _find_order(weights: Weights, places: Sequence[_Place], size: int) -> str | None:
     """Why the order of the units means something, by what correlates with their index.
 
     Statistics are the norms of their weights and the values of vectors: biases, gains, moments.

@@ -12,7 +12,7 @@ from countermark.errors import ConfigError
 def require_free(path: str | Path) -> None:
     """Raise `ConfigError` where something has that name already."""
     if os.path.lexists(path):
-        raise ConfigError(_taken(path))
+        raise ConfigError(_say_taken(path))
 
 
 def write_new(path: str | Path, content: bytes) -> None:
@@ -25,10 +25,10 @@ def write_new(path: str | Path, content: bytes) -> None:
         with files.creating_file(Path(path)) as temporary:
             temporary.write_bytes(content)
     except FileExistsError:
-        raise ConfigError(_taken(path)) from None
+        raise ConfigError(_say_taken(path)) from None
 
 
-def _taken(path: str | Path) -> str:
+def _say_taken(path: str | Path) -> str:
     return f"{path} exists: choose another name or move it away"
 
 

@@ -55,7 +55,7 @@ def read_unmarked(
         ConfigError: one has no such tensors, or there are too many of them.
     """
     found: dict[str, UnmarkedModel] = {}
-    draws = math.ceil(len(_checked(supplied)) / CHANCE_LEVEL)
+    draws = math.ceil(len(_check_supplied(supplied)) / CHANCE_LEVEL)
     for each in supplied:
         with as_numbers(open_weights(cast(Suspect, each))) as weights:
             ways = list(islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
@@ -138,7 +138,7 @@ def _require_rank(scheme: TriggerScheme | OutputScheme, key: Key) -> None:
         )
 
 
-def _checked(supplied: Sequence[Supplied]) -> Sequence[Supplied]:
+def _check_supplied(supplied: Sequence[Supplied]) -> Sequence[Supplied]:
     if len(supplied) > MOST_UNMARKED:
         raise ConfigError(
             f"{len(supplied):,} unmarked models were given: expected at most {MOST_UNMARKED:,}"
@@ -151,7 +151,7 @@ def _distinct(
 ) -> tuple[UnmarkedModel, ...]:
     """What is read of each, of equal ones once."""
     found: dict[object, UnmarkedModel] = {}
-    for each in {id(model): model for model in _checked(supplied)}.values():
+    for each in {id(model): model for model in _check_supplied(supplied)}.values():
         model = read(each)
         found.setdefault(model.sha256 or id(each), model)
     return tuple(found.values())

@@ -162,7 +162,7 @@ class _Alignment:
         alike = self._alike(units, wanted, own)  # (units, the suspect's)
         at, chosen = assigned(alike, largest=True)
         for name in {member.name for member in units.members}:
-            self.tensors[name] = self._ordered(name, units, (at, chosen))
+            self.tensors[name] = self._put_in_order(name, units, (at, chosen))
         self._scale(number)
         moved = alike.shape[1] != units.size or not np.array_equal(at, chosen)
         return float(alike[at, chosen].mean()), moved
@@ -177,7 +177,7 @@ class _Alignment:
     def _both(self, number: int) -> tuple[_Features, _Features]:
         """The features of a class in the suspect and in the reference."""
         own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
-        return {place: _tamed(rows, wanted[place]) for place, rows in own.items()}, wanted
+        return {place: _quieten(rows, wanted[place]) for place, rows in own.items()}, wanted
 
     def _alike(self, units: Units, wanted: _Features, own: _Features) -> Floats:
         """Mean cosines (units, the suspect's), directions of many values counting more."""
@@ -212,7 +212,7 @@ class _Alignment:
         size = np.exp(log / max(1, weights)) if allowed.scalable else np.ones(units.size)
         return np.where(product < 0, -size, size) if allowed.flippable else size
 
-    def _ordered(self, name: str, units: Units, order: _Pairs) -> Floats:
+    def _put_in_order(self, name: str, units: Units, order: _Pairs) -> Floats:
         """One tensor with the neurons of a class in order; zeros for those that are gone."""
         at, chosen = order
         tensor = self.tensors[name]
@@ -224,7 +224,7 @@ class _Alignment:
         return tensor
 
 
-def _tamed(own: Floats, wanted: Floats) -> Floats:
+def _quieten(own: Floats, wanted: Floats) -> Floats:
     """Features (units, values) of a suspect, no value of which is far louder than the others.
 
     What a dead neuron sends, or the vector of a word that is never used, may be anything: neurons

@@ -91,7 +91,7 @@ class DeadUnits(Attack):
         share = 0.0
         if self.how == "made":
             bent = any(isinstance(each, _KEPT_AT_ZERO) for each in stolen.modules())
-            dead = [self._made(units, state, bent=bent) for units in classes]
+            dead = [self._make_dead(units, state, bent=bent) for units in classes]
         elif self.side == "incoming":
             dead = [_unheard(units, state) for units in classes]
         else:
@@ -99,7 +99,7 @@ class DeadUnits(Attack):
         generator, filled = torch.Generator().manual_seed(self.seed), 0
         with torch.no_grad():
             for units, chosen in zip(classes, dead, strict=True):
-                for member in _filled(units, self.side) if len(chosen) else ():
+                for member in _find_filled(units, self.side) if len(chosen) else ():
                     place = _places(member, chosen, state[member.name])
                     shape = (*place.shape, *_others(state[member.name], member.axis))
                     noise = drawn_noise(shape, self.scale, self.distribution, generator)
@@ -112,7 +112,7 @@ class DeadUnits(Attack):
             )
         return Done(data_share=share, found={"dead": filled})
 
-    def _made(self, units: Units, state: dict[str, Tensor], *, bent: bool) -> Tensor:
+    def _make_dead(self, units: Units, state: dict[str, Tensor], *, bent: bool) -> Tensor:
         """Make the units of a class with the smallest weights dead, or unheard; return them."""
         use = torch.ones(units.size, dtype=torch.float64)
         for member in units.members:
@@ -122,7 +122,7 @@ class DeadUnits(Attack):
         chosen = use.argsort(stable=True)[:count]
         silenced, value = _consumers(units), 0.0
         if self.side == "outgoing":
-            silenced, value = _silencing(units, bent=bent)
+            silenced, value = _find_silencers(units, bent=bent)
         with torch.no_grad():
             for member in silenced:
                 place = _places(member, chosen, state[member.name])
@@ -251,7 +251,7 @@ def _consumers(units: Units) -> list[Member]:
     return [member for member in units.members if member.power < 0]
 
 
-def _silencing(units: Units, *, bent: bool) -> tuple[list[Member], float]:
+def _find_silencers(units: Units, *, bent: bool) -> tuple[list[Member], float]:
     """What makes units dead: biases that are to be large and negative, or weights to be zero."""
     heard = _consumers(units)[0].domain
     made = [m for m in units.members if m.power == 1 and not _is_running(m.name)]
@@ -277,7 +277,7 @@ def _unheard(units: Units, state: dict[str, Tensor]) -> Tensor:
     return silent.nonzero()[:, 0]
 
 
-def _filled(units: Units, side: str) -> list[Member]:
+def _find_filled(units: Units, side: str) -> list[Member]:
     """The places of a class whose weights are free: matrices on one side of its units."""
     if side == "outgoing":
         return _consumers(units)

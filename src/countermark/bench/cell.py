@@ -74,7 +74,7 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     saving = Checkpoint(checkpoint) if checkpoint else None
     watch = Watch(cell.watch) if cell.watch else None
     model, key = _trained(cell, data, saving, watch)
-    fresh, supplied = _fresh(cell, key, data), _supplied(cell, key)
+    fresh, supplied = _fresh(cell, key, data), _collect_unmarked(cell, key)
     figures = (
         measured(model, key, supplied=supplied)
         | fresh(model)
@@ -173,7 +173,7 @@ def _host_digest(cell: Cell) -> str:
     return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
 
 
-def _supplied(cell: Cell, key: Key | None) -> list[torch.nn.Module]:
+def _collect_unmarked(cell: Cell, key: Key | None) -> list[torch.nn.Module]:
     """The unmarked models that a learnt reader is judged beside, strangers of the host's kind."""
     if key is None or not getattr(scheme_of(key), "needs_siblings", False) or not key.tensors:
         return []

@@ -110,7 +110,7 @@ class Database:
 
     def __init__(self, url: str, called: str | None = None) -> None:
         self.url = _url(url)
-        self.name = called or _shown(self.url)
+        self.name = called or _redact_url(self.url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _engine(self.url)
         if self.is_sqlite:
@@ -245,14 +245,14 @@ def _no_known_kind() -> LedgerError:
     )
 
 
-def _shown(url: sa.URL) -> str:
+def _redact_url(url: sa.URL) -> str:
     """A URL as people may see it: without the options of which nobody knows what they hold."""
     query = {name: value for name, value in url.query.items() if name in _SHOWN_OPTIONS}
     return url.set(query=query).render_as_string(hide_password=True)
 
 
 def _without_hidden(said: str, url: sa.URL) -> str:
-    """A driver's message without the values that `_shown` leaves out: drivers quote them."""
+    """A driver's message without the values that `_redact_url` leaves out: drivers quote them."""
     for name, value in url.query.items():
         if name not in _SHOWN_OPTIONS:
             for each in (value,) if isinstance(value, str) else value:
@@ -270,8 +270,8 @@ def _engine(url: sa.URL) -> sa.Engine:
         raise MissingExtraError("a ledger on PostgreSQL", "postgresql") from None
     except (sa.exc.SQLAlchemyError, ValueError, TypeError):  # their texts quote the options
         raise LedgerError(
-            f"the options of the ledger {_shown(url)} are not those of a PostgreSQL URL: expected "
-            "postgresql://USER@HOST/NAME, with options as libpq names them"
+            f"the options of the ledger {_redact_url(url)} are not those of a PostgreSQL URL: "
+            "expected postgresql://USER@HOST/NAME, with options as libpq names them"
         ) from None
 
 

@@ -150,7 +150,7 @@ def report(
                 "--key to read again, and --signer for whom you believe"
             )
         again = _Again(suspect_again, key, asked, reader, unmarked)
-        return _replayed(replay, again, signer or [], as_json)
+        return _replay_bundle(replay, again, signer or [], as_json)
     if suspect_again is not None:
         raise ConfigError("--suspect is for --replay: expected SUSPECT without an option")
     if suspect is None or key is None or out is None or bundle is None:
@@ -163,7 +163,7 @@ def report(
         alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,
     )  # fmt: skip
     dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
-    made = _made(order, dated, _Places(out, bundle, sign), (open_key, error_rate))
+    made = _make_report(order, dated, _Places(out, bundle, sign), (open_key, error_rate))
     about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
     show_result(about, as_json, f"{out}, {bundle}\n{made.explain()}")
     return made.exit_code
@@ -218,7 +218,7 @@ class _Order:
             return examine(found, key, terms, null=self.null, digest=True, unmarked=unmarked)
 
 
-def _made(order: _Order, dated: Dated, places: _Places, how: tuple[bool, float]) -> Verdict:
+def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, float]) -> Verdict:
     """Read, judge, write bundle and page."""
     from countermark.claims.signing import load_private
     from countermark.files import write_bytes
@@ -281,7 +281,7 @@ def _pictures(key: Key, record: Record) -> list[Picture]:
     ]
 
 
-def _replayed(bundle: Path, again: _Again, signers: list[Path], as_json: bool) -> int:
+def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bool) -> int:
     """Judge a bundle again, and with suspect and key read again."""
     from countermark.claims.signing import key_id, load_public
     from countermark.limits import RECORDED

@@ -165,7 +165,7 @@ class Record(Stored):
         ranked = self.result.unmarked_distances if self.result.null == UnmarkedModels.name else None
         if supplied and ranked is not None and ranked != supplied:
             raise ValueError("the recorded distances are not those of the unmarked models")
-        result = _recomputed(self.result, evidence)
+        result = _recompute_test(self.result, evidence)
         return judge_result(evidence, result, subject=self.subject, key=self.key, terms=terms)
 
     def _require_past(self) -> None:
@@ -231,7 +231,7 @@ def is_recomputed(result: TestResult) -> bool:
     return result.null in {*_EXACT, UnmarkedModels.name}
 
 
-def _recomputed(recorded: TestResult, evidence: Evidence) -> TestResult:
+def _recompute_test(recorded: TestResult, evidence: Evidence) -> TestResult:
     """Compute a probability again; of a null that needs suspect and key, keep what is recorded.
 
     Raises:
