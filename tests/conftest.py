@@ -28,7 +28,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before torch is imported, and for the processes that are started
 
 import draws  # noqa: E402 - it imports numpy
-from clock import put_clock_ahead  # noqa: E402
+from clock import AFTER_STAMPS_TEXT, put_clock_ahead  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("tests/e2e", "tests/papers")
@@ -67,6 +67,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Otherwise the longest files come first, so that no worker waits for another one at the end.
     """
+    hours = [item.nodeid for item in items if AFTER_STAMPS_TEXT in item.nodeid]
+    if hours:
+        raise pytest.UsageError(f"an id that changes with the time: {hours[0]}; write its name")
     if not config.getoption("shuffle"):
         place = {name: number for number, name in enumerate(LONGEST)}
         items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))

@@ -410,16 +410,16 @@ BELIEVING = f"{OF} --authority root.pem --suspect-date"
 BAD: list[tuple[str, str]] = [
     ("verify m.safetensors --key acme.key --ledger claims.db", "give --claim FILE"),
     (OF, "--claim needs --authority PEM"),
-    (f"{OF} --authority acme.pub --suspect-date {AHEAD}", "acme.pub holds no certificate"),
+    (f"{OF} --authority acme.pub --suspect-date AHEAD", "acme.pub holds no certificate"),
     (f"{BELIEVING} soon", "expected a day such as 2026-05-31"),
-    (f"{BELIEVING} {NEXT_YEAR} --ledger claims.db", "the suspect date, "),
-    (f"{BELIEVING} {NEXT_YEAR} --ledger claims.db", "is in the future: it is "),
+    (f"{BELIEVING} NEXT_YEAR --ledger claims.db", "the suspect date, "),
+    (f"{BELIEVING} NEXT_YEAR --ledger claims.db", "is in the future: it is "),
     (
-        f"claim check claim.json --signer acme.pub --authority root.pem --before {NEXT_YEAR}",
+        "claim check claim.json --signer acme.pub --authority root.pem --before NEXT_YEAR",
         "is in the future",
     ),
-    (f"{BELIEVING} {AHEAD} --ledger none.db", "there is no ledger at"),
-    (f"{BELIEVING} {AHEAD} --signer registry.pub", "by none of the pinned keys"),
+    (f"{BELIEVING} AHEAD --ledger none.db", "there is no ledger at"),
+    (f"{BELIEVING} AHEAD --signer registry.pub", "by none of the pinned keys"),
     (
         "claim new --key acme.key --model m.safetensors --owner Mallory --out new.json",
         "the key's owner is 'ACME Inc.'",
@@ -452,7 +452,8 @@ BAD: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
 def test_what_cannot_be_right_is_refused(case: Path, line: str, says: str) -> None:
-    refused(line.split(), says, case)
+    dates = {"AHEAD": AHEAD, "NEXT_YEAR": NEXT_YEAR}
+    refused([dates.get(word, word) for word in line.split()], says, case)
 
 
 def test_a_model_without_the_mark_is_not_claimed(case: Path) -> None:
