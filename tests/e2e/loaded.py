@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,23 @@ class Ended:
     said: str
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A process that was started; `wait` for its end."""
+
+    process: BaseProcess
+    output: Path
+
+    def wait(self, timeout: float) -> Ended:
+        """Wait for its end for so many seconds, then kill it."""
+        self.process.join(timeout)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+        return Ended(code, self.output.read_text(encoding="utf-8"))
+
+
 def run_loaded(
     task: Callable[..., Any], *given: Any,
     folder: Path, timeout: float, drawn_from: str, env: Mapping[str, str] | None = None,
@@ -53,6 +72,16 @@ def run_loaded(
         drawn_from: what all its secrets are drawn from, one after another.
         env: variables to set beside those of this process.
     """
+    with start_loaded(task, *given, folder=folder, drawn_from=drawn_from, env=env) as started:
+        return started.wait(timeout)
+
+
+@contextmanager
+def start_loaded(
+    task: Callable[..., Any], *given: Any,
+    folder: Path, drawn_from: str, env: Mapping[str, str] | None = None,
+) -> Iterator[Loaded]:  # fmt: skip
+    """Start what `run_loaded` runs; it has ended, or is killed, when the block ends."""
     changed = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -64,16 +93,13 @@ def run_loaded(
     os.close(handle)
     about = (str(folder), said, drawn_from, changed)
     child = _FORKS.Process(target=_settled, args=(task, given, *about))
+    started = Loaded(child, Path(said))
+    child.start()
     try:
-        child.start()
-        child.join(timeout)
-        if child.exitcode is None:
-            child.kill()
-            child.join()
-            return Ended(None, Path(said).read_text(encoding="utf-8"))
-        return Ended(child.exitcode, Path(said).read_text(encoding="utf-8"))
+        yield started
     finally:
-        Path(said).unlink()
+        started.wait(0)
+        started.output.unlink()
 
 
 def _settled(

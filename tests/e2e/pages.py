@@ -1,6 +1,6 @@
 """The pages of the documentation, read as a reader would type them.
 
-The blocks of a page run in document order, in one process with one namespace, in an empty folder:
+The blocks of a page run in document order in an empty folder, those in Python in one process:
 
     ```python           runs
     ```console          its lines `$ countermark …` run and must exit 0, or N after `# exit N`
@@ -12,6 +12,7 @@ what a shell makes of it, and `sleep N` sleeps. Other languages are text.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -21,11 +22,13 @@ import traceback
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from loaded import run_loaded
+from loaded import Loaded, run_loaded, start_loaded
 
 from countermark.cli import main
 
@@ -148,30 +151,50 @@ def run_page(
     if page.name in IN_A_CLONE:
         for part in CLONED:
             shutil.copytree(ROOT / part, work / part)
-    ended = run_loaded(
-        _typed, str(page), todo, timeout, program,
-        folder=work, timeout=timeout, drawn_from=page.name,
-    )  # fmt: skip
-    if ended.code is None:
-        return f"{page}: not done after {timeout} seconds\n{ended.said}"
-    return None if ended.code == 0 else f"{page} failed:\n{ended.said}"
-
-
-def _typed(
-    page: str, todo: list[dict[str, Any]], timeout: float, program: Callable[..., Any]
-) -> None:
-    """Do the steps of a page, in this process where they are Python."""
     ends = time.monotonic() + timeout
+    ours, theirs = Pipe()
+    with start_loaded(
+        _type_sources, str(page), theirs, folder=work, drawn_from=page.name
+    ) as reader:
+        theirs.close()
+        for step in todo:
+            left = ends - time.monotonic()
+            if "source" in step:
+                failure = _type_source(page, step, reader, ours, left)
+            else:
+                failure = _type_command(page, step, work, left, program)
+            if failure:
+                return failure
+        ours.close()  # nothing more is to come
+        ended = reader.wait(ends - time.monotonic())
+    return None if ended.code == 0 else f"{page} failed at its end:\n{ended.said}"
+
+
+def _type_source(
+    page: Path, step: dict[str, Any], reader: Loaded, asking: Connection, left: float
+) -> str | None:
+    """Let the page's Python process run a block; None when all went well."""
+    asking.send(step)
+    if not asking.poll(left):
+        return f"{page}:{step['line']}: not done in time\n{reader.wait(0).said}"
+    try:
+        asking.recv()
+    except EOFError:
+        return f"{page} failed:\n{reader.wait(60).said}"
+    return None
+
+
+def _type_sources(page: str, asked: Connection) -> None:
+    """Run the Python blocks that are asked for, until one fails or no more are to come."""
     sys.modules["__main__"] = types.ModuleType("__main__")
-    for step in todo:
-        if "source" in step:
-            _python(page, step)
-        else:
-            _command(page, step, ends - time.monotonic(), program)
-        sys.stdout.flush()
+    with contextlib.suppress(EOFError):
+        while True:
+            _run_source(page, asked.recv())
+            sys.stdout.flush()
+            asked.send(True)
 
 
-def _python(page: str, step: dict[str, Any]) -> None:
+def _run_source(page: str, step: dict[str, Any]) -> None:
     """Compiled under its page's name and line, so that a traceback shows the page itself."""
     try:
         code = compile("\n" * step["line"] + step["source"], page, "exec")
@@ -189,13 +212,16 @@ def _line_of(error: BaseException, page: str, start: int) -> int:
     return (seen[-1] if seen else None) or start
 
 
-def _command(page: str, step: dict[str, Any], left: float, program: Callable[..., Any]) -> None:
+def _type_command(
+    page: Path, step: dict[str, Any], work: Path, left: float, program: Callable[..., Any]
+) -> str | None:
+    """Run a command of a page in the page's folder; None when it exits as the page says."""
     words = [DATE.sub(lambda found: time.strftime(found[1], time.gmtime()), each)
              for each in step["words"]]  # fmt: skip
     done = run_loaded(
-        program, words,
-        folder=Path.cwd(), timeout=left, drawn_from=step["shown"], env=step["env"],
-    )  # fmt: skip
-    if done.code != step["exit"]:
-        found = f"exit {done.code}, expected {step['exit']}"
-        sys.exit(f"{done.said}\n{page}:{step['line']}: $ {step['shown']}: {found}")
+        program, words, folder=work, timeout=left, drawn_from=step["shown"], env=step["env"]
+    )
+    if done.code == step["exit"]:
+        return None
+    found = f"exit {done.code}, expected {step['exit']}"
+    return f"{done.said}\n{page}:{step['line']}: $ {step['shown']}: {found}"

@@ -172,4 +172,4 @@ def test_an_open_block_and_a_hanging_page_fail(tmp_path: Path) -> None:
     assert failure is not None
     assert "page.md:3: a block is opened" in failure
     slow = page_of(tmp_path, "```python\nimport time\ntime.sleep(60)\n```\n")
-    assert "not done after" in str(run_page(slow, tmp_path, timeout=0.5))
+    assert "not done in time" in str(run_page(slow, tmp_path, timeout=0.5))
