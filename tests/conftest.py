@@ -10,7 +10,9 @@ command line, and no bound is known on how many secrets would not train.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Iterator
@@ -120,6 +122,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
             return (yield)
         with draws.drawing_secrets_from_the_system():
             return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stego_networks_are_trained_once() -> Iterator[None]:
+    """Training one is a function of its arguments, and many tests want the same."""
+    from countermark.schemes.training import makers
+
+    whole, made = makers.train_keyed, dict[str, bytes]()
+
+    def remembered(covers: Any, tile: Any, course: Any) -> Any:
+        given = pickle.dumps((covers, tile.numpy(), course))
+        case = hashlib.sha256(given).hexdigest()
+        if case not in made:
+            made[case] = pickle.dumps(whole(covers, tile, course))
+        return pickle.loads(made[case])  # noqa: S301 - a copy of our own
+
+    makers.train_keyed = remembered
+    yield
+    makers.train_keyed = whole
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -241,7 +241,7 @@ def require_first_key(name: str, kill: Kill, folder: Path, *, twice: bool) -> No
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_killed_training_goes_on_with_its_first_key(name: str, tmp_path: Path) -> None:
-    for number, kill in enumerate(moments(name, 3)):
+    for number, kill in enumerate(moments(name, 2)):
         require_first_key(name, kill, tmp_path / str(number), twice=number == 0)
 
 

@@ -93,14 +93,12 @@ def test_a_logo_that_is_not_there_costs_no_training(here: Path) -> None:
     refused(stego(set=[*QUICK, "logo=none.png"]), says, here)
 
 
+@pytest.mark.slow  # test_learnt.py kills while siblings are trained, test_deepstego.py in an epoch
 @pytest.mark.parametrize(
     "moment",
     [
         "after(train.Checkpoint, 'save', 1)",
-        pytest.param(
-            "train._CHECKPOINT_SECONDS = -1.0; after(train.Checkpoint, 'save', 150)",
-            marks=pytest.mark.slow,  # half a minute more
-        ),
+        "train._CHECKPOINT_SECONDS = -1.0; after(train.Checkpoint, 'save', 150)",
     ],
     ids=["while a sibling is trained", "in the middle of an epoch"],
 )

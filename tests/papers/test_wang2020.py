@@ -31,7 +31,7 @@ from countermark.stats import randomised_sequential_p
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments" / "wang2020"
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
-HOSTS = [HostSpec("digits", 100 + number, epochs=1 + number % 4) for number in range(60)]
+HOSTS = [HostSpec("digits", 100 + number, epochs=1 + number % 4) for number in range(40)]
 
 
 def host() -> nn.Module:
@@ -77,7 +77,7 @@ def test_bits_are_found_where_they_never_were(key: Key, cache: Path) -> None:
         full += evidence.matched == key.bits
         losses.append(evidence.cross_entropy)
     if key.fields["as_published"]:
-        assert full > 10
+        assert full > 7
     else:
         assert min(losses) > 0.3  # ln 2 is .69, the marked host has less than 1e-4
 

@@ -15,7 +15,7 @@ from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_from, weight_scheme_of
 from countermark.schemes.bounded import BOUND, line_scales
 from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.stamp import Stamp
+from countermark.schemes.stamp import Carriers, Stamp
 from countermark.schemes.training.bounded import bound_values
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
@@ -100,24 +100,14 @@ def marked(key: Key, shape: tuple[int, int], margin: float) -> Tensor:
     """A layer moved along the signs of a stamp until all bits have their margin."""
     scheme, weights = weight_scheme_of(key), np.random.default_rng(5).normal(size=shape)
     agree = 2.0 * key.message - 1
+    bits, signs = Carriers(key).take(weights.size)  # which bit each value carries, and its sign
     for _ in range(60):
         scores = agree * scheme.extract({"w": weights}, key).scores
         if scores.min() >= margin:
             return weights
-        slope = np.zeros(weights.size)
-        for bit in np.flatnonzero(scores < margin):
-            slope += (margin - scores[bit]) * agree[bit] * carriers_of(key, bit)
-        weights = weights + 0.9 * slope.reshape(shape)
+        missing = np.maximum(margin - scores, 0.0) * agree / np.sqrt(np.bincount(bits))
+        weights = weights + 0.9 * (missing[bits] * signs).reshape(shape)
     raise AssertionError("the margin is not reached")
-
-
-def carriers_of(key: Key, bit: int) -> Tensor:
-    """How each value enters the reading of a bit."""
-    from countermark.schemes.stamp import Carriers
-
-    bits, signs = Carriers(key).take(int(np.prod(key.tensors["w"])))
-    mine = bits == bit
-    return np.where(mine, signs, 0.0) / np.sqrt(mine.sum())
 
 
 NOISES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Tensor]] = {

@@ -260,10 +260,13 @@ def test_units_in_an_order_are_not_exchangeable(name: str, form: str, tmp_path: 
     assert "in an order that means something" in found.reason, found.reason
 
 
-def test_units_in_no_order_are_seldom_refused() -> None:
-    """At 1e-3 over all statistics: of 400 models at most a few."""
+@pytest.mark.parametrize(
+    ("models", "most"), [(100, 2), pytest.param(400, 4, marks=pytest.mark.slow)]
+)
+def test_units_in_no_order_are_seldom_refused(models: int, most: int) -> None:
+    """At 1e-3 over all statistics."""
     refused = 0
-    for seed in range(400):
+    for seed in range(models):
         weights = hosted(gaussian(seed))
         weights.values = {
             **weights.values,
@@ -272,7 +275,7 @@ def test_units_in_no_order_are_seldom_refused() -> None:
         found = find_hidden_units(weights, weights, {"a": "a"}, {"a": 0})
         assert found.shown_by or "in an order" in str(found.refused)
         refused += found.shown_by is None
-    assert refused <= 4
+    assert refused <= most
 
 
 # --- measurements that a key brings along
@@ -424,14 +427,15 @@ def test_recorded_distances_are_those_of_the_models() -> None:
 # --- simulated
 
 
-def test_honest_keys_still_own_and_strangers_never() -> None:
-    """200 independent hosts: marked ones are owned by their keys, the same hosts by no others."""
+@pytest.mark.parametrize("hosts", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_honest_keys_still_own_and_strangers_never(hosts: int) -> None:
+    """Of independent hosts, marked ones are owned by their keys, the same hosts by no others."""
     owned = claimed = 0
-    for number in range(200):
+    for number in range(hosts):
         marked, stranger = gaussian(2000 + number), gaussian(4000 + number)
         key = fitted_key(marked, number)
         unmarked = [hosted(gaussian(6000 + 3 * number + each)) for each in range(3)]
         owned += verify(hosted(marked), key, unmarked=unmarked, **DATED).owned
         claimed += verify(hosted(stranger), key, unmarked=unmarked, **DATED).owned
-    assert owned >= 190, owned  # at most 1 in 100 is lost to the unmarked models' level
+    assert owned >= 0.95 * hosts, owned  # at most 1 in 100 is lost to the unmarked models' level
     assert claimed == 0
