@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import barriers
 from countermark.errors import ConfigError, LoopError, MarkNotTakenError
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
 from countermark.schemes import scheme_of
 from countermark.schemes.box_free import OutputScheme
 from countermark.stats import log10_binomial_tail
-from unit import barriers
 
 OUTPUT_SCHEMES_UNDER_CONTRACT = ("deep_watermarking",)
 

@@ -20,7 +20,7 @@ from cli_calls import call, process, python
 from countermark.key import KeyMaterial
 from countermark.schemes.adi import Adi
 from countermark.stats import log10_binomial_tail
-from unit.suspect_server import Said, Seen, Suspects, answering, hang
+from suspect_server import Said, Seen, Suspects, answering, hang
 
 N, C, BATCH = 100, 10, 20
 SLACK = 60.0  # seconds more than was allowed, however loaded the machine

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cli_calls import call, listing
 
+import barriers
 from countermark.bench.imaging import embed as making
 from countermark.pictures import as_png
-from unit import barriers
 
 TINY = ["task=denoise", "sizes=tiny", "side=32", "bits=100", "steps=2", "batch=4"]
 

@@ -10,13 +10,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rooms import Visitor, digest_of, settings_of, visited
 
+import barriers
 from authority import some_claim
 from clock import NEXT_YEAR, wait_for_stamps
 from countermark.errors import ConfigError
 from countermark.files import write_bytes
 from countermark.pictures import as_png
 from countermark.web.settings import Shelf
-from unit import barriers
 
 # --- claims
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from small import SMALL
-from suspect_server import Suspects
 
 from countermark.bench.experiment import Experiment, load_experiment
+from suspect_server import Suspects
 
 
 @pytest.fixture

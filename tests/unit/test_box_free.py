@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import barriers
 from countermark.errors import ConfigError
 from countermark.evidence import Evidence, Likeness
 from countermark.examine import verify
@@ -21,7 +22,6 @@ from countermark.schemes.training.deep_watermarking import in_common, jittered
 from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
 from countermark.subject import Subject, UnmarkedModel
 from countermark.verdict import KeyIdentity, Terms, judge
-from unit import barriers
 
 DRAWS = 20_000
 IDENTITY = KeyIdentity("deep_watermarking", "", "")

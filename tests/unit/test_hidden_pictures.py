@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import segno
 
+import barriers
 from countermark.errors import ConfigError
 from countermark.pictures import as_png
 from countermark.schemes.deep_watermarking import nc
 from countermark.schemes.pictures import bits_picture, hidden_picture, picture_bits, qr_picture
-from unit import barriers
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 50, 41)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import barriers
 from countermark.bench import run as runner
 from countermark.bench.experiment import result_path
 from countermark.bench.figures import draw, figure_named
@@ -23,7 +24,6 @@ from countermark.bench.train import Checkpoint
 from countermark.errors import ConfigError, DataError
 from countermark.pictures import as_png
 from countermark.schemes.training.surrogates import Copying, answers, copied, surrogate
-from unit import barriers
 
 
 @pytest.mark.parametrize("task", ["derain", "denoise", "super_resolution"])

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import barriers
 from countermark import readings
 from countermark.errors import ConfigError, SuspectError
 from countermark.examine import examine, verify
@@ -19,7 +20,6 @@ from countermark.outputs import Outputs
 from countermark.pictures import as_png
 from countermark.readings import mark_folder, read_folder
 from countermark.verdict import Terms
-from unit import barriers
 
 
 def bomb(width: int = 60_000) -> bytes:

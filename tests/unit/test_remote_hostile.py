@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from keys import one_line
-from suspect_server import Said, Seen, Suspects, answering, hang, some_images, start, talking
 
 from countermark.errors import ConfigError
 from countermark.remote import Endpoint, Entry, RemoteOptions, connect
 from countermark.remote.pace import Pace
+from suspect_server import Said, Seen, Suspects, answering, hang, some_images, start, talking
 
 pytestmark = pytest.mark.usefixtures("quick")
 ENOUGH = 80.0  # seconds, however loaded the machine: what is tested would else take for ever

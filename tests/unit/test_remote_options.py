@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from keys import one_line
-from suspect_server import Seen, Suspects, some_images
 
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.remote import RemoteOptions, connect
 from countermark.remote.address import address, shown
 from countermark.remote.headers import VARIABLE, secret_headers
+from suspect_server import Seen, Suspects, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -12,9 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from numpy.typing import NDArray
-from suspect_server import CLASSES, Seen, Suspects, label_of, labels_of, scores_of, some_images
 
 from countermark.remote import RemoteOptions, connect
+from suspect_server import CLASSES, Seen, Suspects, label_of, labels_of, scores_of, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")
 NAMES = tuple(f"class-{number}" for number in range(CLASSES))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from keys import mutated, one_line
-from suspect_server import Said, Seen, Suspects, label_of, labels_of, some_images
 
 from countermark.errors import ConfigError, SuspectError
 from countermark.remote import RemoteOptions, Transcript, connect
 from countermark.xof import frame
+from suspect_server import Said, Seen, Suspects, label_of, labels_of, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")
 
