@@ -1,4 +1,4 @@
-"""Evidence: what a key reads from a suspect, and how it was read."""
+"""Readings: the values that a key reads from a suspect, and how they were read."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from countermark.subject import STORED
 
 @dataclass(frozen=True)
 class Reader:
-    """What is known of the learnt reader that read a suspect.
+    """Facts about the learnt reader that read a suspect.
 
     Attributes:
-        siblings: n, how many held-out unmarked siblings of the marked model it was measured on;
-            fine-tunes of the same base, or twins from the same initial weights.
-        threshold: a `quiet_loss` above it may be a sibling's; None where n is too small to set one.
+        siblings: n, the number of held-out unmarked siblings of the marked model that the reader
+            was measured on: fine-tunes of the same base, or twins from the same initial weights.
+        threshold: a suspect with a larger `quiet_loss` may be a sibling; None if n is too small to
+            set a threshold.
         quiet_loss: the loss with no hidden unit of the suspect louder than in the marked model,
-            since logits grow with the weights; None where there is no threshold.
-        permuted: how many hidden-unit permutations of the suspect it also read.
-        false_reads: how many of these give at least as many matching bits as the suspect.
+            since logits grow with the weights; None if there is no threshold.
+        permuted: number of hidden-unit permutations of the suspect that the reader also read.
+        false_reads: number of these that match at least as many bits as the suspect.
         published: the published criterion's threshold for the loss; None in the hardened form.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
 
+    # Reports store these numbers; the bounds refuse values that no reader can produce.
     siblings: Annotated[int, Field(ge=0)]
     threshold: float | None
     permuted: Annotated[int, Field(ge=0)]
@@ -39,13 +41,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class Disclosure:
-    """How many of a key's triggers were opened to whoever judges.
+    """The number of a key's triggers that were opened to the examiner.
 
     Attributes:
-        opened: k, how many were opened.
-        committed: n, of how many.
-        blind_choice: whether it was stated that they were chosen without knowledge of their
-            labels; else those that were not opened count as misses.
+        opened: k, the number of opened triggers.
+        committed: n, the number of triggers in the commitment.
+        blind_choice: true if it was stated that the triggers were chosen without knowledge of their
+            labels; otherwise unopened triggers count as misses.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -57,13 +59,13 @@ class Disclosure:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a suspect was aligned to before it was read.
+    """The reference that a suspect was aligned to before it was read.
 
     Attributes:
-        bears_mark: whether the key finds its mark in the reference, too.
+        bears_mark: true if the key finds its mark in the reference, too.
         similarity: mean cosine of the neurons that were matched; 1 for a copy.
-        is_committed: whether the key's commitment holds the reference, which is older than the
-            message then: every freedom of the alignment was fixed before the message was drawn.
+        is_committed: true if the key's commitment holds the reference. The reference is then older
+            than the message: every choice in the alignment was fixed before the message was drawn.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -75,11 +77,11 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How like the hidden picture what was revealed is, by normalised correlation (NC).
+    """Similarity of the hidden and the revealed image, as normalised correlation (NC).
 
     Attributes:
-        nc: of the suspect's images: the mean over them, or that of the votes.
-        nc_blank: of a blank picture, which anybody's images may reveal.
+        nc: NC of the suspect's images: the mean over them, or the NC of their votes.
+        nc_blank: NC of a blank image, which anybody's images may reveal.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -90,24 +92,25 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a key read out of a suspect.
+    """The values that a key read from a suspect, beside the values that the key expects.
 
     Attributes:
-        read: the raw bits (T,) that were read; or the classes that a suspect gave T triggers, −1
-            where it gave none.
-        expected: the message (T,), or the triggers' labels.
-        committed: whether `expected` is XOF output over a commitment that holds everything else;
-            only then does a cheat have to search for a key that fits.
-        payload: whether the payload decodes; None when the message has none.
-        scores: the real values (T,) whose signs are the bits, where a scheme has them.
-        reader: what is known of the reader, where it was learnt.
-        choices: C, how many values each of them can have: 2 for bits, else the classes.
-        unit: what they are; images succeed (1) or fail, and each shall succeed.
-        disclosure: which part of the key this is about, where it was not the whole.
-        alignment: to what the suspect was aligned before, where it was.
-        likeness: of hidden and revealed pictures, where there are some.
+        read: the raw bits (T,) that were read; or the suspect's classes for T triggers, −1 for no
+            answer.
+        expected: the message (T,), or the labels of the triggers.
+        committed: true if `expected` is XOF output over a commitment that holds everything else;
+            only then must a cheat search for a key that fits.
+        payload: true if the payload decodes; None if the message has no payload.
+        scores: the real values (T,) whose signs are the bits; None if the scheme has no scores.
+        reader: facts about the reader, if the reader is learnt.
+        choices: C, the number of values that each entry can have: 2 for bits, else the classes.
+        unit: the kind of entry; an image succeeds (1) or fails (0), and 1 is expected of each.
+        disclosure: the opened triggers that were read, if the whole key was not available.
+        alignment: the reference that the suspect was aligned to, if any.
+        likeness: similarity of hidden and revealed images, if there are any.
     """
 
+    # Message, labels and scores reveal the key, so `repr` and logs leave them out.
     read: NDArray[np.integer[Any]] = field(repr=False)
     expected: NDArray[np.integer[Any]] = field(repr=False)
     committed: bool = True
@@ -122,22 +125,23 @@ class Evidence:
 
     @property
     def bits(self) -> int:
-        """T."""
+        """T, the number of bits, triggers or images."""
         return len(self.expected)
 
     @property
     def readable(self) -> int:
-        """How many of the T could agree: those that were opened, where not all were."""
+        """Number of entries that could agree: the opened triggers, if not all were opened."""
         return self.bits if self.disclosure is None else self.disclosure.opened
 
     @property
     def answered(self) -> int:
-        """For how many of the T there is anything to compare."""
+        """Number of entries for which the suspect gave a value."""
+        # −1 stands for a trigger without an answer; it never equals a label, so it is a miss.
         return int(np.count_nonzero(self.read >= 0))
 
     @property
     def matched(self) -> int:
-        """How many of the T are as expected."""
+        """Number of entries that agree with the expected values."""
         return int(np.count_nonzero(self.read == self.expected))
 
     @property
@@ -145,26 +149,29 @@ class Evidence:
         """E_R per bit (Uchida), L2 (Wang) in nats: mean −log P(expected bit) by sigmoid(scores)."""
         if self.scores is None:
             return None
+        # log(1 + e^−x) by logaddexp: no overflow for scores of a hostile suspect.
         agreement = (2.0 * self.expected - 1.0) * self.scores
         return float(np.logaddexp(0.0, -agreement).mean())
 
     @property
     def distance(self) -> float | None:
-        """How far the reading is from the mark, by what models are ranked: a loss, or misses.
+        """Distance of the reading from the mark, by which models are ranked; None for plain bits.
 
-        The cross-entropy of scores, how many triggers did not get their labels, or the share of
-        images that failed, since sets differ in size; None for bits without scores. Of a learnt
-        reader the `quiet_loss` where that is larger: how loud the marked model is, is its owner's
-        word, which may make a reading worse and never better.
+        For bits with scores: their cross-entropy. With a learnt reader: the `quiet_loss` if that is
+        larger; the loudness of the marked model is its owner's word, which may make a reading worse
+        and never better. For triggers: the number of misses. For images: the share that failed,
+        since sets differ in size.
         """
         loss = self.cross_entropy
         if self.reader is not None and self.reader.quiet_loss is not None and loss is not None:
             return max(loss, self.reader.quiet_loss)
+        # The suspect decides how many images there are, so a count would not be comparable.
         if self.unit == "images":
             return (self.bits - self.matched) / self.bits
         return float(self.bits - self.matched) if self.unit == "triggers" else self.cross_entropy
 
     @property
     def quality(self) -> tuple[int, float]:
-        """By what the best of several readings is chosen: matching bits, then the loss."""
+        """Sort key for the best of several readings: matching bits, then the smaller loss."""
+        # Bits without scores tie in the loss: `max` then keeps the first of equal readings.
         return self.matched, -(self.cross_entropy or 0.0)

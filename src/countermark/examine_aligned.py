@@ -1,4 +1,4 @@
-"""The second reading of a suspect's weights: after alignment to a reference."""
+"""Read a suspect's weights a second time, after alignment to a reference."""
 
 from __future__ import annotations
 
@@ -29,15 +29,22 @@ from countermark.weights import (
     open_weights,
 )
 
-_BEARS_MARK = -2.0  # log10 p of a reference, below which it is said to bear the mark
-_LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, to be aligned to one that does
-_SHIFTED = 1.0  # standard deviations that a mean has moved by, which training does not
-_EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # where fewer values are known of its neurons
+# A weak threshold on purpose: a reference wrongly taken for marked only makes judging stricter.
+_BEARS_MARK = -2.0  # log10 p, below which a reference is taken for marked
+_LEAST_SIMILARITY, _LEAST_KNOWN = 0.75, 64  # of a suspect, for a marked reference
+_SHIFTED = 1.0  # standard deviations; training moves a mean by less
+_EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # of a suspect with fewer known values
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Evidence, the tensors that it was read from, and where they were."""
+    """A reading of weights, with the tensors that were read.
+
+    Attributes:
+        evidence: the bits that were read, and the expected bits.
+        tensors: the tensors, by the key's names.
+        where: for each of the key's names the name in the suspect.
+    """
 
     evidence: Evidence
     tensors: dict[str, Array]
@@ -45,7 +52,11 @@ class Reading:
 
 
 def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTriggers) -> Reference:
-    """The reference, if a key of this kind can make use of one."""
+    """Return the reference for a key that can use one.
+
+    Raises:
+        ConfigError: the key does not read bits from weights by a linear rule.
+    """
     scheme = scheme_of(key) if isinstance(key, Key) else None
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
         raise ConfigError(
@@ -58,22 +69,35 @@ def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTri
 def aligned(
     weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
 ) -> tuple[list[Reading], ReferenceFacts]:
-    """Read after alignment, or not where that is refused; describe the reference."""
+    """Read a suspect after alignment to a reference.
+
+    Args:
+        weights: the suspect, opened.
+        scheme: the key's scheme.
+        key: the key that reads.
+        reference: the model that the suspect is aligned to.
+
+    Returns: the reading in a list, and the facts about the reference; an empty list if the suspect
+        cannot be aligned, with the reason in the facts.
+    """
+    # The reference's facts are recorded even if alignment is refused: the verdict names the file.
     with open_weights(reference.weights) as opened:
         facts = ReferenceFacts(name=opened.name, sha256=opened.file_digest())
         try:
             if REFERENCE in key.frozen and _is_own(opened, reference.units, key):
                 return _aligned_to_committed(weights, scheme, key, reference, facts)
             before = scheme.before(key)
+            # Neurons may be matched only by tensors that cannot depend on the message.
             unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
             if before:
                 reference = replace(reference, weights=Restored(opened, before))
                 facts = replace(facts, restored=tuple(sorted(before)))
-            # Where it is put back, its other tensors were trained with the mark all the same.
+            # Restored values do not suffice: the other tensors were trained together with the mark.
             bears_mark = bool(before) and _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
             found = realigned(
                 weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
             )
+            # The check above covers the file as stored; this one the values used for alignment.
             bears_mark = bears_mark or _bears_mark(found.reference, scheme, key)
             if bears_mark:
                 _require_unmistakable(found)
@@ -82,7 +106,7 @@ def aligned(
     evidence = replace(
         scheme.extract(found.tensors, key),
         alignment=Alignment(bears_mark, found.similarity),
-        committed=False,  # to the reference, which may have been made to fit
+        committed=False,  # the reference may have been made to fit
     )
     facts = replace(facts, bears_mark=bears_mark, similarity=found.similarity, folded=found.folded)
     return [Reading(evidence, found.tensors, found.where)], facts
@@ -92,7 +116,7 @@ def _is_own(reference: Weights, units: Sequence[Units] | None, key: Key) -> bool
     """Return true if the key commits to this open reference, neurons included."""
     try:
         units = guess_units(reference) if units is None else units
-    except ConfigError:  # they are not found: another reference may do without
+    except ConfigError:  # without neurons it is not the committed reference
         return False
     return is_committed(key.frozen[REFERENCE], reference, units)
 
@@ -100,21 +124,23 @@ def _is_own(reference: Weights, units: Sequence[Units] | None, key: Key) -> bool
 def _aligned_to_committed(
     weights: Weights, scheme: WeightScheme, key: Key, reference: Reference, facts: ReferenceFacts
 ) -> tuple[list[Reading], ReferenceFacts]:
-    """Read after alignment to the committed reference, by all of its tensors.
+    """Read a suspect after alignment to the committed reference, by all of its tensors.
 
-    The reference was fixed before the message was drawn, so that no choice of it, and nothing that
-    the alignment makes of it, can depend on the message. Views of its tensors are left out: their
-    names and forms can be chosen afterwards.
+    The reference was fixed before the message was drawn, so neither its choice nor the result of
+    the alignment can depend on the message. Views of its tensors are left out, because their names
+    and forms can be chosen afterwards.
 
     Raises:
         AlignmentError: the suspect cannot be aligned.
     """
     opened, units = reference.opened()
+    # Digests of a model do not cover views, so the commitment does not hold them.
     if opened.views:
         stored = Stored(opened)
         reference = _drop_views(stored, reference)
         opened, units = reference.opened()
     with opened:
+        # Rotated channels match no reordering of channels: the rotation is undone first.
         suspect = turned_back(weights, opened, units) or weights
         found = realigned(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
@@ -131,15 +157,21 @@ def _aligned_to_committed(
 
 
 def _level_means(tensor: Array, reference: Array) -> Array:
-    """A tensor without one large vector that was added to all of its rows, or of its columns.
+    """Return a tensor after removing a large vector that was added to all rows or all columns.
 
-    Probabilities mind no vector in all rows of the last layer, and layer norms none in all that
-    writes to their stream. What is read would be little else.
+    A common vector in all rows of the last layer does not change probabilities, and layer norms
+    cancel a common vector in all weights that write to their residual stream. A thief can therefore
+    add a vector so large that it would decide most of the bits that are read.
+
+    Args:
+        tensor: a tensor of the suspect, of any number of axes.
+        reference: the tensor of the reference; a tensor of another shape is returned unchanged.
     """
     if tensor.ndim < 2 or tensor.shape != reference.shape:
         return tensor
+    # Axis 0 and axis 1: the common vector may lie in the rows or in the columns.
     for axis in (0, 1):
-        with np.errstate(over="ignore", invalid="ignore"):  # what no square holds is left
+        with np.errstate(over="ignore", invalid="ignore"):  # values too large to square stay
             means = tensor.mean(axis=axis, keepdims=True, dtype=np.float64)
             own = reference.mean(axis=axis, keepdims=True, dtype=np.float64)
             usual = max((tensor - means).std(), reference.std(dtype=np.float64))
@@ -150,10 +182,10 @@ def _level_means(tensor: Array, reference: Array) -> Array:
 
 
 def _drop_views(stored: Stored, reference: Reference) -> Reference:
-    """The reference by the tensors that are stored, and by the neurons that are found in them.
+    """Return the reference with stored tensors only, and the neurons found in them.
 
     Raises:
-        AlignmentError: without its views nothing says how its layers belong together.
+        AlignmentError: without the views it cannot be determined how the layers connect.
     """
     if reference.units is not None:
         units = (
@@ -169,18 +201,20 @@ def _drop_views(stored: Stored, reference: Reference) -> Reference:
 
 
 def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
-    """Whether a suspect may be a copy of a marked model whose neurons were put in another order.
+    """Return true if a suspect may be a copy of a marked model with reordered neurons.
 
-    They are matched by all tensors, marked ones too, so that this is a suspicion and no evidence.
+    Neurons are matched by all tensors, marked tensors too, so the result is a suspicion and no
+    evidence.
 
     Raises:
-        AlignmentError: the suspect has tensors as the key reads them, and nothing says what their
-            neurons are.
+        AlignmentError: the suspect has tensors of the shapes that the key reads, but the neurons of
+            the marked model cannot be determined.
     """
     scheme = scheme_of(key)
-    # Answers and images mind no order, and a reader that was learnt decides nothing.
+    # Reordered neurons change neither answers nor images, and learnt readers are never aligned.
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
         return False
+    # Without tensors of the right shapes there is nothing to align, and no suspicion.
     with open_weights(suspect) as weights:
         shapes = [info.shape for info in weights.tensors.values()]
         if any(shape not in shapes for shape in key.tensors.values()):
@@ -197,10 +231,18 @@ def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
 
 
 def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool:
-    """Whether the reference has the values that the commitment says there were before the message.
+    """Return true if the reference still has the values from before the mark.
 
-    Then neurons may be matched by this tensor: nothing in it can depend on the message.
+    The key's commitment holds these values. Neurons may then be matched by this tensor, because
+    nothing in it can depend on the message.
+
+    Args:
+        reference: the reference, opened.
+        name: name of a tensor.
+        start: first position of the values in the flattened tensor.
+        before: the values (n,) from before the mark.
     """
+    # A reference is a file of anybody's: it may lack the tensor or hold a shorter one.
     size = math.prod(reference.tensors[name].shape) if name in reference.tensors else 0
     if start + len(before) > size:
         return False
@@ -208,21 +250,26 @@ def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool
 
 
 def _as_it_is(reference: Weights, scheme: WeightScheme, key: Key) -> dict[str, Array]:
-    """The reference's own tensors, nothing put back."""
+    """Read the key's tensors from the reference as stored, without restored values."""
     there = {name: name for name in key.tensors if name in reference.tensors}
     return scheme.read_from(reference, there, key)
 
 
 def _bears_mark(tensors: Mapping[str, Array], scheme: WeightScheme, key: Key) -> bool:
+    """Return true if the key matches more bits of these tensors than chance explains."""
     return FairCoin().log10_p(scheme.extract(tensors, key)) < _BEARS_MARK
 
 
 def _require_unmistakable(found: Realigned) -> None:
-    """Refuse a reading by which a suspect that is no copy of a marked reference seems marked.
+    """Refuse a reading in which a suspect that is no copy of a marked reference seems marked.
 
-    Neurons that do alike read alike, and a marked network's neurons do what the mark lets them: the
-    order depends on the message unless no neuron can be mistaken for another.
+    Neurons with similar functions have similar weights, and the mark shapes the neurons of a marked
+    network. The order found therefore depends on the message unless every neuron is unmistakable.
+
+    Raises:
+        AlignmentError: the reference bears the mark and the suspect's neurons are no copies of it.
     """
+    # Few known values make a high cosine likely by chance: fewer values need a higher cosine.
     copies = found.similarity >= _LEAST_SIMILARITY and found.known >= _LEAST_KNOWN
     if not copies and (found.similarity < _EXACT or found.known < _LEAST_KNOWN_EXACTLY):
         raise AlignmentError(
@@ -234,7 +281,7 @@ def _require_unmistakable(found: Realigned) -> None:
 
 
 def after_alignment(nulls: Mapping[str, Null], evidence: Evidence) -> Mapping[str, Null]:
-    """The nulls that evidence can be judged by: one alone after alignment to a marked reference."""
+    """Return the nulls for a reading: only `AlignedCoin` after alignment to a marked reference."""
     if evidence.alignment is not None and evidence.alignment.bears_mark:
         return {AlignedCoin.name: AlignedCoin()}
     return nulls

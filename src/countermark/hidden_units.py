@@ -1,8 +1,8 @@
-"""Hidden units: what of a suspect shows that an axis may be permuted for a null hypothesis.
+"""Hidden units: check that a suspect allows an axis to be permuted for a null hypothesis.
 
 A key names the axis, and its owner may be dishonest. Input pixels, classes, tokens and positions
 are not exchangeable, so a rank among their permutations proves nothing. An axis is accepted only
-where the suspect itself shows that it holds hidden units, and where their order means nothing.
+if the suspect itself shows that the axis holds hidden units, and if their order has no meaning.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ ORDERED = 1e-3
 """Units whose index correlates with a statistic of theirs at this level are in an order."""
 
 _MOST_STATISTICS = 32  # of a class of units: a residual stream has hundreds of tensors
-_FEW = 30  # units up to which the rank correlation's distribution is drawn, not approximated
+_FEW = 30  # up to so many units the correlation's distribution is simulated
 _DRAWS = 40_000
 
 
 def find_hidden_units(
     suspect: Suspect, weights: Weights, where: Mapping[str, str], axes: Mapping[str, int]
 ) -> HiddenUnits:
-    """Find out whether the axes that a key permutes hold hidden units of the suspect.
+    """Determine whether the axes that a key permutes hold hidden units of the suspect.
 
     Args:
         suspect: a file, or a live module, whose forward is traced.
-        weights: the same, opened.
+        weights: the same suspect, opened.
         where: for each tensor of the key its name in the suspect.
-        axes: for each tensor of the key the axis that is permuted, −1 for none.
+        axes: for each tensor of the key the axis that is permuted, −1 for no axis.
 
-    Returns: what shows it, or why it is refused.
+    Returns: how the suspect shows the hidden units, or why the axes are refused.
     """
     shapes = {name: info.shape for name, info in weights.tensors.items()}
     wanted = {(where[name], axis) for name, axis in axes.items() if axis >= 0}
@@ -63,15 +63,26 @@ def find_hidden_units(
 def _seen(
     suspect: Suspect, weights: Weights, read: set[str], wanted: set[_Place]
 ) -> tuple[_Shower, list[_Place], str | None]:
-    """What shows the units, all places that they have in the suspect, or why it is refused."""
+    """Locate the hidden units in the suspect.
+
+    Args:
+        suspect: a file, or a live module.
+        weights: the same suspect, opened.
+        read: names of the suspect's tensors that the key reads.
+        wanted: the tensors and axes that the key permutes.
+
+    Returns: the kind of proof, all tensors and axes that hold the units, and why the axes are
+        refused (None if they are accepted).
+    """
     shapes = {name: info.shape for name, info in weights.tensors.items()}
+    # A live module is preferred: its traced forward leaves nothing to guess.
     if hasattr(suspect, "named_parameters"):
         from countermark.units.tracing import units_of
 
         try:
             classes = units_of(cast("nn.Module", suspect))
         except ConfigError:
-            pass  # a forward that cannot be followed: its shapes may leave one way to see it
+            pass  # the forward cannot be traced: shapes may still allow only one explanation
         else:
             found = _class_of(classes, shapes, read, wanted)
             why = None if found else (
@@ -81,6 +92,7 @@ def _seen(
             )  # fmt: skip
             return "architecture", found or [], why
     path = Path(weights.name)
+    # The configuration is a file beside the suspect; a live module's name is no path.
     architecture = Architecture.beside(path) if path.exists() else None
     if architecture is not None:
         found = _class_of(blocks_of(shapes, architecture), shapes, read, wanted)
@@ -92,12 +104,14 @@ def _seen(
 def _class_of(
     classes: Sequence[Units], shapes: _Shapes, read: set[str], wanted: set[_Place]
 ) -> list[_Place] | None:
-    """The places of the class of units that has just the wanted ones among the tensors read.
+    """Return all places of the class of units whose members among the read tensors are `wanted`.
 
-    A tensor that is read and has the same units along another axis, or unpermuted, would make the
-    permutation one of half of the units' weights, under which nothing is invariant.
+    Returns None if there is no such class. A tensor that the key reads and that holds the same
+    units along another axis, or unpermuted, is refused: the permutation would then move only some
+    of a unit's weights, and no property of the network would be invariant under it.
     """
     for units in classes:
+        # Exactly the wanted axes must be read: one more read member would stay unpermuted.
         members = [each for each in units.members if each.name in read]
         whole = [
             (each.name, each.axis)
@@ -111,10 +125,12 @@ def _class_of(
 
 
 def _without_views(weights: Weights) -> _Shapes:
-    """Shapes with each tensor once: a view takes the place of a stored tensor of its sizes."""
+    """Return shapes with each tensor once: a view replaces a stored tensor of the same sizes."""
     shapes = {n: each.shape for n, each in weights.tensors.items() if n not in weights.views}
     for view in weights.views:
         sizes = sorted(weights.tensors[view].shape)
+        # A transposed view and its stored tensor are one layer; counted twice, its size would look
+        # ambiguous.
         stored = (n for n, shape in shapes.items() if len(shape) > 1 and sorted(shape) == sizes)
         shapes.pop(next(stored, ""), None)
         shapes[view] = weights.tensors[view].shape
@@ -124,7 +140,13 @@ def _without_views(weights: Weights) -> _Shapes:
 def _by_shapes(
     shapes: _Shapes, read: set[str], wanted: set[_Place]
 ) -> tuple[list[_Place], str | None]:
-    """All places of the units where shapes leave one way to see them, or why they do not."""
+    """Return all places of the units if shapes allow one explanation only, else the reason.
+
+    Args:
+        shapes: shapes of the suspect's tensors.
+        read: names of the suspect's tensors that the key reads.
+        wanted: the tensors and axes that the key permutes.
+    """
     sizes = {shapes.get(name, ())[axis : axis + 1] for name, axis in wanted}
     what = f"that {_in_words(wanted)} holds hidden units cannot be seen in the suspect's shapes"
     if len(sizes) != 1 or not all(sizes):
@@ -138,6 +160,7 @@ def _by_shapes(
         for axis, length in enumerate(shape)
         if length == size
     ]
+    # Weights are stored as (outputs, inputs, …): axis 0 makes the units, axis 1 takes them.
     makers = [name for name, axis in places if axis == 0]
     hearers = [name for name, axis in places if axis == 1]
     if len(places) != 2 or len(makers) != 1 or len(hearers) != 1 or makers == hearers:
@@ -147,6 +170,7 @@ def _by_shapes(
         )
     maker, hearer = makers[0], hearers[0]
     biased = any(f"{_module(each)}.bias".lstrip(".") in vectors for each in (maker, hearer))
+    # An embedding table has the shape of a linear layer without bias, and its rows are tokens.
     if len(matrices[maker]) == 2 and not biased:
         return [], (
             f"{what}: neither {maker} nor {hearer} has a bias of {size}, so {maker} may be a table "
@@ -164,20 +188,30 @@ def _by_shapes(
 
 
 def _leads(matrices: _Shapes, maker: str, hearer: str) -> bool:
-    """Whether layers, by their sizes, may lead from the outputs of one to the inputs of another.
+    """Return true if, by their sizes, layers may lead from the hearer's outputs to the maker.
 
-    What a layer gives may be heard as it is, flattened, or joined with what another one gives.
+    The outputs of a layer may be read as they are, flattened, or concatenated with the outputs of
+    another layer.
+
+    Args:
+        matrices: shapes of all weights with two or more axes.
+        maker: the weight whose outputs are the units.
+        hearer: the weight that takes the units as inputs.
     """
+    # If layers lead from the hearer back to the maker, the axis may be the network's own input and
+    # output.
     target = matrices[maker][1]
     between = [shape for name, shape in matrices.items() if name not in (maker, hearer)]
     given = {shape[0] for shape in matrices.values()}
     mapped = any(len(shape) > 2 for shape in matrices.values())
 
     def heard(size: int, by: int) -> bool:
+        """Return true if a layer with `by` inputs may take the `size` outputs of another layer."""
         flattened = mapped and size > 1 and by % size == 0
         return by == size or flattened or by - size in given
 
     reached, new = set[int](), {matrices[hearer][0]}
+    # Each pass adds the sizes that can be reached by one more layer, until no new size appears.
     while new:
         if any(heard(size, target) for size in new):
             return True
@@ -187,23 +221,28 @@ def _leads(matrices: _Shapes, maker: str, hearer: str) -> bool:
 
 
 def _module(name: str) -> str:
+    """Return the name of the module that a tensor belongs to."""
     return name.rpartition(".")[0]
 
 
 def _in_words(places: set[_Place]) -> str:
+    """Describe tensors and their axes in words."""
     return " with ".join(f"axis {axis} of {name}" for name, axis in sorted(places))
 
 
 def _find_order(weights: Weights, places: Sequence[_Place], size: int) -> str | None:
-    """Why the order of the units means something, by what correlates with their index.
+    """Return why the order of the units has a meaning; None if no statistic shows an order.
 
-    Statistics are the norms of their weights and the values of vectors: biases, gains, moments.
+    The statistics are the norms of each unit's weights, and the values of vectors: biases, gains,
+    moments. Each is tested for a rank correlation with the index of the units.
     """
+    # Vectors come first: they are the cheapest to read, and the number of statistics is limited.
     vectors = [each for each in places if len(weights.tensors[each[0]].shape) == 1]
     ordered = [*vectors, *(each for each in places if each not in vectors)]
     found = list(islice(_statistics(weights, ordered), _MOST_STATISTICS))
     for name, values in found:
         p = _rank_correlation_p(values)
+        # Bonferroni over the statistics: unordered units must not be refused by chance.
         if p * len(found) < ORDERED:
             return (
                 f"the {size} units are in an order that means something, so they are not "
@@ -216,7 +255,7 @@ def _find_order(weights: Weights, places: Sequence[_Place], size: int) -> str | 
 def _statistics(
     weights: Weights, places: Sequence[_Place]
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """What each unit has in each tensor, as one number (size,); no constants."""
+    """Yield one number per unit (size,) for each tensor, with its name; constants are left out."""
     for name, axis in places:
         values = np.moveaxis(weights.read(name).astype(np.float64), axis, 0)
         if values.ndim == 1:
@@ -224,12 +263,13 @@ def _statistics(
         else:
             rows = values.reshape(len(values), -1)
             what, each = f"the norms of {name}", np.linalg.norm(rows, axis=1)
+        # Constants, such as fresh biases, have no ranks and would divide by a deviation of zero.
         if (each != each[0]).any():
             yield what, each
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks (n,) from 0; equal values share the mean of theirs."""
+    """Return ranks (n,) from 0; equal values share their mean rank."""
     _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
     found: NDArray[np.float64] = (last - (counts - 1) / 2)[at]
@@ -237,7 +277,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _rank_correlation_p(values: NDArray[np.float64]) -> float:
-    """The two-sided p-value of Spearman's correlation of values (n,) with their index."""
+    """Return the two-sided p-value of Spearman's correlation of values (n,) with their index."""
     n, ranks = len(values), _ranks(values)
     ranks = (ranks - ranks.mean()) / ranks.std()
     index = np.arange(n) - (n - 1) / 2
@@ -245,6 +285,7 @@ def _rank_correlation_p(values: NDArray[np.float64]) -> float:
     observed = abs(float(ranks @ index)) / n
     if n > _FEW:
         return math.erfc(observed * math.sqrt((n - 1) / 2))
-    random = np.random.default_rng(0)  # of few units the normal tail is far too wide
+    random = np.random.default_rng(0)  # for few units the normal approximation is far too wide
+    # A fixed seed: the same suspect always gets the same answer.
     drawn = random.permuted(np.tile(ranks, (_DRAWS, 1)), axis=1) @ index / n
     return (1 + int(np.count_nonzero(abs(drawn) >= observed - 1e-12))) / (_DRAWS + 1)

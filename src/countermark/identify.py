@@ -1,4 +1,4 @@
-"""One suspect against many keys: which of them find their marks, corrected for all of them."""
+"""Identify a suspect: try many keys, and correct p for all of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ from countermark.weights import (
 )
 
 MOST_KEYS = 1_000_000
+# A batch is large enough that opening the suspect again for each batch costs little.
 _AT_ONCE = 250  # keys that a process is given at a time
+# Each process holds its own copy of the suspect's tensors, so more would need more memory.
 _PROCESSES = 2
 
 _Wanted: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], bool]"
@@ -43,13 +45,13 @@ _Ways: TypeAlias = "dict[_Wanted, list[dict[str, str]]]"
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of one key.
+    """The result of trying one key.
 
     Attributes:
-        folder: of the key.
-        matched, bits: of the best reading.
-        tests: how many readings were tried.
-        problem: why it could not be tried; empty where it was.
+        folder: folder of the key.
+        matched, bits: number of matching bits in the best reading, and of expected bits.
+        tests: number of readings that were tried.
+        problem: why the key could not be tried; empty if it was tried.
     """
 
     folder: str
@@ -60,21 +62,21 @@ class Tried:
 
     @property
     def log10_p(self) -> float:
-        """By fair coins, corrected for the readings of this key."""
+        """log10 of p by fair coins, corrected for the readings of this key."""
         tail = stats.log10_binomial_tail(self.matched, self.bits)
         return min(0.0, tail + math.log10(self.tests))
 
 
 @dataclass(frozen=True)
 class Identified(NoTruthValue):
-    """What can be said about a suspect and many keys.
+    """The answer about one suspect and many keys.
 
     Attributes:
-        suspect: its name.
-        found: folder and verdict of each key whose p is small enough, the smallest first.
-        tried: how many keys were tried.
-        best: the smallest log10 p after correction; None where no key was tried.
-        problems: why others could not be tried, to how many.
+        suspect: name of the suspect.
+        found: folder and verdict of each key whose p is small enough, the smallest p first.
+        tried: number of keys that were tried.
+        best: the smallest log10 p after correction; None if no key was tried.
+        problems: reasons why other keys could not be tried, with the number of keys for each.
     """
 
     ask: ClassVar[str] = "identified.found"
@@ -87,13 +89,13 @@ class Identified(NoTruthValue):
 
     @property
     def exit_code(self) -> int:
-        """0: a mark is present; 1: none; 3: cannot tell."""
+        """Exit code of the command line: 0 a mark is present, 1 no mark found, 3 cannot tell."""
         if any(verdict.owned for verdict in self.found.values()):
             return 0
         return 3 if self.found or self.problems else 1
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all fields as JSON values."""
         return {
             "suspect": self.suspect,
             "found": {folder: verdict.to_json() for folder, verdict in self.found.items()},
@@ -106,13 +108,13 @@ class Identified(NoTruthValue):
 def identify(
     suspect: Path, folders: Sequence[Path], terms: Terms, *, passphrase: str | None = None
 ) -> Identified:
-    """Try keys on a suspect, which is read once, and judge those that find their marks.
+    """Try keys on a suspect, which is read once, and judge the keys that find their marks.
 
     Args:
         suspect: a weight file, or a folder of shards.
-        folders: of the keys.
+        folders: key folders.
         terms: thresholds and statements; alpha is for all keys together (Holm).
-        passphrase: of encrypted keys.
+        passphrase: passphrase of encrypted keys.
 
     Raises:
         SuspectError: the suspect cannot be read.
@@ -120,24 +122,27 @@ def identify(
     with open_weights(suspect) as weights:
         name = weights.name
     outcomes = list(_all_tried(suspect, folders, passphrase))
+    # Keys that could not be tried are no tests: they do not enter the correction.
     tried = [each for each in outcomes if not each.problem]
     problems = Counter(each.problem for each in outcomes if each.problem)
     tried.sort(key=lambda each: each.log10_p)
     adjusted = stats.holm([each.log10_p for each in tried])
     found = {}
     for rank, (each, log10_p) in enumerate(zip(tried, adjusted, strict=True)):
+        # The adjusted values never decrease with the rank: after the first failure all others fail.
         if log10_p > math.log10(terms.alpha):
             break
+        # Keys are loaded again instead of kept: a million keys would not fit into memory.
         key = load_key(Path(each.folder), _passphrase_for(Path(each.folder), passphrase))
         found[each.folder] = examine(suspect, key, replace(terms, keys=len(tried) - rank))
     return Identified(name, found, len(tried), min(adjusted, default=None), problems)
 
 
 def keys_in(folder: Path) -> list[Path]:
-    """The key folders directly in a folder, or the folder itself where it is a key.
+    """List the key folders directly in a folder, or the folder itself if it is a key.
 
     Raises:
-        ConfigError: there is none, or more than a million.
+        ConfigError: there is no key folder, or there are more than a million.
     """
     if (folder / "key.json").exists():
         return [folder]
@@ -153,7 +158,7 @@ def keys_in(folder: Path) -> list[Path]:
 
 
 def _all_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
-    """Every key, in two processes where there are many."""
+    """Try every key, in two processes if there are many keys, and yield the results in order."""
     parts = [folders[at : at + _AT_ONCE] for at in range(0, len(folders), _AT_ONCE)]
     processes = min(_PROCESSES, os.cpu_count() or 1, len(parts))
     with progress("keys", len(folders)) as advance:
@@ -162,6 +167,7 @@ def _all_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -
                 yield from _some_tried(suspect, part, passphrase)
                 advance(len(part))
             return
+        # Spawned, not forked: a fork copies locks that other threads of the caller may hold.
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
             work = [pool.submit(_some, suspect, part, passphrase) for part in parts]
             for part, done in zip(parts, work, strict=True):
@@ -170,17 +176,20 @@ def _all_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -
 
 
 def _some(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> list[Tried]:
-    """What a process of its own does."""
+    """Try a batch of keys in a worker process."""
     return list(_some_tried(suspect, folders, passphrase))
 
 
 def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
+    """Try keys on a suspect that is opened once for all of them."""
+    # Keys from one owner often read the same tensors: one search serves all of them.
     ways: _Ways = {}
     with Remembered(as_numbers(open_weights(suspect))) as weights:
         for folder in folders:
             try:
                 key = load_key(folder, _passphrase_for(folder, passphrase))
                 yield _tried(weights, key, str(folder), ways)
+            # One damaged key among a million must not end the run: the reason is counted instead.
             except KeyFileError:
                 yield Tried(str(folder), problem="damaged, or encrypted with another passphrase")
             except CountermarkError:
@@ -188,15 +197,24 @@ def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) 
 
 
 def _passphrase_for(folder: Path, passphrase: str | None) -> str | None:
-    """A key that is not encrypted takes none."""
+    """Return the passphrase for an encrypted key, and None for a key that is not encrypted."""
     return passphrase if passphrase and load_header(folder).encryption else None
 
 
 def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
-    """The best reading of one key; where its tensors are is sought once for all of their shapes."""
+    """Try one key and return its best reading.
+
+    Args:
+        weights: the suspect, opened.
+        key: the key.
+        folder: folder of the key, for the result.
+        ways: cache of tensor assignments, shared by keys that read tensors of the same names and
+            shapes.
+    """
     scheme = scheme_of(key)
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
         return Tried(folder, problem=f"a key of {key.scheme}, which reads by no linear rule")
+    # Bits of a recipient code are biased, so fair coins do not give their probability.
     if key.fields.get("recipients"):
         return Tried(folder, problem="a key of recipients: use recipient trace")
     wanted = tuple(key.tensors.items())
@@ -206,6 +224,7 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
     tried = ways[wanted, scheme.partial]
     if not 1 <= len(tried) <= MOST_CANDIDATES:
         return Tried(folder, problem="its tensors are not in the suspect, or in too many ways")
+    # Bits alone are compared here: decoding the payload is slow and changes no probability.
     matched = max(
         int(
             np.count_nonzero(

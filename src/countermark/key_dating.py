@@ -1,4 +1,4 @@
-"""KeyDating: how old a key is, as far as a claim shows it, and what that rests on."""
+"""KeyDating: the age of a key as shown by a claim, and the assumptions behind it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ COUNTED_IN = (
 
 @dataclass(frozen=True)
 class KeyDating:
-    """What a claim says about the age of a key, under what an examiner believes and states.
+    """The age of a key according to a claim, under the examiner's trust and statements.
 
     Attributes:
         claim: digest of the claim.
-        suspect_date: before which the key must have been committed to: the examiner's statement.
-        committed: by when it was, as pinned authorities stamped; None where that is not certain.
-        authorities: the pinned authorities that stamped it in time.
-        commitments: among how many it was, by which p is multiplied; None where nobody can count.
-        signer: "pinned" where the examiner knows the claim's signer and counts his commitments
-            alone, else "unknown".
-        why: why the key stays undated; None where it is dated.
+        suspect_date: date that the suspect is not older than, by the examiner's statement; the key
+            must have been committed to before it.
+        committed: time by which pinned authorities timestamped the commitment; None if uncertain.
+        authorities: the pinned authorities that timestamped the commitment in time.
+        commitments: number of commitments, including this one, that p is multiplied by; None if
+            nobody can count them.
+        signer: "pinned" if the examiner knows the claim's signer and counts only that signer's
+            commitments, else "unknown".
+        why: why the key stays undated; None if it is dated.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -40,27 +42,29 @@ class KeyDating:
     suspect_date: str
     committed: str | None
     authorities: tuple[str, ...]
+    # An owner with many commitments could show the key that fits, so p is corrected for all.
     commitments: Annotated[int, Field(ge=0, le=1 << 40)] | None
     signer: Literal["pinned", "unknown"]
     why: str | None
 
     @property
     def dated(self) -> bool:
-        """Whether the key is older than the suspect, as far as the claim shows it."""
+        """Whether the claim shows that the key is older than the suspect."""
         return self.committed is not None
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
+        """Return all fields as JSON values."""
         return asdict(self) | {"authorities": list(self.authorities)}
 
     @property
     def multiplier(self) -> int:
-        """By what p is multiplied: an undated claim dates nothing and is one of nothing."""
+        """Factor that p is multiplied by; 1 for an undated claim, which excludes no cheat."""
+        # Zero or unknown commitments must not make p smaller.
         return max(1, self.commitments or 1) if self.dated else 1
 
 
 def explained(dating: KeyDating) -> str:
-    """What a claim says, for people."""
+    """Describe the dating for people, in one sentence."""
     if dating.committed is None:
         return f"no: {dating.why}"
     whose = "its pinned signer" if dating.signer == "pinned" else "everybody in the ledger"
@@ -71,7 +75,8 @@ def explained(dating: KeyDating) -> str:
 
 
 def limits_of(dating: KeyDating) -> list[str]:
-    """What a claim rests on."""
+    """List the caveats of a dating: the statements and authorities that it rests on."""
+    # The date of the suspect is a statement even if the claim dates nothing.
     stated = f"that the suspect is not older than {dating.suspect_date} is the examiner's statement"
     if dating.committed is None:
         return [stated]

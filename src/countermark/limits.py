@@ -1,4 +1,4 @@
-"""What a verdict does not say, in plain words: a part of every verdict."""
+"""Caveats: the sentences in every verdict about what the verdict does not say."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ UNMARKED_REFERENCE = (
     "find its mark in it, but that it is so old is the owner's own statement"
 )
 
+# A key may read hundreds of tensors: only the first renamed ones are listed by name.
 _SHOWN = 5  # renamed tensors
 
 WHOSE = (
@@ -76,9 +77,11 @@ OPENED_LATER = (
 
 
 def _opened(shown: Disclosure) -> str:
-    """How many triggers were opened, and what that makes of p."""
+    """Describe how many triggers were opened, and how that limits p."""
     if shown.opened == shown.committed:
         return f"all {shown.committed} of the key's triggers were opened"
+    # Without the statement unopened triggers count as misses, so that an owner gains nothing by
+    # opening only triggers that the suspect answers as wished.
     if shown.blind_choice:
         what = (
             "p is about these alone and holds only if whoever chose them did not know their "
@@ -142,16 +145,18 @@ BITS_MEAN_NOTHING = (
 def limits_of(
     evidence: Evidence, result: TestResult, outcome: Outcome, terms: Terms, subject: Subject
 ) -> tuple[str, ...]:
-    """List the limits of a verdict, each a sentence without its full stop.
+    """List the caveats of a verdict, each a sentence without its full stop.
 
     Args:
-        evidence: what was judged.
-        result: its probability, and by which null hypothesis.
-        outcome: of the verdict.
-        terms: what was stated rather than measured.
-        subject: what was examined.
+        evidence: the reading that was judged.
+        result: the probability of the reading, with its null hypothesis.
+        outcome: outcome of the verdict.
+        terms: statements that were not measured.
+        subject: description of the suspect.
     """
+    # The two general caveats come first in every verdict, whatever the outcome.
     limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, result, subject)]
+    # Each family of schemes has its own ways to lose a mark; an owned verdict has no such caveat.
     if outcome == "not_proven":
         limits.append(_not_innocent(evidence))
     limits += _of_subject(subject)
@@ -164,18 +169,20 @@ def limits_of(
         limits.append("that the key is older than the suspect is the owner's own statement")
     if terms.dating is not None:
         limits += key_dating.limits_of(terms.dating)
+    # The payload needs error correction to succeed; p is about raw bits and stands without it.
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
 
 
 def names_stated(terms: Terms, *, opened: bool) -> bool:
-    """Return true if a blind choice speaks of names of classes, not of opened triggers."""
+    """Return true if the stated blind choice covers class names, not opened triggers."""
+    # With opened triggers a blind choice already states how the triggers were chosen.
     return terms.blind_choice and not opened
 
 
 def images_chosen(evidence: Evidence, null: str) -> str | None:
-    """Say how images could be chosen that fit; None where they cannot."""
+    """Describe how somebody could choose images or covers that fit; None if nobody could."""
     if evidence.likeness is not None:
         return (
             "of many pictures some can be chosen in which any key finds its mark: whoever chose "
@@ -190,22 +197,24 @@ def images_chosen(evidence: Evidence, null: str) -> str | None:
 
 
 def blind_choice_of(evidence: Evidence, null: str, subject: Subject) -> str | None:
-    """Say what a blind choice states of a reading; None where there was nothing to choose."""
+    """Return what a blind choice states about a reading; None if nothing could be chosen."""
     if evidence.likeness is not None:
         return "whoever chose the images did not know what the key reads in them"
     if null == SecretClassMap.name:
         return "whoever chose the covers did not know the suspect's answers"
     if (opened := evidence.disclosure) is not None:
+        # If all triggers were opened, nobody chose among them and no statement is needed.
         if opened.blind_choice and opened.opened < opened.committed:
             return "whoever chose the opened triggers did not know their labels"
         return None
+    # One name has one order only, so there is nothing to choose.
     if subject.class_names > 1:
         return "whoever ordered the names of the classes did not know the suspect's answers"
     return None
 
 
 def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> list[str]:
-    """What the way of reading does not carry."""
+    """List the caveats that follow from the way in which the suspect was read."""
     limits = []
     if evidence.reader is not None:
         limits += [BITS_MEAN_NOTHING, NOT_COMPARED]
@@ -216,6 +225,7 @@ def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> lis
         limits.append(ONE_SET)
     if evidence.unit == "triggers":
         limits.append(BURNT)
+    # The committed reference is fixed before the message is drawn; any other may be made to fit.
     if (aligned := evidence.alignment) is not None and aligned.is_committed:
         limits.append(COMMITTED_REFERENCE.format(alike=aligned.similarity))
     elif aligned is not None:
@@ -227,7 +237,7 @@ def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> lis
 
 
 def _of_subject(subject: Subject) -> list[str]:
-    """Say what was found elsewhere than expected, or not at all."""
+    """List the caveats about tensors that were renamed or missing, and about records."""
     found, limits = subject.tensors or {}, []
     if subject.recorded:
         limits.append(RECORDED)
@@ -252,14 +262,16 @@ def _of_subject(subject: Subject) -> list[str]:
 
 
 def _not_innocent(evidence: Evidence) -> str:
+    """Return the caveat of a `not_proven` verdict: ways in which a mark can be lost or hidden."""
     if evidence.likeness is not None:
         return NOT_INNOCENT_OF_OUTPUTS
     return NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS
 
 
 def _of_null(result: TestResult, evidence: Evidence, subject: Subject) -> list[str]:
-    """Say what a null hypothesis does not cover."""
+    """List the caveats of a null hypothesis: assumptions, and models that it does not cover."""
     if result.null == PermutedUnits.name:
+        # p assumes exchangeable units: the caveat repeats how the suspect shows that they are.
         units = subject.hidden_units
         shown = [] if units is None else [UNITS_ARE_HIDDEN.format(shown=shown_in_words(units))]
         return [INDEPENDENT_ONLY, *shown]

@@ -1,4 +1,4 @@
-"""The null hypotheses that say how probable evidence is on a model without the mark."""
+"""Null hypotheses: the probability of a reading on a model without the mark."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from countermark.evidence import Evidence
 from countermark.xof import Stream
 
 _MOST_TRIED = 10  # classes: 9! maps take half a second, 10! would take ten times as long
+# A batch of maps bounds the memory; it does not change which maps are drawn.
 _MAPS = 10_000  # random maps at a time
 
+# 2^80 trials are out of reach. A dated key needs 2^40 against keys picked before the claim, because
+# half a minute of drawing finds triggers whose labels fit foreseeable answers (docs/verdicts.md).
 LEAST_FORGERY_BITS = 80.0
 LEAST_DATED_BITS = 40.0
 """Below this an undated key proves nothing: 2^80 keys could be tried for one that fits."""
@@ -27,21 +30,21 @@ LEAST_SIBLINGS = 2
 
 
 class Null(Protocol):
-    """A null hypothesis: how probable evidence is on a model that never saw the mark."""
+    """A null hypothesis: the probability of a reading on a model that never saw the mark."""
 
     name: ClassVar[str]
     says: ClassVar[str]
 
     def log10_p(self, evidence: Evidence) -> float:
-        """log10 of the probability of evidence at least as good."""
+        """Return log10 of the probability of a reading that is at least as good."""
 
     def log10_floor(self, evidence: Evidence) -> float:
-        """log10 of the smallest p that this null can give."""
+        """Return log10 of the smallest p that this null hypothesis can give."""
 
 
 @dataclass(frozen=True)
 class FairCoin:
-    """Each raw bit agrees with probability ½: exact where the message is XOF output.
+    """Each raw bit agrees with probability ½: exact if the message is XOF output.
 
     p = P[Bin(T, ½) ≥ k]. Exact for every suspect that does not depend on the key's secret,
     siblings of the marked model included.
@@ -54,11 +57,11 @@ class FairCoin:
     )
 
     def log10_p(self, evidence: Evidence) -> float:
-        """The exact binomial tail."""
+        """Compute the exact binomial tail."""
         return stats.log10_binomial_tail(evidence.matched, evidence.bits)
 
     def log10_floor(self, evidence: Evidence) -> float:
-        """T matches out of T: 2^−T."""
+        """Return log10 of 2^−T, the probability of T matches out of T."""
         return -evidence.bits * math.log10(2)
 
 
@@ -66,9 +69,10 @@ class FairCoin:
 class AlignedCoin(FairCoin):
     """`FairCoin` after alignment to a reference that bears the mark: simulated, not proven.
 
-    Only tensors that the key does not read were matched, and only suspects are judged by it whose
-    neurons are unmistakable copies of the reference's. Aligned to a marked reference all the same,
-    unrelated models read too many bits right (docs/verdicts.md).
+    Neurons were matched only by tensors that the key does not read, and only suspects whose
+    neurons are unmistakable copies of the reference's neurons are judged by it. Without the second
+    condition, unrelated models aligned to a marked reference match too many bits
+    (docs/verdicts.md).
     """
 
     name: ClassVar[str] = "aligned_coin"
@@ -81,7 +85,7 @@ class AlignedCoin(FairCoin):
 
 @dataclass(frozen=True)
 class SecretLabels:
-    """Each trigger gets its label with probability 1/C: exact where the labels are XOF output.
+    """Each trigger gets its label with probability 1/C: exact if the labels are XOF output.
 
     p = P[Bin(T, 1/C) ≥ k], the labels being uniform over all C classes and fixed after the
     triggers. Exact for every suspect that does not depend on the key's secret, whatever it answers.
@@ -95,11 +99,12 @@ class SecretLabels:
     )
 
     def log10_p(self, evidence: Evidence) -> float:
-        """The exact binomial tail."""
+        """Compute the exact binomial tail."""
         return stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)
 
     def log10_floor(self, evidence: Evidence) -> float:
-        """T matches out of T: C^−T. Fewer where not all triggers were opened."""
+        """Return log10 of C^−T, for T matches out of T; larger if not all triggers were opened."""
+        # Unopened triggers count as misses, so even the best answers match only the opened ones.
         if evidence.readable < evidence.bits:
             rate = 1 / evidence.choices
             return stats.log10_binomial_tail(evidence.readable, evidence.bits, rate)
@@ -108,18 +113,19 @@ class SecretLabels:
 
 @dataclass(frozen=True)
 class SecretClassMap:
-    """Fresh triggers are answered by the key's map of the classes: ranked among all such maps.
+    """The key's class map explains the answers to fresh triggers, ranked among all such maps.
 
-    A map is one cycle through all C classes, so that none stays what it is; the key's own is keyed
-    random and any of the (C − 1)! alike. p is the share of them by which at least as many triggers
-    are answered: all of them up to 10 classes, else (1 + exceedances) / (draws + 1) of random ones.
-    Exact for every suspect that does not depend on the key's secret, whatever it answers, as long
-    as the covers were chosen without looking at the answers.
+    A map is one cycle through all C classes, so that no class is mapped to itself; the key's own
+    map is keyed random, and all (C − 1)! maps are equally likely. p is the share of maps that match
+    at least as many answers: the share of all maps up to 10 classes, else
+    (1 + exceedances) / (draws + 1) of random maps. Exact for every suspect that does not depend on
+    the key's secret, whatever it answers, as long as the covers were chosen without looking at the
+    answers.
 
     Attributes:
         classes: the covers' own classes (T,).
-        stream: draws random maps where there are too many to try.
-        draws: how many of them.
+        stream: draws random maps if there are too many to try.
+        draws: number of random maps.
     """
 
     name: ClassVar[str] = "secret_class_map"
@@ -133,9 +139,10 @@ class SecretClassMap:
     draws: int = 999_999
 
     def log10_p(self, evidence: Evidence) -> float:
-        """The rank of the key's map, ties counted against it."""
+        """Compute the rank of the key's map; maps that match equally well count against it."""
         count = evidence.choices
-        answers = np.zeros((count, count), dtype=np.int64)  # how often class c is answered a
+        answers = np.zeros((count, count), dtype=np.int64)  # [c, a]: answers a to class c
+        # A hostile service may answer a class that does not exist: the answer counts as a miss.
         readable = (evidence.read >= 0) & (evidence.read < count)
         np.add.at(answers, (self.classes[readable], evidence.read[readable]), 1)
         total = reached = 0
@@ -148,14 +155,15 @@ class SecretClassMap:
         return stats.empirical_log10_p(reached, total)
 
     def log10_floor(self, evidence: Evidence) -> float:
-        """1 / (C − 1)!, or what the draws can tell."""
+        """Return log10 of 1 / (C − 1)!, or of the smallest p that the draws support."""
         if evidence.choices <= _MOST_TRIED:
             return 0.0 - math.lgamma(evidence.choices) / math.log(10)
         return stats.empirical_log10_floor(self.draws)
 
     def _maps(self, count: int) -> Iterator[NDArray[np.int64]]:
-        """Maps (m, C), in parts."""
+        """Yield batches of maps (m, C): all maps for few classes, else random maps."""
         if count <= _MOST_TRIED:
+            # A cycle can start at any class: with class 0 first, (C − 1)! orders remain.
             others = np.array(list(itertools.permutations(range(1, count))), dtype=np.int64)
             yield _cycles(np.insert(others, 0, 0, axis=1))
             return
@@ -165,7 +173,7 @@ class SecretClassMap:
 
 
 def _cycles(orders: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Orders (m, C) of the classes as maps (m, C): each goes to the one before it."""
+    """Turn orders (m, C) of the classes into maps (m, C): each class goes to the one before it."""
     maps = np.empty_like(orders)
     np.put_along_axis(maps, orders, np.roll(orders, 1, axis=1), axis=1)
     return maps
@@ -181,7 +189,8 @@ class FreshKeys:
     Attributes:
         redraw: draws one fresh key of the same scheme, fields and owner, and returns how many of
             its own bits it finds in the suspect.
-        draws: how many fresh keys at the most.
+        draws: largest number of fresh keys.
+        stop_at: number of exceedances after which no more keys are drawn.
     """
 
     name: ClassVar[str] = "fresh_keys"
@@ -195,12 +204,13 @@ class FreshKeys:
     stop_at: int = 10
 
     def log10_p(self, evidence: Evidence) -> float:
-        """The rank of the owner's key."""
+        """Compute the rank of the owner's key among fresh keys."""
+        # A generator: keys are drawn one by one and only until `stop_at` is reached.
         drawn = (np.array([self.redraw() >= evidence.matched]) for _ in range(self.draws))
         return stats.sequential_log10_p(*_counts(drawn, self.stop_at), self.stop_at)
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
-        """1 / (draws + 1)."""
+        """Return log10 of 1 / (draws + 1)."""
         return stats.empirical_log10_floor(self.draws)
 
 
@@ -210,13 +220,15 @@ class PermutedUnits:
 
     p = (1 + #{loss(permuted) ≤ loss(suspect)}) / (draws + 1), stopping early at `stop_at`
     exceedances (Besag and Clifford 1991), which keeps it valid. Exact for a suspect trained
-    independently from i.i.d. initial units: its units are exchangeable. Not for suspects that share
-    the marked model's start, which is why the sibling threshold always applies as well.
+    independently from i.i.d. initial units, because its units are exchangeable. Not valid for
+    suspects that share the marked model's initial weights; therefore the sibling threshold always
+    applies as well.
 
     Attributes:
         losses: the losses under `draws` random permutations, in batches of any size; NaN-free.
-        loss: the suspect's own, by the same arithmetic.
-        draws: how many permutations at the most.
+        loss: the suspect's own loss, by the same arithmetic.
+        draws: largest number of permutations.
+        stop_at: number of exceedances after which no more permutations are drawn.
     """
 
     name: ClassVar[str] = "permuted_units"
@@ -232,32 +244,32 @@ class PermutedUnits:
     stop_at: int = 10
 
     def counts(self) -> tuple[int, int]:
-        """How many permutations read at least as well, of how many until it stopped."""
+        """Return how many permutations have a loss at least as small, and how many were drawn."""
         return _counts((batch <= self.loss for batch in self.losses(self.draws)), self.stop_at)
 
     def log10_p(self, evidence: Evidence) -> float:  # noqa: ARG002 - the loss says it all
-        """The rank of the suspect among its permutations."""
+        """Compute the rank of the suspect's loss among its permutations."""
         return stats.sequential_log10_p(*self.counts(), self.stop_at)
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
-        """1 / (draws + 1)."""
+        """Return log10 of 1 / (draws + 1)."""
         return stats.empirical_log10_floor(self.draws)
 
 
 @dataclass(frozen=True)
 class UnmarkedModels:
-    """How far a suspect is from the mark, ranked among unmarked models: a loss, or misses.
+    """A suspect's distance from the mark, a loss or misses, ranked among unmarked models.
 
-    p = (1 + #{distance(unmarked) ≤ distance(suspect)}) / (n + 1): the unit is the model, so n
-    models support nothing below 1/(n + 1). Only models that the examiner supplies make anything
-    *owned*: the distances that a key brings along are its owner's word.
+    p = (1 + #{distance(unmarked) ≤ distance(suspect)}) / (n + 1). The unit is the model, so n
+    models support no p below 1/(n + 1). Only models that the examiner supplies can make a verdict
+    *owned*: the distances stored in a key are its owner's word.
 
-    A suspect that misses more than half of the triggers, or of whose images more than half fail,
-    has p = 1, wherever it ranks: models that are none of the task, untrained ones say, hit a map of
-    the classes more often than those that are, and the rank knows nothing of them.
+    p = 1, whatever the rank, for a suspect that misses more than half of the triggers, or more than
+    half of whose images fail. Models of another task, and untrained models, match a class map more
+    often than models of the task, and the rank does not account for them.
 
     Attributes:
-        distances: (n,) those of the unmarked models, see `Evidence.distance`.
+        distances: distances (n,) of the unmarked models, see `Evidence.distance`.
     """
 
     name: ClassVar[str] = "unmarked_models"
@@ -269,7 +281,8 @@ class UnmarkedModels:
     distances: NDArray[np.float64] = field(repr=False)
 
     def log10_p(self, evidence: Evidence) -> float:
-        """The rank of the suspect among the unmarked models."""
+        """Compute the rank of the suspect among the unmarked models."""
+        # The rank assumes a model of the task; a suspect that fails most entries may be none.
         if evidence.unit != "bits" and 2 * evidence.matched < evidence.bits:
             return 0.0
         distance = math.inf if evidence.distance is None else evidence.distance
@@ -277,17 +290,23 @@ class UnmarkedModels:
         return stats.empirical_log10_p(exceedances, len(self.distances))
 
     def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
-        """1 / (n + 1)."""
+        """Return log10 of 1 / (n + 1)."""
         return stats.empirical_log10_floor(len(self.distances))
 
 
 def _counts(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]:
-    """Of batches that say which draws are at least as good: how many are, of how many seen.
+    """Count exceedances in batches of draws, up to the `stop_at`-th exceedance.
 
-    Nothing is looked at after the draw that makes them `stop_at`.
+    Args:
+        drawn: batches (m,) of flags; true for a draw that is at least as good as the suspect.
+        stop_at: number of exceedances after which counting stops.
+
+    Returns: the number of exceedances, and the number of draws up to the last one that counted.
     """
     exceedances = seen = 0
     for batch in drawn:
+        # The sequential p-value r/l needs the exact draw l of the `stop_at`-th exceedance, even if
+        # it lies in the middle of a batch.
         at = np.flatnonzero(batch)
         if exceedances + len(at) >= stop_at:
             return stop_at, seen + int(at[stop_at - exceedances - 1]) + 1
@@ -296,10 +315,15 @@ def _counts(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]
 
 
 def forgery_bits(evidence: Evidence, tests: int = 1) -> float:
-    """−log2 of the chance that one key, tried by a cheat, reads at least as well by luck.
+    """Return −log2 of the chance that one key, tried by a cheat, reads at least as well by luck.
 
-    0 where the bits are not XOF output over a commitment: then nothing has to be searched.
+    0 if the expected bits are not XOF output over a commitment, since a cheat need not search then.
+
+    Args:
+        evidence: the reading.
+        tests: number of readings of each tried key, for which the bits are reduced.
     """
+    # A key that is not drawn from its commitment can be built to fit; nothing needs to be searched.
     if not evidence.committed:
         return 0.0
     tail = stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)

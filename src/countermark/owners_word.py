@@ -1,7 +1,7 @@
-"""Whose word a reading rests on: what is measured here, supplied by the examiner, or the owner's.
+"""The sources of a finding: measured here, supplied by the examiner, or stated by the key's owner.
 
 The owner of a key may be dishonest. Nothing that a key brings along, and nothing that only its
-owner measured, makes anything *owned*; it can make a verdict stricter.
+owner measured, can make a verdict *owned*; it can only make a verdict stricter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ APART = 10.0
 
 
 def knows_nothing(evidence: Evidence) -> str | None:
-    """Why a learnt reader's loss passes under no null: it is that of a coin, or more."""
+    """Return why a learnt reader's loss is no better than chance; None if it is better."""
+    # No permutation or rank helps here: a loss of ln 2 or more carries no information about bits.
     if evidence.reader is None or evidence.distance is None or evidence.distance < CHANCE_LOSS:
         return None
     return (
@@ -34,7 +35,7 @@ def knows_nothing(evidence: Evidence) -> str | None:
 
 
 def not_exchangeable(result: TestResult, subject: Subject) -> str | None:
-    """Why the rank among permutations says nothing of this suspect; None where it does."""
+    """Return why a rank among permutations is invalid for this suspect; None if it is valid."""
     if result.null != PermutedUnits.name:
         return None
     if subject.hidden_units is None:
@@ -43,9 +44,10 @@ def not_exchangeable(result: TestResult, subject: Subject) -> str | None:
 
 
 def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> str | None:
-    """Why the examiner's unmarked models do not bear a finding out; None where they do.
+    """Return why the examiner's unmarked models do not support a finding; None if they do.
 
-    A learnt reader needs some under any null, and a rank among unmarked models is one among these.
+    A learnt reader needs unmarked models under any null hypothesis, and a rank among unmarked
+    models counts only among the examiner's.
     """
     if evidence.reader is None and result.null != UnmarkedModels.name:
         return None
@@ -57,9 +59,12 @@ def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> st
         )
     if evidence.reader is None:
         return None
+    # The loss as measured here: `distance` may depend on the owner's word about loudness.
     loss = math.inf if evidence.cross_entropy is None else evidence.cross_entropy
     found = [each for each in unmarked if not _is_chance(each, len(unmarked))]
     near = [each for each in unmarked if each.distance < APART * loss]
+    # A reader may be trained to find its mark in any model, or to read the suspect only slightly
+    # better than other models: both are checked.
     for models, why in (
         (found, "the reader also finds its mark in unmarked models"),
         (near, "the reader does not tell the suspect from unmarked models"),
@@ -74,18 +79,19 @@ def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> st
 
 
 def _is_chance(model: UnmarkedModel, count: int) -> bool:
-    """Whether its loss is one of those that permutations of its own units have."""
+    """Return true if the model's loss is ordinary among permutations of its own units."""
+    # Bonferroni over the models: one in a hundred would otherwise be flagged by chance.
     return model.log10_p is not None and model.log10_p > math.log10(CHANCE_LEVEL / count)
 
 
 def rank_among(evidence: Evidence, subject: Subject) -> int:
-    """The rank of the suspect among the examiner's unmarked models, from 1 on; ties count."""
+    """Return the suspect's rank among the examiner's unmarked models, from 1; ties count."""
     least = math.inf if evidence.distance is None else evidence.distance
     return 1 + sum(each.distance <= least for each in subject.unmarked)
 
 
 def shown_in_words(units: HiddenUnits) -> str:
-    """Which axis is permuted, and what shows it to be one of hidden units, or why it is refused."""
+    """Describe the permuted axis, and how it is shown to hold hidden units or why it is refused."""
     axes = " with ".join(f"axis {axis} of {name}" for name, axis in units.axes.items())
     if units.shown_by is None:
         return f"{axes} ({units.size}): refused, {units.refused}"

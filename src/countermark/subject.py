@@ -1,4 +1,4 @@
-"""Subject: what was examined, with every fact about it that a correction of p depends on."""
+"""Subject: description of the suspect, with every fact that a correction of p depends on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 STORED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """How a dataclass is read out of a stored document: no field more, none of another type."""
 
+# Records are hostile input; no real run reads a suspect in more than 2^40 ways.
 MOST_READINGS = 1 << 40
 Count = Annotated[int, Field(ge=1, le=MOST_READINGS)]
 Amount = Annotated[int, Field(ge=0, le=MOST_READINGS)]
@@ -18,16 +19,16 @@ Amount = Annotated[int, Field(ge=0, le=MOST_READINGS)]
 
 @dataclass(frozen=True)
 class ReferenceFacts:
-    """The reference that a suspect was aligned to.
+    """Facts about the reference that a suspect was aligned to.
 
     Attributes:
-        name, sha256: of its file.
-        restored: tensors that were read as they were before the mark.
+        name, sha256: name and digest of its file.
+        restored: tensors that were read with their values from before the mark.
         bears_mark: whether the key finds its mark in the reference.
         similarity: mean cosine of the neurons that were matched.
         folded: whether batch norms were folded into the layers before them.
         committed: whether the key's commitment holds this reference.
-        refused: why the suspect could not be aligned; None where it was.
+        refused: why the suspect could not be aligned; None if it was aligned.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -47,8 +48,8 @@ class SkippedFiles:
     """Files of a folder that were not read.
 
     Attributes:
-        reasons: how many, by reason.
-        first: the first few names.
+        reasons: number of files for each reason.
+        first: names of the first few files.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -59,19 +60,20 @@ class SkippedFiles:
 
 @dataclass(frozen=True)
 class HiddenUnits:
-    """Whether the axis that a key's null permutes holds hidden units of the suspect.
+    """Whether the axis that a key's null hypothesis permutes holds hidden units of the suspect.
 
     Attributes:
-        axes: the axis, for each tensor of the suspect that is permuted.
-        size: how many units there are.
-        shown_by: what of the suspect shows that they are hidden units: the traced forward of a live
-            module, the configuration beside a transformer's file, or shapes that leave no other
-            way to see it; None where nothing does, or where their order means something.
-        refused: why they are not taken for hidden units; None where they are.
+        axes: for each permuted tensor of the suspect the axis.
+        size: number of units.
+        shown_by: how the suspect shows that they are hidden units: by the traced forward of a live
+            module, by the configuration beside a transformer's file, or by shapes that allow no
+            other explanation; None if nothing shows it, or if the order of the units has a meaning.
+        refused: why they are not accepted as hidden units; None if they are accepted.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
 
+    # 64 is the largest number of axes of an array in numpy 2.
     axes: Mapping[str, Annotated[int, Field(ge=0, le=64)]]
     size: Amount
     shown_by: Literal["architecture", "configuration", "shapes"] | None
@@ -83,13 +85,13 @@ class UnmarkedModel:
     """An unmarked model that the examiner supplied, read by the suspect's key.
 
     Attributes:
-        name: of the file, or the kind of live model.
-        sha256: digest of what was read of it; None of answers.
-        distance: of a learnt reader the smaller of two losses, on the model as it is and with its
-            tensors as loud as the suspect's, since logits grow with the weights; else misses, or
-            a share of failures.
-        log10_p: of a learnt reader, log10 of the rank of its loss among those on permutations of
-            this model's units; None of other keys.
+        name: name of the file, or type of the live model.
+        sha256: digest of the values that were read; None for answers.
+        distance: for a learnt reader the smaller of two losses: on the model as it is, and with its
+            tensors as loud as the suspect's, since logits grow with the weights. For other keys the
+            number of misses, or the share of failures.
+        log10_p: for a learnt reader, log10 of the rank of its loss among the losses on permutations
+            of this model's units; None for other keys.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -106,25 +108,24 @@ MOST_UNMARKED = 1000
 
 @dataclass(frozen=True)
 class Subject:
-    """What was examined.
+    """Description of the suspect and of how it was examined.
 
     Attributes:
-        name: of the file, folder, service or kind of model.
-        readings: in how many ways it was read; the best one is judged.
-        class_names: how many names of classes were given by whoever asked; 0 where classes came
-            as numbers.
+        name: name of the file, folder or service, or type of the live model.
+        readings: number of ways in which the suspect was read; the best reading is judged.
+        class_names: number of class names given with the query; 0 if classes came as numbers.
         tensors: for each tensor that the key reads, its name in the suspect.
         missing: tensors that the key reads and the suspect does not have.
         sha256: digest of each tensor that was read, or of a set of images.
         file_sha256: digest of the whole file.
-        reference: what a suspect's weights were aligned to.
-        images, skipped: how many images were read, and the files that were not.
-        transcript_sha256: digest of what was asked and answered.
-        recorded: the answers came out of a transcript; nobody was asked.
-        model: what a weight file was loaded into.
-        why: the most frequent reason why nothing was answered.
-        hidden_units: whether what a learnt reader's null permutes are hidden units; None of other
-            keys.
+        reference: facts about the reference that the suspect's weights were aligned to.
+        images, skipped: number of images that were read, and the files that were not.
+        transcript_sha256: digest of the queries and answers.
+        recorded: true if the answers came from a transcript and no model was queried.
+        model: the model that a weight file was loaded into.
+        why: the most frequent reason for missing answers.
+        hidden_units: whether a learnt reader's null hypothesis permutes hidden units; None for
+            other keys.
         unmarked: the distinct unmarked models that the examiner supplied.
     """
 
@@ -148,31 +149,37 @@ class Subject:
     unmarked: Annotated[tuple[UnmarkedModel, ...], Field(max_length=MOST_UNMARKED)] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The facts that are known, as JSON values.
+        """Return the known facts as JSON values.
 
-        `readings` stands among the corrections, `hidden_units` and `unmarked` beside the subject.
+        `readings` is listed among the corrections instead; `hidden_units` and `unmarked` are fields
+        of the verdict beside the subject.
         """
         told = _known(self)
+        # Each fact appears once in a stored verdict, so that two copies cannot disagree.
         for name in ("readings", "hidden_units", "unmarked"):
             told.pop(name, None)
+        # Readings of weights always state the file digest, null too: "not computed" is a fact.
         if self.tensors is not None:
             told["file_sha256"] = self.file_sha256
         return told
 
 
 def _known(facts: Subject | ReferenceFacts | SkippedFiles) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults, as JSON values."""
+    """Return the fields of a dataclass that differ from their defaults, as JSON values."""
     told: dict[str, Any] = {}
     for each in fields(facts):
         value = getattr(facts, each.name)
+        # Fields without a default never equal MISSING, so they are always written.
         if value != each.default:
             told[each.name] = _as_json(value)
     if isinstance(facts, SkippedFiles):
+        # Unlike other fields, the list of first names is written even if it is empty.
         told.setdefault("first", [])
     return told
 
 
 def _as_json(value: Any) -> Any:
+    """Convert a field value to a JSON value; nested facts become objects."""
     if isinstance(value, ReferenceFacts | SkippedFiles):
         return _known(value)
     if isinstance(value, tuple):

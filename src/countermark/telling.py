@@ -1,4 +1,4 @@
-"""A verdict for people, as lines of text."""
+"""The verdict as lines of text for people."""
 
 from __future__ import annotations
 
@@ -29,16 +29,22 @@ _PAYLOAD = {
 
 
 def explained(verdict: Verdict) -> str:
-    """All that a verdict says; names in it may come from a hostile key or suspect."""
+    """Return a verdict as text: one line for the outcome, then one line for each fact.
+
+    Names in the text may come from a hostile key or suspect; unprintable characters are escaped.
+    """
     head = f"{verdict.outcome.upper().replace('_', ' ')}: {verdict.reason}"
+    # Each line is escaped on its own: a line break in a name must not start a line of its own.
     return "\n".join(printable(line) for line in (head, *_lines(verdict)))
 
 
 def _line(name: str, says: str) -> str:
+    """Format one fact as an indented line, with its name in a column of twelve characters."""
     return f"  {name:<12}  {says}"
 
 
 def _lines(verdict: Verdict) -> Iterator[str]:
+    """Yield the facts of a verdict in the order in which they are printed."""
     if verdict.matched is not None and verdict.ber_interval is not None:
         yield from _measured(verdict, verdict.matched, verdict.ber_interval)
     if (shown := verdict.subject.reference) is not None:
@@ -52,6 +58,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         yield _line("opened", f"{opened.opened} of the key's {opened.committed} triggers")
     if verdict.reader is not None:
         yield from _of_the_reader(verdict, verdict.reader)
+    # Only these keys depend on unmarked models; other verdicts would gain a line without meaning.
     if verdict.reader is not None or verdict.null == UnmarkedModels.name:
         yield _line("unmarked", _compared(verdict))
     if verdict.dating is not None:
@@ -60,7 +67,13 @@ def _lines(verdict: Verdict) -> Iterator[str]:
 
 
 def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> Iterator[str]:
-    """What matched, and how probable that is."""
+    """Yield the lines about the number of matches and their probability.
+
+    Args:
+        verdict: the verdict of a suspect that could be read.
+        matched: number of bits, triggers or images that agree.
+        interval: 95 % interval of the share that disagrees.
+    """
     low, high = interval
     yield _line(
         "matched",
@@ -83,6 +96,7 @@ def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> 
         yield _line("payload", _PAYLOAD[verdict.payload])
     elif verdict.unit == "triggers" and verdict.answered != verdict.bits:
         yield _line("answered", f"{verdict.answered} of {verdict.bits}; the others are misses")
+    # The paper's own criterion is printed, but unmarked models can meet it too: it proves nothing.
     if verdict.unit != "bits" and verdict.null == UnmarkedModels.name:
         yield _line(
             "published",
@@ -92,10 +106,11 @@ def _measured(verdict: Verdict, matched: int, interval: tuple[float, float]) -> 
 
 
 def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
-    """What is known of a learnt reader."""
+    """Yield the lines about a learnt reader: its loss, siblings and false reads."""
     yield _line("L2", f"{verdict.loss:.3g} nats a bit, measured here; ln 2 = 0.693 knows nothing")
     if (units := verdict.subject.hidden_units) is not None:
         yield _line("units", shown_in_words(units))
+    # Siblings, threshold and loudness come from the key: its owner's word, not measured here.
     if reader.threshold is None:
         yield _line(
             "siblings", f"{reader.siblings} held-out, by the owner's word: too few for a threshold"
@@ -125,10 +140,11 @@ def _of_the_reader(verdict: Verdict, reader: Reader) -> Iterator[str]:
 
 
 def _compared(verdict: Verdict) -> str:
-    """Say how the suspect stands among unmarked models, and who supplied them."""
+    """Describe the suspect's rank among unmarked models, and who supplied the models."""
     models = verdict.subject.unmarked
     if not models or verdict.evidence is None:
         return "none supplied by the examiner; what the key says of some is its owner's word"
+    # n models support no smaller rank than 1/(n + 1): the suspect counts as one of them.
     n, distances = len(models), [each.distance for each in models]
     low, high = min(distances), max(distances)
     rank = rank_among(verdict.evidence, verdict.subject)
@@ -140,7 +156,7 @@ def _compared(verdict: Verdict) -> str:
 
 
 def _counted(subject: Subject) -> str:
-    """Say how many images were read, and how many were skipped for which reasons."""
+    """Describe how many images were read, and how many were skipped for which reasons."""
     reasons = {} if subject.skipped is None else subject.skipped.reasons
     if not reasons:
         return f"{subject.images} read"

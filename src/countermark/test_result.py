@@ -1,8 +1,8 @@
-"""TestResult: how probable a reading is under a null hypothesis, after named corrections.
+"""TestResult: the probability of a reading under a null hypothesis, after named corrections.
 
-Whoever may choose among n possibilities finds something in one of them n times as easily. Each such
-freedom is a `Correction` with a name and a factor, p is multiplied by all of them (Bonferroni), and
-all of them are printed and stored.
+Somebody who may choose among n possibilities finds a match in one of them n times as easily. Each
+choice of this kind is a `Correction` with a name and a factor. p is multiplied by all factors
+(Bonferroni), and all corrections are printed and stored.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ MOST_ORDERED = 14
 
 @dataclass(frozen=True)
 class Correction:
-    """A freedom that p is corrected for.
+    """A choice that p is corrected for.
 
     Attributes:
         name: what could have been chosen.
-        factor: among how many.
+        factor: the number of possibilities.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
 
     name: CorrectionName
+    # 14! orders of class names are about 2^36; the bound of 2^80 only refuses hostile records.
     factor: Annotated[int, Field(ge=1, le=1 << 80)]
 
     def __str__(self) -> str:
@@ -60,13 +61,13 @@ class Correction:
 
 @dataclass(frozen=True)
 class Freedoms:
-    """The freedoms that do not lie in the suspect.
+    """The choices, apart from those in the suspect, that p is corrected for.
 
     Attributes:
-        keys: how many keys were tried on the suspect.
-        dispute_readings: how many readings a dispute rests on.
-        claims: how many commitments the key was one of.
-        class_orders: whether whoever ordered the names of classes may have known the answers.
+        keys: number of keys that were tried on the suspect.
+        dispute_readings: number of readings that a dispute rests on.
+        claims: number of commitments that the key was one of.
+        class_orders: true if whoever ordered the class names may have known the answers.
     """
 
     keys: int = 1
@@ -88,21 +89,26 @@ def in_words(corrections: Sequence[Correction]) -> str:
 
 
 def applying(*corrections: Correction) -> tuple[Correction, ...]:
-    """Leave out the corrections that change nothing."""
+    """Drop the corrections with factor 1, which change nothing."""
     return tuple(each for each in corrections if each.factor > 1)
 
 
 def corrections_of(subject: Subject, freedoms: Freedoms) -> tuple[Correction, ...]:
     """List the corrections that apply, in the order of `CORRECTIONS`; factors of 1 are left out.
 
+    Args:
+        subject: description of the suspect, with the number of readings and class names.
+        freedoms: the choices that do not lie in the suspect.
+
     Raises:
-        ConfigError: more names of classes than there are orders that p could be multiplied by.
+        ConfigError: there are too many class names to multiply p by the number of their orders.
     """
     if freedoms.class_orders and subject.class_names > MOST_ORDERED:
         raise ConfigError(
             f"the classes came by {subject.class_names} names: p can be multiplied by the orders "
             f"of at most {MOST_ORDERED}; expected classes by number, or a blind choice"
         )
+    # A blind order of class names was not chosen to fit, so it is no freedom.
     orders = math.factorial(subject.class_names) if freedoms.class_orders else 1
     return applying(
         Correction("readings tried", subject.readings),
@@ -121,9 +127,9 @@ class TestResult:
         null, null_says: name of the null hypothesis, and the hypothesis in words.
         uncorrected_log10_p: log10 of the chance of a reading at least as good, for one try.
         floor: log10 of the smallest p that this null hypothesis can give, for one try.
-        corrections: the freedoms that p is corrected for.
-        unmarked_distances: of the unmarked models that a suspect was ranked among; None for other
-            nulls.
+        corrections: the choices that p is corrected for.
+        unmarked_distances: distances of the unmarked models that a suspect was ranked among; None
+            for other null hypotheses.
     """
 
     __test__: ClassVar[bool] = False  # pytest takes classes called Test… for tests
@@ -131,6 +137,7 @@ class TestResult:
 
     null: str
     null_says: str
+    # Kept as log10: probabilities that convict are often smaller than the smallest float.
     uncorrected_log10_p: Annotated[float, Field(le=0)]
     floor: Annotated[float, Field(le=0)]
     corrections: tuple[Correction, ...] = ()
@@ -140,25 +147,26 @@ class TestResult:
 
     @property
     def unmarked_models(self) -> int | None:
-        """Among how many unmarked models a suspect was ranked; None for other nulls."""
+        """Number of unmarked models that the suspect was ranked among; None for other nulls."""
         return None if self.unmarked_distances is None else len(self.unmarked_distances)
 
     @property
     def factor(self) -> int:
-        """By what p is multiplied."""
+        """Factor that p is multiplied by."""
         return total_factor(self.corrections)
 
     @property
     def key_factor(self) -> int:
-        """How many chances one key had: the factor without claims and readings of a dispute."""
+        """Number of chances of one key: the factor without claims and readings of a dispute."""
         return total_factor(each for each in self.corrections if each.name in _OF_ONE_KEY)
 
     @property
     def log10_p(self) -> float:
         """log10 of p after all corrections; at most 0."""
+        # The Bonferroni bound may exceed 1, which is no probability: p is capped at 1.
         return min(0.0, self.uncorrected_log10_p + math.log10(self.factor))
 
     @property
     def least_log10_p(self) -> float:
-        """log10 of the smallest p that could have come out, after all corrections."""
+        """log10 of the smallest p that was possible, after all corrections."""
         return self.floor + math.log10(self.factor)

@@ -1,6 +1,7 @@
-"""Unmarked models that the examiner supplies: read by the suspect's key, and what they are held to.
+"""Unmarked models that the examiner supplies: read them with the key, and rank the suspect.
 
-Whatever a key says of unmarked models is the word of its owner. These are the examiner's own.
+A key's own statements about unmarked models are the word of its owner. The models in this module
+come from the examiner.
 """
 
 from __future__ import annotations
@@ -42,19 +43,21 @@ Supplied: TypeAlias = "Suspect | Predict | Iterable[Pixels]"
 def read_unmarked(
     supplied: Sequence[Supplied], scheme: WeightScheme, key: Key, suspect: Mapping[str, Array]
 ) -> tuple[UnmarkedModel, ...]:
-    """Read the weights of unmarked models; equal ones count once.
+    """Read the weights of unmarked models; models with equal tensors count once.
 
     Args:
         supplied: files or live modules.
-        scheme: of the key; its reader is learnt.
-        key: what reads them.
-        suspect: the tensors that it read of the suspect.
+        scheme: scheme of the key; its reader is learnt.
+        key: the key that reads the models.
+        suspect: the tensors that the key read from the suspect.
 
     Raises:
-        SuspectError: one cannot be read.
-        ConfigError: one has no such tensors, or there are too many of them.
+        SuspectError: a model cannot be read.
+        ConfigError: a model lacks tensors that the key reads, or there are too many models.
     """
+    # Equal models count once: copies of one model would give a rank among more models than exist.
     found: dict[str, UnmarkedModel] = {}
+    # Enough draws that a rank can fall below CHANCE_LEVEL / n, a Bonferroni bound over models.
     draws = math.ceil(len(_check_supplied(supplied)) / CHANCE_LEVEL)
     for each in supplied:
         with as_numbers(open_weights(cast(Suspect, each))) as weights:
@@ -65,6 +68,7 @@ def read_unmarked(
                     "names or shapes that this key reads, or in too many ways: expected models of "
                     "the suspect's architecture"
                 )
+            # The suspect is read in every way too, so each assignment counts as one model.
             for where in ways:
                 tensors = scheme.read_from(weights, where, key)
                 digest = _digest(tensors)
@@ -77,14 +81,22 @@ def read_unmarked(
 def ask_unmarked(
     supplied: Sequence[Supplied], scheme: TriggerScheme, key: Key
 ) -> tuple[UnmarkedModel, ...]:
-    """Ask unmarked models about a key's triggers.
+    """Query unmarked models about a key's triggers.
+
+    Args:
+        supplied: live modules, or functions from images to classes.
+        scheme: scheme of the key.
+        key: the key of triggers.
 
     Raises:
-        ConfigError: the key is not judged by such a rank, or there are too many models.
+        ConfigError: the key is not judged by a rank among unmarked models, or there are too many
+            models.
     """
     _require_rank(scheme, key)
 
     def read(model: Supplied) -> UnmarkedModel:
+        """Query one model, and return its number of misses as its distance."""
+        # Live functions have no digest: two of them count as distinct models.
         suspect = cast("Suspect | Predict", model)
         evidence = scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
         subject = suspect.subject() if isinstance(suspect, Recorded) else None
@@ -98,16 +110,22 @@ def ask_unmarked(
 def look_at_unmarked(
     supplied: Sequence[Supplied], scheme: OutputScheme, key: Key
 ) -> tuple[UnmarkedModel, ...]:
-    """Read sets of images of unmarked networks.
+    """Read sets of images from unmarked networks.
+
+    Args:
+        supplied: folders of images, or images uint8 (C, H, W).
+        scheme: scheme of the key.
+        key: the key of outputs.
 
     Raises:
         SuspectError: a folder cannot be read.
-        ConfigError: the key is not judged by such a rank, a set holds no image, or there are too
-            many sets.
+        ConfigError: the key is not judged by a rank among unmarked models, a set holds no image, or
+            there are too many sets.
     """
     _require_rank(scheme, key)
 
     def read(images: Supplied) -> UnmarkedModel:
+        """Read one set of images, and return its share of failures as its distance."""
         folder = Path(images) if isinstance(images, str | Path) else None
         found: Read = (
             read_images(cast(Iterable[Pixels], images), scheme, key)
@@ -123,8 +141,9 @@ def look_at_unmarked(
 
 
 def ranked_among(nulls: Mapping[str, Null], unmarked: Sequence[UnmarkedModel]) -> dict[str, Null]:
-    """The nulls, the rank among unmarked models being one among the examiner's where he has any."""
+    """Return the nulls; models of the examiner replace the key's own unmarked models, if any."""
     found = dict(nulls)
+    # The distances in the key are the owner's word; the examiner's models take their place.
     if unmarked:
         distances = np.array([each.distance for each in unmarked], dtype=np.float64)
         found[UnmarkedModels.name] = UnmarkedModels(distances)
@@ -132,6 +151,7 @@ def ranked_among(nulls: Mapping[str, Null], unmarked: Sequence[UnmarkedModel]) -
 
 
 def _require_rank(scheme: TriggerScheme | OutputScheme, key: Key) -> None:
+    """Raise ConfigError if the key is not judged by a rank among unmarked models."""
     if UnmarkedModels.name not in scheme.nulls(key):
         raise ConfigError(
             f"this key of {scheme.name} is judged by no unmarked models: leave --unmarked out"
@@ -139,6 +159,11 @@ def _require_rank(scheme: TriggerScheme | OutputScheme, key: Key) -> None:
 
 
 def _check_supplied(supplied: Sequence[Supplied]) -> Sequence[Supplied]:
+    """Return the supplied models unchanged.
+
+    Raises:
+        ConfigError: there are more than `MOST_UNMARKED` models.
+    """
     if len(supplied) > MOST_UNMARKED:
         raise ConfigError(
             f"{len(supplied):,} unmarked models were given: expected at most {MOST_UNMARKED:,}"
@@ -149,8 +174,9 @@ def _check_supplied(supplied: Sequence[Supplied]) -> Sequence[Supplied]:
 def _distinct(
     supplied: Sequence[Supplied], read: Callable[[Supplied], UnmarkedModel]
 ) -> tuple[UnmarkedModel, ...]:
-    """What is read of each, of equal ones once."""
+    """Read each model once, and keep one of several models with equal digests."""
     found: dict[object, UnmarkedModel] = {}
+    # The same object given twice is read once, even if it has no digest.
     for each in {id(model): model for model in _check_supplied(supplied)}.values():
         model = read(each)
         found.setdefault(model.sha256 or id(each), model)
@@ -158,10 +184,12 @@ def _distinct(
 
 
 def _distance(evidence: Evidence) -> float:
+    """Return the distance of a reading of triggers or images, which always have one."""
     if evidence.distance is None:
         raise AssertionError("triggers and images have a distance")
     return evidence.distance
 
 
 def _digest(tensors: Mapping[str, Array]) -> str:
+    """Return the SHA-256 of named tensors, in hexadecimal."""
     return hashlib.sha256(b"".join(tensor_digest(n, t) for n, t in tensors.items())).hexdigest()

@@ -1,8 +1,9 @@
-"""Verdict: the answer, and the null hypothesis behind it.
+"""Verdict: the answer about one suspect and one key, and the null hypothesis behind the answer.
 
-A scheme extracts evidence, a null gives its probability, `judge` applies both thresholds:
-`alpha` against coincidence, `forgery_bits` against a cheat who tries keys. A verdict says that the
-mark of a key is present, or not proven, or that nothing can be said; never who owns the model.
+A scheme reads the suspect with a key, a null hypothesis gives the probability of that reading, and
+`judge` applies two thresholds: `alpha` against coincidence, and `forgery_bits` against a cheat who
+tries many keys. A verdict says that the mark of a key is present, that it is not proven, or that
+no verdict is possible. It never says who owns the model.
 """
 
 from __future__ import annotations
@@ -37,38 +38,40 @@ Outcome = Literal["owned", "not_proven", "no_verdict"]
 ALPHA = 1e-6
 """The default threshold against coincidence."""
 
+# Exit code 2 is left to errors, for example a suspect that cannot be read.
 EXIT_CODES: Mapping[Outcome, int] = {"owned": 0, "not_proven": 1, "no_verdict": 3}
 
 
 class PublicKeyFacts(Protocol):
-    """What is public of a key, or of its opened triggers."""
+    """Public facts of a key, or of triggers that were opened from a key."""
 
     @property
     def scheme(self) -> str:
-        """Name of its scheme."""
+        """Name of the key's scheme."""
 
     @property
     def commitment(self) -> str:
-        """The commitment, in hexadecimal."""
+        """Commitment of the key, in hexadecimal."""
 
     @property
     def owner(self) -> str:
-        """Whose key it is."""
+        """Owner that the key names."""
 
     @property
     def test_key(self) -> bool:
-        """Whether anybody can make it again."""
+        """Whether anybody can make the same key again."""
 
 
 @dataclass(frozen=True)
 class KeyIdentity:
-    """What a verdict says of a key.
+    """The public facts of a key that a verdict records.
 
     Attributes:
-        scheme, commitment, owner: what is public of it.
-        test_key: whether anybody can make it again, so that it proves nothing.
+        scheme, commitment, owner: public facts of the key.
+        test_key: true if anybody can make the same key again, so that the key proves nothing.
     """
 
+    # Reports store this class: a field that is unknown or of another type is refused on reading.
     __pydantic_config__: ClassVar[ConfigDict] = STORED
 
     scheme: str
@@ -78,15 +81,15 @@ class KeyIdentity:
 
     @classmethod
     def of(cls, key: PublicKeyFacts) -> KeyIdentity:
-        """Copy what is public of a key."""
+        """Copy the public facts of a key."""
         return cls(key.scheme, key.commitment, key.owner, key.test_key)
 
 
 class NoTruthValue:
-    """A finding with more than two outcomes, which `if` must not flatten to true.
+    """A result with more than two outcomes; using it as a truth value raises TypeError.
 
     Attributes:
-        ask: what to ask in its place.
+        ask: the attribute that callers should use instead.
     """
 
     ask: ClassVar[str]
@@ -100,24 +103,26 @@ class NoTruthValue:
 
 @dataclass(frozen=True)
 class Verdict(NoTruthValue):
-    """What can be said about one suspect and one key.
+    """The answer about one suspect and one key.
 
-    A verdict is no truth value: "not owned" and "cannot tell" are two answers. Ask `.owned`.
+    A verdict has no truth value, because "not owned" and "cannot tell" are different answers. Use
+    `.owned`.
 
     Attributes:
         outcome: owned (the mark of this key is present), not_proven, or no_verdict.
         reason: the outcome in one sentence, with the statements that it rests on.
-        key: the key that was read, by what is public of it.
-        subject: what was examined.
-        bits, unit: how many raw bits, triggers or images the key expects.
-        alpha: the threshold for p.
-        result: the judged probability; None where nothing was read.
-        evidence: what was read, which says what the key expects; never part of `to_json`.
+        key: public facts of the key that was read.
+        subject: description of the suspect and of how it was examined.
+        bits, unit: number of raw bits, triggers or images that the key expects.
+        alpha: threshold for p.
+        result: the judged probability; None if the suspect could not be read.
+        evidence: the reading, with the expected values of the key; never part of `to_json`.
         forgery_bits: −log2 of the chance that one tried key fits, corrected for its readings.
-        assume_dated: the owner stated that the key is older than the suspect.
-        blind_choice: the examiner stated that nobody chose what fits (`Terms.blind_choice`).
-        dating: what a claim says about the key's age; None where none was given.
-        limits: what the verdict does not say, in plain words.
+        assume_dated: true if the owner stated that the key is older than the suspect.
+        blind_choice: true if the examiner stated that triggers, images or class names were chosen
+            without knowledge of the key's expected values.
+        dating: the age of the key according to a claim; None if no claim was given.
+        limits: the caveats of the verdict, in plain words.
     """
 
     outcome: Outcome
@@ -128,6 +133,7 @@ class Verdict(NoTruthValue):
     unit: Literal["bits", "triggers", "images"] = "bits"
     alpha: float = ALPHA
     result: TestResult | None = None
+    # The reading holds secret values of the key: it stays out of `repr`, equality and JSON.
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
     forgery_bits: float = 0.0
     assume_dated: bool = False
@@ -144,7 +150,7 @@ class Verdict(NoTruthValue):
 
     @property
     def exit_code(self) -> int:
-        """0 owned, 1 not proven, 3 no verdict."""
+        """Exit code of the command line: 0 owned, 1 not proven, 3 no verdict."""
         return EXIT_CODES[self.outcome]
 
     @property
@@ -159,27 +165,33 @@ class Verdict(NoTruthValue):
 
     @property
     def owner(self) -> str:
-        """The owner that the key names."""
+        """Owner that the key names."""
         return self.key.owner
 
     @property
     def matched(self) -> int | None:
-        """How many bits, triggers or images agree; None where nothing was read."""
+        """Number of bits, triggers or images that agree; None if the suspect could not be read."""
         return None if self.evidence is None else self.evidence.matched
 
     @property
     def answered(self) -> int | None:
-        """How many of them the suspect gave an answer to; the others count as misses."""
+        """Number of bits, triggers or images that the suspect answered; the rest count as misses.
+
+        None if the suspect could not be read.
+        """
         return None if self.evidence is None else self.evidence.answered
 
     @property
     def ber(self) -> float | None:
-        """The share that disagrees: of bits, the bit error rate."""
+        """Share of bits, triggers or images that disagree: for bits, the bit error rate.
+
+        None if the suspect could not be read.
+        """
         return None if self.matched is None else 1 - self.matched / self.bits
 
     @property
     def ber_interval(self) -> tuple[float, float] | None:
-        """The 95 % Clopper-Pearson interval of `ber`."""
+        """95 % Clopper-Pearson interval of `ber`; None if the suspect could not be read."""
         if self.matched is None:
             return None
         return stats.clopper_pearson(self.bits - self.matched, self.bits)
@@ -201,42 +213,43 @@ class Verdict(NoTruthValue):
 
     @property
     def floor(self) -> float | None:
-        """log10 of the smallest p that the null can give, before corrections."""
+        """log10 of the smallest p that the null hypothesis can give, before corrections."""
         return None if self.result is None else self.result.floor
 
     @property
     def tests(self) -> int:
-        """How many chances this one key had; `result.corrections` names them all."""
+        """Number of chances that this one key had; `result.corrections` lists all corrections."""
         return 0 if self.result is None else self.result.key_factor
 
     @property
     def payload(self) -> bool | None:
-        """Decoded or not; None when the message is too short to carry a payload."""
+        """Whether the payload was decoded; None if the message is too short for a payload."""
         return None if self.evidence is None else self.evidence.payload
 
     @property
     def loss(self) -> float | None:
-        """L2 of a learnt reader, mean cross-entropy a bit in nats; None for linear keys."""
+        """L2 of a learnt reader: mean cross-entropy a bit in nats; None for linear keys."""
+        # Linear keys may have scores too, but L2 is a criterion for learnt readers only.
         learnt = self.evidence is not None and self.evidence.reader is not None
         return self.evidence.cross_entropy if learnt and self.evidence is not None else None
 
     @property
     def reader(self) -> Reader | None:
-        """What is known of a learnt reader."""
+        """Facts about the learnt reader of the key; None for keys without a learnt reader."""
         return None if self.evidence is None else self.evidence.reader
 
     @property
     def likeness(self) -> Likeness | None:
-        """Normalised correlation of hidden and revealed images."""
+        """Normalised correlation of hidden and revealed images; None for other keys."""
         return None if self.evidence is None else self.evidence.likeness
 
     @property
     def disclosure(self) -> Disclosure | None:
-        """How many of the key's triggers were opened; None where the whole key was there."""
+        """Number of triggers that were opened; None if the whole key was available."""
         return None if self.evidence is None else self.evidence.disclosure
 
     def to_json(self) -> dict[str, Any]:
-        """All that is said, as JSON values; `docs/verdicts.md` explains each field."""
+        """Return the whole verdict as JSON values; `docs/verdicts.md` explains each field."""
         interval, result = self.ber_interval, self.result
         corrections = () if result is None else result.corrections
         return {
@@ -275,7 +288,8 @@ class Verdict(NoTruthValue):
         }
 
     def _compared(self) -> dict[str, Any] | None:
-        """The examiner's unmarked models, and the suspect's rank among them."""
+        """Return the examiner's unmarked models, with the suspect's rank among them, as JSON."""
+        # Without a reading there is no distance, hence no rank.
         if (models := self.subject.unmarked) == () or self.evidence is None:
             return None
         rank = rank_among(self.evidence, self.subject)
@@ -286,25 +300,25 @@ class Verdict(NoTruthValue):
         }
 
     def explain(self) -> str:
-        """The verdict for people, as lines of text."""
+        """Return the verdict as lines of text for people."""
         return explained(self)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of a judgement: what is asked, and what is stated rather than measured.
+    """The options of a verification: thresholds, and statements that are not measured.
 
     Attributes:
         alpha: threshold against coincidence, after correction.
         assume_dated: the owner's own statement that the key is older than the suspect.
-        blind_choice: the examiner's own statement that whoever chose which triggers were opened did
-            not know their labels, whoever chose pictures not what the key reads in them, and
-            whoever ordered the names of classes not the answers.
-        allow_test_key: let a reproducible key be judged as if it were secret; benchmarks only.
-        dating: what a claim says about the key's age; p is multiplied by its commitments.
-        keys: how many keys were tried on the suspect and are to be corrected for.
-        dispute_readings: how many readings the dispute rests on that this one is of.
-        claims: how many commitments the key was one of, where no dating counts them.
+        blind_choice: the examiner's own statement that the opened triggers were chosen without
+            knowledge of their labels, that images were chosen without knowledge of the bits that
+            the key reads in them, and that class names were ordered without knowledge of answers.
+        allow_test_key: judge a reproducible key as if it were secret; benchmarks only.
+        dating: the age of the key according to a claim; p is multiplied by the claim's commitments.
+        keys: number of keys that were tried on the suspect and that p is corrected for.
+        dispute_readings: number of readings of the dispute that this reading belongs to.
+        claims: number of commitments that the key was chosen from, if `dating` does not count them.
     """
 
     alpha: float = ALPHA
@@ -321,14 +335,16 @@ class Terms:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
 
     def freedoms(self, *, opened: bool) -> Freedoms:
-        """List what could be chosen beside the suspect.
+        """Return the choices, apart from those in the suspect, that p must be corrected for.
 
         Args:
-            opened: the evidence is about opened triggers, of which alone a blind choice speaks.
+            opened: true if the reading is about opened triggers; the blind choice then concerns
+                these triggers and not the class names.
         """
         return Freedoms(
             keys=self.keys,
             dispute_readings=self.dispute_readings,
+            # The commitments in a claim's ledger multiply the claims that the caller counts.
             claims=self.claims if self.dating is None else self.claims * self.dating.multiplier,
             class_orders=not names_stated(self, opened=opened),
         )
@@ -337,14 +353,14 @@ class Terms:
 def judge(
     evidence: Evidence, null: Null, *, subject: Subject, key: KeyIdentity, terms: Terms
 ) -> Verdict:
-    """Judge evidence by a null hypothesis, corrected for every freedom that there was.
+    """Judge a reading under a null hypothesis, and correct p for every choice that was free.
 
     Args:
-        evidence: the best reading that was found.
-        null: the null hypothesis to judge it by.
-        subject: what was read, and in how many ways.
-        key: whose reading it is.
-        terms: the thresholds and statements.
+        evidence: the best reading of the suspect.
+        null: the null hypothesis.
+        subject: description of the suspect, with the number of ways in which it was read.
+        key: public facts of the key.
+        terms: thresholds and statements.
     """
     result = TestResult(
         null=null.name,
@@ -353,6 +369,7 @@ def judge(
         floor=null.log10_floor(evidence),
         corrections=corrections_of(subject, terms.freedoms(opened=evidence.disclosure is not None)),
         unmarked_distances=(
+            # Reports keep the distances, so the rank can be computed again without the models.
             tuple(map(float, null.distances)) if isinstance(null, UnmarkedModels) else None
         ),
     )
@@ -362,17 +379,19 @@ def judge(
 def judge_result(
     evidence: Evidence, result: TestResult, *, subject: Subject, key: KeyIdentity, terms: Terms
 ) -> Verdict:
-    """Apply both thresholds to a probability that is known already.
+    """Apply both thresholds to a probability that was computed before.
 
     Args:
-        evidence: what was read.
-        result: its probability.
-        subject: what was examined.
-        key: whose reading it is.
-        terms: the thresholds and statements.
+        evidence: the reading of the suspect.
+        result: the probability of the reading.
+        subject: description of the suspect.
+        key: public facts of the key.
+        terms: thresholds and statements.
     """
+    # `key_factor` omits claims and dispute readings: they give a cheat no further chances.
     against_forgery = forgery_bits(evidence, result.key_factor)
-    # Of all other kinds the date is all there is: see docs/verdicts.md.
+    # Readings of the other kinds always have 0 forgery bits: a date is their only protection
+    # (docs/verdicts.md).
     foreseeable = evidence.committed or result.null == SecretClassMap.name
     measured = _Measured(
         result,
@@ -406,7 +425,7 @@ def no_verdict(
     reason: str, *, bits: int, subject: Subject, key: KeyIdentity, terms: Terms,
     unit: Literal["bits", "triggers", "images"] = "bits",
 ) -> Verdict:  # fmt: skip
-    """Make the verdict of a key that could not be read at all, and say why."""
+    """Make the verdict for a suspect that could not be read or judged with this key."""
     return Verdict(
         outcome="no_verdict",
         reason=reason,
@@ -423,19 +442,19 @@ def no_verdict(
 
 @dataclass(frozen=True)
 class _Measured:
-    """What is held against the thresholds."""
+    """The values that the decision compares with the thresholds and the statements."""
 
     result: TestResult
     forgery_bits: float
     evidence: Evidence
     foreseeable: bool
-    chosen: str | None  # how whoever chose the images may have cheated
-    freely_chosen: str | None  # what a blind choice states of this reading
+    chosen: str | None  # how somebody may have cheated by choosing images
+    freely_chosen: str | None  # what a blind choice states about this reading
     subject: Subject
 
 
 def _best_reading(measured: _Measured) -> str:
-    """Say in words what would give the smallest p."""
+    """Describe the reading that would give the smallest p."""
     evidence, result = measured.evidence, measured.result
     if result.unmarked_models is None:
         opened = "" if evidence.disclosure is None else " opened"
@@ -449,6 +468,12 @@ def _best_reading(measured: _Measured) -> str:
 def _decide(  # noqa: PLR0911 - one reason after the other
     measured: _Measured, terms: Terms, *, test_key: bool
 ) -> tuple[Outcome, str]:
+    """Return the outcome and its reason.
+
+    The checks run from "nothing can be proven here" to "the finding is not proof enough", and the
+    first check that fails decides.
+    """
+    # A key whose secret is public proves nothing, whatever it reads: this check comes first.
     log10_alpha, result = math.log10(terms.alpha), measured.result
     if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
@@ -456,6 +481,7 @@ def _decide(  # noqa: PLR0911 - one reason after the other
         return "not_proven", why
     if why := not_exchangeable(result, measured.subject):
         return "no_verdict", why
+    # If even the best reading stays above alpha, a miss says nothing: no verdict, not "not proven".
     if result.least_log10_p > log10_alpha:
         return "no_verdict", (
             "this key cannot prove anything here: "
@@ -464,6 +490,7 @@ def _decide(  # noqa: PLR0911 - one reason after the other
         )
     if result.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
+    # From here on p is small enough; the remaining checks can only withhold the verdict.
     if why := _not_told_apart(measured):
         return "no_verdict", why
     if why := _not_kept_out(measured, terms):
@@ -472,7 +499,11 @@ def _decide(  # noqa: PLR0911 - one reason after the other
 
 
 def _not_told_apart(measured: _Measured) -> str | None:
-    """Why the suspect may be unmarked however small p is, by the owner's models or examiner's."""
+    """Return why the suspect may be an unmarked model despite a small p; None if that is excluded.
+
+    Both the owner's siblings and the examiner's unmarked models are consulted.
+    """
+    # The owner's sibling threshold can only make a verdict stricter, so it is checked first.
     reader = measured.evidence.reader
     if reader is not None and (why := _perhaps_a_sibling(reader)):
         return why
@@ -480,13 +511,14 @@ def _not_told_apart(measured: _Measured) -> str | None:
 
 
 def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
-    """Name the statements without which the finding would not have been made."""
+    """Append to a finding the statements without which it would not have been made."""
     stated = []
     if unmarked := len(measured.subject.unmarked):
         models = "model is" if unmarked == 1 else f"{unmarked} models are"
         stated.append(f"the supplied {models} unmarked (the examiner's statement)")
     if measured.freely_chosen and terms.blind_choice:
         stated.append(f"{measured.freely_chosen} (the examiner's statement)")
+    # A reading with 80 forgery bits or more needs no date, hence no statement about the date.
     if measured.forgery_bits < LEAST_FORGERY_BITS:
         if terms.assume_dated:
             stated.append("the key is older than the suspect (the owner's statement)")
@@ -497,8 +529,9 @@ def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
 
 
 def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
-    """Why a cheat may have come to such a reading; None where bits or statements keep him out."""
+    """Return how a cheat may have obtained this reading; None if bits or statements exclude it."""
     evidence, dating = measured.evidence, terms.dating
+    # A choice of images needs no trial of keys, so forgery bits cannot exclude it.
     if measured.chosen and not terms.blind_choice:
         return f"{measured.chosen}, which you may state (--blind-choice)"
     if measured.forgery_bits >= LEAST_FORGERY_BITS or terms.assume_dated:
@@ -508,11 +541,14 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
         if dating is not None:
             needed = f"the claim does not date the key, since {dating.why}"
         return f"{_forged(measured)}: {needed}"
+    # A claim dates the key's commitment; a reference outside it may be younger than the suspect.
     if evidence.alignment is not None and not evidence.alignment.is_committed:
         return (
             f"{_forged(measured)}, or beforehand to fit a base that it shares: a claim dates a "
             "key, no reference (--assume-dated states that of both)"
         )
+    # A date excludes keys made for the suspect, not a key that was picked before the claim, in
+    # 2^forgery_bits trials, because it fits answers or base weights that can be foreseen.
     if measured.foreseeable and measured.forgery_bits < LEAST_DATED_BITS:
         return (
             "a key that fits what can be foreseen of a suspect could have been picked before the "
@@ -522,7 +558,7 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
 
 
 def _forged(measured: _Measured) -> str:
-    """How a cheat would come to such a reading."""
+    """Describe how a cheat could obtain this reading with a key or reference made afterwards."""
     if measured.evidence.reader:
         return "a reader can be trained afterwards to find any bits in anybody's model"
     if measured.evidence.alignment and not measured.evidence.alignment.is_committed:
@@ -538,7 +574,7 @@ def _forged(measured: _Measured) -> str:
 
 
 def _perhaps_a_sibling(reader: Reader) -> str | None:
-    """Why the suspect may be an unmarked relative of the marked model; None when it is below."""
+    """Return why the suspect may be an unmarked sibling of the marked model, or None."""
     loss = reader.quiet_loss
     if reader.threshold is None:
         return (
