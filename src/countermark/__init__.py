@@ -1,20 +1,26 @@
 """countermark proves that a neural network is yours.
 
-Five nouns, in the order in which an owner meets them:
+A scheme is a published method to mark a network. Embedding a scheme during training gives a secret
+key. Whoever holds the key can later ask whether a suspect, a network that somebody else serves or
+sells, carries the mark:
 
-    Scheme     a published method; a frozen dataclass, its fields are the whole configuration
-    Key        the owner's secret; scheme fields, commitment C0, tensors on disk
-    Embedding  a scheme at work while somebody's loop trains
-    Verdict    the answer to "is the mark of this key in that model?", and the null behind it
-    Attack     what a thief may do; never sees a key
+    embedding = scheme.embed(model, owner=…)   context manager around the training loop
+    key = embedding.key                        the owner's secret, saved as a folder
+    verdict = verify(suspect, key)             owned, not_proven or no_verdict
+    outcome = attack.run(model, data)          a changed copy of the model, and its cost
 
-    scheme.embed(model, owner=…)  ->  Embedding  ->  Key
-    verify(suspect, key)          ->  Verdict    (owned, not_proven, no_verdict)
-    attack.run(model, data)       ->  a changed copy, and what it cost
+The main classes, in the order in which an owner meets them:
+
+    Scheme     a published method; a frozen dataclass whose fields are the whole configuration
+    Key        the owner's secret: scheme fields, tensors, and the commitment C0 to both
+    Embedding  a scheme at work while somebody's loop trains a model
+    Verdict    the answer for one suspect, with the null hypothesis that it was judged by
+    Attack     a change that a thief may make to a stolen model; never sees a key
 
 Imports run downwards only: cli -> bench -> attacks, examine -> openings -> schemes -> embedding ->
 verdict -> nulls, key, weights, remote -> message, merkle, stats, answers -> xof, files, errors,
-progress. Reading runs on numpy, without torch; names below are loaded when they are first used.
+progress. Reading a mark needs numpy only. The names below are imported when they are first used, so
+that `import countermark` loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Type checkers and editors see the real imports, which a running program makes only when a name is
+# used.
 if TYPE_CHECKING:
     from countermark.attacks.fine_tune import FineTune
     from countermark.attacks.overwrite import Overwrite
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
     from countermark.schemes.uchida import Uchida
     from countermark.verdict import Verdict
 
+# The module under `countermark` that defines each public name.
 _PLACES = {
     "CountermarkError": "errors",
     "DeepStego": "schemes.deepstego",
@@ -85,10 +94,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562).
+
+    Raises:
+        AttributeError: the package has no public name like this.
+    """
     if name not in _PLACES:
         raise AttributeError(f"module 'countermark' has no attribute {name!r}")
     return getattr(importlib.import_module(f"countermark.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:
+    """Return the public names, whether they are imported yet or not."""
     return sorted(__all__)

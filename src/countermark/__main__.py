@@ -1,4 +1,4 @@
-"""`python -m countermark`: the command line, for machines without the script on their path."""
+"""Run the command line by `python -m countermark`, without the script on the path."""
 
 from countermark.cli import main
 

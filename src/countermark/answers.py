@@ -1,4 +1,4 @@
-"""Suspects that are asked: a function from images to classes, whatever stands behind it."""
+"""Suspects as functions from images to classes: live classifiers, remote services, transcripts."""
 
 from __future__ import annotations
 
@@ -24,41 +24,48 @@ Labels: TypeAlias = NDArray[np.int64]
 Predict: TypeAlias = Callable[[Images], Labels]
 """A suspect that is asked."""
 
+# Images in one forward pass, so that memory does not grow with the number of images.
 _BATCH = 256
 
 
 @runtime_checkable
 class Recorded(Protocol):
-    """A suspect that is asked, and of which a verdict records more than its kind."""
+    """A function from images to classes that also describes itself for a verdict."""
 
     def __call__(self, images: Images, /) -> Labels:
-        """The classes of these images."""
+        """Return the classes (n,) of images (n, C, H, W)."""
 
     def subject(self) -> Subject:
-        """Describe the suspect, once it was asked, for a verdict's record and corrections."""
+        """Describe the suspect for a verdict's record and corrections.
+
+        Call this after the suspect was asked, since the description may count the answers.
+        """
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A function that is asked, with what a verdict records of it.
+    """A function from images to classes, together with its description for a verdict.
 
     Attributes:
-        predict: how it is asked.
-        subject: what is recorded, as `Recorded` says.
+        predict: the function.
+        subject: returns the description, as in `Recorded`.
     """
 
     predict: Predict
     subject: Callable[[], Subject]
 
     def __call__(self, images: Images, /) -> Labels:
-        """The classes of these images."""
+        """Return the classes (n,) of images (n, C, H, W)."""
         return self.predict(images)
 
 
 def fed(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
-    """Images (n, C, H, W) in grey levels as a host takes them: (image − mean) / deviation.
+    """Normalise images (n, C, H, W) in grey levels for a model: (image − mean) / deviation.
 
-    Mean and deviation are in grey levels, one value or one for each channel.
+    Args:
+        images: the images, 0 to 255.
+        mean: in grey levels, one value or one for each channel.
+        deviation: in grey levels, one value or one for each channel.
 
     Returns: float32 of the same shape.
     """
@@ -72,23 +79,33 @@ def fed(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Te
 
 
 def of_module(model: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> Predict:
-    """A live classifier as a suspect that is asked; it is in eval mode meanwhile.
+    """Wrap a live classifier as a function from images to classes.
 
-    Scores that are not finite count as no answer.
+    The classifier is in eval mode while it answers, and in its former mode afterwards. An image
+    with a score that is not finite gets the class −1, which means no answer.
+
+    Args:
+        model: the classifier.
+        mean: in grey levels; images enter the model as (image − mean) / deviation.
+        deviation: in grey levels.
 
     Raises:
-        SuspectError: when asked, the model does not take the images, or does not answer them with
-            scores (n, classes).
+        SuspectError: when the function is called and the model does not accept the images, or does
+            not answer with scores (n, classes).
     """
     import torch
 
     def predict(images: Images) -> Labels:
+        """Return the classes (n,) of images (n, C, H, W), asked in batches."""
+        # A model without parameters has no device of its own: it is asked on the CPU.
         where = next(iter(model.parameters()), torch.zeros(())).device
         was_training, found = model.training, []
         model.eval()
         try:
             with torch.no_grad():
                 for first in range(0, len(images), _BATCH):
+                    # Copied, because torch warns about arrays that cannot be written to, such as
+                    # those of a key.
                     part = torch.from_numpy(images[first : first + _BATCH].copy()).to(where)
                     found.append(_classes(_answer(model, fed(part, mean, deviation)), len(part)))
         finally:
@@ -99,13 +116,18 @@ def of_module(model: nn.Module, mean: Sequence[float], deviation: Sequence[float
 
 
 def asked_of(suspect: object, mean: Sequence[float], deviation: Sequence[float]) -> Predict:
-    """Whatever can be asked as a function from images to classes: such a one, or a live classifier.
+    """Return a suspect as a function from images to classes.
 
-    A classifier is fed with (image − mean) / deviation, as `of_module` says.
+    Args:
+        suspect: a live classifier, or a function from images to classes, which is returned as is.
+        mean: in grey levels; images enter a classifier as (image − mean) / deviation.
+        deviation: in grey levels.
 
     Raises:
-        SuspectError: it is neither.
+        SuspectError: the suspect is neither of these.
     """
+    # Torch modules are callable as well, hence asked about first. Without torch installed an
+    # isinstance check would not be possible.
     if hasattr(suspect, "state_dict"):
         return of_module(cast("nn.Module", suspect), mean, deviation)
     if callable(suspect):
@@ -118,6 +140,11 @@ def asked_of(suspect: object, mean: Sequence[float], deviation: Sequence[float])
 
 
 def _answer(model: nn.Module, images: Tensor) -> object:
+    """Call a model that may raise anything.
+
+    Raises:
+        SuspectError: the model raised an error.
+    """
     try:
         return model(images)
     except Exception as error:  # a model is foreign code and may raise anything
@@ -129,6 +156,11 @@ def _answer(model: nn.Module, images: Tensor) -> object:
 
 
 def _classes(answer: object, count: int) -> Tensor:
+    """Return the class with the largest score of each image, −1 where a score is not finite.
+
+    Raises:
+        SuspectError: the answer is no tensor of scores [count, classes].
+    """
     import torch
 
     if not isinstance(answer, torch.Tensor) or answer.dim() != 2 or len(answer) != count:
@@ -136,5 +168,6 @@ def _classes(answer: object, count: int) -> Tensor:
         raise SuspectError(
             f"the suspect answers {count} images with {shown}: expected scores [{count}, classes]"
         )
+    # argmax over NaN returns some class, which would count as an answer.
     scores = answer.float().cpu()
     return scores.argmax(dim=1).where(scores.isfinite().all(dim=1), torch.tensor(-1))

@@ -1,9 +1,10 @@
-"""Two parties and a suspect, from their files: both keys read from all three models.
+"""Decide between two parties who claim one suspect: read both keys from all three models.
 
-Whoever takes a model can put its neurons into another order, and none of its outputs changes. So
-where one mark alone is in the suspect, the other is sought in the order of that party's own model.
-What is found then is no evidence, since the mark has its part in the order: it leaves the dispute
-open. So does a suspect whose other neurons are those of an older claimed model, without its mark.
+A thief can put a model's neurons into another order without changing any of its outputs. If only
+one party's mark is in the suspect, the other mark is therefore sought once more in the neuron order
+of that party's own model. A mark that is found this way is no evidence, because the mark itself
+takes part in finding the order: it only leaves the dispute open. The dispute stays open too if the
+suspect lacks the mark of an older claimed model, but its other neurons are those of that model.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ Readings = dict[tuple[Side, Place], Verdict]
 
 @dataclass(frozen=True)
 class Shown:
-    """What a party shows: its key, its claim, and the model that it claimed, as a file."""
+    """The exhibits of one party.
+
+    Attributes:
+        key: the party's key.
+        claim: the party's claim.
+        model: file of the model that the party claims.
+    """
 
     key: Key
     claim: Claim
@@ -44,14 +51,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Examiner:
-    """What the examiner of a dispute decides by.
+    """The settings by which an examiner decides a dispute.
 
     Attributes:
-        alpha: the largest chance of a false accusation, over all readings.
-        believed: whose time stamps count.
-        counted: the ledger, as `audited` reads it.
-        base: a public model that both parties began with, as far as the examiner knows: what the
-            suspect has in common with it is then no sign of a copy.
+        alpha: the largest accepted chance of a false accusation, over all readings.
+        believed: authorities whose timestamps count.
+        counted: the checked ledger in which commitments are counted, if there is one.
+        base: a public model that both parties began with, as far as the examiner knows. Whatever
+            the suspect shares with it is no sign of a copy.
     """
 
     alpha: float
@@ -61,13 +68,20 @@ class Examiner:
 
 
 def audited(url: str) -> Audit:
-    """The whole ledger in which claims are counted, checked."""
+    """Check the whole ledger in which claims are counted, and return the audit."""
     with Ledger(url) as opened:
         return audit(opened)
 
 
 def terms_of(alpha: float, counted: Audit | None) -> Terms:
-    """The terms of six readings, by keys out of so many commitments."""
+    """Return the options of the six readings of a dispute.
+
+    Args:
+        alpha: the largest accepted chance of a false accusation, over all readings.
+        counted: the ledger whose commitments p is corrected for; None for no correction.
+    """
+    # Whoever registers many commitments gets as many chances to match a suspect, so p is multiplied
+    # by their number.
     commitments = max(1, counted.count()) if counted else 1
     return Terms(alpha, assume_dated=True, dispute_readings=READINGS, claims=commitments)
 
@@ -75,21 +89,26 @@ def terms_of(alpha: float, counted: Audit | None) -> Terms:
 def read_parties(
     suspect: Path, shown: Sequence[Shown], terms: Terms, opened: Opened
 ) -> tuple[tuple[Party, Party], Readings]:
-    """The two parties for `claims.dispute.resolve`, and both keys' verdicts on all three models.
+    """Read both keys from all three models.
 
     Args:
-        suspect: the model in dispute.
-        shown: by the first party, and by the second.
-        terms: of every reading.
-        opened: how a file is opened as a suspect of a key.
+        suspect: file of the model in dispute.
+        shown: exhibits of the first party and of the second.
+        terms: options of every reading.
+        opened: opens a file as a suspect of a key.
+
+    Returns: the two parties as `claims.dispute.resolve` takes them, and the six verdicts.
 
     Raises:
-        SuspectError: a model that cannot be read.
+        SuspectError: a model cannot be read.
     """
     parties = []
     for each in shown:
         with open_weights(each.model) as weights:
+            # The decision compares these digests with the claim, which must be about this key and
+            # model.
             parties.append(Party(each.claim, each.key.commitment, model_digest(weights)))
+    # In the order of `PLACES`: the suspect, then the model of each party.
     files = (suspect, *(each.model for each in shown))
     readings: Readings = {}
     for side, each in zip(SIDES, shown, strict=True):
@@ -103,14 +122,14 @@ def settle(suspect: Path, shown: Sequence[Shown], opened: Opened, examiner: Exam
     """Read both keys from all three models, and decide between the two parties.
 
     Args:
-        suspect: the model in dispute.
-        shown: by the first party, and by the second.
-        opened: how a file is opened as a suspect of a key.
-        examiner: what the decision is made by.
+        suspect: file of the model in dispute.
+        shown: exhibits of the first party and of the second.
+        opened: opens a file as a suspect of a key.
+        examiner: the settings of the decision.
 
     Raises:
-        SuspectError: a model that cannot be read.
-        ClaimError: a claim that is not whole, or not about its party's key and model.
+        SuspectError: a model cannot be read.
+        ClaimError: a claim is incomplete, or not about its party's key and model.
     """
     parties, readings = read_parties(
         suspect, shown, terms_of(examiner.alpha, examiner.counted), opened
@@ -123,21 +142,22 @@ def settle(suspect: Path, shown: Sequence[Shown], opened: Opened, examiner: Exam
 def copies_of(
     suspect: Path, shown: Sequence[Shown], readings: Readings, base: Path | None = None
 ) -> dict[Side, str]:
-    """Find the parties whose models the suspect is a copy of, among those whose marks are missing.
+    """Find the parties whose mark is missing in a suspect that is a copy of their model.
 
     Args:
-        suspect: the model in dispute.
-        shown: by the first party, and by the second.
-        readings: as `read_parties` gives them.
-        base: as of an `Examiner`.
+        suspect: file of the model in dispute.
+        shown: exhibits of the first party and of the second.
+        readings: the six verdicts.
+        base: a public model that both parties began with, if known.
 
-    Returns: for each of them, in words, how much of the suspect is the same.
+    Returns: for each of these parties, in words, how much of the suspect is the same.
 
     Raises:
-        SuspectError: a model that cannot be read.
+        SuspectError: a model cannot be read.
     """
     found: dict[Side, str] = {}
     for side, each in zip(SIDES, shown, strict=True):
+        # A mark that is not even in the party's own model says nothing about copies of this model.
         if readings[side, side].owned and not readings[side, "suspect"].owned:
             compared = likeness(suspect, each.model, base)
             if compared.is_copy:
@@ -146,11 +166,18 @@ def copies_of(
 
 
 def doubt(suspect: Path, shown: Sequence[Shown], readings: Readings) -> str | None:
-    """Why a mark that was not found in the suspect may be there, behind another order of neurons.
+    """Explain why a mark may be in the suspect, although it was not found in this order of neurons.
 
-    None where both marks were found, or neither, or the one that was not cannot be hidden so.
+    Args:
+        suspect: file of the model in dispute.
+        shown: exhibits of the first party and of the second.
+        readings: the six verdicts.
+
+    Returns: None if both marks were found or neither was, or if the missing mark is not hidden
+        behind another order.
     """
     missing = [side for side in SIDES if not readings[side, "suspect"].owned]
+    # With both marks found, or neither, another reading would decide nothing.
     if len(missing) != 1:
         return None
     side, own = missing[0], shown[SIDES.index(missing[0])]

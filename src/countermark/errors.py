@@ -1,10 +1,10 @@
-"""What can go wrong, drawn as a tree.
+"""All errors that this library raises on purpose, as a tree.
 
     CountermarkError                  every error this library raises on purpose
     ├── ConfigError                   a field, name or option that cannot be right
     │   └── CapacityError             more bits than the weights that are read can hold
-    ├── KeyFileError                  a key folder or opening: missing, damaged, forged, in the way
-    ├── ClaimError                    a claim, time stamp or tree head: damaged, forged, in the way
+    ├── KeyFileError                  a key or disclosure: missing, damaged, forged, in the way
+    ├── ClaimError                    a claim, timestamp or tree head: damaged, forged, in the way
     ├── LedgerError                   a ledger that is missing, of another kind, or in the way
     ├── SuspectError                  a suspect that cannot be read: truncated, hostile, non-finite
     │   └── AlignmentError            its neurons cannot be put into the order of a reference
@@ -13,8 +13,9 @@
     ├── MarkNotTakenError             training ended and the mark is not in the model
     └── MissingExtraError             an optional dependency that is not installed
 
-A message is one line: what was expected, what came, and the way out; names out of hostile files
-cannot break it. "Not owned" is no error: it is a value of `Verdict.outcome`.
+"In the way" means that the name of a file to be written is taken. A message is one line: the
+expected value, the value that came, and how to mend it. Names out of hostile files cannot break the
+line. "Not owned" is no error but a value of `Verdict.outcome`.
 """
 
 from __future__ import annotations
@@ -27,46 +28,47 @@ _Value = TypeVar("_Value")
 
 
 class CountermarkError(Exception):
-    """Base of all errors raised on purpose; the command line prints it as one line, exit 2."""
+    """Base class of all errors raised on purpose; the command line prints one line, exit 2."""
 
     def __init__(self, message: str = "") -> None:
+        # Messages quote names out of hostile files, which may hold terminal escape sequences.
         super().__init__(printable(message))
 
 
 class ConfigError(CountermarkError):
-    """A field, a name or an option that cannot be right."""
+    """A field, a name or an option cannot be right."""
 
 
 class CapacityError(ConfigError):
-    """More bits than the weights that are read can hold."""
+    """A mark has more bits than the weights that are read can hold."""
 
 
 class KeyFileError(CountermarkError):
-    """A key folder, or what was opened of one, that is missing, damaged, forged or in the way."""
+    """A key folder, or a disclosure of its triggers, is missing, damaged, forged or in the way."""
 
 
 class ClaimError(CountermarkError):
-    """A claim, a time stamp or a tree head that is damaged, forged or in the way."""
+    """A claim, a timestamp or a tree head is damaged, forged or in the way."""
 
 
 class LedgerError(CountermarkError):
-    """A ledger that is missing, of another kind or version, or in the way."""
+    """A ledger is missing, of another kind or version, or in the way."""
 
 
 class SuspectError(CountermarkError):
-    """A suspect that cannot be read."""
+    """A suspect cannot be read."""
 
 
 class AlignmentError(SuspectError):
-    """A suspect whose neurons cannot be put into the order of a reference."""
+    """A suspect's neurons cannot be put into the order of a reference."""
 
 
 class DataError(CountermarkError):
-    """A data set that is missing or cannot be read."""
+    """A data set is missing or cannot be read."""
 
 
 class LoopError(CountermarkError):
-    """A training loop and a mark that do not fit together."""
+    """A training loop and a mark do not fit together."""
 
 
 class MarkNotTakenError(CountermarkError):
@@ -74,27 +76,38 @@ class MarkNotTakenError(CountermarkError):
 
 
 class MissingExtraError(CountermarkError):
-    """An optional dependency that is not installed."""
+    """An optional dependency is not installed.
+
+    Args:
+        feature: the feature that needs the dependency, as the subject of a sentence.
+        extra: name of the extra that installs the dependency.
+    """
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an extra: pip install 'countermark[{extra}]'")
 
 
 def printable(text: str, longest: int = 2000) -> str:
-    """Text as one line that a terminal shows as it is: control characters escaped, cut if long."""
+    """Return a text as one line that a terminal shows unchanged.
+
+    Control characters are escaped, and a text of more than `longest` characters is cut.
+    """
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()
+        # Cut before escaping: a hostile text may be gigabytes long. One character more than allowed
+        # shows that something was cut.
         for each in text[: longest + 1]
     )
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The way out of a misspelt name: the nearest known one, or the list when none is near.
+    """Suggest the nearest known name for a misspelt name, or list known names if none is near.
 
     Returns: a clause for the end of an error message, at most six names long.
     """
     choices = list(known)
+    # A cutoff a little below the default of 0.6, so that short misspelt names are found too.
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:
         return f"the nearest is {close[0]!r}"
@@ -103,10 +116,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def named(kind: str, name: str, known: Mapping[str, _Value]) -> _Value:
-    """What is known by that name.
+    """Look up a value by its name.
+
+    Args:
+        kind: the kind of thing that is looked up, for the error message.
+        name: the name that the user gave.
+        known: all values by name.
 
     Raises:
-        ConfigError: nothing is; says what kind of thing was sought, and the nearest.
+        ConfigError: the name is unknown; the message suggests the nearest known name.
     """
     if name not in known:
         raise ConfigError(f"there is no {kind} {name!r}: {nearest(name, known)}")

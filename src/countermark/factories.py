@@ -1,4 +1,7 @@
-"""Code that somebody names, module:factory; run only where whoever gives the name trusts it."""
+"""Run code that a user names as module:factory.
+
+Call this only with a name that the user trusts: importing a module runs its code.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,23 @@ Arguments: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
 
 def made(what: str, place: str, expected: str, arguments: Arguments = ()) -> Any:
-    """What a factory returns.
+    """Import a factory, call it and return its result.
 
     Args:
-        what: it is for, such as "reader".
+        what: purpose of the result, such as "reader"; for the error message.
         place: module:factory.
-        expected: what that should have been, for the error.
-        arguments: of the factory, in order or by name.
+        expected: description of the right kind of factory; for the error message.
+        arguments: arguments of the factory, in order or by name.
 
     Raises:
-        ConfigError: there is no such module or factory, or it fails; says which.
+        ConfigError: there is no such module or factory, or it fails; the message says which.
     """
     module, _, factory = place.partition(":")
     try:
         run = getattr(importlib.import_module(module), factory)
         return run(**arguments) if isinstance(arguments, Mapping) else run(*arguments)
     except Exception as error:  # foreign code may raise anything
+        # One line, since an error of foreign code may span several or hold escape sequences.
         said = printable(" ".join(str(error).split()), 200)
         raise ConfigError(
             f"{what} {place!r} cannot be made ({type(error).__name__}: {said}): expected "

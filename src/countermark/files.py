@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all: written beside their place, synced, then renamed.
+"""Write files whole or not at all, and read JSON out of hostile files.
 
-And JSON out of hostile files, read so that no other reader can see another document in it.
+A file is written beside its place, synced and then renamed. JSON is read so strictly that no other
+reader can see a different document in the same bytes.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Model = TypeVar("_Model", bound=BaseModel)
-_MOST_PARTS = 1 << 21  # of a document; pydantic takes a kilobyte for each that is an empty list
+# Counted before parsing, because pydantic would have taken the memory already.
+_MOST_PARTS = 1 << 21  # values in a document; pydantic takes a kilobyte for each empty list
 
 
 class Stored(BaseModel):
-    """A stored document: no field more, none less, none of another type."""
+    """A stored document: no unknown field, no missing field, no value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well.
+    """Open a temporary file beside `path` that replaces `path` when the block ends well.
 
     Yields: the temporary path, for the block to write to. After an exception it is removed and
         `path` is as it was.
@@ -43,6 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
+        # Atomic within a directory. Syncing the parent makes the new name survive a power cut.
         temporary.replace(path)
         sync(path.parent)
     finally:
@@ -51,14 +54,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def creating_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that gets its name when the block ends well.
+    """Open a temporary file beside `path` that gets this name when the block ends well.
 
     Yields: the temporary path, for the block to write to; it is removed in any case.
 
     Raises:
-        FileExistsError: something has that name, from the start or by the end; it is left
-            untouched.
+        FileExistsError: the name is taken, from the start or by the end; the existing file or
+            folder is left untouched.
     """
+    # Looked at before the work as well, so that a taken name costs no computation. `lexists` also
+    # sees a link that points nowhere.
     if os.path.lexists(path):
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,15 +78,15 @@ def creating_file(path: Path) -> Iterator[Path]:
 
 
 def _take_name(temporary: Path, path: Path) -> None:
-    """Give a file a second name, which nothing may have.
+    """Give a temporary file its final name, if no other file has this name.
 
-    A renamed file would take the place of one that somebody else made in the meantime.
+    A plain rename would replace a file that another process made in the meantime.
     """
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise FileExistsError(path) from None
-    except OSError:  # a file system without hard links: look once more, as near as can be
+    except OSError:  # no hard links on this file system: look just before the rename
         if os.path.lexists(path):
             raise FileExistsError(path) from None
         temporary.replace(path)
@@ -97,9 +102,10 @@ def write_secret(path: Path, content: bytes) -> None:
     """Write `content` to a new file that only its owner can read (0600), whole or not at all.
 
     Raises:
-        FileExistsError: something already has that name; it is left untouched.
+        FileExistsError: the name is taken; the existing file or folder is left untouched.
     """
     with creating_file(path) as temporary:
+        # The mode is set on creation: a later chmod would leave a moment in which others can read.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -107,16 +113,17 @@ def write_secret(path: Path, content: bytes) -> None:
 
 @contextmanager
 def creating(folder: Path) -> Iterator[Path]:
-    """A temporary folder (0700) beside `folder` that gets its name when the block ends well.
+    """Make a temporary folder (0700) beside `folder` that gets this name when the block ends well.
 
-    Yields: the temporary folder, for the block to fill; its files have to be synced by `sync`.
+    Yields: the temporary folder, for the block to fill. The block has to sync its files itself.
 
     Raises:
-        FileExistsError: something already has that name; it is left untouched.
+        FileExistsError: the name is taken; the existing file or folder is left untouched.
     """
     if os.path.lexists(folder):
         raise FileExistsError(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # The random part lets two processes write to one place without sharing a temporary name.
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir(mode=0o700)
     try:
@@ -132,7 +139,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Create `folder` (0700) with `files` (0600), whole or not at all.
 
     Raises:
-        FileExistsError: something already has that name; it is left untouched.
+        FileExistsError: the name is taken; the existing file or folder is left untouched.
     """
     with creating(folder) as temporary:
         for name, content in files.items():
@@ -144,23 +151,25 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_regular(path: Path, largest: int) -> bytes:
-    """The content of a regular file of at most `largest` bytes.
+    """Read a regular file of at most `largest` bytes.
 
     Raises:
-        ValueError: it is missing, no regular file or larger; says which, without its name.
+        ValueError: the file is missing, not regular or larger. The message says which of these,
+            without the file's name.
     """
     with _opened_regular(path, largest) as (file, size):
-        content = file.read(size + 1)  # never `largest`, for which room would be made
+        content = file.read(size + 1)  # not `largest`: Python allocates the whole buffer first
     if len(content) > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
     return content
 
 
 def digest_regular(path: Path, largest: int) -> str:
-    """SHA-256 (hex) of a regular file of at most `largest` bytes, without holding it in memory.
+    """Compute SHA-256 (hex) of a regular file of at most `largest` bytes, piece by piece.
 
     Raises:
-        ValueError: it is missing, no regular file or larger; says which, without its name.
+        ValueError: the file is missing, not regular or larger. The message says which of these,
+            without the file's name.
     """
     with _opened_regular(path, largest) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -168,9 +177,14 @@ def digest_regular(path: Path, largest: int) -> str:
 
 @contextmanager
 def _opened_regular(path: Path, largest: int) -> Iterator[tuple[BufferedReader, int]]:
-    """Open a regular file of at most `largest` bytes; yield it and its size."""
+    """Open a regular file of at most `largest` bytes; yield the file and its size.
+
+    Raises:
+        ValueError: the file is missing, not regular or larger, or reading fails in the block.
+    """
     try:
         status = path.stat()
+        # Opening a pipe would wait for ever, and a device has no end.
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
         if status.st_size > largest:
@@ -182,12 +196,18 @@ def _opened_regular(path: Path, largest: int) -> Iterator[tuple[BufferedReader, 
 
 
 def parse_as(model: type[_Model], content: bytes) -> _Model:
-    """A document that `parse_json` accepts, as a pydantic model.
+    """Parse a JSON document strictly into a pydantic model.
+
+    Args:
+        model: the model's class.
+        content: the document, as UTF-8.
 
     Raises:
-        ValueError: it is none; names the first field that is unknown, missing or wrong.
+        ValueError: the content is no such document. The message names the first field that is
+            unknown, missing or wrong.
     """
     require_few_parts(content)
+    # Pydantic's own parser takes the last of two equal names without a word.
     parse_json(content)
     try:
         return model.model_validate_json(content)
@@ -198,29 +218,36 @@ def parse_as(model: type[_Model], content: bytes) -> _Model:
 
 
 def require_few_parts(content: bytes) -> None:
-    """Raise `ValueError` for JSON of so many values that pydantic would need gigabytes for them."""
+    """Raise `ValueError` for JSON of so many values that pydantic would need gigabytes for them.
+
+    Args:
+        content: the document, before it is parsed.
+    """
     if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_PARTS:
         raise ValueError(f"it has more than {_MOST_PARTS:,} parts")
 
 
 def parse_json(content: bytes, *, non_finite: bool = False) -> Any:
-    """A UTF-8 JSON document in which no object has a name twice and no number is NaN or infinite.
+    """Parse a UTF-8 JSON document in which no object has a name twice and every number is finite.
 
     Args:
         content: the document.
-        non_finite: let NaN and infinities pass, as some servers write them.
+        non_finite: accept NaN and infinities, which some servers write.
 
     Raises:
-        ValueError: it is no such document, or nests too deeply.
+        ValueError: the content is no such document, or nests too deeply.
     """
     constant = float if non_finite else _refuse
     try:
+        # Some readers take the first of two equal names and some the last: a signed document could
+        # then mean two things.
         return json.loads(content.decode(), object_pairs_hook=_named_once, parse_constant=constant)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object out of its pairs; raise `ValueError` if two pairs have one name."""
     found = dict(pairs)
     if len(found) != len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)  # in linear time
@@ -229,11 +256,12 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
+    """Raise `ValueError` for NaN or an infinity, which are no JSON."""
     raise ValueError(f"{constant} is no JSON number")
 
 
 def sync(path: Path) -> None:
-    """Force a file or directory to disk; where directories cannot be opened (Windows), skip it."""
+    """Force a file or directory to disk; skip directories that Windows does not open."""
     with suppress(PermissionError):
         # Windows syncs a file through a descriptor that may write, and opens no directory.
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -1,17 +1,18 @@
-"""Key: the owner's secret, and the commitment that fixes everything before the message is drawn.
+"""The owner's secret key, and the commitment that fixes everything before the message is drawn.
 
     C0 = SHA-256(frame("countermark/C0/v1", context, SHA-256(secret), frozen, owner, nonce))
 
-where `context` is the canonical JSON of the scheme, all its fields, the tensors it reads with their
-shapes and the test flag, and `frozen` the digests of all tensors that are fixed before the message
-is drawn. Rows and message are expanded from (secret, C0): neither can be fitted to a victim, and
-one changed field redraws every bit. A reader that is trained on the message is fixed afterwards, by
+`context` is the canonical JSON of the scheme, all its fields, the tensors that it reads with their
+shapes, and the test flag. `frozen` holds the digests of all tensors that are fixed before the
+message is drawn. Key rows and message are expanded from (secret, C0). Nobody can therefore fit them
+to a victim's model: one changed field redraws every bit. A reader that is trained on the message is
+fixed afterwards, by
 
     C1 = SHA-256(frame("countermark/C1/v1", C0, learnt))
 
-with `learnt` the digests of the reader and of all that was measured with it. Both follow from
-digests, so whoever is shown these can check a commitment without the secret. How a key lies on disk
-is in `keyfile`.
+`learnt` holds the digests of the reader and of everything that was measured with it. Both
+commitments follow from digests, so that a third party who is shown the digests can check a
+commitment without the secret. The module `keyfile` stores keys on disk.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ OPENINGS = "openings"
 
 @dataclass(frozen=True)
 class KeyMaterial:
-    """What is drawn at random for a key: secret (32 bytes), nonce (16 bytes); `repr` shows neither.
+    """The random part of a key: a secret (32 bytes) and a nonce (16 bytes).
 
-    `fresh` is the only source outside tests and benchmarks. `for_tests` is reproducible, so anybody
-    can draw it again: such a key is marked and never yields *owned* outside `bench`.
+    `repr` shows neither of them. Real keys draw both from the operating system. Benchmarks and
+    tests derive both from a number, which anybody can repeat: such a key is flagged as a test key
+    and never yields *owned* outside `bench`.
     """
 
     secret: bytes = field(repr=False)
     nonce: bytes = field(repr=False)
+    # Part of `Key.context`, hence of C0: nobody can pass a test key off as a real one later.
     test_key: bool = False
 
     @classmethod
@@ -59,15 +62,23 @@ class KeyMaterial:
     @classmethod
     def for_tests(cls, seed: int) -> KeyMaterial:
         """Derive a secret and a nonce from a number, for benchmarks and tests."""
+        # The test prefix keeps these secrets apart from every other use of SHAKE-256 in a key.
         drawn = hashlib.shake_256(frame(b"countermark/test-key/v1", str(seed).encode())).digest(48)
         return cls(drawn[:SECRET_BYTES], drawn[SECRET_BYTES:], test_key=True)
 
     def stream(self, purpose: str) -> Stream:
-        """A stream for what is made before there is a commitment, and enters it."""
+        """Return the random stream for values that are made before the commitment and enter it.
+
+        Args:
+            purpose: name of the stream; streams of different names are independent.
+        """
         return Stream(self.secret, self.nonce, purpose)
 
     def salts(self, count: int) -> list[bytes]:
-        """The salts of `count` triggers, 32 bytes each: they hide these, and draw their labels."""
+        """Draw the salts of `count` triggers, 32 bytes each.
+
+        A salt hides its trigger in the key's tree, and draws the trigger's label.
+        """
         drawn = self.stream("salts").take(SALT_BYTES * count)
         return [drawn[at : at + SALT_BYTES] for at in range(0, len(drawn), SALT_BYTES)]
 
@@ -80,14 +91,14 @@ class Key:
         scheme: name of the scheme.
         fields: all fields of the scheme, as JSON values; `bits` is the message length T.
         tensors: name and shape of each tensor that is read; their order is the reading order.
-        owner: the name that the payload is a digest of.
+        owner: the owner's name, which the payload is a digest of.
         material: secret and nonce.
         frozen: tensors fixed before the message was drawn (a selection mask, …).
         learnt: tensors trained on the message or measured with it (a reader, …); empty for linear
             keys.
-        model, model_arguments: how the command line built the host, where it did.
-        trusted: the module:factory that reading may run; never stored, so a key from a folder
-            runs no code until somebody says so.
+        model, model_arguments: how the command line built the marked model, if it did.
+        trusted: the module:factory that reading may run. It is never stored, so that a key from a
+            folder runs no code until its holder names the code again.
     """
 
     scheme: str
@@ -103,17 +114,17 @@ class Key:
 
     @property
     def bits(self) -> int:
-        """T, the number of raw bits."""
+        """T, the number of raw message bits."""
         return int(self.fields["bits"])
 
     @property
     def test_key(self) -> bool:
-        """Whether the secret was derived from a number and proves nothing."""
+        """True if the secret was derived from a number, so that the key proves nothing."""
         return self.material.test_key
 
     @property
     def context(self) -> dict[str, Any]:
-        """What C0 binds in plain, as JSON values: scheme, fields, tensors and the test flag."""
+        """The part of C0 that is no secret, as JSON values: scheme, fields, tensors, test flag."""
         return {
             "scheme": self.scheme,
             "fields": dict(self.fields),
@@ -123,14 +134,15 @@ class Key:
 
     @cached_property
     def c0(self) -> bytes:
-        """C0, the 32-byte commitment to everything fixed before the message is drawn.
+        """C0, the 32-byte commitment to everything that is fixed before the message is drawn.
 
         Raises:
-            ConfigError: a field that has no canonical JSON (RFC 8785).
+            ConfigError: a field has no canonical JSON (RFC 8785).
         """
         return commit(
             self.context,
             digests(self.frozen),
+            # Only the digest of the secret enters C0, so that C0 can be checked without the secret.
             secret=hashlib.sha256(self.material.secret).digest(),
             owner=self.owner,
             nonce=self.material.nonce,
@@ -138,16 +150,16 @@ class Key:
 
     @cached_property
     def c1(self) -> bytes | None:
-        """C1, the 32-byte commitment to what was learnt as well; None where nothing was."""
+        """C1, the 32-byte commitment to C0 and the learnt tensors; None if nothing was learnt."""
         return commit_learnt(self.c0, digests(self.learnt)) if self.learnt else None
 
     @property
     def commitment(self) -> str:
-        """C1 where there is one, else C0, in hexadecimal; it reveals nothing of the secret."""
+        """C1 if the key has one, else C0, in hexadecimal; reveals nothing of the secret."""
         return (self.c1 or self.c0).hex()
 
     def stream(self, purpose: str, tensor: str = "") -> Stream:
-        """The key's own random stream for one purpose and tensor."""
+        """Return the key's random stream for one purpose and one tensor."""
         return Stream(self.material.secret, self.c0, purpose, tensor)
 
     @cached_property
@@ -156,26 +168,44 @@ class Key:
         return message(self.material.secret, self.c0, self.owner, self.bits)
 
     def labels(self, count: int, classes: int) -> NDArray[np.int64]:
-        """The labels (count,) of the key's triggers, each uniform over 0 … classes − 1."""
+        """Draw the labels (count,) of the key's triggers, each uniform over 0 … classes − 1.
+
+        Args:
+            count: number of triggers.
+            classes: number of classes of the model.
+        """
         return labels(self.material.salts(count), self.c0, classes)
 
     def payload_in(self, read: Bits) -> bool | None:
-        """Whether raw bits (T,) decode to this key's payload; None when T is too short for one."""
+        """Return whether raw bits decode to this key's payload.
+
+        Args:
+            read: raw bits (T,), as they were read out of a suspect.
+
+        Returns: None if T is too short for a payload.
+        """
         if not payload_bytes(self.bits):
             return None
         decoded = decode(read, self.material.secret, self.c0)
         return decoded == payload(self.c0, self.owner, self.bits)
 
     def with_model(self, name: str, arguments: Mapping[str, Any]) -> Key:
-        """The same key, which also says how the command line built the host."""
+        """Return a copy that also records how the command line built the marked model.
+
+        Args:
+            name: name of the built-in model, or its module:factory.
+            arguments: the arguments that the model was built with.
+        """
         return replace(self, model=name, model_arguments=dict(arguments))
 
     def trusting(self, code: str | None) -> Key:
-        """The same key, whose reader may run this module:factory."""
+        """Return a copy whose reader may run this module:factory; None allows no code."""
+        # Not part of C0: trust is a decision of whoever reads the key, not a property of the key.
         return replace(self, trusted=code)
 
     def save(self, path: str | Path, passphrase: str | None = None) -> None:
         """Write the key to a new folder; see `keyfile.save_key`."""
+        # Imported here because `keyfile` imports `Key` from this module.
         from countermark.keyfile import save_key
 
         save_key(self, Path(path), passphrase)
@@ -191,19 +221,20 @@ class Key:
 def commit(
     context: Mapping[str, Any], frozen: Sequence[bytes], *, secret: bytes, owner: str, nonce: bytes
 ) -> bytes:
-    """C0 (32 bytes) of a key, from what can be shown of it.
+    """Compute the commitment C0 (32 bytes) of a key, from values that may be shown to others.
 
     Args:
         context: as `Key.context`.
-        frozen: the digests of the frozen tensors, as `digests` orders them.
+        frozen: digests of the frozen tensors, in the order in which a key lists them.
         secret: SHA-256 of the secret.
-        owner: as in the key.
-        nonce: likewise, 16 bytes.
+        owner: the owner's name.
+        nonce: 16 bytes.
 
     Raises:
-        ConfigError: a value of the context that has no canonical JSON (RFC 8785).
+        ConfigError: a value of the context has no canonical JSON (RFC 8785).
     """
     try:
+        # RFC 8785 fixes the order of names and the form of numbers: one context has one encoding.
         canonical = rfc8785.dumps(dict(context))
     except rfc8785.CanonicalizationError as error:
         raise ConfigError(
@@ -215,22 +246,24 @@ def commit(
 
 
 def commit_learnt(c0: bytes, learnt: Sequence[bytes]) -> bytes:
-    """C1 (32 bytes), from C0 and the digests of the learnt tensors, as `digests` orders them."""
+    """Compute C1 (32 bytes) from C0 and the ordered digests of the learnt tensors."""
     return hashlib.sha256(frame(b"countermark/C1/v1", c0, frame(*learnt))).digest()
 
 
 def digests(tensors: Mapping[str, NDArray[Any]]) -> list[bytes]:
-    """The digests of named tensors, in the order of their names, but `OPENINGS` first.
+    """Return the digests of named tensors, in the order of their names, but `OPENINGS` first.
 
-    A digest does not show the name that is in it. Because the place of this one is fixed, nobody
-    can commit to several such tensors and later show the one that suits him.
+    A digest does not show the name that went into it. Because the place of `OPENINGS` is fixed,
+    nobody can commit to several trigger trees and later show the one that suits them.
     """
     names = sorted(tensors, key=lambda name: (name != OPENINGS, name))
     return [tensor_digest(name, tensors[name]) for name in names]
 
 
 def tensor_digest(name: str, tensor: NDArray[Any]) -> bytes:
-    """SHA-256 over a tensor's name, dtype, shape and little-endian bytes in C order."""
+    """Compute SHA-256 over a tensor's name, dtype, shape and little-endian bytes in C order."""
+    # Byte order and memory layout depend on the machine, and a digest must not. The shape is taken
+    # from `tensor`, as numpy's `ascontiguousarray` turns a scalar into an array of one axis.
     ordered = np.ascontiguousarray(tensor)
     ordered = ordered.astype(ordered.dtype.newbyteorder("<"), copy=False)
     about = f"{ordered.dtype.name} {list(tensor.shape)}"

@@ -1,8 +1,8 @@
 """A key on disk: a folder with `key.safetensors` (tensors) and `key.json` (everything readable).
 
-Written to a sibling folder and renamed whole; never over another key. With a passphrase the tensors
-are encrypted with AES-256-GCM-SIV under Argon2id, the JSON beside them being the associated data.
-`docs/format.md` describes every field.
+The folder is written beside its place under another name and renamed as a whole, never over another
+key. With a passphrase the tensors are encrypted with AES-256-GCM-SIV under a key that Argon2id
+derives, and `key.json` is the associated data. `docs/format.md` describes every field.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from countermark.errors import KeyFileError, printable
 from countermark.files import Hex32, Stored
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
+# Bytes that are read at most, 1 MiB and 4 GiB: a key folder may come from anybody.
 _LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
-_MOST_PASSES_KIB = 1 << 22  # of memory that Argon2id goes over, all iterations together
+_MOST_PASSES_KIB = 1 << 22  # that Argon2id may write in all: iterations times memory
+# The secret lies beside the tensors in one file, under a name without a prefix.
 _FROZEN, _LEARNT = "frozen.", "learnt."
 
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -39,18 +41,21 @@ Size = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
 class Encryption(Stored):
-    """How the tensors are encrypted: Argon2id (RFC 9106), AES-256-GCM-SIV (RFC 8452)."""
+    """Parameters of the encryption: Argon2id (RFC 9106) and AES-256-GCM-SIV (RFC 8452)."""
 
     kdf: Literal["argon2id"]
     cipher: Literal["aes-256-gcm-siv"]
     salt: Hex16
     nonce: Hex12
+    # Whoever reads a foreign key spends the time and memory that these numbers ask for. The bounds
+    # stop a hostile key from asking for more than a gibibyte.
     iterations: Annotated[int, Field(ge=1, le=64)]
     lanes: Annotated[int, Field(ge=1, le=64)]
     memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)]
 
     @model_validator(mode="after")
     def _is_soon_derived(self) -> Self:
+        """Refuse parameters that would keep the reader of a hostile key busy too long."""
         if self.iterations * self.memory_kib > _MOST_PASSES_KIB:
             raise ValueError(
                 f"iterations times memory_kib is {self.iterations * self.memory_kib:,}: expected "
@@ -60,10 +65,12 @@ class Encryption(Stored):
 
     @classmethod
     def fresh(cls) -> Encryption:
-        """Today's parameters, with a salt and a nonce from the operating system."""
+        """Return today's parameters, with a salt and a nonce from the operating system."""
         return cls(
             kdf="argon2id",
             cipher="aes-256-gcm-siv",
+            # The second recommended parameter set of RFC 9106, section 4: 64 MiB, 3 iterations, 4
+            # lanes.
             salt=os.urandom(16).hex(),
             nonce=os.urandom(12).hex(),
             iterations=3,
@@ -73,7 +80,7 @@ class Encryption(Stored):
 
 
 class KeyHeader(Stored):
-    """The content of `key.json`: exactly these fields, every one of them, and none is secret."""
+    """The content of `key.json`: exactly these fields, all of them, and no secret among them."""
 
     type: Literal["countermark/key/v1"]
     scheme: str
@@ -91,12 +98,16 @@ class KeyHeader(Stored):
     version: str
 
     def associated_data(self) -> bytes:
-        """What the cipher authenticates: all of the header but the digest of the ciphertext.
+        """Return the bytes that the cipher authenticates beside the tensors.
+
+        Returns: the canonical JSON of the header without the digest of `key.safetensors`.
 
         Raises:
-            KeyFileError: it has no canonical JSON (RFC 8785), so it could not be read again.
+            KeyFileError: the header has no canonical JSON (RFC 8785) and could not be read again.
         """
         try:
+            # The digest is that of the ciphertext, which does not exist yet when it is
+            # authenticated.
             return rfc8785.dumps(self.model_dump(exclude={"tensors_sha256"}))
         except rfc8785.CanonicalizationError as error:
             raise KeyFileError(
@@ -106,11 +117,11 @@ class KeyHeader(Stored):
 
     @property
     def commitment(self) -> str:
-        """C1 where there is one, else C0."""
+        """C1 if the key has one, else C0, in hexadecimal."""
         return self.C1 or self.C0
 
     def to_bytes(self) -> bytes:
-        """The header as it lies on disk."""
+        """Return the content of `key.json`."""
         return self.model_dump_json(indent=2).encode() + b"\n"
 
 
@@ -119,12 +130,12 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
 
     Args:
         key: the key.
-        folder: where; must not exist yet.
+        folder: path of the new folder; must not exist yet.
         passphrase: encrypts secret and tensors; None leaves them readable by their owner only.
 
     Raises:
-        KeyFileError: something already has that name, and is left untouched; or the passphrase
-            is empty.
+        KeyFileError: the folder's name is taken (the existing file or folder is left untouched), or
+            the passphrase is empty.
     """
     refuse_existing(folder)
     if passphrase == "":
@@ -138,11 +149,12 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
         sealed = cipher.encrypt(bytes.fromhex(encryption.nonce), content, authenticated)
         content = save({"ciphertext": np.frombuffer(sealed, dtype=np.uint8)})
     header = header.model_copy(update={"tensors_sha256": hashlib.sha256(content).hexdigest()})
+    # One rename makes both files appear: no other process sees one file without the other.
     files.write_folder(folder, {"key.safetensors": content, "key.json": header.to_bytes()})
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise `KeyFileError` when something already has the name of a key to be written."""
+    """Raise `KeyFileError` if a file or folder has the name of a key to be written."""
     if os.path.lexists(folder):
         raise KeyFileError(
             f"{folder} exists, and a key is never overwritten: choose another name or move it away"
@@ -150,17 +162,18 @@ def refuse_existing(folder: Path) -> None:
 
 
 def refuse_nested(key: Path, model: Path) -> None:
-    """Raise `KeyFileError` where a key would lie in a model, or a model in a key."""
+    """Raise `KeyFileError` if a key would lie inside a model, or a model inside a key."""
+    # A model folder is published and a key is secret. Links are followed before comparing.
     inner, outer = key.resolve(), model.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise KeyFileError(f"{key} and {model} lie in each other: a key never lies there")
 
 
 def load_header(folder: Path) -> KeyHeader:
-    """Read and check `key.json`; no passphrase is needed, and no secret is touched.
+    """Read and check `key.json`, without a passphrase and without touching the secret.
 
     Raises:
-        KeyFileError: missing, too large, not a key, of an unknown version, or with a field that
+        KeyFileError: the file is missing, too large, not a key or of an unknown version, or a field
             is unknown, missing or there twice.
     """
     content = _read(folder, "key.json", _LARGEST_JSON)
@@ -168,11 +181,13 @@ def load_header(folder: Path) -> KeyHeader:
         header = files.parse_as(KeyHeader, content)
     except ValueError as error:
         raise _no_header(folder, str(error)) from None
+    # Raises here for values without canonical JSON, not only when the commitment is computed.
     header.associated_data()
     return header
 
 
 def _no_header(folder: Path, why: str) -> KeyFileError:
+    """Return the error for a `key.json` that cannot be used."""
     return KeyFileError(
         f"{folder / 'key.json'}: {printable(why, 200)}; "
         "expected a key of type countermark/key/v1 as `countermark embed` writes it"
@@ -180,11 +195,11 @@ def _no_header(folder: Path, why: str) -> KeyFileError:
 
 
 def load_key(folder: Path, passphrase: str | None = None) -> Key:
-    """Read a key folder and check that it is what its commitment says.
+    """Read a key folder and check that its content agrees with its commitment.
 
     Raises:
-        KeyFileError: damaged, truncated or forged (digest or C0 do not agree), or encrypted and the
-            passphrase is missing or wrong.
+        KeyFileError: the key is damaged, truncated or forged (a digest, C0 or C1 does not agree),
+            or it is encrypted and the passphrase is missing or wrong.
     """
     header = load_header(folder)
     content = _read(folder, "key.safetensors", _LARGEST_TENSORS)
@@ -214,6 +229,8 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
         model=header.model,
         model_arguments=header.model_arguments,
     )
+    # The digest above finds damage only. C0 and C1 show that fields, tensors and secret still
+    # belong to the commitment, which a claim may have dated.
     for which, follows, written in (
         ("C0", key.c0.hex(), header.C0),
         ("C1", _hex(key.c1), header.C1),
@@ -227,15 +244,17 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
 
 
 def _hex(digest: bytes | None) -> str | None:
+    """Return a digest in hexadecimal, and None for None."""
     return None if digest is None else digest.hex()
 
 
 def _named(prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The tensors of one kind, under their own names."""
+    """Return the tensors whose names have a prefix, under their names without it."""
     return {n.removeprefix(prefix): each for n, each in tensors.items() if n.startswith(prefix)}
 
 
 def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
+    """Build the header of a key; the digest of `key.safetensors` is filled in later."""
     return KeyHeader(
         type="countermark/key/v1",
         scheme=key.scheme,
@@ -245,6 +264,7 @@ def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
         nonce=key.material.nonce.hex(),
         C0=key.c0.hex(),
         C1=_hex(key.c1),
+        # A stand-in: the header is authenticated before the content has its digest.
         tensors_sha256="0" * 64,
         test_key=key.test_key,
         encryption=encryption,
@@ -255,6 +275,7 @@ def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
 
 
 def _plain_tensors(key: Key) -> bytes:
+    """Return secret, frozen and learnt tensors as the content of a safetensors file."""
     tensors = {"secret": np.frombuffer(key.material.secret, dtype=np.uint8)}
     for prefix, named in ((_FROZEN, key.frozen), (_LEARNT, key.learnt)):
         tensors |= {prefix + name: np.asarray(each, order="C") for name, each in named.items()}
@@ -262,6 +283,11 @@ def _plain_tensors(key: Key) -> bytes:
 
 
 def _read(folder: Path, name: str, largest: int) -> bytes:
+    """Read one file of a key folder, of at most `largest` bytes.
+
+    Raises:
+        KeyFileError: the file is missing, not a regular file, too large, or changes meanwhile.
+    """
     path = folder / name
     try:
         status = path.stat()
@@ -270,6 +296,7 @@ def _read(folder: Path, name: str, largest: int) -> bytes:
             raise KeyFileError(f"{path} is not a regular file: expected one as a key has it")
         if size > largest:
             raise KeyFileError(f"{path} has {size:,} bytes, a key has at most {largest:,}")
+        # One byte more than expected shows a file that grows while it is read.
         with path.open("rb") as file:
             content = file.read(size + 1)
     except OSError as error:
@@ -285,9 +312,16 @@ def _read(folder: Path, name: str, largest: int) -> bytes:
 def _tensors(
     folder: Path, content: bytes, header: KeyHeader, passphrase: str | None
 ) -> dict[str, NDArray[Any]]:
+    """Decode the content of `key.safetensors`, after decrypting it if the header says so.
+
+    Raises:
+        KeyFileError: the content is damaged, or cannot be decrypted with this passphrase.
+    """
     try:
         tensors: dict[str, NDArray[Any]] = load(content)
         if header.encryption is not None:
+            # A plain tensor beside the ciphertext would be one that the passphrase does not
+            # protect.
             if tensors.keys() != {"ciphertext"}:
                 raise ValueError("expected one tensor, ciphertext")
             sealed = tensors["ciphertext"].tobytes()
@@ -298,6 +332,11 @@ def _tensors(
 
 
 def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | None) -> bytes:
+    """Decrypt the tensors of an encrypted key.
+
+    Raises:
+        KeyFileError: the passphrase is missing or wrong, or the header was changed.
+    """
     encryption = header.encryption
     if encryption is None or passphrase is None:
         raise KeyFileError(
@@ -306,6 +345,8 @@ def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | No
         )
     cipher = AESGCMSIV(_derive(encryption, passphrase))
     try:
+        # The associated data is computed from the header as read, so a changed `key.json` fails
+        # here and looks like a wrong passphrase: the cipher cannot tell the two apart.
         nonce = bytes.fromhex(encryption.nonce)
         return cipher.decrypt(nonce, sealed, header.associated_data())
     except InvalidTag:
@@ -315,6 +356,11 @@ def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | No
 
 
 def _derive(encryption: Encryption, passphrase: str) -> bytes:
+    """Derive the 32-byte cipher key from a passphrase with Argon2id.
+
+    Raises:
+        KeyFileError: the machine has less free memory than the header asks for.
+    """
     kdf = Argon2id(
         salt=bytes.fromhex(encryption.salt),
         length=32,

@@ -4,9 +4,9 @@
     MTH({d}) = SHA-256(0x00 ‖ d)
     MTH(D_n) = SHA-256(0x01 ‖ MTH(D[0:k]) ‖ MTH(D[k:n])),  k the largest power of two below n
 
-Hashed level by level from the leaves: neighbours are paired, and a last one without a neighbour
-rises as it is. That is the same tree. A root with the number of leaves fixes every leaf and its
-place; the root alone does not fix their number.
+The code hashes level by level from the leaves: neighbours are paired, and a last digest without a
+neighbour rises unchanged, which gives the same tree. A root together with the number of leaves
+fixes every leaf and its place; the root alone does not fix the number of leaves.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ DIGEST_BYTES = 32
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """The Merkle tree hash (32 bytes) of leaves of any length; RFC 9162, section 2.1.1."""
+    """Compute the Merkle tree hash (32 bytes) of leaves of any length; RFC 9162, section 2.1.1."""
     if not leaves:
         return hashlib.sha256().digest()
     return _levels(leaves)[-1][0]
 
 
 def inclusion(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The inclusion path of one leaf, digests of 32 bytes, lowest first; section 2.1.3.1.
+    """Return the inclusion path of one leaf; section 2.1.3.1.
+
+    Returns: digests of 32 bytes, lowest first.
 
     Raises:
         ConfigError: there is no such leaf.
@@ -36,7 +38,7 @@ def inclusion(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def inclusions(leaves: Sequence[bytes], indices: Sequence[int]) -> list[list[bytes]]:
-    """The inclusion path of each of several leaves; the tree is hashed once.
+    """Return the inclusion path of each of several leaves; the tree is hashed once.
 
     Raises:
         ConfigError: there is no such leaf.
@@ -46,21 +48,30 @@ def inclusions(leaves: Sequence[bytes], indices: Sequence[int]) -> list[list[byt
 
 
 def is_under(root: str, leaf: bytes, index: int, size: int, path: Sequence[str]) -> bool:
-    """Whether a path, digests in hexadecimal as in a document, leads from a leaf to a root."""
+    """Return true if an inclusion path leads from a leaf to a root.
+
+    Args:
+        root: digest in hexadecimal.
+        leaf: the leaf itself, not its digest.
+        index: place of the leaf, from 0.
+        size: how many leaves the tree has.
+        path: digests in hexadecimal, as a document holds them, lowest first.
+    """
     try:
+        # Path, place and size come out of a document that anybody may have written.
         return root_of(leaf, index, size, [bytes.fromhex(each) for each in path]).hex() == root
     except (ConfigError, ValueError):
         return False
 
 
 def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
-    """The root (32 bytes) that a path leads to; section 2.1.3.2.
+    """Compute the root (32 bytes) that an inclusion path leads to; section 2.1.3.2.
 
-    The leaf is in the tree of `size` leaves when this is the tree's root, and only then.
+    The leaf is in the tree of `size` leaves if the result is the tree's root, and only then.
 
     Args:
         leaf: the leaf itself, not its digest.
-        index: its place, from 0.
+        index: place of the leaf, from 0.
         size: how many leaves the tree has.
         path: digests of 32 bytes, lowest first.
 
@@ -70,11 +81,12 @@ def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     place, last = _placed(index, size), size - 1
     reached = leaf_hash(leaf)
     for digest in path:
+        # At `last == 0` (sn in the RFC) the root is reached: further digests belong to no path.
         if len(digest) != DIGEST_BYTES or last == 0:
             raise _no_path(index, size, path)
         if place % 2 or place == last:
             reached = node_hash(digest, reached)
-            while place % 2 == 0 and place:  # it rose without a neighbour
+            while place % 2 == 0 and place:  # the digest rose without a neighbour
                 place, last = place >> 1, last >> 1
         else:
             reached = node_hash(reached, digest)
@@ -85,17 +97,20 @@ def root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
 
 
 def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
-    """The digests of the leaves, of their pairs and so on, up to the root."""
+    """Return the digests of the leaves, of their pairs and so on, up to the root."""
     levels = [[leaf_hash(leaf) for leaf in leaves]]
     while len(below := levels[-1]) > 1:
         level = [node_hash(*below[at : at + 2]) for at in range(0, len(below) - 1, 2)]
+        # An odd level ends with a digest that has no neighbour; the slice is empty for an even one.
         levels.append(level + below[len(below) - len(below) % 2 :])
     return levels
 
 
 def _path(levels: Sequence[Sequence[bytes]], index: int, size: int) -> list[bytes]:
+    """Return the inclusion path of the leaf at `index`, out of the levels of its tree."""
     place, path = _placed(index, size), []
     for level in levels[:-1]:
+        # `place ^ 1` is the neighbour: left and right differ in the last bit.
         if place ^ 1 < len(level):
             path.append(level[place ^ 1])
         place >>= 1
@@ -103,12 +118,14 @@ def _path(levels: Sequence[Sequence[bytes]], index: int, size: int) -> list[byte
 
 
 def _placed(index: int, size: int) -> int:
+    """Return the index, or raise `ConfigError` if the tree has no such leaf."""
     if not 0 <= index < size:
         raise ConfigError(f"there is no leaf {index} in a tree of {size}: expected 0 to {size - 1}")
     return index
 
 
 def _no_path(index: int, size: int, path: Sequence[bytes]) -> ConfigError:
+    """Return the error for a path that cannot belong to this leaf and tree."""
     return ConfigError(
         f"{len(path)} digests of {sorted({len(each) for each in path})} bytes are no path to leaf "
         f"{index} of {size}: expected the one that was made with the tree"
@@ -116,10 +133,11 @@ def _no_path(index: int, size: int, path: Sequence[bytes]) -> ConfigError:
 
 
 def leaf_hash(leaf: bytes) -> bytes:
-    """SHA-256(0x00 ‖ leaf), 32 bytes."""
+    """Return SHA-256(0x00 ‖ leaf), 32 bytes."""
+    # The prefixes 0x00 and 0x01 keep leaves and nodes apart: nobody can show a node as a leaf.
     return hashlib.sha256(b"\x00" + leaf).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """SHA-256(0x01 ‖ left ‖ right), 32 bytes."""
+    """Return SHA-256(0x01 ‖ left ‖ right), 32 bytes."""
     return hashlib.sha256(b"\x01" + left + right).digest()

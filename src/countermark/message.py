@@ -1,10 +1,11 @@
-"""The message: which bits a mark carries, and what they say after error correction.
+"""The message: the bits that a mark carries, and the payload that error correction finds in them.
 
     raw message = codeword(payload), zero-filled to T bits, XOR XOF(secret, C0, "message")
     payload     = the first ⌊T/4⌋ bits (whole bytes, at most 32) of SHA-256(C0 ‖ owner)
 
-The pad makes the T raw bits uniform and independent of the code, so the p-value is computed on raw
-bits; the payload is a second statement, made after decoding. Below 128 bits there is no payload.
+The pad makes the T raw bits uniform and independent of the code, so that the p-value is computed on
+raw bits. The payload is a second statement, made after decoding. A message below 128 bits carries
+no payload.
 """
 
 from __future__ import annotations
@@ -27,17 +28,25 @@ _LONGEST_CODEWORD = 255  # bytes, a Reed-Solomon code over GF(256)
 
 
 def payload_bytes(bits: int) -> int:
-    """How many payload bytes a message of `bits` raw bits carries; 0 below 128 bits."""
+    """Return how many payload bytes a message of `bits` raw bits carries; 0 below 128 bits."""
     return 0 if bits < LEAST_BITS_FOR_PAYLOAD else min(32, bits // 32)
 
 
 def payload(commitment: bytes, owner: str, bits: int) -> bytes:
-    """The payload of a message of `bits` raw bits: a digest that names the owner."""
+    """Compute the payload of a message of `bits` raw bits: a digest that names the owner."""
     return hashlib.sha256(commitment + owner.encode()).digest()[: payload_bytes(bits)]
 
 
 def message(secret: bytes, commitment: bytes, owner: str, bits: int) -> Bits:
-    """The raw message bits (bits,) of a key."""
+    """Derive the raw message bits (bits,) of a key.
+
+    Args:
+        secret: the key's secret.
+        commitment: C0 of the key.
+        owner: the owner's name.
+        bits: T, the message length.
+    """
+    # Bits behind the codeword stay zero and become pad alone: they count for p all the same.
     codeword = np.zeros(bits, dtype=np.uint8)
     if payload_bytes(bits):
         coded = bytes(_code(bits).encode(payload(commitment, owner, bits)))
@@ -46,9 +55,16 @@ def message(secret: bytes, commitment: bytes, owner: str, bits: int) -> Bits:
 
 
 def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
-    """The payload in raw bits (T,) as read from a suspect, or None when it does not decode.
+    """Decode the payload out of raw bits that were read from a suspect.
 
     Corrects up to ⌊(codeword − payload) / 2⌋ wrong bytes, wherever they lie.
+
+    Args:
+        read: raw bits (T,).
+        secret: the key's secret.
+        commitment: C0 of the key.
+
+    Returns: the payload; None if T is too short for one, or too many bytes are wrong.
     """
     if not payload_bytes(len(read)):
         return None
@@ -61,35 +77,40 @@ def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
 
 
 def labels(salts: Sequence[bytes], commitment: bytes, classes: int) -> NDArray[np.int64]:
-    """The labels (n,) of n triggers, each uniform over 0 … classes − 1.
+    """Draw the labels (n,) of n triggers, each uniform over 0 … classes − 1.
 
-    Each is drawn by its own salt: whoever is shown some of the salts learns nothing of the others'
-    labels.
+    Each label is drawn by its own salt: a third party who is shown some of the salts learns nothing
+    about the other triggers' labels.
 
     Args:
-        salts: one for each trigger, 32 bytes, of the key's material.
+        salts: one for each trigger, 32 bytes, from the key's material.
         commitment: C0, which binds the salts and the triggers.
-        classes: C.
+        classes: C, the number of classes.
     """
     return np.array([_label(salt, commitment, classes) for salt in salts], dtype=np.int64)
 
 
 def _label(salt: bytes, commitment: bytes, classes: int) -> int:
-    """The first word of the stream "label" below the last multiple of C, modulo C."""
+    """Draw one label: the first word of a stream below the last multiple of C, modulo C."""
     stream, end = Stream(salt, commitment, "label"), (1 << 64) // classes * classes
+    # Words at or above `end` are thrown away: modulo C they would favour the small labels.
     while (word := int.from_bytes(stream.take(8), "big")) >= end:
         pass
     return word % classes
 
 
 def _pad(secret: bytes, commitment: bytes, bits: int) -> Bits:
+    """Expand the pad (bits,) that hides the codeword."""
     return Stream(secret, commitment, "message").bits(bits)
 
 
 def _codeword_bytes(bits: int) -> int:
+    """Return the length in bytes of the codeword in a message of `bits` raw bits."""
     return min(_LONGEST_CODEWORD, bits // 8)
 
 
 @lru_cache(maxsize=8)
 def _code(bits: int) -> RSCodec:
+    """Return the Reed-Solomon code of a message of `bits` raw bits."""
+    # All bytes beyond the payload are parity, three quarters of the codeword.
     return RSCodec(_codeword_bytes(bits) - payload_bytes(bits))

@@ -1,9 +1,9 @@
-"""Triggers opened one by one: a third party checks them against the commitment, without the key.
+"""Disclosed triggers: a third party checks them against the commitment, without the key.
 
-An opening of trigger i shows its salt, its image and its path to the root of the key's tree, and of
-all else in C0 the digests. Whoever holds it finds that image and salt were committed to at place i,
-and draws the label anew. Unopened triggers stay hidden behind their salts. `docs/format.md` has the
-file.
+The disclosure of trigger i shows its salt, its image and its path to the root of the key's tree. Of
+everything else in C0 it shows digests only. Its holder verifies that image and salt were committed
+to at place i, and draws the label again. Undisclosed triggers stay hidden behind their salts.
+`docs/format.md` describes the file.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from countermark.schemes.black_box import TriggerScheme, leaf
 
 TYPE: Final = "countermark/openings/v1"
 _LARGEST = 64 << 20  # bytes of a file
+# A tree of 2¹⁶ leaves has paths of 16 digests.
 _MOST, _DEEPEST = 1 << 16, 16  # triggers of a key, and digests of a path in their tree
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A trigger that was committed to.
+    """A disclosed trigger that was checked against the commitment.
 
     Attributes:
         index: its place among the key's triggers, from 0.
@@ -55,7 +56,7 @@ class Opened:
 
 
 class Context(Stored):
-    """What C0 binds in plain (`Key.context`)."""
+    """The part of C0 that is no secret, as a stored document (`Key.context`)."""
 
     scheme: str
     fields: dict[str, Any]
@@ -64,10 +65,10 @@ class Context(Stored):
 
 
 class Shown(Stored):
-    """One opened trigger, as the file has it.
+    """One disclosed trigger as the file stores it, not yet checked.
 
     Attributes:
-        index: its place among the key's triggers.
+        index: its place among the key's triggers, from 0.
         salt: 32 bytes, in hexadecimal.
         image: the bytes of uint8 (C, H, W) in C order, in base64.
         path: digests from its leaf to the root, lowest first, in hexadecimal.
@@ -79,15 +80,18 @@ class Shown(Stored):
     path: Annotated[tuple[Hex32, ...], Field(max_length=_DEEPEST)]
 
     def pixels(self, shape: tuple[int, int, int]) -> Images:
-        """The image, uint8 (C, H, W).
+        """Decode the image, uint8 (C, H, W).
 
         Raises:
-            KeyFileError: it is no base64, or of another size.
+            KeyFileError: the image is no canonical base64, or of another size.
         """
         try:
             content = base64.b64decode(self.image, validate=True)
         except ValueError:
+            # Fails in the comparison below, with the message for every damaged image.
             content = b""
+        # Base64 has several spellings of some bytes. Only the canonical one is accepted, so that
+        # one disclosure has one digest.
         if base64.b64encode(content).decode() != self.image or len(content) != math.prod(shape):
             raise KeyFileError(
                 f"the image of trigger {self.index} is not {list(shape)} bytes in base64: "
@@ -97,18 +101,19 @@ class Shown(Stored):
 
 
 class Openings(Stored):
-    """Some of a key's triggers, opened, and what is needed to check them. Made by `open_triggers`.
+    """Some of a key's triggers, disclosed, with everything that is needed to check them.
 
     Attributes:
         context: scheme, fields, tensors and test flag of the key.
-        owner: whose key it is.
-        nonce: the key's.
-        secret_sha256: SHA-256 of its secret.
-        root: of the tree of its triggers; all of these in hexadecimal.
-        frozen: the digests of its other frozen tensors, in the order of their names.
-        learnt: those of its learnt tensors, likewise; empty for every scheme there is today.
+        owner: name of the key's owner.
+        nonce: nonce of the key.
+        secret_sha256: SHA-256 of the key's secret.
+        root: root of the tree of the key's triggers; like all digests here in hexadecimal.
+        frozen: digests of the key's other frozen tensors, in the order of their names.
+        learnt: digests of the key's learnt tensors, in the order of their names; empty for every
+            scheme there is today.
         shape: of each image, (C, H, W).
-        opened: the triggers that are opened, in ascending order.
+        opened: the disclosed triggers, in ascending order.
     """
 
     type: Literal["countermark/openings/v1"]
@@ -122,15 +127,18 @@ class Openings(Stored):
     shape: tuple[Size, Size, Size]
     opened: Annotated[tuple[Shown, ...], Field(min_length=1, max_length=_MOST, repr=False)]
 
-    # An opening does not say how the host is built.
+    # A disclosure does not say how the marked model is built.
     model: ClassVar[str | None] = None
     model_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @model_validator(mode="after")
     def _ascends(self) -> Self:
+        """Refuse triggers that are out of order or repeated, and salts that are shared."""
         indices = [each.index for each in self.opened]
         if any(above <= below for below, above in itertools.pairwise(indices)):
             raise ValueError("expected the triggers in ascending order, none of them twice")
+        # p assumes labels that were drawn independently. Equal salts draw equal labels, which would
+        # count one lucky hit many times.
         if len({each.salt for each in self.opened}) < len(self.opened):
             raise ValueError("two triggers have one salt, hence one label: expected one of its own")
         return self
@@ -147,16 +155,18 @@ class Openings(Stored):
 
     @property
     def test_key(self) -> bool:
-        """Whether the key's secret was derived from a number and proves nothing."""
+        """True if the key's secret was derived from a number and proves nothing."""
         return self.context.test_key
 
     @cached_property
     def c0(self) -> bytes:
-        """C0 of the key (32 bytes), as it follows from what is shown.
+        """C0 of the key (32 bytes), computed from the values in this file.
 
         Raises:
-            ConfigError: a field that has no canonical JSON (RFC 8785).
+            ConfigError: a field has no canonical JSON (RFC 8785).
         """
+        # The key stores the root as a frozen tensor under the name `OPENINGS`, whose digest comes
+        # first in C0.
         root = np.frombuffer(bytes.fromhex(self.root), dtype=np.uint8)
         return commit(
             self.context.model_dump(),
@@ -168,7 +178,7 @@ class Openings(Stored):
 
     @property
     def commitment(self) -> str:
-        """The key's commitment, C1 where something was learnt, else C0; in hexadecimal."""
+        """The key's commitment in hexadecimal: C1 if something was learnt, else C0."""
         learnt = [bytes.fromhex(each) for each in self.learnt]
         return (commit_learnt(self.c0, learnt) if learnt else self.c0).hex()
 
@@ -182,15 +192,15 @@ class Openings(Stored):
         return as_trigger_scheme(scheme_from(self.scheme, self.fields))
 
     def check(self, commitment: str | None = None) -> list[Opened]:
-        """What was opened, once it is certain that it was committed to.
+        """Check that all disclosed triggers were committed to, and return them with their labels.
 
         Args:
-            commitment: the key's, in hexadecimal, as it was published; None leaves it to the
-                caller to compare it with `commitment`.
+            commitment: the key's published commitment, in hexadecimal; None if the caller compares
+                it with the property `commitment` instead.
 
         Raises:
-            KeyFileError: another commitment, or a trigger that does not belong to this one.
-            ConfigError: scheme and fields that this library never wrote.
+            KeyFileError: the commitment is another one, or a trigger does not belong to it.
+            ConfigError: the file has a scheme and fields that this library never wrote.
         """
         scheme = self.trigger_scheme
         if commitment is not None and commitment.lower() != self.commitment:
@@ -202,6 +212,8 @@ class Openings(Stored):
         for shown, image in zip(self.opened, images, strict=True):
             self._require_placed(shown, image, scheme.triggers)
         salts = [bytes.fromhex(each.salt) for each in self.opened]
+        # The file holds no labels. They follow from salts and commitment, so nobody can choose
+        # them.
         drawn = labels(salts, self.c0, scheme.classes).tolist()
         return [
             Opened(shown.index, image, label)
@@ -209,7 +221,7 @@ class Openings(Stored):
         ]
 
     def _require_placed(self, shown: Shown, image: Images, size: int) -> None:
-        """Raise `KeyFileError` unless a trigger's path leads from its leaf to the root."""
+        """Raise `KeyFileError` unless a trigger's path leads to the root."""
         made = leaf(bytes.fromhex(shown.salt), image)
         if not merkle.is_under(self.root, made, shown.index, size, shown.path):
             raise KeyFileError(
@@ -218,19 +230,21 @@ class Openings(Stored):
             )
 
     def extract(self, predict: Predict, *, blind_choice: bool = False) -> Evidence:
-        """Ask a suspect about the opened triggers, and about no other.
+        """Ask a suspect about the disclosed triggers, and about no others.
 
-        Those that were not opened count as misses: who knows the labels could open the triggers
-        that any model answers so, and with the others as misses that gains nothing.
+        Undisclosed triggers count as misses. Whoever knows the labels could disclose only the
+        triggers that any model happens to answer correctly; with all others as misses, such a
+        choice gains nothing.
 
         Args:
             predict: the suspect.
-            blind_choice: whoever chose them did not know their labels, so that the evidence may be
-                about the opened ones alone.
+            blind_choice: the person who chose the triggers did not know their labels, so that the
+                evidence may be about the disclosed triggers alone.
 
         Raises:
-            KeyFileError, ConfigError: as `check`; or `predict` answers in another form.
+            KeyFileError, ConfigError: as in `check`; or `predict` answers in another form.
         """
+        # Checked first: a suspect must not be asked about forged triggers.
         opened, scheme = self.check(), self.trigger_scheme
         images = np.stack([each.image for each in opened])
         evidence = scheme.compare(predict, images, np.array([each.label for each in opened]))
@@ -242,20 +256,21 @@ class Openings(Stored):
         hidden = scheme.triggers - len(opened)
         return replace(
             evidence,
+            # No class is −1, so these never agree with the expected labels.
             read=np.pad(evidence.read, (0, hidden), constant_values=-1),
             expected=np.pad(evidence.expected, (0, hidden)),
         )
 
     def to_bytes(self) -> bytes:
-        """The file: canonical JSON (RFC 8785) and a line end."""
+        """Return the content of the file: canonical JSON (RFC 8785) and a line end."""
         return rfc8785.dumps(self.model_dump(mode="json")) + b"\n"
 
     def save(self, path: str | Path) -> None:
         """Write a new file, whole or not at all.
 
         Raises:
-            ConfigError: something already has that name, and is left untouched; or the file would
-                be larger than one that is read.
+            ConfigError: the name is taken (the existing file is left untouched), or the file would
+                be too large to be read again.
         """
         content = self.to_bytes()
         if len(content) > _LARGEST:
@@ -267,11 +282,11 @@ class Openings(Stored):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file that anybody may have written; `check` says whether it is true.
+        """Read a file that anybody may have written; call `check` to find out whether it is true.
 
         Raises:
-            KeyFileError: missing, too large, no opening or of another version, or with a field
-                that is unknown, missing or wrong; says which.
+            KeyFileError: the file is missing, too large, no disclosure or of another version, or a
+                field is unknown, missing or wrong; the message says which.
         """
         try:
             return files.parse_as(cls, files.read_regular(Path(path), _LARGEST))
@@ -283,16 +298,20 @@ class Openings(Stored):
 
 
 def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
-    """Open some of a key's triggers for a third party. Whoever sees them can train them out.
+    """Disclose some of a key's triggers for a third party.
+
+    Whoever sees a trigger can train a model to answer it differently.
 
     Args:
         key: a key of triggers.
-        indices: which, from 0, in any order; None for all of them.
+        indices: places of the triggers to disclose, from 0, in any order; None for all triggers.
 
     Raises:
-        ConfigError: no key of triggers, or a damaged one; none, an unknown or a repeated index.
+        ConfigError: the key has no triggers or is damaged, or `indices` is empty, unknown or
+            repeated.
     """
     scheme = as_trigger_scheme(scheme_of(key))
+    # As published, labels follow from the covers: whoever picks triggers knows them in advance.
     if not scheme.keyed_labels:
         raise ConfigError(
             f"the labels of this key of {scheme.name} are no random output, so that opening some "
@@ -301,6 +320,7 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
     chosen = _chosen(range(scheme.triggers) if indices is None else indices, scheme.triggers)
     triggers, salts = scheme.committed(key), key.material.salts(scheme.triggers)
     leaves = [leaf(salt, image) for salt, image in zip(salts, triggers, strict=True)]
+    # The root is stored in the clear as `root`, all other frozen tensors as digests.
     others = {name: each for name, each in key.frozen.items() if name != OPENINGS}
     shown = [
         Shown(
@@ -313,6 +333,7 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
     ]
     return Openings(
         type=TYPE,
+        # Through JSON, because strict validation takes a JSON array for a tuple but no Python list.
         context=Context.model_validate_json(rfc8785.dumps(key.context)),
         owner=key.owner,
         nonce=key.material.nonce.hex(),
@@ -326,7 +347,11 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
 
 
 def _chosen(indices: Sequence[int], size: int) -> list[int]:
-    """Indices in ascending order."""
+    """Return the indices in ascending order.
+
+    Raises:
+        ConfigError: there is no index, or one is out of range or repeated.
+    """
     chosen = sorted(set(indices))
     if not chosen or len(chosen) < len(indices) or chosen[0] < 0 or chosen[-1] >= size:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""A set of images that somebody published, as a suspect: hostile files, read one at a time.
+"""A folder of published images as a suspect: hostile files, read one at a time.
 
-What is no plain still picture of 8 bits is skipped with its reason, and counted: a set may be
-large, was collected by whoever accuses, and one bad file must neither stop nor sway the reading.
+Files that are no still 8-bit images are skipped with a reason, and counted. A folder may be large
+and was collected by the accuser: one bad file must neither stop nor sway the reading.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from countermark.subject import SkippedFiles
 MOST_BYTES = 1 << 26
 """Of one picture's file."""
 
+# Other files, such as a README, are not counted as skipped.
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
 class Output:
-    """One file of the folder: the picture (C, H, W) in it, or why there is none.
+    """One file of the folder: its image (C, H, W), or the reason why it has none.
 
     Attributes:
-        name: of the file, from the folder on.
-        sha256: of its content; empty where it could not be read.
+        name: path of the file, relative to the folder.
+        picture: the image; None if the file was skipped.
+        reason: why the file was skipped; empty if it was read.
+        sha256: digest of the file's content; empty if the file could not be read.
     """
 
     name: str
@@ -43,15 +46,15 @@ class Output:
 
 
 class Outputs:
-    """The picture files of a folder and its subfolders, in the order of their names.
+    """The image files of a folder and its subfolders, in the order of their names.
 
     Args:
-        folder: where they are; links are not followed.
-        least_side: pictures with a shorter side are skipped.
+        folder: path of the folder; links to other folders are not followed.
+        least_side: images with a shorter side (in pixels) are skipped.
 
     Raises:
-        SuspectError: it cannot be read, or has no files that are called like pictures.
-        MissingExtraError: reading pictures needs pillow.
+        SuspectError: the folder cannot be read, or has no files with the suffix of an image.
+        MissingExtraError: reading images needs pillow.
     """
 
     def __init__(self, folder: Path, least_side: int) -> None:
@@ -60,6 +63,7 @@ class Outputs:
         except ModuleNotFoundError as error:
             raise MissingExtraError("reading pictures", "data") from error
         self.folder, self._least = folder, least_side
+        # Sorted, since the digest of the folder and a resumed reading depend on the order.
         self.names = sorted(_names(folder))
         if not self.names:
             raise SuspectError(
@@ -68,26 +72,37 @@ class Outputs:
             )
 
     def __len__(self) -> int:
+        """Return the number of files with the suffix of an image, readable or not."""
         return len(self.names)
 
     def read(self, first: int = 0) -> Iterator[Output]:
-        """The files from number `first` on."""
+        """Read the files one by one, from number `first` on."""
         for name in self.names[first:]:
             yield self._one(name)
 
     def digests(self, count: int) -> Iterator[tuple[str, bytes]]:
-        """Name and SHA-256 of the first `count` files, without a look at their pictures."""
+        """Compute name and SHA-256 of the first `count` files, without decoding their images.
+
+        Yields: an empty digest for a file that cannot be read.
+        """
         for name in self.names[:count]:
             try:
                 yield name, self._content(name)[1]
             except ValueError:
+                # The same digest that a reading records for such a file, so that both chains agree.
                 yield name, b""
 
     def _content(self, name: str) -> tuple[bytes, bytes]:
+        """Read one file and compute its SHA-256.
+
+        Raises:
+            ValueError: the file is missing, not regular or too large.
+        """
         content = read_regular(self.folder / name, MOST_BYTES)
         return content, hashlib.sha256(content).digest()
 
     def _one(self, name: str) -> Output:
+        """Decode one file, or say why it is skipped; never raises for a bad file."""
         import PIL.Image
 
         try:
@@ -96,9 +111,10 @@ class Outputs:
             return Output(name, None, str(error))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a bomb is refused by its size, the rest is news
+                warnings.simplefilter("ignore")  # oversized images are refused by their size anyway
+                # Decoded from the bytes that were hashed: the file may change on disk in between.
                 picture = decoded(BytesIO(content), plain=True)
-        except PIL.UnidentifiedImageError:  # its own words name an object in memory
+        except PIL.UnidentifiedImageError:  # its message names an object in memory
             return Output(name, None, "no picture that can be read", digest)
         except Exception as error:  # PIL's decoders raise whatever their format trips over
             return Output(name, None, _kind(error), digest)
@@ -109,13 +125,13 @@ class Outputs:
 
 @dataclass
 class Skipped:
-    """How many files were skipped, by reason, with the first few names."""
+    """A count of skipped files by reason, with the first few names."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     names: list[str] = field(default_factory=list)
 
     def add(self, output: Output) -> None:
-        """Count one that was skipped."""
+        """Count one skipped file."""
         self.reasons[output.reason] += 1
         if len(self.names) < _NAMED:
             self.names.append(output.name)
@@ -125,7 +141,7 @@ class Skipped:
         return SkippedFiles(dict(self.reasons.most_common()), tuple(self.names))
 
     def to_json(self) -> dict[str, Any]:
-        """Counts by reason, and the first names."""
+        """Return the counts by reason and the first names, as JSON values."""
         return {"reasons": dict(self.reasons.most_common()), "first": list(self.names)}
 
 
@@ -133,12 +149,19 @@ _NAMED = 20
 
 
 def _names(folder: Path) -> Iterator[str]:
+    """Find the files with the suffix of an image, as paths relative to the folder.
+
+    Raises:
+        SuspectError: the folder, or one below it, cannot be read.
+    """
     if not folder.is_dir():
         raise SuspectError(f"{folder} is no folder: expected one of images that somebody published")
 
     def refuse(error: OSError) -> None:
+        """Raise `SuspectError` for a folder that cannot be listed."""
         raise SuspectError(f"{error.filename} cannot be read ({error.strerror})")
 
+    # By default `os.walk` passes over unreadable folders, and the reading would seem complete.
     for where, _, names in os.walk(folder, onerror=refuse):
         for name in names:
             if Path(name).suffix.lower() in _SUFFIXES:
@@ -146,9 +169,10 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _kind(error: Exception) -> str:
-    """An error as a reason of few words, so that like ones are counted together."""
+    """Describe an error in few words, so that files with the same problem are counted together."""
     said = str(error).strip().partition("\n")[0]
     bomb = type(error).__name__ == "DecompressionBombError"
+    # PIL and our own limit word this differently, and name the size, which differs by file.
     if bomb or (isinstance(error, ValueError) and "limit" in said):
         return "too many pixels"
     if isinstance(error, ValueError) and said:

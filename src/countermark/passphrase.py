@@ -1,4 +1,4 @@
-"""A passphrase that nobody types: out of the file that COUNTERMARK_PASSPHRASE_FILE names."""
+"""Read a passphrase without a prompt, from the file that COUNTERMARK_PASSPHRASE_FILE names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ VARIABLE = "COUNTERMARK_PASSPHRASE_FILE"
 
 
 def passphrase_file() -> str | None:
-    """The passphrase in the file that is named for it; None where none is.
+    """Read the passphrase from the file that COUNTERMARK_PASSPHRASE_FILE names.
+
+    Returns: None if the variable is not set.
 
     Raises:
-        ConfigError: it cannot be read, or is empty.
+        ConfigError: the file cannot be read, or is empty.
     """
     path = os.environ.get(VARIABLE)
     if not path:
         return None
     try:
+        # Editors end a file with a line break, which is no part of the passphrase. Spaces are kept.
         passphrase = Path(path).read_text().rstrip("\n")
     except OSError as error:
         raise ConfigError(f"{VARIABLE}={path}: {error.strerror}") from None

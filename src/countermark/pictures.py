@@ -1,4 +1,7 @@
-"""Picture files as arrays. They are hostile input: what is decoded is limited in kind and size."""
+"""Decode image files into arrays, and encode arrays as PNG.
+
+Image files are hostile input: format, pixel mode and size are limited before anything is decoded.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ _COLOUR = ("RGB", "RGBA", "P", *_OTHER_COLOUR)
 
 
 def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = False) -> Pixels:
-    """The picture in a file, uint8 (C, H, W), one channel of grey or three of colour.
+    """Decode an image file into uint8 (C, H, W), one channel of grey or three of colour.
 
     Args:
-        source: its path, or the file itself.
-        on_white: put what is transparent on a white ground; else transparency is left out.
-        plain: refuse what is no still picture of grey, RGB or a palette, since what it shows
-            depends on who shows it: CMYK and YCbCr, animations, several pages.
+        source: path of the file, or the open file itself.
+        on_white: put transparent pixels on a white ground; else transparency is ignored.
+        plain: accept only still images in grey, RGB or with a palette. CMYK, YCbCr, animations and
+            several pages are refused, since different programs show different pixels for them.
 
     Raises:
-        Exception: whatever PIL's decoders trip over; `ValueError` for more than `MAX_PIXELS` or
-            another kind of pixels. The caller says which picture it was.
+        Exception: PIL's decoders raise errors of many types. `ValueError` means more than
+            `MAX_PIXELS` or another kind of pixels. The caller says which image it was.
     """
     import PIL.Image
 
@@ -48,6 +51,7 @@ def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = Fa
             raise ValueError(f"pixel mode {image.mode!r}, not 8 bits of grey or colour")
         if plain and image.mode in _OTHER_COLOUR:
             raise ValueError(f"pixel mode {image.mode!r}, not grey or RGB")
+        # The tile names the raw mode in the file, such as "RGB;16B", which PIL hides behind "RGB".
         if plain and any("16" in str(each[3]) for each in image.tile):
             raise ValueError("16 bits a channel, not 8")  # PIL would drop the lower half
         if plain and getattr(image, "is_animated", False):
@@ -56,7 +60,7 @@ def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = Fa
 
 
 def as_png(picture: Pixels) -> bytes:
-    """A picture (C, H, W), C = 1 or 3, as the content of a PNG file."""
+    """Encode an image uint8 (C, H, W), C = 1 or 3, as the content of a PNG file."""
     import PIL.Image
 
     file = io.BytesIO()
@@ -66,17 +70,21 @@ def as_png(picture: Pixels) -> bytes:
 
 
 def _transparent(image: Image) -> bool:
+    """Return true if an image has an alpha channel or a transparent colour."""
     return image.mode in ("LA", "RGBA") or "transparency" in image.info
 
 
 def _grounded(image: Image) -> Image:
+    """Return an image in RGB, with transparent pixels blended into white."""
     import PIL.Image
 
+    # Blended before the alpha channel is dropped: hidden pixels may hold any colour.
     ground = PIL.Image.new("RGBA", image.size, "white")
     return PIL.Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
 def _pixels(image: Image) -> Pixels:
+    """Return the pixels of an image as uint8 (C, H, W), one channel of grey or three of colour."""
     if image.mode in _GREY:
         return np.asarray(image.convert("L"))[None]  # (1, H, W)
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # (3, H, W)

@@ -1,4 +1,4 @@
-"""Where something is to be written: looked at before anything long begins."""
+"""Check the paths of results before a long computation begins, and write new files there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from countermark.errors import ConfigError
 
 
 def require_free(path: str | Path) -> None:
-    """Raise `ConfigError` where something has that name already."""
+    """Raise `ConfigError` if a file or folder has this name already."""
     if os.path.lexists(path):
         raise ConfigError(_say_taken(path))
 
@@ -19,9 +19,11 @@ def write_new(path: str | Path, content: bytes) -> None:
     """Write a new file, whole or not at all.
 
     Raises:
-        ConfigError: something has that name, from the start or by the end; it is left untouched.
+        ConfigError: the name is taken, from the start or by the end; the existing file or folder is
+            left untouched.
     """
     try:
+        # Checked again here: the name may have been taken while the result was computed.
         with files.creating_file(Path(path)) as temporary:
             temporary.write_bytes(content)
     except FileExistsError:
@@ -29,15 +31,17 @@ def write_new(path: str | Path, content: bytes) -> None:
 
 
 def _say_taken(path: str | Path) -> str:
+    """Return the message for a name that is taken."""
     return f"{path} exists: choose another name or move it away"
 
 
 def require_place(path: str | Path) -> None:
-    """See to it that a file or folder can be made there.
+    """Check that a file or folder can be made at a path.
 
     Raises:
-        ConfigError: what is above it is no folder, or may not be written to.
+        ConfigError: the nearest existing parent is no folder, or may not be written to.
     """
+    # Missing parents are made later, so the nearest existing one decides.
     above = next(each for each in Path(path).absolute().parents if each.exists())
     if not above.is_dir():
         raise ConfigError(f"{path}: {above} is no folder: choose another place")

@@ -1,4 +1,4 @@
-"""One progress bar for everything that may take long."""
+"""One progress bar for every operation that may take long."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _PATIENCE = 2.0  # seconds before a bar appears
 
 @contextmanager
 def progress(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal's standard error, once two seconds have passed.
+    """Show a progress bar on a terminal's standard error, once two seconds have passed.
 
     Args:
-        what: said beside the bar.
-        total: how far it goes; None when nobody knows.
+        what: text beside the bar.
+        total: number of steps; None if nobody knows it.
 
-    Yields: a function that takes the steps just done.
+    Yields: a function that takes the number of steps just done.
     """
-    from rich.console import Console  # not on top: what shows no bar need not wait for rich
+    from rich.console import Console  # late: a program without a bar need not wait for rich
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -31,11 +31,15 @@ def progress(what: str, total: float | None) -> Iterator[Callable[[float], None]
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )  # fmt: skip
+    # Standard output is for results, which may be piped into a file or another program.
     bar = Progress(*columns, console=Console(stderr=True))
     task, began = bar.add_task(what, total=total), time.monotonic()
 
     def advance(steps: float) -> None:
+        """Count steps, and start to show the bar once the operation takes long."""
         bar.advance(task, steps)
+        # A bar that appears and ends at once would only flicker. In a log file, which is no
+        # terminal, a bar would be noise.
         late = time.monotonic() - began > _PATIENCE
         if late and bar.console.is_terminal and not bar.live.is_started:
             bar.start()

@@ -1,7 +1,8 @@
-"""Read a whole set of images with a key: one at a time, with a bar, and from where it stopped.
+"""Read or mark a whole set of images with a key: one at a time, with a progress bar, resumable.
 
-An interrupted reading lies in a file of its own (`countermark/reading/v1`) until it is over. It
-holds what R said so far, which a thief could use: only its owner can read it.
+The state of an interrupted reading lies in a file of its own (`countermark/reading/v1`) until the
+reading is complete. The file holds the reader's outputs so far, which a thief could use: only its
+owner can read the file.
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ from countermark.xof import frame
 
 _TYPE = "countermark/reading/v1"
 _SECONDS = 20.0  # between two saves
+# Bytes of a state file, which holds the outputs of the reader for many images.
 _LARGEST = 1 << 28
+# The chain begins with a constant of its own, so that its digests mean nothing elsewhere.
 _FIRST = hashlib.sha256(b"countermark/outputs/v1").digest()
 
 
 @dataclass
 class Read:
-    """What was read out of a set of images.
+    """The result of reading a set of images.
 
     Attributes:
-        images: how many were read.
-        evidence: what they say together; None where there was none.
-        skipped: the files that were not read, and why.
-        digest: over names and contents of all files, in order: the chain of SHA-256(digest ‖ name ‖
-            SHA-256(content)); empty for images that are no files.
+        images: number of images that were read.
+        evidence: the evidence in all images together; None if no image was read.
+        skipped: the files that were not read, with reasons.
+        digest: digest over names and contents of all files, in order: the chain of SHA-256(digest ‖
+            name ‖ SHA-256(content)); empty for images that are no files.
     """
 
     images: int = 0
@@ -53,8 +56,13 @@ class Read:
 def read_images(pictures: Iterable[Pixels], scheme: OutputScheme, key: Key) -> Read:
     """Read images that are in memory already, uint8 (C, H, W) each.
 
+    Args:
+        pictures: the images.
+        scheme: the key's scheme.
+        key: the key to read with.
+
     Raises:
-        ConfigError: the key's networks are damaged, or something is no such image.
+        ConfigError: the key's networks are damaged, or an array is no such image.
     """
     reading, found = scheme.reading(key), Read()
     for picture in pictures:
@@ -68,13 +76,14 @@ def read_images(pictures: Iterable[Pixels], scheme: OutputScheme, key: Key) -> R
 def read_folder(
     folder: Path, scheme: OutputScheme, key: Key, *, resume: Path | None = None
 ) -> Read:
-    """Read the picture files of a folder, in bounded memory.
+    """Read the image files of a folder, in bounded memory.
 
     Args:
-        folder: see `Outputs`.
-        scheme: of the key.
-        key: what to read.
-        resume: a file for an interrupted reading to go on from; it is gone when all are read.
+        folder: path of the folder.
+        scheme: the key's scheme.
+        key: the key to read with.
+        resume: path of the state of an interrupted reading, to go on from and to save to; removed
+            when all files are read.
 
     Raises:
         SuspectError: the folder cannot be read.
@@ -91,6 +100,7 @@ def read_folder(
             advance(1)
             if resume is not None and course.due():
                 course.save(resume)
+    # Removed only now: an error or Ctrl-C above leaves the last saved state behind.
     if resume is not None:
         with suppress(FileNotFoundError):
             resume.unlink()
@@ -98,9 +108,15 @@ def read_folder(
 
 
 def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tuple[int, Skipped]:
-    """Mark the picture files of a folder and write them as PNG; those that are there are kept.
+    """Mark the image files of a folder and write them as PNG; existing results are kept.
 
-    Returns: how many are marked, and what was skipped.
+    Args:
+        folder: path of the images.
+        scheme: the key's scheme.
+        key: the key to mark with.
+        out: folder of the marked images; a file keeps its name, with `.png` behind it.
+
+    Returns: the number of marked images, and the skipped files.
 
     Raises:
         SuspectError: the folder cannot be read.
@@ -110,6 +126,7 @@ def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tupl
     with progress("marking images", len(outputs)) as advance:
         for number, name in enumerate(outputs.names):
             place = out / f"{name}.png"
+            # A second run goes on where an interrupted one stopped.
             if not place.exists():
                 output = next(outputs.read(number))
                 if output.picture is None:
@@ -124,16 +141,25 @@ def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tupl
 
 
 def _chained(digest: bytes, name: str, sha256: bytes) -> bytes:
-    """A digest over all files so far, and one more."""
+    """Extend the digest over all files so far by one more file."""
     return hashlib.sha256(frame(digest, name.encode(errors="surrogateescape"), sha256)).digest()
 
 
 class _Course:
-    """Where a reading of a folder stands."""
+    """The state of reading a folder: the next file, the counts and the reader's own state.
+
+    Args:
+        scheme: the key's scheme.
+        reading: the reader, before its first image.
+        key: the key to read with.
+        outputs: the files to read.
+    """
 
     def __init__(self, scheme: OutputScheme, reading: Reading, key: Key, outputs: Outputs) -> None:
         self._scheme, self._reading, self._commitment = scheme, reading, key.commitment
         self._outputs = outputs
+        # File names on Linux are bytes; surrogateescape returns the bytes that are no UTF-8
+        # unchanged.
         names = frame(*(name.encode(errors="surrogateescape") for name in outputs.names))
         self._names = hashlib.sha256(names).hexdigest()
         self._digest = _FIRST
@@ -141,7 +167,7 @@ class _Course:
         self._saved, self.next = time.monotonic(), 0
 
     def take(self, output: Output) -> None:
-        """Read one more file, or skip it."""
+        """Read one more file, or count it as skipped."""
         self._digest = _chained(self._digest, output.name, output.sha256)
         if output.picture is None:
             self._skipped.add(output)
@@ -151,25 +177,37 @@ class _Course:
         self.next += 1
 
     def found(self) -> Read:
-        """What all files say together."""
+        """Return the result over all files so far."""
         evidence = self._reading.evidence() if self._images else None
         return Read(self._images, evidence, self._skipped, self._digest.hex())
 
     def due(self) -> bool:
+        """Return true if the last save is too long ago."""
         return time.monotonic() - self._saved > _SECONDS
 
     def save(self, path: Path) -> None:
+        """Write the state to a file that only its owner can read."""
         state = {
             "type": _TYPE, "commitment": self._commitment, "names": self._names,
             "next": self.next, "images": self._images, "digest": self._digest.hex(),
             "skipped": self._skipped.to_json(), "reading": self._reading.state(),
         }  # fmt: skip
         with files.replacing(path) as temporary:
+            # Made before it is written: the content must never be readable by other users.
             temporary.touch(0o600)
             temporary.write_text(json.dumps(state))
         self._saved = time.monotonic()
 
     def restore(self, path: Path, advance: Callable[[float], None]) -> None:
+        """Go on from a saved state, after checking that the files are still the same.
+
+        Args:
+            path: the file that holds the state.
+            advance: takes the number of files that were passed, for the progress bar.
+
+        Raises:
+            ConfigError: the file holds no state, or one of another key or of other files.
+        """
         try:
             state: dict[str, Any] = files.parse_json(files.read_regular(path, _LARGEST))
             if state["type"] != _TYPE:
@@ -177,6 +215,7 @@ class _Course:
             if (state["commitment"], state["names"]) != (self._commitment, self._names):
                 raise ValueError("it is of another key, or of other files")
             self.next, self._images = int(state["next"]), int(state["images"])
+            # All files that were read before are hashed again: somebody may have exchanged one.
             self._digest = _FIRST
             for each in self._outputs.digests(self.next):
                 self._digest = _chained(self._digest, *each)
@@ -190,4 +229,5 @@ class _Course:
                 f"{path}: expected an interrupted reading of this key and these files: {error}; "
                 "remove it, or name another file"
             ) from None
+        # Outside the `try`: the reader raises its own ConfigError.
         self._reading.restore(state["reading"])

@@ -1,12 +1,13 @@
-"""Suspects that can only be asked: prediction endpoints as functions from images to labels.
+"""Remote suspects: prediction services as functions from images to labels.
 
-    connect(url, RemoteOptions(protocol=…))  ->  Endpoint      a Predict; also a context manager
-    endpoint(images)                         ->  labels        −1 where there was none to be read
-    endpoint.transcript                      ->  Transcript    what was asked and answered
-    Transcript.load(path).predict()          ->  a Predict out of the record, without network
+    connect(url, RemoteOptions(protocol=…))  ->  Endpoint      the function; also a context manager
+    endpoint(images)                         ->  labels        −1 where no label could be read
+    endpoint.transcript                      ->  Transcript    record of all questions and answers
+    Transcript.load(path)                    ->  Transcript    from a file; no network is needed
 
-A suspect is hostile: whatever it does costs labels, never an exception, and is in the transcript.
-`connect` needs the extra `remote`; a transcript is read without it.
+A suspect is hostile. Whatever it does costs labels but raises no error, and is in the transcript. A
+transcript can answer again in the suspect's place. Connecting needs the extra `remote`; reading a
+transcript does not.
 """
 
 from countermark.answers import Predict

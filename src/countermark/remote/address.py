@@ -1,4 +1,4 @@
-"""The url that is asked: checked, completed for its protocol, and shown without its secrets."""
+"""The url of a remote suspect: checked, completed for its protocol, and shown without secrets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from urllib.parse import SplitResult, quote, urlsplit
 from countermark.errors import ConfigError
 from countermark.remote.options import RemoteOptions
 
+# The protocols whose path names a model: the part before the model's name, and after it.
 _MODELS = {"oip": ("/v2", "/infer"), "tf_serving": ("/v1", ":predict")}
 
 
 def address(url: str, options: RemoteOptions) -> str:
-    """The url that requests go to: path completed, query kept, fragment dropped.
+    """Complete the url that requests go to: append the path, keep the query, drop the fragment.
+
+    Args:
+        url: the url as the user gave it.
+        options: the protocol, and the name of the model if the url does not hold it.
 
     Raises:
-        ConfigError: it is not http(s), names no host, holds a user's name or password, or lacks
-            the name of a model. What stands in it is not repeated: it may be secret.
+        ConfigError: the url is not http(s), names no host, holds a user's name or password, or
+            lacks the name of a model. The message does not repeat the url, which may be secret.
     """
     parts = _split(url)
     path = _path(parts.path, options)
@@ -23,20 +28,27 @@ def address(url: str, options: RemoteOptions) -> str:
 
 
 def shown(url: str) -> str:
-    """A url as a transcript shows it: without query and fragment, where tokens stand."""
+    """Return a url without query and fragment, which may hold tokens."""
     return urlsplit(url)._replace(query="", fragment="").geturl()
 
 
 def _split(url: str) -> SplitResult:
+    """Split a url into its parts.
+
+    Raises:
+        ConfigError: the url cannot be used; see `address`.
+    """
     if not url.isprintable() or " " in url:
         raise ConfigError("the url of a suspect holds a space or a control character: remove it")
     try:
         parts = urlsplit(url)
+        # `port` raises only when it is read, so it is read here.
         known, host, _ = parts.scheme in {"http", "https"}, parts.hostname, parts.port
     except ValueError:
         raise ConfigError("the url of a suspect has a host or port that cannot be read") from None
     if not known or not host:
         raise ConfigError("the url of a suspect must begin with http:// or https:// and a host")
+    # The url goes into transcripts and error messages, where a password must never stand.
     if "@" in parts.netloc:
         raise ConfigError(
             "the url of a suspect holds a user's name or password: leave it out, and put an "
@@ -46,6 +58,11 @@ def _split(url: str) -> SplitResult:
 
 
 def _path(path: str, options: RemoteOptions) -> str:
+    """Complete the path of a url for a protocol.
+
+    Raises:
+        ConfigError: the name of the model is missing, or is in the url as well as in the options.
+    """
     bare = path.rstrip("/")
     if options.protocol == "mlflow":
         return bare if bare.endswith("/invocations") else f"{bare}/invocations"

@@ -1,4 +1,4 @@
-"""Labels out of a suspect's answer, which may hold anything: what cannot be read is no label."""
+"""Parse labels out of a suspect's answer, which may hold anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from countermark.remote.fields import UnreadableError, follow, shown
 from countermark.remote.options import RemoteOptions
 from countermark.remote.protocols import PROTOCOLS, paths
 
+# Transcripts store labels; a bound keeps them small and inside int64.
 MOST_LABELS = 1 << 31
+# The names that common model servers give to the label and the score of an object.
 _LABEL = ("label", "class", "index")
 _SCORE = ("score", "probability", "confidence")
 _LONGEST = 160  # characters of a reason
@@ -20,24 +22,31 @@ _LONGEST = 160  # characters of a reason
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read for one image: a label below 2³¹, or why there is none."""
+    """The result of parsing the answer for one image.
+
+    Attributes:
+        label: the class, below 2³¹; None if there is none.
+        why: the reason for a missing label; None if there is a label.
+    """
 
     label: int | None
     why: str | None
 
 
 def unread(why: str) -> Reading:
-    """No label, and the reason in one short printable line."""
+    """Return a missing label with its reason, as one short printable line."""
     return Reading(None, printable(why, _LONGEST))
 
 
 def read_answer(body: bytes, count: int, options: RemoteOptions) -> list[Reading]:
-    """The labels in the answer to a request with `count` images; never raises.
+    """Parse the labels in the answer to a request with `count` images; never raises.
 
     Args:
-        body: the whole body, as it came.
+        body: the whole body, as it was received.
         count: images in the request, at least 1.
         options: the protocol and the form of its answers.
+
+    Returns: one result for each image.
     """
     try:
         document = parse_json(body, non_finite=True)  # one NaN costs one image, not the batch
@@ -51,21 +60,26 @@ def read_answer(body: bytes, count: int, options: RemoteOptions) -> list[Reading
 
 
 def _read(part: Any, options: RemoteOptions) -> Reading:
+    """Parse one image's part of an answer."""
     try:
+        # `paths()[1]` leads from one image's part of the document to its label or scores.
         return Reading(_FORMS[options.answer](follow(part, paths(options)[1]), options), None)
     except UnreadableError as error:
         return unread(str(error))
 
 
 def _bare(value: Any) -> Any:
-    """What lists of one thing are wrapped around, as in [[3]]."""
+    """Unwrap lists of a single value, as in [[3]]."""
     while isinstance(value, list) and len(value) == 1:
         (value,) = value
     return value
 
 
 def _auto(value: Any, options: RemoteOptions) -> int:
-    """Told by its form: numbers in a list are scores, objects are top k, all else is a label."""
+    """Parse a label whose form is recognised from the value.
+
+    Numbers in a list are scores, objects are top k, every other value is a label.
+    """
     value = _bare(value)
     while isinstance(value, dict) and len(value) == 1 and not _first(value, _LABEL):
         value = _bare(next(iter(value.values())))
@@ -79,12 +93,13 @@ def _auto(value: Any, options: RemoteOptions) -> int:
 
 
 def _label(value: Any, options: RemoteOptions) -> int:
-    """A class as a number, or as one of the names."""
+    """Parse a class that is given as a number, or as one of the class names."""
     value = _bare(value)
     if isinstance(value, str):
         return _of_name(value, options.class_names)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    # In Python `True` is the integer 1, but an answer of `true` names no class.
     if isinstance(value, bool) or not isinstance(value, int):
         raise UnreadableError(f"expected a label, came {shown(value)}")
     if not 0 <= value < MOST_LABELS:
@@ -93,36 +108,45 @@ def _label(value: Any, options: RemoteOptions) -> int:
 
 
 def _of_name(name: str, names: tuple[str, ...]) -> int:
+    """Look up the number of a class by its name.
+
+    Raises:
+        UnreadableError: the name is not among the names, or no names were given.
+    """
     if name in names:
         return names.index(name)
     if names:
         raise UnreadableError(f"{shown(name)} is none of the {len(names)} class names")
+    # The length is checked first: int() of a very long text takes long, or raises.
     if name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) < MOST_LABELS:
         return int(name)
     raise UnreadableError(f"the class came by name, {shown(name)}: give class_names")
 
 
 def _scores(value: Any, _: RemoteOptions) -> int:
-    """The first of the classes with the largest score."""
+    """Return the first of the classes with the largest score."""
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         (value,) = value
+    # A single number is more likely a label than the only score of a model with one class.
     if not isinstance(value, list) or len(value) < 2:
         raise UnreadableError(f"expected a score for each class, came {shown(value)}")
     return _best(value)
 
 
 def _best(scores: list[Any]) -> int:
-    """The place of the first of the largest scores."""
+    """Return the place of the first of the largest scores."""
     numbers = [_score(each) for each in scores]
     return numbers.index(max(numbers))
 
 
 def _score(value: Any) -> float:
+    """Parse a score; raise `UnreadableError` unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnreadableError(f"expected a score, came {shown(value)}")
     try:
         score = float(value)
     except OverflowError:
+        # JSON knows integers of any size; one too large for a double is refused below.
         score = math.inf
     if not math.isfinite(score):
         raise UnreadableError(f"a score is not finite: {shown(value)}")
@@ -130,7 +154,12 @@ def _score(value: Any) -> float:
 
 
 def _top_k(value: Any, options: RemoteOptions) -> int:
-    """The label with the largest score among objects with both, or of one from names to scores."""
+    """Return the label with the largest score.
+
+    Args:
+        value: objects that each hold a label and a score, or one object from names to scores.
+        options: the class names.
+    """
     value = _bare(value)
     if isinstance(value, dict) and not _first(value, _LABEL):
         entries = [{"label": name, "score": score} for name, score in value.items()]
@@ -145,7 +174,7 @@ def _top_k(value: Any, options: RemoteOptions) -> int:
 
 
 def _first(entry: dict[str, Any], names: tuple[str, ...]) -> str:
-    """The first of the names that the entry has, or nothing."""
+    """Return the first of the names that the entry has, or an empty string."""
     return next((name for name in names if name in entry), "")
 
 

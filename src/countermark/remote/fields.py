@@ -1,4 +1,4 @@
-"""Finding one's way in a JSON document that a suspect wrote."""
+"""Find values in a JSON document that a suspect wrote."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ _LONGEST = 40  # characters of a suspect's own text in a reason
 
 
 class UnreadableError(ValueError):
-    """An answer without a label in it; its message is the reason that the transcript keeps."""
+    """An answer holds no label; the message is the reason that the transcript keeps."""
 
 
 def shown(value: Any) -> str:
-    """A JSON value in a few printable characters, whatever its size."""
+    """Describe a JSON value in a few printable characters, whatever its size."""
     match value:
         case dict():
             return f"an object of {len(value)} field(s)"
         case list():
             return f"a list of {len(value)}"
+        # repr() of an integer of many digits raises ValueError, or takes long.
         case int() if not isinstance(value, bool) and abs(value) >= 1 << 63:
             return "a number beyond 64 bits"
         case _:
@@ -27,15 +28,16 @@ def shown(value: Any) -> str:
 
 
 def follow(value: Any, path: str) -> Any:
-    """What stands at a dotted path: names lead into objects, numbers into lists.
+    """Return the value at a dotted path: names lead into objects, numbers into lists.
 
     Raises:
-        UnreadableError: the path leads nowhere.
+        UnreadableError: the document has no value at this path.
     """
     for step in filter(None, path.split(".")):
         match value:
             case dict() if step in value:
                 value = value[step]
+            # A place of ten digits is beyond every list, and int() of more may take long.
             case list() if step.isdecimal() and len(step) < 10 and int(step) < len(value):
                 value = value[int(step)]
             case _:
@@ -44,10 +46,10 @@ def follow(value: Any, path: str) -> Any:
 
 
 def listed(value: Any, count: int) -> list[Any]:
-    """A list of `count`, maybe as the only field of an object.
+    """Return a list of `count` values, which may be the only field of an object.
 
     Raises:
-        UnreadableError: it is none, or of another length.
+        UnreadableError: the value is no list, or one of another length.
     """
     while isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()

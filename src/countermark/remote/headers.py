@@ -1,4 +1,4 @@
-"""Headers for a suspect's door, such as Authorization, out of a file and never shown."""
+"""Secret request headers, such as Authorization, read out of a file and never shown."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from countermark.errors import ConfigError
 
 VARIABLE = "COUNTERMARK_HEADERS_FILE"
 _LARGEST = 1 << 16  # bytes
+# A token as in RFC 9110, section 5.1, and a value of printable ASCII. A line break inside a value
+# would begin a header of its own.
 _LINE = re.compile(
     r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)"
 )
+# Headers that the transport sets. A second value could make server and client disagree about where
+# a request ends.
 _OURS = {"accept-encoding", "connection", "content-length", "content-type", "host",
          "transfer-encoding"}  # fmt: skip
 
 
 def secret_headers() -> dict[str, str]:
-    """The headers in the file that COUNTERMARK_HEADERS_FILE names; none where it is not set.
+    """Read the headers in the file that COUNTERMARK_HEADERS_FILE names.
 
-    A line is `Name: value`; empty lines and those that begin with # are passed over.
+    Each line is `Name: value`; empty lines and lines that begin with # are skipped.
+
+    Returns: values by lower-case names; empty if the variable is not set.
 
     Raises:
-        ConfigError: the file cannot be read, or a line is no header; says which line, never what
-            stands in it, nor the variable's value, which could be a header by mistake.
+        ConfigError: the file cannot be read, or a line is no header. The message has the number of
+            the line, but neither its content nor the value of the variable, which a user may have
+            set to the header itself by mistake.
     """
     named = os.environ.get(VARIABLE)
     if not named:
@@ -44,6 +51,11 @@ def secret_headers() -> dict[str, str]:
 
 
 def _read(path: Path) -> str:
+    """Read the file of headers.
+
+    Raises:
+        ConfigError: the file cannot be read, or is too large.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)

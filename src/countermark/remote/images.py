@@ -1,4 +1,4 @@
-"""Images as the suspect is sent them: numbers or pictures; and their digests."""
+"""Prepare images for a remote suspect: as numbers or as image files; and their digests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from countermark.errors import ConfigError
 from countermark.remote.options import RemoteOptions
 from countermark.xof import frame
 
+# The label of an image without a readable answer; no class has this number.
 NO_LABEL = -1
 
 
 def checked(images: Images) -> Images:
-    """The same images.
+    """Return the images as an array, after checking dtype and shape.
 
     Raises:
-        ConfigError: they are not uint8 (n, C, H, W) with something in each.
+        ConfigError: the images are not uint8 (n, C, H, W), or are empty.
     """
     found = np.asarray(images)
     if found.dtype != np.uint8 or found.ndim != 4 or 0 in found.shape[1:]:
@@ -33,10 +34,11 @@ def checked(images: Images) -> Images:
 
 
 def fitting(images: Images, options: RemoteOptions) -> Images:
-    """Checked images that can be sent as the options say.
+    """Return the images, after checking that the options can send them.
 
     Raises:
-        ConfigError: as `checked`, or a number of channels that the options cannot send.
+        ConfigError: the images are not uint8 (n, C, H, W), or have a number of channels that the
+            options cannot send.
     """
     channels = checked(images).shape[1]
     if options.pixels == "normalised" and len(options.mean) != channels:
@@ -53,13 +55,20 @@ def fitting(images: Images, options: RemoteOptions) -> Images:
 
 
 def image_digest(image: Images) -> str:
-    """SHA-256 (hex) of one image (C, H, W): frame("uint8 [C, H, W]", its bytes in C order)."""
+    """Compute SHA-256 (hex) of one image (C, H, W).
+
+    The digest is over frame("uint8 [C, H, W]", bytes of the image in C order).
+    """
+    # The shape enters the digest: the same bytes in another shape are another image.
     about = f"uint8 {list(image.shape)}"
     return hashlib.sha256(frame(about.encode(), image.tobytes())).hexdigest()
 
 
 def pixels(images: Images, options: RemoteOptions) -> NDArray[Any]:
-    """The numbers (n, C, H, W) or (n, H, W, C) that are sent for images (n, C, H, W)."""
+    """Convert images (n, C, H, W) to the numbers that are sent.
+
+    Returns: (n, C, H, W) or (n, H, W, C), scaled as the options say.
+    """
     numbers: NDArray[Any] = images
     if options.pixels != "uint8":
         numbers = images / 255
@@ -71,7 +80,7 @@ def pixels(images: Images, options: RemoteOptions) -> NDArray[Any]:
 
 
 def picture(image: Images, options: RemoteOptions) -> bytes:
-    """One image (C, H, W), C of 1 or 3, as a PNG or JPEG file."""
+    """Encode one image (C, H, W), C of 1 or 3, as a PNG or JPEG file."""
     import PIL.Image
 
     rows = image[0] if len(image) == 1 else image.transpose(1, 2, 0)  # (H, W) or (H, W, 3)

@@ -1,4 +1,4 @@
-"""How a remote suspect is asked: protocol, pictures, answers, and what it may cost."""
+"""Options of a remote suspect: protocol, form of images and answers, limits on time and cost."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ PLACE = re.compile(r'"\$(?:images|pixels)"|\$image\b')
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """How a remote suspect is asked; every field is checked, against its type and the others.
+    """Options for asking a remote suspect; every field is checked, alone and against the others.
 
     Attributes:
         protocol: oip (Open Inference Protocol v2), tf_serving (v1 `:predict`), mlflow
-            (`/invocations`), image (one picture a POST), json (a template of your own).
-        model: its name, where the url of oip and tf_serving does not say it already.
-        input_name, datatype: of the input tensor; oip: "input-0", UINT8 or FP32 unless given.
+            (`/invocations`), image (one image file a POST), json (a template of your own).
+        model: name of the model, if the url of oip or tf_serving does not hold it.
+        input_name, datatype: of the input tensor; oip: "input-0", UINT8 or FP32 by default.
         layout, pixels: how an image becomes numbers: their order and scale; `normalised` is
             (x / 255 − mean) / std with one `mean` and `std` a channel.
-        picture, jpeg_quality: how it becomes a file, for image and for "$image", "$images".
-        answer: what comes back for an image: labels, scores, top_k, or told by its form (auto).
-        answer_at: where, as `predictions.0.scores`; `*` stands for each image of a request. For
-            oip the name of the output tensor.
-        class_names: in the order of the classes, where labels come as names.
+        picture, jpeg_quality: how an image becomes a file, for image and for "$image", "$images".
+        answer: form of the answer for an image: labels, scores, top_k, or recognised from the
+            value (auto).
+        answer_at: path of the answer, as `predictions.0.scores`; `*` stands for each image of a
+            request. For oip the name of the output tensor.
+        class_names: in the order of the classes, for services that answer with names.
         template: the JSON text of json, with "$image", "$images" or "$pixels" in it.
-        batch: images a request, 32 unless given; always 1 for image and "$image".
+        batch: images a request, 32 by default; always 1 for image and "$image".
         budget: images in all. rate: requests a second. largest_answer: bytes.
-        timeout: seconds a request. deadline: seconds for all asking. retries: after a failure.
+        timeout: seconds a request. deadline: seconds for all requests. retries: after a failure.
 
     Raises:
-        ConfigError: a field of a wrong value, or two that do not go together.
+        ConfigError: a field has a wrong value, or two fields contradict each other.
     """
 
     protocol: ProtocolName
@@ -71,7 +72,7 @@ class RemoteOptions:
     answer: Literal["auto", "labels", "scores", "top_k"] = "auto"
     answer_at: Name | None = None
     class_names: tuple[str, ...] = ()
-    template: str | None = field(default=None, repr=False)  # a service's key may stand in it
+    template: str | None = field(default=None, repr=False)  # may hold a service's secret
     batch: Count | None = None
     budget: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1000
     rate: PositiveFloat | None = None
@@ -81,12 +82,15 @@ class RemoteOptions:
     largest_answer: Annotated[int, Field(ge=1, le=1 << 30)] = 8 << 20
 
     def __post_init__(self) -> None:
+        """Check each field by its type, then all fields together."""
         for name, adapter in _adapters().items():
             value = getattr(self, name)
             try:
+                # The class is frozen; validation may convert a value, such as a list to a tuple.
                 object.__setattr__(self, name, adapter.validate_python(value))
             except ValidationError as error:
                 what = "; ".join(dict.fromkeys(part["msg"] for part in error.errors()))
+                # An error message must not repeat a template, which may hold a secret.
                 came = "not that" if name == "template" else repr(value)
                 raise ConfigError(f"remote option {name} is {came}: {what}") from None
         if wrong := _contradictions(self):
@@ -94,26 +98,29 @@ class RemoteOptions:
 
     @property
     def places(self) -> frozenset[str]:
-        """What the template has places for: of "$image", "$images" and "$pixels"."""
+        """The placeholders in the template: some of "$image", "$images" and "$pixels"."""
         return frozenset(each.strip('"') for each in PLACE.findall(self.template or ""))
 
     @property
     def one_by_one(self) -> bool:
-        """Whether a request can carry one image only."""
+        """True if a request can carry one image only."""
         return self.protocol == "image" or "$image" in self.places
 
     @property
     def images_a_request(self) -> int:
-        """The most images in one request."""
+        """The largest number of images in one request."""
         return 1 if self.one_by_one else self.batch or _BATCH
 
     @property
     def sends_pictures(self) -> bool:
-        """Whether images are sent as PNG or JPEG, which takes 1 or 3 channels and Pillow."""
+        """True if images are sent as PNG or JPEG, which takes 1 or 3 channels and Pillow."""
         return self.protocol == "image" or bool(self.places & {"$image", "$images"})
 
     def public(self) -> dict[str, Any]:
-        """All fields as JSON values; of the template its SHA-256, for a key may stand in it."""
+        """Return all fields as JSON values for a transcript.
+
+        The template is replaced by its SHA-256, since it may hold a service's secret.
+        """
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         if self.template is not None:
             shown["template"] = hashlib.sha256(self.template.encode()).hexdigest()
@@ -122,12 +129,15 @@ class RemoteOptions:
 
 @cache
 def _adapters() -> dict[str, TypeAdapter[Any]]:
+    """Return a validator for each field, built once from the type hints."""
     hints = get_type_hints(RemoteOptions, include_extras=True)
+    # An infinite deadline or rate would defeat the limits.
     config = ConfigDict(allow_inf_nan=False)
     return {each.name: TypeAdapter(hints[each.name], config=config)
             for each in fields(RemoteOptions)}  # fmt: skip
 
 
+# Pairs of a test for a contradiction and the message about it.
 _RULES: tuple[tuple[Callable[[RemoteOptions], bool], str], ...] = (
     (
         lambda o: o.model is not None and o.protocol not in {"oip", "tf_serving"},
@@ -142,6 +152,7 @@ _RULES: tuple[tuple[Callable[[RemoteOptions], bool], str], ...] = (
         "datatype is for oip: leave it out",
     ),
     (
+        # Scaled pixels are small fractions, which whole numbers would round away.
         lambda o: o.pixels != "uint8" and (o.datatype or "FP32")[0] in "UI",
         "whole-number datatypes hold pixels = 'uint8' only: use FP32",
     ),
@@ -169,24 +180,27 @@ _RULES: tuple[tuple[Callable[[RemoteOptions], bool], str], ...] = (
 
 
 def _contradictions(options: RemoteOptions) -> list[str]:
-    """What does not go together, each with its way out."""
+    """Return the contradictions between fields, each with its remedy."""
     broken = [said for is_broken, said in _RULES if is_broken(options)]
+    # The template comes first: the number of images in a request depends on it.
     return _of_the_template(options) + broken
 
 
 def _is_path(path: str) -> bool:
+    """Return true if a text is a path of an answer, with at most one `*`."""
     steps = path.split(".")
     return "" not in steps and steps.count("*") <= 1
 
 
 def _of_the_template(options: RemoteOptions) -> list[str]:
+    """Return the mistakes in the template, each with its remedy."""
     if (options.template is None) == (options.protocol == "json"):
         return ["protocol json takes a template, the others take none"]
     if options.template is None:
         return []
     try:
         json.loads(options.template)
-        json.loads(PLACE.sub("0", options.template))  # as it is when it is filled: no place a name
+        json.loads(PLACE.sub("0", options.template))  # as when filled: a placeholder is no name
     except (ValueError, RecursionError):
         return ['the template is no JSON text: write one such as {"data": "$images"}']
     if not options.places:

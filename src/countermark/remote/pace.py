@@ -1,4 +1,4 @@
-"""When to ask: the deadline for everything, the rate, and pauses that grow."""
+"""Decide when to send a request: overall deadline, rate limit, and growing pauses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _drawn = random.SystemRandom()
 
 
 class Pace:
-    """The clock of one endpoint; only the time that is spent asking counts."""
+    """The clock of one endpoint; only the time that is spent asking counts.
+
+    Args:
+        options: deadline in seconds and rate in requests a second.
+    """
 
     def __init__(self, options: RemoteOptions) -> None:
         self._remains, self._ends = options.deadline, 0.0
@@ -24,7 +28,7 @@ class Pace:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Seconds in this block count towards the deadline."""
+        """Count the seconds in this block towards the deadline."""
         self._ends = time.monotonic() + self._remains
         try:
             yield
@@ -32,14 +36,14 @@ class Pace:
             self._remains = self.left()
 
     def left(self) -> float:
-        """Seconds until the deadline, at least 0."""
+        """Return the seconds until the deadline, at least 0."""
         return max(0.0, self._ends - time.monotonic())
 
     def turn(self, pause: float) -> bool:
-        """Wait for `pause` seconds and for the rate.
+        """Wait for `pause` seconds and for the rate limit.
 
-        Returns: whether a request may be sent; False, at once, when the wait or the deadline
-            leaves no time for it.
+        Returns: true if a request may be sent; false, without waiting, if the wait would outlast
+            the deadline.
         """
         wait = max(pause, self._next - time.monotonic(), 0.0)
         if wait >= self.left():
@@ -49,11 +53,17 @@ class Pace:
         return True
 
     def after(self, attempts: int, wait: float | None) -> float:
-        """The pause in seconds after so many attempts: exponential, with full jitter.
+        """Return the pause in seconds after `attempts` attempts: exponential, with full jitter.
 
-        A wait that the server asks for replaces it, and holds for all that is asked later.
+        If the server asked for a wait, that wait replaces the pause and delays all later requests.
+
+        Args:
+            attempts: attempts so far for this request, at least 1.
+            wait: seconds that the server asked for, if any.
         """
         if wait is not None:
+            # Busy servers ask every client to wait, so later batches wait as well.
             self._next = max(self._next, time.monotonic() + wait)
             return 0.0
+        # Full jitter: a uniform draw keeps clients that failed together from coming back together.
         return _drawn.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempts - 1)))

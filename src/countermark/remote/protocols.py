@@ -1,4 +1,4 @@
-"""The protocols: a request's body from images, and each image's part of the answer.
+"""The protocols of prediction services: how to write a request and how to split its answer.
 
 oip         Open Inference Protocol v2, POST v2/models/NAME/infer
 tf_serving  TensorFlow Serving v1, row format, POST v1/models/NAME:predict
@@ -21,18 +21,18 @@ from countermark.remote.fields import UnreadableError, follow, listed, shown
 from countermark.remote.images import picture, pixels
 from countermark.remote.options import PLACE, ProtocolName, RemoteOptions
 
-_DIMENSIONS = 8  # the most of an output's: the product of a million sizes would take for ever
+_DIMENSIONS = 8  # of an output at most: a product of a million sizes would take for ever
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol is: two functions and where its answers stand.
+    """A protocol: how to write a request, and how to split its answer.
 
     Attributes:
         body: images (n, C, H, W) -> the body of one request.
-        parts: the document of an answer to n images -> each image's part; else
-            UnreadableError.
-        answer_at: where answers stand when the options do not say it.
+        parts: the document of an answer to n images -> each image's part; raises UnreadableError
+            if there are no n parts.
+        answer_at: path of the answers if the options do not give one.
     """
 
     body: Callable[[Images, RemoteOptions], bytes]
@@ -41,14 +41,15 @@ class Protocol:
 
 
 def content_type(options: RemoteOptions) -> str:
-    """The media type of a request's body."""
+    """Return the media type of a request's body."""
     return f"image/{options.picture}" if options.protocol == "image" else "application/json"
 
 
 def paths(options: RemoteOptions) -> tuple[str | None, str]:
-    """The way from the document to the list of all images' answers, and on from each of them.
+    """Return the path from the document to the list of answers, and from one answer to its value.
 
-    No list is sought (None) where a request carries one image and the path has no `*`.
+    The first path is None if no list is sought, because a request carries one image and the path of
+    the answer has no `*`.
     """
     if options.protocol == "oip":
         return None, ""
@@ -60,10 +61,12 @@ def paths(options: RemoteOptions) -> tuple[str | None, str]:
 
 
 def _dumped(document: Any) -> bytes:
+    """Encode a document as compact JSON."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _oip_body(images: Images, options: RemoteOptions) -> bytes:
+    """Write a request of the Open Inference Protocol: one input tensor, its data flat."""
     numbers = pixels(images, options)
     tensor = {
         "name": options.input_name or "input-0",
@@ -75,10 +78,17 @@ def _oip_body(images: Images, options: RemoteOptions) -> bytes:
 
 
 def _oip_parts(document: Any, count: int, options: RemoteOptions) -> list[Any]:
+    """Split an answer of the Open Inference Protocol.
+
+    Raises:
+        UnreadableError: the output tensor is missing, ambiguous or of another size.
+    """
     tensors = follow(document, "outputs")
     named = {
         each["name"]: each
         for each in (tensors if isinstance(tensors, list) else [])
+        # Outputs without a name are dropped: they cannot be chosen, and a name that is a list would
+        # raise.
         if isinstance(each, dict) and isinstance(each.get("name"), str)
     }
     if options.answer_at is None and len(named) != 1:
@@ -90,8 +100,14 @@ def _oip_parts(document: Any, count: int, options: RemoteOptions) -> list[Any]:
 
 
 def _rows(data: Any, shape: Any, count: int) -> list[Any]:
-    """The data of a tensor, flat or nested, as one part for each of `count` images."""
+    """Split the data of a tensor, flat or nested, into one part for each of `count` images.
+
+    Raises:
+        UnreadableError: shape and data do not fit together, or are not of `count` images.
+    """
     sizes = shape if isinstance(shape, list) and len(shape) <= _DIMENSIONS else []
+    # `type` rather than isinstance, because `True` is an integer too. The bounds keep the product
+    # of the sizes small.
     if not sizes or any(type(each) is not int or not 1 <= each < 1 << 31 for each in sizes):
         raise UnreadableError(f"the output has no shape, but {shown(shape)}")
     if sizes[0] != count:
@@ -99,38 +115,46 @@ def _rows(data: Any, shape: Any, count: int) -> list[Any]:
     width = math.prod(sizes[1:])
     if not isinstance(data, list) or len(data) not in {count, count * width}:
         raise UnreadableError(f"expected {count * width} number(s), came {shown(data)}")
+    # Data may also be nested, with one list for each image.
     if len(data) == count:
         return data
     return [data[start : start + width] for start in range(0, len(data), width)]
 
 
 def _tf_serving_body(images: Images, options: RemoteOptions) -> bytes:
+    """Write a request of TensorFlow Serving: one instance for each image."""
     rows = pixels(images, options).tolist()
     name = options.input_name
     return _dumped({"instances": rows if name is None else [{name: row} for row in rows]})
 
 
 def _mlflow_body(images: Images, options: RemoteOptions) -> bytes:
+    """Write a request of an MLflow server: all images under `inputs`."""
     rows = pixels(images, options).tolist()
     name = options.input_name
     return _dumped({"inputs": rows if name is None else {name: rows}})
 
 
 def _image_body(images: Images, options: RemoteOptions) -> bytes:
+    """Write a request that is one image file."""
     return picture(images[0], options)
 
 
 def _json_body(images: Images, options: RemoteOptions) -> bytes:
+    """Fill the images into the user's template."""
     filled: dict[str, str] = {}
     if options.sends_pictures:
+        # Encoded only if the template asks for image files, since encoding is slow.
         files = [base64.b64encode(picture(image, options)).decode() for image in images]
         filled = {"$image": files[0], '"$images"': json.dumps(files)}
     if "$pixels" in options.places:
         filled['"$pixels"'] = _dumped(pixels(images, options).tolist()).decode()
+    # Replaced in one pass, so that a placeholder inside inserted text stays as it is.
     return PLACE.sub(lambda place: filled[place[0]], options.template or "").encode()
 
 
 def _parts(document: Any, count: int, options: RemoteOptions) -> list[Any]:
+    """Split an answer at the path that the options give."""
     before, _ = paths(options)
     return [document] if before is None else listed(follow(document, before), count)
 

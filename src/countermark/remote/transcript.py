@@ -1,4 +1,4 @@
-"""The record of what a remote suspect was asked and what it answered; it can be asked again."""
+"""The record of all questions to a remote suspect and its answers, which can be asked again."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ Flat = Text | int | float | bool | None | list[Text] | list[float]
 
 
 class Entry(Stored):
-    """One image that was to be asked.
+    """The record of one image.
 
     Attributes:
-        image: its digest (`images.image_digest`).
-        request: SHA-256 of the body of the request it was in; None when it was never sent.
-        answer: SHA-256 of the body of the last answer; None when none came whole.
-        status: of HTTP, of the last answer; None when there was none.
+        image: digest of the image (`images.image_digest`).
+        request: SHA-256 of the body of its request; None if the request was never sent.
+        answer: SHA-256 of the body of the last answer; None if no answer came whole.
+        status: HTTP status of the last answer; None if there was no answer.
         attempts: requests that were sent.
-        label: what was read; None when nothing could be.
-        why: why not.
+        label: the class in the answer; None if none could be read.
+        why: reason for a missing label; None if there is a label.
     """
 
     image: Hex32
@@ -56,8 +56,10 @@ class Entry(Stored):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        """Refuse entries whose fields contradict each other."""
         if (self.label is None) == (self.why is None):
             raise ValueError("expected a label, or why there is none")
+        # Transcripts are evidence, and anybody may have edited one: contradictions are refused.
         if self.label is not None and self.answer is None:
             raise ValueError("a label came without an answer")
         if (self.request is None) != (self.attempts == 0):
@@ -66,13 +68,13 @@ class Entry(Stored):
 
 
 class Transcript(Stored):
-    """What was asked of whom, in order, and what came back; holds no headers and no query.
+    """All questions to one suspect in order, and its answers; without headers and query.
 
     Attributes:
-        url: that was asked, without its query.
-        protocol, options: how (`RemoteOptions.public`).
-        started: when the endpoint was connected to, UTC, ISO 8601.
-        entries: one for each image, in the order of asking.
+        url: the url of the suspect, without its query.
+        protocol, options: how the suspect was asked, as the public options say.
+        started: time when the endpoint was made, UTC, ISO 8601.
+        entries: one for each image, in the order of the questions.
     """
 
     type: Literal["countermark/transcript/v1"]
@@ -84,13 +86,15 @@ class Transcript(Stored):
 
     @model_validator(mode="after")
     def _says_how_classes_came(self) -> Self:
+        """Refuse options that do not list the class names, of which there may be none."""
+        # A verdict corrects p for a choice among orders of the classes, so their number is needed.
         names = self.options.get(CLASS_NAMES)
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise ValueError(f"options.{CLASS_NAMES}: expected the list of names that were given")
         return self
 
     def to_bytes(self) -> bytes:
-        """The transcript as it lies on disk: JSON."""
+        """Return the content of the file: JSON."""
         return json.dumps(self.model_dump(), indent=1, ensure_ascii=False).encode() + b"\n"
 
     @property
@@ -100,20 +104,21 @@ class Transcript(Stored):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes in their order, where whoever asked gave some."""
+        """Names of the classes in their order; empty if the user gave none."""
         names = self.options[CLASS_NAMES]
         return tuple(map(str, names)) if isinstance(names, list) else ()
 
     def subject(self, *, recorded: bool = False) -> Subject:
-        """Describe who was asked, as a verdict records it.
+        """Describe the suspect as a verdict records it.
 
         Args:
-            recorded: the answers are read out of this transcript; nobody was asked.
+            recorded: true if the answers are read out of this transcript, and nobody was asked.
 
-        Returns: with the number of names of classes that were given, and where nothing was
-            answered, the most frequent reason.
+        Returns: a description that holds the number of class names, and the most frequent reason
+            if no image has a label.
         """
         why = None
+        # One reason for the verdict, so that a user sees why nothing could be read.
         if self.entries and all(each.label is None for each in self.entries):
             [(why, _)] = Counter(each.why for each in self.entries).most_common(1)
         return Subject(
@@ -122,14 +127,14 @@ class Transcript(Stored):
         )  # fmt: skip
 
     def predict(self) -> Replay:
-        """Images uint8 (n, C, H, W) -> labels (n,) out of the record, without any network."""
+        """Return a function from images to labels that answers out of the record."""
         return Replay(self)
 
     def save(self, path: str | Path) -> None:
         """Write a new file, whole or not at all.
 
         Raises:
-            ConfigError: something already has that name; it is left untouched.
+            ConfigError: the name is taken; the existing file or folder is left untouched.
         """
         write_new(path, self.to_bytes())
 
@@ -138,12 +143,13 @@ class Transcript(Stored):
         """Read a file that anybody may have written.
 
         Raises:
-            SuspectError: missing, too large, no transcript or of another version, or with a field
-                that is unknown, missing or wrong; says which.
+            SuspectError: the file is missing, too large, no transcript or of another version, or a
+                field is unknown, missing or wrong; the message says which.
         """
         try:
             content = files.read_regular(Path(path), _LARGEST)
             files.require_few_parts(content)
+            # Checked before the fields: otherwise a newer file would seem to have a wrong field.
             _refuse_other_versions(files.parse_json(content))
             return files.parse_as(cls, content)
         except ValueError as error:
@@ -152,6 +158,7 @@ class Transcript(Stored):
 
 
 def _refuse_other_versions(document: Any) -> None:
+    """Raise `ValueError` for a transcript of a version that this library does not read."""
     kind, _, version = TYPE.rpartition("/")
     came = document.get("type") if isinstance(document, dict) else None
     if isinstance(came, str) and came.startswith(f"{kind}/") and came != TYPE:
@@ -161,9 +168,12 @@ def _refuse_other_versions(document: Any) -> None:
 
 
 class Replay:
-    """A suspect out of a transcript.
+    """A suspect that answers out of a transcript, without network.
 
-    Where an image was asked about twice, its first label counts.
+    If an image was asked about twice, its first entry counts.
+
+    Args:
+        transcript: the transcript.
     """
 
     def __init__(self, transcript: Transcript) -> None:
@@ -171,6 +181,8 @@ class Replay:
         self._known: dict[str, int] = {}
         for entry in transcript.entries:
             label = NO_LABEL if entry.label is None else entry.label
+            # The first answer counts, so that an owner cannot ask until the suspect answers as
+            # wished.
             self._known.setdefault(entry.image, label)
 
     def subject(self) -> Subject:
@@ -178,10 +190,10 @@ class Replay:
         return self._transcript.subject(recorded=True)
 
     def __call__(self, images: Images, /) -> Labels:
-        """The labels int64 (n,) of images uint8 (n, C, H, W).
+        """Return the recorded labels int64 (n,) of images uint8 (n, C, H, W).
 
         Raises:
-            SuspectError: an image was never asked about.
+            SuspectError: the transcript has no answer about an image.
         """
         digests = [image_digest(image) for image in checked(images)]
         missing = sum(digest not in self._known for digest in digests)

@@ -1,8 +1,9 @@
-"""One request and its answer over HTTP, with a far end that may do anything.
+"""One HTTP request and its answer, with a server that may do anything.
 
-httpx2's transport is used without its client: nothing follows redirects, keeps cookies, unpacks
-answers or writes urls into logs. Requests run on an event loop in a thread of its own, because only
-a cancelled task ends a server that drips bytes, or headers, one before each time-out.
+The code uses httpx2's transport without its client: nothing follows redirects, keeps cookies,
+unpacks answers or writes urls into logs. Requests run on an event loop in a thread of their own.
+A server can send one byte before each time-out, in the body or the headers, and only cancelling a
+task ends such a request.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ from countermark.remote.lookup import Loop
 if TYPE_CHECKING:
     import httpx2
 
+# Too many requests, and failures of a gateway: these pass, unlike a plain 500.
 _AGAIN = {429, 502, 503, 504}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
-        status: of HTTP; None when no answer began or it did not end.
-        body: the answer's whole body; None when it did not come whole.
-        why: why there is nothing to read in it; None when there is.
-        again: whether another attempt may go better.
-        wait: seconds that the server asks to wait before it.
+        status: HTTP status; None if no answer began or it did not end.
+        body: the answer's whole body; None if it did not come whole.
+        why: the reason why there is nothing to read; None if there is something.
+        again: true if another attempt may succeed.
+        wait: seconds that the server asks to wait before another attempt.
     """
 
     status: int | None = None
@@ -52,7 +54,7 @@ class Wire:
     Args:
         url: complete, with its query.
         headers: sent with each request; never shown.
-        largest: bytes of an answer's body.
+        largest: the most bytes of an answer's body.
 
     Raises:
         ConfigError: the url, or a proxy that the environment names, cannot be used.
@@ -62,6 +64,7 @@ class Wire:
         import httpx2
 
         self._largest = largest
+        # No compression: a small compressed answer could unpack to gigabytes.
         self._headers = {"accept-encoding": "identity", "user-agent": "countermark", **headers}
         try:
             self._url = httpx2.URL(url)
@@ -76,18 +79,28 @@ class Wire:
         self._thread.start()
 
     def post(self, body: bytes, seconds: float) -> Reply:
-        """Send one request; whatever goes wrong within `seconds` is in the reply."""
+        """Send one request.
+
+        Args:
+            body: body of the request.
+            seconds: time limit for the whole exchange.
+
+        Returns: the reply, or the reason why there is none.
+
+        Raises:
+            ConfigError: the connection is closed.
+        """
         if self._loop.is_closed():
             raise ConfigError("the endpoint is closed: ask within its `with` block")
         future = asyncio.run_coroutine_threadsafe(self._bounded(body, seconds), self._loop)
         try:
             return future.result()
-        except BaseException:  # Ctrl-C, which ends the request as well
+        except BaseException:  # Ctrl-C must end the request as well
             future.cancel()
             raise
 
     def close(self) -> None:
-        """Close the connection; a second time does nothing."""
+        """Close the connection; closing twice is allowed."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
@@ -96,6 +109,7 @@ class Wire:
         self._loop.close()
 
     async def _end(self) -> None:
+        """Cancel all requests and close the transport; runs on the event loop."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
@@ -103,15 +117,17 @@ class Wire:
         await self._transport.aclose()
 
     async def _bounded(self, body: bytes, seconds: float) -> Reply:
+        """Exchange request and answer within `seconds`; every failure becomes a reply."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._exchange(body)
         except TimeoutError:
             return Reply(why=f"no whole answer within {seconds:.3g} s", again=True)
-        except Exception as error:  # what garbage makes libraries raise has no end
+        except Exception as error:  # malformed answers make libraries raise any type
             return _failed(error)
 
     async def _exchange(self, body: bytes) -> Reply:
+        """Send the request and read the answer."""
         import httpx2
 
         request = httpx2.Request("POST", self._url, headers=self._headers, content=body)
@@ -119,6 +135,7 @@ class Wire:
         try:
             reply = _judged(response)
             coding = response.headers.get("content-encoding", "identity")
+            # The server compressed although it was asked not to. The body is not read.
             if coding.lower() != "identity":
                 return replace(reply, why=reply.why or f"the answer is compressed, as {coding!r}")
             return await self._with_body(reply, response)
@@ -126,16 +143,18 @@ class Wire:
             await response.aclose()
 
     async def _with_body(self, reply: Reply, response: httpx2.Response) -> Reply:
+        """Read the body of an answer, up to the largest size."""
         whole = bytearray()
         async for part in response.aiter_raw():
             whole += part
+            # Counted while reading, since Content-Length may be wrong or missing.
             if len(whole) > self._largest:
                 return replace(reply, why=f"the answer has more than {self._largest:,} bytes")
         return replace(reply, body=bytes(whole))
 
 
 def _judged(response: httpx2.Response) -> Reply:
-    """What status and headers say."""
+    """Return the reply that follows from status and headers, still without a body."""
     status = response.status_code
     if 200 <= status < 300:
         return Reply(status)
@@ -147,8 +166,9 @@ def _judged(response: httpx2.Response) -> Reply:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Retry-After in seconds, given as such or as a date; None when it is neither."""
+    """Parse Retry-After, in seconds or as a date, into seconds; None if it is neither."""
     if retry_after.isascii() and retry_after.isdecimal():
+        # Twelve digits are 30,000 years: no deadline allows more, and float() stays finite.
         return float(retry_after[:12])
     try:
         date = parsedate_to_datetime(retry_after)
@@ -160,7 +180,7 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _failed(error: Exception) -> Reply:
-    """The reply when there was none. A library's own words are left out: they quote both ends."""
+    """Describe a failed exchange, without the library's message: it may quote both sides."""
     import httpx2
 
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error)):
@@ -175,13 +195,16 @@ def _failed(error: Exception) -> Reply:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and the errors that led to it."""
     while error is not None:
         yield error
+        # httpx2 wraps the errors of the ssl module, and a certificate that fails needs its own
+        # words.
         error = error.__cause__ or error.__context__
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for a url, as for other programs."""
+    """Return the proxy that the environment names for a url, as other programs use it."""
     parts = urlsplit(url)
     proxies: Mapping[str, Any] = getproxies()
     named = proxies.get(parts.scheme) or proxies.get("all")
