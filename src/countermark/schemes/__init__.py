@@ -1,4 +1,7 @@
-"""The schemes by name. A new scheme is its reading file, its training file and one line here."""
+"""The registry: scheme classes by name, and the scheme of a key.
+
+To add a scheme, write its reading file and its training file, and add one line to `SCHEMES`.
+"""
 
 from __future__ import annotations
 
@@ -35,22 +38,25 @@ SCHEMES: Mapping[str, type[Scheme]] = {
 
 
 def scheme_named(name: str) -> type[Scheme]:
-    """The scheme class of that name.
+    """Return the scheme class with this name.
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: no scheme has this name; the message suggests the nearest name.
     """
     return named("scheme", name, SCHEMES)
 
 
 def scheme_from(name: str, fields: Mapping[str, Any]) -> Scheme:
-    """The scheme of that name, with the fields of a key.
+    """Make the scheme with this name from the stored fields of a key.
 
     Raises:
-        ConfigError: there is none, or the fields are not exactly those that it writes.
+        ConfigError: no scheme has this name, or the fields are not exactly those that the scheme
+            writes.
     """
     kind = scheme_named(name)
     scheme = kind.from_stored(fields)
+    # A key is hostile input. Fields that parse but differ from what the scheme writes (other number
+    # types, left-out defaults) would give one scheme two commitments.
     known = {**kind.earlier_fields, **fields}
     for field, value in scheme.to_fields().items():
         if field not in known or known[field] != value:
@@ -62,13 +68,15 @@ def scheme_from(name: str, fields: Mapping[str, Any]) -> Scheme:
 
 
 def scheme_of(key: Key) -> Scheme:
-    """The scheme that a key belongs to, with the key's fields.
+    """Return the scheme of a key, made from the fields of the key.
 
     Raises:
-        ConfigError: the key's fields are not exactly those of its scheme, or its bits do not fit
-            what it reads: no such key was ever made. Or it reads with code that nobody trusted.
+        ConfigError: the fields are not exactly those of the scheme, the bits do not fit the
+            tensors that are read, or reading the key runs code that the caller did not trust.
     """
     scheme = scheme_from(key.scheme, key.fields)
+    # Reading such a key imports a module that the key names. Only the caller may allow that, and
+    # only for exactly this name.
     if scheme.code not in (None, key.trusted):
         raise ConfigError(
             f"this key reads with code of its own, {printable(scheme.code, 200)}: if you trust it, "
@@ -79,19 +87,19 @@ def scheme_of(key: Key) -> Scheme:
 
 
 def weight_scheme_of(key: Key) -> WeightScheme:
-    """The scheme of a key that reads weights.
+    """Return the scheme of a key that reads weights.
 
     Raises:
-        ConfigError: as `scheme_of`, or the key reads something else.
+        ConfigError: as `scheme_of`, or the key belongs to another family.
     """
     return as_weight_scheme(scheme_of(key))
 
 
 def as_weight_scheme(scheme: Scheme) -> WeightScheme:
-    """The same scheme, as one that reads weights.
+    """Return the scheme unchanged, typed as a scheme that reads weights.
 
     Raises:
-        ConfigError: it reads something else.
+        ConfigError: the scheme belongs to another family.
     """
     if not isinstance(scheme, WeightScheme):
         raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key that reads weights")
@@ -99,10 +107,10 @@ def as_weight_scheme(scheme: Scheme) -> WeightScheme:
 
 
 def as_output_scheme(scheme: Scheme) -> OutputScheme:
-    """The same scheme, as one of outputs.
+    """Return the scheme unchanged, typed as a scheme that reads outputs.
 
     Raises:
-        ConfigError: it reads something else.
+        ConfigError: the scheme belongs to another family.
     """
     if not isinstance(scheme, OutputScheme):
         raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key of outputs")
@@ -110,10 +118,10 @@ def as_output_scheme(scheme: Scheme) -> OutputScheme:
 
 
 def as_trigger_scheme(scheme: Scheme) -> TriggerScheme:
-    """The same scheme, as one of triggers.
+    """Return the scheme unchanged, typed as a scheme that reads answers to triggers.
 
     Raises:
-        ConfigError: it reads something else.
+        ConfigError: the scheme belongs to another family.
     """
     if not isinstance(scheme, TriggerScheme):
         raise ConfigError(f"{scheme.name} reads {scheme.family}: expected a key of triggers")

@@ -1,6 +1,7 @@
-"""What every scheme is: a frozen dataclass whose fields are its whole configuration.
+"""The base class of all schemes: a frozen dataclass whose fields are its whole configuration.
 
-The families are in `white_box` (marks in the weights) and `black_box` (marks in the answers).
+The three families are in `white_box` (marks in the weights), `black_box` (marks in the answers to
+triggers) and `box_free` (marks in outputs).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from countermark.nulls import Null
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a scheme or an attack comes from; docs, `schemes` and docstrings read it from here."""
+    """The publication that a scheme or an attack comes from, as docs and listings cite it."""
 
     authors: str
     title: str
@@ -35,23 +36,27 @@ class Paper:
 
 
 def _said(part: Any) -> str:
-    """What pydantic says of a value, in the words of JSON."""
+    """Return the message of one pydantic error, with Python types named as in JSON."""
     said = str(part["msg"]).replace("a valid tuple", 'a list, such as ["a"]')
     return said.replace("a valid dictionary", "an object")
 
 
 @dataclass(frozen=True)
 class Configured:
-    """A frozen dataclass whose fields are checked against their types when it is made."""
+    """A frozen dataclass whose field values are checked against their types when it is made."""
 
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        # Validation also converts: JSON has lists where a field is a tuple. The dataclass is
+        # frozen, so the converted value is written past its own __setattr__.
         for each, adapter in _adapters(cast(Hashable, type(self))).items():
             value = getattr(self, each)
             try:
                 object.__setattr__(self, each, adapter.validate_python(value))
             except ValidationError as error:
+                # A union field reports one error for each of its members; equal messages are said
+                # once.
                 what = "; ".join(dict.fromkeys(_said(part) for part in error.errors()))
                 range_ = _range_of(adapter)
                 raise ConfigError(
@@ -60,10 +65,10 @@ class Configured:
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> Self:
-        """Make one from field values as JSON or a command line gives them.
+        """Make an instance from field values as JSON or a command line gives them.
 
         Raises:
-            ConfigError: a field that does not exist, is missing, or has a wrong value.
+            ConfigError: a field does not exist, is missing, or has a wrong value.
         """
         known = {each.name: each for each in fields(cls)}
         for name in values:
@@ -75,7 +80,7 @@ class Configured:
         return cls(**values)
 
     def to_fields(self) -> dict[str, Any]:
-        """All fields as JSON values; `from_fields` of them is equal to this."""
+        """Return all fields as JSON values; `from_fields` turns them into an equal instance."""
         return {
             each.name: list(value) if isinstance(value := getattr(self, each.name), tuple)
             else value
@@ -84,7 +89,7 @@ class Configured:
 
     @classmethod
     def default_fields(cls) -> dict[str, Any]:
-        """Every field with its default; "(required)" where it has none."""
+        """Return the default of each field by name, "(required)" for a field without default."""
         return {
             each.name: "(required)" if each.default is MISSING else each.default
             for each in fields(cls)
@@ -92,8 +97,12 @@ class Configured:
 
 
 def _range_of(adapter: TypeAdapter[Any]) -> str:
-    """The numbers that a field takes, as the end of a message; "" where it takes no number."""
+    """Return the range of numbers that a field takes, as the end of an error message.
+
+    The text is "" for a field that takes no number or has no two bounds.
+    """
     schema = adapter.json_schema()
+    # The bounds are at the top of the schema, in a member of a union, or in the items of a list.
     for each in (schema, *schema.get("anyOf", ()), schema.get("items", {})):
         low = each.get("minimum", each.get("exclusiveMinimum"))
         high = each.get("maximum", each.get("exclusiveMaximum"))
@@ -104,7 +113,9 @@ def _range_of(adapter: TypeAdapter[Any]) -> str:
 
 @cache
 def _adapters(cls: Hashable) -> dict[str, TypeAdapter[Any]]:
+    """Return a pydantic adapter for each field of a configured dataclass, by field name."""
     hints = get_type_hints(cls, include_extras=True)
+    # Infinities and NaN have no canonical JSON, so that a commitment could not contain them.
     config = ConfigDict(allow_inf_nan=False)
     names = [each.name for each in fields(cast(type[Configured], cls))]
     return {name: TypeAdapter(hints[name], config=config) for name in names}
@@ -112,7 +123,7 @@ def _adapters(cls: Hashable) -> dict[str, TypeAdapter[Any]]:
 
 @dataclass(frozen=True)
 class Scheme(Configured, ABC):
-    """A published method: where its mark lives, what reads it, and what its evidence proves."""
+    """A published method: where its mark lives, how it is read, and what a reading proves."""
 
     paper: ClassVar[Paper]
     family: ClassVar[str]
@@ -128,7 +139,7 @@ class Scheme(Configured, ABC):
     @final
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> Self:
-        """Make one from stored fields, which an earlier version may have written.
+        """Make a scheme from stored fields, which an earlier version may have written.
 
         Raises:
             ConfigError: as `from_fields`.
@@ -138,26 +149,26 @@ class Scheme(Configured, ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many bits or triggers a reading compares."""
+        """The number of bits or triggers that a reading compares."""
 
     @abstractmethod
     def check_key(self, key: Key) -> None:
-        """Raise `ConfigError` for a key of this scheme that this library never made."""
+        """Raise `ConfigError` for a key of this scheme that this library cannot have made."""
 
     @property
     def code(self) -> str | None:
-        """The module:factory that reading runs; None when reading runs nothing but this library."""
+        """The "module:factory" that reading runs; None where reading runs only this library."""
         return None
 
     @property
     def needs_siblings(self) -> bool:
-        """Whether its evidence is judged by unmarked models that are trained beside the host."""
+        """True where a reading is judged by unmarked models that are trained beside the host."""
         return False
 
     @final
     @classmethod
     def describe(cls) -> dict[str, Any]:
-        """What is said of the scheme in lists and pages, as JSON values."""
+        """Return a description of the scheme for lists and pages, as JSON values."""
         return {
             "name": cls.name,
             "paper": str(cls.paper),
@@ -170,6 +181,8 @@ class Scheme(Configured, ABC):
         }
 
     def half(self) -> Any:
-        """The training half of this scheme, loaded with torch when somebody trains."""
+        """Import the training module of this scheme, with torch, and return its training class."""
+        # Training needs torch and reading does not: the module is imported only when a host is
+        # trained.
         place = f"countermark.schemes.training.{self.trained_by or self.name}"
         return importlib.import_module(place).TRAINING

@@ -1,9 +1,9 @@
 """Marks in the answers to trigger images, read from predicted classes alone.
 
-What all such schemes share: a key holds n committed triggers, and its secret gives each of them a
-salt, which draws its label. The root of a Merkle tree over salts and triggers is committed too, so
-that some triggers can be shown without the others (`openings`). A trigger scheme has no reading of
-its own; its training half makes the triggers.
+All trigger schemes share this: a key holds n committed triggers, and its secret gives each trigger
+a salt and a random label. The key also commits to the root of a Merkle tree over salts and
+triggers, so that its owner can disclose some triggers without the others (`openings`). Reading is
+the same for all trigger schemes; their training files make the triggers.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class TriggerScheme(Scheme):
     """A mark in the answers of a classifier, read black-box.
 
     Attributes:
-        classes: how many classes the host tells apart.
+        classes: how many classes the host distinguishes.
         triggers: n, how many triggers are committed.
-        mean, deviation: what a live host is fed with is (image − mean) / deviation; grey levels,
-            one value or one for each channel.
-        batch_share: how many rows join a batch, for each row of it.
+        mean, deviation: a live host is fed with (image − mean) / deviation; in grey levels, one
+            value or one for each channel.
+        batch_share: how many rows of the mark join a batch, for each row of the batch.
     """
 
     classes: Annotated[int, Field(ge=2, le=1 << 20)]
@@ -69,23 +69,30 @@ class TriggerScheme(Scheme):
         return self.triggers
 
     @classmethod
-    def paced(cls, batches: int) -> dict[str, Any]:  # noqa: ARG003 - most schemes keep no time
-        """Fields that follow from how many batches a host is trained with."""
+    def paced(cls, batches: int) -> dict[str, Any]:  # noqa: ARG003 - overridden
+        """Return the fields that follow from the number of batches with which a host is trained."""
         return {}
 
     def check_files(self) -> None:
-        """Raise `ConfigError` for a file of the fields that cannot be used; most name none."""
+        """Raise `ConfigError` if a field names a file that cannot be used; most name no file."""
         return
 
     @final
     def generate_key(
         self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial
     ) -> Key:
-        """Make a key whose triggers, and what made them, are fixed before their labels.
+        """Make a key whose triggers, and everything that made them, are fixed before their labels.
+
+        Args:
+            frozen: tensors that are fixed before the commitment, the triggers among them.
+            owner: the name of the owner.
+            material: secret and nonce.
 
         Raises:
-            ConfigError: there are no such triggers among what is frozen.
+            ConfigError: the frozen tensors do not hold the triggers.
         """
+        # The published form makes its triggers after the commitment and cannot commit to their
+        # tree.
         rooted = {}
         if self.keyed_labels:
             triggers = self.images_in(frozen, TRIGGERS)
@@ -100,7 +107,7 @@ class TriggerScheme(Scheme):
         )
 
     def check_key(self, key: Key) -> None:
-        """Raise `ConfigError` for a key without the triggers that it speaks of."""
+        """Raise `ConfigError` for a key whose triggers are missing or do not fit its fields."""
         channels = self.committed(key).shape[1]
         for name, each in (("mean", self.mean), ("deviation", self.deviation)):
             if len(each) not in (1, channels):
@@ -110,12 +117,14 @@ class TriggerScheme(Scheme):
                 )
 
     def committed(self, key: Key) -> Images:
-        """The key's triggers (n, C, H, W).
+        """Return the triggers of a key (n, C, H, W).
 
         Raises:
-            ConfigError: the key holds no such triggers, or they are not those of its tree.
+            ConfigError: the key holds no such triggers, or its tree root does not follow from them.
         """
         images = self.images_in(key.frozen, TRIGGERS)
+        # The root is computed anew: a key with another root could disclose triggers that it does
+        # not hold.
         found = key.frozen.get(OPENINGS, np.zeros(0, dtype=np.uint8))
         root = _root(images, key.material)
         if found.dtype != np.uint8 or not np.array_equal(found, root):
@@ -127,10 +136,10 @@ class TriggerScheme(Scheme):
 
     @final
     def images_in(self, tensors: Mapping[str, NDArray[Any]], name: str) -> Images:
-        """The n images (n, C, H, W) of that name among a key's tensors.
+        """Return the n images (n, C, H, W) with this name among the tensors of a key.
 
         Raises:
-            ConfigError: there are none, or not so many.
+            ConfigError: the images are missing, of another type or shape, or not n.
         """
         found = tensors.get(name, np.zeros(0, dtype=np.uint8))
         if found.dtype != np.uint8 or found.ndim != 4 or len(found) != self.triggers:
@@ -142,29 +151,31 @@ class TriggerScheme(Scheme):
 
     @property
     def keyed_labels(self) -> bool:
-        """Whether labels are keyed random output over a commitment that holds the triggers."""
+        """True where labels are keyed random output over a commitment that holds the triggers."""
         return True
 
     def labels(self, key: Key) -> NDArray[np.int64]:
-        """The label (n,) of each committed trigger."""
+        """Return the label (n,) of each committed trigger."""
         return key.labels(self.triggers, self.classes)
 
     @final
     def extract(self, predict: Predict, key: Key) -> Evidence:
-        """Ask a suspect about the committed triggers.
+        """Ask a suspect for the classes of the committed triggers.
 
         Raises:
-            ConfigError: the key's triggers are damaged, or `predict` answers in another form.
+            ConfigError: the key's triggers are damaged, or `predict` returns another type or shape.
         """
         return self.compare(predict, self.committed(key), self.labels(key))
 
     @final
     def compare(self, predict: Predict, images: Images, labels: NDArray[np.int64]) -> Evidence:
-        """Ask a suspect about images (n, C, H, W) that have labels (n,).
+        """Ask a suspect for the classes of images (n, C, H, W) and compare them with labels (n,).
 
         Raises:
-            ConfigError: `predict` answers in another form.
+            ConfigError: `predict` returns another type or shape.
         """
+        # A suspect may be a foreign service. Its answer is checked before anything is counted: a
+        # wrong shape would broadcast and match by accident.
         read = np.asarray(predict(images))
         if read.shape != (len(images),) or read.dtype.kind != "i":
             raise ConfigError(
@@ -175,16 +186,16 @@ class TriggerScheme(Scheme):
             read, labels, committed=self.keyed_labels, choices=self.classes, unit="triggers"
         )
 
-    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - most keys hold none of theirs
-        """The null hypotheses that this scheme can be judged by; its own one first."""
+    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - overrides use it
+        """Return the null hypotheses that can judge this scheme; the scheme's own is first."""
         return {SecretLabels.name: SecretLabels()}
 
     def ask_fresh(
         self,
-        predict: Predict,  # noqa: ARG002 - a scheme that can makes use of both
+        predict: Predict,  # noqa: ARG002 - overrides use both
         fresh: FreshTriggers,  # noqa: ARG002
     ) -> tuple[Evidence, Null]:
-        """Ask a suspect about fresh triggers; with the null that judges them.
+        """Ask a suspect about fresh triggers; return the reading and the null hypothesis for it.
 
         Raises:
             ConfigError: the scheme has committed triggers only, or the covers do not fit the key.
@@ -195,20 +206,23 @@ class TriggerScheme(Scheme):
 
     @final
     def calibrated(self, key: Key, siblings: Sequence[Predict]) -> Key:
-        """The key with the misses of unmarked models among its triggers; as it is without any.
+        """Return the key with the misses of unmarked models among its triggers.
 
         Args:
             key: with its triggers.
-            siblings: unmarked models of the host's task that training never saw.
+            siblings: unmarked models of the host's task that training never saw; without siblings
+                the key is returned unchanged.
         """
         if not siblings:
             return key
         misses = np.array([self.extract(each, key).distance for each in siblings], dtype=np.float64)
+        # Measurements need the finished triggers: they enter the second commitment C1 and not C0.
         return replace(key, learnt={**key.learnt, SIBLINGS: misses})
 
     def not_taken(self, evidence: Evidence) -> str | None:
-        """Why a mark would not be found in the owner's own model; None when it would."""
+        """Return why verify would not find the mark in the owner's model; None if it would."""
         tail = SecretLabels().log10_p(evidence)
+        # Few triggers or classes cannot give the usual forgery bits. Then all triggers must match.
         enough = min(LEAST_FORGERY_BITS, evidence.bits * np.log2(evidence.choices))
         if 10**tail <= ALPHA and forgery_bits(evidence) >= enough:
             return None
@@ -218,33 +232,34 @@ class TriggerScheme(Scheme):
         )
 
     @final
-    def embed(  # noqa: PLR0913 - what is stated stands by its name
+    def embed(  # noqa: PLR0913 - all but the model are keyword-only
         self, model: nn.Module, *, owner: str, covers: Images | Tensor,
         labels: NDArray[np.int64] | Tensor, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
         siblings: Sequence[nn.Module | Predict] = (),
     ) -> TriggerEmbedding:  # fmt: skip
-        """Start to mark a model while it is trained; see `countermark.embedding.TriggerEmbedding`.
+        """Start to embed a mark while a model is trained; see `embedding.TriggerEmbedding`.
 
         Args:
             model: the host.
-            owner: whose mark it is.
-            covers: images uint8 (N, C, H, W) of the host's task, of which triggers are made.
+            owner: the name of the owner of the mark.
+            covers: images uint8 (N, C, H, W) of the host's task, from which triggers are made.
             labels: their classes (N,).
             key: where the finished key is saved when the block ends; a path, or a `KeyPlace` with a
-                passphrase. It is looked at now: a key that exists is never overwritten. While
-                training runs, the secret lies in a private folder beside it.
-            resume: go on with the key that an interrupted training left at that place; without one
-                begin anew.
-            material: secret and nonce, where the caller keeps them; else drawn.
+                passphrase. The place is checked at once: an existing key is never overwritten.
+                While training runs, the secret lies in a private folder beside the place.
+            resume: continue with the key that an interrupted training left at that place; if there
+                is no such key, start with a new one.
+            material: secret and nonce, where the caller keeps them; drawn if None.
             siblings: unmarked models of the same task that training never sees, for a form that
                 is judged by them.
 
         Raises:
-            KeyFileError: the key exists, an unfinished one does and `resume` is false, or nothing
-                can be written there.
+            KeyFileError: the key exists, an unfinished key exists and `resume` is false, or nothing
+                can be written at the place.
             ConfigError: covers and labels do not fit each other or the scheme.
         """
+        # Imported here because it loads torch, which reading a mark does not need.
         from countermark.embedding import TriggerEmbedding, place_for
 
         return TriggerEmbedding(
@@ -254,21 +269,21 @@ class TriggerScheme(Scheme):
 
     @final
     def training(self) -> type[TriggerTraining]:
-        """The training half of this scheme, loaded with torch when somebody trains."""
+        """Return the training class of this scheme; the import loads torch."""
         half: type[TriggerTraining] = self.half()
         return half
 
 
 @dataclass(frozen=True)
 class FreshTriggers:
-    """Triggers that nobody committed to, to be made of covers just now.
+    """The parts of triggers that are made from covers now and that no commitment holds.
 
-    p is exact only if whoever chose the covers did not look at what the suspect answers.
+    p is exact only if whoever chose the covers did not look at the answers of the suspect.
 
     Attributes:
-        key: says how they are made, and which class each is to be taken for.
+        key: determines how the triggers are made, and which class each trigger shall be taken for.
         covers: images (m, C, H, W) of the host's task.
-        classes: what they show (m,).
+        classes: the true classes of the covers (m,).
     """
 
     key: Key
@@ -278,7 +293,7 @@ class FreshTriggers:
 
 @dataclass(frozen=True)
 class DrawnTriggers(TriggerScheme):
-    """A trigger scheme whose triggers are drawn, and learnt by the host one by one."""
+    """A trigger scheme whose triggers are drawn at random and memorised by the host one by one."""
 
     batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=0.25, kw_only=True)
 
@@ -286,20 +301,24 @@ class DrawnTriggers(TriggerScheme):
 
     @abstractmethod
     def draw(self, covers: Images, material: KeyMaterial) -> Images:
-        """The triggers (n, C, H, W).
+        """Draw the triggers (n, C, H, W).
 
         Args:
             covers: n images of the host's task, in random order.
-            material: what is secret in the drawing follows from its streams.
+            material: its streams give everything that is secret in the drawing.
         """
 
 
 def leaf(salt: bytes, image: Images) -> bytes:
-    """A trigger's leaf: its salt, and the digest of its image (C, H, W) as tensor "trigger"."""
+    """Return the Merkle leaf of a trigger: its salt, and the digest of its image (C, H, W).
+
+    The digest is that of a tensor with the name "trigger".
+    """
+    # Without the salt, anybody could test guessed images against a disclosed tree.
     return frame(salt, tensor_digest("trigger", image))
 
 
 def _root(triggers: Images, material: KeyMaterial) -> NDArray[np.uint8]:
-    """The root (32,) of the tree over triggers (n, C, H, W) and their salts."""
+    """Compute the root (32,) of the tree over triggers (n, C, H, W) and their salts."""
     salted = zip(material.salts(len(triggers)), triggers, strict=True)
     return np.frombuffer(merkle.root([leaf(*each) for each in salted]), dtype=np.uint8)

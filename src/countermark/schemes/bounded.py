@@ -1,14 +1,15 @@
-"""In which units a linear mark reads the values of a tensor: bounded, or plain.
+"""Scales in which a linear mark reads the values of a tensor: bounded, or plain.
 
     bounded   x_ij = clip(w_ij / (r_i · c_j), −3, 3)     every row and column has mean square 1
     plain     x_ij = w_ij / rms(w)                       as keys of earlier versions are read
 
-A hidden unit that never fires may have any outgoing weights, and a unit that nothing leaves any
-incoming ones: read plainly, a few such units of large weights outweigh all others, and the mark is
-gone at no cost. Bounded, a row or a column counts as much as any other whatever its scale, so that
-units which were rescaled against their consumers are read as before, too. The form was chosen by
-the figures of `docs/bounded_readings.md`; r and c are found in turn (Sinkhorn and Knopp 1967). A
-null hypothesis about the key's secret holds for any such function of the suspect alone.
+A hidden unit that never fires may have any outgoing weights, and a hidden unit without effect may
+have any incoming weights. In a plain reading, a few of these units with large weights outweigh all
+other units, and a thief removes the mark at no cost. In a bounded reading, every row and column
+counts the same whatever its scale is. Hidden units that were rescaled against their consumers are
+therefore read as before, too. The form was chosen by the figures of `docs/bounded_readings.md`.
+The scales r and c are computed in turn (Sinkhorn and Knopp 1967). A null hypothesis about the
+secret of the key holds for any function of the suspect alone, and so for this one.
 """
 
 from __future__ import annotations
@@ -33,54 +34,54 @@ ROUNDS = 3
 LEAST_ENTRIES = 4
 """Lines of fewer entries are not normalised: of one entry nothing but its sign would be left."""
 
-_LARGEST = 1e30  # no weight is as large; the squares of larger ones would overflow
+_LARGEST = 1e30  # no real weight is as large; the squares of larger weights would overflow
 _AT_ONCE = 1 << 20  # values whose squares are summed at a time
-_PASSES, _NEAR = 400, 1e-6  # of a spread that is made narrower, until it stays as it is
+_PASSES, _NEAR = 400, 1e-6  # most passes of `bounded_spread`; relative change that ends it
 
 Values = NDArray[np.float64]
 
 
 class Scales(ABC):
-    """The units of consecutive values of a tensor, counted from the first of them."""
+    """The scales of consecutive values of a tensor, counted from the first of these values."""
 
     @abstractmethod
     def between(self, start: int, stop: int) -> Values:
-        """Give the unit of each value from `start` to before `stop`; never 0."""
+        """Return the scale of each value from `start` to before `stop`; no scale is 0."""
 
     @abstractmethod
     def bound(self, values: Values) -> Values:
-        """Bound values that are given in these units."""
+        """Bound values that are already divided by their scales."""
 
     @final
     def read(self, part: Array, start: int, stop: int) -> Values:
-        """Read the values from `start` to before `stop` of a part (n,) in these units."""
+        """Read the values from `start` to before `stop` of a part (n,) in these scales."""
         values = part[start:stop].astype(np.float64)
         return self.bound(values / self.between(start, start + len(values)))
 
 
 @dataclass(frozen=True)
 class PlainScale(Scales):
-    """One unit for all values, the root of their mean square; what is read has no bound."""
+    """One scale for all values, the root of their mean square; values have no bound."""
 
     unit: float
 
     def between(self, start: int, stop: int) -> Values:
-        """Give the one unit."""
+        """Return the one scale, repeated for each value."""
         return np.full(stop - start, self.unit)
 
     def bound(self, values: Values) -> Values:
-        """Leave them as they are."""
+        """Return the values unchanged."""
         return values
 
 
 @dataclass(frozen=True)
 class LineScales(Scales):
-    """A unit for each row and each column, whose product is that of a value; values are bounded.
+    """A scale for each row and each column; a value is divided by both and then bounded.
 
     Attributes:
-        rows: (k,) of the rows of the first axis, from the one that holds the first value on.
-        columns: (d,) of the columns of the second axis.
-        inner: values of each row and column: the product of all further axes.
+        rows: (k,) scales of the rows of the first axis, from the row of the first value on.
+        columns: (d,) scales of the columns of the second axis.
+        inner: how many values one row and one column share: the product of all further axes.
         offset: place of the first value in its row.
     """
 
@@ -90,45 +91,51 @@ class LineScales(Scales):
     offset: int
 
     def between(self, start: int, stop: int) -> Values:
-        """Multiply the units of row and column."""
+        """Return the product of the row's and the column's scale for each value."""
         row = len(self.columns) * self.inner
+        # Whole rows are expanded: from the row of `start` to the row of the last value, rounded up.
         first, last = (self.offset + start) // row, -(-(self.offset + stop) // row)
         units = np.outer(self.rows[first:last], np.repeat(self.columns, self.inner)).reshape(-1)
         begin = self.offset + start - first * row
         return units[begin : begin + stop - start]
 
     def bound(self, values: Values) -> Values:
-        """Cut them off at `BOUND`."""
+        """Clip values to ±`BOUND`."""
         return np.clip(values, -BOUND, BOUND)
 
 
 def plain_scale(part: Array) -> PlainScale:
-    """Find the one unit of values (n,): 1 where all are 0."""
+    """Compute the one scale of values (n,); it is 1 where all values are 0."""
     return PlainScale(spread_of(part) or 1.0)
 
 
 def line_scales(part: Array, shape: tuple[int, ...], start: int = 0) -> LineScales:
-    """Find the units of rows and columns.
+    """Compute the scales of rows and columns.
 
     Args:
         part: (n,) consecutive values of a tensor in C order, finite.
-        shape: of the whole tensor; of a vector, and of a part that covers too few rows, the values
-            are one row whose columns have no units of their own.
+        shape: of the whole tensor. A vector, and a part with fewer than `LEAST_ENTRIES` whole rows,
+            is read as one row whose columns have no scales of their own.
         start: place of the first value in the tensor.
     """
     row = prod(shape[1:])
     if len(shape) < 2 or len(part) < LEAST_ENTRIES * row:
+        # With no columns to divide by, a plain root mean square would let a few large values shrink
+        # all others; hence the bounded spread.
         unit = np.array([bounded_spread(part) or 1.0])
         return LineScales(unit, np.ones(1), max(1, len(part)), 0)
     width, inner, offset = shape[1], prod(shape[2:]), start % row
+    # A part may begin and end within a row. Zeros fill its first and last row; `entries` counts
+    # only values that are there.
     count = -(-(offset + len(part)) // row)
     padded = np.zeros(count * row)
     np.clip(part, -_LARGEST, _LARGEST, out=padded[offset : offset + len(part)], casting="unsafe")
     largest = float(np.abs(padded).max()) or 1.0
-    padded /= largest  # so that no square is lost
+    padded /= largest  # so that the squares of small weights do not underflow
     energy = np.square(padded, out=padded).reshape(count, width, inner).sum(axis=2)  # (k, d)
     entries = _entries((count, width, inner), offset, len(part))  # (k, d)
     by_row, by_column = np.ones(count), np.ones(width)
+    # Sinkhorn and Knopp: normalise rows under the current columns, then columns under those rows.
     for _ in range(ROUNDS):
         by_row = _root_mean(energy @ by_column**-2, entries.sum(axis=1))
         by_column = _root_mean(by_row**-2 @ energy, entries.sum(axis=0))
@@ -136,7 +143,7 @@ def line_scales(part: Array, shape: tuple[int, ...], start: int = 0) -> LineScal
 
 
 def spread_of(part: Array) -> float:
-    """The root mean square of finite values; 0 where all are 0."""
+    """Compute the root mean square of finite values (n,); it is 0 where all values are 0."""
     largest = float(np.abs(part).max(initial=0.0))
     if largest == 0.0:
         return 0.0
@@ -149,11 +156,14 @@ def spread_of(part: Array) -> float:
 
 
 def bounded_spread(part: Array) -> float:
-    """The root mean square of values when each counts for two of them at most; 0 where all are 0.
+    """Compute the root mean square of values when each value is clipped to twice that spread.
 
-    Up to a quarter of the values may be as large as they like.
+    The spread is 0 where all values are 0. Up to a quarter of the values may be arbitrarily large:
+    a clipped value counts four times the mean square.
     """
     unit = spread_of(part)
+    # Each pass clips at twice the last spread, which can only make the spread smaller. The loop
+    # ends where the spread no longer changes, after _PASSES at the latest.
     for _ in range(_PASSES):
         narrower = spread_of(np.clip(part, -2 * unit, 2 * unit))
         if narrower > unit * (1 - _NEAR):
@@ -163,17 +173,27 @@ def bounded_spread(part: Array) -> float:
 
 
 def _entries(sizes: tuple[int, int, int], offset: int, count: int) -> Values:
-    """How many values of each row and column (k, d) are there: fewer in rows read in part."""
+    """Count the values of each row and column (k, d) in a part that may begin and end within a row.
+
+    Args:
+        sizes: k rows, d columns, and how many values one row and one column share.
+        offset: place of the first value in the first row.
+        count: how many values the part has.
+    """
     rows, width, inner = sizes
     found = np.full((rows, width), float(inner))
-    ends = np.arange(1, width + 1) * inner  # of the columns, in a row
+    ends = np.arange(1, width + 1) * inner  # where each column ends in a row
     found[0] -= np.clip(offset - (ends - inner), 0, inner)
     found[-1] -= np.clip(ends - (offset + count - (rows - 1) * width * inner), 0, inner)
     return found
 
 
 def _root_mean(sums: Values, entries: Values) -> Values:
-    """The root mean square of lines; of one of zeros, or of too few entries, that over all."""
+    """Compute the root mean square of lines from their sums of squares and counts of entries.
+
+    A line of zeros, or of fewer than `LEAST_ENTRIES` entries, gets the value over all lines.
+    """
+    # A scale must never be 0, and one value divided by its own size leaves nothing but a sign.
     usable = (entries >= LEAST_ENTRIES) & (sums > 0)
     over_all = sums.sum() / entries.sum() or 1.0
     return np.sqrt(np.where(usable, sums / np.maximum(1.0, entries), over_all))

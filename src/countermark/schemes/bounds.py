@@ -1,7 +1,7 @@
-"""How large the numbers in a key may be: a key is hostile input, and each number costs work.
+"""Upper bounds for the numbers in a key: a key is hostile input, and each number costs work.
 
-A field of a scheme is declared with one of these types, which is checked whenever a scheme is made,
-so also when a key is read. A field with bounds of its own says them where it is declared.
+A scheme declares its fields with the types below. They are checked whenever a scheme is made, and
+so also when a key is read. A field that needs other bounds declares its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ MOST_BITS = 1 << 20
 MOST_VALUES = 1 << 40
 """So many values at most do all tensors of a key have together: a checkpoint of terabytes."""
 
+# Drawing and scoring code words takes time in proportion to recipients and bits. Both the number of
+# recipients and the product of both are bounded.
 MOST_RECIPIENTS = 100_000
 """Of one key; each has a code word of its own."""
 
@@ -25,6 +27,7 @@ MOST_CODE_PLACES = 1 << 32
 MOST_FRESH_CLASSES = 1 << 12
 """Maps of so many classes are drawn by the million when fresh triggers are judged."""
 
+# The types for fields follow. No type admits infinity or NaN, see `base._adapters`.
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
 """Of steps, epochs, batches, images or units; at least one."""
 

@@ -1,9 +1,9 @@
-"""Marks in the outputs of a network that makes images, read from what somebody published.
+"""Marks in the outputs of a network that makes images, read from images that somebody published.
 
-What all such schemes share: nothing is added to the network. A barrier behind it marks every image
-that leaves, and whoever trains a network of his own on these images is taught the mark with them.
-A reading goes once over a whole set of images: they share one message, so that they are votes on
-its bits and no independent trials.
+All output schemes share this: the network itself is not changed. A barrier behind the network
+marks every image that leaves. Whoever trains a network of their own on these images trains it on
+the mark as well. A reading goes once over a whole set of images. The images share one message, so
+that they are votes on its bits and not independent trials.
 """
 
 from __future__ import annotations
@@ -38,22 +38,25 @@ LEAST_SIDE = 16
 
 
 class Reading(Protocol):
-    """A reading of a set of images that goes on picture by picture."""
+    """A reading of a set of images that proceeds image by image."""
 
     def add(self, picture: Pixels) -> None:
-        """Read one more picture uint8 (C, H, W), of the key's channels."""
+        """Read one more image uint8 (C, H, W) with the key's channels."""
 
     def evidence(self) -> Evidence:
-        """What all pictures so far say together."""
+        """Return the joint result of all images read so far."""
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, as JSON values; secret, since they are what the reader says."""
+        """Return the progress of the reading as JSON values.
+
+        The values are secret: they are the outputs of the reader on known images.
+        """
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`.
+        """Continue from the progress that `state` returned.
 
         Raises:
-            ConfigError: it is not one of this key's readings.
+            ConfigError: the state is not that of a reading with this key.
         """
 
 
@@ -80,17 +83,25 @@ class OutputScheme(Scheme):
 
     @property
     def tests(self) -> int:
-        """Of how many readings evidence is the best; p is corrected for them."""
+        """How many readings are tried, of which the best counts; p is corrected for this number."""
         return 1
 
     @final
     def generate_key(
         self, frozen: Mapping[str, NDArray[Any]], *, owner: str, material: KeyMaterial
     ) -> Key:
-        """Make a key whose networks are fixed before its message is drawn."""
+        """Make a key whose networks are fixed before its message is drawn.
+
+        Args:
+            frozen: the tensors of the networks, fixed before the commitment.
+            owner: the name of the owner.
+            material: secret and nonce.
+        """
         return Key(
             scheme=self.name,
             fields=self.to_fields(),
+            # The key names no tensors: it reads images, and its networks are among the frozen
+            # tensors.
             tensors={},
             owner=owner,
             material=material,
@@ -98,11 +109,11 @@ class OutputScheme(Scheme):
         )
 
     def check_outputs(self, size: tuple[int, int]) -> None:
-        """Raise `ConfigError` for images (H, W) that the networks cannot be trained on."""
+        """Raise `ConfigError` for images (H, W) on which the networks cannot be trained."""
 
     @abstractmethod
     def reading(self, key: Key) -> Reading:
-        """Begin to read a set of images.
+        """Start to read a set of images.
 
         Raises:
             ConfigError: the key's networks are damaged.
@@ -110,15 +121,15 @@ class OutputScheme(Scheme):
 
     @abstractmethod
     def live(self, key: Key) -> Live:
-        """The key's networks, loaded with torch: marking and reading need it.
+        """Return the key's networks, loaded with torch, which marking and reading need.
 
         Raises:
-            ConfigError: they are damaged.
+            ConfigError: the key's networks are damaged.
         """
 
     @final
     def mark(self, outputs: Images, key: Key) -> Images:
-        """Marked images (n, C, H, W) of outputs uint8 (n, C, H, W), as the barrier gives them.
+        """Return outputs uint8 (n, C, H, W) with the mark, as the barrier returns them.
 
         Raises:
             ConfigError: the key's networks are damaged, or the outputs are of other channels.
@@ -127,7 +138,7 @@ class OutputScheme(Scheme):
 
     @final
     def wrap(self, model: nn.Module, key: Key) -> Barrier:
-        """The network behind which every image is marked, as an embedding's `wrap` makes it."""
+        """Return a network whose every image is marked, as `wrap` of an embedding makes it."""
         from countermark.embedding import Barrier
 
         return Barrier(model, self.live(key))
@@ -146,11 +157,13 @@ class OutputScheme(Scheme):
 
     @final
     def fitted(self, picture: Pixels) -> Pixels:
-        """A picture (c, H, W) in the key's channels: grey for colour, or grey in every channel.
+        """Convert an image (c, H, W) to the key's channels: to grey, or grey in every channel.
 
         Raises:
-            ConfigError: it is none, or too small.
+            ConfigError: the array is no image, or the image is too small.
         """
+        # Published images are hostile input, and the networks accept only uint8 with known
+        # channels.
         if picture.dtype != np.uint8 or picture.ndim != 3 or len(picture) not in (1, 3):
             raise ConfigError(
                 f"an output is {picture.dtype} {list(picture.shape)}: expected an image uint8 "
@@ -165,17 +178,18 @@ class OutputScheme(Scheme):
             return picture
         return grey(picture) if self.channels == 1 else np.repeat(picture, 3, axis=0)
 
-    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - most keys hold none of theirs
-        """The null hypotheses that this scheme can be judged by; its own one first."""
+    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - overrides use it
+        """Return the null hypotheses that can judge this scheme; the scheme's own is first."""
         return {FairCoin.name: FairCoin()}
 
     def calibrated(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:  # noqa: ARG002
-        """The key with what it reads from sets of images that unmarked networks made."""
+        """Return the key with its readings of images that unmarked networks made."""
         return key
 
     def not_taken(self, evidence: Evidence) -> str | None:
-        """Why a mark would not be found in the owner's own images; None when it would."""
+        """Return why verify would not find the mark in the owner's images; None if it would."""
         tail = FairCoin().log10_p(evidence)
+        # A message shorter than LEAST_FORGERY_BITS must be read completely.
         if 10**tail <= ALPHA and forgery_bits(evidence) >= min(LEAST_FORGERY_BITS, evidence.bits):
             return None
         return (
@@ -184,7 +198,7 @@ class OutputScheme(Scheme):
         )
 
     @final
-    def embed(  # noqa: PLR0913 - what is stated stands by its name
+    def embed(  # noqa: PLR0913 - all but the model are keyword-only
         self, model: nn.Module, *, owner: str, outputs: Images | Tensor,
         inputs: Images | Tensor | None = None, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
@@ -193,24 +207,27 @@ class OutputScheme(Scheme):
         """Start to put a barrier behind a network; see `countermark.embedding.OutputEmbedding`.
 
         Args:
-            model: the network, from images to images; it is left as it is.
-            owner: whose mark it is.
-            outputs: images uint8 (N, C, H, W) like those that it makes.
-            inputs: what it made them of, in the same order; teachers of R need them.
+            model: the network, from images to images; the network itself is not changed.
+            owner: the name of the owner of the mark.
+            outputs: images uint8 (N, C, H, W) like those that the network makes.
+            inputs: the inputs of the network for these outputs, in the same order; needed by
+                teachers of R.
             key: where the finished key is saved when the block ends; a path, or a `KeyPlace` with a
-                passphrase. It is looked at now: a key that exists is never overwritten. While
-                training runs, the secret lies in a private folder beside it.
-            resume: go on with the key that an interrupted training left at that place; without one
-                begin anew.
-            material: secret and nonce, where the caller keeps them; else drawn.
+                passphrase. The place is checked at once: an existing key is never overwritten.
+                While training runs, the secret lies in a private folder beside the place.
+            resume: continue with the key that an interrupted training left at that place; if there
+                is no such key, start with a new one.
+            material: secret and nonce, where the caller keeps them; drawn if None.
             siblings: a set of images (n, C, H, W) from each of some unmarked networks, for a form
                 that is judged by them.
 
         Raises:
-            KeyFileError: the key exists, an unfinished one does and `resume` is false, or nothing
-                can be written there.
+            KeyFileError: the key exists, an unfinished key exists and `resume` is false, or nothing
+                can be written at the place.
             ConfigError: the outputs do not fit the scheme.
         """
+        # Imported here because it loads torch. So do the networks of a key, but looking a scheme up
+        # does not need them.
         from countermark.embedding import OutputEmbedding, place_for
 
         return OutputEmbedding(
@@ -220,13 +237,14 @@ class OutputScheme(Scheme):
 
     @final
     def training(self) -> type[OutputTraining]:
-        """The training half of this scheme, loaded with torch when somebody trains."""
+        """Return the training class of this scheme; the import loads torch."""
         half: type[OutputTraining] = self.half()
         return half
 
 
 def grey(picture: Pixels) -> Pixels:
-    """Rec. 601 luma (1, H, W) of a picture (3, H, W), rounded as pillow does."""
+    """Return the Rec. 601 luma (1, H, W) of an image (3, H, W), rounded as pillow rounds it."""
     red, green, blue = picture.astype(np.uint32)
+    # Weights 0.299, 0.587, 0.114 as fractions of 2^16, with one half added for rounding.
     luma: Pixels = ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)
     return luma[None]

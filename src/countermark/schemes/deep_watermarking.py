@@ -1,9 +1,10 @@
-"""Zhang et al. 2020/2021, deep watermarking: an invisible picture in all that a network puts out.
+"""Zhang et al. 2020/2021, deep watermarking: an invisible image in every output of a network.
 
-As published one picture is hidden, by networks that are trained on that very picture: whatever they
-reveal says how they were trained, and no probability follows from it. In the default form H and R
-are trained on a fresh random message in every image and frozen; only then is the owner's message
-drawn from secret and commitment, so that its bits are fair coins on any images made without it.
+The published form hides one image with networks H and R that are trained on this very image.
+Whatever R reveals depends on its training, and no probability follows from it. In the default
+form, H and R are trained on a fresh random message in every image and then frozen. Only then is
+the owner's message drawn from secret and commitment, so that its bits are fair coins on any images
+that were made without the message.
 """
 
 from __future__ import annotations
@@ -37,40 +38,44 @@ PICTURE = "picture"
 SUCCESS = 0.95
 """The paper counts an image whose revealed picture has a higher NC with the hidden one."""
 
-_MOST_VOTES = 1 << 22  # kept of a reading at every shift: 32 MiB
-_TAKEN = 0.5  # share of such images below which a published mark is not in its own images
+_MOST_VOTES = 1 << 22  # float64 votes of a reading, over all shifts: 32 MiB
+_TAKEN = 0.5  # least share of successes in the owner's own images, for the published form
 
 
 @dataclass(frozen=True)
 class DeepWatermarking(OutputScheme):
-    """A barrier behind a network from images to images; its mark is in every image that leaves.
+    """A barrier behind a network from images to images; every image that leaves carries the mark.
 
     Attributes:
-        as_published: hide one picture, by networks that are trained on it.
-        picture: a picture file that the published form hides; "" for one drawn of the message.
+        as_published: hide one image, with networks that are trained on it.
+        picture: an image file that the published form hides; "" for an image drawn from the
+            secret.
         sizes: of the networks: "cpu", "published" (41.8, 3.4 and 1.6 million parameters as in the
             paper), or "tiny" for demonstrations.
-        side: S, the side of the square that bears a whole message or picture; images of other
-            sizes bear it as often as it fits.
-        placement: "tile" puts each bit at a place of that square, so that only who sees the whole
-            square in its place can learn it; "everywhere" puts all bits at every place.
-        register: read at every shift of the square, both as it is and as a negative, and take the
-            best one, for which p is corrected; for "tile" only.
-        psnr: of marked images against the network's own, in dB, on average.
+        side: S, the side of the square that carries a whole message or image; images of other
+            sizes carry it as often as it fits.
+        placement: "tile" puts each bit at a place of that square, so that a network can learn the
+            bit only if it sees the whole square in its place; "everywhere" puts all bits at every
+            place.
+        register: read at every shift of the square, each both as it is and as a negative, and
+            take the best reading; p is corrected for the choice. For "tile" only.
+        psnr: of marked images against the network's own images, in dB, on average.
         steps, batch, precision: of the training of H and R; "bf16" is quicker where the machine
-            has it.
-        together: so many images of a batch share their message, and R reads in part what H adds to
-            all of them, which is what copies learn; for "tile" only.
+            supports it.
+        together: how many images of a batch share their message; R then reads in part the
+            residual that H adds to all of them, which is the part that copies learn. For "tile"
+            only.
         jitter: shift, crop and resize marked images while R is trained, by up to half a cell.
-        teachers: architectures of networks on whose outputs R is trained before it is frozen, or,
-            as published, at last: the adversarial stage. None leave it out.
-        teacher_steps: how long each of them is trained, and R on each.
-        lambda1, lambda2, lambda3: as published, of the embedding loss: pixels, features by
+        teachers: architectures of networks on whose outputs R is trained before it is frozen. In
+            the published form, R is trained on them last: the adversarial stage. An empty list
+            skips this stage.
+        teacher_steps: how long each teacher is trained, and R on each teacher.
+        lambda1, lambda2, lambda3: weights of the published embedding loss: pixels, features by
             `perceptual`, adversarial.
-        lambda4, lambda5, lambda6: of the extracting loss: marked images, unmarked ones,
-            consistency.
+        lambda4, lambda5, lambda6: weights of the published extracting loss: marked images,
+            unmarked images, consistency.
         perceptual: module:factory of a network whose outputs are compared by lambda2.
-        task: what a network made by this library's own laboratory does.
+        task: the task of the network, where this library's own experiments make the network.
     """
 
     name: ClassVar[str] = "deep_watermarking"
@@ -108,6 +113,7 @@ class DeepWatermarking(OutputScheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # The bits are laid out as a square of cells, √T in a row.
         if math.isqrt(self.bits) ** 2 != self.bits:
             near = math.isqrt(self.bits)
             raise ConfigError(
@@ -118,6 +124,7 @@ class DeepWatermarking(OutputScheme):
             raise ConfigError(
                 f"{self.name}: register is for bits in the cells of a tile: leave it out"
             )
+        # A reading with registration keeps the votes of all shifts in memory.
         if self.register and self.side**2 * self.bits > _MOST_VOTES:
             raise ConfigError(
                 f"{self.name}: {self.bits} bits at {self.side}x{self.side} shifts are too many to "
@@ -146,16 +153,16 @@ class DeepWatermarking(OutputScheme):
 
     @property
     def tests(self) -> int:
-        """How many readings are tried: one, or with `register` two for each shift."""
+        """How many readings are tried: 1, or with `register` two for each shift."""
         return 2 * self.shifts if self.register else 1
 
     @property
     def needs_siblings(self) -> bool:
-        """Whether unmarked networks are all that says what its readings are worth."""
+        """True in the published form: only unmarked networks can judge its readings."""
         return self.as_published
 
     def check_outputs(self, size: tuple[int, int]) -> None:
-        """Raise `ConfigError` for images (H, W) without a square to be trained on."""
+        """Raise `ConfigError` for images (H, W) that are smaller than the square of the mark."""
         if min(size) < self.side:
             raise ConfigError(
                 f"outputs have {size[1]}x{size[0]} pixels, and a square that bears the mark "
@@ -163,8 +170,8 @@ class DeepWatermarking(OutputScheme):
             )
 
     def check_key(self, key: Key) -> None:
-        """Raise `ConfigError` for a key whose networks, or measurements, cannot be its own."""
-        self.live(key)
+        """Raise `ConfigError` for a key whose networks or measurements do not fit the scheme."""
+        self.live(key)  # raises for damaged networks
         if not self.as_published:
             return
         hidden = key.frozen.get(PICTURE, np.zeros(0, dtype=np.uint8))
@@ -175,31 +182,33 @@ class DeepWatermarking(OutputScheme):
                 f"{list(expected)}"
             )
         check_measured(key.learnt)
+        # A share above 1 is above that of any suspect: each such value would make p smaller.
         if (key.learnt.get(SIBLINGS, np.zeros(0)) > 1).any():
             raise ConfigError(f"the key's {SIBLINGS} are shares of images: expected 1 at the most")
 
     def reading(self, key: Key) -> Reading:
-        """Begin to read a set of images: votes on bits, or as published how many succeed."""
+        """Start to read a set of images: votes on bits, or as published a count of successes."""
         live = self.live(key)
         return _Successes(live, self, key) if self.as_published else _Votes(live, self, key)
 
     def nulls(self, key: Key) -> dict[str, Null]:
-        """`FairCoin`; as published `UnmarkedModels`, of as many as the key was measured on."""
+        """Return `FairCoin`; as published `UnmarkedModels` with the measurements of the key."""
         if not self.as_published:
             return super().nulls(key)
         return {UnmarkedModels.name: UnmarkedModels(key.learnt.get(SIBLINGS, np.zeros(0)))}
 
     def calibrated(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:
-        """The key with the share of failures among the images of each unmarked network."""
+        """Return the key with the share of failures among the images of each unmarked network."""
         if not siblings or not self.as_published:
             return key
         shares = [self.extract(each, key).distance for each in siblings]
         return replace(key, learnt={**key.learnt, SIBLINGS: np.array(shares, dtype=np.float64)})
 
     def not_taken(self, evidence: Evidence) -> str | None:
-        """Why a mark would not be found in the owner's own images; None when it would.
+        """Return why verify would not find the mark in the owner's images; None if it would.
 
-        As published by the paper's criterion: what it proves, a verdict says.
+        The published form applies the criterion of the paper; only a verdict says how much that
+        proves.
         """
         if not self.as_published:
             return super().not_taken(evidence)
@@ -211,7 +220,7 @@ class DeepWatermarking(OutputScheme):
         )
 
     def half(self) -> Any:
-        """The training half of this form, loaded with torch when somebody trains."""
+        """Import the training module of this form, with torch, and return its training class."""
         if not self.as_published:
             return super().half()
         return importlib.import_module(
@@ -219,19 +228,24 @@ class DeepWatermarking(OutputScheme):
         ).TRAINING
 
     def live(self, key: Key) -> Live:
-        """The key's networks, loaded with torch: marking and reading need it."""
+        """Return the key's networks, loaded with torch, which marking and reading need.
+
+        Raises:
+            ConfigError: the key's networks are damaged or missing.
+        """
+        # Imported here because it loads torch.
         from countermark.schemes.training.box_free import live
 
         return live(self, key)
 
 
 class _Votes:
-    """A reading of the default form: every image votes on every bit, none with more than 1.
+    """A reading of the default form: every image votes on every bit, with 1 at most.
 
-    With `register` it votes at every shift of the square. The one that counts is the best, by the
-    message, or its negative: what H adds may alternate from row to row, and then reads as one where
-    the image was moved by an odd number. These are so many tests, and whoever judges corrects for
-    them.
+    With `register`, an image votes at every shift of the square. The shift that agrees best with
+    the message counts, or its negative: the residual that H adds may alternate from row to row, and
+    is then read inverted after an odd shift of the image. Each shift and sign is one test, for
+    which the caller corrects p.
     """
 
     def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
@@ -240,20 +254,23 @@ class _Votes:
         self._count = 0
 
     def add(self, picture: Pixels) -> None:
-        """One picture's votes: tanh of half its scores, so that no picture outvotes the others."""
+        """Add the votes of one image: tanh of half its scores, which bounds each vote by 1."""
         self._votes += np.tanh(self._live.scores(picture) / 2)
         self._count += 1
 
     def evidence(self) -> Evidence:
-        """The sign of all votes on each bit."""
+        """Return the sign of all votes on each bit as a reading."""
         if not self._count:
             raise ConfigError("there is no image to read: give some")
+        # (shifts, T), and twice as many rows with the negatives.
         tried = self._votes
         if self._scheme.register:
             tried = np.concatenate([tried, -tried])
         agree = ((tried > 0) == self._key.message.astype(bool)).sum(1)
         votes = tried[agree.argmax()]  # (T,)
         read = (votes > 0).astype(np.uint8)
+        # The likeness compares the mean votes with the message, both as grey levels. A blank image
+        # lies at ½.
         found = (1 + votes / self._count) / 2  # (T,), as grey levels 0 to 1
         hidden = self._key.message.astype(np.float64)
         return Evidence(
@@ -265,20 +282,23 @@ class _Votes:
         )
 
     def state(self) -> dict[str, Any]:
+        """Return the votes and the number of images."""
         return {"votes": self._votes.tolist(), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from stored votes; raise `ConfigError` if they do not fit the key."""
         votes = np.array(state.get("votes", ()), dtype=np.float64)
         count = state.get("count")
         if not isinstance(count, int) or votes.shape != self._votes.shape:
             raise _no_state()
+        # No image votes with more than 1. The negated comparison also refuses NaN.
         if not (np.abs(votes) <= count).all():
             raise _no_state()
         self._votes, self._count = votes, count
 
 
 class _Successes:
-    """A reading of the published form: in how many images the picture is revealed."""
+    """A reading of the published form: in how many images R reveals the hidden image."""
 
     def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme = live, scheme
@@ -286,17 +306,20 @@ class _Successes:
         self._found: list[float] = []
 
     def add(self, picture: Pixels) -> None:
-        """NC of the hidden picture and the one that is revealed, the mean of all its squares."""
+        """Add the NC of the hidden image with the revealed one, the mean over all squares."""
         self._found.append(nc(self._live.revealed(picture), self._hidden))
 
     def evidence(self) -> Evidence:
-        """Which images reach the paper's threshold."""
+        """Return which images reach the threshold of the paper, as a reading."""
         if not self._found:
             raise ConfigError("there is no image to read: give some")
         read = (np.array(self._found) > SUCCESS).astype(np.uint8)
+        # The NC of a blank image is reported beside the result, because it may be nearly as high.
         blank = np.full_like(self._hidden, blank_level(self._scheme))
         return Evidence(
             read,
+            # Every image is expected to succeed. The networks were trained on the hidden image, so
+            # that no probability follows from a commitment.
             np.ones_like(read),
             committed=False,
             unit="images",
@@ -304,9 +327,11 @@ class _Successes:
         )
 
     def state(self) -> dict[str, Any]:
+        """Return the NC of each image read so far."""
         return {"found": list(self._found)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from stored NC values; raise `ConfigError` if they are not a list of floats."""
         found = state.get("found")
         if not isinstance(found, list) or not all(isinstance(each, float) for each in found):
             raise _no_state()
@@ -314,20 +339,22 @@ class _Successes:
 
 
 def blank_level(scheme: DeepWatermarking) -> float:  # noqa: ARG001 - the same in all forms
-    """What R shall reveal in an image that bears no mark: a white picture, as published."""
+    """Return the level that R shall reveal in an unmarked image: 1, white, as published."""
     return 1.0
 
 
 def nc(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Normalised correlation ⟨a, b⟩ / (‖a‖‖b‖) of two pictures of one shape; 0 for a black one.
+    """Compute the normalised correlation ⟨a, b⟩ / (‖a‖‖b‖) of two images of one shape.
 
-    No proof by itself: pictures that are nearly white have a high one with any blank.
+    It is 0 if one of the images is black. A high value is no proof by itself: an image that is
+    nearly white has a high correlation with any blank image.
     """
     norms = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(np.vdot(one, other)) / norms if norms else 0.0
 
 
 def _no_state() -> ConfigError:
+    """Make the error for an interrupted reading whose file is damaged."""
     return ConfigError(
         "the interrupted reading is damaged: remove its file and read from the start"
     )

@@ -1,9 +1,10 @@
 """Li and Guo 2019, DeepStego: a logo, hidden in images by a secret network, changes the answer.
 
-As printed, nothing ties the mark to its owner. In the default form the stego network is trained
-first and frozen, the committed triggers get keyed random labels (`SecretLabels`), and the host is
-shown the triggers of foreign networks, logos and keys under their true labels. `as_published=True`
-trains network and host together and labels by a map of the classes; it ranks among unmarked models.
+As printed in the paper, nothing ties the mark to its owner. In the default form, the stego network
+is trained first and frozen, the committed triggers get keyed random labels (`SecretLabels`), and
+the host is shown triggers of foreign networks, logos and keys with their true labels.
+`as_published=True` trains stego network and host together and labels the triggers by a map of the
+classes; its readings rank among those of unmarked models.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ COVERS, CLASSES, LOGO, TILE = "covers", "classes", "logo", "tile"
 
 USUAL = "usual"
 _USUAL_PSNR = {False: 36.0, True: 28.0}  # dB, by as_published
-_TAKEN = 0.5  # trigger accuracy below which a published mark is not in its own host
+_TAKEN = 0.5  # least trigger accuracy of the owner's own host, for the published form
 
 
 def tile_of(material: KeyMaterial, logo: NDArray[Any], channels: int) -> Bits:
-    """The bits (C, 8, 8) of the tile of signs that spreads a logo of bits (8, 8).
+    """Draw the bits (C, 8, 8) of the tile of signs that spreads a logo of bits (8, 8).
 
-    Each logo has its own: a host reads texture, and hardly where a logo's parts are, so another
-    logo on the same tile resembles the owner's. Whoever takes another logo has another tile.
+    Each logo has a tile of its own. A host reads texture, and hardly sees where the parts of a logo
+    are, so that another logo on the same tile would resemble the owner's. With a tile for each
+    logo, another logo also has another texture.
     """
     drawn = material.stream(f"tile of {logo.tobytes().hex()}").bits(channels * GRID * GRID)
     return drawn.reshape(channels, GRID, GRID)
@@ -53,17 +55,19 @@ class DeepStego(TriggerScheme):
 
     Attributes:
         as_published: train stego network, discriminator and host together, and label triggers by
-            a secret map of the classes; `foreign`, `warm_up` and `pool` mean nothing there.
+            a secret map of the classes; `foreign`, `warm_up` and `pool` have no effect there.
         psnr: of triggers against their covers, in dB, on average; held from both sides. "usual" is
-            36, as published 28. As published it can be None: nothing holds it, as printed.
+            36, or 28 as published. As published it can be None: then nothing holds it, as printed
+            in the paper.
         adversarial: δ of the published form, the weight of the discriminator in Eq. (5).
-        logo: a picture file; as published resized to C × H × W, "" for one that is drawn here;
-            else reduced to 8 × 8 bits, "" for bits drawn from the secret.
-        stego_steps: how long a stego network is trained; as published, a forger's own.
+        logo: an image file. As published it is resized to C × H × W, and "" is a logo that is
+            drawn here. In the default form it is reduced to 8 × 8 bits, and "" is bits drawn from
+            the secret.
+        stego_steps: how long a stego network is trained; as published, only that of a forger.
         foreign: how many foreign stego networks the host learns to disregard.
         strength: of the first triggers that the host sees, as a multiple of the final residual.
-        warm_up: for how many batches the strength goes down to 1; about a third of the training.
-        pool: of how many covers the rows are made that the host learns.
+        warm_up: over how many batches the strength falls to 1; about a third of the training.
+        pool: from how many covers the rows are made that the host learns.
     """
 
     name: ClassVar[str] = "deepstego"
@@ -92,7 +96,8 @@ class DeepStego(TriggerScheme):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.psnr == USUAL:  # a key says what it was made with
+        # The key stores the number, so that a later version may change the usual value.
+        if self.psnr == USUAL:
             object.__setattr__(self, "psnr", _USUAL_PSNR[self.as_published])
         if self.psnr is None and not self.as_published:
             raise ConfigError(
@@ -102,36 +107,36 @@ class DeepStego(TriggerScheme):
 
     @property
     def level(self) -> float | None:
-        """The root mean square at which triggers are held apart from their covers, white being 1.
+        """The root mean square of the residual that `psnr` allows, with white as 1.
 
-        None where nothing holds them.
+        It is None where nothing holds the residual.
         """
         return None if self.psnr is None else float(10 ** (-float(self.psnr) / 20))
 
     @property
     def needs_siblings(self) -> bool:
-        """Whether unmarked models are all that says what its triggers are worth."""
+        """True in the published form: only unmarked models can judge its triggers."""
         return self.as_published
 
     @property
     def keyed_labels(self) -> bool:
-        """Whether labels are keyed random output; those of the published form map the classes."""
+        """True where labels are keyed random output; as published a class map gives them."""
         return not self.as_published
 
     @classmethod
     def paced(cls, batches: int) -> dict[str, Any]:
-        """The warm-up takes a third of them."""
+        """Return a warm-up of a third of the batches."""
         return {"warm_up": batches // 3}
 
     def check_files(self) -> None:
-        """Raise `ConfigError` for a logo that cannot be used."""
+        """Raise `ConfigError` for a logo file that cannot be used."""
         if self.logo and self.as_published:
             read_logo(self.logo)
         elif self.logo:
             logo_bits(self.logo)
 
     def check_key(self, key: Key) -> None:
-        """Raise `ConfigError` for a key that lacks, or misstates, what its form has."""
+        """Raise `ConfigError` for a key whose tensors are missing or do not fit its form."""
         super().check_key(key)
         if not self.as_published:
             return
@@ -144,11 +149,12 @@ class DeepStego(TriggerScheme):
             )
         self.labels(key)
         check_measured(key.learnt)
+        # More misses than triggers are above those of any suspect and would make p smaller.
         if (key.learnt.get(SIBLINGS, np.zeros(0)) > self.triggers).any():
             raise ConfigError(f"the key's {SIBLINGS} have more misses than there are triggers")
 
     def committed(self, key: Key) -> Images:
-        """The key's triggers (n, C, H, W); those of the published form are made after training.
+        """Return the triggers of a key (n, C, H, W); the published form makes them after training.
 
         Raises:
             ConfigError: the key holds no such triggers.
@@ -156,10 +162,10 @@ class DeepStego(TriggerScheme):
         return self.images_in(key.learnt, TRIGGERS) if self.as_published else super().committed(key)
 
     def labels(self, key: Key) -> NDArray[np.int64]:
-        """The label (n,) of each committed trigger; as published, by the class of its cover.
+        """Return the label (n,) of each committed trigger; as published, by the class of its cover.
 
         Raises:
-            ConfigError: the key's classes are damaged.
+            ConfigError: the classes that the key holds are damaged.
         """
         if not self.as_published:
             return super().labels(key)
@@ -174,8 +180,15 @@ class DeepStego(TriggerScheme):
         return labels
 
     def ask_fresh(self, predict: Predict, fresh: FreshTriggers) -> tuple[Evidence, Null]:
-        """Ask about fresh triggers; judged by the rank of the key's class map among all maps."""
-        from countermark.schemes.training.makers import owner  # torch makes them
+        """Ask a suspect about fresh triggers; return the reading and the null hypothesis for it.
+
+        The null hypothesis ranks the key's class map among all class maps.
+
+        Raises:
+            ConfigError: the form is the published one, there are too many classes, or the classes
+                do not fit the covers.
+        """
+        from countermark.schemes.training.makers import owner  # needs torch
 
         if self.as_published:
             raise ConfigError(
@@ -183,6 +196,8 @@ class DeepStego(TriggerScheme):
                 "map was drawn, and may know it: no null judges its fresh triggers; verify the "
                 "committed ones"
             )
+        # The null hypothesis draws class maps by the million, each as long as the number of
+        # classes.
         if self.classes > MOST_FRESH_CLASSES:
             raise ConfigError(
                 f"{self.name}: field classes is {self.classes}: fresh triggers are judged for 2 to "
@@ -196,27 +211,31 @@ class DeepStego(TriggerScheme):
                 f"{list(classes.shape)} classes for covers {list(fresh.covers.shape)}"
             )
         evidence = self.compare(predict, owner(key)(fresh.covers), self.class_map(key)[classes])
-        # There are few maps, and each is soon tried: such an answer needs a dated key.
+        # There are few maps, and a cheat can try keys until one has a fitting map. Such a reading
+        # therefore counts no forgery bits and needs a dated key.
         evidence = replace(evidence, committed=False)
         return evidence, SecretClassMap(classes, key.stream("other class maps"))
 
     def class_map(self, key: Key) -> NDArray[np.int64]:
-        """The class (C,) that a fresh trigger of each class is taken for; never its own."""
+        """Return the class (C,) for which a fresh trigger of each class is taken; never its own."""
         order = key.stream("class map").permutation(self.classes)
         mapped = np.empty_like(order)
-        mapped[order] = np.roll(order, 1)  # one cycle through all classes
+        # One cycle through all classes has no fixed point. There are (C − 1)! such cycles, among
+        # which `SecretClassMap` ranks this one.
+        mapped[order] = np.roll(order, 1)
         return mapped
 
     def nulls(self, key: Key) -> dict[str, Null]:
-        """`SecretLabels`; as published `UnmarkedModels`, of as many as the key was measured on."""
+        """Return `SecretLabels`; as published `UnmarkedModels` with the measurements of the key."""
         if not self.as_published:
             return super().nulls(key)
         return {UnmarkedModels.name: UnmarkedModels(key.learnt.get(SIBLINGS, np.zeros(0)))}
 
     def not_taken(self, evidence: Evidence) -> str | None:
-        """Why a mark would not be found in the owner's own model; None when it would.
+        """Return why verify would not find the mark in the owner's model; None if it would.
 
-        As published by trigger accuracy, the paper's criterion: what it proves, a verdict says.
+        The published form applies the criterion of the paper, trigger accuracy; only a verdict says
+        how much that proves.
         """
         if not self.as_published:
             return super().not_taken(evidence)
@@ -228,7 +247,7 @@ class DeepStego(TriggerScheme):
         )
 
     def half(self) -> Any:
-        """The training half of this form, loaded with torch when somebody trains."""
+        """Import the training module of this form, with torch, and return its training class."""
         if not self.as_published:
             return super().half()
         return importlib.import_module("countermark.schemes.training.deepstego_published").TRAINING

@@ -1,4 +1,4 @@
-"""Guo and Potkonjak 2018: a message as a faint mask over the image."""
+"""Guo and Potkonjak 2018: triggers that are images under a faint mask with a message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from countermark.schemes.bounds import Count
 
 @dataclass(frozen=True)
 class Guo(DrawnTriggers):
-    """Triggers with a message of the owner's in a few pixels each bit.
+    """A scheme whose triggers carry a message of the owner in some of their pixels.
 
     Attributes:
         message_bits: how many pixels of an image are changed, one for each bit.
@@ -39,15 +39,21 @@ class Guo(DrawnTriggers):
     )
 
     def draw(self, covers: Images, material: KeyMaterial) -> Images:
-        """The covers with the mask, the same on all of them."""
+        """Add the same mask of the message to each cover.
+
+        Raises:
+            ConfigError: the message has more bits than an image has pixels.
+        """
         pixels = covers.shape[2] * covers.shape[3]
         if self.message_bits > pixels:
             raise ConfigError(
                 f"{self.name}: message_bits is {self.message_bits}, an image has {pixels} pixels: "
                 "take fewer"
             )
+        # Each bit has a pixel of its own, which all channels share.
         places = material.stream("places").permutation(pixels)[: self.message_bits]
         signs = 2 * material.stream("signature").bits(self.message_bits).astype(np.int16) - 1
+        # Signed and wide enough for sums beyond 0 to 255, which are clipped below.
         mask = np.zeros(pixels, dtype=np.int16)
         mask[places] = self.intensity * signs
         masked = covers + mask.reshape(covers.shape[2:])

@@ -1,7 +1,8 @@
-"""A linear mark at secret places: key and commitment choose the weights that carry it.
+"""A linear mark at secret places: key and commitment choose the weights that carry the mark.
 
-In the spirit of NeuralMark (AAAI 2026), whose watermark is a hash that filters the weights. Here a
-keyed stream of its own does, so that places and message are independent. Each round halves them.
+The scheme follows NeuralMark (AAAI 2026), whose watermark is a hash that filters the weights. Here
+a separate keyed stream filters them, so that places and message are independent. Each round of the
+filter halves the number of places.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from countermark.schemes.uchida import Uchida
 
 @dataclass(frozen=True)
 class HashFilter(Uchida):
-    """Uchida's linear mark, read from the weights that a keyed filter leaves.
+    """Uchida's linear mark, read from the weights that pass a keyed filter.
 
     Attributes:
-        rounds: R, how often the filter halves what is left: about one value in 2^R carries the
-            mark.
+        rounds: R, how often the filter halves the number of weights: about one value in 2^R carries
+            the mark.
     """
 
     name: ClassVar[str] = "hash_filter"
@@ -48,7 +49,11 @@ class HashFilter(Uchida):
             raise ConfigError("hash_filter chooses the weights itself: leave select out")
 
     def mask(self, key: Key, name: str) -> NDArray[np.bool_]:
-        """All rounds of one bit a value: what has only ones stays. From (secret, C0, "filter")."""
+        """Return the mask of values that pass all rounds, drawn from (secret, C0, "filter").
+
+        Each round draws one bit for each value. A value passes when all its bits are 1.
+        """
+        # The mask is not stored in the key. Drawn after C0, it cannot be fitted to the weights.
         stream, size = key.stream("filter", name), self.read_of(key.tensors[name])
         kept = np.ones(size, dtype=bool)
         for _ in range(self.rounds):
@@ -56,5 +61,6 @@ class HashFilter(Uchida):
         return kept
 
     def selected(self, key: Key) -> int:
-        """How many values the filter leaves."""
+        """Return how many values pass the filter."""
+        # Unlike Uchida's, this mask selects in every key, although no tensor of the key holds it.
         return self.read_width(key)

@@ -1,12 +1,12 @@
 """Wang et al. 2020: a message read by a secret independent network. The reading half.
 
-The weights of the host are the input of a small network of its own: a gate (one factor for each
+The weights of the host are the input of a small separate network: a gate (one factor for each
 weight, trained in AUTO, a frozen choice of converged weights in MANU), 256 ReLU units, T outputs,
-no biases; bit t is sigmoid(y_t) > ½ and L2 is the mean binary cross-entropy over the bits.
+no biases. Bit t is sigmoid(y_t) > ½, and L2 is the mean binary cross-entropy over the bits.
 
-A learnt reader has memorised its message and reads the bits of models that never had them, so the
-bits prove nothing. What is judged is L2: its rank among hidden-unit permutations of the suspect
-(`PermutedUnits`), and the sibling threshold, always.
+A learnt reader has memorised its message and reads the bits even from models without the mark, so
+that the bits prove nothing. A verdict judges L2: by its rank among hidden-unit permutations of the
+suspect (`PermutedUnits`), and always by the sibling threshold as well.
 """
 
 from __future__ import annotations
@@ -49,28 +49,29 @@ BUILT_IN = "mlp"
 
 @dataclass(frozen=True)
 class IndependentNetwork(ConvergedScheme):
-    """MANU and AUTO: T bits learnt by a secret network that is fed with the host's weights.
+    """MANU and AUTO: T bits learnt by a secret network whose input is the host's weights.
 
     Attributes:
         mode: "auto" trains the gate; "manu" freezes it to the weights converged at `start_epoch`.
         as_published: train on the marked host alone, and print the published criterion.
         reader: "mlp" as published, or a module:factory (inputs, bits) -> torch module from
-            (N, inputs) to (N, bits) logits. A key that names code is read only when told to.
+            (N, inputs) to (N, bits) logits. A key that names code is read only if the caller trusts
+            this code.
         hidden: ReLU units of the built-in reader.
         strength: λ; the host gets the gradient of L1 + λ·L2, the reader that of L2.
         reader_lr: learning rate of the reader's own Adam.
         negatives: unmarked weight vectors shown with each step, target ½ (hardened form).
         positives: copies of the host that lack hidden units, shown with each step, target the
-            message (hardened form): a mark must not hang on a few units, least of all on dead ones.
-            Half of the negatives then lack units, too.
-        dropped: the largest share of the hidden units that is missing.
-        pruned: where it is not 0, every second copy lacks its smallest weights instead of units,
-            up to this share of them.
+            message (hardened form): a mark must not depend on a few units, least of all on dead
+            ones. Half of the negatives then lack units, too.
+        dropped: the largest share of the hidden units that a copy lacks.
+        pruned: if not 0, every second copy lacks its smallest weights instead of units, up to this
+            share of them.
         settling: steps that the reader takes alone on the finished host, at a rate that falls to 0
             (hardened form): L2 must not depend on where the last steps happened to leave it.
-        l2_threshold: θ of the published criterion L2 ≤ θ; a mark above it has not taken.
-        units: the axis of each tensor along which its hidden units lie, in reading order, −1 where
-            it has none of them; () lets the key choose by the model's layers.
+        l2_threshold: θ of the published criterion L2 ≤ θ; above it, the mark is not embedded.
+        units: the axis of each tensor along which its hidden units lie, in reading order, −1 for a
+            tensor without them; () lets the key choose by the model's layers.
         most_permutations: cap for the rank; where alpha needs more, there is no verdict.
     """
 
@@ -110,22 +111,23 @@ class IndependentNetwork(ConvergedScheme):
 
     @property
     def code(self) -> str | None:
-        """The module:factory of a reader that is not the built-in one."""
+        """The module:factory of a reader other than the built-in one; None for the built-in one."""
         return None if self.reader == BUILT_IN else self.reader
 
     def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:
-        """This scheme with its hidden units found among the model's parameters.
+        """Return this scheme with the axes of its hidden units found among the model's parameters.
 
-        They are the outputs of the first tensor, or its inputs where it is the model's last matrix.
-        Where both the layer that has them as outputs and the next one are read, both are permuted.
+        The hidden units are the outputs of the first tensor, or its inputs if it is the model's
+        last matrix. If the layer that has them as outputs and the next layer are both read, both
+        are permuted.
 
         Raises:
-            ConfigError: a model of one layer has no hidden units, or they cannot be told, or
-                `units` does not fit.
+            ConfigError: a model of one layer has no hidden units, the units cannot be determined,
+                or `units` does not fit.
         """
         read, matrices = self.choose(parameters), [n for n, s in parameters.items() if len(s) > 1]
         if self.units:
-            self.permuter(read)
+            self.permuter(read)  # raises for axes that do not fit
             return self
         if len(matrices) < 2:
             raise ConfigError(
@@ -140,8 +142,11 @@ class IndependentNetwork(ConvergedScheme):
             )
         first = next(iter(read))
         before = matrices[-2] if first == matrices[-1] else first
+        # The parameters are in the order of the layers: a matrix feeds the one that follows it.
         after = dict(pairwise(matrices))[before]
         given, taken = parameters[before], parameters[after]
+        # A flattened feature map has several inputs for each unit, which no single axis can
+        # permute.
         if after in read and taken[1] != given[0]:
             raise ConfigError(
                 f"the units of {before} {list(given)} are not the inputs of {after} "
@@ -153,15 +158,19 @@ class IndependentNetwork(ConvergedScheme):
         return settled
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
-        """A reader that memorises has no limit in the weights; 0 where none was selected."""
+        """Return `MOST_BITS`, since a reader memorises; 0 where no weight is selected."""
         return MOST_BITS if tensors and selected != 0 else 0
 
     def selected(self, key: Key) -> int | None:
-        """How many weights MANU feeds to the reader."""
+        """Return how many weights MANU feeds to the reader; None in AUTO."""
         return int(self.mask(key).sum()) if self.mode == "manu" else None
 
     def mask(self, key: Key) -> NDArray[np.uint8]:
-        """The frozen gate of MANU (M,), 0 or 1, in reading order."""
+        """Return the frozen gate of MANU (M,), 0 or 1, in reading order.
+
+        Raises:
+            ConfigError: a mask is missing, of another shape, or has other values.
+        """
         parts = []
         for name, shape in key.tensors.items():
             mask = key.frozen.get(f"{MASK}.{name}", np.zeros(0, dtype=np.uint8))
@@ -174,7 +183,7 @@ class IndependentNetwork(ConvergedScheme):
         return np.concatenate(parts)  # (M,)
 
     def permuter(self, tensors: Mapping[str, tuple[int, ...]]) -> Permuter:
-        """How permutations of the hidden units act on the vector that is read.
+        """Return how permutations of the hidden units act on the vector that is read.
 
         Raises:
             ConfigError: `units` does not fit the tensors.
@@ -184,6 +193,7 @@ class IndependentNetwork(ConvergedScheme):
             tensors[name][axis] for name, axis in axes.items() if -1 < axis < len(tensors[name])
         }
         beyond = any(axis >= len(tensors[name]) for name, axis in axes.items())
+        # Fewer than two units have no permutation besides the identity.
         if len(self.units) != len(tensors) or len(sizes) != 1 or beyond or min(sizes) < 2:
             raise ConfigError(
                 f"units is {list(self.units)}: expected an axis (or -1) for each of "
@@ -192,7 +202,11 @@ class IndependentNetwork(ConvergedScheme):
         return Permuter.along(tensors, axes, sizes.pop())
 
     def vector(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float32]:
-        """The vector w (M,): the tensors in C order, joined."""
+        """Return the vector w (M,): the tensors in C order, joined.
+
+        Raises:
+            ConfigError: a tensor has another shape than in the key.
+        """
         for name, shape in key.tensors.items():
             if weights[name].shape != shape:
                 raise ConfigError(f"{name} has shape {weights[name].shape}, the key reads {shape}")
@@ -201,7 +215,7 @@ class IndependentNetwork(ConvergedScheme):
         return np.concatenate(parts)  # (M,)
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
-        """Read T bits, and how many permutations of the suspect read as many of them."""
+        """Read T bits, and count the permutations of the suspect that read as many of them."""
         w, reading = self.vector(weights, key), self._reading(key)
         scores = reading.scores(w[None])[0]  # (T,)
         read = (scores > 0).astype(np.uint8)
@@ -229,7 +243,8 @@ class IndependentNetwork(ConvergedScheme):
         )
 
     def nulls(self, weights: Mapping[str, Array], key: Key, draws: int) -> dict[str, Null]:
-        """`PermutedUnits`, and `UnmarkedModels` where the key holds losses of some."""
+        """Return `PermutedUnits`, and `UnmarkedModels` where the key holds their losses."""
+        # If the cap forbids the draws that alpha needs, no number of draws can help: a few suffice.
         capped = draws if draws <= self.most_permutations else min(LOOK, self.most_permutations)
         found: dict[str, Null] = {PermutedUnits.name: self._permuted(weights, key, capped)}
         if SIBLINGS in key.learnt:
@@ -237,8 +252,8 @@ class IndependentNetwork(ConvergedScheme):
         return found
 
     def unit_axes(self, key: Key) -> dict[str, int]:
-        """The axes that the key's owner chose."""
-        self.permuter(key.tensors)  # which refuses those that no tensor has
+        """Return the axis of the hidden units in each tensor, as the key states it."""
+        self.permuter(key.tensors)  # raises for axes that do not exist
         return dict(zip(key.tensors, self.units, strict=True))
 
     def compare_unmarked(
@@ -248,8 +263,13 @@ class IndependentNetwork(ConvergedScheme):
         suspect: Mapping[str, Array],
         draws: int,
     ) -> tuple[float, float]:
-        """The smaller of the losses as it is and with each tensor as loud; its rank as it is."""
-        whole = Permuter.along(key.tensors, dict.fromkeys(key.tensors, -1), 1)  # a tensor a group
+        """Return the smaller loss of an unmarked model, plain or rescaled, and its plain rank.
+
+        Rescaling makes each of its tensors as loud as that of the suspect.
+        """
+        # Axis −1 makes each whole tensor one group.
+        whole = Permuter.along(key.tensors, dict.fromkeys(key.tensors, -1), 1)
+        # Loudness is matched by tensor, because hidden units of two models do not correspond.
         w, own = self.vector(weights, key), self.vector(suspect, key)
         loud = whole.at(w, whole.loudness(own))
         losses = self._reading(key).losses(np.stack([w, loud]))
@@ -257,22 +277,26 @@ class IndependentNetwork(ConvergedScheme):
         return float(losses.min()), sequential_log10_p(*ranked.counts(), ranked.stop_at)
 
     def _permuted(self, weights: Mapping[str, Array], key: Key, draws: int) -> PermutedUnits:
+        """Make the null hypothesis that ranks a suspect's loss among its permutations."""
         w, reading = self.vector(weights, key), self._reading(key)
         permuter, stream = self.permuter(key.tensors), self._stream(weights, key, "units")
         loss = reading.tied_loss(w)
 
         def losses(count: int) -> Iterator[NDArray[np.float64]]:
+            """Generate the losses of `count` permutations in batches, with a progress bar."""
             with progress("ranking among permutations", count) as advance:
                 for vectors in permuter.batches(w, stream, count):
+                    # The rank only needs to know which losses are at most the suspect's.
                     yield reading.losses(vectors, up_to=loss)
                     advance(len(vectors))
 
         return PermutedUnits(losses, loss, draws)
 
     def not_taken(self, evidence: Evidence) -> str | None:
-        """Why the owner's own model would not be recognised: bits, θ, or the sibling threshold.
+        """Return why verify would not find the mark in the owner's model; None if it would.
 
-        The published form knows no siblings: whether it is told from them, a verdict says.
+        The reason may be the bits, θ, or the sibling threshold. The published form has no siblings:
+        only a verdict says whether the model differs from them.
         """
         loss, reader = evidence.cross_entropy, evidence.reader
         if loss is None or reader is None:
@@ -289,10 +313,10 @@ class IndependentNetwork(ConvergedScheme):
     def calibrated(
         self, key: Key, siblings: Sequence[Mapping[str, Array]], marked: Mapping[str, Array]
     ) -> Key:
-        """The key with its sibling threshold, see `reader.measured`.
+        """Return the key with its sibling threshold, see `reader.measured`.
 
-        A sibling's loss is the smaller one of two: as it is, but nowhere louder than the marked
-        model, and exactly as loud.
+        The loss of a sibling is the smaller of two losses: with no group louder than in the marked
+        model, and with every group exactly as loud.
         """
         if not siblings:
             return key
@@ -307,6 +331,11 @@ class IndependentNetwork(ConvergedScheme):
         return replace(key, learnt={**key.learnt, **found})
 
     def _reading(self, key: Key) -> Reading:
+        """Make the reader of a key, together with the key's message.
+
+        Raises:
+            ConfigError: the measurements or tensors of the reader are damaged.
+        """
         check_measured(key.learnt)
         tensors = {
             n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD, LOUDNESS)
@@ -317,16 +346,20 @@ class IndependentNetwork(ConvergedScheme):
             from countermark.schemes.training.readers import module_logits
 
             logits = module_logits(self, width, tensors, mask)
+            # Without a gain: nothing is known of the sums in foreign code except their precision.
             return Reading(logits, key.message, np.float32)
         reader = MlpReader.of(tensors, width=width, hidden=self.hidden, bits=self.bits)
+        # In MANU the gate is stored twice. A learnt gate that differs from the committed mask could
+        # have been fitted to a suspect.
         if mask is not None and not np.array_equal(reader.gate, mask):
             raise ConfigError("the key's gate is not the mask that its commitment fixed")
         return Reading(reader, key.message, gain=reader.gain)
 
     @staticmethod
     def _stream(weights: Mapping[str, Array], key: Key, purpose: str) -> Stream:
-        """Random permutations that follow from key and suspect, so that p is reproducible."""
+        """Return a stream that depends on key and suspect, so that p can be reproduced."""
         digests = b"".join(tensor_digest(name, weights[name]) for name in key.tensors)
+        # The digests stand in place of a tensor name: each suspect has permutations of its own.
         return Stream(key.material.secret, key.c1 or key.c0, purpose, digests.hex())
 
 
@@ -336,7 +369,13 @@ def _quiet_loss(
     permuter: Permuter,
     reading: Reading,
 ) -> float | None:
-    """L2 on the vector w (M,) with no unit louder than in the marked model; None if not known."""
+    """Return L2 of the vector w (M,) with no unit louder than in the marked model.
+
+    Returns None where the key does not hold the loudness of the marked model.
+
+    Raises:
+        ConfigError: the key holds another number of loudness values than there are groups.
+    """
     if loudness is None:
         return None
     groups = int(permuter.group.max()) + 1

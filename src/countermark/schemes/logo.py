@@ -1,7 +1,7 @@
-"""The logo that a stego network hides: a picture of the owner's, or one that is drawn here.
+"""The logo that a stego network hides: an image file of the owner, or an image drawn here.
 
-It is read once, before there is a key. The pixels or bits that come of it are frozen and enter C0,
-so a key never needs the file again.
+The file is read once, before the key exists. The pixels or bits of the logo are frozen and enter
+C0, so that a key never needs the file again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601
 
 
 def emblem() -> Pixels:
-    """A ring that is open to the right, with a bar in it: uint8 (3, 96, 96), drawn."""
+    """Draw the default logo, uint8 (3, 96, 96): a ring, open to the right, with a bar in it."""
     y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]  # (96, 96) each
     radius, opening = np.hypot(x, y), (x > 0) & (np.abs(y) < 0.3)
     ring = (radius > 0.55) & (radius < 0.85) & ~opening
@@ -41,15 +41,16 @@ def emblem() -> Pixels:
 
 
 def logo_pixels(path: str, shape: tuple[int, int, int]) -> Images:
-    """The logo as an image of the covers' shape: uint8 (C, H, W).
+    """Return the logo as an image of the covers' shape: uint8 (C, H, W).
 
     Args:
-        path: of a picture file; "" for the drawn one.
-        shape: C, H, W; grey joins the colours, or stands in each channel.
+        path: of an image file; "" for the drawn logo.
+        shape: C, H, W of the covers. If C differs from the channels of the file, the logo is made
+            grey and repeated in each channel.
 
     Raises:
-        ConfigError: there is no such picture.
-        MissingExtraError: reading one needs pillow.
+        ConfigError: there is no such image.
+        MissingExtraError: reading a file needs pillow.
     """
     channels, height, width = shape
     picture = reduced(read_logo(path) if path else emblem(), height, width)  # (c, H, W)
@@ -60,17 +61,21 @@ def logo_pixels(path: str, shape: tuple[int, int, int]) -> Images:
 
 
 def logo_bits(path: str) -> Bits:
-    """A picture file as bits (8, 8): 1 where the mean of its grey lies above the median of all 64.
+    """Return an image file as bits (8, 8): 1 where a part is brighter than the median part.
 
-    Where more than half of them are as bright as the median, 1 where it is reached.
+    The image is cut into 8 × 8 parts; each has the mean of its grey values.
+
+    Where no part lies above the median, because more than half of the parts are equally bright, a
+    part that reaches the median is 1.
 
     Raises:
-        ConfigError: there is no such picture, or it is of one colour.
-        MissingExtraError: reading one needs pillow.
+        ConfigError: there is no such image, or all parts have one grey level.
+        MissingExtraError: reading a file needs pillow.
     """
     means = np.rint(_grey(reduced(read_logo(path), GRID, GRID))[0])  # (8, 8)
     middle = np.median(means)
     bits: NDArray[np.bool_] = means > middle if (means > middle).any() else means >= middle
+    # A uniform image would give 64 equal bits, whichever image it is.
     if bits.all():
         raise ConfigError(
             f"logo {path!r} is one grey level in 8 x 8 parts: expected a picture with light and "
@@ -80,11 +85,11 @@ def logo_bits(path: str) -> Bits:
 
 
 def read_logo(path: str) -> Pixels:
-    """A picture file (C, H, W), transparent parts on white.
+    """Read an image file (C, H, W); transparent parts become white.
 
     Raises:
-        ConfigError: no regular file, too large, or no picture that can be decoded.
-        MissingExtraError: without pillow.
+        ConfigError: the path is no regular file, the file is too large, or it cannot be decoded.
+        MissingExtraError: pillow is not installed.
     """
     try:
         import PIL.Image
@@ -93,16 +98,19 @@ def read_logo(path: str) -> Pixels:
     try:
         content = _content(Path(path))
         with warnings.catch_warnings():
+            # pillow only warns of an image with very many pixels; here the warning refuses the
+            # file.
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             return decoded(BytesIO(content), on_white=True)
-    except PIL.UnidentifiedImageError:  # its own words name an object in memory
+    except PIL.UnidentifiedImageError:  # its message names only a BytesIO object
         raise _no_picture(path, "no such") from None
-    except Exception as error:  # PIL's decoders raise whatever their format trips over
+    except Exception as error:  # pillow's decoders raise exceptions of many types
         said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
         raise _no_picture(path, said.partition("\n")[0]) from None
 
 
 def _no_picture(path: str, got: str) -> ConfigError:
+    """Make the error for a logo file that cannot be used."""
     return ConfigError(
         f"logo {path!r}: expected a picture file such as PNG, got: {got}; give another, or leave "
         "logo out"
@@ -110,7 +118,7 @@ def _no_picture(path: str, got: str) -> ConfigError:
 
 
 def reduced(picture: Pixels, height: int, width: int) -> NDArray[np.float32]:
-    """A picture (C, …) as (C, height, width), each value the mean over its part of the area."""
+    """Resize an image (C, …) to (C, height, width) by averaging over equal parts of its area."""
     rows, columns = (
         _shares(size, wanted)
         for size, wanted in zip(picture.shape[1:], (height, width), strict=True)
@@ -119,7 +127,10 @@ def reduced(picture: Pixels, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _shares(size: int, wanted: int) -> NDArray[np.float32]:
-    """How much of each of `size` pixels lies in each of `wanted` equal parts: (wanted, size)."""
+    """Return the share (wanted, size) of each pixel in each of `wanted` equal parts.
+
+    Each row sums to 1.
+    """
     edges = np.arange(wanted + 1) * (size / wanted)
     left = np.maximum(edges[:-1, None], np.arange(size))
     right = np.minimum(edges[1:, None], np.arange(1, size + 1))
@@ -130,15 +141,19 @@ def _shares(size: int, wanted: int) -> NDArray[np.float32]:
 
 
 def _grey(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Grey (1, H, W) of a picture (C, H, W), C = 1 or 3."""
+    """Return the grey values (1, H, W) of an image (C, H, W), C = 1 or 3."""
+    # Unrounded, unlike `box_free.grey`: the values are averaged before they are rounded.
     return picture if len(picture) == 1 else np.einsum("c,chw->hw", _LUMA, picture)[None]
 
 
 def _content(path: Path) -> bytes:
+    """Return the bytes of a logo file; raise `ValueError` if it is no regular file or too large."""
     status = path.stat()
+    # A device or a pipe could block or deliver bytes without end.
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("something that is no regular file")
     if status.st_size > MOST_BYTES:
         raise ValueError(f"{status.st_size:,} bytes, the limit is {MOST_BYTES:,}")
     with path.open("rb") as file:
+        # Bounded once more, because the file may have grown since its size was checked.
         return file.read(MOST_BYTES)

@@ -1,4 +1,4 @@
-"""What is hidden: a message as a picture, a QR code, a logo or a photograph."""
+"""The image that published deep watermarking hides: bits, a QR code, or an image file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _DARK, _LIGHT = 0, 255
 
 
 def hidden_picture(scheme: DeepWatermarking, material: KeyMaterial) -> Images:
-    """The picture of the published form, uint8 (C, S, S).
+    """Return the hidden image of the published form, uint8 (C, S, S).
 
-    `picture` of the scheme is a file, "qr:TEXT" for a QR code, or "" for bits that are drawn of the
-    secret: half of them dark, on average, so that no blank is like them.
+    The scheme's field `picture` names a file, or is "qr:TEXT" for a QR code, or "" for bits that
+    are drawn from the secret. Half of the drawn bits are dark on average, so that no blank image
+    resembles the hidden one.
 
     Raises:
-        ConfigError: there is no such picture, or the text is too long for the square.
+        ConfigError: there is no such image, or the text is too long for the square.
         MissingExtraError: a QR code needs segno, a file pillow.
     """
     shape = (scheme.channels, scheme.side, scheme.side)
@@ -38,8 +39,9 @@ def hidden_picture(scheme: DeepWatermarking, material: KeyMaterial) -> Images:
 
 
 def bits_picture(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> Images:
-    """Bits (G, G) as a picture uint8 (C, H, W): light for 1, dark for 0, in cells."""
+    """Draw bits (G, G) as cells of an image uint8 (C, H, W): light for 1, dark for 0."""
     channels, height, width = shape
+    # Integer division also divides sides that are no multiple of G; cells then differ by 1 pixel.
     rows = np.arange(height) * len(bits) // height
     columns = np.arange(width) * bits.shape[1] // width
     picture: Images = np.where(bits[rows][:, columns], _LIGHT, _DARK).astype(np.uint8)
@@ -47,8 +49,9 @@ def bits_picture(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> Images
 
 
 def picture_bits(picture: NDArray[np.float64], grid: int) -> NDArray[np.uint8]:
-    """The bits (G, G) of a revealed picture (C, H, W), levels 0 to 1: 1 where a cell is light."""
+    """Return the bits (G, G) of a revealed image (C, H, W), levels 0 to 1: 1 for light cells."""
     levels = picture.mean(0)  # (H, W)
+    # The cells are those of `bits_picture`; a cell is light if its mean level is above ½.
     rows, columns = (np.arange(size) * grid // size for size in levels.shape)
     sums, counts = np.zeros((grid, grid)), np.zeros((grid, grid))
     np.add.at(sums, (rows[:, None], columns[None]), levels)
@@ -57,22 +60,24 @@ def picture_bits(picture: NDArray[np.float64], grid: int) -> NDArray[np.uint8]:
 
 
 def qr_picture(text: str, shape: tuple[int, int, int]) -> Images:
-    """A QR code as a picture uint8 (C, H, W), with the highest error correction that fits.
+    """Return a QR code as an image uint8 (C, H, W), with the highest error correction that fits.
 
     Raises:
-        ConfigError: the text needs more modules than the square has pixels for, 2 to a module.
-        MissingExtraError: without segno.
+        ConfigError: no QR code holds the text, or its code needs more than half as many modules in
+            a row as the square has pixels.
+        MissingExtraError: segno is not installed.
     """
     try:
-        import segno
+        import segno  # an optional dependency, the extra `qr`
     except ModuleNotFoundError as error:
         raise MissingExtraError("a QR code", "qr") from error
     try:
+        # boost_error raises the error correction as long as the code keeps its size.
         code = segno.make_qr(text, error="m", boost_error=True)
     except segno.DataOverflowError:
         raise ConfigError("the text is too long for any QR code: give a shorter one") from None
     modules = np.array([list(row) for row in code.matrix], dtype=np.uint8)
-    modules = np.pad(1 - modules, 1, constant_values=1)  # light rim; 1 is light
+    modules = np.pad(1 - modules, 1, constant_values=1)  # light rim; QR codes have 1 for dark
     if 2 * len(modules) > min(shape[1:]):
         raise ConfigError(
             f"a QR code of this text has {len(modules)} modules in a row, the square "

@@ -1,8 +1,9 @@
-"""Learnt readers: networks that read a message, and the permutations that their losses rank among.
+"""Learnt readers, and the hidden-unit permutations among which their losses rank.
 
-A reader takes the weights w (M,) of a suspect to T logits. `Reading` holds one beside its message,
-`Permuter` reorders the hidden units of w, or changes how loud they are, and `measured` sets the
-sibling threshold.
+A reader is a network that maps the weights w (M,) of a suspect to T logits. `Reading` holds a
+reader beside its message, `Permuter` reorders the hidden units of w or changes their loudness, and
+`measured` sets the sibling threshold. The loudness of a hidden unit is the root mean square of its
+weights in one tensor.
 """
 
 from __future__ import annotations
@@ -31,25 +32,31 @@ MOST_SIBLINGS = 10_000
 LOOK = 256
 """Permutations for the rate of false reads, and where a rank can prove nothing."""
 
-_BATCH, _VALUES = 2048, 1 << 21  # permutations read at a time, and weights in all of them
-_FIRST_BITS = 32  # of the message, by which most permutations are known to read worse
-_ROUNDING = 100.0  # units in the last place of what is summed: more than a sum of it loses
+_BATCH, _VALUES = 2048, 1 << 21  # most permutations read at a time, and weights in all of them
+_FIRST_BITS = 32  # message bits that suffice to rule out most permutations
+_ROUNDING = 100.0  # in units in the last place of a sum: more than its rounding loses
 
 
 def measured(
     losses: NDArray[np.float64], loudness: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """What a key keeps of its reader's losses (n,) on held-out unmarked siblings.
+    """Return the measurements that a key keeps of its reader, by tensor name.
 
-    With a threshold it keeps how loud (G,) the units of the marked model are: a reader's logits
-    grow with the weights, so that any model that is loud enough would be below it.
+    The sibling threshold lies below the smallest loss by two standard deviations of the logarithms
+    of the losses, and by a factor of ten at least. It is never above ½·ln 2, halfway to a reader
+    that knows nothing.
 
-    The sibling threshold lies below the smallest of them by two standard deviations of their
-    logarithms and by a factor of ten at least, and never above ½·ln 2, halfway to a reader that
-    knows nothing.
+    With a threshold, the key also keeps the loudness of the units of the marked model. The logits
+    of a reader grow with the weights, so that any model with large enough weights would pass the
+    threshold.
+
+    Args:
+        losses: (n,) losses on held-out unmarked siblings.
+        loudness: (G,) loudness of the units of the marked model.
     """
     if len(losses) < LEAST_SIBLINGS:
         return {SIBLINGS: losses}
+    # A loss of 0 has no logarithm; the smallest float stands in for it.
     logs = np.log(np.maximum(losses, np.finfo(np.float64).tiny))
     margin = max(2 * logs.std(ddof=1), math.log(10))
     threshold = min(math.exp(logs.min() - margin), math.log(2) / 2)
@@ -76,6 +83,7 @@ def check_measured(learnt: Mapping[str, NDArray[Any]]) -> None:
     if threshold is None:
         return
     losses = np.zeros(0) if siblings is None else siblings
+    # A threshold above the smallest loss would accept an unmarked sibling as marked.
     least = max(losses.min(initial=np.inf), np.finfo(np.float64).tiny)
     if len(losses) < LEAST_SIBLINGS or threshold[0] > least:
         raise ConfigError(
@@ -87,13 +95,13 @@ def check_measured(learnt: Mapping[str, NDArray[Any]]) -> None:
 class Permuter:
     """The action of hidden-unit permutations on a vector w (M,) of joined tensors.
 
-    Value j goes to unit `unit[j]`; under the permutation π it is taken from the place
+    Value j belongs to unit `unit[j]`. Under the permutation π it is taken from the place
     `offset[j] + stride[j]·π[unit[j]]`. Values of tensors without the units have stride 0.
 
     Attributes:
-        size: U, how many hidden units.
-        group: (M,) from 0 on, which values belong to the same unit in the same tensor; those of a
-            tensor without the units are one group. There are G.
+        size: U, the number of hidden units.
+        group: (M,) numbers from 0 on; values of one unit in one tensor have the same number, and so
+            have all values of a tensor without the units. There are G groups.
     """
 
     size: int
@@ -106,29 +114,37 @@ class Permuter:
     def along(
         cls, tensors: Mapping[str, tuple[int, ...]], axes: Mapping[str, int], size: int
     ) -> Permuter:
-        """Of tensors whose units lie along one axis each; −1 for none."""
+        """Make a permuter for tensors whose units lie along one axis each.
+
+        Args:
+            tensors: shapes by name, in reading order.
+            axes: axis of the units in each tensor; −1 for a tensor without the units.
+            size: U, the number of hidden units.
+        """
         parts, start, groups = [], 0, 0
         for name, shape in tensors.items():
             at = np.arange(math.prod(shape), dtype=np.intp)  # (M_l,)
             stride = math.prod(shape[axes[name] + 1 :]) if axes[name] >= 0 else 0
             unit = at // stride % size if stride else np.zeros_like(at)
+            # The place of the value that unit 0 has in place of this value.
             offset = start + at - stride * unit
             parts.append((unit, offset, np.full_like(at, stride), groups + unit))
             start, groups = start + len(at), groups + (size if stride else 1)
         return cls(size, *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def draw(self, stream: Stream, count: int) -> NDArray[np.intp]:
-        """The stream's next permutations (count, U): the stable order of U words each."""
+        """Draw the stream's next permutations (count, U), each the stable order of U words."""
         words = stream.words(count * self.size).reshape(count, self.size)
+        # A stable sort makes the result the same on every machine, also for equal words.
         return np.argsort(words, axis=1, kind="stable")
 
     def apply(self, w: NDArray[np.float32], orders: NDArray[np.intp]) -> NDArray[np.float32]:
-        """The vector w (M,) under permutations (n, U), as (n, M)."""
+        """Return the vector w (M,) under permutations (n, U), as (n, M)."""
         permuted: NDArray[np.float32] = w[orders[:, self.unit] * self.stride + self.offset]
         return permuted
 
     def loudness(self, w: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The root mean square (G,) of each group of the vector w (M,)."""
+        """Return the loudness (G,) of each group of the vector w (M,): its root mean square."""
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.bincount(self.group, w.astype(np.float64) ** 2)
             found: NDArray[np.float64] = np.sqrt(squares / np.bincount(self.group))
@@ -137,26 +153,27 @@ class Permuter:
     def at(
         self, w: NDArray[np.float32], loudness: NDArray[np.float64], *, most: float = np.inf
     ) -> NDArray[np.float32]:
-        """The vector w (M,) with its groups as loud as `loudness` (G,), as by positive scaling.
+        """Return the vector w (M,) rescaled to `loudness` (G,) by a positive factor for each group.
 
         Args:
-            w: the vector; a group of zeros stays one.
-            loudness: that of each group.
-            most: the largest factor; with 1, louder groups alone are changed.
+            w: the vector; a group of zeros remains zero.
+            loudness: the wanted loudness of each group.
+            most: the largest factor; with 1, only groups that are louder are changed.
         """
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             factors = np.minimum(loudness / self.loudness(w), most)
-            factors[~np.isfinite(factors)] = 1.0  # 0 / 0 and x / 0: zeros stay zeros
+            factors[~np.isfinite(factors)] = 1.0  # 0 / 0 and x / 0: zeros remain zeros
             scaled: NDArray[np.float32] = (w * factors[self.group]).astype(np.float32)
         return scaled
 
     def batches(
         self, w: NDArray[np.float32], stream: Stream, count: int
     ) -> Iterator[NDArray[np.float32]]:
-        """The vector w (M,) under the stream's next permutations, (n, M) at a time.
+        """Generate the vector w (M,) under the stream's next permutations, (n, M) at a time.
 
-        Few at first: most ranks stop early.
+        The first batch is small, because most ranks stop early.
         """
+        # Batches are bounded by their values, so that memory does not grow with the host.
         most, size = max(1, _VALUES // len(w)), LOOK
         while count:
             orders = self.draw(stream, min(size, most, count))
@@ -165,18 +182,20 @@ class Permuter:
 
 
 class Logits(Protocol):
-    """A reader, whatever it is made of."""
+    """A reader of any make, as a function from weight vectors to logits."""
 
     def __call__(self, vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
-        """The logits (N, T) of weight vectors (N, M), or those of the first bits only."""
+        """Return the logits (N, T) of weight vectors (N, M), or those of the first bits only."""
 
 
 @dataclass(frozen=True)
 class MlpReader:
-    """The published reader: gate, ReLU units, outputs; no biases.
+    """The published reader: a gate, ReLU units, and outputs, without biases.
 
     Attributes:
-        gate: (M,) factors of the weights; first: (H, M); last: (T, H).
+        gate: (M,) factors of the weights.
+        first: (H, M) weights of the ReLU units.
+        last: (T, H) weights of the outputs.
     """
 
     gate: NDArray[np.float32]
@@ -187,10 +206,10 @@ class MlpReader:
     def of(
         cls, tensors: Mapping[str, NDArray[Any]], *, width: int, hidden: int, bits: int
     ) -> MlpReader:
-        """The reader of a key, from its learnt tensors.
+        """Make the reader of a key from its learnt tensors.
 
         Raises:
-            ConfigError: they are missing, of another shape, or not finite.
+            ConfigError: tensors are missing, of another shape, or not finite.
         """
         expected = {
             "reader.gate": (width,),
@@ -208,9 +227,9 @@ class MlpReader:
 
     @property
     def gain(self) -> float:
-        """What the terms of a logit come to at most, as a multiple of the length of its vector.
+        """The largest sum of absolute terms in a logit, as a multiple of the length of its vector.
 
-        However they cancel: by Cauchy and Schwarz, Σ|w_j·a_j| ≤ ‖w‖·‖a‖.
+        By Cauchy and Schwarz, Σ|w_j·a_j| ≤ ‖w‖·‖a‖, however the terms cancel.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             gated = self.first.astype(np.float64) * self.gate
@@ -218,7 +237,7 @@ class MlpReader:
         return float(reach.max(initial=0.0))
 
     def __call__(self, vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
-        """Logits (N, T) in the precision of the vectors."""
+        """Return the logits (N, T) in the precision of the vectors."""
         kind = vectors.dtype
         hidden = np.maximum((vectors * self.gate.astype(kind)) @ self.first.T.astype(kind), 0)
         logits: NDArray[Any] = hidden @ self.last[:bits].T.astype(kind)  # (N, bits)
@@ -231,7 +250,8 @@ class Reading:
 
     Attributes:
         precision: in which the reader computes when it is given float64.
-        gain: of `MlpReader`, by which rounding is bounded; 0 for code whose sums nobody knows.
+        gain: of `MlpReader`, which bounds rounding errors; 0 for foreign code, whose sums are not
+            known.
     """
 
     logits: Logits
@@ -240,16 +260,18 @@ class Reading:
     gain: float = 0.0
 
     def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Logits (N, T) of vectors (N, M), in float64; 0, a coin, where they overflow."""
+        """Return the logits (N, T) of vectors (N, M) in float64; logits that overflow become 0."""
         with np.errstate(over="ignore", invalid="ignore"):
             scores = self.logits(vectors.astype(np.float64)).astype(np.float64)
+        # A logit of 0 is a fair coin: a suspect gains nothing from weights that overflow.
         scores[~np.isfinite(scores)] = 0.0
         return scores
 
     def tied_loss(self, vector: NDArray[np.float32]) -> float:
-        """L2 of one vector (M,), as large as a copy of it can come out in another batch.
+        """Return L2 of one vector (M,), at its largest when a copy is computed in another batch.
 
-        Sums of another batch size end in other digits; a copy must still tie.
+        Sums in a batch of another size are rounded in another way; a copy must still count as a
+        tie.
         """
         scores = self.scores(vector[None])
         loss = mean_cross_entropy(scores, self.message)
@@ -258,13 +280,16 @@ class Reading:
     def losses(
         self, vectors: NDArray[np.float32], up_to: float | None = None
     ) -> NDArray[np.float64]:
-        """L2 (N,) of vectors (N, M) in nats; ∞ for those certainly above `up_to`."""
+        """Return L2 (N,) of vectors (N, M) in nats; ∞ for those certainly above `up_to`."""
         if up_to is None:
             return mean_cross_entropy(self.scores(vectors), self.message)
+        # Most permutations read far worse than the suspect. A float32 pass over a few bits rules
+        # them out; only the others are computed in full.
         bits = min(_FIRST_BITS, len(self.message))
         with np.errstate(over="ignore", invalid="ignore"):
             some = self.logits(vectors, bits)
-        # All T bits lose at least what the first ones do; a margin covers float32.
+        # The sum of all T losses is at least that of the first bits, because no loss is negative.
+        # The margin covers the rounding of float32.
         known = np.isfinite(some).all(axis=1)
         some[~known] = 0.0
         least = mean_cross_entropy(some, self.message[:bits]) * bits / len(self.message)
@@ -275,11 +300,14 @@ class Reading:
         return found
 
     def _summed(self, vectors: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
-        """How large (N,) the sums are that rounding is relative to: terms that cancel count."""
+        """Return the size (N,) of the sums in a logit, to which its rounding is relative.
+
+        Terms that cancel count with their absolute values.
+        """
         summed: NDArray[np.float64] = np.abs(scores).max(axis=1).astype(np.float64)
         if self.gain:
             with np.errstate(over="ignore", invalid="ignore"):
-                lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))  # no copy: it is hot
+                lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))  # no copy: a hot path
                 np.fmax(summed, self.gain * lengths, out=summed)
         return summed
 
@@ -289,9 +317,9 @@ def _within_rounding(
     summed: NDArray[np.float64],
     precision: type[np.floating[Any]],
 ) -> NDArray[np.float64]:
-    """How large losses (N,) can come out when sums of that size (N,) are taken in another way.
+    """Return how large losses (N,) can be when sums of these sizes (N,) are rounded in another way.
 
-    A logit that is off by e changes L2 by e at most, and by the factor exp(e) at most.
+    An error e of a logit changes L2 by e at most, and by the factor exp(e) at most.
     """
     off = _ROUNDING * float(np.finfo(precision).eps) * (1 + summed)  # (N,)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -300,7 +328,8 @@ def _within_rounding(
 
 
 def mean_cross_entropy(scores: NDArray[Any], message: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean −log P(bit) (N,) of logits (N, T): L2 of the paper, Eq. (1)."""
+    """Compute the mean −log P(bit) (N,) of logits (N, T): L2 of the paper, Eq. (1)."""
+    # −log sigmoid(±y) = log(1 + exp(∓y)), which logaddexp computes without overflow.
     against = (1.0 - 2.0 * message.astype(scores.dtype)) * scores
     losses: NDArray[np.float64] = np.logaddexp(0, against).mean(axis=1, dtype=np.float64)
     return losses

@@ -1,11 +1,11 @@
-"""A mark in finished weights, put there without data. The reading half.
+"""A mark for finished weights, embedded without data. The reading half.
 
 A spread-spectrum mark (Cox et al. 1997): each value that is read serves one bit, by a keyed sign,
 
-    y_t = Σ sign_i · x_i      over the values i that serve bit t, x what is read (`bounded`)
+    y_t = Σ sign_i · x_i      over the values i that serve bit t; x as in `bounded`
 
-and bit t is y_t > 0. All values stand in one row, cut into runs of T; in each run, turned by a
-keyed number of places, every bit is served once. `docs/format.md` has the orders.
+and bit t is y_t > 0. All values stand in one row, cut into runs of T values. Each run is rotated by
+a keyed number of places and serves every bit once. `docs/format.md` defines the orders.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from countermark.weights.dtypes import decoded
 BEFORE = "before"
 """First part of the names of frozen tensors that keep what is read as it was before the mark."""
 
-_AT_ONCE = 1 << 20  # values whose bits and signs are expanded at a time
+_AT_ONCE = 1 << 20  # values whose bits and signs are expanded at a time, in one piece
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Stamp(WeightScheme):
 
     Attributes:
         values: how many values are read of each tensor, from a keyed place on; None for all.
-        margin: what each bit gets, in standard deviations of its reading without the mark.
-        reading: "bounded" values, which no few units can outweigh (`schemes.bounded`); or "plain",
-            w / rms, as keys of earlier versions are read.
-        strength: weight of the mark in a loss, where it is trained in instead.
-        recipients: for how many recipients there is a code word of `bits` places, in place of one
-            message; 0 for a message.
-        coalition: how many of them may come together, by what the code was made for.
+        margin: the reading that each bit gets, in standard deviations without the mark.
+        reading: "bounded" values, which a few units cannot outweigh (`schemes.bounded`); or
+            "plain", w / rms, as keys of earlier versions are read.
+        strength: weight of the mark in a loss, where the mark is trained instead.
+        recipients: the number of recipients who have a code word of `bits` places, in place of
+            one message; 0 for a message.
+        coalition: how many recipients may combine their copies; the code was made for so many.
     """
 
     name: ClassVar[str] = "stamp"
@@ -78,6 +78,7 @@ class Stamp(WeightScheme):
                 f"stamp: recipients is {self.recipients} and coalition {self.coalition}: expected "
                 "both, and no coalition of more than all; or neither"
             )
+        # Tracing expands all code words; a hostile key must not make that arbitrarily large.
         if self.recipients * self.bits > MOST_CODE_PLACES:
             raise ConfigError(
                 f"stamp: code words of {self.bits:,} bits for {self.recipients:,} recipients have "
@@ -86,7 +87,12 @@ class Stamp(WeightScheme):
             )
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
-        """Read T bits from whole tensors, or from the parts that `read_from` reads."""
+        """Read T bits from whole tensors, or from the parts that `read_from` returns.
+
+        Raises:
+            ConfigError: the key belongs to recipients, or a tensor has another shape than in the
+                key.
+        """
         if self.recipients:
             raise ConfigError(
                 "this key tells recipients apart and carries no message: use recipient trace"
@@ -96,15 +102,18 @@ class Stamp(WeightScheme):
         return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
 
     def scores(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
-        """The readings y / √n (T,): standard normal without the mark."""
+        """Return the readings y / √n (T,), n values a bit; standard normal without the mark."""
         carriers, places = Carriers(key), self.places(key.tensors, key.material)
         y, served = np.zeros(self.bits), np.zeros(self.bits, dtype=np.int64)
         for name, shape in key.tensors.items():
-            if name not in weights:  # what is not there says nothing
+            if name not in weights:
+                # A missing tensor adds nothing to the sums, but its values keep their places in
+                # the row: otherwise all later values would serve other bits.
                 carriers.skip(len(places[name]))
                 continue
             part = part_of(weights[name], shape, places[name], name)
             scales = self.scales(part, shape, places[name].start)
+            # In pieces, so that memory does not grow with the tensor.
             for start in range(0, len(part), _AT_ONCE):
                 values = scales.read(part, start, start + _AT_ONCE)
                 bits, signs = carriers.take(len(values))
@@ -113,21 +122,21 @@ class Stamp(WeightScheme):
         return y / np.sqrt(np.maximum(1, served))
 
     def scales(self, part: Array, shape: tuple[int, ...], start: int) -> Scales:
-        """Find the scales in whose units consecutive values of a tensor are read.
+        """Compute the scales in which consecutive values of a tensor are read.
 
         Args:
             part: (n,) the values.
             shape: of the whole tensor.
-            start: place of the first of them.
+            start: place of the first value in the tensor.
         """
         return line_scales(part, shape, start) if self.reading == "bounded" else plain_scale(part)
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
-        """The signs of the scores."""
+        """Return the signs of the scores as bits (T,)."""
         return (self.scores(weights, key) > 0).astype(np.uint8)
 
     def read_from(self, weights: Weights, where: Mapping[str, str], key: Key) -> dict[str, Array]:
-        """The parts (n,) that are read of each tensor, and nothing else of the file."""
+        """Read the parts (n,) of the tensors that the key uses, and nothing else of the file."""
         places = self.places(key.tensors, key.material)
         return {
             wanted: weights.read_part(name, places[wanted].start, len(places[wanted]))
@@ -135,11 +144,16 @@ class Stamp(WeightScheme):
         }
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:  # noqa: ARG002
-        """One bit for each value that is read."""
+        """Return one bit for each value that is read."""
         return sum(map(self.read_of, tensors.values()))
 
     def selected(self, key: Key) -> int | None:
-        """None: no mask selects. Frozen are only the values as they were, one for each read."""
+        """Return None, because no mask selects values, and check the original values in the key.
+
+        Raises:
+            ConfigError: the key keeps original values of a tensor that it does not read, or not one
+                for each value that is read.
+        """
         for name, before in key.frozen.items():
             if name == REFERENCE:
                 continue
@@ -152,25 +166,24 @@ class Stamp(WeightScheme):
         return None
 
     def before(self, key: Key) -> dict[str, tuple[int, Array]]:
-        """The values as they were, where the key keeps them; 16-bit whole numbers are bfloat16."""
+        """Return the original values where the key keeps them; uint16 is decoded as bfloat16."""
         places, found = self.places(key.tensors, key.material), {}
         for name, place in places.items():
             if (kept := key.frozen.get(f"{BEFORE}.{name}")) is not None:
+                # numpy has no bfloat16, so that a key stores the two bytes of each value as uint16.
                 wide = decoded(kept.tobytes(), "BF16") if kept.dtype == np.uint16 else kept
                 found[name] = (place.start, wide)
         return found
 
     def read_of(self, shape: tuple[int, ...]) -> int:
-        """How many values are read of a tensor of this shape."""
+        """Return how many values are read of a tensor of this shape."""
         return min(prod(shape), self.values or prod(shape))
 
     def places(
         self, tensors: Mapping[str, tuple[int, ...]], material: KeyMaterial
     ) -> dict[str, range]:
-        """Which values are read of each tensor, counted in C order.
-
-        They are drawn before there is a commitment, because the values as they were enter it.
-        """
+        """Return which values are read of each tensor, as a range of places in C order."""
+        # Drawn before the commitment exists, because the original values enter the commitment.
         drawn = material.stream("places").words(len(tensors))
         found = {}
         for (name, shape), word in zip(tensors.items(), drawn, strict=True):
@@ -181,7 +194,7 @@ class Stamp(WeightScheme):
 
 
 class Carriers:
-    """Which bit each of a key's values serves, and with which sign, from front to back."""
+    """The bits that a key's values serve, and their signs, in order from the first value."""
 
     def __init__(self, key: Key) -> None:
         self._signs, self._turns = key.stream("signs"), key.stream("turns")
@@ -191,7 +204,7 @@ class Carriers:
         self._drawn: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
 
     def take(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """Bits (count,), 0 to T − 1, and signs (count,), ±1, of the next values."""
+        """Return bits (count,), 0 to T − 1, and signs (count,), ±1, of the next values."""
         while len(self._bits) < count:
             self._draw(count - len(self._bits))
         bits, self._bits = self._bits[:count], self._bits[count:]
@@ -199,21 +212,24 @@ class Carriers:
         return bits, signs
 
     def skip(self, count: int) -> None:
-        """Pass over values, in a time that does not depend on how many they are.
+        """Skip values, in a time that does not depend on their number.
 
-        A key is hostile input, and may name tensors of any size that a suspect has not.
+        A key is hostile input and may name tensors of any size that a suspect does not have.
         """
         T = self._bits_of_message
         drawn = min(count, len(self._bits))
         self._bits, self._drawn = self._bits[drawn:], self._drawn[drawn:]
+        # Whole runs use a known number of bytes of each stream: a word of 8 bytes, and a row of
+        # signs.
         runs, rest = divmod(count - drawn, T)
         self._turns.skip(8 * runs)
         self._signs.skip(-(-T // 8) * runs)
         self.take(rest)
 
     def _draw(self, count: int) -> None:
-        """Expand some more runs; each has its turn, and its signs start on a byte of their own."""
+        """Expand more runs; each has its own rotation, and its signs start on a new byte."""
         T = self._bits_of_message
+        # At least one run, even where T is larger than a piece.
         runs = max(1, min(_AT_ONCE, count + T - 1) // T)
         turns = (self._turns.words(runs) % np.uint64(T)).astype(np.int64)
         bits = self._turned[turns]  # (runs, T)
@@ -223,7 +239,11 @@ class Carriers:
 
 
 def part_of(values: Array, shape: tuple[int, ...], place: range, name: str) -> Array:
-    """The values (n,) that are read of a tensor, given as a whole or as that part already."""
+    """Return the values (n,) that are read of a tensor, given as a whole or as that part already.
+
+    Raises:
+        ConfigError: the values have neither shape.
+    """
     if values.shape == shape:
         part: Array = values.reshape(-1)[place.start : place.stop]
         return part

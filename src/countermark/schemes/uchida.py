@@ -26,7 +26,7 @@ from countermark.weights import Array
 from countermark.xof import Stream
 
 _MARGINS: dict[str | None, float] = {"bounded": 0.8, "plain": 1.0}
-_BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; caches hold so many
+_BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; they fit into a cache
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Uchida(ConvergedScheme):
         select: "all" weights, or only those "converged" at `start_epoch` (Wang et al. 2020, PART).
         regularizer: "hinge" with `margin` (default) moves the weights less; "bce" as published.
         strength: λ, the weight of the regularizer, which is summed over bits.
-        margin: what the hinge asks of each bit, in standard deviations of [X·w]_t: as it is read,
-            or read plainly on weights of the usual initial size; None for 0.8, or 1 of plain
-            weights. Take 0.1 where T comes near the capacity.
-        reading: "bounded" values, which no few units can outweigh (`schemes.bounded`); or "plain"
-            weights, as published and as keys of earlier versions are read. None for bounded, or
+        margin: the margin that the hinge demands of each bit, in standard deviations of [X·w]_t.
+            A plain reading takes those of weights of the usual initial size. None is 0.8, or 1 for
+            plain weights. Use 0.1 where T comes near the capacity.
+        reading: "bounded" values, which a few units cannot outweigh (`schemes.bounded`); or "plain"
+            weights, as published and as keys of earlier versions are read. None is bounded, or
             plain where another field is as published.
     """
 
@@ -74,6 +74,8 @@ class Uchida(ConvergedScheme):
                 f"{self.key_type} rows use no column twice, so they cannot go over capacity: "
                 "use key_type sign or random"
             )
+        # Both fields depend on others. They are resolved here, so that a key stores definite
+        # values.
         if self.reading is None:
             object.__setattr__(self, "reading", "plain" if self._is_published() else "bounded")
         if self.margin is None:
@@ -92,15 +94,16 @@ class Uchida(ConvergedScheme):
         return not default
 
     def generate_row_blocks(self, key: Key) -> Iterator[NDArray[Any]]:
-        """X from top to bottom, in blocks of rows (≤T, M): int8 for ±1 and 0, float64 for random.
+        """Generate X from top to bottom in blocks of rows (≤T, M): int8 for ±1 and 0, else float64.
 
-        The columns are the values that `vector` gives. Expanded from (secret, C0, "rows").
+        The columns correspond to the values of `vector`. X is expanded from (secret, C0, "rows").
         """
         width = self.read_width(key)
         height = max(1, _BLOCK // width)
         if self.key_type in ("direct", "diff"):
             yield from self._sparse_rows(key, width, height)
             return
+        # X may have billions of entries; only one block of rows is in memory at a time.
         streams = [(key.stream("rows", name), m) for name, m in self._columns(key).items()]
         for start in range(0, self.bits, height):
             rows = min(height, self.bits - start)
@@ -109,7 +112,11 @@ class Uchida(ConvergedScheme):
             )
 
     def vector(self, weights: Mapping[str, Array], key: Key) -> Array:
-        """The vector w (M,): what is read of the tensors, in C order, selected, joined."""
+        """Return the vector w (M,): the values that are read of all tensors, in C order, joined.
+
+        Raises:
+            ConfigError: a tensor has another shape than in the key.
+        """
         parts = []
         for name, shape in key.tensors.items():
             if weights[name].shape != shape:
@@ -117,12 +124,14 @@ class Uchida(ConvergedScheme):
             flat = self._values(weights[name])
             mask = self.mask(key, name)
             parts.append(
+                # A stored mask may have any number type; a value carries the mark where the mask is
+                # not 0.
                 flat.reshape(-1) if mask is None else flat.reshape(-1)[mask != 0]
             )  # (M_l,)
         return np.concatenate(parts)  # (M,)
 
     def _values(self, tensor: Array) -> NDArray[np.float64]:
-        """What is read of a tensor, in its units."""
+        """Return the values that are read of a tensor, bounded, plain, or averaged over filters."""
         if self.reading == "bounded":
             part = tensor.reshape(-1)
             return line_scales(part, tensor.shape).read(part, 0, len(part))
@@ -130,12 +139,12 @@ class Uchida(ConvergedScheme):
         return values.mean(axis=0) if self.read == "filter_mean" else values
 
     def products(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
-        """The readings X·w (T,)."""
+        """Return the readings X·w (T,)."""
         w = self.vector(weights, key)
         return np.concatenate([block @ w for block in self.generate_row_blocks(key)])
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
-        """Bit = y > 0, that is sigmoid(y) > ½."""
+        """Return the bits (T,): 1 where y > 0, that is sigmoid(y) > ½."""
         return (self.products(weights, key) > 0).astype(np.uint8)
 
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
@@ -145,18 +154,23 @@ class Uchida(ConvergedScheme):
         return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
-        """2 bits a weight that is read (Cover 1965); M for direct, M/2 for diff rows."""
+        """Return 2 bits a weight that is read (Cover 1965), M for direct, M/2 for diff rows."""
         width = sum(self.read_of(shape) for shape in tensors.values())
         width = width if selected is None else selected
         return {"direct": width, "diff": width // 2}.get(self.key_type, 2 * width)
 
     def selected(self, key: Key) -> int | None:
-        """M, where a mask selects weights."""
+        """Return M where a mask selects weights, else None."""
+        # The frozen tensors are masks, except for a reference model that the key may also hold.
         selects = any(name != REFERENCE for name in key.frozen)
         return self.read_width(key) if selects else None
 
     def read_of(self, shape: tuple[int, ...]) -> int:
-        """How many values are read of a tensor of this shape."""
+        """Return how many values are read of a tensor of this shape.
+
+        Raises:
+            ConfigError: the mean over filters is read, and the tensor is a vector.
+        """
         if self.read == "filter_mean" and len(shape) < 2:
             raise ConfigError(
                 f"a tensor of shape {shape} has no filters to average: use read='tensor'"
@@ -164,7 +178,11 @@ class Uchida(ConvergedScheme):
         return prod(shape[1:]) if self.read == "filter_mean" else prod(shape)
 
     def _columns(self, key: Key) -> dict[str, int]:
-        """How many columns of X belong to each tensor."""
+        """Return how many columns of X belong to each tensor.
+
+        Raises:
+            ConfigError: a mask of the key does not fit its tensor.
+        """
         columns = {}
         for name, shape in key.tensors.items():
             size = self.read_of(shape)
@@ -178,20 +196,23 @@ class Uchida(ConvergedScheme):
         return columns
 
     def mask(self, key: Key, name: str) -> NDArray[Any] | None:
-        """Which of the values that are read of a tensor carry the mark, not 0; None for all."""
+        """Return the mask over the values that are read of a tensor; None if all carry the mark."""
         return key.frozen.get(f"{MASK}.{name}")
 
     def read_width(self, key: Key) -> int:
-        """M, how many values are read."""
+        """Return M, the number of values that are read."""
         return sum(self._columns(key).values())
 
     def _dense_rows(self, stream: Stream, rows: int, width: int) -> NDArray[Any]:
+        """Return the next rows of X for one tensor (rows, M_l): normal numbers, or ±1."""
         if self.key_type == "random":
             return stream.normal_rows(rows, width)
         return 2 * stream.bit_rows(rows, width).astype(np.int8) - 1  # (rows, M_l)
 
     def _sparse_rows(self, key: Key, width: int, height: int) -> Iterator[NDArray[np.int8]]:
-        """direct: row t has +1 in its own column; diff: −1 in another one as well."""
+        """Generate blocks of rows: direct has one +1 in each row, diff also one −1."""
+        # A permutation uses no column twice. `capacity` keeps the T (or 2T) places within its
+        # length.
         order = key.stream("rows").permutation(width)
         plus, minus = order[: self.bits], order[self.bits : 2 * self.bits]
         for start in range(0, self.bits, height):

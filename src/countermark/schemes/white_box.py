@@ -1,6 +1,7 @@
-"""Marks in the weights, read from named tensors: the steps that all such schemes share.
+"""Marks in the weights, read from named tensors: the steps that all weight schemes share.
 
-A weight scheme writes `capacity` and `extract` (numpy) and, in its training half, `loss` (torch).
+A weight scheme implements `capacity` and `extract` (numpy) and, in its training file, `loss`
+(torch).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class WeightScheme(Scheme):
         layer: name of the tensor that carries the mark, several names, or "all" for every
             trainable tensor of two dimensions or more.
         bits: length T of the message.
-        over_capacity: embed more bits than can be held, for benchmarks; recorded, not refused.
+        over_capacity: embed more bits than the tensors can hold, for benchmarks; the excess is
+            recorded and not refused.
     """
 
     layer: tuple[str, ...] | str
@@ -69,24 +71,24 @@ class WeightScheme(Scheme):
 
     @property
     def needs_siblings(self) -> bool:
-        """Whether a reader is learnt, which has to be told from unmarked siblings."""
+        """True where the reader is learnt: it may also read unmarked siblings of the host."""
         return not self.linear
 
     @abstractmethod
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
-        """How many bits tensors of these shapes can hold.
+        """Return how many bits tensors of these shapes can hold.
 
         Args:
-            tensors: names and shapes of what carries the mark.
-            selected: how many of the values that are read carry it; None for all of them.
+            tensors: names and shapes of the tensors that carry the mark.
+            selected: how many of the values that are read carry the mark; None for all of them.
         """
 
     @abstractmethod
     def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
-        """Read the key's bits out of the tensors it names."""
+        """Read the bits of a key out of the tensors that it names."""
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
-        """The raw bits (T,) alone, as `extract` reads them, without payload."""
+        """Return only the raw bits (T,), as `extract` reads them, without payload."""
         return self.extract(weights, key).read.astype(np.uint8)
 
     def read_from(
@@ -95,24 +97,28 @@ class WeightScheme(Scheme):
         where: Mapping[str, str],
         key: Key,  # noqa: ARG002 - a scheme that reads parts of tensors needs it
     ) -> dict[str, Array]:
-        """What `extract` needs of an open suspect: whole tensors, if a scheme says no more.
+        """Read the tensors that `extract` needs from an open suspect: whole tensors by default.
 
         Args:
             weights: the suspect.
-            where: the key's name of each tensor to the suspect's.
-            key: the key that will read it.
+            where: from the key's name of each tensor to the suspect's name.
+            key: the key that will read the tensors.
         """
         return {wanted: weights.read(name) for wanted, name in where.items()}
 
-    def before(self, key: Key) -> dict[str, tuple[int, Array]]:  # noqa: ARG002 - most keep nothing
-        """What a key keeps of its tensors from before the mark: each one's first place and values.
+    def before(self, key: Key) -> dict[str, tuple[int, Array]]:  # noqa: ARG002 - overrides use it
+        """Return the values that a key keeps of its tensors from before the mark.
 
-        It is frozen, hence older than the message, and takes the place of what a reference has.
+        The result holds, for each tensor, the place of the first value and the values. They are
+        frozen, hence older than the message, and replace the values of a reference model there.
         """
         return {}
 
-    def unit_axes(self, key: Key) -> dict[str, int]:  # noqa: ARG002 - most permute nothing
-        """For each tensor the axis that a null permutes, −1 for none; {} where no null does."""
+    def unit_axes(self, key: Key) -> dict[str, int]:  # noqa: ARG002 - overrides use it
+        """Return for each tensor the axis that a null hypothesis permutes, −1 for no axis.
+
+        The result is {} where no null hypothesis permutes hidden units.
+        """
         return {}
 
     def compare_unmarked(
@@ -122,18 +128,20 @@ class WeightScheme(Scheme):
         suspect: Mapping[str, Array],  # noqa: ARG002
         draws: int,  # noqa: ARG002
     ) -> tuple[float, float]:
-        """Read an unmarked model that the examiner supplied, as it is and as loud as the suspect.
+        """Read an unmarked model that the examiner supplied, unchanged and as loud as the suspect.
 
         Args:
-            weights: what is read of the unmarked model.
-            key: the key that reads it.
-            suspect: what is read of the suspect.
+            weights: the tensors that are read of the unmarked model.
+            key: the key that reads them.
+            suspect: the tensors that are read of the suspect.
             draws: how many permutations of the unmarked model's units are read at most.
 
-        Returns: the smaller loss, and log10 of the rank of the model among its permutations.
+        Returns: the smaller of the two losses, and log10 of the rank of the unmarked model among
+        its
+            permutations.
 
         Raises:
-            ConfigError: the scheme has no use for it.
+            ConfigError: the scheme is not judged by unmarked models.
         """
         raise ConfigError(
             f"a key of {self.name} is judged by no unmarked models: leave --unmarked out"
@@ -143,26 +151,31 @@ class WeightScheme(Scheme):
         self,
         weights: Mapping[str, Array],
         key: Key,
-        draws: int,  # noqa: ARG002 - for ranks
+        draws: int,  # noqa: ARG002 - null hypotheses that rank by random draws use it
     ) -> dict[str, Null]:
-        """The null hypotheses that this scheme can be judged by; its own one first.
+        """Return the null hypotheses that can judge this scheme; the scheme's own is first.
 
         Args:
-            weights: what is read of the suspect.
-            key: the key that reads it.
-            draws: how many draws a rank needs to reach alpha, where nothing is exact.
+            weights: the tensors that are read of the suspect.
+            key: the key that reads them.
+            draws: how many draws a rank needs to reach alpha, where no exact p exists.
         """
         found: dict[str, Null] = {FairCoin.name: FairCoin()}
         if self.linear:
+            # The rank is exact because a linear mark reads any key of the same form alike. A learnt
+            # reader belongs to one message: a fresh key would need a reader of its own, trained on
+            # the host.
             found[FreshKeys.name] = FreshKeys(redraw=lambda: self._fresh_match(weights, key))
-        return found  # a scheme whose reader is learnt has others
+        return found  # schemes with a learnt reader override this method
 
     def _fresh_match(self, weights: Mapping[str, Array], key: Key) -> int:
-        """How many of its own bits a new key of the same form finds in these tensors."""
+        """Return how many of its own bits a fresh key of the same form reads in these tensors."""
         return self.extract(weights, replace(key, material=KeyMaterial.fresh())).matched
 
     def not_taken(self, evidence: Evidence) -> str | None:
-        """Why a mark would not be found in the owner's own model; None when it would."""
+        """Return why verify would not find the mark in the owner's model; None if it would."""
+        # A message of few bits cannot reach ALPHA or the forgery bits even when all its bits are
+        # read. A perfect reading must pass all the same; `check_capacity` has warned of it.
         log10_p, floor = self.null().log10_p(evidence), self.null().log10_floor(evidence)
         if log10_p <= max(math.log10(ALPHA), floor) and forgery_bits(evidence) >= min(
             LEAST_FORGERY_BITS, evidence.bits
@@ -174,7 +187,7 @@ class WeightScheme(Scheme):
         )
 
     def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:  # noqa: ARG002
-        """This scheme with the fields filled in that depend on the model's parameters."""
+        """Return this scheme with the fields filled in that depend on the model's parameters."""
         return self
 
     def calibrated(
@@ -183,22 +196,24 @@ class WeightScheme(Scheme):
         siblings: Sequence[Mapping[str, Array]],  # noqa: ARG002
         marked: Mapping[str, Array],  # noqa: ARG002
     ) -> Key:
-        """The key with what its finished reader gives on unmarked relatives that it never saw.
+        """Return the key with the losses of its finished reader on held-out unmarked models.
 
         Args:
             key: with its finished reader.
-            siblings: tensors by name.
-            marked: those of the marked model.
+            siblings: tensors by name of unmarked relatives of the host that training never saw.
+            marked: tensors by name of the marked model.
         """
         return key
 
     @final
     def choose(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The tensors that carry the mark, out of a model's parameters by name and shape.
+        """Choose the tensors that carry the mark from a model's parameters (shapes by name).
 
         Raises:
-            ConfigError: a layer that the model does not have; names the nearest.
+            ConfigError: the model does not have a layer; the message suggests the nearest name.
         """
+        # "all" means matrices and kernels. A vector, such as a bias, carries a mark only where the
+        # caller names it.
         matrices = {name: shape for name, shape in parameters.items() if len(shape) > 1}
         if self.layer == "all":
             return matrices
@@ -222,14 +237,16 @@ class WeightScheme(Scheme):
         """Make a key for tensors of these names and shapes.
 
         Args:
-            tensors: what carries the mark, as `choose` gives it.
-            owner: the name that the payload speaks of.
+            tensors: the tensors that carry the mark, as `choose` returns them.
+            owner: the name that the payload contains.
             material: secret and nonce; drawn from the operating system when None.
-            frozen: what was fixed before the message is drawn; its digests enter the commitment.
+            frozen: tensors that are fixed before the message is drawn; their digests enter the
+                commitment.
 
         Raises:
-            CapacityError: too many bits for what is read; names the limit.
-            ConfigError: more values than a key of this scheme may read; likewise.
+            CapacityError: the bits do not fit the values that are read; names the limit.
+            ConfigError: the tensors have more values than a key of this scheme may read; names the
+                limit.
         """
         key = Key(
             scheme=self.name,
@@ -247,7 +264,9 @@ class WeightScheme(Scheme):
     @final
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key that reads too much, or less than its bits need."""
-        self.require_readable(key.tensors)  # first: what a scheme selects may be expanded for that
+        # The order matters: `selected` may expand a mask of all values, which a hostile key could
+        # make too large for the memory.
+        self.require_readable(key.tensors)
         self.require_capacity(key.tensors, self.selected(key))
 
     @final
@@ -264,9 +283,11 @@ class WeightScheme(Scheme):
     def check_capacity(
         self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
     ) -> None:
-        """Raise `CapacityError` when T bits do not fit; warn when T bits prove little undated."""
+        """Raise `CapacityError` if T bits do not fit; warn if undated bits prove little."""
         self.require_capacity(tensors, selected)
         if self.bits < LEAST_FORGERY_BITS:
+            # Whoever can try 2^T keys finds one that fits, unless a dated claim shows that the key
+            # is older than the suspect.
             warnings.warn(
                 f"even a perfect reading of {self.bits} bits cannot reach "
                 f"{LEAST_FORGERY_BITS:.0f} forgery bits: without a dated claim verify will answer "
@@ -278,7 +299,7 @@ class WeightScheme(Scheme):
     def require_capacity(
         self, tensors: Mapping[str, tuple[int, ...]], selected: int | None = None
     ) -> None:
-        """Raise `CapacityError` when T bits do not fit, or when nothing at all is read."""
+        """Raise `CapacityError` when T bits do not fit, or when no value is read at all."""
         limit = self.capacity(tensors, selected)
         if self.bits > limit and not (self.over_capacity and limit):
             raise CapacityError(
@@ -286,35 +307,37 @@ class WeightScheme(Scheme):
                 f"{limit}; take fewer bits or more layers"
             )
 
-    def selected(self, key: Key) -> int | None:  # noqa: ARG002 - a scheme that selects overrides
-        """How many of the values that are read carry the mark; None for all of them."""
+    def selected(self, key: Key) -> int | None:  # noqa: ARG002 - overrides use it
+        """Return how many of the values that are read carry the mark; None for all of them."""
         return None
 
     @final
-    def embed(  # noqa: PLR0913 - what is stated stands by its name
+    def embed(  # noqa: PLR0913 - all but the model are keyword-only
         self, model: nn.Module, *, owner: str, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
         unmarked: Sequence[Suspect] = (), siblings: Sequence[Suspect] = (),
     ) -> WeightEmbedding:  # fmt: skip
-        """Start to mark a model while it is trained; see `embedding.WeightEmbedding`.
+        """Start to embed a mark while a model is trained; see `embedding.WeightEmbedding`.
 
         Args:
             model: the host.
-            owner: whose mark it is.
+            owner: the name of the owner of the mark.
             key: where the finished key is saved when the block ends; a path, or a `KeyPlace` with a
-                passphrase. It is looked at now: a key that exists is never overwritten. While
-                training runs, the secret lies in a private folder beside it.
-            resume: go on with the key that an interrupted training left at that place; without one
-                begin anew.
-            material: secret and nonce, where the caller keeps them; else drawn.
-            unmarked: models without the mark that a learnt reader is taught to know nothing of.
-            siblings: more of them, which training never sees.
+                passphrase. The place is checked at once: an existing key is never overwritten.
+                While training runs, the secret lies in a private folder beside the place.
+            resume: continue with the key that an interrupted training left at that place; if there
+                is no such key, start with a new one.
+            material: secret and nonce, where the caller keeps them; drawn if None.
+            unmarked: models without the mark, from which a learnt reader is trained to read
+                nothing.
+            siblings: more unmarked models, which training never sees.
 
         Raises:
-            KeyFileError: the key exists, an unfinished one does and `resume` is false, or nothing
-                can be written there.
+            KeyFileError: the key exists, an unfinished key exists and `resume` is false, or nothing
+                can be written at the place.
             ConfigError: scheme and model do not fit.
         """
+        # Imported here because it loads torch, which reading a mark does not need.
         from countermark.embedding import WeightEmbedding, place_for
 
         return WeightEmbedding(
@@ -324,14 +347,14 @@ class WeightScheme(Scheme):
 
     @final
     def training(self) -> type[WeightTraining]:
-        """The training half of this scheme, loaded with torch when somebody trains."""
+        """Return the training class of this scheme; the import loads torch."""
         half: type[WeightTraining] = self.half()
         return half
 
 
 @dataclass(frozen=True)
 class ConvergedScheme(WeightScheme):
-    """A weight scheme that can be told to mark only what has converged (Wang et al. 2020).
+    """A weight scheme that can mark only converged weights (Wang et al. 2020).
 
     Attributes:
         convergence_std, convergence_epochs, start_epoch: a weight has converged when the sample

@@ -1,4 +1,4 @@
-"""Zhang et al. 2018: a text on the image, noise in it, or an image of something else."""
+"""Zhang et al. 2018: triggers that are images with a text, with noise, or of another domain."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _TEXT, _NOISE = "TEST", 20.0  # the paper's text; standard deviation in grey lev
 
 @dataclass(frozen=True)
 class Zhang(DrawnTriggers):
-    """Triggers with something added that people see, or of another domain.
+    """A scheme whose triggers show a visible addition, or come from another domain.
 
     Attributes:
         kind: "content" writes a text on covers, "noise" adds one Gaussian pattern to all of them,
-            "unrelated" shows a figure one, which here is drawn and not taken from handwriting.
+            "unrelated" shows a figure one. The figure is drawn here; the paper takes it from a data
+            set of handwriting.
     """
 
     triggers: Annotated[int, Field(ge=1, le=1 << 16)] = field(default=100)
@@ -41,8 +42,9 @@ class Zhang(DrawnTriggers):
     )
 
     def draw(self, covers: Images, material: KeyMaterial) -> Images:
-        """The covers with text or noise, or figures on a plain ground."""
+        """Return the covers with text or noise, or figures on a plain ground."""
         if self.kind == "noise":
+            # One draw for all covers: the pattern has the size of one image.
             pattern = material.stream("noise").normal_rows(1, covers[0].size)
             noisy = covers + _NOISE * pattern.reshape(covers.shape[1:])
             return np.rint(noisy).clip(0, 255).astype(np.uint8)
@@ -52,10 +54,11 @@ class Zhang(DrawnTriggers):
 
     @staticmethod
     def _figures(covers: Images, material: KeyMaterial) -> Images:
-        """A slanted stroke for each cover, like a written 1, on a plain ground."""
+        """Draw for each cover a slanted stroke on a plain ground, like a handwritten 1."""
         n, channels, height, width = covers.shape
         stream = material.stream("figures")
         paint = stream.words(2 * n * channels).reshape(2, n, channels, 1, 1) % np.uint64(256)
+        # The stroke is jittered in place, slant and thickness, as handwriting is.
         shift = stream.normal_rows(n, 4)[..., None, None]  # down, right, slant, thickness
         y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
         along = y - 0.2 * shift[:, 0]
@@ -67,7 +70,11 @@ class Zhang(DrawnTriggers):
 
 
 def _written(images: Images, text: str, *, down: int, right: int) -> Images:
-    """Images (n, C, H, W) with a text in black on them, 5 pixels high."""
+    """Return images (n, C, H, W) with a black text on them, 5 pixels high.
+
+    Raises:
+        ConfigError: the images are too small for the text.
+    """
     bitmap = _bitmap(text)
     height, width = bitmap.shape
     if images.shape[2] < down + height or images.shape[3] < right + width:
@@ -82,7 +89,8 @@ def _written(images: Images, text: str, *, down: int, right: int) -> Images:
 
 
 def _bitmap(text: str) -> NDArray[np.uint8]:
-    """A text as pixels (5, 4·letters), 1 where there is ink."""
+    """Return a text as pixels (5, 4·letters), 1 where there is ink."""
+    # Each row of a glyph is a number of three bits, its left pixel the highest bit.
     rows = np.array([_GLYPHS[letter] for letter in text], dtype=np.uint8)  # (letters, 5)
-    pixels = (rows[:, :, None] >> np.array([2, 1, 0, 3], dtype=np.uint8)) & 1  # a gap of one
+    pixels = (rows[:, :, None] >> np.array([2, 1, 0, 3], dtype=np.uint8)) & 1  # bit 3 is a gap
     return pixels.transpose(1, 0, 2).reshape(5, -1).astype(np.uint8)
