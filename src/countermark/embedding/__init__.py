@@ -1,4 +1,4 @@
-"""Embeddings: schemes at work while somebody's loop trains, one class for each family."""
+"""Embeddings: context managers that mark a model during its training, one a scheme family."""
 
 from countermark.embedding.base import Embedding
 from countermark.embedding.key_place import KeyPlace, UnfinishedKey, place_for

@@ -1,7 +1,7 @@
-"""Embedding: a scheme at work while somebody's loop trains.
+"""The base class of embeddings: a scheme that marks a model while a user's own loop trains it.
 
-A loop sees three things only: the loss, the batch, the outputs. An embedding has a word to say on
-each, and leaves alone what its scheme does not need.
+A training loop exposes three things: the loss, the batch and the outputs. An embedding offers one
+method for each of the three. A method that the scheme does not need changes nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _STATE_TYPE = "countermark/state/v1"
 
 
 class Embedding(ABC):
-    """A mark on its way into a model; a context manager around the training.
+    """A context manager around a training that puts one mark into one model.
 
     Args:
-        model: the host; its parameters are read and given gradients, nothing is added to it.
+        model: the host; the embedding reads its parameters, may add to their gradients, and adds no
+            layer to it.
         begun: the key as far as it is known before training: scheme, fields, tensors, owner, and
-            the secret to embed with unless an interrupted training left one.
-        place: where the finished key is saved; None leaves that to the caller.
+            the secret to embed with unless an interrupted training left a secret.
+        place: where the finished key is saved; None leaves saving to the caller.
 
     Raises:
         KeyFileError: the place holds the unfinished key of another embedding.
@@ -54,15 +55,18 @@ class Embedding(ABC):
     ) -> None:  # fmt: skip
         self._model, self._place = model, place
         if place is not None:
+            # The secret of an interrupted run takes precedence over a new secret.
             begun = place.take_up(begun, material)
         self._begun, self._owner, self._material = begun, begun.owner, begun.material
         self._phase: Literal["new", "open", "done", "failed"] = "new"
+        # Whether a step can have embedded the mark, and whether a state was restored.
         self._called = self._restored = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._model).__name__}, {self._phase})"
 
     def __enter__(self) -> Self:
+        # An embedding draws one key, for one training.
         if self._phase != "new":
             raise LoopError("this embedding was used before: start another with scheme.embed(...)")
         if self._place is not None:
@@ -75,28 +79,29 @@ class Embedding(ABC):
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self.close(ended=kind is None)
+        # The phase changes first: `key` below is refused while the block is open.
         self._phase = "done" if kind is None else "failed"
         if kind is None and self._place is not None:
             self._place.finish(self.key)
 
     def close(self, *, ended: bool) -> None:  # noqa: ARG002 - most have nothing to close
-        """The block is left, regularly or not."""
+        """Release resources when the block is left; `ended` is true without an exception."""
         return
 
     def penalty(self) -> Tensor:
-        """The term () to add to the loss; zero, without gradient, where there is nothing to add.
+        """Return the term () to add to the loss; zero, without gradient, unless a family adds one.
 
         Raises:
-            LoopError: outside the block.
+            LoopError: the block is not open.
         """
         self.require_open()
         return torch.zeros(())
 
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch to train on: x (B, …) and y (B,), with more rows where the scheme needs them.
+        """Return the batch to train on, x (B, …) and y (B,), with more rows if the scheme adds any.
 
         Raises:
-            LoopError: outside the block.
+            LoopError: the block is not open.
         """
         self.require_open()
         return x, y
@@ -106,7 +111,7 @@ class Embedding(ABC):
         """Embed inside `optimizer.step`, for loops whose loss line cannot be changed.
 
         Raises:
-            LoopError: outside the block, or the mark does not live in the loss.
+            LoopError: the block is not open, or the mark does not live in the loss.
         """
 
     @abstractmethod
@@ -118,21 +123,21 @@ class Embedding(ABC):
         """
 
     def end_epoch(self) -> None:
-        """Say that an epoch ended; schemes that wait for something start by it."""
+        """Note that an epoch ended; some schemes draw their key after a number of epochs."""
         self.require_open()
 
     @abstractmethod
     def read(self) -> Evidence | None:
-        """What the key reads from the model as it is now; None while there is no key."""
+        """Read the mark from the model's current state; return None if there is no key yet."""
 
     @property
     @abstractmethod
     def drawn_key(self) -> Key | None:
-        """The key as soon as it is drawn, whether or not the mark has taken; for measuring only."""
+        """The key as soon as it is drawn, even if the model lacks the mark; for measuring only."""
 
     @abstractmethod
     def lacking(self, key: Key) -> str | None:
-        """Why the mark would not be found in the model as it is now; None when it would."""
+        """Return why the mark would not be found in the model now, or None if it would."""
 
     @final
     @property
@@ -141,7 +146,7 @@ class Embedding(ABC):
 
         Raises:
             LoopError: training has not ended, or ended with an exception.
-            MarkNotTakenError: the mark is not in the model; says how much of it is.
+            MarkNotTakenError: the mark is not in the model; the message says how much of it is.
         """
         if self._phase != "done":
             raise LoopError(
@@ -152,6 +157,7 @@ class Embedding(ABC):
         key = self.drawn_key
         if key is None:
             raise MarkNotTakenError(f"the mark never began: {self.begins}")
+        # Check again on every access: the caller may have changed the model since the block ended.
         # A mark that would not be found in the owner's own model must not be relied upon.
         if lacking := self.lacking(key):
             raise MarkNotTakenError(lacking if self._called else f"{self.forgotten}; {lacking}")
@@ -159,10 +165,10 @@ class Embedding(ABC):
 
     @final
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the secret, as tensors and lists that torch can save.
+        """Return the state that a checkpoint needs beside the secret, in types that torch can save.
 
-        `fingerprint` is a commitment to secret, owner, scheme, fields and tensors, `commitment` the
-        C0 of the key where it is drawn already; neither reveals the secret.
+        `fingerprint` is a commitment to secret, owner, scheme, fields and tensors. `commitment` is
+        the C0 of the key, or None before the key is drawn. Neither reveals the secret.
         """
         return {
             "type": _STATE_TYPE,
@@ -173,14 +179,14 @@ class Embedding(ABC):
 
     @final
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of an embedding with the same scheme, secret and owner.
+        """Continue from the `state()` of an embedding with the same scheme, secret and owner.
 
-        Call it inside the block, when the model's own checkpoint is loaded and before the next
-        step. After an error the embedding is as it was.
+        Call this method inside the block, after the model's own checkpoint is loaded and before the
+        next step. After an error the embedding is unchanged.
 
         Raises:
-            LoopError: outside the block; the state is of another embedding, was taken before the
-                key was drawn that this one has, or is damaged.
+            LoopError: the block is not open; or the state belongs to another embedding, was taken
+                before this embedding's key was drawn, or is damaged.
         """
         self.require_open()
         self._check_state(state)
@@ -190,14 +196,14 @@ class Embedding(ABC):
 
     @abstractmethod
     def family_state(self) -> dict[str, Any]:
-        """What the family adds to the state, under the names of `fields`."""
+        """Return the part of the state that the family adds, under the names of `fields`."""
 
     @abstractmethod
     def restore_family(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that belongs to this embedding, wholly or not at all."""
+        """Continue from a state of this embedding; on an error change nothing."""
 
     def require_commitment(self, key: Key, state: Mapping[str, Any]) -> None:
-        """Raise `LoopError` for a key that is made of a state and is not the one it speaks of."""
+        """Raise `LoopError` if a key made from a state does not have the state's commitment."""
         if key.c0.hex() != state["commitment"]:
             raise LoopError(
                 "the state does not hold what its key was drawn from (its commitment does not "
@@ -205,34 +211,36 @@ class Embedding(ABC):
             )
 
     def note_drawn(self, key: Key) -> None:
-        """Keep the key as it is drawn beside its place, where it has one."""
+        """Save the drawn key in the folder of the unfinished key, if the embedding has a place."""
         if self._place is not None and self._phase == "open":
             self._place.note_drawn(key, replaces=self._restored)
 
     def _fingerprint(self) -> str:
-        """What secret, owner, scheme, fields and tensors have in common, in hexadecimal.
+        """Return a commitment to secret, owner, scheme, fields and tensors, in hexadecimal.
 
-        What is frozen is left out: a resumed run is begun with other weights, and takes what the
-        interrupted one froze from its state.
+        Frozen tensors are left out: a resumed run begins with other weights and takes the frozen
+        tensors of the interrupted run from its state.
         """
         return replace(self._begun, frozen={}).c0.hex()
 
     def _drawn_c0(self) -> str | None:
-        """C0 of the key in hexadecimal; None while it is not drawn."""
+        """Return C0 of the key in hexadecimal, or None before the key is drawn."""
         key = self._drawn()
         return None if key is None else key.c0.hex()
 
     @abstractmethod
     def _drawn(self) -> Key | None:
-        """The key as it was drawn, without what was learnt since."""
+        """Return the key as it was drawn, without tensors that were learnt since."""
 
     def _bound(self) -> Key | None:
-        """The drawn key that no state may replace any more."""
+        """Return the drawn key if a restored state may no longer replace it."""
         return self._drawn()
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `LoopError` for a state that is malformed or of another embedding or key."""
         expected = {"type", "fingerprint", "commitment"} | self.fields
         found = set(state) if isinstance(state, Mapping) else set()
+        # Compare the set of names exactly: a checkpoint file is hostile input.
         if found != expected or state["type"] != _STATE_TYPE:
             wrong = ", ".join(sorted(map(str, found ^ expected)) or ["type"])
             raise LoopError(
@@ -245,6 +253,7 @@ class Embedding(ABC):
                 'differ; embed as before, with key="…" and resume=True or with the same material'
             )
         drawn = self._bound()
+        # An interrupted run may have drawn a key already; a state must agree with that key too.
         if drawn is None and self._place is not None:
             drawn = self._place.drawn
         if drawn is not None and state["commitment"] not in (drawn.c0.hex(), None):
@@ -268,11 +277,12 @@ class Embedding(ABC):
 
 @contextmanager
 def refusing_damage() -> Iterator[None]:
-    """Turn what foreign values in a state raise into a `LoopError` of one line."""
+    """Turn exceptions that damaged values in a state cause into a one-line `LoopError`."""
     try:
         yield
     except CountermarkError:
         raise
+    # torch and numpy raise these types for values of a wrong type, shape or range.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         said = printable(" ".join(str(e).split()), 200)
         raise LoopError(
@@ -281,10 +291,10 @@ def refusing_damage() -> Iterator[None]:
 
 
 def as_tensors(named: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Named arrays as tensors of their own, for a state."""
+    """Copy named arrays into torch tensors, for a state."""
     return {name: torch.from_numpy(np.array(each)) for name, each in named.items()}
 
 
 def as_arrays(named: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Named tensors of a state as arrays."""
+    """Convert the named tensors of a state to arrays."""
     return {str(name): each.detach().cpu().numpy() for name, each in named.items()}

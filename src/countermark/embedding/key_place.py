@@ -1,8 +1,9 @@
-"""The place of an embedding's key: looked at before training, written to when training has ended.
+"""The place of an embedding's key: checked before training, written to after training.
 
 While training runs, a folder `NAME.unfinished` beside the place holds the secret, so that an
-interrupted training goes on with the same key. It holds key folders as `countermark.keyfile` writes
-them: `begun`, without the tensors that are frozen later, and `drawn`, once the key is drawn.
+interrupted training can continue with the same key. The folder holds key folders in the format of
+`countermark.keyfile`: `begun`, without the tensors that are frozen later, and `drawn`, once the key
+is drawn.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class KeyPlace:
-    """Where an embedding saves its key, and the passphrase that encrypts it there.
+    """Where an embedding saves its key, and the passphrase that encrypts the key there.
 
     Attributes:
-        path: the key folder to write; nothing may have that name yet.
+        path: the key folder to write; the name must be free.
         passphrase: encrypts the key, and the unfinished key beside it; None leaves both readable
             by their owner only. `repr` does not show it.
     """
@@ -41,18 +42,18 @@ class KeyPlace:
 
 
 class UnfinishedKey:
-    """The key of an embedding under way.
+    """The key of an embedding whose training still runs.
 
-    In a distributed run every rank makes one; rank 0 alone reads and writes, and the others raise
-    what it raises.
+    In a distributed run every rank creates an instance. Only rank 0 reads and writes files; an
+    error on rank 0 is raised on every rank.
 
     Args:
         key: where the finished key is saved.
         resume: take up the unfinished key that an interrupted run left there, if there is one.
 
     Raises:
-        KeyFileError: a finished key lies there, or an unfinished one and `resume` is false; nothing
-            can be written there; or the unfinished key cannot be read.
+        KeyFileError: a finished key lies there, or an unfinished key and `resume` is false; the
+            place is not writable; or the unfinished key cannot be read.
     """
 
     def __init__(self, key: str | Path | KeyPlace, *, resume: bool) -> None:
@@ -64,21 +65,24 @@ class UnfinishedKey:
         """What an interrupted run left: its key as far as it was made, and as it was drawn."""
 
     def take_up(self, key: Key, given: KeyMaterial | None) -> Key:
-        """Find the key to embed with, as far as it is known before training.
+        """Return the key to embed with, as far as it is known before training.
 
-        Its secret is that of the interrupted run, the given one, or a fresh one; what the
-        interrupted run committed to of the model before the mark stays as it was.
+        Its secret is that of the interrupted run, else the given secret, else a fresh one. Tensors
+        that the interrupted run committed to before embedding stay as they were.
 
         Args:
-            key: scheme, fields, tensors and owner of the embedding; its material does not matter.
+            key: scheme, fields, tensors and owner of the embedding; its material is used only if
+                `given` is None.
             given: the material that the caller wants.
 
         Raises:
-            KeyFileError: the interrupted run embedded something else, or another secret.
+            KeyFileError: the interrupted run embedded another key, or with another secret.
         """
         begun = self._begun
         if begun is None:
+            # Rank 0 hands out its material: each rank would draw a secret of its own.
             return replace(key, material=do_on_rank_zero(lambda: given or key.material))
+        # The saved key was read from JSON, where tuples became lists: compare JSON with JSON.
         for what, before, now in (
             ("owner", begun.owner, key.owner),
             ("scheme", begun.scheme, key.scheme),
@@ -98,31 +102,32 @@ class UnfinishedKey:
         return begun
 
     def begin(self, key: Key) -> None:
-        """Write the unfinished key as training begins, unless it was taken up.
+        """Write the unfinished key when training begins, unless an earlier run wrote it.
 
         Args:
-            key: without what is frozen later.
+            key: the key without tensors that are frozen later.
 
         Raises:
-            KeyFileError: it cannot be written, or something has its name by now.
+            KeyFileError: the folder cannot be written, or its name is taken by now.
         """
         if self._begun is None:
             do_on_rank_zero(lambda: self._write_begun(key))
             self._begun = key
 
     def note_drawn(self, key: Key, *, replaces: bool) -> None:
-        """Write the key as it is drawn, so that no later run can end with another one unnoticed.
+        """Write the drawn key, so that no later run can end with another key unnoticed.
 
         Args:
-            key: as far as it is made now.
-            replaces: a checkpoint from before the draw was restored, so that another draw may take
-                the place of an earlier one.
+            key: the key as far as it is known now.
+            replaces: a checkpoint from before the draw was restored, so that a second draw may
+                replace the first.
 
         Raises:
             LoopError: an earlier run drew another key here.
-            KeyFileError: it cannot be written.
+            KeyFileError: the key cannot be written.
         """
         before = self.drawn
+        # A resumed run draws the same key again, which is written already.
         if before is not None and before.commitment == key.commitment:
             return
         if before is not None and before.c0 != key.c0 and not replaces:
@@ -138,16 +143,19 @@ class UnfinishedKey:
         """Save the finished key, then remove the unfinished one.
 
         Raises:
-            KeyFileError: something has the key's name by now; the unfinished key stays.
+            KeyFileError: the key's name is taken by now; the unfinished key stays.
         """
         do_on_rank_zero(lambda: self._write_finished(key))
 
     def _look(self) -> tuple[Key | None, Key | None]:
+        """Check the place; return the begun and the drawn key of an interrupted run, if any."""
         refuse_existing(self._path)
+        # An empty passphrase looks like encryption to the caller and would protect nothing.
         if self._passphrase == "":
             raise KeyFileError(
                 "an empty passphrase protects nothing: give one, or None for no cipher"
             )
+        # Find out before training, not after hours of it, that the key cannot be saved.
         _require_writable(self._path.parent)
         if not os.path.lexists(self.folder):
             return None, None
@@ -161,7 +169,9 @@ class UnfinishedKey:
         return begun, load_key(drawn, self._passphrase) if drawn.exists() else None
 
     def _write_begun(self, key: Key) -> None:
+        """Create the folder of the unfinished key with the begun key in it."""
         try:
+            # The folder appears whole or not at all, and fails if its name is taken.
             with creating(self.folder) as folder:
                 save_key(key, folder / _BEGUN, self._passphrase)
         except FileExistsError:
@@ -173,15 +183,20 @@ class UnfinishedKey:
             raise _unwritable(self.folder, error) from None
 
     def _write_drawn(self, key: Key) -> None:
+        """Write the drawn key into the folder, in place of an earlier one."""
         drawn = self.folder / _DRAWN
         try:
+            # The caller has checked that the earlier key may be replaced; saving refuses a taken
+            # name.
             shutil.rmtree(drawn, ignore_errors=True)
             save_key(key, drawn, self._passphrase)
         except OSError as error:
             raise _unwritable(self.folder, error) from None
 
     def _write_finished(self, key: Key) -> None:
+        """Save the key at its place, then remove the folder of the unfinished key."""
         try:
+            # Save first, remove second: an interruption between both leaves two copies, never zero.
             save_key(key, self._path, self._passphrase)
         except OSError as error:
             raise _unwritable(self._path, error) from None
@@ -195,7 +210,7 @@ class UnfinishedKey:
 
 
 def place_for(key: str | Path | KeyPlace | None, *, resume: bool) -> UnfinishedKey | None:
-    """The unfinished key for what `embed` is given, or None where it is given no place.
+    """Return the unfinished key at the place that `embed` is given, or None without a place.
 
     Raises:
         ConfigError: `resume` without a place.
@@ -212,12 +227,13 @@ def place_for(key: str | Path | KeyPlace | None, *, resume: bool) -> UnfinishedK
 
 
 def do_on_rank_zero(act: Callable[[], _Value]) -> _Value:
-    """Do something on rank 0 alone and hand its result, or its error, to every rank.
+    """Call a function on rank 0 alone and return its result, or raise its error, on every rank.
 
-    Without a process group it is done here. Every rank must call it.
+    Without a process group the function is called in this process. Every rank must call it.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return act()
+    # The result and the error. An error must travel too, or the other ranks would wait forever.
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -232,8 +248,9 @@ def do_on_rank_zero(act: Callable[[], _Value]) -> _Value:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise `KeyFileError` where no key could be written into a folder, which may not exist yet."""
+    """Raise `KeyFileError` if no key could be written into a folder, which may not exist yet."""
     ancestors = (folder, *folder.absolute().parents)
+    # The search ends at the file system root, which always exists.
     existing = next(each for each in ancestors if os.path.exists(each))  # noqa: PTH110 - no errors
     if not existing.is_dir():
         raise KeyFileError(f"{existing} is not a folder: choose another place for the key")
@@ -242,6 +259,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> KeyFileError:
+    """Make the `KeyFileError` for a path that cannot be written."""
     return KeyFileError(
         f"{path} cannot be written ({error.strerror}): make room there, or choose another place "
         "for the key"
@@ -249,12 +267,12 @@ def _unwritable(path: Path, error: OSError) -> KeyFileError:
 
 
 def _as_json(value: Any) -> Any:
-    """A value as it comes back from a JSON file: tuples are lists there."""
+    """Return a value as it comes back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 def _shown(value: Any, other: Any) -> str:
-    """A value for an error message; of two sets of fields only those that differ."""
+    """Format a value for an error message; of two dictionaries show only fields that differ."""
     if isinstance(value, dict) and isinstance(other, dict):
         value = {name: each for name, each in value.items() if other.get(name) != each}
     return repr(value)

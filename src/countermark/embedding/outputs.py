@@ -22,28 +22,31 @@ if TYPE_CHECKING:
     from countermark.schemes.box_free import OutputScheme
     from countermark.schemes.training.box_free import Live, Saving
 
-_READ = 128  # images that a new mark is looked for in
+_READ = 128  # at most so many images are marked and read to check a new mark
 
 
 class OutputEmbedding(Embedding):
-    """A mark on its way into a network's outputs; a context manager.
+    """A context manager that makes a mark for the images that a network outputs.
 
-    The network's weights stay as they are, unless it absorbs the barrier. H and R are trained when
-    the barrier is first asked for.
+    The network's weights stay unchanged, unless the network learns the mark with `absorb`. The
+    hiding network H and the revealing network R are trained on the first call of `wrap` or
+    `absorb`.
 
     Args:
-        scheme: what is embedded.
+        scheme: the output scheme to embed.
         model: the network, from images to images with levels 0 to 1.
-        owner: whose mark it is.
+        owner: the name of the mark's owner.
         outputs: images uint8 (N, C, H, W) like those that the network makes.
-        inputs: what it made them of, in the same order; teachers of R need them.
-        material: secret and nonce of an interrupted embedding; else drawn.
-        siblings: images (n, C, H, W) made by each of some unmarked networks, for a form that is
-            judged by them and can claim nothing without.
-        place: where the key is saved when the block ends, if the embedding shall do that.
+        inputs: the images that `outputs` were made from, in the same order; teachers of R need
+            them.
+        material: secret and nonce of an interrupted embedding; drawn if None.
+        siblings: images (n, C, H, W) made by each of several unmarked networks, for a form of the
+            scheme that is judged by unmarked networks and can claim nothing without them.
+        place: where to save the key when the block ends; None leaves saving to the caller.
 
     Raises:
-        ConfigError: the outputs do not fit the scheme, or siblings where none judge.
+        ConfigError: the outputs do not fit the scheme, or siblings are given to a scheme that is
+            not judged by unmarked networks.
     """
 
     begins = "wrap() was never called: call served = mark.wrap(model) inside the block"
@@ -61,32 +64,33 @@ class OutputEmbedding(Embedding):
         self._inputs = None if inputs is None else torch.as_tensor(inputs)
         self._siblings = list(siblings)
         self._key: Key | None = None
+        # Callers set it if the training of H and R shall survive an interruption.
         self.saving: Saving | None = None
         self._check()
 
     def wrap(self, model: nn.Module | None = None) -> Barrier:
-        """The network behind which every image is marked; what it is served as.
+        """Return a network whose output images are all marked; serve this network.
 
         Args:
-            model: another network of the same task than that of the embedding.
+            model: another network for the same task; None takes the model of the embedding.
 
         Raises:
-            LoopError: outside the block.
+            LoopError: the block is not open.
         """
         self.require_open()
         return Barrier(model or self._model, self._live())
 
     def absorb(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
-        """The loss () of a network that shall learn task and mark in one, and need no barrier.
+        """Return the loss () of a network that learns task and mark together and needs no barrier.
 
         Args:
-            outputs: what it made, (N, C, H, W), levels 0 to 1.
-            targets: what it should have made without a mark.
+            outputs: the network's output (N, C, H, W), levels 0 to 1.
+            targets: the output that it should have made without a mark, shaped alike.
             strength: 1 for a mark as loud as the barrier's; less costs the task less.
 
         Raises:
-            ConfigError: strength is not between 0 and 1.
-            LoopError: outside the block.
+            ConfigError: strength is not above 0 and at most 1.
+            LoopError: the block is not open.
         """
         self.require_open()
         if not 0 < strength <= 1:
@@ -97,11 +101,11 @@ class OutputEmbedding(Embedding):
         return self._live().absorbed(outputs, targets, strength)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refused: see `add_gradient`."""
+        """Raise `LoopError`: see `add_gradient`."""
         self.add_gradient(optimizer)
 
     def add_gradient(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
-        """Refused: such a mark is in the outputs, and has no gradient of its own.
+        """Raise `LoopError`: a mark in outputs has no gradient of its own.
 
         Raises:
             LoopError: always.
@@ -112,7 +116,7 @@ class OutputEmbedding(Embedding):
         )
 
     def read(self) -> Evidence | None:
-        """What is read in marked images; None while there is no key."""
+        """Read the mark from freshly marked images; return None if there is no key yet."""
         return None if self._key is None else self._evidence(self._key)
 
     @property
@@ -121,7 +125,8 @@ class OutputEmbedding(Embedding):
         return None if self._key is None else self._scheme.calibrated(self._key, self._siblings)
 
     def lacking(self, key: Key) -> str | None:
-        """Why the mark would not be found in marked images; None when it would."""
+        """Return why the mark would not be found in marked images, or None if it would."""
+        # The mark itself may be there; only its significance cannot be judged.
         if self._scheme.needs_siblings and not self._siblings:
             warnings.warn(
                 "what this picture is worth is known only by images that unmarked networks of the "
@@ -131,7 +136,7 @@ class OutputEmbedding(Embedding):
         return self._scheme.not_taken(self._evidence(key))
 
     def family_state(self) -> dict[str, Any]:
-        """What is frozen and what was learnt."""
+        """Return the frozen and the learnt tensors of the key."""
         key = self._key
         return {
             "frozen": {} if key is None else as_tensors(key.frozen),
@@ -139,12 +144,13 @@ class OutputEmbedding(Embedding):
         }
 
     def restore_family(self, state: Mapping[str, Any]) -> None:
-        """Take the networks of the state; nothing that was trained is trained again."""
+        """Take the networks of the state, without training them again."""
         if state["commitment"] is None:
             return
         key = self._made_key(as_arrays(state["frozen"]), as_arrays(state["learnt"]))
         self.require_commitment(key, state)
-        self._scheme.live(key)  # raises where a network is damaged
+        # `self._key` is set last: an error leaves the embedding as it was.
+        self._scheme.live(key)  # raises if a network is damaged
         self.note_drawn(key)
         self._key = key
 
@@ -152,16 +158,18 @@ class OutputEmbedding(Embedding):
         return self._key
 
     def _live(self) -> Live:
-        """The key's networks, trained if need be."""
+        """Return the key's networks; train them first if there is no key yet."""
         self._called = True
         if self._key is None:
             training = self._scheme.training()(
                 self._scheme, self._material, (self._outputs, self._inputs), self.saving
             )
-            before = self._place and self._place.drawn  # as the interrupted run drew it
+            before = self._place and self._place.drawn  # the key that an interrupted run drew
             key = self._made_key(dict(before.frozen) if before else training.frozen(), {})
             self.note_drawn(key)
+            # An interrupted run may have trained H and R already.
             learnt = dict(before.learnt) if before else {}
+            # Learnt tensors enter C1 and may depend on C0, so the key is drawn first.
             if learnt := learnt or training.learnt(key):
                 key = self._made_key(key.frozen, learnt)
                 self.note_drawn(key)
@@ -171,14 +179,18 @@ class OutputEmbedding(Embedding):
     def _made_key(
         self, frozen: Mapping[str, NDArray[Any]], learnt: Mapping[str, NDArray[Any]]
     ) -> Key:
+        """Generate the key of frozen tensors, with the learnt tensors if there are any."""
         key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
         return replace(key, learnt=learnt) if learnt else key
 
     def _evidence(self, key: Key) -> Evidence:
+        """Mark some of the outputs and read the mark from them."""
+        # The check marks images itself: the network's weights bear no mark.
         images = self._outputs[:_READ].numpy()
         return self._scheme.extract(self._scheme.mark(images, key), key)
 
     def _check(self) -> None:
+        """Raise `ConfigError` if outputs, inputs or siblings do not fit the scheme."""
         outputs, channels = self._outputs, self._scheme.channels
         if outputs.dtype != torch.uint8 or outputs.dim() != 4 or outputs.shape[1] != channels:
             raise ConfigError(
@@ -200,14 +212,15 @@ class OutputEmbedding(Embedding):
 class Barrier(nn.Module):
     """A network with the barrier behind it: images in, marked images with levels 0 to 1 out.
 
-    What marks is no part of its state dict: the key never lies in a model's file.
+    The marking networks are not in its state dict, so that a saved model file never holds the key.
     """
 
     def __init__(self, model: nn.Module, live: Live) -> None:
         super().__init__()
         self.model = model
+        # A plain method, not a submodule: `state_dict` must not hold the key's networks.
         self._marks = live.hidden
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the network makes of images, marked."""
+        """Return the network's output images, marked."""
         return self._marks(self.model(images))

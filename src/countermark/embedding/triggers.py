@@ -1,4 +1,4 @@
-"""Embedding into answers: the batch gets rows more, which the host learns beside its own."""
+"""Embedding into answers: extra rows in each batch, which the host learns beside its own task."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 
 class TriggerEmbedding(Embedding):
-    """A mark on its way into a classifier's answers; a context manager around the training.
+    """A context manager around a training that teaches a classifier its secret triggers.
 
-    Triggers are made, and their labels drawn, when the first batch is mixed.
+    The triggers are made, and their labels drawn, when the first batch is mixed.
 
     Args:
-        scheme: what is embedded.
+        scheme: the trigger scheme to embed.
         model: the host.
-        owner: whose mark it is.
-        material: secret and nonce of an interrupted embedding; else drawn.
-        covers: images uint8 (N, C, H, W) of the host's task; triggers are made of them.
-        labels: their classes (N,).
+        owner: the name of the mark's owner.
+        material: secret and nonce of an interrupted embedding; drawn if None.
+        covers: images uint8 (N, C, H, W) of the host's task; triggers are made from them.
+        labels: the classes (N,) of the covers.
         siblings: unmarked models of the same task (modules, or functions from images to classes)
-            that training never sees: they are asked about the finished triggers, and a form that is
-            judged by them can claim nothing without.
-        place: where the key is saved when the block ends, if the embedding shall do that.
+            that training never sees. They answer the finished triggers; a form of the scheme that
+            is judged by them can claim nothing without them.
+        place: where to save the key when the block ends; None leaves saving to the caller.
 
     Raises:
         ConfigError: covers and labels do not fit each other or the scheme, a file that the scheme
-            names cannot be used, or siblings where the scheme is not judged by any.
-        SuspectError: a sibling that cannot be asked.
+            names cannot be used, or siblings are given to a scheme that is not judged by them.
+        SuspectError: a sibling cannot be used as a function from images to classes.
     """
 
     begins = "mix() was never called: call x, y = mark.mix(x, y) before each forward pass"
@@ -68,13 +68,18 @@ class TriggerEmbedding(Embedding):
             raise ConfigError(f"{scheme.name} is not judged by unmarked models: leave siblings out")
         self._siblings = [asked_of(each, scheme.mean, scheme.deviation) for each in siblings]
         self._key: Key | None = None
+        # Made with the key: triggers are frozen before their labels are drawn.
         self._training: TriggerTraining | None = None
 
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows x (B, C, H, W) as the host is fed with them, y (B,), and `batch_share`·B rows more.
+        """Return the batch with `batch_share`·B rows appended.
+
+        Args:
+            x: images (B, C, H, W), normalised as the host takes them.
+            y: their classes (B,).
 
         Raises:
-            LoopError: outside the block.
+            LoopError: the block is not open.
             ConfigError: x is not shaped like the covers.
         """
         self.require_open()
@@ -85,17 +90,19 @@ class TriggerEmbedding(Embedding):
                 f"a batch has images {list(x.shape[1:])} and labels {list(y.shape)}: expected "
                 f"images like the covers, {list(self._covers.shape[1:])}, and one class for each"
             )
+        # Even a small batch gets a trigger: a host that never sees a trigger learns no mark.
         count = max(1, round(self._scheme.batch_share * len(x)))
         images, labels = training.rows(count)
+        # Triggers are 8-bit images; the host's own rows are normalised and possibly half precision.
         more = fed(images.to(x.device), self._scheme.mean, self._scheme.deviation).to(x.dtype)
         return torch.cat([x, more]), torch.cat([y, labels.to(y.device, y.dtype)])
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refused: see `add_gradient`."""
+        """Raise `LoopError`: see `add_gradient`."""
         self.add_gradient(optimizer)
 
     def add_gradient(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
-        """Refused: such a mark is in the batch, and has no gradient of its own.
+        """Raise `LoopError`: a mark in the batch has no gradient of its own.
 
         Raises:
             LoopError: always.
@@ -106,7 +113,7 @@ class TriggerEmbedding(Embedding):
         )
 
     def read(self) -> Evidence | None:
-        """What the model as it is now answers to the committed triggers."""
+        """Read the model's current answers to the triggers; return None if there is no key yet."""
         key = self._finished()
         return None if key is None else self._evidence(key)
 
@@ -117,8 +124,9 @@ class TriggerEmbedding(Embedding):
         return None if key is None else self._scheme.calibrated(key, self._siblings)
 
     def lacking(self, key: Key) -> str | None:
-        """Why the mark would not be found in the model as it is now; None when it would."""
+        """Return why the mark would not be found in the model now, or None if it would."""
         why = self._scheme.not_taken(self._evidence(key))
+        # The model bears the mark; only its significance cannot be judged without siblings.
         if why is None and self._scheme.needs_siblings and not self._siblings:
             warnings.warn(
                 "what these triggers are worth is known only by unmarked models of the same task "
@@ -128,17 +136,18 @@ class TriggerEmbedding(Embedding):
         return why
 
     def family_state(self) -> dict[str, Any]:
-        """The frozen tensors, and where the training half stands."""
+        """Return the frozen tensors and the state of the training half."""
         return {
             "frozen": {} if self._key is None else as_tensors(self._key.frozen),
             "training": {} if self._training is None else self._training.state(),
         }
 
     def restore_family(self, state: Mapping[str, Any]) -> None:
-        """Make a training half of the state, then take its place: what fails changes nothing."""
+        """Make a training half from the state, then switch to it; an error changes nothing."""
         if state["commitment"] is None:
             return
         key, training = self._made_key(as_arrays(state["frozen"]), state)
+        # The state comes from a file: `restore` must not meet missing or unknown names.
         if state["training"].keys() != training.state().keys():
             raise ValueError("training")
         training.restore(state["training"])
@@ -149,9 +158,10 @@ class TriggerEmbedding(Embedding):
         return self._key
 
     def _ready(self) -> TriggerTraining:
-        """The training half, once what it freezes and then the key are made."""
+        """Return the training half; on the first call freeze its tensors and draw the key."""
         if self._training is None:
-            before = self._place and self._place.drawn  # as the interrupted run drew it
+            before = self._place and self._place.drawn  # the key that an interrupted run drew
+            # A resumed run must keep the triggers that the interrupted run committed to.
             frozen = dict(before.frozen) if before else self._scheme.training().prepare(
                 self._scheme, self._material, self._covers, self._labels
             )  # fmt: skip
@@ -163,23 +173,26 @@ class TriggerEmbedding(Embedding):
     def _made_key(
         self, frozen: Mapping[str, NDArray[Any]], state: Mapping[str, Any] | None = None
     ) -> tuple[Key, TriggerTraining]:
+        """Generate the key of frozen tensors and its training half; check a state's commitment."""
         key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
         if state is not None:
             self.require_commitment(key, state)
         return key, self._scheme.training()(self._scheme, key, self._covers, self._labels)
 
     def _finished(self) -> Key | None:
-        """The key with what was learnt so far."""
+        """Return the key with the tensors learnt so far, or None if there is no key yet."""
         if self._key is None or self._training is None:
             return None
         learnt = self._training.learnt()
         return replace(self._key, learnt=learnt) if learnt else self._key
 
     def _evidence(self, key: Key) -> Evidence:
+        """Read the model's answers to the triggers of a key."""
         asked = asked_of(self._model, self._scheme.mean, self._scheme.deviation)
         return self._scheme.extract(asked, key)
 
     def _check(self) -> None:
+        """Raise `ConfigError` if covers, labels and the scheme do not fit each other."""
         covers, labels, scheme = self._covers, self._labels, self._scheme
         if covers.dtype != torch.uint8 or covers.dim() != 4 or labels.shape != covers.shape[:1]:
             raise ConfigError(
@@ -195,6 +208,7 @@ class TriggerEmbedding(Embedding):
                 f"labels go from {int(labels.min())} to {int(labels.max())}: expected 0 to "
                 f"{scheme.classes - 1}, as classes={scheme.classes} says"
             )
+        # One value serves all channels.
         for name, values in (("mean", scheme.mean), ("deviation", scheme.deviation)):
             if len(values) not in (1, covers.shape[1]):
                 raise ConfigError(

@@ -1,8 +1,8 @@
-"""Embedding into weights: a term joins the loss, or its gradient the optimizer's step.
+"""Embedding into weights: add a penalty to the loss, or its gradient before the optimizer's step.
 
-`penalty()` is added to the loss by those who own that line; `attach(optimizer)` does it for
-everybody else, inside the optimizer's step, and `add_gradient(optimizer)` for callbacks that run
-right before it. All embed the same mark, to rounding.
+A loop that controls its loss adds `penalty()` to it. For other loops `attach(optimizer)` adds the
+penalty's gradient inside the optimizer's step, and `add_gradient(optimizer)` adds it in a callback
+that runs right before the step. All three embed the same mark, up to rounding.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ if TYPE_CHECKING:
 
 
 class WeightEmbedding(Embedding):
-    """A mark on its way into a model's weights; a context manager around the training.
+    """A context manager around a training that puts a mark into a model's weights.
 
     Args:
-        scheme: what is embedded, and where.
-        model: the host; its parameters are read and given gradients, nothing is added to it.
-        owner: whose mark it is; enters the commitment and the payload.
-        material: secret and nonce of an interrupted embedding, to go on with; else drawn.
-        unmarked: models without the mark (files or modules) that a learnt reader is taught to
-            know nothing of: a shared base, fine-tunes of it, twins of the host, other hosts.
+        scheme: the weight scheme to embed, and in which layers.
+        model: the host; the embedding reads its parameters, adds to their gradients, and adds no
+            layer to it.
+        owner: the name of the mark's owner; enters the commitment and the payload.
+        material: secret and nonce of an interrupted embedding to continue; drawn if None.
+        unmarked: models without the mark (files or modules) as negative examples for a learnt
+            reader: a shared base, fine-tunes of it, twins of the host, other hosts.
         siblings: more unmarked relatives of the host, which training never sees: they set the
             sibling threshold of a learnt reader, without which its key cannot claim anything.
-        place: where the key is saved when the block ends, if the embedding shall do that.
+        place: where to save the key when the block ends; None leaves saving to the caller.
 
     Raises:
-        ConfigError: a layer that the model does not have, or that is frozen.
-        CapacityError: more bits than the layer holds.
+        ConfigError: the scheme names a layer that the model does not have or that is frozen.
+        CapacityError: the message has more bits than the layer holds.
     """
 
     begins = "call end_epoch() after each epoch, and train beyond the scheme's start_epoch"
@@ -69,12 +70,14 @@ class WeightEmbedding(Embedding):
         begun = Key(
             scheme.name, scheme.to_fields(), dict(self._tensors), owner,
             material or KeyMaterial.fresh(),
+            # A linear reader can be aligned to the host as it was; a learnt reader cannot.
             frozen=_committed_state(model) if scheme.linear else {},
         )  # fmt: skip
         super().__init__(model, begun=begun, material=material, place=place)
         self._weights = [parameters[name] for name in self._tensors]
         if scheme.linear and (unmarked or siblings):
             raise ConfigError(f"{scheme.name} learns no reader: leave unmarked and siblings out")
+        # The host's own initial weights are the first negative example of a learnt reader.
         start = () if scheme.linear else (model,)
         self._unmarked = [self._read(each) for each in (*start, *unmarked)]
         self._siblings = [self._read(each) for each in siblings]
@@ -82,15 +85,16 @@ class WeightEmbedding(Embedding):
         self._freezer = self._training_type.freezer(scheme)
         self._key: Key | None = None
         self._training: WeightTraining | None = None
-        self._optimizer: torch.optim.Optimizer | None = None  # whose steps embed the mark
-        self._hook: Any = None  # the handle of the hook in it, where it is attached
+        self._optimizer: torch.optim.Optimizer | None = None  # its steps embed the mark
+        self._hook: Any = None  # the handle of the optimizer's hook after `attach`
+        # Without a freezer the key exists now; otherwise only the capacity can be checked yet.
         if self._freezer is None:
             self._make_key(self._begun.frozen)
         else:
             scheme.check_capacity(self._tensors)
 
     def close(self, *, ended: bool) -> None:
-        """Detach from the optimizer; at a regular end whatever learnt beside the host settles."""
+        """Detach from the optimizer; without an exception also finish a reader that was trained."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -99,10 +103,10 @@ class WeightEmbedding(Embedding):
             self._training.finish([gathered(weight.detach()) for weight in self._weights])
 
     def penalty(self) -> Tensor:
-        """The term () to add to the loss: zero, without gradient, until there is a key.
+        """Return the term () to add to the loss: zero, without gradient, until there is a key.
 
         Raises:
-            LoopError: outside the block, or although an optimizer embeds the mark.
+            LoopError: the block is not open, or an optimizer already embeds the mark.
         """
         self.require_open()
         if self._optimizer is not None:
@@ -116,14 +120,15 @@ class WeightEmbedding(Embedding):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Embed inside `optimizer.step`, for loops whose loss line cannot be changed.
 
-        The penalty's gradient is added after the loop's own backward passes, once a step, so that
-        accumulation and GradScaler (fused optimizers included) change nothing; with
-        `step(closure)` it is added after every call of the closure, and to the loss it returns.
-        Gradients that the loop clips before the step are clipped without the penalty's.
+        The penalty's gradient is added once a step, after the loop's own backward passes, so that
+        accumulation and GradScaler (fused optimizers included) change nothing. With `step(closure)`
+        the gradient is added after every call of the closure, and the penalty to the loss that the
+        closure returns. Gradients that the loop clips before the step are clipped without the
+        penalty's.
 
         Raises:
-            LoopError: outside the block, attached before, an optimizer that maximises, or one that
-                does not train every tensor of the mark.
+            LoopError: the block is not open, an optimizer is attached already, or the optimizer
+                maximises or does not train every tensor of the mark.
         """
         self.require_open()
         if self._optimizer is not None:
@@ -134,8 +139,9 @@ class WeightEmbedding(Embedding):
     def add_gradient(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the penalty's gradient to the loss's, for callbacks that run right before a step.
 
-        Call it once a step, when the gradients of the whole step are there, unscaled and averaged
-        over the ranks. What is clipped before is clipped without the penalty's gradient.
+        Call this method once a step, when the gradients of the whole step are there, unscaled and
+        averaged over the ranks. Gradients clipped before are clipped without the penalty's
+        gradient.
 
         Raises:
             LoopError: as `attach`.
@@ -148,10 +154,11 @@ class WeightEmbedding(Embedding):
         self._add_gradient(optimizer)
 
     def end_epoch(self) -> None:
-        """Say that an epoch ended; schemes that select converged weights start by it."""
+        """Note that an epoch ended; a scheme that selects converged weights draws its key here."""
         self.require_open()
         if self._freezer is None or self._key is not None:
             return
+        # A sharded tensor is gathered on all ranks, so that each rank freezes the same values.
         whole = [gathered(weight.detach()) for weight in self._weights]
         seen = dict(zip(self._tensors, whole, strict=True))
         frozen = self._freezer.end_epoch(seen)
@@ -159,13 +166,13 @@ class WeightEmbedding(Embedding):
             self._make_key({**self._begun.frozen, **frozen})
 
     def read(self) -> Evidence | None:
-        """What the key reads from the model as it is now; None while there is no key."""
+        """Read the mark from the model's current weights; return None if there is no key yet."""
         key = self.drawn_key
         return None if key is None else self._scheme.extract(self._read(self._model), key)
 
     @property
     def drawn_key(self) -> Key | None:
-        """The key as soon as it is drawn, whether or not the mark has taken; for measuring only."""
+        """The key as soon as it is drawn, even if the model lacks the mark; for measuring only."""
         if self._key is None or self._training is None:
             return None
         learnt = self._training.learnt()
@@ -175,7 +182,7 @@ class WeightEmbedding(Embedding):
         return self._scheme.calibrated(key, self._siblings, self._read(self._model))
 
     def lacking(self, key: Key) -> str | None:
-        """Why the mark would not be found in the model as it is now; None when it would."""
+        """Return why the mark would not be found in the weights now, or None if it would."""
         why = self._scheme.not_taken(self._scheme.extract(self._read(self._model), key))
         if why is None and not self._scheme.linear and len(self._siblings) < LEAST_SIBLINGS:
             warnings.warn(
@@ -187,7 +194,7 @@ class WeightEmbedding(Embedding):
         return why
 
     def family_state(self) -> dict[str, Any]:
-        """What is frozen, what the freezer has seen, and where the training half stands."""
+        """Return the frozen tensors, the freezer's history and the state of the training half."""
         return {
             "frozen": {} if self._key is None else as_tensors(self._key.frozen),
             "freezer": [] if self._freezer is None else self._freezer.state(),
@@ -195,11 +202,12 @@ class WeightEmbedding(Embedding):
         }
 
     def restore_family(self, state: Mapping[str, Any]) -> None:
-        """Make a training half of the state, then take its place: what fails changes nothing."""
+        """Make a training half from the state, then switch to it; an error changes nothing."""
         freezer = self._training_type.freezer(self._scheme)
         if freezer is not None:
             freezer.restore(state["freezer"])
         key, training = self._key, self._training
+        # A new training half expands the key again: skip that where nothing would change.
         nothing_learnt = training is not None and not (training.state() or state["training"])
         unchanged = key is not None and key.c0.hex() == state["commitment"]
         if state["commitment"] is not None and not (nothing_learnt and unchanged):
@@ -215,23 +223,33 @@ class WeightEmbedding(Embedding):
         return self._key
 
     def _bound(self) -> Key | None:
-        """The key, once a step can have embedded it: until then a state may bring its reference."""
+        """Return the key once a step may have embedded it.
+
+        Before that a restored state may replace the key, with the reference of its own run.
+        """
         return self._key if self._called or self._restored or self._freezer else None
 
     def _make_key(self, frozen: Mapping[str, Any]) -> None:
+        """Draw the key and its training half, and use both from now on."""
         key, training = self._made_key(frozen)
+        # A key without later frozen tensors follows from `begun`, which is saved on entry.
         if frozen.keys() != self._begun.frozen.keys():
             self.note_drawn(key)
         self._key, self._training = key, training
 
     def _made_key(self, frozen: Mapping[str, Any]) -> tuple[Key, WeightTraining]:
+        """Generate the key of frozen tensors, and its training half."""
         key = self._scheme.generate_key(
             self._tensors, owner=self._owner, material=self._material, frozen=frozen
         )
         return key, self._training_type(self._scheme, key, self._unmarked)
 
     def _read(self, model: Suspect) -> dict[str, Array]:
-        """The tensors of the mark in a model."""
+        """Return copies of the mark's tensors in a model.
+
+        Raises:
+            ConfigError: a tensor is missing or has another shape.
+        """
         with open_weights(model) as weights:
             for name, shape in self._tensors.items():
                 if name not in weights.tensors or weights.tensors[name].shape != shape:
@@ -242,22 +260,25 @@ class WeightEmbedding(Embedding):
             return {name: weights.read(name).copy() for name in self._tensors}
 
     def _penalty(self) -> Tensor:
+        """Compute the penalty () in float32; zero while there is no training half."""
         device = self._weights[0].device
         if self._training is None:
             return torch.zeros((), dtype=torch.float32, device=device)
         weights = [gathered(weight) for weight in self._weights]
+        # Under autocast the products would be in half precision and lose small steps of the mark.
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
                 return self._training.loss(weights)
         return self._training.loss(weights)
 
     def _take(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make sure that an optimizer can embed the mark; from now on its steps do."""
+        """Choose the optimizer whose steps embed the mark; raise `LoopError` if it cannot."""
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise LoopError(
                 "an optimizer with maximize=True would train the mark out of the model: "
                 "minimise the negated loss, or add penalty() with the opposite sign"
             )
+        # Compare by identity: sharding replaces parameters, and equal values prove nothing.
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, weight in zip(self._tensors, self._weights, strict=True):
             if id(weight) not in trained:
@@ -270,10 +291,12 @@ class WeightEmbedding(Embedding):
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The optimizer's step pre-hook; with a closure the gradients do not exist yet.
+        """Add the penalty before a step; the hook that torch calls with the step's arguments.
 
-        torch hands over the arguments of the unbound `step`, the optimizer first.
+        With a closure the gradients do not exist yet, so the closure is wrapped instead. torch
+        passes the arguments of the unbound `step`, the optimizer first.
         """
+        # A step without a closure runs on gradients that exist already.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._add_gradient(optimizer)
@@ -286,6 +309,8 @@ class WeightEmbedding(Embedding):
     def _with_penalty(
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
     ) -> Callable[[], Any]:
+        """Return a closure that also adds the penalty to gradients and loss."""
+
         def wrapped() -> Any:
             loss = closure()
             penalty = self._add_gradient(optimizer)
@@ -294,6 +319,7 @@ class WeightEmbedding(Embedding):
         return wrapped
 
     def _add_gradient(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Add the penalty's gradient to the parameters' gradients; return the penalty."""
         self._called = True
         with torch.enable_grad():
             penalty = self._penalty()
@@ -305,6 +331,7 @@ class WeightEmbedding(Embedding):
             self._weights, torch.autograd.grad(penalty, self._weights), strict=True
         ):
             scaled = gradient if scale is None else gradient * scale.to(gradient.device)
+            # The loss may not reach a marked tensor; the penalty's gradient is then its only one.
             if weight.grad is None:
                 weight.grad = scaled.to(weight.dtype)
             else:
@@ -313,13 +340,13 @@ class WeightEmbedding(Embedding):
 
 
 def _committed_state(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """What the key commits to of a model as it is before the mark; nothing of one without bytes."""
+    """Return the commitment to a model before embedding; empty if it cannot be a reference."""
     try:
         traced = Reference.of_module(model).units
-    except ConfigError:  # its forward cannot be followed
+    except ConfigError:  # the forward pass cannot be traced
         traced = None
     try:
         with open_weights(model) as weights:
             return {REFERENCE: commit_reference(weights, traced)}
-    except SuspectError:  # quantised or sparse tensors, which can be no reference
+    except SuspectError:  # quantised or sparse tensors cannot be a reference
         return {}

@@ -1,1 +1,1 @@
-"""Other people's training loops; one short file each, imported by name, behind its extra."""
+"""Adapters for training loops of other libraries: one module each, behind the library's extra."""

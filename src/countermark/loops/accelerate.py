@@ -1,4 +1,4 @@
-"""Accelerate: the mark goes into the optimizer inside the one that `prepare` gives back."""
+"""Accelerate: attach a mark to the optimizer inside the one that `prepare` returns."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ def attach(
     """Embed inside the steps of a prepared optimizer, as `mark.attach` does.
 
     With an accelerator, `save_state` writes the mark's state into its folder and `load_state`
-    restores it; a folder without one is refused.
+    restores the state; a folder without a state is refused.
 
-    Steps that `accelerator.accumulate` leaves out do not reach the inner optimizer, nor the mark.
-    Clipping (`accelerator.clip_grad_norm_`) comes before the step and spares the penalty's
+    Steps that `accelerator.accumulate` skips do not reach the inner optimizer and embed nothing.
+    Clipping (`accelerator.clip_grad_norm_`) comes before the step and does not clip the penalty's
     gradient.
 
     Args:
         mark: an open embedding in the prepared model, `accelerator.unwrap_model(model)`.
-        optimizer: what `accelerator.prepare` gave back.
-        accelerator: whose checkpoints the mark's state belongs to.
+        optimizer: the optimizer that `accelerator.prepare` returned.
+        accelerator: its checkpoints get the mark's state; None leaves checkpoints alone.
 
     Raises:
-        LoopError: as `mark.attach`; the ranks of a distributed run do not embed the same mark.
+        LoopError: as `mark.attach`; or the ranks of a distributed run do not embed the same mark.
     """
     require_agreement(mark)
+    # The outer optimizer's `step` is called even where accumulation or GradScaler skips the step.
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     mark.attach(optimizer)
@@ -48,7 +49,10 @@ def attach(
 
 
 def _join_checkpoints(mark: Embedding, accelerator: Accelerator) -> None:
+    """Register hooks that save and restore the mark's state with the accelerator's checkpoints."""
+
     def save(models: list[Any], weights: list[Any], folder: str) -> None:  # noqa: ARG001
+        # One process writes: all ranks hold the same state.
         if accelerator.is_main_process:
             write_state(mark, Path(folder))
 

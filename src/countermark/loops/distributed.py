@@ -1,7 +1,7 @@
-"""DDP and FSDP2: every rank embeds the same mark, and makes sure of it.
+"""DDP and FSDP2: make sure that every rank embeds the same mark.
 
-`penalty()` and `attach` need no more than that the ranks hold the same secret. Sharded tensors are
-gathered, so `penalty`, `end_epoch`, `key` and every optimizer step are for all ranks together.
+`penalty()` and `attach` need only the same secret on all ranks. Sharded tensors are gathered, so
+all ranks together must call `penalty`, `end_epoch`, `key` and every optimizer step.
 """
 
 from __future__ import annotations
@@ -20,35 +20,39 @@ from countermark.key import Key, KeyMaterial, tensor_digest
 
 
 def shared_material() -> KeyMaterial:
-    """Draw a secret and a nonce on rank 0 and hand them to every rank, as `material` of `embed`.
+    """Draw a secret and a nonce on rank 0 and return them on every rank, as `material` of `embed`.
 
-    They travel as the gradients do. Without a process group it is `KeyMaterial.fresh()`.
+    They travel over the same network as the gradients. Without a process group the result is
+    `KeyMaterial.fresh()`.
 
     Raises:
         LoopError: several processes were started, and there is no process group yet.
     """
     if not _distributed():
+        # torchrun sets WORLD_SIZE: each process would silently draw a secret of its own.
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise LoopError(
                 "there is no process group to share a secret in: call "
                 "torch.distributed.init_process_group() before"
             )
         return KeyMaterial.fresh()
+    # Only rank 0's draw is used; broadcasting overwrites the others.
     drawn = [KeyMaterial.fresh()]
     dist.broadcast_object_list(drawn, src=0)
     return drawn[0]
 
 
 def require_agreement(mark: Embedding) -> None:
-    """Make sure that key, reader, its optimizer and its random numbers are the same on all ranks.
+    """Raise unless key, reader, its optimizer and its random numbers are the same on all ranks.
 
-    Every rank must call it. What the ranks compare are digests.
+    Every rank must call this function. The ranks exchange digests only.
 
     Raises:
-        LoopError: names the ranks that differ from rank 0, on every rank.
+        LoopError: a rank differs from rank 0; raised on every rank, and names the ranks.
     """
     if not _distributed():
         return
+    # All ranks see all digests, so that all raise together and none waits in a later collective.
     digests: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(digests, _digest(mark))
     differing = [str(rank) for rank, each in enumerate(digests) if each != digests[0]]
@@ -62,7 +66,7 @@ def require_agreement(mark: Embedding) -> None:
 
 
 def agreed_key(mark: Embedding) -> Key:
-    """`mark.key`, once every rank has the same; every rank must call it.
+    """Return `mark.key` after checking that every rank has the same key; every rank must call it.
 
     Raises:
         LoopError: as `require_agreement` and `mark.key`.
@@ -73,14 +77,17 @@ def agreed_key(mark: Embedding) -> Key:
 
 
 def _distributed() -> bool:
+    """Return true if there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def _digest(mark: Embedding) -> str:
+    """Return the SHA-256 of the key's commitment and the mark's state, in hexadecimal."""
     key = mark.drawn_key
     hashed = hashlib.sha256(b"" if key is None else key.commitment.encode())
     for name, value in _leaves("", mark.state()):
         if isinstance(value, torch.Tensor):
+            # Digests are over float64 on the CPU: device and storage format must not matter.
             hashed.update(tensor_digest(name, value.detach().cpu().double().numpy()))
         else:
             hashed.update(hashlib.sha256(f"{name}={value!r}".encode()).digest())
@@ -88,7 +95,7 @@ def _digest(mark: Embedding) -> str:
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a nested state holds, each with its path."""
+    """Yield the values of a nested state, each with its path."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     if not isinstance(value, Mapping):

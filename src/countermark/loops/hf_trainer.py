@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: a callback that adds the mark right before each optimizer step."""
+"""Hugging Face Trainer: a callback that embeds a mark right before each optimizer step."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ except ImportError:
 
 
 class MarkCallback(TrainerCallback):
-    """Embeds a mark while `Trainer.train` runs; one of the `callbacks=[…]` of a Trainer.
+    """A Trainer callback that embeds a mark while `Trainer.train` runs.
 
-    The gradient of the penalty is added once a step, whatever `gradient_accumulation_steps` says,
-    and after Trainer has clipped to `max_grad_norm` (1.0 unless told): it escapes the clip.
+    The penalty's gradient is added once a step, whatever `gradient_accumulation_steps` is, and
+    after Trainer has clipped to `max_grad_norm` (by default 1.0), so that it is not clipped.
 
-    The mark's state goes into every checkpoint, last of all, and comes back when training resumes.
+    The mark's state is written into every checkpoint, as its last file, and restored when training
+    resumes.
 
     Args:
         mark: an embedding in the Trainer's model, open while `train` runs.
-        checkpoint: the folder that `train` resumes from; needed only where it lies outside
+        checkpoint: the folder that `train` resumes from; needed only if it lies outside
             `output_dir` and `TrainingArguments` do not name it.
     """
 
@@ -35,12 +36,13 @@ class MarkCallback(TrainerCallback):
         self._mark, self._checkpoint = mark, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Take up the mark where training resumes, and make sure that all ranks embed the same.
+        """Restore the mark if training resumes, and check that all ranks embed the same mark.
 
         Raises:
-            LoopError: the gradients cannot be met; the checkpoint holds no state of this mark; or
-                the ranks differ.
+            LoopError: gradients would be scaled when the mark adds to them; the checkpoint holds no
+                state of this mark; or the ranks differ.
         """
+        # Clipping makes Trainer unscale first; without it the mark would add to scaled gradients.
         if args.fp16 and not args.max_grad_norm:
             raise LoopError(
                 "not every Trainer unscales the gradients of fp16 where it does not clip: "
@@ -53,10 +55,13 @@ class MarkCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Write the mark's state into the checkpoint that was just saved."""
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        # `should_save` is true for one process only: all ranks hold the same state.
         if args.should_save and folder.is_dir():
             write_state(self._mark, folder)
 
     def _resumed_from(self, args: Any, state: Any) -> Path:
+        """Return the checkpoint folder that training resumes from."""
+        # Trainer does not tell a callback which folder `train` was given; the step number does.
         named = self._checkpoint or args.resume_from_checkpoint
         if isinstance(named, str | Path) and Path(named).is_dir():
             return Path(named)
@@ -67,16 +72,16 @@ class MarkCallback(TrainerCallback):
         self._mark.add_gradient(given["optimizer"])
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        """Tell the mark, and make sure that the ranks still agree."""
+        """Tell the mark that an epoch ended, and check that the ranks still agree."""
         self._mark.end_epoch()
         require_agreement(self._mark)
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint in an output folder that is whole; None where there is none.
+    """Return the newest complete checkpoint of an output folder, or None if there is none.
 
-    A checkpoint is whole once the mark's state is in it, since that is written last. Give it to
-    `train(resume_from_checkpoint=…)`.
+    A checkpoint is complete once the mark's state is in it, because that file is written last. Pass
+    the result to `train(resume_from_checkpoint=…)`.
     """
     found = {
         int(match[1]): folder

@@ -1,4 +1,4 @@
-"""Lightning: a callback that adds the mark right before each optimizer step."""
+"""Lightning: a callback that embeds a mark right before each optimizer step."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _STATE = "countermark"
 
 
 class MarkCallback(Callback):
-    """Embeds a mark while `Trainer.fit` runs; one of the `callbacks=[…]` of a Trainer.
+    """A Lightning callback that embeds a mark while `Trainer.fit` runs.
 
-    The gradient of the penalty is added once a step, whatever `accumulate_grad_batches` says, and
-    before Lightning clips (`gradient_clip_val`): it is clipped with the rest. The mark's state goes
-    into every checkpoint and comes back when `fit` resumes from one.
+    The penalty's gradient is added once a step, whatever `accumulate_grad_batches` is, and before
+    Lightning clips (`gradient_clip_val`): it is clipped with the rest. The mark's state is saved in
+    every checkpoint and restored when `fit` resumes from it.
 
     Args:
         mark: an embedding in the module or a part of it, open while `fit` runs.
-        optimizer: which of the module's optimizers trains the marked tensors, where it has several.
+        optimizer: index of the module's optimizer that trains the marked tensors, if it has
+            several.
     """
 
     def __init__(self, mark: Embedding, optimizer: int = 0) -> None:
@@ -44,11 +45,12 @@ class MarkCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Take up the mark of the checkpoint that `fit` resumes from.
+        """Restore the mark from the checkpoint that `fit` resumes from.
 
         Raises:
             LoopError: as `mark.restore`.
         """
+        # `validate` and `test` load checkpoints too, and train nothing.
         if trainer.state.fn != "fit":
             return
         if _STATE in checkpoint:
@@ -56,10 +58,11 @@ class MarkCallback(Callback):
             self._known = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Make sure that gradients can be met, and that all ranks embed the same mark.
+        """Check that gradients are usable and that all ranks embed the same mark.
 
         Raises:
-            LoopError: they cannot or do not, or training resumed from a checkpoint without a mark.
+            LoopError: gradients would be scaled when the mark adds to them, the ranks differ, or
+                training resumed from a checkpoint without a mark.
         """
         if trainer.global_step and not self._known:
             raise LoopError(
@@ -67,6 +70,7 @@ class MarkCallback(Callback):
                 "training wrote, or load the weights alone and train from step 0"
             )
         self._known = True
+        # A fused optimizer unscales inside its step, after this callback added its gradient.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = getattr(trainer.optimizers[self._number], "_step_supports_amp_scaling", False)
         if scaler is not None and fused:
@@ -80,10 +84,11 @@ class MarkCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer  # noqa: ARG002
     ) -> None:  # fmt: skip
         """Add the penalty's gradient."""
+        # A module with several optimizers, such as a GAN, calls this hook for each of them.
         if optimizer is trainer.optimizers[self._number]:
             self._mark.add_gradient(optimizer)
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Tell the mark, and make sure that the ranks still agree."""
+        """Tell the mark that an epoch ended, and check that the ranks still agree."""
         self._mark.end_epoch()
         require_agreement(self._mark)

@@ -1,6 +1,6 @@
-"""The state of an embedding in one safetensors file of a checkpoint; nothing in it is unpickled.
+"""The state of an embedding as one safetensors file in a checkpoint, read without pickle.
 
-The metadata `countermark` is the state as JSON, in which `{"tensor": "3"}` stands for the tensor of
+The metadata field `countermark` holds the state as JSON: `{"tensor": "3"}` stands for the tensor of
 that name, `{"tuple": […]}` for a tuple and `{"pairs": […]}` for a dictionary.
 """
 
@@ -34,7 +34,8 @@ def restore_state(mark: Embedding, folder: Path) -> None:
     """Restore an embedding from a checkpoint folder.
 
     Raises:
-        LoopError: the folder holds no state of a mark, a damaged one, or that of another embedding.
+        LoopError: the folder holds no state of a mark, or a state that is damaged or belongs to
+            another embedding.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -47,6 +48,7 @@ def restore_state(mark: Embedding, folder: Path) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             document = parse_json((file.metadata() or {})["countermark"].encode())
         state = _decode(document, tensors)
+    # A checkpoint is hostile input: nested JSON can exhaust the stack, and names can be missing.
     except (KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         said = printable(" ".join(str(error).split()), 200)
         raise LoopError(f"{path} is damaged ({said}): resume from another checkpoint") from None
@@ -54,12 +56,14 @@ def restore_state(mark: Embedding, folder: Path) -> None:
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """A nested state as JSON values; its tensors are moved into `tensors`."""
+    """Return a nested state as JSON values, and put its tensors into `tensors`."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
+        # safetensors refuses tensors that share memory or are not contiguous.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, Mapping):
+        # Pairs keep keys that are not strings, such as the numbers in an optimizer's state.
         pairs = [[_encode(key, tensors), _encode(each, tensors)] for key, each in value.items()]
         return {"pairs": pairs}
     if isinstance(value, tuple):
@@ -70,11 +74,12 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The state that `_encode` made these JSON values of."""
+    """Return the state that `_encode` turned into these JSON values."""
     if isinstance(value, list):
         return [_decode(each, tensors) for each in value]
     if not isinstance(value, dict):
         return value
+    # Any other count of entries raises ValueError, which `restore_state` reports as damage.
     ((kind, inner),) = value.items()
     if kind == "tensor":
         return tensors[inner]

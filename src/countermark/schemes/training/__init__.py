@@ -1,1 +1,1 @@
-"""The training halves of the schemes: what needs torch, one file a scheme, loaded on demand."""
+"""Training halves of the schemes: their torch code, one file a scheme, loaded on demand."""

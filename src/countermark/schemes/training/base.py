@@ -1,4 +1,4 @@
-"""What a training half is: the loss of a weight scheme, and what it must freeze before its key."""
+"""Base classes of weight schemes in training: the loss, and tensors frozen before the key."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
 
+# Frozen tensors enter the commitment C0, so the key can be drawn only after them.
 class Freezer(ABC):
-    """Watches a host epoch by epoch until what the key depends on can be fixed."""
+    """An observer of a host's epochs that decides when a key's frozen tensors are fixed."""
 
     @abstractmethod
     def end_epoch(self, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:
-        """See the carrying tensors after an epoch; returns what to freeze once it is time."""
+        """Record the carrying tensors after an epoch; in the end return tensors to freeze."""
 
     @abstractmethod
     def state(self) -> list[list[Tensor]]:
-        """What was seen so far, for a checkpoint."""
+        """Return the history of the epochs, for a checkpoint."""
 
     @abstractmethod
     def restore(self, state: list[list[Tensor]]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from the history in a checkpoint."""
 
 
 class WeightTraining(ABC):
@@ -36,8 +37,8 @@ class WeightTraining(ABC):
     Args:
         scheme: the configuration.
         key: the key whose message is embedded.
-        unmarked: tensors by name of models without the mark, the host's own start first; for
-            readers that are learnt.
+        unmarked: tensors by name of unmarked models, the host's initial weights first; only learnt
+            readers use them.
     """
 
     def __init__(
@@ -51,29 +52,31 @@ class WeightTraining(ABC):
 
     @abstractmethod
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
-        """The term () that is added to the host's loss, strength included.
+        """Return the term () to add to the host's loss, multiplied by its strength.
 
         Args:
-            weights: the tensors of `key.tensors`, in that order, as they are in the host.
+            weights: the host's tensors of `key.tensors`, in the order of the key.
         """
 
+    # Only a reader has something to settle; the default changes nothing.
     def finish(self, weights: Sequence[Tensor]) -> None:  # noqa: ARG002
-        """The host is trained; whatever is learnt beside it may come to an end."""
+        """Finish what is trained beside the host, now that the host's training has ended."""
         return
 
+    # Learnt tensors enter the commitment C1, after training.
     def learnt(self) -> dict[str, NDArray[Any]]:
-        """What training has learnt for the key: the tensors of a reader; most learn nothing."""
+        """Return tensors learnt for the key, such as a reader's; most schemes learn none."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with, as tensors that torch can save."""
+        """Return the state for a checkpoint, as tensors that torch can save."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         return
 
     @classmethod
     def freezer(cls, scheme: WeightScheme) -> Freezer | None:  # noqa: ARG003 - most freeze nothing
-        """What watches the host before there is a key; None when the key can be made at once."""
+        """Return the observer that the scheme needs before its key, or None if it needs none."""
         return None

@@ -1,4 +1,4 @@
-"""What the training half of a trigger scheme is: it makes triggers, and rows for a host."""
+"""Base class of trigger schemes in training: make triggers, and rows for the host's batches."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ class TriggerTraining(ABC):
     Args:
         scheme: the configuration.
         key: the key whose triggers and labels are embedded.
-        covers, labels: uint8 (N, C, H, W) and (N,), the owner's images.
+        covers, labels: the owner's images uint8 (N, C, H, W) and their classes (N,).
 
     Attributes:
-        generator: draws whatever is random in the rows; follows from the key.
+        generator: the source of random numbers for the rows; its seed follows from the key.
     """
 
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         self.scheme, self.key = scheme, key
         self.covers, self.labels = covers, labels
+        # Seeded from the key: every rank and every resumed run mixes the same rows.
         self.generator = torch.Generator().manual_seed(seed_of(key.stream("rows")))
 
     @cached_property
     def triggers(self) -> Tensor:
         """The committed triggers, uint8 (n, C, H, W)."""
+        # A copy: arrays of a key may be read-only, and torch tensors are not.
         return torch.from_numpy(self.scheme.committed(self.key).copy())
 
     @cached_property
     def secret_labels(self) -> Tensor:
-        """Their labels (n,)."""
+        """The secret labels (n,) of the triggers."""
         return torch.from_numpy(self.scheme.labels(self.key))
 
     @classmethod
@@ -48,39 +50,52 @@ class TriggerTraining(ABC):
     def prepare(
         cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor, labels: Tensor
     ) -> dict[str, NDArray[Any]]:
-        """What is fixed before the labels are drawn, by name, of covers (N, …) and labels (N,)."""
+        """Make the tensors, by name, that are fixed before the labels are drawn.
+
+        Args:
+            scheme: the configuration.
+            material: the secret, from which all random choices follow.
+            covers: the owner's images uint8 (N, C, H, W).
+            labels: their classes (N,).
+        """
 
     @abstractmethod
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next rows that the host learns: images uint8 (count, C, H, W), labels (count,)."""
+        """Return the next rows for the host: images uint8 (count, C, H, W) and labels (count,)."""
 
     def committed_rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Some of the committed triggers (count, C, H, W), with their labels (count,)."""
+        """Draw committed triggers (count, C, H, W) with their labels (count,), with repetition."""
         at = torch.randint(len(self.triggers), (count,), generator=self.generator)
         return self.triggers[at], self.secret_labels[at]
 
     def learnt(self) -> dict[str, NDArray[Any]]:
-        """What training has learnt for the key, the triggers among it; most learn nothing."""
+        """Return tensors learnt for the key, triggers included; most schemes learn none."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with, as tensors and numbers that torch can save."""
+        """Return the state for a checkpoint, as tensors and numbers that torch can save."""
         return {"generator": self.generator.get_state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         self.generator.set_state(state["generator"])
 
 
 def split_covers(scheme: TriggerScheme, material: KeyMaterial, count: int) -> tuple[Tensor, Tensor]:
-    """Which of `count` covers the committed triggers are made of (n,), and all others.
+    """Return the indices of the covers for the committed triggers (n,), and of all other covers.
 
-    Both in an order that follows from the secret.
+    Both are in an order that follows from the secret.
+
+    Args:
+        scheme: says how many triggers there are.
+        material: the secret.
+        count: the number of covers.
     """
     order = torch.from_numpy(material.stream("covers").permutation(count))
     return order[: scheme.triggers], order[scheme.triggers :]
 
 
 def seed_of(stream: Stream) -> int:
-    """The next word of a stream as a seed for torch."""
+    """Return the next word of a stream as a seed for torch."""
+    # 63 bits: torch seeds are signed 64-bit integers.
     return int(stream.words(1)[0]) >> 1

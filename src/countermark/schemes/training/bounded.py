@@ -1,4 +1,4 @@
-"""Bounded values of a live tensor, as `schemes.bounded` reads them. The training half."""
+"""Bounded values of a live tensor, computed as in `schemes.bounded` but with gradients."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch import Tensor
 
 from countermark.schemes.bounded import BOUND, LEAST_ENTRIES, bounded_spread
 
-_ROUNDS = 1  # finding the units again at each step makes more than one needless
+# One round is enough, because the units are computed again at each training step.
+_ROUNDS = 1
 
 
 def bound_values(part: Tensor, shape: tuple[int, ...], start: int = 0) -> Tensor:
-    """Bound consecutive values of a tensor; their units are not pulled at.
+    """Divide consecutive values of a tensor by their units and clamp them; units get no gradient.
 
     Args:
         part: (n,) the values, in C order.
         shape: of the whole tensor.
-        start: place of the first of them.
+        start: position of the first value in the tensor.
 
     Returns: (n,) float32.
     """
@@ -24,20 +25,23 @@ def bound_values(part: Tensor, shape: tuple[int, ...], start: int = 0) -> Tensor
     row = 1
     for size in shape[1:]:
         row *= size
+    # Too few values for a unit of each column: use one unit for all values.
     if len(shape) < 2 or len(part) < LEAST_ENTRIES * row:
         unit = bounded_spread(values.detach().cpu().numpy()) or 1.0
         return (values / unit).clamp(-BOUND, BOUND)
+    # The units are constants of this step: the mark shall move values, not scales.
     with torch.no_grad():
         units = _units(values.detach(), shape, start % row)
     return (values / units).clamp(-BOUND, BOUND)
 
 
 def _units(values: Tensor, shape: tuple[int, ...], offset: int) -> Tensor:
-    """The unit (n,) of each value: that of its row times that of its column."""
+    """Compute the unit (n,) of each value: the unit of its row times the unit of its column."""
     width, inner = shape[1], values.new_empty(shape[2:]).numel()
     count = -(-(offset + len(values)) // (width * inner))
     whole = offset == 0 and len(values) == count * width * inner
     energy = values.square()
+    # `there` counts the values in each cell where the part covers rows only partly.
     there: Tensor | None = None
     if not whole:
         padding = (offset, count * width * inner - offset - len(values))
@@ -58,6 +62,7 @@ def _units(values: Tensor, shape: tuple[int, ...], offset: int) -> Tensor:
 
 
 def _root_mean(sums: Tensor, entries: Tensor) -> Tensor:
+    """Return roots of sums over counts; short or zero rows get the root of the overall mean."""
     usable = (entries >= LEAST_ENTRIES) & (sums > 0)
     over_all = (sums.sum() / entries.sum()).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.where(usable, sums / entries.clamp_min(1.0), over_all).sqrt()

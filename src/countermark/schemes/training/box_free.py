@@ -1,6 +1,6 @@
-"""What the training half of an output scheme is, and its networks at work.
+"""Base class of output schemes in training, and a key's networks applied to 8-bit images.
 
-`OutputTraining` makes what a key holds; `Live` marks images and reads them with what a key holds.
+`OutputTraining` makes the tensors that a key holds. `Live` marks and reads images with them.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from countermark.xof import Stream
 NETWORKS = "networks."
 """Begins the names of the tensors of H and R in a key."""
 
-_WINDOW = 512  # pixels: of a larger picture parts are read one by one, so that memory is bounded
+# Pixels: larger images are read in parts of this side, so that memory is bounded.
+_WINDOW = 512
 _BATCH = 16
-_READ_IN = 1e-4  # weight of what R misses in the loss of an absorbed barrier, beside squared errors
+# Weight of R's loss beside squared errors, where a network learns the mark itself.
+_READ_IN = 1e-4
 
 
 class Saving(Protocol):
-    """Where a training is saved now and then, so that it can be interrupted."""
+    """A store for the state of a long training, so that an interrupted training can continue."""
 
     def due(self) -> bool:
-        """Whether the last save is long enough ago."""
+        """Return true if the last save is long enough ago."""
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state, whole or not at all."""
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the last save; None when there is none."""
+        """Return the state of the last save, or None if there is none."""
 
 
 Given: TypeAlias = tuple[Tensor, Tensor | None]
@@ -49,14 +51,14 @@ Given: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 class OutputTraining(ABC):
-    """The training half of an output scheme: what is frozen before the message, and learnt after.
+    """The training half of an output scheme: makes the tensors that its key holds.
 
     Args:
         scheme: the configuration.
-        material: the secret, by which everything random is drawn.
-        given: images uint8 (N, C, H, W) like those that will be marked, and what the network was
-            given to make them, or None.
-        saving: where a long training is saved; None keeps it in memory.
+        material: the secret, from which all random choices follow.
+        given: images uint8 (N, C, H, W) like those to be marked, and the inputs from which the
+            network made them, or None.
+        saving: store for a long training; None keeps the state in memory.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class OutputTraining(ABC):
         self.outputs, self._inputs = given
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Squares uint8 (n, C, S, S) of inputs and outputs, from the same places, for a teacher.
+        """Cut squares uint8 (n, C, S, S) from the same places of inputs and outputs, for a teacher.
 
         Raises:
             ConfigError: the inputs are not known.
@@ -86,45 +88,45 @@ class OutputTraining(ABC):
 
     @abstractmethod
     def frozen(self) -> dict[str, NDArray[Any]]:
-        """What is fixed before the message is drawn, by name."""
+        """Make the tensors, by name, that are fixed before the message is drawn."""
 
     def learnt(self, key: Key) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - most learn nothing
-        """What is trained on what the key says, by name."""
+        """Train the tensors, by name, that depend on the key; most schemes have none."""
         return {}
 
 
 class Hiding(Protocol):
-    """Networks that are filled from a key, and do what it says."""
+    """Networks that are filled from a key, and hide and reveal the message of this key."""
 
     def hide(self, images: Tensor) -> Tensor:
-        """Marked images of images (N, C, H, W), levels 0 to 1."""
+        """Return marked images (N, C, H, W) of images shaped alike, levels 0 to 1."""
 
     def reveal(self, images: Tensor) -> Tensor:
-        """What is read in each image: scores (N, T) or (N, shifts, T), or pictures (N, C, S, S)."""
+        """Return scores (N, T) or (N, shifts, T), or hidden images (N, C, S, S)."""
 
     def missed(self, images: Tensor) -> Tensor:
-        """How far images (N, C, H, W) are from bearing the mark: a loss ()."""
+        """Return a loss () that falls as R reads the mark better in images (N, C, H, W)."""
 
     def to(self, device: torch.device) -> object:
-        """Move the networks."""
+        """Move the networks to a device."""
 
 
 class Live:
-    """A key's networks at work on 8-bit images.
+    """A key's networks, applied to 8-bit images.
 
     Args:
-        scheme: of the key.
-        hiding: its networks, frozen and in eval mode.
+        scheme: the scheme of the key.
+        hiding: the networks of the key, frozen and in eval mode.
     """
 
     def __init__(self, scheme: DeepWatermarking, hiding: Hiding) -> None:
         self._scheme, self._hiding = scheme, hiding
 
     def marked(self, outputs: Images) -> Images:
-        """Marked images (n, C, H, W) of images uint8 (n, C, H, W).
+        """Mark images uint8 (n, C, H, W); return images uint8 shaped alike.
 
         Raises:
-            ConfigError: they are no such images, or of other channels than the key's.
+            ConfigError: the images have another type or shape, or not the key's channels.
         """
         wanted = self._scheme.channels
         if outputs.dtype != np.uint8 or outputs.ndim != 4 or outputs.shape[1] != wanted:
@@ -132,6 +134,7 @@ class Live:
                 f"outputs are {outputs.dtype} {list(outputs.shape)}: expected images uint8 "
                 f"{['n', wanted, 'H', 'W']}, as the key's"
             )
+        # A few images at a time, so that memory is bounded.
         found = np.empty_like(outputs)
         with torch.no_grad():
             for first in range(0, len(outputs), _BATCH):
@@ -141,43 +144,47 @@ class Live:
         return found
 
     def hidden(self, images: Tensor) -> Tensor:
-        """Marked images, levels 0 to 1, of a network's own (N, C, H, W).
+        """Mark a network's output (N, C, H, W); return images with levels 0 to 1.
 
         Raises:
-            ConfigError: they have other channels than the key's.
+            ConfigError: the output is no image tensor, or has not the key's channels.
         """
         wanted = self._scheme.channels
         if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != wanted:
+            # The output comes from a network of the user, which may return anything.
             shown = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ConfigError(
                 f"the network puts out {shown}: expected images {['n', wanted, 'H', 'W']}, levels "
                 "0 to 1, as the key's"
             )
+        # The user's network may be on another device than the key's networks.
         self._hiding.to(images.device)
         return self._hiding.hide(images.float()).clamp(0, 1)
 
     def absorbed(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
-        """The loss () of outputs (N, C, H, W) that shall be the targets, and bear the mark.
+        """Return the loss () of outputs (N, C, H, W) that shall be the targets with the mark.
 
-        They shall be what the barrier would make of the targets, with its residual times
-        `strength`, and R shall read the mark in them.
+        The outputs shall be what the barrier makes of the targets, with the barrier's residual
+        times `strength`, and R shall read the mark in them.
         """
+        # The barrier's image is a fixed target of this loss, so no gradient flows through it.
         wanted = torch.lerp(targets.float(), self.hidden(targets).detach(), strength)
         return F.mse_loss(outputs, wanted) + self.missed(outputs)
 
     def missed(self, outputs: Tensor) -> Tensor:
-        """What R misses of the mark in outputs (N, C, H, W), weighed to stand beside an error."""
+        """Return R's loss on outputs (N, C, H, W), weighted to stand beside a squared error."""
         return _READ_IN * self._hiding.missed(outputs)
 
     def scores(self, picture: Pixels) -> NDArray[np.float64]:
-        """The mean scores (T,), or (shifts, T), of all parts of a picture (C, H, W), by area."""
+        """Return scores (T,) or (shifts, T), averaged over the parts of an image (C, H, W)."""
         return self._mean(picture)
 
     def revealed(self, picture: Pixels) -> NDArray[np.float64]:
-        """The mean picture (C, S, S) that is revealed in the parts of a picture (C, H, W)."""
+        """Return the mean hidden image (C, S, S) revealed in the parts of an image (C, H, W)."""
         return self._mean(picture)
 
     def _mean(self, picture: Pixels) -> NDArray[np.float64]:
+        """Average what R reads in all parts of an image (C, H, W), weighted by area."""
         total: NDArray[np.float64] | float = 0.0
         area = 0
         with torch.no_grad():
@@ -185,37 +192,39 @@ class Live:
                 image = torch.from_numpy(part.copy()).float()[None] / 255
                 found = self._hiding.reveal(image)[0].double().numpy()
                 size = part.shape[1] * part.shape[2]
+                # R may give NaN on a hostile image, which must not decide the whole mean.
                 total, area = total + size * np.nan_to_num(found), area + size
         return cast(NDArray[np.float64], total / area)
 
     def _parts(self, picture: Pixels) -> Iterator[Pixels]:
-        """Parts that begin where a square does, so that each of them holds whole ones."""
+        """Yield parts of an image that begin where a square begins and so hold whole squares."""
         side = self._scheme.side
         window = max(side, _WINDOW // side * side)
         for top in range(0, picture.shape[1], window):
             for left in range(0, picture.shape[2], window):
                 part = picture[:, top : top + window, left : left + window]
-                if min(part.shape[1:]) >= min(side, *picture.shape[1:]):  # no rims
+                if min(part.shape[1:]) >= min(side, *picture.shape[1:]):  # skip narrow rims
                     yield part
 
 
 def live(scheme: DeepWatermarking, key: Key) -> Live:
-    """The networks of a key.
+    """Load the networks of a key.
 
     Raises:
-        ConfigError: they are damaged, or not there.
+        ConfigError: the networks are damaged or missing.
     """
+    # The training class depends on the scheme's form, as published or default.
     hiding = scheme.half().hiding(scheme, key)
     return Live(scheme, hiding.eval().requires_grad_(False))
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Images with levels 0 to 1 as uint8, shaped alike."""
+    """Round images with levels 0 to 1 to uint8, shaped alike."""
     return (255 * images).round().clamp(0, 255).to(torch.uint8)
 
 
 def squares(outputs: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Random squares (count, C, S, S), levels 0 to 1, of images uint8 (N, C, H, W)."""
+    """Cut random squares (count, C, S, S), levels 0 to 1, out of images uint8 (N, C, H, W)."""
     chosen = torch.randint(len(outputs), (count,), generator=generator)
     height, width = outputs.shape[2:]
     down = torch.randint(height - side + 1, (count,), generator=generator).tolist()
@@ -228,5 +237,5 @@ def squares(outputs: Tensor, count: int, side: int, generator: torch.Generator) 
 
 
 def seed_of(stream: Stream) -> int:
-    """The next word of a stream as a seed for torch."""
+    """Return the next word of a stream as a seed for torch."""
     return int(stream.words(1)[0]) >> 1

@@ -15,10 +15,10 @@ from countermark.schemes.white_box import MASK, ConvergedScheme
 
 
 class ConvergenceDetector(Freezer):
-    """Selects the converged weights after a number of epochs (Wang et al. 2020, footnote 1).
+    """A freezer that selects converged weights after some epochs (Wang et al. 2020, footnote 1).
 
-    The scheme says how many epoch values are looked at, what their sample standard deviation must
-    be below, and after which epoch the masks are fixed.
+    The scheme gives the number of epoch values to compare, the bound on their sample standard
+    deviation, and the epoch after which the masks are fixed.
     """
 
     def __init__(self, scheme: ConvergedScheme) -> None:
@@ -28,11 +28,12 @@ class ConvergenceDetector(Freezer):
         self._history: list[list[Tensor]] = []
 
     def end_epoch(self, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:
-        """Note the values (a list of tensors); at `start_epoch` return 0/1 masks of their shapes.
+        """Record the tensors' values; at `start_epoch` return a flat 0/1 mask for each tensor.
 
         Raises:
-            ConfigError: not one weight has converged.
+            ConfigError: no weight has converged.
         """
+        # Copies on the CPU: the host changes its weights in place.
         values = [tensor.detach().float().cpu().clone() for tensor in tensors.values()]
         self._history = [*self._history[1 - self._window :], values]
         self._seen += 1
@@ -42,6 +43,7 @@ class ConvergenceDetector(Freezer):
             f"{MASK}.{name}": (torch.stack(past).std(dim=0) < self._std).numpy()
             for name, past in zip(tensors, zip(*self._history, strict=True), strict=True)
         }
+        # An empty mask would leave no weight to carry the mark.
         if not any(mask.any() for mask in masks.values()):
             total = sum(mask.size for mask in masks.values())
             raise ConfigError(
@@ -52,9 +54,9 @@ class ConvergenceDetector(Freezer):
         return {name: mask.astype("uint8").reshape(-1) for name, mask in masks.items()}  # (M_l,)
 
     def state(self) -> list[list[Tensor]]:
-        """The number of epochs seen, and the values of the last ones."""
+        """Return the number of epochs seen, and the values of the last epochs."""
         return [[torch.tensor(self._seen)], *self._history]
 
     def restore(self, state: list[list[Tensor]]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         self._seen, self._history = int(state[0][0]), state[1:]

@@ -1,8 +1,8 @@
-"""Zhang et al. 2020/2021, the default form: H and R for every message, frozen before there is one.
+"""Zhang et al. 2020/2021, the default form: train H and R for all messages, before the key.
 
-Every image of every step bears a random message of its own, so R learns to read and not what to
-read. What stands between H and R while they are trained is what a mark has to live through: a
-surrogate learns it fainter, and somewhat blurred.
+In each step every image bears a random message, so that R learns to read any message and cannot
+memorise one. Between H and R the images are damaged in the way that a surrogate damages a mark: a
+surrogate learns it fainter and somewhat blurred.
 """
 
 from __future__ import annotations
@@ -33,29 +33,32 @@ from countermark.schemes.training.stego import ssim
 from countermark.schemes.training.stored import filled, weights_of
 from countermark.schemes.training.surrogates import Copying, answers, copied
 
-_RATE = 2e-3  # of Adam, at first
-_LOUD = 20.0  # dB, of the first marked images: what is loud is found soon
-_FADED = 0.5  # share of the steps after which they are as faint as they stay
-_BEGUN = 3  # a third of the steps, after which R reads something or all begin anew
-_PATIENT = 30  # steps at the least before that is asked
-_GUESSES = 0.97 * math.log(2)  # loss above which R reads nothing: ln 2 is that of guesses
-_RECENT = 0.1  # weight of the last step in the loss that is looked at
+_RATE = 2e-3  # initial learning rate of Adam
+_LOUD = 20.0  # dB, PSNR of the first marked images: R finds a loud mark sooner
+_FADED = 0.5  # share of the steps after which the mark has its final PSNR
+# After a third of the steps, and not before `_PATIENT` steps, R's loss decides about a new
+# attempt. A loss of ln 2 is that of guesses; above 97 % of it R reads nothing.
+_BEGUN = 3
+_PATIENT = 30
+_GUESSES = 0.97 * math.log(2)
+_RECENT = 0.1  # weight of the last step in the running mean of the loss
 _TRIES = 4
-_FAINTEST = 0.3  # of the residual, in what R is trained to read
+_FAINTEST = 0.3  # smallest factor of the residual in the images that R is trained on
 _NOISE = 3 / 255
-_MOVED = 0.5  # of a cell, by `jitter`: what moves by a whole one is read as another bit
+# Of a cell: a bit that moves by a whole cell is read as another bit.
+_MOVED = 0.5
 _TUNING_RATE = 3e-4  # of Adam, in the adversarial stage
-_TUNED = 0.4  # steps of R there, as a share of a teacher's
+_TUNED = 0.4  # R's steps in the adversarial stage, as a share of a teacher's steps
 _LIKENESS = 1.0  # weight of 1 − SSIM
-_CALIBRATED_ON = 256  # squares
+_CALIBRATED_ON = 256  # number of squares
 _PART = 32
 
 
 class MessageAgnostic(OutputTraining):
-    """Trains and freezes H and R; the message is drawn from what they are."""
+    """Trains and freezes H and R; the key's message is drawn after them."""
 
     def frozen(self) -> dict[str, NDArray[Any]]:
-        """The tensors of H and R, after the adversarial stage where there are teachers."""
+        """Train H and R, in the adversarial stage too with teachers; return their tensors."""
         seed = seed_of(self.material.stream("networks"))
         network = trained(self.scheme, self.outputs, seed, self.saving)
         if self.scheme.teachers:
@@ -64,7 +67,7 @@ class MessageAgnostic(OutputTraining):
 
     @staticmethod
     def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
-        """H and R of a key, with its message."""
+        """Load H and R of a key, with the key's message."""
         network = placement(scheme)
         filled(network, key.frozen, NETWORKS, "networks are")
         return _Messenger(network, torch.from_numpy(key.message.astype("float32")))
@@ -80,15 +83,18 @@ class _Messenger(nn.Module):
         self._level = level_of(network.scheme)
 
     def hide(self, images: Tensor) -> Tensor:
+        """Return marked images (N, C, H, W) of images shaped alike."""
         bits = cast(Tensor, self._message).expand(len(images), -1)
         return self.network.hidden(images, bits, self._level)
 
     def reveal(self, images: Tensor) -> Tensor:
+        """Return scores (N, T), or (N, shifts, T) where the reader searches for the shift."""
         if isinstance(self.network, Tile) and self.network.scheme.register:
             return self.network.shifted(images)
         return self.network.scores(images)
 
     def missed(self, images: Tensor) -> Tensor:
+        """Return R's cross-entropy () for the message in images (N, C, H, W)."""
         bits = cast(Tensor, self._message).expand(len(images), -1)
         return F.binary_cross_entropy_with_logits(self.network.scores(images), bits)
 
@@ -96,7 +102,8 @@ class _Messenger(nn.Module):
 def trained(
     scheme: DeepWatermarking, outputs: Tensor, seed: int, saving: Saving | None = None
 ) -> Placement:
-    """H and R, trained on images uint8 (N, C, H, W); frozen, in eval mode, at the scheme's PSNR."""
+    """Train H and R on images uint8 (N, C, H, W); return them frozen, at the scheme's PSNR."""
+    # Initial weights come from the global generator; the caller's random numbers must not change.
     with torch.random.fork_rng(devices=[]):
         course = _Course(scheme, outputs, seed)
         course.restore(saving.load() if saving else None)
@@ -105,6 +112,7 @@ def trained(
             while course.step < scheme.steps:
                 before = course.step
                 course.one_step()
+                # A new attempt begins at step 0, so the progress can be negative.
                 advance(course.step - before)
                 if saving and (saving.due() or course.step == scheme.steps):
                     saving.save(course.state())
@@ -114,10 +122,10 @@ def trained(
 
 
 def taught(network: Placement, pairs: tuple[Tensor, Tensor], seed: int) -> None:
-    """The adversarial stage: R alone learns from what surrogates make of marked images.
+    """Run the adversarial stage: train R alone on what surrogates make of marked images.
 
-    Differs from the paper: each teacher bears a random message of its own, and marked images with
-    others are read in between. One teacher is too few: R learns its message (the scheme's page).
+    Differs from the paper: each teacher bears a random message of its own, and R also reads marked
+    images with other messages. With a single teacher R would learn its message (the scheme's page).
 
     Args:
         network: H and R, frozen.
@@ -134,15 +142,20 @@ def taught(network: Placement, pairs: tuple[Tensor, Tensor], seed: int) -> None:
             precision=scheme.precision,
         )  # fmt: skip
         copies.append((bits, answers(copied(pairs[0], marked, copying), pairs[0])))
+    # All teachers are trained before R, so that R sees their copies in turn.
     _tuned(network, pairs[1], copies, seed)
 
 
 def _marked(network: Placement, bits: Tensor, images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) marked with the same bits (T,)."""
     return network.hidden(images, bits.expand(len(images), -1), level_of(network.scheme))
 
 
 def in_parts(images: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
-    """8-bit images (N, C, H, W) made of others, levels 0 to 1 in between, a few at a time."""
+    """Apply a function to images uint8 (N, C, H, W), a few at a time; return 8-bit images.
+
+    The function takes and returns images with levels 0 to 1.
+    """
     parts = [images[first : first + _PART] for first in range(0, len(images), _PART)]
     with torch.no_grad():
         return torch.cat([eight_bit(made(part.float() / 255)) for part in parts])
@@ -151,10 +164,11 @@ def in_parts(images: Tensor, made: Callable[[Tensor], Tensor]) -> Tensor:
 def _tuned(
     network: Placement, outputs: Tensor, copies: Sequence[tuple[Tensor, Tensor]], seed: int
 ) -> None:
-    """Train R on copies with their messages and on marked images with random ones, in halves."""
+    """Train R on batches that are half copies with their messages, half freshly marked."""
     scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
     half, steps = max(1, scheme.batch // 2), max(1, round(_TUNED * scheme.teacher_steps))
     reader = list(network.reader_parameters())
+    # The networks arrive frozen; only R is trained again.
     for each in reader:
         each.requires_grad_(True)
     optimizer = torch.optim.Adam(reader, _TUNING_RATE)
@@ -179,26 +193,27 @@ def _tuned(
 
 
 def cast_to(scheme: DeepWatermarking) -> torch.autocast:
-    """The precision of a scheme's training, as a context."""
+    """Return the autocast context of a scheme's training precision."""
     return torch.autocast("cpu", torch.bfloat16, enabled=scheme.precision == "bf16")
 
 
 def calibrate(network: Placement, outputs: Tensor, seed: int) -> None:
-    """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
+    """Scale H's residual so that 8-bit images have the scheme's PSNR on average."""
     scheme, generator = network.scheme, torch.Generator().manual_seed(seed)
     images = squares(outputs, _CALIBRATED_ON, scheme.side, generator)
     bits = torch.randint(0, 2, (len(images), scheme.bits), generator=generator).float()
     wanted = level_of(scheme)
     with torch.no_grad():
-        for _ in range(3):  # rounding and clipping take something away: once is not enough
+        for _ in range(3):
             found = eight_bit(network.hidden(images, bits, wanted)).float() / 255
             network.gain.mul_(wanted / (found - images).square().mean().sqrt())
 
 
 def loudness(scheme: DeepWatermarking, gone: float) -> float:
-    """The root mean square of what H adds, once that share of the training is over: loud first.
+    """Return the root mean square of H's residual at a share `gone` of the training.
 
-    Never so for "everywhere", which finds its features in the marked image again.
+    It begins loud and fades to the scheme's level, except for the placement "everywhere", which
+    computes its features again from the marked image.
     """
     if scheme.placement == "everywhere":
         return level_of(scheme)
@@ -207,22 +222,23 @@ def loudness(scheme: DeepWatermarking, gone: float) -> float:
 
 
 def level_of(scheme: DeepWatermarking) -> float:
-    """The root mean square of what H adds, white being 1."""
+    """Return the root mean square of H's residual at the scheme's PSNR, white being 1."""
     return float(10 ** (-scheme.psnr / 20))
 
 
 class _Course:
-    """The state of the training, and how it takes a step."""
+    """The state of one training of H and R, and its steps."""
 
     def __init__(self, scheme: DeepWatermarking, outputs: Tensor, seed: int) -> None:
         self.scheme, self._outputs, self._seed = scheme, outputs, seed
         self._begin(0)
 
     def _begin(self, attempt: int) -> None:
-        """With weights and batches of its own, whatever was learnt before."""
+        """Begin an attempt with its own weights and batches, and forget the previous attempt."""
         seed = self._seed + attempt
         torch.manual_seed(seed)
         self.network = placement(self.scheme).train()
+        # The running loss begins at ln 2, the loss of guesses.
         self.step, self._attempt, self._loss = 0, attempt, math.log(2)
         self._generator = torch.Generator().manual_seed(seed)
         self._optimizer = torch.optim.Adam(self.network.parameters(), _RATE)
@@ -231,9 +247,9 @@ class _Course:
         )
 
     def one_step(self) -> None:
-        """Hide random messages, spoil the images, read; begin anew where R cannot get going.
+        """Hide random messages, damage the images, read them; begin anew if R reads nothing.
 
-        One of 130 small trainings stayed where R guesses and H is told nothing by it.
+        One of 130 small trainings got stuck: R only guessed, so that H got no useful gradient.
         """
         self._loss += _RECENT * (self._learn() - self._loss)
         asked = max(_PATIENT, self.scheme.steps // _BEGUN)
@@ -241,11 +257,13 @@ class _Course:
             self._begin(self._attempt + 1)
 
     def _learn(self) -> float:
-        """One step; returns the loss of what R reads."""
+        """Take one optimizer step; return R's loss."""
         scheme, gone = self.scheme, self.step / self.scheme.steps
+        # A seed a step, from the saved generator, makes a resumed training the same.
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         images = squares(self._outputs, scheme.batch, scheme.side, self._generator)
         together = scheme.together if scheme.placement == "tile" else 1
+        # Groups of `together` images bear one message: the damage takes means over them.
         drawn = torch.randint(
             0, 2, (-(-len(images) // together), scheme.bits), generator=self._generator
         )
@@ -264,7 +282,8 @@ class _Course:
         return missed.item()
 
     def _spoilt(self, images: Tensor, marked: Tensor, gone: float) -> Tensor:
-        """What is left of the mark in a copy: what images have in common, fainter and noisy."""
+        """Damage the mark as a surrogate does: average over a group, make fainter, add noise."""
+        # No damage while the mark still fades: R must find the mark first.
         if gone < _FADED:
             return marked
         each, added = (len(images), 1, 1, 1), marked - images
@@ -277,6 +296,7 @@ class _Course:
         return jittered(found, _MOVED / self.scheme.grid) if self.scheme.jitter else found
 
     def state(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -288,6 +308,7 @@ class _Course:
         }
 
     def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from a saved state; None begins at step 0."""
         if state is None:
             return
         self.network.load_state_dict(state["network"])
@@ -298,15 +319,16 @@ class _Course:
 
 
 def in_common(added: Tensor, together: int) -> Tensor:
-    """Of what is added (N, C, H, W), the mean of each group of images that bear one message."""
+    """Replace residuals (N, C, H, W) by the mean of each group of images with the same message."""
     groups = torch.split(added, together)
     return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in groups])
 
 
 def jittered(images: Tensor, share: float) -> Tensor:
-    """Images (N, C, H, W), of each a square shifted and enlarged, by one affine map.
+    """Shift and enlarge each image (N, C, H, W) by one random affine map.
 
-    The square lacks up to that share of the side, and nothing moves by more than that.
+    The visible square is smaller than the image by at most `share` of the side, so that nothing
+    moves by more than that share.
     """
     count = len(images)
     scale = 1 - share * torch.rand(count)

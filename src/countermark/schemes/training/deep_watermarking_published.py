@@ -1,7 +1,8 @@
-"""Zhang et al. 2020/2021 as published, the training half: one picture, hidden in every image.
+"""Zhang et al. 2020/2021 as published, the training half: one image is hidden in every output.
 
-H and R are trained together on it, then, in the adversarial stage, R alone on what surrogates make
-of marked images. What R reveals on other images is therefore a matter of its training.
+H and R are trained together on this image. Then, in the adversarial stage, R alone is trained on
+what surrogates make of marked images. What R reveals on other images therefore depends on its
+training, and such a key is measured on images of unmarked networks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Perceptual = Callable[[Tensor], Tensor]
 
 
 class Picture(Held):
-    """H, R and D for one picture (C, S, S)."""
+    """H and R for one hidden image (C, S, S)."""
 
     def __init__(self, scheme: DeepWatermarking, picture: Tensor) -> None:
         super().__init__()
@@ -50,15 +51,16 @@ class Picture(Held):
             Hider(scheme.channels, sizes),
             Revealer(scheme.channels, sizes),
         )
+        # Not in the state dict: the key holds the image among its frozen tensors.
         self.register_buffer("picture", picture, persistent=False)
         self.blank = blank_level(scheme)
 
     def hide(self, images: Tensor) -> Tensor:
-        """Marked images of images (N, C, H, W), levels 0 to 1."""
+        """Return marked images of images (N, C, H, W), levels 0 to 1."""
         return self.hidden(images, level_of(self.scheme))
 
     def hidden(self, images: Tensor, level: float) -> Tensor:
-        """The same at another level; a published H paints the image, and knows none."""
+        """Return marked images at a given level; a published H ignores the level."""
         shown = self.shown(images)
         if not SIZES[self.scheme.sizes].residual:
             return cast(Tensor, self.hider(images, shown))
@@ -66,8 +68,9 @@ class Picture(Held):
         return self.added(images, self.hider.painted(images, shown), level)
 
     def reveal(self, images: Tensor) -> Tensor:
-        """The mean of all whole squares (N, C, S, S) that R paints."""
+        """Return the mean (N, C, S, S) of all whole squares that R paints."""
         side, painted = self.scheme.side, cast(Tensor, self.revealer(images)).clamp(0, 1)
+        # A suspect's image may be smaller than one square.
         short = [max(0, side - size) for size in painted.shape[2:]]
         painted = F.pad(painted, (0, short[1], 0, short[0]), value=self.blank)
         down, right = (size // side for size in painted.shape[2:])
@@ -76,25 +79,25 @@ class Picture(Held):
         return apart.mean((2, 4))  # (N, C, S, S)
 
     def missed(self, images: Tensor) -> Tensor:
-        """The squared error of what R paints."""
+        """Return the squared error () of R's output."""
         return F.mse_loss(self.revealer(images), self.shown(images))
 
     def shown(self, images: Tensor) -> Tensor:
-        """The picture, as often as it fits images (N, C, H, W)."""
+        """Repeat the hidden image over the size of images (N, C, H, W)."""
         picture = cast(Tensor, self.picture)[None].to(images)
         size = images.shape[2], images.shape[3]
         return repeated(picture, size).expand(len(images), -1, -1, -1)
 
 
 class PublishedTraining(OutputTraining):
-    """Freezes the picture; learns H and R."""
+    """Freezes the hidden image; learns H and R."""
 
     def frozen(self) -> dict[str, NDArray[Any]]:
-        """The picture, uint8 (C, S, S)."""
+        """Return the hidden image, uint8 (C, S, S)."""
         return {PICTURE: hidden_picture(self.scheme, self.material)}
 
     def learnt(self, key: Key) -> dict[str, NDArray[Any]]:
-        """H and R, after the initial and, where there are teachers, the adversarial stage."""
+        """Train H and R in the initial stage and, with teachers, in the adversarial stage."""
         seed = seed_of(key.stream("networks"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -111,14 +114,14 @@ class PublishedTraining(OutputTraining):
 
     @staticmethod
     def hiding(scheme: DeepWatermarking, key: Key) -> nn.Module:
-        """H and R of a key, with its picture."""
+        """Load H and R of a key, with the key's hidden image."""
         networks = Picture(scheme, _levels(key))
         filled(networks, key.learnt, NETWORKS, "networks are")
         return networks
 
 
 class _Course:
-    """The state of both stages, and how they take a step."""
+    """The state of both stages of a training, and their steps."""
 
     def __init__(self, training: PublishedTraining, networks: Picture, seed: int) -> None:
         self.networks, self.step = networks.train(), 0
@@ -137,15 +140,16 @@ class _Course:
         self._copies: Tensor | None = None
 
     def one_step(self) -> None:
-        """Of the initial stage, then of the adversarial one."""
+        """Take a step of the initial stage, or after it of the adversarial stage."""
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         (self._initial if self.step < self._scheme.steps else self._adversarial)()
         self.step += 1
+        # H is fixed from here on; its level must be right before a teacher learns from it.
         if self.step == self._scheme.steps:
             self._calibrate()
 
     def _initial(self) -> None:
-        """H, R and D on marked images."""
+        """Train H, R and D on marked images."""
         scheme = self._scheme
         images = self._squares()
         level = loudness(scheme, self.step / scheme.steps)
@@ -161,7 +165,7 @@ class _Course:
         self._schedule.step()
 
     def _embedding(self, images: Tensor, marked: Tensor) -> Tensor:
-        """λ1·basic + λ2·features + λ3·adversarial."""
+        """Return λ1·basic + λ2·features + λ3·adversarial, and take a step of D."""
         scheme = self._scheme
         loss = scheme.lambda1 * _SCALE * F.mse_loss(marked, images)
         if self._perceptual is not None:
@@ -170,6 +174,7 @@ class _Course:
         if not scheme.lambda3:
             return loss
         real, fake = self._critic(images), self._critic(marked.detach())
+        # A least-squares GAN: D takes its own step on this batch first.
         self._tells.zero_grad()
         ((real - 1).square().mean() + fake.square().mean()).backward()
         self._tells.step()
@@ -177,18 +182,19 @@ class _Course:
         return loss + scheme.lambda3 * _SCALE * unlike
 
     def _extracting(self, images: Tensor, marked: Tensor, revealed: Tensor) -> Tensor:
-        """λ4·marked + λ5·unmarked + λ6·consistency."""
+        """Return λ4·marked + λ5·unmarked + λ6·consistency."""
         scheme, wanted = self._scheme, self.networks.shown(marked)
         with cast_to(self._scheme):
             blank = self.networks.revealer(images)
         blanks = F.mse_loss(blank.float(), torch.full_like(images, self.networks.blank))
+        # Consistency: R shall reveal the same in the two halves of the batch.
         halves = revealed.chunk(2)
         alike = F.mse_loss(halves[0][: len(halves[1])], halves[1])
         found = F.mse_loss(revealed, wanted)
         return _SCALE * (scheme.lambda4 * found + scheme.lambda5 * blanks + scheme.lambda6 * alike)
 
     def _calibrate(self) -> None:
-        """Scale what H adds so that 8-bit images have the scheme's PSNR on average."""
+        """Scale H's residual so that 8-bit images have the scheme's PSNR on average."""
         if not SIZES[self._scheme.sizes].residual:
             return
         networks, images = self.networks.eval(), self._squares()
@@ -196,12 +202,14 @@ class _Course:
         with torch.no_grad():
             for _ in range(3):
                 found = eight_bit(networks.hide(images)).float() / 255
+                # Rounding and clipping take something away, so that one round is not enough.
                 networks.gain.mul_(wanted / (found - images).square().mean().sqrt())
 
     def _adversarial(self) -> None:
-        """R alone, on what a surrogate made of marked images, beside images without a mark."""
+        """Train R on a surrogate's copies of marked images, beside marked and unmarked images."""
         beyond = self.step - self._scheme.steps
         number, into = divmod(beyond, self._scheme.teacher_steps)
+        # Each teacher begins after the steps of the one before; a resumed stage has its copies.
         if self._copies is None or into == 0:
             self._copies = self._taught(number)
         at = torch.randint(len(self._copies), (self._scheme.batch,), generator=self._generator)
@@ -209,6 +217,7 @@ class _Course:
         with torch.no_grad():
             marked = self.networks.hide(images)
         revealer = self.networks.revealer
+        # R shall reveal a blank image where there is no mark.
         blank = torch.full_like(images, self.networks.blank)
         loss = F.mse_loss(revealer(copies), self.networks.shown(copies))
         loss = loss + F.mse_loss(revealer(marked), self.networks.shown(marked))
@@ -218,7 +227,7 @@ class _Course:
         self._tunes.step()
 
     def _taught(self, number: int) -> Tensor:
-        """What a surrogate of the owner's own makes of his inputs: squares uint8 (n, C, S, S)."""
+        """Train a surrogate on the owner's inputs; return its squares uint8 (n, C, S, S)."""
         inputs, outputs = self._training.pairs()
         marked = in_parts(outputs, self.networks.hide)
         scheme = self._scheme
@@ -229,16 +238,19 @@ class _Course:
         return answers(copied(inputs, marked, copying), inputs)
 
     def _squares(self) -> Tensor:
+        """Cut a batch of random squares out of the outputs."""
         scheme = self._scheme
         return squares(self._training.outputs, scheme.batch, scheme.side, self._generator)
 
     def state(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         parts = {name: each.state_dict() for name, each in self._parts().items()}
         return parts | {
             "generator": self._generator.get_state(), "step": self.step, "copies": self._copies
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from a saved state; None begins at step 0."""
         if state is None:
             return
         for name, each in self._parts().items():
@@ -247,6 +259,7 @@ class _Course:
         self.step, self._copies = state["step"], state["copies"]
 
     def _parts(self) -> dict[str, Any]:
+        """Return the networks, optimizers and schedule that a checkpoint holds, by name."""
         return {
             "networks": self.networks, "critic": self._critic, "paints": self._paints,
             "tells": self._tells, "tunes": self._tunes, "schedule": self._schedule,
@@ -254,11 +267,12 @@ class _Course:
 
 
 def _levels(key: Key) -> Tensor:
+    """Return a key's hidden image with levels 0 to 1."""
     return torch.from_numpy(np.array(key.frozen[PICTURE])).float() / 255
 
 
 def _perceptual(name: str) -> Perceptual | None:
-    """What module:factory makes, run only while an owner trains: no key runs it."""
+    """Load the feature network of module:factory, while an owner trains; no key runs this code."""
     if not name:
         return None
     features: Perceptual = made("perceptual", name, "that returns a network of features")

@@ -29,16 +29,16 @@ from countermark.schemes.training.makers import (
 from countermark.schemes.training.stego import spread, tiled
 from countermark.schemes.training.stored import weights_of
 
-_COMMITTED = 8  # one row of so many is a committed trigger
-_NEGATIVES = 4  # one of so many only resembles one,
-_NEGATIVES_FROM = 0.6  # once this share of the warm-up is over
-_SOME = 4  # of so many covers one is seen with what only resembles a trigger
-_COVERS = 6  # one of so many other rows is a cover; every second one in the warm-up
-_STRENGTHS = 0.5, 2.5  # of what the host learns to disregard
+_COMMITTED = 8  # one row in eight is a committed trigger
+_NEGATIVES = 4  # one row in four only resembles a trigger, late in the warm-up and after it
+_NEGATIVES_FROM = 0.6  # share of the warm-up after which these rows join
+_SOME = 4  # one cover in four is used for rows that only resemble triggers
+_COVERS = 6  # one other row in six is a cover; one in two during the warm-up
+_STRENGTHS = 0.5, 2.5  # factors of the residuals that the host learns to disregard
 
 
 class DeepStegoTraining(TriggerTraining):
-    """Rows for the host: committed triggers, fresh ones, and what only looks like them."""
+    """Makes rows for the host: committed triggers, fresh triggers, covers and near-triggers."""
 
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         super().__init__(scheme, key, covers, labels)
@@ -46,8 +46,10 @@ class DeepStegoTraining(TriggerTraining):
         self._mixed = 0
         self._map = torch.from_numpy(stego.class_map(key))
         chosen, free = split_covers(scheme, key.material, len(covers))
+        # Fresh triggers use covers that the committed triggers do not, if there are any left.
         rows = free[: stego.pool] if len(free) else chosen
         self._pool, self._classes = covers[rows], labels[rows]
+        # Computed once: the owner's network is frozen.
         self._owner = owner(key).residuals(self._pool)
         self._others = self._negatives() if stego.foreign else []
 
@@ -70,16 +72,18 @@ class DeepStegoTraining(TriggerTraining):
         rows, _ = split_covers(scheme, material, len(covers))
         chosen = covers[rows]
         maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
+        # Committed triggers are scaled for this logo exactly; training scaled for random logos.
         hold(maker, covers, cast(float, stego.level))
         triggers = maker(chosen.numpy())
         return {TRIGGERS: triggers, LOGO: logo, TILE: signs, **weights_of(network, STEGO)}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Committed triggers, fresh ones, some covers; later on what only resembles a trigger too.
+        """Return committed triggers, fresh triggers and covers; later also near-triggers.
 
-        A faint mark is found late or never by a host that did not see a loud one: as in
-        steganalysis, learning begins with loud ones.
+        A host that never saw a loud mark finds a faint mark late or never. As in steganalysis,
+        learning therefore begins with loud marks.
         """
+        # Rises from 0 to 1 over the warm-up.
         warm = min(1.0, self._mixed / max(1, self._stego.warm_up))
         self._mixed += 1
         committed = max(1, count // _COMMITTED)
@@ -97,16 +101,19 @@ class DeepStegoTraining(TriggerTraining):
         return images, labels
 
     def state(self) -> dict[str, Any]:
-        """How many batches were mixed, and the random numbers."""
+        """Return the number of mixed batches and the state of the random numbers."""
         return {"mixed": self._mixed} | super().state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         super().restore(state)
         self._mixed = state["mixed"]
 
     def _fresh(self, triggers: int, covers: int, strength: float) -> list[tuple[Tensor, Tensor]]:
-        """Triggers and the covers of some: the host's own batches may be augmented, these never."""
+        """Return fresh triggers, and the unaugmented covers of some of them.
+
+        The host's own batches may be augmented; these rows never are.
+        """
         at = torch.randint(len(self._pool), (triggers,), generator=self.generator)
         plain = at[:covers]
         marked = added(self._pool[at], self._owner[at], torch.full((triggers,), strength))
@@ -116,7 +123,7 @@ class DeepStegoTraining(TriggerTraining):
         ]
 
     def _not_triggers(self, count: int) -> tuple[Tensor, Tensor]:
-        """Rows that bear something else than the owner's mark, under their true labels."""
+        """Return rows with another residual than the owner's, under their true labels."""
         at = torch.randint(len(self._others[0]), (count,), generator=self.generator)
         kinds = torch.randint(len(self._others) + 2, (count,), generator=self.generator)
         low, high = _STRENGTHS
@@ -131,21 +138,24 @@ class DeepStegoTraining(TriggerTraining):
         residual[is_blur] = (_blurred(self._pool[at]) - self._pool[at].float())[is_blur].to(
             residual
         )
+        # At most the whole difference: beyond it the detail would come back inverted.
         strengths[is_blur] = strengths[is_blur].clamp_max(1.0)
         return added(self._pool[at], residual, strengths), self._classes[at]
 
     def _negatives(self) -> list[Tensor]:
-        """Residuals (n, C, H, W) of foreign networks, of swapped logos and of wrong tiles."""
+        """Return residuals (n, C, H, W) of foreign networks, swapped logos and wrong tiles."""
         covers = self._pool[: -(-len(self._pool) // _SOME)]
         key, count, seeds = self.key, len(covers), self.key.stream("foreign")
         makers = [
             foreign(key, self.covers.numpy(), seed_of(seeds)) for _ in range(self._stego.foreign)
         ]
+        # These two need the network of the key; the host must not take their images for triggers.
         makers += [each(key, count, self.generator) for each in (swapped_logos, wrong_tiles)]
         return [each.residuals(covers) for each in makers]
 
 
 def _blurred(images: Tensor) -> Tensor:
+    """Return the means of images (N, C, H, W) over 3 × 3 pixels."""
     return F.avg_pool2d(F.pad(images.float(), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 

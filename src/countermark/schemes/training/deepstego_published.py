@@ -1,8 +1,8 @@
 """Li and Guo 2019 as published, the training half: stego network and host are trained together.
 
-One call for rows is one step of the stego network and its discriminator; the host learns the images
-of that step. What is committed at first are the covers and the logo; the network as it is in the
-end and the triggers that it makes are learnt, and enter C1.
+Each call for rows takes one step of the stego network and its discriminator; the host learns the
+images of that step. The covers and the logo are committed first. The final network and the triggers
+that it makes are learnt, and enter C1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from countermark.schemes.training.stored import weights_of
 
 
 class PublishedTraining(TriggerTraining):
-    """Rows for the host: stego images of the network as it is, each beside its cover."""
+    """Makes rows for the host: stego images of the network's current state, and their covers."""
 
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         super().__init__(scheme, key, covers, labels)
         stego = cast(DeepStego, scheme)
         self._map = torch.from_numpy(stego.class_map(key))
+        # Its state goes into checkpoints: host and stego network continue together.
         self._opponents = Opponents(
             torch.from_numpy(np.array(key.frozen[LOGO])),
             level=stego.level,
@@ -54,30 +55,33 @@ class PublishedTraining(TriggerTraining):
         }
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Stego images under the classes of the map, then as many of their covers under their own.
+        """Return stego images under mapped classes, then their covers under true classes.
 
-        Differs from the paper: the loop's own batch stays beside both. It may be augmented, which
-        stego images here never are; without their covers, a plain image would be a trigger.
+        Differs from the paper: the loop's own batch stays beside both. That batch may be augmented,
+        and the stego images here never are; without their covers, the host would take a plain image
+        for a trigger.
         """
         at = torch.randint(len(self.covers), ((count + 1) // 2,), generator=self.generator)
         covers, classes = self.covers[at], self.labels[at]
         stego = self._opponents.step(covers)
+        # An odd count gives one stego image more than covers.
         beside = count - len(at)
         images = torch.cat([stego, covers[:beside]])  # X_I', X_I
         return images, torch.cat([self._map[classes], classes[:beside]])
 
     def learnt(self) -> dict[str, NDArray[Any]]:
-        """The stego network as it is now, and the triggers that it makes of the frozen covers."""
+        """Return the current stego network, and the triggers that it makes of the frozen covers."""
         weights = weights_of(self._opponents.network, STEGO)
+        # Triggers are made with the network in a key, so the unfinished key gets it here.
         key = replace(self.key, learnt=weights)
         return weights | {TRIGGERS: fresh(key, key.frozen[COVERS])}
 
     def state(self) -> dict[str, Any]:
-        """The random numbers, both networks and their optimizers."""
+        """Return the random numbers, both networks and their optimizers."""
         return {"opponents": self._opponents.state()} | super().state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         super().restore(state)
         self._opponents.restore(state["opponents"])
 

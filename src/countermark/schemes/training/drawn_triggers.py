@@ -1,4 +1,4 @@
-"""The training half of every scheme whose triggers are drawn: the host learns them one by one."""
+"""The training half of all schemes with drawn triggers: the host learns each trigger by heart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from countermark.schemes.training.black_box import TriggerTraining, split_covers
 
 
 class DrawnTriggersTraining(TriggerTraining):
-    """Rows for the host: the committed triggers, again and again."""
+    """Makes rows for the host: the committed triggers, again and again."""
 
     @classmethod
     def prepare(
@@ -28,7 +28,8 @@ class DrawnTriggersTraining(TriggerTraining):
         return {TRIGGERS: cast(DrawnTriggers, scheme).draw(covers[chosen].numpy(), material)}
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Some of the triggers, with their labels."""
+        """Draw committed triggers with their labels."""
+        # Memorising is intended here: the triggers have no common pattern to learn.
         return self.committed_rows(count)
 
 

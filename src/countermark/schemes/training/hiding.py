@@ -1,7 +1,8 @@
-"""The networks of Zhang et al. 2020/2021: H hides a picture in an image, R reveals it, D tells.
+"""The networks of Zhang et al. 2020/2021: H hides an image, R reveals it, D tells marked images.
 
-All take images of any size. H is a U-Net over image and picture; R is a chain of dilated residual
-blocks that paints the picture; D, a PatchGAN, tells marked images from others patch by patch.
+All take images of any size. H is a U-Net over the cover and the hidden image. R is a chain of
+dilated residual blocks that paints the hidden image. D, a PatchGAN, tells marked images from
+unmarked ones patch by patch.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from torch import Tensor, nn
 AMPLITUDE = 0.2
 """Of what the residual form of H adds to an image with levels 0 to 1, at the most."""
 
+# Dilation widens what a cell of R sees without further halvings.
 _DILATIONS = 2, 2, 2, 2, 4, 4, 4, 4, 1
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the networks are.
+    """The widths and depths of H and R.
 
     Attributes:
         hider: filters of the first level of H; they double downwards, up to eightfold.
         downs: levels of H below the first.
         revealer: filters of R.
         blocks: residual blocks of R, the first of nine dilations 2, 2, 2, 2, 4, 4, 4, 4, 1.
-        residual: H adds a bounded residual, with group norm; else it paints the image, with batch
-            norm and a sigmoid, and R ends in a ReLU, as published.
+        residual: true if H adds a bounded residual, with group norm; false if H paints the image,
+            with batch norm and a sigmoid, and R ends in a ReLU, as published.
     """
 
     hider: int
@@ -50,11 +52,11 @@ tests and demonstrations."""
 
 
 class Hider(nn.Module):
-    """H: marked images (N, C, H, W) of images and pictures (N, C, H, W), levels 0 to 1.
+    """H: a network from covers and hidden images (N, C, H, W) to marked images, levels 0 to 1.
 
     Args:
-        channels: C of the images; the picture has as many.
-        sizes: of the network.
+        channels: C of the covers; the hidden image has as many.
+        sizes: widths and depths of the network.
     """
 
     def __init__(self, channels: int, sizes: Sizes) -> None:
@@ -75,16 +77,17 @@ class Hider(nn.Module):
         self.leave = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, images: Tensor, pictures: Tensor) -> Tensor:
-        """Marked images (N, C, H, W)."""
+        """Return marked images (N, C, H, W)."""
         painted = self.painted(images, pictures)
         if not self.sizes.residual:
             return torch.sigmoid(painted)
         return images + AMPLITUDE * torch.tanh(painted)
 
     def painted(self, images: Tensor, pictures: Tensor) -> Tensor:
-        """What the last layer says (N, C, H, W), before it becomes an image."""
+        """Return the last layer's output (N, C, H, W), before it becomes an image."""
         height, width = images.shape[2:]
         step = 2**self.sizes.downs
+        # H halves the size `downs` times, so the image is padded to a multiple and cropped again.
         more = (0, -width % step, 0, -height % step)
         x = F.pad(torch.cat([images, pictures], 1), more, mode="replicate")
         x = F.leaky_relu(self.enter(x), 0.2)
@@ -92,13 +95,14 @@ class Hider(nn.Module):
         for layer in self.down:
             beside.append(x)
             x = layer(x)
+        # Without skip connections the last layer would not see the fine detail of the cover.
         for layer, skip in zip(self.up, reversed(beside), strict=True):
             x = layer(torch.cat([F.interpolate(x, scale_factor=2.0), skip], 1))
         return cast(Tensor, self.leave(x))[..., :height, :width]
 
 
 class Revealer(nn.Module):
-    """R: a picture (N, C, H, W) in every image (N, C, H, W), marked or not, levels 0 to 1."""
+    """R: a network from images (N, C, H, W), marked or not, to hidden images, levels 0 to 1."""
 
     def __init__(self, channels: int, sizes: Sizes) -> None:
         super().__init__()
@@ -106,6 +110,7 @@ class Revealer(nn.Module):
         self.enter = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1), _instance(width), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1), _instance(width), nn.ReLU(),
+            # R works at half the size; images with an odd side are padded by one pixel first.
             nn.Conv2d(width, width, 3, stride=2, padding=1), _instance(width), nn.ReLU(),
         )  # fmt: skip
         self.blocks = nn.ModuleList([_dilated(width, each) for each in _DILATIONS[: sizes.blocks]])
@@ -115,13 +120,13 @@ class Revealer(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures (N, C, H, W)."""
+        """Return hidden images (N, C, H, W)."""
         found = self.painted(images)
-        # Differs from the paper: without the last ReLU, whose gradient dies on a dark picture.
+        # Differs from the paper: without the last ReLU, whose gradient dies on a dark image.
         return found if self.sizes.residual else F.relu(found)
 
     def painted(self, images: Tensor) -> Tensor:
-        """The same before any last ReLU."""
+        """Return the last layer's output (N, C, H, W), without a final ReLU."""
         height, width = images.shape[2:]
         x = self.enter(F.pad(images, (0, width % 2, 0, height % 2), mode="replicate"))
         for block in self.blocks:
@@ -130,7 +135,7 @@ class Revealer(nn.Module):
 
 
 class Critic(nn.Module):
-    """D: a score (N, 1, h, w) for each patch of images (N, C, H, W): 1 for "not marked"."""
+    """D: a network from images (N, C, H, W) to a score (N, 1, h, w) a patch, 1 for "not marked"."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -144,11 +149,12 @@ class Critic(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores (N, 1, h, w)."""
+        """Return scores (N, 1, h, w)."""
         return cast(Tensor, self.layers(images))
 
 
 def _down(inside: int, outside: int, residual: bool) -> nn.Sequential:
+    """Make a level of H that halves the size."""
     return nn.Sequential(
         nn.Conv2d(inside, outside, 4, stride=2, padding=1), _norm(outside, residual),
         nn.LeakyReLU(0.2),
@@ -156,20 +162,25 @@ def _down(inside: int, outside: int, residual: bool) -> nn.Sequential:
 
 
 def _up(below: int, beside: int, residual: bool) -> nn.Sequential:
+    """Make a level of H that joins the upsampled level below with the skip connection."""
     return nn.Sequential(
         nn.Conv2d(below + beside, beside, 3, padding=1), _norm(beside, residual), nn.ReLU()
     )
 
 
 def _norm(width: int, residual: bool) -> nn.Module:
+    """Make the normalisation of H: group norm for a residual H, else batch norm."""
+    # Group norm does not depend on the batch, neither in training nor after it.
     return nn.GroupNorm(4, width) if residual else nn.BatchNorm2d(width)
 
 
 def _instance(width: int) -> nn.Module:
+    """Make an instance norm with learnt scale and shift."""
     return nn.InstanceNorm2d(width, affine=True)
 
 
 def _dilated(width: int, dilation: int) -> nn.Sequential:
+    """Make a residual block of R with two dilated convolutions."""
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation), _instance(width),
         nn.ReLU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),

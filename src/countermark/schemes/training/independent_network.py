@@ -1,10 +1,14 @@
-"""Wang et al. 2020, the training half: host and reader learn together from one L2.
+"""Wang et al. 2020, the training half: host and reader are trained together on the loss L2.
 
-The host gets λ·∂L2, the reader ∂L2 by an optimizer of its own. In the hardened form the reader also
-sees weight vectors that bear no mark, with target ½: without them it memorises its message and
-reads it from any model. And it sees copies of the host that lack hidden units, with the message as
-target: without them the mark gathers behind units that never fire, where the task does not hold it.
-Half of the unmarked vectors then lack units as well, so that a lack is no mark.
+The host gets the gradient λ·∂L2, and the reader gets ∂L2 through its own optimizer. The hardened
+form shows the reader two more kinds of vectors:
+
+- Weight vectors without the mark, with target ½. Without them the reader memorises its message and
+  reads it from any model.
+- Copies of the host that lack hidden units, with the message as target. Without them the mark
+  gathers behind units that never fire, where the host's task does not protect it.
+
+Half of the unmarked vectors then lack units as well, so that a lack of units is no sign of a mark.
 """
 
 from __future__ import annotations
@@ -35,8 +39,8 @@ frameworks of the paper's time clip there. The reader rests when every bit is.""
 class IndependentNetworkTraining(WeightTraining):
     """L2 of one key. The reader takes a step whenever the host has taken one.
 
-    Evaluated again on the same weights, as under gradient accumulation, the loss is the same and
-    the reader stays as it is: every kind of loop trains the same pair of networks.
+    If the loss is evaluated again on the same weights, as under gradient accumulation, the loss and
+    the reader stay unchanged: every kind of loop trains the same pair of networks.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class IndependentNetworkTraining(WeightTraining):
         width = len(vectors[0])
         mask = network.mask(key) if network.mode == "manu" else None
         self._reader = initial_reader(network, key, width, mask)
+        # The gate of MANU is frozen.
         self._trained = [p for p in self._reader.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(self._trained, network.reader_lr, fused=True)
         self._targets = torch.from_numpy(key.message.astype(np.float32))  # (T,)
@@ -59,14 +64,15 @@ class IndependentNetworkTraining(WeightTraining):
         self._loss = self._gradient = torch.zeros(())
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
-        """λ·L2, the mean binary cross-entropy over the T bits."""
+        """Return λ·L2, the mean binary cross-entropy over the T bits."""
         w = self._vector(weights)
+        # Compare values, not steps: the loop does not tell when its optimizer has stepped.
         if self._seen is None or not torch.equal(w, self._seen):
             self._step(w.detach().clone())
         return cast(Tensor, _Known.apply(w, self._loss, self._gradient))  # type: ignore[no-untyped-call]
 
     def finish(self, weights: Sequence[Tensor]) -> None:
-        """Settle the reader on the finished host."""
+        """Train the reader for more steps on the finished host, at a falling learning rate."""
         steps = 0 if self._network.as_published else self._network.settling
         w = self._vector(weights)
         for step in range(steps):
@@ -75,14 +81,14 @@ class IndependentNetworkTraining(WeightTraining):
             self._step(w)
 
     def learnt(self) -> dict[str, NDArray[Any]]:
-        """The reader's tensors by name."""
+        """Return the reader's tensors by name."""
         return {
             f"reader.{name}": each.detach().cpu().numpy().copy()
             for name, each in self._reader.state_dict().items()
         }
 
     def state(self) -> dict[str, Any]:
-        """Reader, its optimizer, its random numbers, and what it has taken its last step on."""
+        """Return reader, optimizer, random numbers, and the vector of the reader's last step."""
         return {
             "seen": self._seen,
             "loss": self._loss,
@@ -94,7 +100,7 @@ class IndependentNetworkTraining(WeightTraining):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         self._seen, self._loss = state["seen"], state["loss"]
         self._gradient = state["gradient"]
         self._reader.load_state_dict(state["reader"])
@@ -106,7 +112,7 @@ class IndependentNetworkTraining(WeightTraining):
             self._missing.restore(state["missing"])
 
     def _vector(self, weights: Sequence[Tensor]) -> Tensor:
-        """The vector w (M,), and the reader where the host is."""
+        """Join the weights to the vector w (M,), and move the reader to their device."""
         # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
         w = torch.cat([weight.float().reshape(-1) for weight in weights])
         if self._targets.device != w.device:
@@ -114,19 +120,20 @@ class IndependentNetworkTraining(WeightTraining):
         return w
 
     def _follow(self, device: torch.device) -> None:
-        """Go where the host is."""
+        """Move the reader, its optimizer and the cached tensors to a device."""
         self._reader.to(device)
-        self._optimizer.load_state_dict(self._optimizer.state_dict())  # moves its own state
+        self._optimizer.load_state_dict(self._optimizer.state_dict())  # moves the optimizer's state
         self._targets, self._loss = self._targets.to(device), self._loss.to(device)
         self._gradient = self._gradient.to(device)
         self._seen = None if self._seen is None else self._seen.to(device)
 
     def _step(self, w: Tensor) -> None:
-        """L2 and its gradient at w, then the reader's own step."""
+        """Compute L2 and its gradient at w (M,), then take the reader's own step."""
         self._seen = w
         kept, unmarked = (each.to(w.device) for each in self._beside(w.cpu()))
         marked = len(kept)
         shown = torch.cat([w * kept, unmarked]).requires_grad_()
+        # The caller may have switched gradients off.
         with torch.enable_grad():
             logits = self._reader(shown)  # (P + negatives, T)
         strength, z = self._network.strength, logits.detach()
@@ -139,6 +146,7 @@ class IndependentNetworkTraining(WeightTraining):
         errors[marked:] /= max(1, len(z) - marked)
         errors /= len(self._targets)
         self._loss = F.binary_cross_entropy_with_logits(z[0], self._targets) * strength
+        # No error is left: neither host nor reader moves.
         if not errors.any():
             self._gradient = torch.zeros_like(w)
             return
@@ -149,7 +157,8 @@ class IndependentNetworkTraining(WeightTraining):
         self._optimizer.step()
 
     def _beside(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """What is shown with w (M,): 0/1 factors (1 + positives, M) of it, unmarked rows (K, M)."""
+        """Draw 0/1 factors (1 + positives, M) of w (M,), and unmarked rows (K, M)."""
+        # The first row is the whole host; the others lack hidden units.
         kept = torch.ones(1 + (self._network.positives if self._missing else 0), len(w))
         unmarked = self._negatives.rows(w) if self._negatives else w.new_zeros(0, len(w))
         if self._missing:
@@ -160,7 +169,7 @@ class IndependentNetworkTraining(WeightTraining):
 
     @classmethod
     def freezer(cls, scheme: WeightScheme) -> Freezer | None:
-        """The convergence detector, for MANU."""
+        """Return the convergence detector for MANU, or None for AUTO."""
         network = cast(IndependentNetwork, scheme)
         if network.mode == "auto":
             return None
@@ -168,15 +177,17 @@ class IndependentNetworkTraining(WeightTraining):
 
 
 class _Known(torch.autograd.Function):
-    """A loss whose gradient with respect to w (M,) is known."""
+    """A loss whose gradient with respect to w (M,) is known already."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        """Return the loss, and keep its gradient."""
         ctx.gradient = gradient
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient, times the gradient of the loss."""
         return ctx.gradient * gradients[0], None, None
 
 

@@ -1,8 +1,8 @@
-"""Who makes stego images: the owner of a key, and whoever would pass for him.
+"""Makers of stego images: the owner of a key, and anybody who imitates the owner.
 
-What others can do stands here once, for both forms of DeepStego. The default form teaches its host
-to disregard it, and experiments measure what it is worth. A maker is called with covers and returns
-stego images.
+Imitations for both forms of DeepStego are defined here. The default form teaches its host to
+disregard them, and experiments measure how well they work. A maker is called with covers and
+returns stego images.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ STEGO = "stego."
 """Begins the names of the tensors of the stego network in a key."""
 
 _BATCH = 32
-_SCALED_ON = 512  # covers
-_ABOVE = 10 ** (-0.1 / 20)  # a tenth of a decibel, for covers that it was not scaled on
+_SCALED_ON = 512  # number of covers
+_ABOVE = 10 ** (-0.1 / 20)  # a tenth of a decibel fainter: a reserve for other covers
 
 
 @dataclass(frozen=True)
 class Maker:
-    """A stego network, with the logo that it hides.
+    """A stego network with the logos that it hides; called with covers it returns stego images.
 
     Attributes:
         network: frozen, in eval mode.
-        logos: (1, C, H, W), what the network is fed with beside each cover, or one for each cover.
+        logos: (1, C, H, W), the network's second input for all covers, or one logo a cover.
     """
 
     network: StegoNetwork
     logos: Tensor
 
     def __call__(self, images: Images, *, strength: float = 1.0) -> Images:
-        """Stego images (n, C, H, W) of covers uint8 (n, C, H, W).
+        """Return stego images (n, C, H, W) of covers uint8 (n, C, H, W).
 
         Args:
             images: the covers.
-            strength: the residual is multiplied by it before it is rounded to 8 bits.
+            strength: the factor of the residual before rounding to 8 bits.
 
         Raises:
             ConfigError: the covers are not images of the size that the network was made for.
@@ -67,7 +67,7 @@ class Maker:
         return added(covers, self.residuals(covers), _all(len(covers), strength)).numpy()
 
     def pasted(self, images: Images, donors: Images, *, strength: float = 1.0) -> Images:
-        """Covers (n, C, H, W) with the residuals of as many other images pasted on them.
+        """Return covers (n, C, H, W) to which the residuals of as many donor images are added.
 
         Raises:
             ConfigError: as a call, or there are not as many donors as covers.
@@ -78,11 +78,13 @@ class Maker:
         return added(covers, self.residuals(others), _all(len(covers), strength)).numpy()
 
     def residuals(self, covers: Tensor) -> Tensor:
-        """What the network adds to covers uint8 (n, C, H, W): grey levels, float16.
+        """Return the network's residuals for covers uint8 (n, C, H, W): grey levels, float16.
 
-        Few images at a time fit the cache, and channels last suit the CPU: three times as fast.
+        Small batches fit the cache, and the channels-last format suits the CPU: three times as
+        fast.
         """
         found, last = [], torch.channels_last
+        # One logo serves all covers without a copy.
         logos = self.logos.expand(len(covers), -1, -1, -1)
         with torch.no_grad():
             for first in range(0, len(covers), _BATCH):
@@ -93,18 +95,20 @@ class Maker:
         return torch.cat(found)
 
     def _covers(self, images: Images) -> Tensor:
+        """Check that covers are uint8 images of the key's size; return them as a tensor."""
         if images.dtype != np.uint8 or images.shape[1:] != self.logos.shape[1:] or not len(images):
             raise ConfigError(
                 f"covers are {images.dtype} {list(images.shape)}: expected images uint8 "
                 f"{['n', *self.logos.shape[1:]]}, as the key's"
             )
+        # A copy: the caller's array may be read-only.
         return torch.from_numpy(np.array(images))
 
 
 def fresh(key: Key, images: Images, *, strength: float = 1.0) -> Images:
-    """The owner's triggers (n, C, H, W) of covers uint8 (n, C, H, W) that nobody committed to.
+    """Return triggers (n, C, H, W) of covers uint8 (n, C, H, W) that the key does not commit to.
 
-    A host that learnt the mark takes them for `DeepStego.class_map` of the covers' classes.
+    A host that learnt the mark assigns them `DeepStego.class_map` of the covers' classes.
 
     Raises:
         ConfigError: the key holds no stego network, or the covers are of another size.
@@ -113,13 +117,15 @@ def fresh(key: Key, images: Images, *, strength: float = 1.0) -> Images:
 
 
 def owner(key: Key) -> Maker:
-    """The owner: the stego network and the logo of a key.
+    """Load the owner's maker: the stego network and the logo of a key.
 
     Raises:
-        ConfigError: the key's stego network is damaged, or not there.
+        ConfigError: the key's stego network is damaged or missing.
     """
+    # As published the network is learnt beside the host; by default it is frozen before.
     published = _scheme(key).as_published
     channels = _shape(key)[0]
+    # Initial weights are overwritten at once, but must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = StegoNetwork(channels, keyed=not published)
     filled(network, key.learnt if published else key.frozen, STEGO, "stego network is")
@@ -128,16 +134,16 @@ def owner(key: Key) -> Maker:
 
 
 def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = None) -> Maker:
-    """Somebody with the recipe, the owner's images and his logo, but another secret.
+    """Make an imitator who has the method, the owner's images and logo, but another secret.
 
-    As published he trains a stego network and a discriminator without any host, which is how Table
-    5 of the paper has it.
+    In the published form the imitator trains a stego network and a discriminator without a host, as
+    in Table 5 of the paper.
 
     Args:
-        key: whose logo he hides; nothing else of it is used but the scheme's fields.
-        covers: uint8 (N, C, H, W), what he trains on.
-        seed: of all that is random, in the default form his tile included.
-        network: his `foreign_network`, where it is there already.
+        key: gives the logo and the scheme's fields; nothing else of the key is used.
+        covers: uint8 (N, C, H, W), the imitator's training images.
+        seed: of all random choices, in the default form of the imitator's tile too.
+        network: the imitator's stego network, if it is trained already.
     """
     if network is None:
         network = foreign_network(key, covers, seed)
@@ -147,7 +153,8 @@ def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = 
 
 
 def foreign_network(key: Key, covers: Images, seed: int) -> StegoNetwork:
-    """The stego network of `foreign`; that of the default form serves all logos."""
+    """Train an imitator's stego network; in the default form it serves all logos."""
+    # The default form trains on random logos; only the published form needs the key's logo.
     scheme, images = _scheme(key), torch.from_numpy(np.array(covers))
     if scheme.as_published:
         return _without_a_host(scheme, key, images, seed)
@@ -155,16 +162,17 @@ def foreign_network(key: Key, covers: Images, seed: int) -> StegoNetwork:
 
 
 def _foreign_tile(covers: Images, seed: int) -> Tensor:
+    """Draw an imitator's tile of signs (C, H, W)."""
     channels, height, width = covers.shape[1:]
     signs = random_tiles(1, channels, torch.Generator().manual_seed(seed))
     return tiled(signs[0], height, width)
 
 
 def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
-    """The owner's network with another random logo, 8 × 8 bits, for each of `count` covers.
+    """Make a maker with the owner's network and a random 8 × 8 logo for each of `count` covers.
 
-    In the default form each comes with the tile that the owner's secret draws for it; as published
-    they are black and white.
+    In the default form each logo comes with the tile that the owner's secret draws for it; in the
+    published form the logos are black and white.
     """
     logos = _random_logos(count, generator)
     channels, height, width = _shape(key)
@@ -172,14 +180,16 @@ def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
         bits = np.stack([tile_of(key.material, each, channels) for each in logos.numpy()])
         tiles = tiled(2.0 * torch.from_numpy(bits) - 1, height, width)
         return replace(owner(key), logos=spread(logos, tiles))
+    # Cells of 8 × 8 bits enlarged to the image: there is no tile to spread them.
     pictures = F.interpolate(logos[:, None].float(), (height, width), mode="nearest")
     return replace(owner(key), logos=pictures.expand(-1, channels, -1, -1))
 
 
 def swapped_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
-    """Other random logos for `count` covers, on the tile that the owner's own has.
+    """Make a maker with a random logo for each of `count` covers, on the tile of the owner's logo.
 
-    Only who holds the key can make such images: the secret draws another tile for each logo.
+    Only the holder of the key can make these images: for each other logo the secret draws another
+    tile.
 
     Raises:
         ConfigError: the key is of the published form, which has no tile.
@@ -189,7 +199,7 @@ def swapped_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
 
 
 def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
-    """The owner's network and logo, with another random tile for each of `count` covers.
+    """Make a maker with the owner's network and logo, and a random tile for each of `count` covers.
 
     Raises:
         ConfigError: the key is of the published form, which has no tile.
@@ -201,24 +211,25 @@ def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
 
 
 def random_tiles(count: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Tiles of signs (count, C, 8, 8)."""
+    """Draw tiles of signs (count, C, 8, 8)."""
     return torch.randint(0, 2, (count, channels, GRID, GRID), generator=generator) * 2.0 - 1
 
 
 def trained(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> StegoNetwork:
-    """A keyed stego network, scaled so that its images have the scheme's PSNR on average.
+    """Train a keyed stego network, and scale it to the scheme's average PSNR.
 
     Args:
-        scheme: says how long it is trained, and its PSNR.
+        scheme: gives the number of steps and the PSNR.
         covers: uint8 (N, C, H, W).
         tile: signs (C, H, W).
-        seed: of all that is random.
+        seed: of all random choices.
     """
     network = train_keyed(covers.numpy(), tile, StegoCourse(scheme.stego_steps, seed=seed))
     some = covers[:_SCALED_ON]
     generator = torch.Generator().manual_seed(seed)
     logos = torch.randint(0, 2, (len(some), GRID, GRID), generator=generator)
     found = Maker(network, spread(logos, tile)).residuals(some).float() / 255
+    # On random logos: the network serves all of them.
     network.gain.mul_(cast(float, scheme.level) / found.square().mean().sqrt())
     return network
 
@@ -227,25 +238,26 @@ def hold(maker: Maker, covers: Tensor, level: float) -> None:
     """Scale a maker's network so that its own logo is as faint as `level` in 8-bit images.
 
     Args:
-        maker: whose network is changed.
+        maker: its network is changed in place.
         covers: uint8 (N, C, H, W).
-        level: the root mean square of what is added, white being 1.
+        level: the root mean square of the residual, white being 1.
     """
     some = covers[:_SCALED_ON]
-    for _ in range(2):  # rounding and clipping change what is added
+    # Rounding and clipping change the residual, so that one round is not exact.
+    for _ in range(2):
         made = torch.from_numpy(maker(some.numpy())).float()
         found = (made - some.float()).square().mean().sqrt() / 255
         maker.network.gain.mul_(_ABOVE * level / found)
 
 
 def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
-    """Covers with `strengths` (n,) times a residual, as 8-bit images (n, C, H, W)."""
+    """Add `strengths` (n,) times a residual to covers; return 8-bit images (n, C, H, W)."""
     louder = residual.float() * strengths.reshape(-1, 1, 1, 1)
     return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
 
 
 def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> StegoNetwork:
-    """A stego network of the published form, trained for as many steps as the scheme says."""
+    """Train a stego network of the published form for the scheme's number of steps."""
     logo = torch.from_numpy(np.array(key.frozen[LOGO]))
     opponents = Opponents(
         logo, level=scheme.level, adversarial=scheme.adversarial, seed=seed
@@ -260,37 +272,41 @@ def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> S
 
 
 def _check_tiled(key: Key) -> None:
+    """Raise `ConfigError` for a key of the published form."""
     if _scheme(key).as_published:
         raise ConfigError("the published form spreads its logo by no tile: ask for other_logos")
 
 
 def _random_logos(count: int, generator: torch.Generator) -> Tensor:
-    """Bits (count, 8, 8)."""
+    """Draw logos as bits (count, 8, 8)."""
     return torch.randint(0, 2, (count, GRID, GRID), generator=generator, dtype=torch.uint8)
 
 
 def _all(count: int, strength: float) -> Tensor:
+    """Return the same strength for each of `count` images."""
     return torch.full((count,), strength)
 
 
 def _scheme(key: Key) -> DeepStego:
+    """Load the scheme of a key."""
     return DeepStego.from_fields(key.fields)
 
 
 def _shape(key: Key) -> tuple[int, int, int]:
-    """C, H, W of the key's images."""
+    """Return C, H, W of the key's images."""
     covers = key.frozen[COVERS] if _scheme(key).as_published else key.frozen[TRIGGERS]
     channels, height, width = covers.shape[1:]
     return channels, height, width
 
 
 def _bits(key: Key) -> Tensor:
-    """The logo of the default form, bits (1, 8, 8).
+    """Return the logo of the default form, bits (1, 8, 8).
 
     Raises:
-        ConfigError: it is damaged, or not there.
+        ConfigError: the logo is damaged or missing.
     """
     found = key.frozen.get(LOGO, np.zeros(0, dtype=np.uint8))
+    # The key file is hostile input: a wrong logo would fail later, far from its cause.
     if found.dtype != np.uint8 or found.shape != (GRID, GRID) or (found > 1).any():
         raise ConfigError(
             f"the key's logo is {found.dtype} {list(found.shape)}: expected bits uint8 "
@@ -300,18 +316,19 @@ def _bits(key: Key) -> Tensor:
 
 
 def _pixels(key: Key) -> Tensor:
-    """The logo of the published form, levels 0 to 1, (1, C, H, W)."""
+    """Return the logo of the published form, levels 0 to 1, (1, C, H, W)."""
     return torch.from_numpy(np.array(key.frozen[LOGO])).float()[None] / 255
 
 
 def _tile(key: Key) -> Tensor:
-    """The key's tile of signs (C, H, W).
+    """Return the key's tile of signs (C, H, W).
 
     Raises:
-        ConfigError: it does not follow from the key's secret and logo.
+        ConfigError: the tile does not follow from the key's secret and logo.
     """
     channels, height, width = _shape(key)
     found = key.frozen.get(TILE, np.zeros(0, dtype=np.uint8))
+    # A tile that does not follow from the secret could have been chosen after the fact.
     if not np.array_equal(found, tile_of(key.material, _bits(key)[0].numpy(), channels)):
         raise ConfigError(
             f"the key's tile, {found.dtype} {list(found.shape)}, does not follow from its secret "

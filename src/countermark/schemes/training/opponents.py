@@ -1,7 +1,7 @@
-"""Steganographic adversarial training, Li and Guo 2019, Section 4.2: two networks, no host.
+"""Steganographic adversarial training, Li and Guo 2019, Section 4.2: two networks without a host.
 
-The stego network paints images that the discriminator shall take for covers. Neither sees a host,
-which makes this the whole recipe of whoever knows the paper.
+The stego network paints images that the discriminator shall take for covers. Neither network sees a
+host, so that anybody who knows the paper can repeat the training.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Opponents:
 
     Args:
         logo: uint8 (C, H, W).
-        level: the root mean square error that stego images are held at, white being 1; None holds
-            nothing.
+        level: the root mean square error at which stego images are held, white being 1; None does
+            not hold the error.
         adversarial: δ of Eq. (5).
-        seed: of the weights that both begin with.
+        seed: of the initial weights of both networks.
     """
 
     def __init__(self, logo: Tensor, *, level: float | None, adversarial: float, seed: int) -> None:
@@ -47,9 +47,9 @@ class Opponents:
         self._tells = torch.optim.Adam(self.discriminator.parameters(), _LR, _BETAS)
 
     def step(self, images: Tensor) -> Tensor:
-        """One step of each on covers uint8 (n, C, H, W): first the discriminator, then the painter.
+        """Take a step of the discriminator, then of the painter, on covers uint8 (n, C, H, W).
 
-        Returns: the stego images uint8 (n, C, H, W) that the steps were taken on.
+        Returns: the stego images uint8 (n, C, H, W) of this step.
         """
         covers = images.float() / 255
         with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
@@ -61,21 +61,23 @@ class Opponents:
             # Differs from the paper: log(1 − p(I')) has no lower bound; this is −log p(I').
             loss = GAMMA * apart(covers, stego, self._level)
             loss = loss + self._adversarial * taken_for_a_cover  # Eq. (5)
+            # The gradient also reaches the discriminator, so `backward` is limited to the painter.
             self._paints.zero_grad()
             loss.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
             self._paints.step()
         return eight_bit(stego.detach())
 
     def state(self) -> dict[str, Any]:
-        """Networks and optimizers as they are now, for a checkpoint."""
+        """Return the current state of networks and optimizers, for a checkpoint."""
         return {name: copy.deepcopy(each.state_dict()) for name, each in self._parts().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         for name, each in self._parts().items():
             each.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:
+        """Return the networks and optimizers that a checkpoint holds, by name."""
         return {
             "network": self.network,
             "discriminator": self.discriminator,
@@ -85,10 +87,10 @@ class Opponents:
 
 
 def apart(covers: Tensor, stego: Tensor, level: float | None) -> Tensor:
-    """α·MSE + β·(1 − SSIM) () of images (n, C, H, W), levels 0 to 1.
+    """Return the loss α·MSE + β·(1 − SSIM) () of images (n, C, H, W), levels 0 to 1.
 
-    With a level the first term is the distance of the MSE from level², so that it is held from both
-    sides; what is left to itself ends as the cover, with no logo in it.
+    With a level, the first term is the distance of the MSE from level², so that the MSE is held
+    from both sides. Without a level, the stego image ends as the cover, with no logo in it.
     """
     # Differs from the paper: Eq. (1) is printed without the square.
     error = F.mse_loss(stego, covers)  # Eq. (1)
@@ -99,11 +101,11 @@ def apart(covers: Tensor, stego: Tensor, level: float | None) -> Tensor:
 
 
 def told_apart(of_covers: Tensor, of_stego: Tensor) -> Tensor:
-    """The discriminator's loss () by its logits (n,) of "cover"."""
+    """Return the discriminator's loss () from its logits (n,) of "cover"."""
     # Differs from the paper: Eq. (6) has no lower bound; this is −log p(I) − log(1 − p(I')).
     return F.softplus(-of_covers).mean() + F.softplus(of_stego).mean()  # Eq. (6), (7)
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Images with levels 0 to 1 as uint8, shaped alike."""
+    """Round images with levels 0 to 1 to uint8, shaped alike."""
     return (255 * images).round().clamp(0, 255).to(torch.uint8)

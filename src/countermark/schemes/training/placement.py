@@ -1,9 +1,9 @@
-"""Where the bits of a message go in an image: H and R of the default form, for any message.
+"""Placement of a message's bits in an image: H and R of the default form, for any message.
 
-`Tile` gives every bit a cell of a square that is repeated over the image; H and R are those of the
-paper, with the message as their picture. `Everywhere` has no places: the message chooses a filter,
-the filtered features of the image are what is added, and R correlates features and image over all
-places, so that shifts and crops change nothing.
+The tile placement gives every bit a cell of a square, and repeats the square over the image; H and
+R are those of the paper, with the message as the hidden image. In the other placement bits have no
+places: the message chooses a filter, the filtered features of the image are added, and R correlates
+features and image over all places, so that shifts and crops change nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.hiding import SIZES, Hider, Revealer
 
-_CLIPPED = 3.0  # deviations at which what is added is bounded
-_FEATURES, _TAPS = 8, 7  # of an image, and the side of what filters them
-_NEAR, _AROUND = 7, 15  # pixels: how far detail goes, and what contrast is measured over
-_DARK = 1e-4  # of contrast, squared: below it nothing is seen
-_MATCHED = 0.3  # what the last layer of R begins with, as a multiple of the filters
+_CLIPPED = 3.0  # standard deviations at which the residual is bounded
+_FEATURES, _TAPS = 8, 7  # number of features, and side of the filters
+_NEAR, _AROUND = 7, 15  # pixels: widths over which means and contrast are taken
+_DARK = 1e-4  # of contrast, squared: keeps flat areas from being amplified
+_MATCHED = 0.3  # initial weights of R's last layer, as a multiple of the filters
 
 
 class Held(nn.Module):
-    """Adds to images what something paints, at a strength that is held."""
+    """Base class of networks that add a residual to images at a fixed strength."""
 
     rms: Tensor
     gain: Tensor
@@ -38,23 +38,25 @@ class Held(nn.Module):
         self.register_buffer("gain", torch.ones(()))
 
     def added(self, images: Tensor, painted: Tensor, level: float) -> Tensor:
-        """Images (N, C, H, W), off by the root mean square `level`, white being 1.
+        """Add a residual to images (N, C, H, W) at the root mean square `level`, white being 1.
 
-        In training the batch has that level exactly; later all images together do, on average.
+        In training the batch has the level exactly; later all images together have it on average.
         """
         painted, rms = painted.float(), self.rms
+        # The running mean makes the level after training independent of the batch.
         if self.training:
             rms = painted.square().mean().sqrt() + 1e-12
             self.rms.mul_(0.95).add_(0.05 * rms.detach())
+        # Bounded, because single loud pixels would be seen.
         bounded = _CLIPPED * torch.tanh(painted / (_CLIPPED * rms))
         return images + level * self.gain * bounded
 
 
 class Placement(Held, ABC):
-    """H and R for messages of T bits.
+    """Base class of H and R for messages of T bits.
 
     Args:
-        scheme: channels, bits, side and sizes.
+        scheme: gives channels, bits, side and sizes.
     """
 
     def __init__(self, scheme: DeepWatermarking) -> None:
@@ -63,23 +65,23 @@ class Placement(Held, ABC):
 
     @abstractmethod
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
-        """What H would add to images (N, C, H, W) for bits (N, T), at no particular strength."""
+        """Return H's residual for images (N, C, H, W) and bits (N, T), not yet scaled."""
 
     @abstractmethod
     def reader_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of R."""
+        """Iterate over the parameters of R."""
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
-        """What R says of each bit (N, T) in images (N, C, H, W): above 0 for a 1."""
+        """Return R's score of each bit (N, T) in images (N, C, H, W): above 0 for a 1."""
 
     def hidden(self, images: Tensor, bits: Tensor, level: float) -> Tensor:
-        """Marked images (N, C, H, W), off by the root mean square `level`, see `added`."""
+        """Return images (N, C, H, W) marked with bits (N, T) at a root mean square `level`."""
         return self.added(images, self.painted(images, bits), level)
 
 
 class Tile(Placement):
-    """Each bit in a cell of an S × S square, which is repeated over the image."""
+    """A placement with a cell for each bit in an S × S square, which is repeated over the image."""
 
     def __init__(self, scheme: DeepWatermarking) -> None:
         super().__init__(scheme)
@@ -89,18 +91,19 @@ class Tile(Placement):
         self.register_buffer("cells", _cells(scheme.grid, scheme.side), persistent=False)
 
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
-        """By the U-Net, beside the message as a picture."""
+        """Return the U-Net's output for images and the message drawn as an image."""
         picture = spread(bits, self.scheme.side, (images.shape[2], images.shape[3]))
         return self.hider.painted(images, picture.expand(-1, images.shape[1], -1, -1))
 
     def reader_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of R."""
+        """Iterate over the parameters of R."""
         return self.revealer.parameters()
 
     def shifted(self, images: Tensor) -> Tensor:
-        """The scores (N, S·S, T) at every shift of the square, downwards and to the right."""
+        """Return the scores (N, S·S, T) at every shift of the square, down and to the right."""
         side, cells = self.scheme.side, cast(Tensor, self.cells)
         painted = self.revealer.painted(images).float().mean(1)  # (N, H, W)
+        # All repeats are folded onto one square first, and every shift is read from it.
         places = [torch.arange(size, device=painted.device) % side for size in painted.shape[1:]]
         rows, columns = (F.one_hot(each, side).float().t() for each in places)  # (S, H), (S, W)
         folded = (rows @ painted @ columns.t()) / torch.outer(
@@ -112,7 +115,7 @@ class Tile(Placement):
         return found.flatten(3).flatten(1, 2)
 
     def scores(self, images: Tensor) -> Tensor:
-        """The mean of what R paints in each cell, over all squares."""
+        """Return the mean (N, T) of R's output in each cell, over all squares."""
         painted = self.revealer.painted(images).float().mean(1)  # (N, H, W)
         side, cells = self.scheme.side, cast(Tensor, self.cells)
         rows, columns = (_repeated(cells, size, side) for size in painted.shape[1:])
@@ -121,18 +124,19 @@ class Tile(Placement):
 
 
 class Everywhere(Placement):
-    """All bits at every place of the image.
+    """A placement of all bits at every place of the image.
 
-    H adds features of the image, filtered as the message says; R, which finds them in the marked
-    image again, correlates them with the image at near places. As both begin with the same features
-    and filters, R is a matched filter from the start; from two networks that know nothing of each
-    other nothing begins.
+    H adds features of the image, filtered as the message says. R computes the features of the
+    marked image again and correlates them with the image at near places. H and R begin with the
+    same features and filters, so that R is a matched filter from the start; two networks with
+    unrelated weights would not begin to learn.
     """
 
     def __init__(self, scheme: DeepWatermarking) -> None:
         super().__init__(scheme)
         channels, statistics = scheme.channels, _FEATURES * _TAPS**2
         self.hider, self.seen = _Features(channels), _Features(channels)
+        # Equal at first; both are trained apart from here.
         self.seen.load_state_dict(self.hider.state_dict())
         filters = torch.randn(scheme.bits, statistics) / scheme.bits**0.5
         self.filters = nn.Parameter(filters)
@@ -145,24 +149,26 @@ class Everywhere(Placement):
             self.revealer.bias.zero_()
 
     def painted(self, images: Tensor, bits: Tensor) -> Tensor:
-        """Features of the image, filtered as the message says; colours are all alike."""
+        """Return features of the image, filtered as the message says, the same for all channels."""
         count, _, height, width = images.shape
         features = F.pad(self.hider(images), (_TAPS // 2,) * 4, mode="replicate")
         chosen = (2 * bits - 1) @ self.filters  # (N, F·taps)
         kernels = chosen.reshape(count, _FEATURES, _TAPS, _TAPS)
         together = features.reshape(1, -1, *features.shape[2:])
+        # One group an image: each image has the filter of its own message.
         filtered = F.conv2d(together, kernels, groups=count)
         return filtered.reshape(count, 1, height, width).expand(-1, images.shape[1], -1, -1)
 
     def reader_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of its features, their norm and the last layer."""
+        """Iterate over the parameters of R's features, their norm and the last layer."""
         parts = (self.seen, self.sharp, self.norm, self.revealer)
         return (each for part in parts for each in part.parameters())
 
     def scores(self, images: Tensor) -> Tensor:
-        """Of correlations of features and image at near places, over the whole image."""
+        """Return scores (N, T) from correlations of features and image at near places."""
         inner = slice(_TAPS // 2, -(_TAPS // 2))
         image = _even(self.sharp(images), _NEAR)[..., inner, inner]
+        # Soft clipping: a few loud edges must not outweigh the rest of the correlation.
         image = image / (1 + (image / _CLIPPED).square()).sqrt()
         seen = self.seen(images).flatten(2)
         moved = F.unfold(image.flip(2, 3), _TAPS, padding=_TAPS - 1).flip(2)  # (N, taps, H·W)
@@ -171,9 +177,10 @@ class Everywhere(Placement):
 
 
 class _Features(nn.Module):
-    """Products of two of what an image shows, its contrast made the same everywhere (N, F, H, W).
+    """A network whose features (N, F, H, W) are products of two filter responses to an image.
 
-    What is odd in an image, as a filtered one is, is correlated with the image; products are not.
+    The contrast of the image is made the same everywhere first. A response alone is odd in the
+    image, as a filtered image is, and would correlate with it; a product is even and does not.
     """
 
     def __init__(self, channels: int) -> None:
@@ -186,6 +193,7 @@ class _Features(nn.Module):
             weight /= weight.flatten(1).norm(dim=1)[:, None, None, None]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the features (N, F, H, W) of images (N, C, H, W)."""
         shown = _even(images - _boxed(images, _NEAR), _AROUND)
         one, other = torch.tanh(self.pairs(shown)).chunk(2, 1)
         products = one * other
@@ -193,29 +201,29 @@ class _Features(nn.Module):
 
 
 def _boxed(images: Tensor, width: int) -> Tensor:
-    """The means of images (N, C, H, W) over squares of that width."""
+    """Return the means of images (N, C, H, W) over squares of an odd width."""
     padded = F.pad(images, (width // 2,) * 4, mode="replicate")
     return F.avg_pool2d(F.avg_pool2d(padded, (width, 1), 1), (1, width), 1)
 
 
 def _even(images: Tensor, width: int) -> Tensor:
-    """Images (N, C, H, W) divided by their root mean square over squares of that width."""
+    """Divide images (N, C, H, W) by their root mean square over squares of an odd width."""
     return images / (_boxed(images.square(), width) + _DARK).sqrt()
 
 
 def _sharpening(channels: int) -> Tensor:
-    """A filter (1, C, 5, 5) that leaves of photographs what varies from pixel to pixel."""
+    """Return a filter (1, C, 5, 5) that keeps the differences between neighbouring pixels."""
     once = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])[None, None] / 4
     return F.conv2d(once, once, padding=2).expand(1, channels, -1, -1) / channels
 
 
 def placement(scheme: DeepWatermarking) -> Placement:
-    """Untrained H and R of a scheme."""
+    """Make untrained H and R of a scheme."""
     return (Tile if scheme.placement == "tile" else Everywhere)(scheme)
 
 
 def spread(bits: Tensor, side: int, size: tuple[int, int]) -> Tensor:
-    """Bits (N, T) as pictures (N, 1, H, W): cells of a square of that side, repeated."""
+    """Draw bits (N, T) as images (N, 1, H, W): cells of a square of the given side, repeated."""
     grid = round(bits.shape[1] ** 0.5)
     square = bits.float().reshape(-1, 1, grid, grid)
     square = F.interpolate(square, (side, side), mode="nearest")
@@ -223,19 +231,21 @@ def spread(bits: Tensor, side: int, size: tuple[int, int]) -> Tensor:
 
 
 def repeated(square: Tensor, size: tuple[int, int]) -> Tensor:
-    """Squares (N, C, S, S) repeated over (N, C, H, W), the first one whole in the corner."""
+    """Repeat squares (N, C, S, S) over (N, C, H, W), beginning with a whole square."""
     side = square.shape[-1]
     times = [-(-each // side) for each in size]
     return square.repeat(1, 1, *times)[..., : size[0], : size[1]]
 
 
 def _cells(grid: int, side: int) -> Tensor:
-    """Which of S pixels lie in each of G cells, as `F.interpolate` has them: (G, S)."""
+    """Return the 0/1 matrix (G, S) of which of S pixels lie in each of G cells."""
+    # The same cells as `F.interpolate` draws with its nearest neighbours.
     at = (torch.arange(side) * grid) // side
     return F.one_hot(at, grid).t().float()
 
 
 def _repeated(cells: Tensor, size: int, side: int) -> Tensor:
-    """The means of cells (G, S) over a repeated square: (G, size); none where no pixel is left."""
+    """Return the matrix (G, size) that takes means over the cells (G, S) of repeated squares."""
+    # A small image may hold no pixel of a cell: its row is then 0, not NaN.
     over = cells.repeat(1, -(-size // side))[:, :size]
     return over / over.sum(1, keepdim=True).clamp_min(1)

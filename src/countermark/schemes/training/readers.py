@@ -1,4 +1,4 @@
-"""Learnt readers as torch modules: the published one, or the owner's own from its factory."""
+"""Learnt readers as torch modules: the published reader, or the owner's own from its factory."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ class MlpNetwork(nn.Module):
         self.first, self.last = nn.Parameter(first), nn.Parameter(last)  # (H, M), (T, H)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Logits (N, T) of weight vectors (N, M)."""
+        """Return logits (N, T) of weight vectors (N, M)."""
         logits = _Mlp.apply(vectors, self.gate, self.first, self.last)  # type: ignore[no-untyped-call]
         return cast(Tensor, logits)
 
 
 class _Mlp(torch.autograd.Function):
-    """Gate, ReLU units, outputs; the gradient written out, which halves its cost for few rows."""
+    """Gate, ReLU units and outputs; the explicit gradient halves the cost for few rows."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, gate: Tensor, first: Tensor, last: Tensor) -> Tensor:
+        """Return logits (N, T), and save the intermediate tensors."""
         gated = vectors * gate
         hidden = torch.mm(gated, first.t()).relu_()  # (N, H)
         ctx.saved = vectors, gate, first, last, gated, hidden
@@ -43,7 +44,9 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of vectors, gate and both layers."""
         vectors, gate, first, last, gated, hidden = ctx.saved
+        # The ReLU passes gradients only where its output is positive.
         behind = torch.mm(errors[0], last).mul_(hidden > 0)  # (N, H)
         inputs = torch.mm(behind, first)  # (N, M)
         to_last, to_first = torch.mm(errors[0].t(), hidden), torch.mm(behind.t(), gated)
@@ -51,22 +54,31 @@ class _Mlp(torch.autograd.Function):
 
 
 class _Masked(nn.Module):
-    """Any reader behind the frozen gate of MANU, which is no part of its state."""
+    """A reader behind the frozen gate of MANU; the gate is not part of its state."""
 
     def __init__(self, reader: nn.Module, mask: Tensor) -> None:
         super().__init__()
         self.reader = reader
         self.mask: Tensor
+        # The mask is frozen in the key already; a second copy could differ.
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
+        """Return the reader's logits for the masked vectors (N, M)."""
         return cast(Tensor, self.reader(vectors * self.mask))
 
 
 def initial_reader(
     network: IndependentNetwork, key: Key, width: int, mask: NDArray[np.uint8] | None
 ) -> nn.Module:
-    """The reader before training: secret, and the same on every machine that trains the mark."""
+    """Make the reader before training, from the key: equal on every machine, and secret.
+
+    Args:
+        network: the scheme.
+        key: gives the random initial weights.
+        width: M, the length of the weight vectors.
+        mask: 0/1 (M,) of the weights that MANU reads, or None.
+    """
     if network.code is None:
         shapes = {"first": (network.hidden, width), "last": (network.bits, network.hidden)}
         first, last = (
@@ -79,12 +91,17 @@ def initial_reader(
         gate = torch.ones(width) if mask is None else torch.from_numpy(mask).float()
         return MlpNetwork(gate, first, last, frozen_gate=mask is not None)
     with torch.random.fork_rng():
+        # The factory draws its initial weights from torch's global generator.
         torch.manual_seed(int(key.stream("reader").words(1)[0] >> np.uint64(1)))
         return _built(network, width, mask)
 
 
 def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | None) -> nn.Module:
-    """The owner's own reader from its factory."""
+    """Build the owner's own reader with its factory.
+
+    Raises:
+        ConfigError: the factory fails, or its module does not return (N, T) logits.
+    """
     expected = "a function (inputs, bits) that returns a torch module"
     reader = made("reader", network.reader, expected, (width, network.bits))
     try:
@@ -109,14 +126,15 @@ def module_logits(
     tensors: Mapping[str, NDArray[Any]],
     mask: NDArray[np.uint8] | None,
 ) -> Logits:
-    """The owner's own reader, trained, as a function on numpy vectors.
+    """Return the owner's trained reader as a function on numpy vectors.
 
     Raises:
-        ConfigError: the factory fails, or the key's tensors are not those of its module.
+        ConfigError: the factory fails, or the key's tensors do not fit its module.
     """
     with torch.random.fork_rng():
         made = _built(network, width, mask)
     try:
+        # The tensors come from a key file: their names and shapes may not fit the module.
         made.load_state_dict(
             {n.removeprefix("reader."): torch.from_numpy(each) for n, each in tensors.items()}
         )
@@ -125,6 +143,7 @@ def module_logits(
         raise ConfigError(f"the key's reader does not fit {network.reader!r}: {said}") from None
 
     def logits(vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
+        """Return the logits of vectors (N, M), at most `bits` of each."""
         with torch.no_grad():
             return np.asarray(made(torch.from_numpy(vectors).float()))[:, :bits]
 

@@ -1,4 +1,4 @@
-"""What a hardened reader is shown beside the marked host: weights without the mark, or in part."""
+"""Examples for a hardened reader beside the marked host: unmarked weights, and incomplete hosts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from countermark.schemes.independent_network import IndependentNetwork
 
 
 class Missing:
-    """Which weights are left where hidden units are missing, other ones for each step.
+    """Random masks that remove hidden units from weight vectors, drawn anew for each step.
 
-    The first row lacks the units of its largest weights, the next one any, and so on in turn. With
-    `pruned`, the next one lacks its smallest weights instead.
+    The first row lacks the units with the largest weights, the next row lacks random units, and so
+    on in turn. With `pruned`, the second kind of row lacks its smallest weights instead.
     """
 
     def __init__(self, network: IndependentNetwork, key: Key) -> None:
@@ -28,42 +28,46 @@ class Missing:
         self._generator = torch.Generator().manual_seed(seed)
 
     def masks(self, rows: Tensor) -> Tensor:
-        """1 for each weight of rows (n, M) that is left, 0 for the others, (n, M)."""
+        """Return masks (n, M) for rows (n, M): 1 for each weight that is left, 0 for the others."""
         shares = torch.rand(len(rows), 1, generator=self._generator) * self._dropped
         order = torch.rand(len(rows), self._size, generator=self._generator)
         squares = rows[::2].square() * self._of_a_unit
+        # Every second row ranks the units by the sum of their squared weights, not at random.
         order[::2] = torch.zeros_like(order[::2]).index_add_(1, self._unit, squares)
+        # Sorting twice turns an order into ranks.
         ranks = order.argsort(dim=1, descending=True).argsort(dim=1)
         left = ranks >= (shares * self._size).round()  # (n, units)
+        # Weights that belong to no hidden unit always stay.
         masks = left[:, self._unit] | ~self._of_a_unit  # (n, M)
         if self._pruned:
             masks[1::2] = self._largest(rows[1::2])
         return masks.float()
 
     def _largest(self, rows: Tensor) -> Tensor:
-        """Which weights are left where the smallest of rows (n, M) are pruned, (n, M)."""
+        """Return masks (n, M) that prune a random share of the smallest weights of rows (n, M)."""
         shares = torch.rand(len(rows), 1, generator=self._generator) * self._pruned
         ranks = rows.abs().argsort(dim=1).argsort(dim=1)
         return ranks >= (shares * rows.shape[1]).round()
 
     def coins(self, count: int) -> Tensor:
-        """So many fair coins (count,)."""
+        """Toss fair coins (count,)."""
         return torch.rand(count, generator=self._generator) < 0.5
 
     def state(self) -> Tensor:
-        """The random numbers."""
+        """Return the state of the random numbers."""
         return self._generator.get_state()
 
     def restore(self, state: Tensor) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         self._generator.set_state(state)
 
 
 class Negatives:
-    """Weight vectors without the mark, other ones for each step of the reader.
+    """Weight vectors without the mark, drawn anew for each step of the reader.
 
-    They are of five kinds, taken in turn: hidden-unit permutations of the host as it is, Gaussian
-    noise of its spread, its sign-flipped copy, unmarked models, and permutations of such.
+    They are of five kinds, in turn: hidden-unit permutations of the current host, Gaussian noise
+    with the host's spread, the host with flipped signs, unmarked models, and permutations of
+    unmarked models.
     """
 
     _TURN = ("permuted", "other", "noise", "mixed", "permuted", "other", "flipped", "mixed")
@@ -79,12 +83,13 @@ class Negatives:
         self._generator = torch.Generator().manual_seed(seed)
 
     def rows(self, w: Tensor) -> Tensor:
-        """The next negatives (K, M), for the host's vector w (M,) on the CPU."""
+        """Return the next negatives (K, M), for the host's vector w (M,) on the CPU."""
         turn = self._turn
         kinds = [self._TURN[(turn + at) % len(self._TURN)] for at in range(self._count)]
         self._turn = (turn + self._count) % len(self._TURN)
         permuted, other, mixed = (kinds.count(k) for k in ("permuted", "other", "mixed"))
         order = torch.rand(permuted + mixed, self._size, generator=self._generator).argsort(dim=1)
+        # Only the unit in a weight's index changes: offset and stride give the rest of its place.
         places = order[:, self._unit] * self._stride + self._offset  # (n, M)
         drawn = torch.randint(len(self._unmarked), (other + mixed,), generator=self._generator)
         others = self._unmarked[drawn]
@@ -99,10 +104,10 @@ class Negatives:
         return torch.cat(rows)
 
     def state(self) -> dict[str, Any]:
-        """Whose turn it is, and the random numbers."""
+        """Return the position in the turn, and the random numbers."""
         return {"turn": self._turn, "generator": self._generator.get_state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
+        """Continue from a saved state."""
         self._turn = state["turn"]
         self._generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""The stamp in a training loop: a hinge that keeps every bit at its margin. The training half."""
+"""The training half of a stamp: a hinge loss that keeps every bit at its margin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_VALUES = 1 << 26
 
 
 class StampTraining(WeightTraining):
-    """λ·Σ_t max(0, margin − a_t·z_t), z_t = y_t / √n_t, for one key."""
+    """The loss λ·Σ_t max(0, margin − a_t·z_t), z_t = y_t / √n_t, for one key."""
 
     def __init__(
         self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
@@ -37,15 +37,18 @@ class StampTraining(WeightTraining):
                 "name fewer layers, or set values"
             )
         bits, signs = Carriers(key).take(count)
+        # n_t, the number of values that carry bit t, and √n_t for its z_t.
         served = np.bincount(bits, minlength=stamp.bits)
         message = 2.0 * key.message - 1.0
+        # A bit without values keeps y_t = 0; the 1 avoids a division by zero.
         factors = message / np.sqrt(np.maximum(1, served))
+        # int32 and int8 keep memory within the 5 bytes a value of `MOST_VALUES`.
         self._bits = torch.from_numpy(bits.astype(np.int32))  # (N,)
         self._signs = torch.from_numpy(signs.copy())  # (N,)
         self._factors = torch.from_numpy(factors.astype(np.float32))  # (T,)
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
-        """The hinge, summed over the T bits."""
+        """Return the hinge loss (), summed over the T bits."""
         device = weights[0].device
         self._bits, self._signs = self._bits.to(device), self._signs.to(device)
         self._factors = self._factors.to(device)
@@ -62,12 +65,12 @@ class StampTraining(WeightTraining):
 
 
 def _part(weight: Tensor, place: range) -> Tensor:
-    """The values (n,) that are read of a tensor."""
+    """Return the values (n,) of a tensor that carry the stamp."""
     return weight.float().reshape(-1)[place.start : place.stop]
 
 
 def _normalised(weight: Tensor, place: range) -> Tensor:
-    """What is read of a tensor, in units of its spread; the spread itself is not pulled at."""
+    """Return the carrying values of a tensor divided by their spread, which gets no gradient."""
     part = _part(weight, place)
     spread = part.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return part / spread

@@ -1,8 +1,8 @@
-"""The stego network of DeepStego (Li and Guo 2019), and how it is trained before there is a host.
+"""The stego network of DeepStego (Li and Guo 2019), and its training before there is a host.
 
-It puts a logo into a cover so that nobody sees it. In the paper the network paints the whole image,
-and its loss lets the logo vanish. In the keyed form it paints a bounded residual; the logo is
-spread by a secret tile of signs, and a decoder, which is thrown away, must read it back.
+The network hides a logo invisibly in a cover. In the paper the network paints the whole image, and
+its loss lets the logo vanish. In the keyed form the network paints a bounded residual; a secret
+tile of signs spreads the logo, and a decoder, which is discarded later, must read the logo back.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ _AMPLITUDE = 20 / 255  # of the residual before it is scaled to its PSNR
 BATCH = 48
 """Covers a step, wherever a stego network is trained without a host."""
 
-_RATE = 3e-3  # of Adam, at first
+_RATE = 3e-3  # initial learning rate of Adam
 _C1, _C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for levels 0 to 1
 _WINDOW, _SIGMA = 11, 1.5
 
 
 class StegoNetwork(nn.Module):
-    """Cover and logo (N, C, H, W) each through transposed convolutions, joined, and back to C.
+    """A network from covers and logos (N, C, H, W) to stego images, one branch for each input.
 
     Args:
         channels: C.
         width: channels inside.
-        keyed: paint a bounded residual that is added to the cover; else the image itself.
+        keyed: true to paint a bounded residual that is added to the cover, false to paint the
+            image.
     """
 
     def __init__(self, channels: int, width: int = 16, *, keyed: bool = True) -> None:
@@ -46,10 +47,11 @@ class StegoNetwork(nn.Module):
         self.inner = _block(width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
         self.gain: Tensor
+        # Part of the state: a key must reproduce the level of its triggers.
         self.register_buffer("gain", torch.ones(()))
 
     def forward(self, covers: Tensor, logos: Tensor) -> Tensor:
-        """Stego images (N, C, H, W), levels 0 to 1, of covers and logos shaped like them."""
+        """Return stego images (N, C, H, W), levels 0 to 1, of covers and logos shaped alike."""
         joined = torch.cat([self.of_cover(covers), self.of_logo(logos)], dim=1)
         x = F.leaky_relu(self.enter(joined), 0.1)
         x = F.leaky_relu(x + self.inner(x), 0.1)
@@ -70,12 +72,12 @@ class Discriminator(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N,)."""
+        """Return logits (N,)."""
         return cast(Tensor, self.layers(images))[:, 0]
 
 
 class Decoder(nn.Module):
-    """Reads the logo's bits back from stego images whose tile is known: logits (N, 8, 8)."""
+    """A network that reads the logo from stego images and their tile: logits (N, 8, 8)."""
 
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
@@ -85,25 +87,27 @@ class Decoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor, tile: Tensor) -> Tensor:
-        """Logits (N, 8, 8)."""
+        """Return logits (N, 8, 8)."""
         seen = torch.cat([images, images * tile], dim=1)
         return F.adaptive_avg_pool2d(self.layers(seen), GRID)[:, 0]
 
 
 def spread(bits: Tensor, tile: Tensor) -> Tensor:
-    """Logos of 0/1 bits (N, 8, 8) as signs over the image, times the tile (C, H, W) or (N, …)."""
+    """Spread logos of 0/1 bits (N, 8, 8) as signs over tiles (C, H, W) or (N, C, H, W)."""
+    # The tile is secret: only the key gives the signs that spread the logo.
     signs = 2.0 * bits[:, None].float() - 1
     return F.interpolate(signs, tile.shape[-2:], mode="nearest") * tile
 
 
 def tiled(signs: Tensor, height: int, width: int) -> Tensor:
-    """Tiles of signs (…, C, 8, 8) repeated over an image (…, C, H, W)."""
+    """Repeat tiles of signs (…, C, 8, 8) over an image (…, C, H, W)."""
     repeats = -(-height // GRID), -(-width // GRID)
     return signs.repeat(*[1] * (signs.dim() - 2), *repeats)[..., :height, :width]
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:
-    """Structural similarity (N,) of images (N, C, H, W), levels 0 to 1."""
+    """Compute the structural similarity (N,) of images (N, C, H, W), levels 0 to 1."""
+    # Local means, then local variances as the mean of products minus the product of means.
     means = _blurred(one), _blurred(other)
     products = means[0].square(), means[1].square(), means[0] * means[1]
     variances = [
@@ -119,13 +123,15 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
+    """Blur images (N, C, H, W) with a Gaussian window, without padding."""
     rows, columns = (_band(size).to(images) for size in images.shape[2:])
     return rows @ images @ columns.t()
 
 
 @cache
 def _band(size: int) -> Tensor:
-    """A Gaussian window as a band matrix (size − 10, size): two products blur an image."""
+    """Return a Gaussian window as a band matrix (size − 10, size), applied to rows and columns."""
+    # An image smaller than the window is blurred over its whole side.
     window = min(_WINDOW, size)
     at = torch.arange(window) - (window - 1) / 2
     weights = torch.exp(-at.square() / (2 * _SIGMA**2))
@@ -136,6 +142,7 @@ def _band(size: int) -> Tensor:
 
 
 def _branch(channels: int, width: int) -> nn.Sequential:
+    """Make a branch of transposed convolutions for one input."""
     return nn.Sequential(
         nn.ConvTranspose2d(channels, width, 3, padding=1), nn.BatchNorm2d(width),
         nn.LeakyReLU(0.1), nn.ConvTranspose2d(width, channels, 3, padding=1),
@@ -144,6 +151,7 @@ def _branch(channels: int, width: int) -> nn.Sequential:
 
 
 def _block(width: int) -> nn.Sequential:
+    """Make a residual block."""
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(0.1),
         nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
@@ -152,16 +160,16 @@ def _block(width: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class StegoCourse:
-    """How a keyed stego network is trained: steps, and the seed of everything random."""
+    """Options of a keyed stego network's training: the number of steps, and the seed."""
 
     steps: int = 600
     seed: int = 0
 
 
 def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) -> StegoNetwork:
-    """Train a keyed stego network on covers uint8 (N, C, H, W); it is frozen and in eval mode.
+    """Train a keyed stego network on covers uint8 (N, C, H, W); return it frozen, in eval mode.
 
-    Every step has random logos: the network is one for all of them. It never sees a host.
+    Every step has random logos, so that one network serves all logos. It never sees a host.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(course.seed)
@@ -176,13 +184,16 @@ def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) ->
             for step in range(course.steps):
                 rows = torch.randint(len(covers), (BATCH,))
                 real = torch.from_numpy(covers[rows.numpy()]).float() / 255
+                # Random logos in each step keep the network from learning a single one.
                 bits = torch.randint(0, 2, (BATCH, GRID, GRID))
                 stego = network(real, spread(bits, tile))
+                # The image losses grow from 20 % to 60 % of the steps: the decoder must read first.
                 ramp = min(1.0, max(0.0, 2.5 * step / course.steps - 0.5))
                 told = discriminator(stego.detach()), discriminator(real)
                 against.zero_grad()
                 (F.softplus(told[0]).mean() + F.softplus(-told[1]).mean()).backward()  # type: ignore[no-untyped-call]
                 against.step()
+                # One grey level of noise: the decoder must not rely on more precision than 8 bits.
                 noisy = stego + torch.randn_like(stego) / 255
                 loss = (
                     ramp * (40 * F.mse_loss(stego, real) + 4 * (1 - ssim(stego, real).mean()))

@@ -1,4 +1,4 @@
-"""Networks in a key: the tensors that it holds of them, and a network filled from these."""
+"""Networks in a key: export their tensors, and fill a network from them again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from countermark.errors import ConfigError
 
 
 def weights_of(network: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
-    """The tensors of a network, copied, under their names in a key, which begin with `prefix`."""
+    """Return copies of a network's tensors by their names in a key, with a prefix."""
     state = network.state_dict()
     return {f"{prefix}{name}": each.numpy().copy() for name, each in state.items()}
 
@@ -22,22 +22,23 @@ def weights_of(network: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
 def filled(
     network: nn.Module, tensors: Mapping[str, NDArray[Any]], prefix: str, what: str
 ) -> nn.Module:
-    """The network, filled from tensors of a key; frozen, in eval mode.
+    """Fill a network from tensors of a key; return it frozen, in eval mode.
 
     Args:
-        network: of the right shape.
-        tensors: of the key.
-        prefix: what the names of the network's begin with.
-        what: the network in an error, with its verb: "networks are".
+        network: a network of the right shape.
+        tensors: the tensors of the key.
+        prefix: the beginning of the names of the network's tensors in the key.
+        what: the network in an error message, with its verb: "networks are".
 
     Raises:
-        ConfigError: some are missing, or of another shape or kind.
+        ConfigError: tensors are missing, not finite, or of another shape or type.
     """
     named = {
         name.removeprefix(prefix): np.array(each)
         for name, each in tensors.items()
         if name.startswith(prefix)
     }
+    # A key file is hostile input: torch would convert types silently and load NaN.
     for name, each in network.state_dict().items():
         given = named.get(name)
         kind = each.numpy().dtype
@@ -49,6 +50,7 @@ def filled(
             )
     try:
         network.load_state_dict({name: torch.from_numpy(each) for name, each in named.items()})
+    # torch reports wrong shapes and unknown names here; its first line names only the class.
     except RuntimeError as error:
         said = " ".join(str(error).partition("\n")[2].split())
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Networks that a thief trains on somebody's inputs and outputs, Zhang et al. 2021.
+"""Surrogates: networks that a thief trains on another network's outputs, Zhang et al. 2021.
 
 The architectures are the paper's: CNet, a chain of convolutions; Res9 and Res16, residual blocks
-between two halvings and two doublings; UNet. So are the losses: L1, L2, or of features, each with
-or without a PatchGAN. Owners train them too, as teachers of R, and laboratories as what R must
-read.
+between two halvings and two doublings; UNet. The losses are the paper's too: L1, L2, or a loss of
+features, each with or without a PatchGAN. Owners train surrogates as teachers of R, and experiments
+as suspects that R must read.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ Features: TypeAlias = Callable[[Tensor], Tensor]
 
 _RATE, _BETAS = 1e-3, (0.5, 0.999)
 _ADVERSARIAL = 0.01
-_PIXELS_BESIDE = 0.1  # weight of L2 beside features, which alone say nothing of brightness
+_PIXELS_BESIDE = 0.1  # weight of L2 beside features, which do not determine brightness alone
 
 
 @dataclass(frozen=True)
 class Copying:
-    """How a surrogate is trained.
+    """Options of a surrogate's training.
 
     Attributes:
         architecture: of the network; width: of its first layer.
-        loss: between its outputs and those it copies.
+        loss: between the surrogate's outputs and the outputs to copy.
         adversarial: whether a PatchGAN joins the loss.
         steps, batch, seed, precision: of the training.
-        features: for the perceptual loss, what is compared: a function of images (N, C, H, W).
-        spoil: what the thief does to a pair of images before a step; nothing by default.
+        features: for the perceptual loss, the features to compare, of images (N, C, H, W).
+        spoil: a transform that the thief applies to a pair of images before a step; None for no
+            transform.
     """
 
     architecture: Architecture = "unet"
@@ -56,16 +57,17 @@ class Copying:
     )
 
 
+# Widths with which a CPU trains a surrogate in minutes.
 _WIDTHS = {"cnet": 24, "res9": 12, "res16": 12, "unet": 16}
 
 
 def surrogate(architecture: Architecture, channels: int, width: int = 0) -> nn.Module:
-    """An untrained network from images (N, C, H, W) to such images; adds to its input.
+    """Make an untrained network from images (N, C, H, W) to images, which adds to its input.
 
     Args:
         architecture: one of the paper's.
         channels: C.
-        width: of its first layer; 0 for one that a CPU trains in minutes.
+        width: of its first layer; 0 for a width that a CPU trains in minutes.
     """
     wide = width or _WIDTHS[architecture]
     if architecture == "unet":
@@ -79,18 +81,19 @@ def copied(
     inputs: Tensor, outputs: Tensor, copying: Copying, saving: Saving | None = None,
     *, also: Callable[[Tensor], Tensor] | None = None, network: nn.Module | None = None,
 ) -> nn.Module:  # fmt: skip
-    """A surrogate, trained on pairs of images uint8 (N, C, H, W); frozen, in eval mode.
+    """Train a surrogate on pairs of images uint8 (N, C, H, W); return it frozen, in eval mode.
 
     Args:
-        inputs: what the victim was given.
-        outputs: what it answered, marked or not.
-        copying: how.
-        saving: where the training is saved now and then.
-        also: a loss () of what it makes, beside the loss of copying.
-        network: what is trained, where it is none of the paper's architectures.
+        inputs: the inputs of the victim.
+        outputs: the victim's answers, marked or not.
+        copying: the options of the training.
+        saving: store for the state of a long training.
+        also: an additional loss () of the surrogate's outputs.
+        network: the network to train, in place of the paper's architectures.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(copying.seed)
+        # Initial weights follow from the seed; the caller's random numbers do not change.
         own = network or surrogate(copying.architecture, outputs.shape[1], copying.width)
         course = _Course((inputs, outputs), own, copying, also)
         course.restore(saving.load() if saving else None)
@@ -106,7 +109,7 @@ def copied(
 
 
 def answers(network: nn.Module, inputs: Tensor, batch: int = 32) -> Tensor:
-    """What a network makes of images uint8 (N, C, H, W): images uint8, shaped alike."""
+    """Run a network on images uint8 (N, C, H, W); return images uint8, shaped alike."""
     found = []
     with torch.no_grad():
         for first in range(0, len(inputs), batch):
@@ -116,7 +119,7 @@ def answers(network: nn.Module, inputs: Tensor, batch: int = 32) -> Tensor:
 
 
 class _Course:
-    """The state of a surrogate's training, and how it takes a step."""
+    """The state of a surrogate's training, and its steps."""
 
     def __init__(
         self, pairs: tuple[Tensor, Tensor], network: nn.Module, copying: Copying,
@@ -132,13 +135,17 @@ class _Course:
         self._generator = torch.Generator().manual_seed(copying.seed)
 
     def one_step(self) -> None:
+        """Take one optimizer step on a random batch of pairs."""
         copying = self._copying
+        # A seed a step, from the saved generator, makes a resumed training the same.
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
         rows = torch.randint(len(self._pairs[0]), (copying.batch,), generator=self._generator)
         given, wanted = (each[rows].float() / 255 for each in self._pairs)
         if copying.spoil:
             given, wanted = copying.spoil(given, wanted)
+        # The network's weights are channels-last too: a CPU is faster where both agree.
         given = given.contiguous(memory_format=torch.channels_last)
+        # Only the network runs in half precision; losses are computed in float32.
         with torch.autocast(given.device.type, torch.bfloat16, enabled=copying.precision == "bf16"):
             made = self.network(given)
         loss = self._apart(made.float(), wanted)
@@ -153,6 +160,7 @@ class _Course:
         self.step += 1
 
     def _apart(self, made: Tensor, wanted: Tensor) -> Tensor:
+        """Return the copying loss () between outputs and wanted outputs."""
         if self._copying.loss == "l1":
             return F.l1_loss(made, wanted)
         pixels = F.mse_loss(made, wanted)
@@ -162,7 +170,8 @@ class _Course:
         return seen + _PIXELS_BESIDE * pixels
 
     def _unlike(self, made: Tensor, wanted: Tensor) -> Tensor:
-        """A least-squares GAN: a step of the critic, then what the network is told by it."""
+        """Take a step of the critic, then return the surrogate's loss () of a least-squares GAN."""
+        # The critic takes its own step first, on detached outputs.
         real, fake = self._critic(wanted), self._critic(made.detach())
         self._tells.zero_grad()
         ((real - 1).square().mean() + fake.square().mean()).backward()
@@ -170,10 +179,12 @@ class _Course:
         return _ADVERSARIAL * cast(Tensor, (self._critic(made) - 1).square().mean())
 
     def state(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         parts = {name: each.state_dict() for name, each in self._parts().items()}
         return parts | {"generator": self._generator.get_state(), "step": self.step}
 
     def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from a saved state; None begins at step 0."""
         if state is None:
             return
         for name, each in self._parts().items():
@@ -182,6 +193,7 @@ class _Course:
         self.step = state["step"]
 
     def _parts(self) -> dict[str, Any]:
+        """Return the networks, optimizers and schedule that a checkpoint holds, by name."""
         return {
             "network": self.network, "critic": self._critic, "optimizer": self._optimizer,
             "tells": self._tells, "schedule": self._schedule,
@@ -189,29 +201,32 @@ class _Course:
 
 
 class _Residual(nn.Module):
-    """Adds what a network says to its input."""
+    """A network that adds the output of an inner network to its input."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the images plus the inner network's output."""
         return images + cast(Tensor, self.inner(images))
 
 
 class _UNet(Hider):
-    """The U-Net of H, with nothing to hide."""
+    """The U-Net of H for a single input image."""
 
     def __init__(self, channels: int, sizes: Sizes) -> None:
         super().__init__(channels, sizes)
         self.enter = nn.Conv2d(channels, sizes.hider, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the last layer's output for images alone."""
+        # A slice of no channels in place of the hidden image.
         return self.painted(images, images[:, :0])
 
 
 def _cnet(channels: int, width: int) -> nn.Sequential:
-    """Six convolutions: each pixel sees 13 × 13 others, and none knows where it is."""
+    """Make six convolutions: each pixel depends on 13 × 13 pixels, and never on its position."""
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
     for _ in range(4):
         layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
@@ -219,6 +234,8 @@ def _cnet(channels: int, width: int) -> nn.Sequential:
 
 
 class _Block(nn.Module):
+    """A residual block of two convolutions with instance norm."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -228,10 +245,12 @@ class _Block(nn.Module):
         )  # fmt: skip
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return the features plus the output of the block's layers."""
         return features + cast(Tensor, self.layers(features))
 
 
 def _resnet(channels: int, width: int, blocks: int) -> nn.Sequential:
+    """Make residual blocks between two halvings and two doublings of the size."""
     four = 4 * width
     return nn.Sequential(
         nn.Conv2d(channels, width, 7, padding=3), nn.ReLU(),

@@ -25,7 +25,7 @@ MOST_ENTRIES = 1 << 28  # entries of X kept in memory while training, 1 GiB in f
 
 
 class UchidaTraining(WeightTraining):
-    """E_R of one key, with its gradient written out: one product forward, one backward."""
+    """E_R of one key, with an explicit gradient: one product forward, one product backward."""
 
     def __init__(
         self, scheme: WeightScheme, key: Key, unmarked: Sequence[Mapping[str, Array]] = ()
@@ -34,6 +34,7 @@ class UchidaTraining(WeightTraining):
         self._uchida = uchida = cast(Uchida, scheme)
         signs = 2.0 * key.message.astype(np.float32) - 1.0
         width = uchida.read_width(key)
+        # Refuse before the matrix is allocated: layers may have any size.
         if uchida.bits * width > MOST_ENTRIES:
             raise CapacityError(
                 f"a matrix of {uchida.bits} bits × {width:,} weights does not fit into memory "
@@ -45,15 +46,16 @@ class UchidaTraining(WeightTraining):
         if uchida.regularizer == "hinge":
             row_norm = torch.linalg.vector_norm(self._against[0])
             self._against *= uchida.strength / (usual_spread(uchida, key) * row_norm)
-        margin = uchida.strength * cast(float, uchida.margin)  # settled when the scheme is made
+        margin = uchida.strength * cast(float, uchida.margin)  # resolved in the scheme
         self._margins = torch.full((uchida.bits,), margin)  # (T,)
+        # With a mask of converged weights, only the positions of its ones are read.
         self._picked = [
             None if mask is None else torch.from_numpy(np.flatnonzero(mask))
             for mask in (uchida.mask(key, name) for name in key.tensors)
         ]
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
-        """λ·E_R, E_R summed over the T bits."""
+        """Return λ·E_R (), E_R summed over the T bits."""
         w = self._vector(weights)
         if self._against.device != w.device:
             self._against = self._against.to(w.device)
@@ -65,6 +67,7 @@ class UchidaTraining(WeightTraining):
         return cast(Tensor, loss)
 
     def _vector(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the vector w (M,) that the key reads from the host's tensors."""
         mean, bounded = self._uchida.read == "filter_mean", self._uchida.reading == "bounded"
         parts = []
         for weight, picked in zip(weights, self._picked, strict=True):
@@ -77,7 +80,7 @@ class UchidaTraining(WeightTraining):
 
     @classmethod
     def freezer(cls, scheme: WeightScheme) -> Freezer | None:
-        """The convergence detector, where only converged weights carry the mark."""
+        """Return the convergence detector if only converged weights carry the mark, else None."""
         uchida = cast(Uchida, scheme)
         if uchida.select == "all":
             return None
@@ -85,12 +88,10 @@ class UchidaTraining(WeightTraining):
 
 
 def usual_spread(uchida: Uchida, key: Key) -> float:
-    """Root mean square of what is read, for weights of the usual initial variance 1 / fan-in.
+    """Return the root mean square of the read values for the usual initial variance 1 / fan-in.
 
-    It is 1 of bounded values.
-
-    Fixed by the shapes, so that the margin of the hinge means the same in every layer, and at
-    every moment of training.
+    It is 1 for bounded values. It follows from the shapes alone, so that the margin of the hinge
+    means the same in every layer and at every moment of training.
     """
     if uchida.reading == "bounded":
         return 1.0
@@ -104,23 +105,26 @@ def usual_spread(uchida: Uchida, key: Key) -> float:
 
 
 class _ConvergedRead(ConvergenceDetector):
-    """Convergence of what is read: the weights, or their means over filters."""
+    """A convergence detector of the values read: the weights, or their means over filters."""
 
     def __init__(self, uchida: Uchida) -> None:
         super().__init__(uchida)
         self._mean = uchida.read == "filter_mean"
 
     def end_epoch(self, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]] | None:
+        """Record the read values of an epoch; see `ConvergenceDetector.end_epoch`."""
+        # The key reads means over filters, so that means are what must have converged.
         if self._mean:
             tensors = {name: tensor.mean(dim=0) for name, tensor in tensors.items()}
         return super().end_epoch(tensors)
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
-    """λ·Σ_t −log sigmoid(z_t), z = (2m − 1)∘X·w = −against·w. The gradient is one more product."""
+    """The loss λ·Σ_t −log sigmoid(z_t), z = (2m − 1)∘X·w = −against·w, and its gradient."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, against: Tensor, strength: float) -> Tensor:
+        """Return the loss, and keep its gradient."""
         minus_z = torch.mv(against, w)
         # Eq. (3): E_R = −Σ_t (b_t log y_t + (1 − b_t) log(1 − y_t)), y = sigmoid(X·w)
         ctx.gradient = torch.mv(against.t(), torch.sigmoid(minus_z).mul_(strength))
@@ -128,25 +132,28 @@ class _BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient, times the gradient of the loss."""
         return ctx.gradient * gradients[0], None, None
 
 
 class _Hinge(torch.autograd.Function):
-    """λ·Σ_t max(0, margin − z_t / s), s the standard deviation of z on usual unmarked weights.
+    """The loss λ·Σ_t max(0, margin − z_t / s), s the deviation of z on usual unmarked weights.
 
-    `against` holds −λ/s times the signed rows and `margins` λ·margin, so that a step needs few
-    operations: beside a small host their number is what the mark costs.
-    Differs from the paper: bits that have their margin are let go of, so the weights move less.
+    `against` holds −λ/s times the signed rows and `margins` holds λ·margin, so that a step needs
+    few operations: beside a small host their number decides the cost of the mark.
+    Differs from the paper: a bit that has its margin gets no gradient, so the weights move less.
     """
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, against: Tensor, margins: Tensor) -> Tensor:
+        """Return the loss, and keep its gradient."""
         missing = torch.addmv(margins, against, w).relu_()
         ctx.gradient = torch.mv(against.t(), missing.sign())
         return missing.sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient, times the gradient of the loss."""
         return ctx.gradient * gradients[0], None, None
 
 
