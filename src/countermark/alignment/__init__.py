@@ -1,17 +1,17 @@
-"""Reading through disguises: undo reordered, rescaled, flipped and added neurons, then read.
+"""Undo reordered, rescaled, flipped and added neurons of a suspect before its mark is read.
 
-    reference   what a suspect is aligned to, and which of its neurons belong together
+    reference   the model that a suspect is aligned to, and its permutation groups
     committing  what a key commits to of a model before the mark
-    naming      a reference's tensors among those of a suspect that renamed them
-    folding     a reference without batch norms, as an exported suspect is
-    reducing    neurons that were added without effect
+    naming      find the reference's tensors in a suspect that renamed them
+    folding     a reference without batch norms, for a suspect that was exported without them
+    reducing    join or drop neurons that were added without effect
     assigning   the best assignment (scipy)
-    matching    which of the suspect's neurons is which, and by how much each was scaled
-    rotation    a residual stream that was rotated, turned back by a committed reference
-    reading     all of it: a suspect's tensors as the key expects them
+    matching    match the suspect's neurons to the reference's and undo their scale
+    rotation    undo a rotation of the residual stream, by a committed reference
+    reading     all steps together: a suspect's tensors as the key expects them
 
 Neurons are matched by tensors that the key does not read, so that the order found does not depend
-on the message. numpy; scipy.optimize is loaded where neurons are assigned.
+on the message. The package needs numpy; scipy.optimize is loaded when neurons are assigned.
 """
 
 from __future__ import annotations

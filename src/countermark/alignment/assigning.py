@@ -1,4 +1,4 @@
-"""The best assignment of rows to columns; scipy is loaded here and nowhere else on the way."""
+"""Solve the assignment problem. On the way of a reading, scipy is loaded only here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from countermark.errors import MissingExtraError
 def assigned(
     values: NDArray[np.float64], *, largest: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns, each once at most, whose values (rows, columns) have the least sum.
+    """Return the rows and columns of the assignment with the least sum of values.
+
+    Each row and each column occurs at most once.
 
     Args:
-        values: what an assignment costs.
+        values: the cost of each pair, (rows, columns).
         largest: find the largest sum instead.
 
     Raises:
         MissingExtraError: scipy is not installed.
     """
     try:
+        # Imported here, because reading without alignment must not need scipy.
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise MissingExtraError("aligning a suspect to a reference", "align") from None

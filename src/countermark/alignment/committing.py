@@ -1,12 +1,13 @@
-"""What a key commits to of the model before the mark, so that it can be a reference later.
+"""Commit a key to the model before the mark, so that this model can be a reference later.
 
     root of the model's digest (32 bytes), number of tensors (8),
-    digest of the neurons by file (32), of the neurons by trace (32)
+    digest of the permutation groups by file (32), of the groups by trace (32)
 
-The neurons, that is which axes of which tensors are reordered together, enter it as well: whoever
-could choose them after the message was drawn could choose what an alignment makes of a suspect.
-They are those that the names, shapes and configuration of a file say, and those that a live model
-is traced to; a digest of zeros stands for neurons that were not found.
+The permutation groups tell which axes of which tensors are reordered together. The commitment
+includes them, because a person who could choose them after the message was drawn could choose how
+an alignment changes a suspect. The groups by file follow from the names, shapes and configuration
+of a file; the groups by trace are found by tracing a live model. A digest of zeros stands for
+groups that were not found.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ _DIGEST, _NOTHING = 40, bytes(32)
 
 
 def commit_reference(weights: Weights, traced: Sequence[Units] | None = None) -> NDArray[np.uint8]:
-    """Digest a model as it is before the mark, uint8 (104,), for a key to freeze.
+    """Return the digest of a model before the mark, uint8 (104,), for a key to commit to.
 
     Args:
         weights: the model, open. All of it is read.
-        traced: its neurons, where a live model could be traced.
+        traced: the permutation groups of the live model, if it could be traced.
 
     Raises:
-        SuspectError: it has a tensor without bytes of its own.
+        SuspectError: a tensor has no bytes of its own.
     """
     try:
         guessed = _digest_units(guess_units(weights))
-    except CountermarkError:  # no chain, and no transformer
+    except CountermarkError:  # the layers are neither a chain nor a transformer
         guessed = _NOTHING
     found = _NOTHING if traced is None else _digest_units(traced)
     units = np.frombuffer(guessed + found, dtype=np.uint8)
@@ -49,21 +50,26 @@ def commit_reference(weights: Weights, traced: Sequence[Units] | None = None) ->
 def is_committed(
     kept: NDArray[np.uint8] | None, reference: Weights, units: Sequence[Units]
 ) -> bool:
-    """Return true if a key froze this very model with these neurons before its message was drawn.
+    """Return true if a key committed to this model and these groups before its message was drawn.
 
     Args:
-        kept: what the key froze; None where it froze nothing.
+        kept: the commitment in the key; None if the key has no commitment.
         reference: the model, open.
-        units: the neurons by which a suspect is aligned to it.
+        units: the permutation groups by which a suspect is aligned to the model.
     """
     if kept is None or kept.dtype != np.uint8 or kept.shape != (_DIGEST + 64,):
         return False
+    # The groups are compared before the model, because hashing a model takes long.
     content, digest = kept.tobytes()[_DIGEST:], _digest_units(units)
+    # Groups guessed from a file and groups traced from a live model may differ; both were
+    # committed.
     if digest not in (content[:32], content[32:]):
         return False
     return np.array_equal(kept[:_DIGEST], model_digest(reference).to_array())
 
 
 def _digest_units(units: Sequence[Units]) -> bytes:
+    """Compute the SHA-256 of permutation groups (32 bytes), from their fields as sorted JSON."""
+    # The prefix separates this digest from digests of other content (domain separation).
     told = json.dumps([asdict(each) for each in units], sort_keys=True)
     return hashlib.sha256(b"countermark/units/v1" + told.encode()).digest()

@@ -1,4 +1,4 @@
-"""A reference without batch norms, for suspects whose norms were folded by an export."""
+"""Fold the batch norms of a reference, for suspects whose norms were folded by an export."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from countermark.units import Member, Norm, Units
 
 @dataclass(frozen=True)
 class Folded:
-    """A reference whose batch norms are in the layers before them.
+    """A reference whose batch norms are folded into the layers before them.
 
     Attributes:
-        tensors: its tensors; a layer that had no bias has one.
-        units: its neurons, without the norms.
-        factors: what the rows (axis 0) of a tensor were multiplied with, by its name.
+        tensors: its tensors; a layer without a bias has received one.
+        units: its permutation groups, without the norms.
+        factors: the factor of each row (axis 0) of a tensor, by the tensor's name.
     """
 
     tensors: Tensors
@@ -29,7 +29,14 @@ class Folded:
 
 
 def folded(reference: Mapping[str, NDArray[Any]], units: Sequence[Units]) -> Folded | None:
-    """Fold every batch norm that alone reads one layer; None where there is none."""
+    """Fold every batch norm that is the only reader of one layer.
+
+    Args:
+        reference: tensors by name.
+        units: the permutation groups of the reference.
+
+    Returns: the folded reference, or None if no norm can be folded.
+    """
     tensors = {name: np.asarray(each, np.float64) for name, each in reference.items()}
     factors: dict[str, Floats] = {}
     found = [_fold(each, tensors, factors) for each in units]
@@ -37,11 +44,13 @@ def folded(reference: Mapping[str, NDArray[Any]], units: Sequence[Units]) -> Fol
 
 
 def _fold(units: Units, tensors: Tensors, factors: dict[str, Floats]) -> Units:
+    """Fold all batch norms of one permutation group, changing `tensors` and `factors` in place."""
     for norm in units.norms:
         before = [m for m in units.members if m.domain == norm.before and m.name not in _of(norm)]
         weights = [m for m in before if m.power == 1 and m.name.endswith("weight")]
         others = [m for m in before if m.power != 1]
         others += [n for n in units.norms if n is not norm and n.before == norm.before]  # type: ignore[misc]
+        # With a second layer, norm or consumer on the same values, folding would change the others.
         if len(weights) != 1 or others or len(before) > 2:
             continue
         units = _without(units, norm, weights[0], tensors, factors)
@@ -51,17 +60,23 @@ def _fold(units: Units, tensors: Tensors, factors: dict[str, Floats]) -> Units:
 def _without(
     units: Units, norm: Norm, weight: Member, tensors: Tensors, factors: dict[str, Floats]
 ) -> Units:
-    """A class without one of its norms, which goes into a layer."""
+    """Fold one batch norm into a layer and return the permutation group without the norm.
+
+    With factor f = weight / sqrt(var + eps), the layer's weight becomes f * weight and its bias
+    becomes norm bias + f * (bias - mean).
+    """
     factor = tensors[norm.weight] / np.sqrt(tensors[norm.var] + norm.eps)  # (units,)
     bias = weight.name.removesuffix("weight") + "bias"
     values = tensors[weight.name]
     tensors[weight.name] = values * factor.reshape(-1, *[1] * (values.ndim - 1))
+    # A layer before a batch norm usually has no bias, as the norm subtracts the mean anyway.
     shift = tensors.get(bias, np.zeros(units.size)) - tensors[norm.mean]
     tensors[bias] = tensors[norm.bias] + factor * shift
     factors[weight.name] = factor
     for name in _of(norm):
         tensors.pop(name)
     kept = [m for m in units.members if m.name not in (*_of(norm), weight.name, bias)]
+    # Folding merges the two domains of the norm: the layer now produces in the domain behind it.
     kept += [replace(weight, domain=norm.after), Member(bias, 0, norm.after, 1)]
     return Units(
         units.size, tuple(kept), tuple(each for each in units.norms if each is not norm),
@@ -70,4 +85,5 @@ def _without(
 
 
 def _of(norm: Norm) -> tuple[str, ...]:
+    """Return the names of the four tensors of a batch norm."""
     return norm.weight, norm.bias, norm.mean, norm.var

@@ -1,8 +1,8 @@
-"""Which of a suspect's neurons is which of the reference's, and by how much each was scaled.
+"""Match a suspect's neurons to those of the reference, and undo their order, scale and sign.
 
-Classes of neurons are aligned one after the other, each by the tensors whose other axes are
-aligned already, beginning where most is known: at the inputs and the outputs. More rounds see both
-neighbours of every class, until nothing moves.
+Permutation groups are aligned one after the other, each by the tensors whose other axes are aligned
+already. The first groups are those with the most known values: at the inputs and the outputs. More
+rounds compare both neighbours of every group, until no neuron moves.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from countermark.units import Member, Units
 _Pairs: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]  # the reference's, the suspect's
 _Features: TypeAlias = dict[tuple[int, int], Floats]  # (domain, power) -> (units, values)
 
-_MOST_ROUNDS = 3  # after the first
-_LEAST_KNOWN = 2  # values of a neuron that say anything of its direction
-_LOUDEST = 3.0  # of a line beside most others, above which it is brought down to them
-_HALF_WEIGHT = 16  # a direction of so many values counts half of one of very many
+_MOST_ROUNDS = 3  # after the first round
+_LEAST_KNOWN = 2  # a single value has no direction but its sign
+_LOUDEST = 3.0  # times the median size of values, above which a value is scaled down to it
+_HALF_WEIGHT = 16  # values in a direction that counts half as much as one of very many values
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Tensors in the order, scale and shapes of the reference, and how alike the neurons are.
+    """Tensors in the order, scale and shapes of the reference, and the similarity of the neurons.
 
     Attributes:
-        tensors: all tensors that units are found in, float64.
-        similarity: mean cosine of matched neurons, over what they were matched by; 1 for a copy.
-            The least one of those classes that have a tensor which is not compared.
-        known: how many values a neuron of those classes was matched by, at the least.
+        tensors: all tensors of the permutation groups, float64.
+        similarity: mean cosine of matched neurons, over the values that they were matched by; 1
+            for a copy. The least mean among the groups that have a tensor which is not compared.
+        known: the least number of values by which a neuron of those groups was matched.
     """
 
     tensors: Tensors
@@ -57,19 +57,20 @@ def align(
     suspect: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]],
     units: Sequence[Units], *, by: Container[str],
 ) -> Matched:  # fmt: skip
-    """Bring a suspect's tensors into the order, scale and shapes of a reference's.
+    """Bring a suspect's tensors into the order, scale and shapes of a reference's tensors.
 
     Args:
         suspect: tensors by the reference's names; axes of neurons may be longer or shorter.
-        reference: its tensors; those that are not in `by` are used for their shapes alone.
-        units: the classes of neurons.
-        by: names of the tensors that neurons are matched by.
+        reference: its tensors; only the shapes of tensors that are not in `by` are used.
+        units: the permutation groups of the reference.
+        by: names of the tensors by which neurons are matched.
 
     Raises:
-        AlignmentError: nothing says how the neurons of some class are ordered.
+        AlignmentError: no compared tensor tells the order of the neurons of a group.
     """
     work = _Alignment(suspect, reference, units, by)
     work.run()
+    # The similarity concerns the neurons that the key reads: a group with a tensor outside `by`.
     read = [
         number for number, each in enumerate(units)
         if any(member.name not in by for member in each.members)
@@ -82,7 +83,10 @@ def align(
 
 
 class _Alignment:
-    """The suspect's tensors on their way."""
+    """The state of one alignment: the suspect's tensors, which change, and the reference's.
+
+    The arguments are those of the public function above.
+    """
 
     def __init__(
         self, suspect: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]],
@@ -94,8 +98,8 @@ class _Alignment:
             name: np.asarray(reference[name], np.float64) for name in names if name in by
         }
         self._units, self._done = units, set[int]()
-        # Before a norm a neuron counts with the sign that makes the norm's weight positive. So a
-        # flip is known where nothing else says so: of what the key reads, and of what follows it.
+        # Every neuron before a norm gets the sign that makes the norm's weight positive. So a flip
+        # is found even if no compared tensor shows it, for example between tensors of the key.
         upright(self.tensors, units)
         self._turned = upright(self._reference, units)
         self._classes: dict[tuple[str, int], set[int]] = {}
@@ -108,17 +112,24 @@ class _Alignment:
         self.similarities = [0.0] * len(units)
 
     def run(self) -> None:
-        """All rounds."""
+        """Align all groups, then flip neurons back to the signs of the reference."""
         self._match()
         for turned, units in zip(self._turned, self._units, strict=True):
             scale(self.tensors, units, turned)
 
     def _match(self) -> None:
+        """Align every group once, the best known group first, then in up to three more rounds.
+
+        Raises:
+            AlignmentError: no compared tensor tells the order of the neurons of a group.
+        """
         reduce(self.tensors, self._units)
         while len(self._done) < len(self._units):
             left = [number for number in range(len(self._units)) if number not in self._done]
             known = {number: self.known(number) for number in left}
             best = max(left, key=known.__getitem__)
+            # The key's own tensors are not used instead: an order chosen by the mark would favour
+            # the mark.
             if known[best] < _LEAST_KNOWN:
                 members = ", ".join(sorted({m.name for m in self._units[best].members}))
                 raise AlignmentError(
@@ -135,16 +146,19 @@ class _Alignment:
                 return
 
     def known(self, number: int) -> int:
-        """How many values a neuron of a class can be matched by now."""
+        """Return the number of values by which a neuron of a group can be matched now."""
         return sum(each.shape[1] for each in self._features(self._reference, number).values())
 
     def _usable(self, member: Member, dimensions: int) -> bool:
-        """Whether the other axes of a member are in order."""
+        """Return true if all other axes of the tensor of a member are aligned."""
         others = (axis for axis in range(dimensions) if axis != member.axis)
         return all(self._classes.get((member.name, axis), set()) <= self._done for axis in others)
 
     def _features(self, tensors: Mapping[str, Floats], number: int) -> _Features:
-        """What the neurons of a class are matched by: values that scale alike, side by side."""
+        """Collect the values by which the neurons of a group are matched.
+
+        Returns: values (neurons, n) by domain and power: values with the same scale side by side.
+        """
         units, parts = self._units[number], dict[tuple[int, int], list[Floats]]()
         for member in units.members:
             if member.name not in self._reference:
@@ -156,9 +170,13 @@ class _Alignment:
         return {place: np.concatenate(each, axis=1) for place, each in parts.items()}
 
     def _align(self, number: int) -> tuple[float, bool]:
-        """Put one class in order and scale; the mean cosine of its neurons, and if any moved."""
+        """Bring one group into order and scale.
+
+        Returns: the mean cosine of its neurons, and whether any neuron moved.
+        """
         units = self._units[number]
         own, wanted = self._both(number)
+        # Cosines do not depend on the scales of neurons, so order comes first and scale afterwards.
         alike = self._alike(units, wanted, own)  # (units, the suspect's)
         at, chosen = assigned(alike, largest=True)
         for name in {member.name for member in units.members}:
@@ -168,24 +186,28 @@ class _Alignment:
         return float(alike[at, chosen].mean()), moved
 
     def _scale(self, number: int) -> None:
-        """Undo what the neurons of a class, which are in order, were scaled and flipped by."""
+        """Undo the scales and signs of the neurons of a group that is in order."""
         units = self._units[number]
         own, wanted = self._both(number)
         domains = range(len(units.domains))
         scale(self.tensors, units, {d: self._factors(units, d, (wanted, own)) for d in domains})
 
     def _both(self, number: int) -> tuple[_Features, _Features]:
-        """The features of a class in the suspect and in the reference."""
+        """Return the features of a group in the suspect (values limited) and in the reference."""
         own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
         return {place: _quieten(rows, wanted[place]) for place, rows in own.items()}, wanted
 
     def _alike(self, units: Units, wanted: _Features, own: _Features) -> Floats:
-        """Mean cosines (units, the suspect's), directions of many values counting more."""
+        """Compute the mean cosines (reference's neurons, suspect's neurons) of a group.
+
+        A direction of many values counts more. If a domain can be flipped, the sign is ignored.
+        """
         weights = 0.0
         found: Floats = np.zeros(())
         for (domain, power), rows in wanted.items():
             if power == 2:  # a variance has no direction
                 continue
+            # float32 halves the memory of the product of all pairs of neurons.
             one, other = (unit(each).astype(np.float32) for each in (rows, own[domain, power]))
             cosines = (one @ other.T).astype(np.float64)
             if units.domains[domain].flippable:
@@ -195,9 +217,17 @@ class _Alignment:
         return found / weights
 
     def _factors(self, units: Units, domain: int, both: tuple[_Features, _Features]) -> Floats:
-        """By how much the suspect's neurons (units,) are larger than the reference's."""
+        """Estimate by which factors (neurons,) the suspect's neurons exceed the reference's.
+
+        Args:
+            units: the permutation group.
+            domain: the scale domain, as an index of `units.domains`.
+            both: features of the reference and of the suspect.
+        """
         wanted, own = both
         weights, log, product = 0, np.zeros(units.size), np.zeros(units.size)
+        # A factor f makes producers f times, a variance f² times, and consumers 1/f times as large.
+        # The logarithms of the estimates are averaged, weighted by their number of values.
         for power in (2, 1, -1):
             if (domain, power) in wanted:
                 a, b = own[domain, power], wanted[domain, power]
@@ -213,7 +243,13 @@ class _Alignment:
         return np.where(product < 0, -size, size) if allowed.flippable else size
 
     def _put_in_order(self, name: str, units: Units, order: _Pairs) -> Floats:
-        """One tensor with the neurons of a class in order; zeros for those that are gone."""
+        """Return one tensor with the neurons of a group in order, and zeros for missing neurons.
+
+        Args:
+            name: of the tensor.
+            units: the permutation group.
+            order: matched neurons of the reference, and of the suspect.
+        """
         at, chosen = order
         tensor = self.tensors[name]
         for member in (each for each in units.members if each.name == name):
@@ -225,10 +261,14 @@ class _Alignment:
 
 
 def _quieten(own: Floats, wanted: Floats) -> Floats:
-    """Features (units, values) of a suspect, no value of which is far louder than the others.
+    """Scale down values of a suspect that are far larger than its other values.
 
-    What a dead neuron sends, or the vector of a word that is never used, may be anything: neurons
-    would be told apart by that alone.
+    A dead neuron may send anything, and the vector of an unused word may be anything: such values
+    alone would then decide which neurons match.
+
+    Args:
+        own: features (neurons, values) of the suspect.
+        wanted: features (neurons, values) of the reference.
     """
     with np.errstate(over="ignore"):
         sizes = [np.sqrt(np.square(each).mean(axis=0)) for each in (own, wanted)]

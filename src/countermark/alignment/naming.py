@@ -1,9 +1,9 @@
-"""A reference's tensors among those of a suspect, whatever the suspect calls them.
+"""Find a reference's tensors among the tensors of a suspect, whatever names the suspect gives them.
 
-Names are taken as they are where all of them fit, or do so with another beginning. Else tensors are
-told apart by rank, by sizes where no neurons can have been added, and by their values without
-regard to order and scale. A tensor that the key reads is compared only where the reference has it
-from before the mark; else it is the one that is left.
+The names of the reference are kept if all of them fit, unchanged or with another prefix. Otherwise
+tensors are told apart by rank, by the sizes of axes to which no neurons can have been added, and by
+their values without regard to order and scale. A tensor that the key reads is compared only if the
+reference has its values from before the mark; else it must be the one tensor that is left over.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from countermark.errors import AlignmentError
 from countermark.weights import Weights, prefixed
 
 _QUANTILES = 101
-_NEVER = 1e6  # the distance of tensors that cannot be the same
+_NEVER = 1e6  # distance of tensors whose shapes do not fit
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A tensor that is sought.
+    """A tensor of the reference that is sought in a suspect.
 
     Attributes:
         shape: in the reference.
         free: axes that may be longer or shorter in the suspect.
-        values: in the reference; None of a tensor that may not be compared.
+        values: in the reference; None for a tensor that must not be compared.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Wanted:
     values: NDArray[Any] | None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of the suspect may be this one."""
+        """Return true if a tensor of this shape in the suspect may be the wanted tensor."""
         return len(shape) == len(self.shape) and all(
             one == other or axis in self.free
             for axis, (one, other) in enumerate(zip(self.shape, shape, strict=True))
@@ -47,10 +47,10 @@ class Wanted:
 
 
 def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
-    """The suspect's name of each wanted tensor.
+    """Return the suspect's name of each wanted tensor.
 
     Raises:
-        AlignmentError: one is not there, or several could be the one that the key reads.
+        AlignmentError: a tensor is missing, or several tensors could be the one that the key reads.
     """
     if all(
         name in weights.tensors and each.fits(weights.tensors[name].shape)
@@ -58,9 +58,11 @@ def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     ):
         return {name: name for name in wanted}
     alike = prefixed(weights, {name: each.shape for name, each in wanted.items()})
+    # Two prefixes that fit equally well do not tell the tensors apart; their values may.
     if len(alike) == 1:
         return alike[0]
     found = _closest(weights, {n: each for n, each in wanted.items() if each.values is not None})
+    # A tensor of the key is found by elimination: comparing its values would use the mark.
     left = [name for name in weights.tensors if name not in found.values()]
     for name, each in wanted.items():
         if each.values is None:
@@ -76,7 +78,11 @@ def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
 
 
 def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
-    """The assignment of least distance, all tensors that are compared taken together."""
+    """Assign the suspect's tensors to all compared tensors at once, with the least total distance.
+
+    Raises:
+        AlignmentError: there is no assignment in which all shapes fit.
+    """
     names = [
         name for name, info in weights.tensors.items()
         if any(each.fits(info.shape) for each in wanted.values())
@@ -86,6 +92,7 @@ def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
             f"the suspect has {len(names)} tensors of shapes that fit, the reference {len(wanted)}"
         )
     curves = {name: _curve(weights.read(name)) for name in names}
+    # Half of `_NEVER` bounds the cost of a pair that fits, so a pair that does not fit costs more.
     costs = np.full((len(wanted), len(names)), _NEVER)
     for row, each in enumerate(wanted.values()):
         own = _curve(np.asarray(each.values))
@@ -100,11 +107,15 @@ def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
 
 
 def _curve(values: NDArray[Any]) -> Floats:
-    """Sorted values at 101 places: of matrices with rows of one length, of vectors as they are."""
+    """Return the quantiles of a tensor's values at 101 levels, which no reordering changes.
+
+    The rows of tensors with several axes are first normalised to one length.
+    """
     wide = values.astype(np.float64)
     if wide.ndim > 1:
         rows = wide.reshape(len(wide), -1)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        # Rescaling neurons changes the lengths of rows; the root mean square of each row becomes 1.
         wide = rows / np.where(lengths > 0, lengths, 1) * np.sqrt(rows.shape[1])
     curve: Floats = np.quantile(wide, np.linspace(0, 1, _QUANTILES))
     return curve

@@ -1,4 +1,4 @@
-"""A suspect's tensors as a key expects them, whatever was done to its neurons."""
+"""Read a suspect's tensors as a key expects them, after undoing changes to its neurons."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from countermark.errors import AlignmentError
 from countermark.units import Member, Units
 from countermark.weights import Array, Weights, prefixed
 
-_RIGID: frozenset[int] = frozenset()  # no axis of a tensor that no neurons were found in
-_MOST_ADDED = 16  # times as many neurons as the reference's class has
+_RIGID: frozenset[int] = frozenset()  # free axes of a tensor without permutation groups
+_MOST_ADDED = 16  # largest multiple of the reference's number of neurons
 
 
 @dataclass(frozen=True)
 class Realigned:
-    """What a key can read.
+    """The tensors of a suspect after alignment, for a key to read.
 
     Attributes:
-        tensors: by the key's names, in its shapes.
-        where: the suspect's names of them.
-        similarity, known: mean cosine of the neurons matched, 1 for a copy, and by how many
-            values each was matched, at the least.
+        tensors: by the key's names, in the key's shapes.
+        where: the suspect's names of these tensors.
+        similarity: mean cosine of the matched neurons; 1 for a copy.
+        known: the least number of values by which a neuron was matched.
         folded: the suspect's batch norms had been folded away.
         reference: the reference's own tensors, as the key would read them.
     """
@@ -45,7 +45,13 @@ class Realigned:
 
 @dataclass(frozen=True)
 class _Form:
-    """The reference in a form that a suspect may have."""
+    """The reference in a form that a suspect may have: with batch norms, or with folded norms.
+
+    Attributes:
+        tensors: by name.
+        units: the permutation groups.
+        factors: the factor of each row of a tensor whose norm was folded, by the tensor's name.
+    """
 
     tensors: Mapping[str, NDArray[Any]]
     units: Sequence[Units]
@@ -54,7 +60,13 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Sought:
-    """What a key reads: shapes by name, which of them are not compared, and if all are needed."""
+    """The tensors that a key reads.
+
+    Attributes:
+        shapes: by name.
+        hidden: names of the tensors that must not be compared with the reference.
+        partial: some tensors may be missing, up to half of them.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     hidden: frozenset[str]
@@ -65,20 +77,21 @@ def realigned(
     suspect: Weights, reference: Reference, wanted: Mapping[str, tuple[int, ...]],
     *, unmarked: Collection[str] = (), partial: bool = False,
 ) -> Realigned:  # fmt: skip
-    """Find a key's tensors in a suspect and undo what was done to their neurons.
+    """Find a key's tensors in a suspect and undo changes to their neurons.
 
     Args:
         suspect: an open suspect.
         reference: the owner's model.
         wanted: names and shapes of the tensors that the key reads.
-        unmarked: those of them whose values in the reference are known to be older than the
-            message, so that neurons may be matched by them.
-        partial: leave out of them what the suspect has not under its own name, up to a half.
+        unmarked: names of wanted tensors whose values in the reference are known to be older than
+            the message, so that neurons may be matched by them.
+        partial: leave out wanted tensors that the suspect does not have under their own names, up
+            to half of them.
 
     Raises:
-        AlignmentError: the suspect cannot be aligned to the reference; says why.
-        SuspectError: one of the two cannot be read.
-        ConfigError: the reference's layers are no plain chain, and nothing says what they are.
+        AlignmentError: the suspect cannot be aligned to the reference; the message tells why.
+        SuspectError: the suspect or the reference cannot be read.
+        ConfigError: the permutation groups of the reference cannot be guessed from its layers.
     """
     weights, units = reference.opened()
     with weights:
@@ -90,7 +103,8 @@ def realigned(
                 )
         if not names & wanted.keys():
             raise AlignmentError(f"no neurons of {next(iter(wanted))} were found in the reference")
-        names |= wanted.keys()  # what has no neurons that were found is read in order
+        # A wanted tensor without permutation groups is read without reordering.
+        names |= wanted.keys()
         tensors = {name: weights.read(name) for name in sorted(names) if name in weights.tensors}
     own = {name: tensors[name] for name in wanted}
     sought = _Sought(wanted, frozenset(wanted.keys() - unmarked), partial)
@@ -98,6 +112,7 @@ def realigned(
     try:
         return _in_form(suspect, plain, sought, own)
     except AlignmentError as error:
+        # The reference as it is comes first: folding is tried only for a suspect without norms.
         form = folded(tensors, units)
         if form is None or not _lacks_norms(suspect, units):
             raise
@@ -108,12 +123,24 @@ def realigned(
 
 
 def _lacks_norms(suspect: Weights, units: Sequence[Units]) -> bool:
-    """Whether the suspect cannot have all of the reference's batch norms."""
+    """Return true if the suspect does not have the statistics of all the reference's norms."""
     names = {n for each in units for norm in each.norms for n in (norm.mean, norm.var)}
     return not names <= set(suspect.tensors)
 
 
 def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Array]) -> Realigned:
+    """Align a suspect to one form of the reference.
+
+    Args:
+        suspect: an open suspect.
+        form: the reference, with or without batch norms.
+        sought: the tensors that the key reads.
+        own: the reference's own tensors, for the field `reference` of the result.
+
+    Raises:
+        AlignmentError: the suspect cannot be aligned to this form.
+        SuspectError: the suspect cannot be read.
+    """
     form = _comparable(suspect, form)
     if sought.partial:
         form, sought = _there(suspect, form, sought)
@@ -127,17 +154,19 @@ def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Arra
     for name, shape in sought.shapes.items():
         values = matched.tensors.get(name, read[name])
         if name in form.factors:
+            # The key reads the layer as it was before folding, so the factors of the rows are
+            # undone.
             values = values / form.factors[name].reshape(-1, *[1] * (values.ndim - 1))
         found[name] = values.reshape(shape).astype(np.float32)
     places = {name: where[name] for name in sought.shapes}
-    similarity = min(1.0, matched.similarity)  # which rounding may lift above 1
+    similarity = min(1.0, matched.similarity)  # rounding may lift a mean cosine above 1
     return Realigned(found, places, similarity, matched.known, bool(form.factors), own)
 
 
 def _comparable(suspect: Weights, form: _Form) -> _Form:
-    """The form without tensors of its own names that have other sizes where no neurons are.
+    """Drop tensors whose shape differs from the suspect's in an axis that holds no neurons.
 
-    A head for other classes is such a tensor: it says nothing of the neurons that it reads.
+    A head for other classes is such a tensor: it tells nothing about the neurons that it reads.
     """
     free = _free(form.units)
     gone = {
@@ -149,7 +178,7 @@ def _comparable(suspect: Weights, form: _Form) -> _Form:
 
 
 def _without(form: _Form, gone: Set[str]) -> _Form:
-    """A form without some of its tensors."""
+    """Return a form without some tensors, and without groups that have no member left."""
     units = [
         Units(
             u.size, tuple(m for m in u.members if m.name not in gone), u.norms, u.domains, u.grows
@@ -161,15 +190,20 @@ def _without(form: _Form, gone: Set[str]) -> _Form:
 
 
 def _there(suspect: Weights, form: _Form, sought: _Sought) -> tuple[_Form, _Sought]:
-    """Both without the tensors that a suspect has not, where it has half or more by their names."""
+    """Drop the tensors that a suspect lacks, if it has at least half of them by their names.
+
+    Returns: both arguments unchanged if more than half of the key's tensors would be missing.
+    """
     shapes = {name: each.shape for name, each in form.tensors.items()}
     ways = prefixed(suspect, shapes, least=(len(shapes) + 1) // 2)
     if len(ways) != 1:
         return form, sought
+    # All names differ by the same prefix, so one pair of names shows the prefix.
     one, other = next(iter(ways[0].items()))
     added, gone = other.removesuffix(one), one.removesuffix(other)
 
     def its(name: str) -> str:
+        """Return the suspect's name of a tensor of the reference."""
         return added + name if other.endswith(one) else name.removeprefix(gone)
 
     missing = {name for name in shapes if its(name) not in suspect.tensors}
@@ -180,18 +214,25 @@ def _there(suspect: Weights, form: _Form, sought: _Sought) -> tuple[_Form, _Soug
 
 
 def _free(units: Sequence[Units]) -> dict[str, frozenset[int]]:
-    """The axes of each tensor along which there may be more or fewer neurons."""
+    """Return the axes of each tensor along which neurons can have been added or removed."""
     found: dict[str, set[int]] = {}
     for each in units:
         for member in each.members:
             axes = found.setdefault(member.name, set())
+            # A group of fixed size, such as attention heads, leaves its axes rigid.
             if each.grows:
                 axes.add(member.axis)
     return {name: frozenset(axes) for name, axes in found.items()}
 
 
 def _wanted(form: _Form, sought: _Sought) -> dict[str, Wanted]:
+    """List the tensors of a form as wanted tensors, without the values that must not be compared.
+
+    Raises:
+        AlignmentError: the form lacks a tensor that the key reads.
+    """
     free = _free(form.units)
+    # A tensor of the key may have been dropped above, because its shape differs from the suspect's.
     if missing := [name for name in sought.shapes if name not in form.tensors]:
         raise AlignmentError(f"the suspect's {missing[0]} has other sizes than the reference's")
     return {
@@ -201,9 +242,10 @@ def _wanted(form: _Form, sought: _Sought) -> dict[str, Wanted]:
 
 
 def _require_even(read: Mapping[str, Array], units: Units) -> None:
-    """Raise `AlignmentError` where the members of a class do not have the same neurons."""
+    """Raise `AlignmentError` unless all members of a group have one bounded number of neurons."""
     if not units.grows:
         return
+    # The bound keeps a hostile suspect from costing a product of millions of pairs of neurons.
     counts = {_count(read[member.name], member) for member in units.members}
     if len(counts) != 1 or not 1 <= counts.copy().pop() <= _MOST_ADDED * units.size:
         raise AlignmentError(
@@ -213,6 +255,6 @@ def _require_even(read: Mapping[str, Array], units: Units) -> None:
 
 
 def _count(tensor: Array, member: Member) -> int:
-    """How many neurons a tensor has along the axis of a member; 0 where that is no number."""
+    """Return the number of neurons along the axis of a member; 0 if the axis does not divide."""
     count, rest = divmod(tensor.shape[member.axis], member.each)
     return 0 if rest else count

@@ -1,8 +1,8 @@
-"""Neurons as they are compared: added ones joined or dropped, flipped ones turned upright.
+"""Remove added neurons of a suspect before matching, and give neurons a standard sign.
 
-Neurons are joined or dropped, from the inputs on, only where the suspect has more of them than the
-reference. Copies of a neuron become one, which its consumers hear as they heard all; what no
-consumer hears is dropped.
+Neurons are joined or dropped, from the inputs on, only if the suspect has more of them than the
+reference. Copies of a neuron become one neuron, and its consumers weigh it as they weighed all
+copies together. A neuron whose outputs no consumer uses is dropped.
 """
 
 from __future__ import annotations
@@ -18,31 +18,34 @@ from countermark.units import Member, Units
 Floats: TypeAlias = NDArray[np.float64]
 Tensors: TypeAlias = dict[str, Floats]
 
-# Cosine above which two neurons hear nearly the same. Where copies differ by less, a thief may let
-# them send nearly opposite noise at next to no cost.
+# Cosine above which two neurons count as copies. It is below 1, because a thief may let two near
+# copies send nearly opposite noise, at almost no cost.
 _PARALLEL = 1 - 1e-3
-_SILENT = 1e-6  # of the loudest neuron, below which one is not heard
+_SILENT = 1e-6  # relative to the largest outgoing weights of a neuron of the group
 
 
 def reduce(tensors: Tensors, units: Sequence[Units]) -> None:
     """Join copies and drop silent neurons, in place, until nothing changes.
 
     Args:
-        tensors: the suspect's, whose axes of neurons may be longer than `units` says.
-        units: the reference's classes, those nearest to the inputs first.
+        tensors: the suspect's tensors, whose axes of neurons may be longer than `units` says.
+        units: the reference's permutation groups, those nearest to the inputs first.
     """
-    for _ in units:  # what is added to one class may hide copies in the next
+    # Neurons added to one group may hide copies in the next group, hence several passes.
+    for _ in units:
         changed = [_reduced(tensors, each) for each in units if each.grows]
         if not any(changed):
             return
 
 
 def _reduced(tensors: Tensors, units: Units) -> bool:
+    """Join or drop surplus neurons of one group in place; return true if any are gone."""
     count = _count(tensors, units)
     if count <= units.size:
         return False
     gone: set[int] = set()
     most = count - units.size
+    # No more neurons go than the suspect has in excess: the reference may have copies as well.
     for one, other, ratios in _copies(tensors, units):
         if len(gone) < most and not gone & {one, other}:
             _join(tensors, units, (one, other), ratios)
@@ -59,7 +62,11 @@ def _reduced(tensors: Tensors, units: Units) -> bool:
 
 
 def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, float]]]:
-    """Pairs of neurons that hear nearly the same, closest first, and the second one's factors."""
+    """List pairs of neurons with nearly the same inputs, closest pairs first.
+
+    Returns: the first neuron, the second neuron, and by domain the factor by which the second is
+        larger than the first.
+    """
     parts: dict[int, list[Floats]] = {}
     for member in units.members:
         if member.power == 1:
@@ -68,6 +75,7 @@ def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, fl
     rows_by = {domain: np.concatenate(each, axis=1) for domain, each in parts.items()}
     if not rows_by:
         return []
+    # A copy must be parallel in every scale domain; a flip or a scale in one domain is allowed.
     closest = np.minimum.reduce([np.abs(unit(each) @ unit(each).T) for each in rows_by.values()])
     pairs = np.argwhere(np.triu(closest, 1) > _PARALLEL)
     pairs = pairs[np.argsort(-closest[tuple(pairs.T)], kind="stable")]
@@ -78,18 +86,19 @@ def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, fl
 
 
 def _join(tensors: Tensors, units: Units, pair: tuple[int, int], ratios: dict[int, float]) -> None:
-    """Let the consumers hear the first neuron where they heard its copy."""
+    """Let all consumers use the first neuron in place of its copy, with the weights added."""
     one, other = (np.array([each]) for each in pair)
     for member in units.members:
         if member.power < 0:
             moved = np.moveaxis(tensors[member.name], member.axis, 0)  # a view
             ratio = ratios.get(member.domain, 1.0)
             moved[member.positions(one)] += ratio * moved[member.positions(other)]
+            # The copy is silent now; the caller cuts it out of all tensors.
             moved[member.positions(other)] = 0
 
 
 def _unheard(tensors: Tensors, units: Units) -> list[int]:
-    """Neurons that no consumer hears."""
+    """List the neurons whose outgoing weights are negligible in every consumer."""
     heard = np.zeros(_count(tensors, units))
     for member in units.members:
         if member.power < 0:
@@ -99,12 +108,13 @@ def _unheard(tensors: Tensors, units: Units) -> list[int]:
 
 
 def _count(tensors: Tensors, units: Units) -> int:
+    """Return the number of neurons of a group in the suspect, from its first member."""
     member = units.members[0]
     return int(tensors[member.name].shape[member.axis] // member.each)
 
 
 def rows_of(tensor: Floats, member: Member, units: Units) -> Floats:
-    """One row of values for each neuron: (neurons, each·rest)."""
+    """Return one row of values for each neuron along the axis of a member: (neurons, each·rest)."""
     moved = np.moveaxis(tensor, member.axis, 0)
     count = moved.shape[0] // member.each if units.grows else units.size
     part = moved[member.offset : member.offset + count * member.each]
@@ -112,10 +122,11 @@ def rows_of(tensor: Floats, member: Member, units: Units) -> Floats:
 
 
 def with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Floats:
-    """The tensor with such rows in place of its own, along the axis of a member."""
+    """Return the tensor with `rows` (neurons, each·rest) in place of its own rows."""
     moved = np.moveaxis(tensor, member.axis, 0)
     part = rows.reshape(len(rows) * member.each, *moved.shape[1:])
     count = moved.shape[0] // member.each if units.grows else units.size
+    # A tensor may join several matrices: values before and behind this member stay in place.
     behind = moved[member.offset + count * member.each :]
     joined = np.concatenate([moved[: member.offset], part, behind])
     return np.moveaxis(joined, 0, member.axis)
@@ -124,7 +135,7 @@ def with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Flo
 def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]:
     """Flip neurons, in place, so that no weight of the last batch norm behind them is negative.
 
-    Returns: the signs (neurons,) of each class, −1 or 1, by domain; `scale` by them flips back.
+    Returns: the signs (neurons,) of each group, −1 or 1, by domain; undoing them flips back.
     """
     turned = []
     for each in units:
@@ -139,7 +150,10 @@ def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]
 
 
 def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None:
-    """Undo, in place, what neurons of one class were scaled by: factors (neurons,) by domain."""
+    """Undo, in place, the factors (neurons,) of one group, given by domain.
+
+    A norm's statistics absorb the size of a factor; only its sign is undone in the norm's weight.
+    """
     for member in units.members:
         if member.domain in factors and member.name in tensors:
             tensor = tensors[member.name]
@@ -152,8 +166,8 @@ def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None
 
 
 def unit(rows: Floats) -> Floats:
-    """Rows of length 1; zeros stay zeros."""
-    with np.errstate(over="ignore"):  # what no square holds has no direction
+    """Scale rows to length 1; rows of zeros stay zeros."""
+    with np.errstate(over="ignore"):  # an overflowing length gives zeros
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     found: Floats = rows / np.where(lengths > 0, lengths, 1)
     return found

@@ -1,4 +1,4 @@
-"""What a suspect is aligned to: the owner's own model, and which of its neurons belong together."""
+"""Describe the owner's model that a suspect is aligned to, with its permutation groups."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 class Reference:
     """The owner's model as a reference.
 
-    Best is one from before the message was drawn: the weights that a fine-tuning or a stamp began
-    with. The marked model itself will do; then the null hypothesis is a simulated one.
+    The best reference is a model from before the message was drawn: the weights with which a
+    fine-tuning or a stamp began. The marked model itself works too; then the null hypothesis is a
+    simulated one.
 
     Attributes:
         weights: a weight file or a live module.
-        units: its neurons, as `of_module` finds them; of None they are guessed, as those of a
-            transformer or of a chain.
+        units: its permutation groups, as found in a live model. If None, they are guessed from the
+            names of a transformer's layers or as those of a plain chain of layers.
     """
 
     weights: Suspect
@@ -34,10 +35,10 @@ class Reference:
 
     @classmethod
     def of_module(cls, model: nn.Module, weights: Suspect | None = None) -> Reference:
-        """A live model as reference, or a weight file of a model like this one.
+        """Make a reference of a live model, or of a weight file with the same architecture.
 
         Raises:
-            ConfigError: its forward cannot be traced.
+            ConfigError: the forward method of the model cannot be traced.
         """
         from countermark.units.tracing import units_of
 
@@ -45,19 +46,23 @@ class Reference:
 
     @classmethod
     def of(cls, model: Reference | Suspect) -> Reference:
-        """A live model as reference, or a file whose layers are a transformer's or a chain."""
+        """Make a reference of a live model, or of a file of a transformer or a plain chain.
+
+        A reference is returned unchanged.
+        """
         if isinstance(model, Reference):
             return model
         return cls.of_module(model) if _is_module(model) else cls(model)
 
     def opened(self) -> tuple[Weights, Sequence[Units]]:
-        """Its tensors, to be closed, and its neurons.
+        """Open the weights and return them with the permutation groups; the caller closes them.
 
         Raises:
             SuspectError: the weights cannot be read.
-            ConfigError: its layers are no plain chain and no transformer's, and nothing else says
-                how they belong.
+            ConfigError: the layers are neither a plain chain nor those of a transformer, and the
+                permutation groups were not given.
         """
+        # The stack closes the weights if the guess fails, and otherwise leaves them open.
         with ExitStack() as stack:
             weights = stack.enter_context(open_weights(self.weights))
             units = guess_units(weights) if self.units is None else self.units
@@ -67,9 +72,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Disguised:
-    """A suspect whose neurons may be in another order and scale than the owner's.
+    """A suspect whose neurons may be in another order and scale than those of the owner's model.
 
-    It is read as it is and once more as it is after alignment, which is a test of its own.
+    The suspect is read as it is, and once more after alignment, which is a separate test.
 
     Attributes:
         suspect: a weight file or a live module.
@@ -82,13 +87,16 @@ class Disguised:
 
 
 def guess_units(weights: Weights) -> Sequence[Units]:
-    """Units by names and shapes; how many heads there are the configuration beside a file says.
+    """Guess permutation groups from names, shapes and the configuration beside a weight file.
 
-    The order in which a file lists its tensors decides nothing: no digest of a model fixes it.
+    Raises:
+        ConfigError: the layers are neither a plain chain nor those of a transformer.
     """
+    # Sorted, because the order of tensors in a file must decide nothing: no model digest fixes it.
     shapes = {name: info.shape for name, info in sorted(weights.tensors.items())}
     path = Path(weights.name)
     architecture = Architecture.beside(path) if path.exists() else None
+    # With a configuration the names of a transformer win; otherwise a plain chain is tried first.
     if architecture and (found := blocks_of(shapes, architecture, residual=True)):
         return found
     try:
@@ -100,4 +108,6 @@ def guess_units(weights: Weights) -> Sequence[Units]:
 
 
 def _is_module(model: Suspect) -> TypeGuard[nn.Module]:
+    """Return true if a model is a live torch module."""
+    # torch is not imported here: a reference may be a file on a machine without torch.
     return hasattr(model, "named_parameters")

@@ -1,13 +1,13 @@
 """Undo a rotation of a transformer's residual stream, by a reference from before the message.
 
 A thief (or an honest quantiser) folds the gains of the norms into the layers that read the stream,
-and multiplies everything that touches it by an orthogonal matrix Q. With the tables of words of
-suspect and reference, E′ = E·Q, orthogonal Procrustes (Schönemann 1966) finds Q:
+and multiplies every tensor at the stream by an orthogonal matrix Q. From the embedding tables of
+the reference and the suspect, E and E′ = E·Q, orthogonal Procrustes (Schönemann 1966) finds Q:
 
     Q = U·Vᵀ,   U·Σ·Vᵀ = EᵀE′
 
-Any fit to a reference that the key commits to keeps the null hypothesis, as it does not depend on
-the message. For other references this is never done.
+Any fit to a reference that the key commits to keeps the null hypothesis valid, because the fit does
+not depend on the message. The rotation is never undone by another reference.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from countermark.units import Member, Units
 from countermark.weights import Weights, WrappedWeights, prefixed
 
 _Matrix = NDArray[np.float64]
-_ROWS = 4096  # of a table, at a time
-_WIDEST = 8192  # channels: the decomposition takes minutes beyond
-_NO_MEAN = 1e-6  # of the mean square
-_OPPOSITE = -0.5  # cosine of a channel with that of the reference, below which it is its negative
-_TURNED = 0.9  # mean of the largest entry of each column of Q, below which channels were mixed
+_ROWS = 4096  # rows of a table that are read at a time
+_WIDEST = 8192  # channels; the singular value decomposition of wider streams takes minutes
+_NO_MEAN = 1e-6  # relative to the mean square
+_OPPOSITE = -0.5  # cosine with the reference's channel, below which a channel was flipped
+_TURNED = 0.9  # mean of the largest entries of Q's columns, up to which channels were mixed
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Stream:
     """The residual stream of a reference.
 
     Attributes:
-        table: name of the table of words.
-        members: every matrix that touches the stream, by name: the axis along which it does.
-        width: how many channels there are.
+        table: name of the embedding table.
+        members: every matrix that reads or writes the stream: its name and the axis of the stream.
+        width: number of channels.
     """
 
     table: str
@@ -47,14 +47,14 @@ class Stream:
 
 
 class Unrotated(WrappedWeights):
-    """An open suspect whose residual stream was turned back; closing it closes the suspect.
+    """An open suspect whose residual stream is rotated back; closing it closes the suspect.
 
     Args:
         weights: the suspect.
-        reference: the model that it is compared with, open.
-        stream: what touches the stream.
-        names: the suspect's names of its matrices, to those of the reference.
-        turn: Q (width, width), by which it was multiplied.
+        reference: the model that the suspect is compared with, open.
+        stream: the reference's residual stream.
+        names: maps the suspect's names of the matrices to those of the reference.
+        turn: Q (width, width), by which the suspect's stream was multiplied.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Unrotated(WrappedWeights):
         self.views = weights.views
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor; a matrix at the stream is multiplied by Qᵀ and divided by its gains."""
         values = self._weights.read(name)
         if name not in self._names:
             return values
@@ -76,13 +77,18 @@ class Unrotated(WrappedWeights):
 
 
 def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
-    """The gain (width,) of each channel that was folded into a matrix (…, width).
+    """Estimate the gain (width,) of each channel that was folded into a matrix (…, width).
 
-    Its size follows from the energies, whatever the order of the other axis; its sign shows only
-    where that order was kept, and where no line of it was added.
+    The size of a gain follows from the channel's energies, whatever the order of the other axis.
+    Its sign is visible only if that order is unchanged and no line was added.
+
+    Args:
+        own: the reference's matrix.
+        found: the suspect's matrix, rotated back.
     """
     with np.errstate(over="ignore"):
         before, after = (np.square(each).mean(axis=0) for each in (own, found))
+    # The limit 1e-300 only avoids a division by zero in entries that `where` discards.
     sizes = np.sqrt(np.where((before > 0) & (after > 0), after / np.maximum(before, 1e-300), 1))
     if own.shape != found.shape:
         return sizes
@@ -92,15 +98,15 @@ def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
 
 
 def turned_back(weights: Weights, reference: Weights, units: Sequence[Units]) -> Unrotated | None:
-    """Turn the residual stream of a suspect back, where it was rotated.
+    """Rotate the residual stream of a suspect back, if it was rotated.
 
     Args:
         weights: the suspect, open.
-        reference: the model that it is compared with, open.
-        units: of the reference, with its residual stream.
+        reference: the model that the suspect is compared with, open.
+        units: permutation groups of the reference, with its residual stream.
 
-    Returns: None where the reference has no such stream, the suspect has no such table of words
-        under its name or one with another beginning, or its channels were not mixed.
+    Returns: None if the reference has no residual stream or one too wide, the suspect has no
+        embedding table of that name (apart from a prefix), or its channels were not mixed.
     """
     stream = _stream_of(reference, units)
     if stream is None or not stream.width <= _WIDEST:
@@ -110,18 +116,21 @@ def turned_back(weights: Weights, reference: Weights, units: Sequence[Units]) ->
     if table is None:
         return None
     turn = _procrustes(reference, weights, stream, table)
+    # A Q close to a signed permutation only reorders channels, which the matching handles.
     if turn is None or np.abs(turn).max(axis=0).mean() > _TURNED:
         return None
     return Unrotated(weights, reference, stream, names, turn)
 
 
 def _names_of(weights: Weights, reference: Weights, stream: Stream) -> dict[str, str]:
-    """The suspect's names of the matrices at the stream, to the reference's; the others are gone.
+    """Map the suspect's names of the matrices at the stream to the reference's names.
 
-    A table or a head may have more lines or fewer than that of the reference.
+    Matrices that the suspect lacks are left out. A table or a head may have more or fewer lines
+    than in the reference.
     """
     shapes = {name: reference.tensors[name].shape for name in stream.members}
     ways = prefixed(weights, shapes, least=(len(shapes) + 1) // 2)
+    # With two possible prefixes, the names do not tell which matrix is which.
     if len(ways) != 1:
         return {}
     one, other = next(iter(ways[0].items()))
@@ -136,14 +145,14 @@ def _names_of(weights: Weights, reference: Weights, stream: Stream) -> dict[str,
 
 
 def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
-    """The class of units that a table of words belongs to: the channels between the blocks."""
+    """Find the permutation group that contains an embedding table: the channels between blocks."""
     for each in units:
         matrices: dict[str, Member] = {
             member.name: member
             for member in each.members
             if len(reference.tensors[member.name].shape) == 2
         }
-        # Of a table and a head that are one, or of the same form, the first is the table.
+        # If a table and a head are tied or have the same shape, the first one is the table.
         tables = [
             name for name, member in matrices.items()
             if member.axis == 1 and reference.tensors[name].shape[0] >= each.size
@@ -156,9 +165,11 @@ def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
 
 
 def _procrustes(reference: Weights, suspect: Weights, stream: Stream, table: str) -> _Matrix | None:
-    """Q (width, width) that takes the reference's table to the suspect's; None of a poor table.
+    """Compute Q (width, width), which takes the reference's embedding table to the suspect's.
 
-    Every word counts alike: words that are never used may have any values, however large.
+    Every row counts alike, because rows of unused words may have any values, however large.
+
+    Returns: None if the tables give no finite, nonzero product.
     """
     rows, width = reference.tensors[stream.table].shape
     rows = min(rows, suspect.tensors[table].shape[0])
@@ -178,12 +189,14 @@ def _procrustes(reference: Weights, suspect: Weights, stream: Stream, table: str
         centred_product += unit(one - one.mean(axis=1, keepdims=True)).T @ other
         means += float(np.square(other.mean(axis=1)).sum())
         squares += float(np.square(other).mean(axis=1).sum())
-    # Before layer norms, which subtract a mean, a rotated table has none.
+    # A suspect with layer norms had the mean of each row removed before it was rotated, so the
+    # reference's rows are compared without their means as well.
     if means < _NO_MEAN * squares:
         product = centred_product
     largest = np.abs(product).max()
     if not np.isfinite(largest) or largest == 0:
         return None
+    # Division by the largest entry avoids overflow and does not change U and V.
     left, _, right = np.linalg.svd(product / largest)
     turn: _Matrix = left @ right
     return turn

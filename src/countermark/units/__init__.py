@@ -1,11 +1,13 @@
-"""Units: what of a network can be reordered, rescaled or flipped without any change of its outputs.
+"""Find the symmetries of a network: reorderings and rescalings of units that keep all outputs.
 
-A class of units is a set of channels or neurons that several tensors share an axis for: those that
-produce them, norms between, those that consume them. A scale domain is a stretch of such a class
-within which a factor for each unit can be moved from its producers to its consumers.
+A unit is a channel or neuron. A permutation group is a set of units for which several tensors share
+an axis: the tensors that produce the units, norms between, and the tensors that consume them. All
+units of a group can be reordered together. A scale domain is a part of a group, from producers to
+consumers, within which a factor for each unit can be moved from the producers to the consumers.
 
-`tracing` finds them in a live model (torch); `chain` and, for transformers, `blocks` guess them
-from names and shapes (numpy), with what a configuration says of heads (`architecture`).
+`tracing` finds permutation groups in a live model (torch). `chain` and, for transformers, `blocks`
+guess them from names and shapes (numpy). `architecture` reads the number of heads from a
+configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What no shape says of a transformer: its heads, and whether its MLPs rectify."""
+"""Read facts about a transformer that no shape tells: its heads, and whether its MLPs use ReLU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from countermark.files import parse_json, read_regular
 
-_LARGEST = 1 << 20  # bytes of a configuration
+_LARGEST = 1 << 20  # bytes of a configuration, which is hostile input as well
+# Each fact has several names in the libraries' configurations; the first that is present counts.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _GROUPS = ("num_key_value_heads",)
 _WIDTH = ("head_dim", "d_kv")
@@ -18,13 +19,13 @@ _ACTIVATION = ("hidden_act", "activation_function", "activation", "feed_forward_
 
 @dataclass(frozen=True)
 class Architecture:
-    """Heads of a transformer's attention.
+    """The attention heads and the activation of a transformer.
 
     Attributes:
-        heads: of queries; 0 where that is not known.
-        groups: of keys and values; 0 for as many.
-        width: values of a head; 0 where they share the width of the attention.
-        rectified: the MLPs' activation is ReLU.
+        heads: number of query heads; 0 if unknown.
+        groups: number of key and value heads; 0 for as many as query heads.
+        width: values of a head; 0 if the heads divide the width of the attention evenly.
+        rectified: the activation of the MLPs is ReLU.
     """
 
     heads: int = 0
@@ -34,11 +35,14 @@ class Architecture:
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any]) -> Architecture:
-        """What a configuration in the usual words says; fields that it has not are as above."""
+        """Read a configuration with the usual field names; missing fields keep their defaults."""
+        # Configurations of models for text and images keep the language model's fields one level
+        # below.
         inner = configuration.get("text_config")
         said = inner if isinstance(inner, Mapping) else configuration
 
         def number(names: tuple[str, ...]) -> int:
+            """Return the first positive integer among fields, or 0."""
             return next((said[n] for n in names if type(said.get(n)) is int and said[n] > 0), 0)
 
         rectified = any(said.get(name) == "relu" for name in _ACTIVATION)
@@ -46,17 +50,22 @@ class Architecture:
 
     @classmethod
     def of_model(cls, model: object) -> Architecture | None:
-        """That of a live model with a configuration; None of one without."""
+        """Read the configuration of a live model; return None if it has no configuration."""
         configuration = getattr(model, "config", None)
         if configuration is None:
             return None
+        # Configurations of transformers offer `to_dict`; others are read by their attributes.
         told = getattr(configuration, "to_dict", None)
         said = told() if callable(told) else getattr(configuration, "__dict__", {})
         return cls.of(said) if isinstance(said, Mapping) else None
 
     @classmethod
     def beside(cls, weights: Path) -> Architecture | None:
-        """What `config.json` says in a checkpoint's folder; None where there is none to read."""
+        """Read `config.json` in a checkpoint's folder; return None if it is missing or invalid.
+
+        Args:
+            weights: a weight file or the folder of one.
+        """
         folder = weights if weights.is_dir() else weights.parent
         try:
             said = parse_json(read_regular(folder / "config.json", _LARGEST))

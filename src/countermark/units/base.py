@@ -1,4 +1,4 @@
-"""What a class of units is, as names and axes of tensors."""
+"""Describe permutation groups as names and axes of tensors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Domain:
-    """A stretch between producers and consumers, with one factor for each unit.
+    """A part of a group between producers and consumers, with one factor for each unit.
 
     Attributes:
-        scalable: positive factors change nothing: all between is positively homogeneous.
-        flippable: so do signs: all between is odd.
+        scalable: positive factors leave the outputs unchanged, because every operation in between
+            is positively homogeneous.
+        flippable: signs leave the outputs unchanged, because every operation in between is odd.
     """
 
     scalable: bool = True
@@ -24,14 +25,14 @@ class Domain:
 
 @dataclass(frozen=True)
 class Member:
-    """Where the units lie along one axis of one tensor: `each` positions a unit from `offset` on.
+    """The place of a group's units on one axis of a tensor: `each` positions a unit from `offset`.
 
     Attributes:
         name, axis: of the tensor.
-        domain: which factor it scales with, as a place in `Units.domains`.
-        power: the exponent of that factor: 1 of producers, −1 of consumers, 2 of a variance.
-        each: positions of one unit, where a linear layer reads flattened channels.
-        offset: position of the first unit, where a tensor joins several matrices.
+        domain: the scale domain whose factor applies, as an index of the group's `domains`.
+        power: the exponent of that factor: 1 for producers, −1 for consumers, 2 for a variance.
+        each: positions of one unit; more than 1 if a linear layer reads flattened channels.
+        offset: position of the first unit; above 0 if a tensor joins several matrices.
     """
 
     name: str
@@ -42,18 +43,21 @@ class Member:
     offset: int = 0
 
     def positions(self, units: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The positions (n·each,) of units (n,) along the axis, in that order."""
+        """Return the positions (n·each,) of units (n,) along the axis, in that order."""
+        # int64 throughout, because a caller's smaller integers could overflow for wide layers.
         starts = self.offset + np.asarray(units, dtype=np.int64) * self.each
         return (starts[:, None] + np.arange(self.each)).reshape(-1)  # (n, each) -> (n·each,)
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm on units. Its weight takes up what its statistics do not of a factor before it.
+    """A batch norm on units, which absorbs the factor of the domain before it.
+
+    The statistics absorb the size of the factor, and the weight absorbs its sign.
 
     Attributes:
         weight, bias, mean, var: names of tensors (units,).
-        eps: what is added to the variance.
+        eps: number that is added to the variance.
         before, after: the domains on its two sides.
     """
 
@@ -68,14 +72,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Units:
-    """One class of units, all of which can be reordered together.
+    """One permutation group: units that can all be reordered together.
 
     Attributes:
-        size: how many there are.
-        members: their places, those of norms included.
-        norms: the batch norms among them.
-        domains: their scale domains.
-        grows: more can be added: no consumer but weights asks for their number.
+        size: number of units.
+        members: places of the units in tensors, including the tensors of norms.
+        norms: the batch norms on the units.
+        domains: the scale domains.
+        grows: units can be added, because only weights depend on the number of units.
     """
 
     size: int
@@ -85,11 +89,13 @@ class Units:
     grows: bool = True
 
     def touches(self, names: tuple[str, ...]) -> bool:
-        """Whether any of the named tensors is a member; of no names, always."""
+        """Return true if any of the named tensors is a member, or if no names are given."""
+        # Callers pass no names to select every group.
         return not names or any(member.name in names for member in self.members)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts names with numbers in them by these."""
+    """Return a sort key that compares numbers in names as numbers: "layer2" before "layer10"."""
+    # The -1 sorts text before numbers; the pairs keep text and numbers from being compared.
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -1,7 +1,8 @@
-"""The units of transformers, from names and shapes: heads, MLP units, channels between blocks.
+"""Find the permutation groups of transformers from names and shapes.
 
-A block is recognised by what its layers are called in the usual libraries, and by shapes that fit.
-How many heads there are no shape says: `Architecture` does, or heads are left as they are.
+The groups are heads, hidden units of MLPs, and the channels between blocks. A block is recognised
+by the names of its layers in the usual libraries, and by shapes that fit. No shape tells the number
+of heads: without an `Architecture`, heads are not reordered.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from countermark.units.base import Domain, Member, Units, natural
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
-# Query, key, value and output; BERT and ViT, Llama, BART and OPT, DistilBERT. Not T5, whose heads
-# have a table of their own that all blocks share.
+# Query, key, value and output of BERT, ViT, Llama, BART and OPT, and DistilBERT. T5 is left out:
+# its heads have a table of position biases that all blocks share.
 _ATTENTION = (
     ("attention.self.query", "attention.self.key", "attention.self.value",
      "attention.output.dense"),
@@ -26,28 +27,30 @@ _ATTENTION = (
     ("q_proj", "k_proj", "v_proj", "out_proj"),
     ("q_lin", "k_lin", "v_lin", "out_lin"),
 )  # fmt: skip
-_FUSED = (("c_attn", "c_proj"),)  # all three in one, and output; GPT-2
-# What makes the hidden units, the activated one first, and what hears them.
+_FUSED = (("c_attn", "c_proj"),)  # GPT-2: query, key and value in one layer, and the output
+# Layers that produce the hidden units, the activated layer first, and the layer that reads them.
 _MLP = (
     ("intermediate.dense", "output.dense"), ("c_fc", "c_proj"),
     ("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2"), ("lin1", "lin2"),
     ("linear1", "linear2"), ("wi", "wo"), ("wi_0", "wi_1", "wo"),
 )  # fmt: skip
+# Names of embedding tables, of layer norms, and of layers that read the last block's output.
 _TABLES = re.compile(r"embed|wte|wpe|shared", re.IGNORECASE)
 _NORMS = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)", re.IGNORECASE)
 _READERS = re.compile(r"(^|\.)(lm_head|pooler\.dense|classifier|score)$")
+# A head's values pass a softmax and the stream passes layer norms: neither allows a factor.
 _FIXED = Domain(scalable=False, flippable=False)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer: its name, sizes, and which axis of its weight its outputs lie along.
+    """A linear layer: its name, its sizes, and the axis of its weight along which its outputs lie.
 
     Attributes:
         name: of the module, whose weight is `NAME.weight`.
-        outputs, inputs: how many there are.
+        outputs, inputs: their numbers.
         axis: 0 for a weight (outputs, inputs), 1 for GPT-2's (inputs, outputs).
-        bias: there is one, in `NAME.bias`.
+        bias: there is a bias, named `NAME.bias`.
     """
 
     name: str
@@ -57,26 +60,26 @@ class Layer:
     bias: bool
 
     def produced(self, domain: int = 0, *, each: int = 1, offset: int = 0) -> Iterator[Member]:
-        """Units among its outputs."""
+        """Yield the members for units among the outputs, in the weight and in the bias."""
         yield Member(f"{self.name}.weight", self.axis, domain, 1, each, offset)
         if self.bias:
             yield Member(f"{self.name}.bias", 0, domain, 1, each, offset)
 
     def consumed(self, domain: int = 0, *, each: int = 1, offset: int = 0) -> Member:
-        """Units among its inputs."""
+        """Return the member for units among the inputs."""
         return Member(f"{self.name}.weight", 1 - self.axis, domain, -1, each, offset)
 
 
 @dataclass(frozen=True)
 class Block:
-    """What was found of one attention or MLP: its units, and its layers at the residual stream.
+    """An attention or MLP: its permutation groups, and its layers at the residual stream.
 
     Attributes:
-        units: heads, or the MLP's hidden units.
+        units: groups of heads, or the group of the MLP's hidden units.
         hear: the layers that read the residual stream.
-        speak: the layer that writes to it.
-        values: of an attention, the layer that makes the values, and the first of its outputs that
-            is a value; None of an MLP.
+        speak: the layer that writes to the residual stream.
+        values: for an attention, the layer that makes the values, and the index of its first output
+            that is a value; None for an MLP.
     """
 
     units: tuple[Units, ...]
@@ -88,27 +91,28 @@ class Block:
 def blocks_of(
     shapes: _Shapes, architecture: Architecture | None, *, residual: bool = False
 ) -> tuple[Units, ...]:
-    """The units of all transformer blocks of a model; none where there are no such blocks.
+    """Return the permutation groups of all transformer blocks of a model, or an empty tuple.
 
     Args:
         shapes: every tensor's shape by name, as in a state dict.
-        architecture: how many heads there are; None leaves them as they are.
-        residual: add the channels between the blocks, which reach every table, norm and head that
-            is known by its name. What has other names is not seen.
+        architecture: tells the number of heads; None leaves heads as they are.
+        residual: add the channels between the blocks, which reach every table, norm and head with a
+            known name. Tensors with other names are not found.
     """
     found = block_layers(shapes, architecture)
     units = [each for block in found for each in block.units]
     if residual and found:
+        # The stream comes first: groups are aligned and reduced from the inputs on.
         units[:0] = _residual(shapes, found)
     return tuple(units)
 
 
 def block_layers(shapes: _Shapes, architecture: Architecture | None) -> list[Block]:
-    """List every attention and MLP that is known by its names, with the layers it is made of.
+    """List every attention and MLP with known names, together with its layers.
 
     Args:
         shapes: every tensor's shape by name, as in a state dict.
-        architecture: how many heads there are; None leaves heads out of `Block.units`.
+        architecture: tells the number of heads; None leaves out the groups of heads.
     """
     modules = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
     found: list[Block] = []
@@ -119,7 +123,7 @@ def block_layers(shapes: _Shapes, architecture: Architecture | None) -> list[Blo
 
 
 def _attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
-    """The attention whose query (or all of whose three) this module is."""
+    """Yield the attention of which this module is the query, or query, key and value in one."""
     for form in _ATTENTION:
         layers = _siblings(module, form, shapes)
         if layers is not None:
@@ -139,7 +143,15 @@ def _attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Blo
 def _heads(
     made: Architecture, parts: tuple[tuple[Layer, int], ...], out: Layer
 ) -> tuple[Units, ...]:
-    """Heads that share keys and values, and within each group those of queries."""
+    """Make the groups of heads: those with shared keys and values, and the queries within each.
+
+    Args:
+        made: tells the number of heads.
+        parts: the layers of query, key and value, each with the index of its first output.
+        out: the layer that reads the heads.
+
+    Returns: no groups if the number of heads is unknown or does not fit the shapes.
+    """
     count, groups = made.heads, made.groups or made.heads
     if not count or not groups or count % groups:
         return ()
@@ -161,6 +173,7 @@ def _heads(
             out.consumed(each=shared * width),
         ]
         found.append(Units(groups, tuple(members), (), (_FIXED,), grows=False))
+    # Without shared keys, a group has one query head and nothing to reorder within.
     for group in range(groups if shared > 1 else 0):
         start = group * shared * width
         members = [
@@ -172,15 +185,20 @@ def _heads(
 
 
 def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
-    """The MLP whose first layer this module is; a gate beside it can be scaled and flipped."""
+    """Yield the MLP of which this module is the first layer.
+
+    A second layer beside the activated layer is a gate, whose product can be scaled and flipped.
+    """
     for form in _MLP:
         layers = _siblings(module, form, shapes)
         if layers is None:
             continue
         *makers, out = layers
         size = out.inputs
+        # Names alone may fit by chance, for example layers named fc1 and fc2 of a plain network.
         if any(each.outputs != size for each in makers):
             continue
+        # The first layer passes the activation, which allows a factor only if it is ReLU.
         domains = [Domain(scalable=made.rectified, flippable=False)]
         domains += [Domain() for _ in makers[1:]]
         members = [m for at, each in enumerate(makers) for m in each.produced(at)]
@@ -192,7 +210,13 @@ def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
 
 
 def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[Layer, ...] | None:
-    """The layers of a form, the first of which is this module; None where one is missing."""
+    """Return the layers of a form whose first layer is this module; None if a layer is missing.
+
+    Args:
+        module: name of the module.
+        form: ends of the layers' names.
+        shapes: every tensor's shape by name.
+    """
     first = form[0]
     if module != first and not module.endswith(f".{first}"):
         return None
@@ -210,11 +234,12 @@ def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[Laye
 
 
 def _sizes(shape: tuple[int, ...], axis: int) -> tuple[int, int]:
+    """Return the numbers of outputs and inputs of a weight whose outputs lie along `axis`."""
     return shape[axis], shape[1 - axis]
 
 
 def _axis(names: list[str], shapes: _Shapes) -> int | None:
-    """Along which axis outputs lie: the first, or of GPT-2's layers the second; None of neither."""
+    """Find the axis of outputs: 0 for linear layers, 1 for GPT-2's layers, None if neither fits."""
     for axis in (0, 1):
         fits = all(
             shapes.get(f"{name}.bias", (shapes[f"{name}.weight"][axis],))
@@ -222,19 +247,25 @@ def _axis(names: list[str], shapes: _Shapes) -> int | None:
             for name in names
         )
         outer = shapes[f"{names[0]}.weight"], shapes[f"{names[-1]}.weight"]
-        meet = outer[0][1 - axis] == outer[1][axis]  # both stand at the residual stream
+        # The first layer reads the residual stream and the last layer writes to it.
+        meet = outer[0][1 - axis] == outer[1][axis]
         if fits and meet:
             return axis
     return None
 
 
 def _residual(shapes: _Shapes, found: list[Block]) -> list[Units]:
-    """The channels that all blocks hear and speak to; nothing where blocks differ in them."""
+    """Return the group of channels of the residual stream, as a list of one.
+
+    The list is empty if the blocks differ in width, or no embedding table has that width.
+    """
     sizes = {layer.inputs for block in found for layer in block.hear}
     sizes |= {block.speak.outputs for block in found}
     tables = [n for n, shape in shapes.items() if len(shape) == 2 and _TABLES.search(n)]
     if len(sizes) != 1 or not any(shapes[name][1] in sizes for name in tables):
         return []
+    # Reordering only some tensors at the stream would change the outputs, so every tensor with a
+    # known name joins the group.
     (size,) = sizes
     members = [layer.consumed() for block in found for layer in block.hear]
     members += [member for block in found for member in block.speak.produced()]

@@ -1,4 +1,4 @@
-"""The units of a plain chain of layers, from names and shapes alone: no torch, no architecture."""
+"""Find the permutation groups of a plain chain of layers from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from itertools import groupby, islice, pairwise, permutations
 from countermark.errors import ConfigError
 from countermark.units.base import Domain, Member, Norm, Units, natural
 
-_EPS = 1e-5  # of batch norms; a file does not say
-_MOST_ORDERS = 5040  # of the parts of a model that are tried
+_EPS = 1e-5  # of batch norms: the default of torch, as a file does not store the value
+_MOST_ORDERS = 5040  # 7!, so all orders of up to seven parts are tried
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 def chain_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Units, ...]:
-    """The units between the layers of a network whose layers feed each other in order.
+    """Return the permutation groups between the layers of a network whose layers form one chain.
 
-    Layers are taken in the order of the numbers in their names, parts of a model in the one order
-    in which each layer's inputs are the outputs of the one before. Between them ReLU is assumed.
+    The layers of each part of a model are taken in the order of the numbers in their names. The
+    parts must have exactly one order in which each layer's inputs are the outputs of the layer
+    before. The activation between layers is assumed to be ReLU.
 
     Args:
         shapes: every tensor's shape by name, as in a state dict.
@@ -29,6 +30,7 @@ def chain_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Units, ...]:
     for name, shape in shapes.items():
         module, _, last = name.rpartition(".")
         modules.setdefault(module, {})[last] = shape
+    # Two orders are enough to know that the order is ambiguous.
     fitting = list(islice(_fitting(modules), 2))
     if len(fitting) != 1:
         how = "more than one order" if fitting else "no order"
@@ -40,21 +42,24 @@ def chain_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Units, ...]:
 
 
 def _fitting(modules: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[list[str]]:
-    """Orders of the modules in which every layer takes what the one before gives."""
+    """List the orders of the modules in which every layer reads the outputs of the layer before."""
     ordered = sorted(modules, key=natural)
     parts = [list(group) for _, group in groupby(ordered, key=_part)]
+    # Within a part the numbers in the names give the order; only whole parts are permuted.
     tried = islice(permutations(parts), _MOST_ORDERS)
     orders = ([name for part in order for name in part] for order in tried)
     return [order for order in orders if _fits(modules, order)]
 
 
 def _fits(modules: Mapping[str, Mapping[str, tuple[int, ...]]], order: Sequence[str]) -> bool:
+    """Return true if the layers form a chain in this order, with norms behind their layers."""
     layers = [modules[name]["weight"] for name in order if _is_layer(modules[name])]
     if len(layers) < 2 or not all(_each(a, b) for a, b in pairwise(layers)):
         return False
     width = 0
-    for name in order:  # a norm stands behind the layer that it belongs to
+    for name in order:  # a norm stands behind its layer
         shape = modules[name].get("weight", modules[name].get("running_mean"))
+        # A module without shapes that tell a width, such as a scalar counter's, changes nothing.
         if shape is None:
             continue
         if len(shape) == 1 and shape[0] != width:
@@ -66,7 +71,7 @@ def _fits(modules: Mapping[str, Mapping[str, tuple[int, ...]]], order: Sequence[
 def _links(
     modules: Mapping[str, Mapping[str, tuple[int, ...]]], order: Sequence[str]
 ) -> list[tuple[str, tuple[str, ...], str]]:
-    """Each layer with the norms behind it and the next layer."""
+    """Return each layer with the norms behind it and the next layer."""
     at = [place for place, name in enumerate(order) if _is_layer(modules[name])]
     return [(order[a], tuple(order[a + 1 : b]), order[b]) for a, b in pairwise(at)]
 
@@ -75,6 +80,14 @@ def _units(
     modules: Mapping[str, Mapping[str, tuple[int, ...]]], producer: str, between: tuple[str, ...],
     consumer: str,
 ) -> Units:  # fmt: skip
+    """Make the permutation group between two layers.
+
+    Args:
+        modules: shapes by module and last part of the tensor's name.
+        producer: name of the first layer.
+        between: names of the modules between the layers.
+        consumer: name of the second layer.
+    """
     members = [
         Member(_joined(producer, last), 0, 0, 1)
         for last in ("weight", "bias")
@@ -89,6 +102,7 @@ def _units(
             norms.append(norm)
             members += norm_members(norm)
             domains.append(Domain())
+    # ReLU is positively homogeneous but not odd: scales pass it, signs do not.
     domains[-1] = Domain(flippable=False)
     produced, consumed = modules[producer]["weight"], modules[consumer]["weight"]
     each = _each(produced, consumed)
@@ -97,30 +111,37 @@ def _units(
 
 
 def norm_members(norm: Norm) -> list[Member]:
-    """A batch norm's four tensors as members."""
+    """Return the four tensors of a batch norm as members."""
     return [
         Member(norm.weight, 0, norm.after, 1),
         Member(norm.bias, 0, norm.after, 1),
         Member(norm.mean, 0, norm.before, 1),
+        # A variance grows with the square of the factor.
         Member(norm.var, 0, norm.before, 2),
     ]
 
 
 def _is_layer(module: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return true if a module has a weight with more than one axis."""
     return len(module.get("weight", ())) > 1
 
 
 def _each(produced: tuple[int, ...], consumed: tuple[int, ...]) -> int:
-    """How many inputs of a layer belong to one output of the layer before; 0 where none fit."""
+    """Return how many inputs of a layer belong to one output of the layer before; 0 if none fit.
+
+    More than one input an output is possible only between a convolution and a linear layer, which
+    reads flattened channels.
+    """
     each, rest = divmod(consumed[1], produced[0])
     return each if not rest and (each == 1 or len(consumed) == 2 < len(produced)) else 0
 
 
 def _joined(module: str, last: str) -> str:
+    """Return the name of a tensor of a module; the root module has an empty name."""
     return f"{module}.{last}" if module else last
 
 
 def _part(name: str) -> str:
-    """The part of a model that a module belongs to; of numbered ones, all."""
+    """Return the part of a model to which a module belongs; numbered modules form one part."""
     first = name.partition(".")[0]
     return "" if first.isdigit() else first

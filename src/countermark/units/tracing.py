@@ -1,7 +1,7 @@
-"""The units of a live model: a transformer's by its names, else by following it with `torch.fx`.
+"""Find the permutation groups of a live model: by names in a transformer, else with `torch.fx`.
 
-What is not understood is left alone: units that pass through an operation without a rule here are
-not reordered, and values that it returns are not followed.
+Operations that are not understood leave units alone: units that pass through an operation without a
+rule here are not reordered, and the values that it returns are not followed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from countermark.units.chain import norm_members
 _Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Batch: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-# What an elementwise step allows of the domain it passes: (scalable, flippable).
+# Factors that an elementwise operation lets pass: (scalable, flippable).
 _RECTIFIED, _ODD, _LINEAR, _NEITHER = (True, False), (False, True), (True, True), (False, False)
+# The rules go by exact type, because a subclass may compute something else.
 _MODULES: Mapping[type[nn.Module], tuple[bool, bool]] = {
     nn.ReLU: _RECTIFIED, nn.LeakyReLU: _RECTIFIED, nn.MaxPool1d: _RECTIFIED,
     nn.MaxPool2d: _RECTIFIED, nn.AdaptiveMaxPool2d: _RECTIFIED,
@@ -48,15 +49,16 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def units_of(model: nn.Module, *, residual: bool = False) -> tuple[Units, ...]:
-    """The classes of units of a model that can be reordered; the model is not changed.
+    """Return the permutation groups of a model, which is not changed.
 
     Args:
-        model: a transformer with a configuration, which is known by its names; else it is traced.
-        residual: of such a transformer, add the channels between its blocks, which can be reordered
-            only together with all that hears them.
+        model: a transformer with a configuration, whose layers are known by their names; any other
+            model is traced.
+        residual: for such a transformer, add the channels between its blocks, which can be
+            reordered only together with all layers that read or write them.
 
     Raises:
-        ConfigError: its forward cannot be traced.
+        ConfigError: the forward method of the model cannot be traced.
     """
     if (architecture := Architecture.of_model(model)) is not None:
         shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
@@ -64,7 +66,7 @@ def units_of(model: nn.Module, *, residual: bool = False) -> tuple[Units, ...]:
             return found
     try:
         graph = torch.fx.Tracer().trace(model)
-    except Exception as error:  # a forward is foreign code, and its tracing may raise anything
+    except Exception as error:  # `forward` is foreign code and may raise anything
         said = str(error).strip().partition("\n")[0][:120]
         raise ConfigError(
             f"{type(model).__name__} cannot be traced by torch.fx ({said}): its neurons are not "
@@ -75,7 +77,15 @@ def units_of(model: nn.Module, *, residual: bool = False) -> tuple[Units, ...]:
 
 @dataclass
 class _Found:
-    """A class of units on its way; `units` and `domains` of merged classes point to one."""
+    """A permutation group under construction; merged groups and domains point to one root.
+
+    Attributes:
+        size: number of units.
+        members: name, axis, domain, power, each and offset of each member.
+        norms: module name, eps, domain before and domain after of each batch norm.
+        frozen: the units must stay in order.
+        grows: units can be added.
+    """
 
     size: int
     members: list[tuple[str, int, int, int, int, int]] = field(default_factory=list)
@@ -86,32 +96,41 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Value:
-    """What flows: the class of its channels (axis 1, or the last of token features), its domain."""
+    """A value that flows through the graph: the group and the scale domain of its channels.
+
+    The channels are axis 1, or the last axis of token features.
+    """
 
     units: int
     domain: int
 
 
 class _Walk:
-    """One pass over a graph. Classes and domains that an addition joins are united."""
+    """One pass over a graph. An addition merges the groups and the domains of its two terms.
+
+    Args:
+        model: the traced model.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._units: list[_Found] = []
         self._domains: list[tuple[bool, bool]] = []
-        self._united: dict[int, int] = {}  # classes
-        self._joined: dict[int, int] = {}  # domains
+        # Union-find forests of the groups and of the domains: child to parent.
+        self._united: dict[int, int] = {}
+        self._joined: dict[int, int] = {}
         self._seen: set[str] = set()
         self._values: dict[torch.fx.Node, _Value | None] = {}
 
     def over(self, graph: torch.fx.Graph) -> tuple[Units, ...]:
-        """All classes of units that are free."""
+        """Return all permutation groups that may be reordered."""
         for node in graph.nodes:
             given = [self._values.get(each) for each in node.all_input_nodes]
             rule: Callable[[torch.fx.Node, list[_Value | None]], _Value | None]
             rule = {"call_module": self._module, "call_function": self._function,
                     "call_method": self._function}.get(node.op, self._stop)  # fmt: skip
             self._values[node] = rule(node, given)
+        # One frozen part freezes the whole merged group.
         roots: dict[int, list[_Found]] = {}
         for number, found in enumerate(self._units):
             roots.setdefault(_root(self._united, number), []).append(found)
@@ -120,7 +139,7 @@ class _Walk:
         )
 
     def _stop(self, node: torch.fx.Node, given: list[_Value | None]) -> _Value | None:
-        """An operation without a rule, an input or the output: units are left as they are."""
+        """Freeze the units of all inputs: the operation has no rule, or is an input or output."""
         del node
         for value in given:
             if value is not None:
@@ -128,8 +147,9 @@ class _Walk:
         return None
 
     def _module(self, node: torch.fx.Node, given: list[_Value | None]) -> _Value | None:
+        """Follow a call of a submodule; shared weights freeze all units that they touch."""
         name, module = str(node.target), self._model.get_submodule(str(node.target))
-        if name in self._seen:  # shared weights
+        if name in self._seen:  # weights that are used twice
             for found in self._units:
                 found.frozen |= any(member[0].startswith(f"{name}.") for member in found.members)
             return self._stop(node, given)
@@ -143,7 +163,7 @@ class _Walk:
     def _between(
         self, name: str, module: nn.Module, node: torch.fx.Node, given: list[_Value | None]
     ) -> _Value | None:
-        """A norm or an elementwise step on units that are followed."""
+        """Follow a norm or an elementwise operation on units that are tracked."""
         value = given[0]
         if value is None:
             return None
@@ -156,17 +176,20 @@ class _Walk:
         return self._stop(node, given)
 
     def _function(self, node: torch.fx.Node, given: list[_Value | None]) -> _Value | None:
+        """Follow a call of a function or of a method of a tensor."""
         if node.target in _ADDITIONS and len(given) == 2:
             return self._add(node, given)
         if not given or given[0] is None:
             return self._stop(node, given)
-        if node.target is operator.getitem:  # of what an attention returns
+        # An attention returns a pair: its output, and attention weights, which have no units.
+        if node.target is operator.getitem:
             return given[0] if node.args[1] == 0 else None
         if node.target in _FUNCTIONS and len(given) == 1:
             return self._pass(given[0], _FUNCTIONS[node.target])
         return self._stop(node, given)
 
     def _add(self, node: torch.fx.Node, given: list[_Value | None]) -> _Value | None:
+        """Follow an addition: both terms must have the same units in the same order."""
         one, other = given
         if one is None or other is None:
             return self._stop(node, given)
@@ -177,27 +200,33 @@ class _Walk:
         return one
 
     def _pass(self, value: _Value, allows: tuple[bool, bool]) -> _Value:
+        """Restrict the scale domain of a value to the factors that an operation allows."""
         scalable, flippable = self._domains[value.domain]
         self._domains[value.domain] = (scalable and allows[0], flippable and allows[1])
         return value
 
     def _new(self, size: int) -> _Value:
+        """Add a permutation group with a new scale domain, and return its value."""
         self._units.append(_Found(size))
         return _Value(len(self._units) - 1, self._domain())
 
     def _domain(self, allows: tuple[bool, bool] = _LINEAR) -> int:
+        """Add a scale domain and return its index."""
         self._domains.append(allows)
         return len(self._domains) - 1
 
     def _place(
         self, value: _Value, name: str, axis: int, power: int, *, each: int = 1, offset: int = 0
     ) -> None:
+        """Add a member to the group of a value."""
         member = (name, axis, value.domain, power, each, offset)
         self._units[value.units].members.append(member)
 
     def _layer(self, name: str, layer: _Layer, value: _Value | None) -> _Value:
+        """Follow a linear or convolutional layer, which consumes one group and produces another."""
         weight: Tensor = layer.weight
         if value is not None:
+            # Behind a flattening, a linear layer reads several inputs for each channel.
             each, rest = divmod(weight.shape[1], self._units[value.units].size)
             self._place(value, f"{name}.weight", 1, -1, each=each)
             self._units[value.units].frozen |= bool(rest)
@@ -208,19 +237,25 @@ class _Walk:
         return made
 
     def _normal(self, norm: _Batch, value: _Value) -> bool:
+        """Return true if a batch norm has weights and statistics of the size of the group."""
         same = norm.num_features == self._units[value.units].size
         return bool(same and norm.affine and norm.track_running_stats)
 
     def _norm(self, name: str, norm: _Batch, value: _Value) -> _Value:
+        """Follow a batch norm, behind which a new scale domain begins."""
         after = self._domain()
         self._units[value.units].norms.append((name, norm.eps, value.domain, after))
         return _Value(value.units, after)
 
     def _fits(self, norm: nn.LayerNorm, value: _Value) -> bool:
+        """Return true if a layer norm has weights and normalises exactly the units of the value."""
         sizes = (self._units[value.units].size,)
         return norm.elementwise_affine and tuple(norm.normalized_shape) == sizes
 
     def _layer_norm(self, name: str, norm: nn.LayerNorm, value: _Value) -> _Value:
+        """Follow a layer norm, which allows no factor before it."""
+        # The mean and the variance run over all units, so no factor passes and their number is
+        # fixed.
         self._pass(value, _NEITHER)
         self._units[value.units].grows = False
         made = _Value(value.units, self._domain())
@@ -233,7 +268,12 @@ class _Walk:
         self, name: str, module: nn.MultiheadAttention, node: torch.fx.Node,
         given: list[_Value | None],
     ) -> _Value | None:  # fmt: skip
-        """Units of each head: query and key in one class, value and output in another."""
+        """Follow a self-attention, adding two groups for each head.
+
+        Units of query and key are reordered together, and so are units of value and output.
+        """
+        # In cross-attention, query, key and value come from several groups; only one input is
+        # handled.
         if module.in_proj_weight is None or module.bias_k is not None or len(set(given)) != 1:
             return self._stop(node, given)
         prefix, size, width = f"{name}.", module.embed_dim, module.head_dim
@@ -241,6 +281,9 @@ class _Walk:
             self._place(given[0], f"{prefix}in_proj_weight", 1, -1)
         for at in range(0, size, width):
             pairs, values = self._new(width), self._new(width)
+            # The product of query and key is unchanged if a factor moves from one to the other, so
+            # the key has power −1. Their weights lie below each other in `in_proj_weight`, in this
+            # order.
             for part, value, power in ((0, pairs, 1), (1, pairs, -1), (2, values, 1)):
                 for last in ("in_proj_weight", "in_proj_bias"):
                     if getattr(module, last) is not None:
@@ -255,13 +298,14 @@ class _Walk:
         return made
 
     def _finished(self, parts: list[_Found]) -> Units:
-        """A class with its domains numbered from 0."""
+        """Merge the parts of a group and number its domains from 0."""
         numbers: dict[int, int] = {}
         for part in parts:
             for each in (*(m[2] for m in part.members), *(d for n in part.norms for d in n[2:])):
                 numbers.setdefault(_root(self._joined, each), len(numbers))
 
         def number(domain: int) -> int:
+            """Return the number of a domain within the merged group."""
             return numbers[_root(self._joined, domain)]
 
         members = [
@@ -284,11 +328,13 @@ class _Walk:
 
 
 def _root(parents: Mapping[int, int], number: int) -> int:
+    """Return the root of a set in a union-find forest."""
     while number in parents:
         number = parents[number]
     return number
 
 
 def _unite(parents: dict[int, int], one: int, other: int) -> None:
+    """Merge two sets of a union-find forest."""
     if (a := _root(parents, one)) != (b := _root(parents, other)):
         parents[b] = a

@@ -1,8 +1,9 @@
-"""Named tensors, read lazily from safetensors, torch, TorchScript and ONNX files and live modules.
+"""Read named tensors lazily from safetensors, torch, TorchScript and ONNX files and live modules.
 
-A suspect is hostile input. Nothing is unpickled beyond torch's own `weights_only` reader, sizes are
-checked before anything is allocated, only the tensors that are asked for are read, and what was
-read is digested from the same descriptor. An unreadable suspect is a `SuspectError` of one line.
+A suspect is hostile input. The package unpickles nothing beyond torch's own `weights_only` reader,
+checks every size before it allocates memory, and reads only the tensors that a caller requests. The
+digests of tensors are computed from the same file descriptor that the values are read from. A
+suspect that cannot be read raises a `SuspectError` with a message of one line.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ __all__ = [
     "save_weights",
 ]  # fmt: skip
 
-_ONNX = b"\x08"  # the first field of a model is the version of its form, a number
+# In protobuf: field 1 (ir_version) as a variable-length integer.
+_ONNX = b"\x08"
 
 
 Suspect: TypeAlias = "str | Path | nn.Module | Weights"
@@ -46,10 +48,12 @@ Suspect: TypeAlias = "str | Path | nn.Module | Weights"
 
 
 def open_weights(suspect: Suspect) -> Weights:
-    """Open a suspect by what it is: a file by its first bytes, a folder of shards, a live module.
+    """Open a suspect: a file by its first bytes, a folder of shards, or a live module.
+
+    Weights that are open already are returned unchanged.
 
     Raises:
-        SuspectError: there is no such file, or it is of no known kind.
+        SuspectError: the file does not exist, or its format is not known.
     """
     if isinstance(suspect, Weights):
         return suspect
@@ -65,7 +69,10 @@ def open_weights(suspect: Suspect) -> Weights:
         path = in_folder(path)
     if path.name.endswith(INDEX):
         return ShardedWeights(path)
+    # The first bytes decide, because a thief may name a file as they like. ONNX alone is known by
+    # its suffix as well, because protobuf allows fields in any order.
     start = _beginning(path)
+    # A safetensors file begins with the length of its header (8 bytes), then the JSON header.
     if start[:4] == b"PK\x03\x04":
         return TorchScriptWeights(path) if holds_script(path) else TorchWeights(path)
     if start[8:9] == b"{":
@@ -79,7 +86,12 @@ def open_weights(suspect: Suspect) -> Weights:
 
 
 def _beginning(path: Path) -> bytes:
-    """The first bytes of a regular file: a pipe would be waited for."""
+    """Read the first nine bytes of a regular file.
+
+    Raises:
+        SuspectError: the path is no regular file, or cannot be read.
+    """
+    # Opening a named pipe would wait for a writer, perhaps forever.
     if path.exists() and not path.is_file():
         raise SuspectError(f"{path} is no regular file: expected a weight file")
     try:
@@ -93,25 +105,30 @@ def _beginning(path: Path) -> bytes:
 
 
 def save_weights(state: Mapping[str, Any], path: Path) -> None:
-    """Write torch tensors by name as a safetensors file, whole or not at all.
+    """Write torch tensors by name as a safetensors file, completely or not at all.
 
-    Tensors that share memory are written each in full, so that names stay what they were.
+    Tensors that share memory are each written in full, so that every name is kept.
     """
     from safetensors.torch import save_file
 
+    # safetensors refuses tensors that share memory, such as tied embeddings.
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         temporary.touch()
-        permissions = temporary.stat().st_mode  # that this user gives to files
-        save_file(apart, temporary)  # newer versions replace the file by one of mode 0600
+        # Newer versions of safetensors replace the file by one of mode 0600, so the permissions
+        # that this user normally gives to files are read first and restored afterwards.
+        permissions = temporary.stat().st_mode
+        save_file(apart, temporary)
         temporary.chmod(permissions)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """All tensors of a weight file as torch tensors in their own dtypes, opened as a suspect is.
+    """Load all tensors of a weight file as torch tensors in their own dtypes.
+
+    The file is opened by `open_weights`. Views (second forms of a stored tensor) are left out.
 
     Raises:
-        SuspectError: as `open_weights`.
+        SuspectError: as in `open_weights`, or a safetensors file cannot be loaded completely.
     """
     with open_weights(path) as weights:
         if isinstance(weights, TorchWeights):
@@ -130,7 +147,8 @@ def load_state(path: Path) -> dict[str, Any]:
 
     try:
         return dict(load_file(path))
-    except SafetensorError as error:  # it asks for more than reading single tensors does
+    # safetensors checks more of a whole file than is checked when single tensors are read.
+    except SafetensorError as error:
         raise SuspectError(
             f"{path} is refused as a whole ({error}): expected a complete .safetensors file"
         ) from None

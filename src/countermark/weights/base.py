@@ -1,4 +1,4 @@
-"""What every kind of suspect offers: tensors by name, read when they are asked for."""
+"""Define the interface that every kind of suspect implements: named tensors, read on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IN_PART = ", in part"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype (in the format's own word) of a tensor that has not been read."""
+    """Shape and dtype (in the format's own spelling) of a tensor that has not been read."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -32,17 +32,23 @@ Identity: TypeAlias = tuple[int, int, int, int]
 
 
 def identity_of(found: os.stat_result) -> Identity:
-    """What tells a file from another that takes its place."""
+    """Return device, inode, size and modification time, which tell a file from a replacement."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def digest_of(path: Path, identity: Identity) -> str:
-    """SHA-256 of a whole file, in hexadecimal.
+    """Compute the SHA-256 of a whole file, in hexadecimal.
+
+    Args:
+        path: the file.
+        identity: the file's identity at the time it was opened.
 
     Raises:
-        SuspectError: it is not the one that was opened any more.
+        SuspectError: the file at this path is no longer the file that was opened.
     """
     with path.open("rb") as file:
+        # The identity is compared after hashing, on the same descriptor, so that neither a replaced
+        # path nor a write during the hashing goes unnoticed.
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if identity_of(os.fstat(file.fileno())) != identity:
             raise SuspectError(f"{path} was changed while it was read: read it again")
@@ -50,14 +56,16 @@ def digest_of(path: Path, identity: Identity) -> str:
 
 
 class Weights(ABC):
-    """A suspect's tensors by name. A context manager: files are closed when the block ends.
+    """The tensors of a suspect by name, as a context manager that closes files at its end.
 
     Attributes:
-        name: what the suspect is called in messages and verdicts.
-        tensors: every tensor's name, shape and dtype, known without reading any.
-        views: those that are another form of others: transposed, or numbers that codes stand for.
-        digests: SHA-256 of what has been read so far: each tensor by name, and the header of a
-            safetensors file as "__metadata__", a name that the format gives to no tensor.
+        name: the suspect's name in messages and verdicts.
+        tensors: every tensor's name, shape and dtype, known without reading any values.
+        views: names of tensors that are another form of stored tensors: transposed, or the numbers
+            that quantised codes stand for.
+        digests: SHA-256 of everything that has been read so far: each tensor by name, and the
+            header of a safetensors file as "__metadata__", a name that the format gives to no
+            tensor.
     """
 
     def __init__(self, name: str) -> None:
@@ -68,14 +76,14 @@ class Weights(ABC):
 
     @abstractmethod
     def _load(self, name: str) -> NDArray[Any]:
-        """The values of one tensor."""
+        """Load the values of one tensor in its own shape, without any check for finite numbers."""
 
     @abstractmethod
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor in its own dtype, C order, little-endian; a piece at a time."""
+        """Yield the bytes of one tensor in pieces, in its own dtype, C order, little-endian."""
 
     def read(self, name: str) -> Array:
-        """One tensor as float32 (float64 stays as it is), in its own shape.
+        """Read one tensor as float32 (float64 stays float64), in its own shape.
 
         Raises:
             SuspectError: the values are not finite real numbers.
@@ -83,29 +91,32 @@ class Weights(ABC):
         return self._checked(name, self._load(name))
 
     def read_part(self, name: str, start: int, count: int) -> Array:
-        """`count` values (count,) of one tensor, in C order from `start` on, as `read` gives them.
+        """Read `count` values (count,) of one tensor, in C order from `start` on.
 
-        Where a format allows it, nothing else of the tensor is read, and its digest is that of
-        these bytes, as "NAME, in part": where they lie can be a key's secret.
+        The values are converted and checked as in `read`. Where a format allows it, no other bytes
+        of the tensor are read, and their digest is recorded as "NAME, in part".
         """
+        # The name of the digest tells no position: where a mark lies can be a key's secret.
         return self.read(name).reshape(-1)[start : start + count]
 
     def _checked(self, name: str, values: NDArray[Any]) -> Array:
+        """Return values as float32 or float64; raise `SuspectError` unless all are finite."""
         if not np.isfinite(values).all():
             wrong = int(values.size - np.isfinite(values).sum())
             raise SuspectError(
                 f"{self.name}: {name} holds {wrong} values that are not finite: "
                 "expected trained weights; nothing can be read from these"
             )
+        # float16 and bfloat16 fit into float32 without loss, so only float64 needs to stay wider.
         return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
     @abstractmethod
     def file_digest(self) -> str | None:
-        """SHA-256 of the whole suspect file in hexadecimal; None for a live module."""
+        """Compute the SHA-256 of the whole suspect file in hexadecimal; None for a live module."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,11 +1,11 @@
-"""The digest of a whole model: the root of a Merkle tree over its tensors.
+"""Compute the digest of a whole model: the root of a Merkle tree over its tensors.
 
-    leaf = frame(name, dtype, shape, SHA-256(bytes)),  the leaves in the order of their names
+    leaf = frame(name, dtype, shape, SHA-256(bytes)),  the leaves sorted by name
     root = the tree hash of RFC 9162 over the leaves
 
-so that the same tensors give the same root out of a safetensors file, a torch file or a live
-module, and one tensor can be shown to belong to a model without the others. A leaf holds a digest
-in place of the bytes: a tensor of any size is hashed piece by piece.
+The same tensors give the same root whether they come from a safetensors file, a torch file or a
+live module, and an owner can show that one tensor belongs to a model without showing the others. A
+leaf holds a digest in place of the bytes, so a tensor of any size is hashed piece by piece.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from countermark.progress import progress
 from countermark.weights.base import Weights
 from countermark.xof import frame
 
+# Dtypes of torch and numpy as safetensors spells them. All formats must agree on one spelling, or
+# the same tensors would give different roots.
 _WORDS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
     "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32",
@@ -32,28 +34,29 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class ModelDigest:
-    """What a claim says of a model.
+    """The digest by which a claim or a key names a model.
 
     Attributes:
-        root: of the tree over its tensors, 64 hexadecimal digits.
-        tensors: how many there are; a root alone does not fix their number.
+        root: root of the Merkle tree over the model's tensors, 64 hexadecimal digits.
+        tensors: number of tensors; a root alone does not fix their number.
     """
 
     root: str
     tensors: int
 
     def to_array(self) -> NDArray[np.uint8]:
-        """The digest (40,) as a key holds it: the root, then the number, little-endian."""
+        """Return the digest as uint8 (40,) for a key: the root, then the number, little-endian."""
         content = bytes.fromhex(self.root) + self.tensors.to_bytes(8, "little")
         return np.frombuffer(content, dtype=np.uint8)
 
 
 def model_digest(weights: Weights) -> ModelDigest:
-    """The digest of all tensors of a model. Reads all of it, a piece at a time.
+    """Compute the digest of all tensors of a model. Reads the whole model, one piece at a time.
 
     Raises:
-        SuspectError: it has no tensors, or one that has no bytes of its own.
+        SuspectError: the model has no tensors, or a tensor has no bytes of its own.
     """
+    # A view repeats values of stored tensors, and another format may not offer the same views.
     names = sorted(weights.tensors.keys() - weights.views)
     if not names:
         raise SuspectError(f"{weights.name} holds no tensors: expected the weights of a model")
@@ -66,7 +69,11 @@ def model_digest(weights: Weights) -> ModelDigest:
 
 
 def tensor_leaf(weights: Weights, name: str) -> bytes:
-    """The leaf of one tensor: its name, dtype in the word of safetensors, shape and digest."""
+    """Return the leaf of one tensor: its name, dtype as safetensors spells it, shape and digest.
+
+    Raises:
+        SuspectError: safetensors has no word for the dtype.
+    """
     info, digest = weights.tensors[name], hashlib.sha256()
     for piece in weights.pieces(name):
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""The dtypes of safetensors as numpy has them, bfloat16 included, which it has not."""
+"""Convert between the dtypes of safetensors and numpy, including bfloat16, which numpy lacks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def decoded(raw: bytes, dtype: str) -> NDArray[Any]:
-    """The values (n,) in bytes of a dtype; bfloat16 as float32, of which it is the upper half."""
+    """Decode the bytes of a dtype to values (n,); bfloat16 becomes float32.
+
+    Args:
+        raw: little-endian bytes.
+        dtype: a key of `DTYPES`.
+    """
     values: NDArray[Any] = np.frombuffer(raw, dtype=DTYPES[dtype])
+    # A bfloat16 number is the upper half of a float32 number.
     if dtype == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values
 
 
 def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Finite values (n,) as a floating dtype stores them, to the nearest and ties to even.
+    """Encode finite values (n,) as a floating dtype stores them, rounded to nearest, ties to even.
 
-    Returns: an array of the numpy dtype of that name; `tobytes` of it is what a file holds.
+    Returns: an array of the numpy dtype in `DTYPES`; its `tobytes()` is the content of a file.
     """
     if dtype != "BF16":
         return values.astype(DTYPES[dtype])
-    wide = values.astype(np.float32).view(np.uint32)  # a copy
+    # `astype` copies, so the steps below do not change the values of the caller.
+    wide = values.astype(np.float32).view(np.uint32)
+    # Adding half of the last kept bit, less one, plus that bit itself, rounds ties to even. Every
+    # step works in place, because tensors may be large.
     odd = wide >> 16
     odd &= 1
     wide += odd
@@ -40,5 +49,5 @@ def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def rounded(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
-    """The same values as they are read again once a floating dtype has stored them."""
+    """Return the values as they are read again after a floating dtype has stored them."""
     return decoded(encoded(values, dtype).tobytes(), dtype).astype(np.float64)

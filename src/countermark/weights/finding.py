@@ -1,4 +1,4 @@
-"""Where the tensors that are wanted are in a suspect, whatever it calls them."""
+"""Find wanted tensors in a suspect that may call them by other names."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ _Shapes = Mapping[str, tuple[int, ...]]
 def assignments(
     weights: Weights, wanted: _Shapes, *, partial: bool = False
 ) -> Iterator[dict[str, str]]:
-    """Every way in which the wanted tensors can be found in a suspect; each one is a test.
+    """Yield every way to find the wanted tensors in a suspect; each way is one test.
 
-    A tensor of the wanted name and shape is taken. Where several are wanted and all are there under
-    names with another beginning, these are taken. Else a missing one is sought among all others of
-    its shape. Yields maps from the wanted name to the suspect's name; none when a shape is missing.
-    Beyond `MOST_CANDIDATES` not every one is there: so many are too many to be tried.
+    A tensor with the wanted name and shape is taken. Otherwise, if several tensors are wanted and
+    all of them are present under names with another prefix, these are taken. Otherwise a missing
+    tensor is sought among all other tensors of its shape. If there are more than `MOST_CANDIDATES`
+    ways, they are not listed completely: the caller must refuse to try that many.
 
     Args:
         weights: the suspect, open.
         wanted: shapes by name.
-        partial: where there is no other way, or too many, take those that have their names, or
-            names with another beginning, if these are at least half; others are left out.
+        partial: if there is no way or too many ways, accept a way that finds at least half of the
+            wanted tensors under their own names or under names with another prefix, and leave out
+            the other tensors.
+
+    Yields:
+        Maps from the wanted name to the suspect's name; no map if a shape is missing.
     """
     if alike := prefixed(weights, wanted):
         yield from alike
@@ -36,6 +40,8 @@ def assignments(
     if not partial:
         yield from ways
         return
+    # One way beyond the limit shows that there are too many, without listing all of them: the
+    # number of permutations grows with the factorial of the number of tensors.
     tried = list(islice(ways, MOST_CANDIDATES + 1))
     if not 1 <= len(tried) <= MOST_CANDIDATES:
         tried = prefixed(weights, wanted, least=(len(wanted) + 1) // 2) or tried
@@ -45,15 +51,19 @@ def assignments(
 def prefixed(
     weights: Weights, wanted: _Shapes, *, least: int | None = None
 ) -> list[dict[str, str]]:
-    """The ways in which the names of a suspect are the wanted ones with another beginning.
+    """List the ways in which the suspect's names are the wanted names with another prefix.
 
-    Names are as they are, or one that they have in common is put in front of them or taken off:
-    "module.", "bert." and their like.
+    All names are unchanged, or one common prefix ("module.", "bert.") is added to the wanted names
+    or removed from them.
 
     Args:
         weights: the suspect, open.
-        wanted: shapes by name, at least two: others may end in one name by chance.
-        least: how many have to be there; all of None. The ways that have most of them are given.
+        wanted: shapes by name, at least two: a single name may match other names by chance.
+        least: how many wanted tensors a way must find; None requires all of them.
+
+    Returns:
+        The ways that find the largest number of wanted tensors, as maps from the wanted name to the
+        suspect's name; an empty list if that number is below `least`.
     """
     if len(wanted) < 2:
         return []
@@ -64,12 +74,14 @@ def prefixed(
             if wanted.get(end) == shape:
                 found.setdefault((before, ""), {})[end] = name
     for name, shape in wanted.items():
+        # The empty prefix was tried above, so the splits begin at the second.
         for before, end in islice(_cut(name), 1, None):
             if there.get(end) == shape:
                 found.setdefault(("", before), {})[name] = end
     most = max(map(len, found.values()), default=0)
     if most < (len(wanted) if least is None else least) or not most:
         return []
+    # Unchanged names win over prefixes that fit equally well.
     if len(found.get(("", ""), ())) == most:
         found = {("", ""): found["", ""]}
     ways = [
@@ -80,7 +92,7 @@ def prefixed(
 
 
 def _cut(name: str) -> Iterator[tuple[str, str]]:
-    """A name as a beginning, none at first, and the rest of it."""
+    """Yield every split of a name into a prefix up to a dot and the rest, empty prefix first."""
     yield "", name
     at = name.find(".")
     while at >= 0:
@@ -89,7 +101,7 @@ def _cut(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _by_shape(weights: Weights, wanted: _Shapes) -> Iterator[dict[str, str]]:
-    """Names as they are, and those that are missing in every order of the others of their shape."""
+    """Yield ways that keep matching names and try the missing ones on tensors of their shape."""
     free: dict[tuple[int, ...], list[str]] = {}
     for name, info in weights.tensors.items():
         if wanted.get(name) != info.shape:

@@ -1,7 +1,7 @@
-"""A pickle as what it says, not as what it does: nothing is imported, called or built.
+"""Parse pickle opcodes into plain values without importing or calling anything.
 
-The opcodes are told one by one (`pickletools`); a class is its name, a call what was to be called
-with what. Only the opcodes that TorchScript archives are written with are known.
+`pickletools` lists the opcodes one by one. A class becomes its name, and a call becomes a record of
+the function and its arguments. Only the opcodes that occur in TorchScript archives are accepted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# A pickle of tensor names and shapes is far shorter; each opcode costs Python time and memory.
 _MOST_STEPS = 1 << 22
 _VALUES = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
@@ -23,26 +24,26 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": Non
 
 @dataclass(frozen=True)
 class Named:
-    """A class or function that a pickle names, as `module.name`."""
+    """The name of a class or function in a pickle, as `module.name`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a pickle says lies elsewhere, by its persistent id."""
+    """A reference by persistent id to an object that is stored outside the pickle."""
 
     identity: Any
 
 
 @dataclass(eq=False)
 class Made:
-    """What would have been made by a call.
+    """A call that the pickle asks for and that is not carried out.
 
     Attributes:
-        by: what would have been called.
+        by: the function or class that the pickle would call.
         given: its arguments.
-        state: what the object would have been given afterwards.
+        state: the state that the pickle would give to the new object afterwards.
     """
 
     by: Any
@@ -51,16 +52,17 @@ class Made:
 
 
 def inert(content: bytes) -> Any:
-    """The value that a pickle describes, of plain values, `Named`, `Kept` and `Made`.
+    """Parse a pickle into plain values, and records of names, stored objects and calls.
 
     Raises:
-        ValueError: it is damaged, has an opcode that is not known here, or more than four million.
+        ValueError: the pickle is damaged, has an unknown opcode, or has more than four million
+            opcodes.
     """
     told = _Told()
     try:
         with warnings.catch_warnings():
-            # Python decodes the argument of an opcode before its name is looked at here, and warns
-            # of odd escapes in text.
+            # `pickletools` decodes the argument of an opcode before the loop sees its name, and may
+            # warn about invalid escapes in text.
             warnings.simplefilter("ignore", DeprecationWarning)
             for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
                 if step >= _MOST_STEPS:
@@ -74,7 +76,7 @@ def inert(content: bytes) -> Any:
 
 
 class _Told:
-    """The stack of values, the stacks below its marks, and what is remembered by number."""
+    """The stack machine of a pickle: the current stack, the stacks below marks, and the memo."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -82,11 +84,19 @@ class _Told:
         self._memo: dict[int, Any] = {}
 
     def taken(self) -> Any:
-        """The value on top."""
+        """Pop the value on top of the stack."""
         return self._stack.pop()
 
     def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode."""
+        """Follow one opcode.
+
+        Args:
+            name: of the opcode in `pickletools`.
+            argument: its decoded argument.
+
+        Raises:
+            ValueError: the opcode is not known here.
+        """
         if name in _VALUES:
             self._stack.append(_CONSTANTS.get(name, argument))
         elif name in _TUPLES:
@@ -96,74 +106,90 @@ class _Told:
         elif name in {"BINGET", "LONG_BINGET"}:
             self._stack.append(self._memo[argument])
         elif name != "PROTO":
+            # The methods below are named after their opcodes and are found here by that name.
             rule = getattr(self, f"_{name.lower()}", None)
             if rule is None:
                 raise ValueError(f"its opcode {name} is not known here")
             rule(argument)
 
     def _tuple(self, count: int | None) -> None:
+        """Join the last `count` values to a tuple; of None, all values above the last mark."""
         if count is None:
-            marked = self._marked()  # which changes the stack
+            # This call replaces `self._stack`, so it must run before `self._stack` is looked up.
+            marked = self._marked()
             self._stack.append(tuple(marked))
             return
+        # A negative index would silently count from the end of the stack.
         at = len(self._stack) - count
         if at < 0:
             raise IndexError
         self._stack[at:] = [tuple(self._stack[at:])]
 
     def _marked(self) -> list[Any]:
-        """The values above the last mark."""
+        """Pop all values above the last mark, and the mark."""
         found, self._stack = self._stack, self._below.pop()
         return found
 
     def _mark(self, _: object) -> None:
+        """Begin a new stack above the current one."""
         self._below.append(self._stack)
         self._stack = []
 
     def _empty_list(self, _: object) -> None:
+        """Push an empty list."""
         self._stack.append([])
 
     def _empty_dict(self, _: object) -> None:
+        """Push an empty dict."""
         self._stack.append({})
 
     def _global(self, argument: str) -> None:
+        """Push the name of a class or function, which is not imported."""
         self._stack.append(Named(argument.replace(" ", ".")))
 
     def _binpersid(self, _: object) -> None:
+        """Replace the persistent id on top by a reference to the stored object."""
         self._stack.append(Kept(self._stack.pop()))
 
     def _appends(self, _: object) -> None:
+        """Append all values above the last mark to the list below."""
         found = self._marked()
         self._list().extend(found)
 
     def _append(self, _: object) -> None:
+        """Append the value on top to the list below."""
         found = self._stack.pop()
         self._list().append(found)
 
     def _list(self) -> list[Any]:
+        """Return the list on top of the stack; raise `TypeError` for any other value."""
         if not isinstance(self._stack[-1], list):
             raise TypeError
         return self._stack[-1]
 
     def _setitems(self, _: object) -> None:
+        """Set the pairs of keys and values above the last mark in the dict below."""
         found = self._marked()
         if len(found) % 2:
             raise IndexError
-        # Keys of other kinds name no tensor, and to hash nested ones may take forever.
+        # Keys of other types name no tensor, and hashing nested tuples may take forever.
         pairs = zip(found[::2], found[1::2], strict=True)
         self._dict().update({key: each for key, each in pairs if isinstance(key, str | int)})
 
     def _setitem(self, _: object) -> None:
+        """Set one pair of key and value in the dict below."""
         value, key = self._stack.pop(), self._stack.pop()
         if isinstance(key, str | int):
             self._dict()[key] = value
 
     def _dict(self) -> dict[Any, Any]:
+        """Return the dict on top of the stack; raise `TypeError` for any other value."""
         if not isinstance(self._stack[-1], dict):
             raise TypeError
         return self._stack[-1]
 
     def _reduce(self, _: object) -> None:
+        """Replace a function and its tuple of arguments by a record of the call."""
         given, by = self._stack.pop(), self._stack.pop()
         if not isinstance(given, tuple):
             raise TypeError
@@ -172,6 +198,7 @@ class _Told:
     _newobj = _reduce
 
     def _build(self, _: object) -> None:
+        """Pop a state and record it on the call below; drop a state that is no dict."""
         state = self._stack.pop()
         made = self._stack[-1]
         if isinstance(made, Made) and isinstance(state, dict):

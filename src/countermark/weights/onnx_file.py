@@ -1,4 +1,4 @@
-"""An ONNX file as a suspect: its initializers, the values of its Constant nodes, its layers."""
+"""Read an ONNX file as a suspect: its initializers, the values of Constant nodes, linear layers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from countermark.errors import MissingExtraError, SuspectError, printable
 from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
 from countermark.weights.onnx_graph import Linear, linears, parts_of
 
-_LARGEST = 2 << 30  # bytes; protobuf itself reads no more
+_LARGEST = 2 << 30  # bytes; protobuf itself does not parse larger messages
 _MOST_TENSORS = 100_000
 
 
 class OnnxWeights(Weights):
-    """An ONNX model in one file. Nothing of its graph is run; values in other files are refused.
+    """An ONNX model in one file. Its graph is never run, and values in other files are refused.
 
-    Linear layers whose weights are stored (in, out), or as whole numbers with scales, are there
-    once more, (out, in), by the layer's name where its bias has kept one.
+    Linear layers whose weights are stored (in, out), or as integers with scales, get a second
+    entry with the weight (out, in). The entry has the layer's name if the layer's bias has kept it.
 
     Raises:
-        SuspectError: it is no ONNX model, too large, or names other files.
+        SuspectError: the file is no ONNX model, is too large, or refers to other files.
         MissingExtraError: onnx is not installed.
     """
 
@@ -40,6 +40,12 @@ class OnnxWeights(Weights):
         self.views = frozenset(self._linears)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Linear]]:
+        """Parse the model and list its tensors and its linear layers by name.
+
+        Raises:
+            SuspectError: the file is too large, cannot be parsed, or holds no weights.
+            MissingExtraError: onnx is not installed.
+        """
         try:
             import onnx
         except ImportError:
@@ -48,7 +54,7 @@ class OnnxWeights(Weights):
             raise self._refuse("it is larger than 2 GiB")
         try:
             model = onnx.load_model_from_string(self._path.read_bytes())
-        except Exception as error:  # protobuf raises a kind of its own for each backend
+        except Exception as error:  # each backend of protobuf raises its own class
             said = printable(str(error).strip().partition("\n")[0], 120)
             raise self._refuse(f"it cannot be parsed ({said})") from None
         found: dict[str, Any] = {}
@@ -57,6 +63,7 @@ class OnnxWeights(Weights):
             for part, seen, own in parts_of(model.graph):
                 found |= own
                 parts.append((part, seen))
+                # Checked within the loop, before a hostile graph can fill the memory with names.
                 if len(found) > _MOST_TENSORS:
                     raise ValueError(f"it has more than {_MOST_TENSORS:,} tensors")
             shapes = {name: tuple(tensor.dims) for name, tensor in found.items()}
@@ -70,12 +77,14 @@ class OnnxWeights(Weights):
         return found, second
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load a stored tensor, or compute the weight of a linear layer from its stored tensors."""
         if name not in self._linears:
             values = self._stored(name)
         else:
             try:
                 linear = self._linears[name]
                 values = linear.values(self._stored)
+                # The tensor was announced with this shape; callers rely on it.
                 if values.shape != linear.shape:
                     raise ValueError(f"its shape is {list(values.shape)}")
             except (ValueError, IndexError) as error:
@@ -85,39 +94,49 @@ class OnnxWeights(Weights):
         return values
 
     def _stored(self, name: str) -> NDArray[Any]:
-        """One tensor as the file has it."""
+        """Read one tensor as the file stores it.
+
+        Raises:
+            SuspectError: the tensor lies in another file, claims more values than it has bytes
+                for, or cannot be converted.
+        """
         from onnx import numpy_helper
 
         tensor = self._tensors[name]
         shown = printable(name, 200)
+        # An external location is a path of the thief's choice: opening it could read any local
+        # file.
         if tensor.data_location or tensor.external_data:
             raise self._refuse(f"{shown} lies in another file")
         size = tensor.ByteSize()
+        # No dtype packs more than eight values into a byte, so larger claims would only make numpy
+        # allocate memory for values that are not there.
         if any(each < 0 for each in tensor.dims) or prod(tensor.dims) > 8 * size:
             raise self._refuse(f"{shown} claims {prod(tensor.dims):,} values in {size:,} bytes")
         try:
             values: NDArray[Any] = numpy_helper.to_array(tensor)
             if values.dtype.kind not in "fiub":
                 raise TypeError(f"dtype {values.dtype}")
-        except Exception as error:  # whatever a hostile tensor runs into
+        except Exception as error:  # a hostile tensor may raise anything in numpy or onnx
             said = printable(str(error).strip().partition("\n")[0], 120)
             raise self._refuse(f"{shown} cannot be read ({said})") from None
         return values
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, little-endian."""
+        """Yield the bytes of one tensor, little-endian."""
         values = self._load(name)
         yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
     def file_digest(self) -> str:
-        """SHA-256 of the whole file, in hexadecimal."""
+        """Compute the SHA-256 of the whole file, in hexadecimal."""
         return digest_of(self._path, self._identity)
 
     def close(self) -> None:
-        """Let go of the tensors."""
+        """Drop the tensors."""
         self._tensors = {}
 
     def _refuse(self, why: str) -> SuspectError:
+        """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is refused: {why}; expected an ONNX model in one file, or its weights "
             "as .safetensors"
@@ -125,7 +144,7 @@ class OnnxWeights(Weights):
 
 
 def _dtype(tensor: Any) -> str:
-    """The dtype in numpy's word; a number of ONNX's own where numpy has none."""
+    """Return the dtype as numpy spells it, or ONNX's own number where numpy has no such dtype."""
     from onnx import helper
 
     try:

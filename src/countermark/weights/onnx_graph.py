@@ -1,8 +1,9 @@
-"""What the tensors of an ONNX graph are: found in all its parts, and how a network reads them.
+"""Find the tensors of an ONNX graph and the linear layers that read them.
 
-Exporters store the weight of a linear layer (out, in) as (in, out), for MatMul, under a name of
-their own, but keep that of its bias; and quantisers keep whole numbers with scales beside them.
-Here such a tensor gets a second entry, as the layer has it. Nothing of the graph is run.
+Exporters store the weight (out, in) of a linear layer as (in, out), for MatMul, and give it a name
+of their own, but keep the name of the layer's bias. Quantisers store integers with scales beside
+them. This module gives such a tensor a second entry in the form that the layer has. The graph is
+never run.
 """
 
 from __future__ import annotations
@@ -20,20 +21,24 @@ TRANSPOSED = ", transposed"
 """Behind the name of a tensor that is offered as its layer has it, where no bias says which."""
 
 _PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
-_PASSED = ("Cast", "Mul")  # between a product of whole numbers and its bias
+# Nodes that quantisers put between an integer product and its bias.
+_PASSED = ("Cast", "Mul")
+# How many nodes may stand between a product and its bias.
 _MOST_BETWEEN = 4
+# Reading a graph takes time for every name that it sees, so the sum over all graphs is bounded: a
+# hostile file could nest many graphs that each see many tensors.
 _MOST_PARTS, _MOST_SEEN = 1 << 12, 1 << 22
-_ZERO = 8  # the middle of four bits
+_ZERO = 8  # zero point of 4-bit numbers without a tensor of zero points
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A tensor as a layer has it.
+    """The recipe that computes the weight of a layer from stored tensors.
 
     Attributes:
-        shape: (out, in), or that of the stored tensor.
+        shape: (out, in), or the shape of the stored tensor.
         stored, scale, zero: names of the tensors that hold values, scales and zero points.
-        axis: along which each place of the stored tensor has a scale of its own.
+        axis: the axis of the stored tensor along which scales and zero points differ.
         block: how many values of a row of 4-bit numbers share a scale; 0 for other numbers.
         turned: the stored tensor is (in, out).
     """
@@ -47,10 +52,13 @@ class Linear:
     turned: bool = False
 
     def values(self, read: Callable[[str], Array]) -> Array:
-        """The values in `shape`, from tensors that are read by name.
+        """Compute the values in `shape`.
+
+        Args:
+            read: returns a stored tensor by name.
 
         Raises:
-            ValueError: scales do not fit the values.
+            ValueError: the scales do not fit the values.
         """
         stored = read(self.stored)
         if self.scale is None:
@@ -60,21 +68,34 @@ class Linear:
             return self._four_bits(stored, scale)
         zero = read(self.zero).astype(np.float32) if self.zero else np.zeros(1, np.float32)
         wide = stored.astype(np.float32) - self._along(zero, stored)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        with np.errstate(over="ignore", invalid="ignore"):  # `Weights.read` refuses infinities
             found = wide * self._along(scale, stored)
         return found.T if self.turned else found
 
     def _along(self, each: Array, stored: Array) -> Array:
-        """One number, or one for each place along the axis, to be spread over the stored tensor."""
+        """Reshape one number, or one number a place along the axis, to broadcast over `stored`.
+
+        Raises:
+            ValueError: the count of numbers does not fit the axis.
+        """
         if each.size == 1:
             return each.reshape(1)
         if each.size != stored.shape[self.axis]:
             raise ValueError(f"{each.size} scales for {stored.shape[self.axis]} places")
+        # All other axes have length 1, so that numpy broadcasts along them.
         shape = [-1 if axis == self.axis else 1 for axis in range(stored.ndim)]
         return each.reshape(shape)
 
     def _four_bits(self, stored: Array, scale: Array) -> Array:
-        """Rows of blocks of 4-bit numbers (out, blocks, block / 2), the lower half first."""
+        """Unpack blocks of 4-bit numbers to a weight (out, in).
+
+        Args:
+            stored: uint8 (out, blocks, block / 2); the lower half of a byte is the first number.
+            scale: one scale for each block, in order.
+
+        Raises:
+            ValueError: the scales or the dtype do not fit the stored numbers.
+        """
         rows, width = self.shape
         if scale.size * self.block != 2 * stored.size:
             raise ValueError(f"{scale.size} scales for {2 * stored.size} numbers")
@@ -87,12 +108,15 @@ class Linear:
 
 
 def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any]]]:
-    """A graph and the graphs in it, each with the names that it sees, and its own tensors.
+    """Yield a graph and all graphs nested in it, with the tensor names that each graph sees.
 
-    Yields: the graph; the name here of each tensor that is seen there; tensors by their names here.
+    Yields:
+        The graph; a map from each visible name to a name that is unique in the whole model; the
+        graph's own tensors by their unique names.
 
     Raises:
-        ValueError: a graph has one name twice or a name that is no text, or there are too many.
+        ValueError: a graph defines a name twice, a name is no text, or there are too many graphs
+            or tensors.
     """
     taken: set[str] = set()
     left: list[tuple[Any, ChainMap[str, str], int]] = [(graph, ChainMap(), 0)]
@@ -100,6 +124,7 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
     while left:
         part, outer, visible = left.pop()
         count += 1
+        # An explicit stack instead of recursion: nesting depth is the thief's choice.
         if count > _MOST_PARTS:
             raise ValueError(f"it has more than {_MOST_PARTS:,} graphs")
         _require_text(part)
@@ -111,12 +136,15 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
             seen[name] = _free(name, taken)
             taken.add(seen[name])
             own[seen[name]] = tensor
-        within = ChainMap(seen, *outer.maps) if seen else outer  # a copy would cost parts × names
+        # A chain of maps: copying all visible names would cost graphs × names of memory.
+        within = ChainMap(seen, *outer.maps) if seen else outer
         visible += len(seen)
         total += visible
         if total > _MOST_SEEN:
             raise ValueError(f"its graphs see more than {_MOST_SEEN:,} tensors in all")
         yield part, within, own
+        # protobuf returns an empty graph for an attribute that holds none, so empty graphs are
+        # skipped.
         inner = [g for node in part.node for a in node.attribute for g in (a.g, *a.graphs)]
         left += [
             (each, within, visible) for each in reversed(inner) if each.node or each.initializer
@@ -124,7 +152,7 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
 
 
 def _require_text(graph: Any) -> None:
-    """Raise `ValueError` for a name of a graph that is no UTF-8: protobuf gives it as bytes."""
+    """Raise `ValueError` if a name in a graph is not UTF-8: protobuf returns it as bytes."""
     names = [each.name for each in graph.initializer]
     for node in graph.node:
         names += [node.op_type, *node.input, *node.output, *(a.name for a in node.attribute)]
@@ -133,7 +161,7 @@ def _require_text(graph: Any) -> None:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """The name, or with a number behind it where another graph has it already."""
+    """Return the name, with a number appended if another graph already uses the name."""
     number, found = 1, name
     while found in taken:
         number += 1
@@ -142,7 +170,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _values(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor of one graph by its name in there."""
+    """Yield every tensor of one graph with its name in that graph: initializers and constants."""
     yield from ((each.name, each) for each in graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
@@ -153,12 +181,12 @@ def _values(graph: Any) -> Iterator[tuple[str, Any]]:
 def linears(
     graph: Any, seen: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Linear]:
-    """The second entries of one graph: by the layer's name, where a bias says it.
+    """Return the second entries of one graph, named after the layer where a bias tells its name.
 
     Args:
-        graph: a graph or a part of it.
-        seen: the names here of the tensors that it sees.
-        shapes: of all tensors.
+        graph: the model's graph or a nested graph.
+        seen: unique names of the tensors that the graph sees, by their names in the graph.
+        shapes: shapes of all tensors, by unique name.
     """
     stored = _dequantised(graph, seen, shapes)
     users: dict[str, list[Any]] = {}
@@ -173,6 +201,7 @@ def linears(
             head, _, last = bias.rpartition(".")
             label = f"{head}.weight" if last == "bias" and head else weight.stored + TRANSPOSED
             found.append((label, weight))
+    # If two layers claim one name, or a stored tensor has it, the bias does not tell the layer.
     used = Counter(label for label, _ in found)
     named = {
         label if used[label] == 1 and label not in shapes else each.stored + TRANSPOSED: each
@@ -184,7 +213,11 @@ def linears(
 def _dequantised(
     graph: Any, seen: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Linear]:
-    """What whole numbers stand for: outputs of DequantizeLinear, and X of X_quantized, X_scale."""
+    """Return the entries of quantised tensors.
+
+    These are outputs of DequantizeLinear, by the output's name, and tensors NAME_quantized with
+    NAME_scale and perhaps NAME_zero_point, by NAME.
+    """
     found = {}
     for node in graph.node:
         given = [seen.get(name) for name in node.input]
@@ -204,7 +237,7 @@ def _weight(
     node: Any, seen: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, Linear],
 ) -> Linear | None:  # fmt: skip
-    """The weight of a linear layer as the layer has it, where a node multiplies by one."""
+    """Return the weight of a linear layer (out, in) if the node multiplies by a stored matrix."""
     if node.op_type == "MatMulNBits":
         return _of_four_bits(node, seen)
     if node.op_type not in _PRODUCTS or len(node.input) < 2:
@@ -223,10 +256,11 @@ def _weight(
 
 
 def _of_four_bits(node: Any, seen: Mapping[str, str]) -> Linear | None:
-    """The weight of onnxruntime's product with blocks of 4-bit numbers, which is (out, in)."""
+    """Return the weight (out, in) of MatMulNBits, onnxruntime's product with 4-bit blocks."""
     names = [seen.get(name) for name in node.input[1:3]]
     width, rows = _number(node, "K", 0), _number(node, "N", 0)
     block = _number(node, "block_size", 0)
+    # A fourth input holds packed zero points, which are not supported here.
     if len(node.input) > 3 or _number(node, "bits", 4) != 4 or min(width, rows, block) < 1:
         return None
     values, scale = (*names, None, None)[:2]
@@ -234,12 +268,13 @@ def _of_four_bits(node: Any, seen: Mapping[str, str]) -> Linear | None:
 
 
 def _bias(node: Any, seen: Mapping[str, str], users: Mapping[str, list[Any]]) -> str | None:
-    """The tensor that is added to what a node makes, by its name in the graph."""
+    """Return the graph name of the tensor that is added to the output of a node, or None."""
     if node.op_type == "Gemm":
         return str(node.input[2]) if len(node.input) > 2 else None
     made = node.output[0]
     for _ in range(_MOST_BETWEEN):
         after = users.get(made, [])
+        # A value with several consumers is used elsewhere too: the next Add need not be a bias.
         if len(after) != 1:
             return None
         user = after[0]
@@ -252,5 +287,5 @@ def _bias(node: Any, seen: Mapping[str, str], users: Mapping[str, list[Any]]) ->
 
 
 def _number(node: Any, name: str, otherwise: int) -> int:
-    """An attribute that is a whole number."""
+    """Return an integer attribute of a node, or `otherwise` if the node does not have it."""
     return next((int(a.i) for a in node.attribute if a.name == name), otherwise)

@@ -1,7 +1,7 @@
-"""Weights that are stored as codes, read as the numbers that the codes stand for.
+"""Read weights that are stored as integer codes as the numbers that the codes stand for.
 
-    NAME (int8), NAME_scale, NAME_zero_point          compressed-tensors, whole numbers
-    NAME_packed (int32), NAME_scale, NAME_shape       the same, 8 or 4 bits of each packed
+    NAME (int8), NAME_scale, NAME_zero_point          compressed-tensors, integers
+    NAME_packed (int32), NAME_scale, NAME_shape       compressed-tensors, packed 8 or 4 bits each
     LAYER.weight (int8), LAYER.SCB                    bitsandbytes, 8 bits
     NAME._data (int8), NAME._scale                    quanto
 
@@ -24,16 +24,16 @@ from countermark.weights.wrapped import WrappedWeights
 
 _CODES = {"I8", "int8"}
 _WORDS = {"I32", "int32"}
-_BITSANDBYTES = 127.0  # its largest code
+_BITSANDBYTES = 127.0  # SCB holds the largest magnitude of a row, which has this code
 
 
 @dataclass(frozen=True)
 class _Codes:
-    """Which tensors hold codes, scales and zero points, and the shape that is meant.
+    """Names of the tensors that hold codes, scales and zero points, and the weight's shape.
 
     Attributes:
-        bits: of a code that is packed into words of 32; 0 where each has a place of its own.
-        divisor: what the scales are to be divided by.
+        bits: bits of a code that is packed into 32-bit words; 0 if each code has its own element.
+        divisor: the number by which the scales are divided.
     """
 
     shape: tuple[int, ...]
@@ -45,12 +45,13 @@ class _Codes:
 
 
 def as_numbers(weights: Weights) -> Weights:
-    """The same weights, where codes with scales beside them are there as numbers as well.
+    """Add a view with numbers for every tensor of open weights that is stored as codes.
 
-    Returns: `weights` itself where nothing is stored as codes; closing either closes the file.
+    Returns: `weights` itself if nothing is stored as codes; closing either closes the file.
 
     Raises:
-        SuspectError: what says how they are packed cannot be read; the file is closed then.
+        SuspectError: a tensor that tells how codes are packed cannot be read; the file is closed
+            in this case.
     """
     try:
         found = dict(_found(weights))
@@ -61,11 +62,11 @@ def as_numbers(weights: Weights) -> Weights:
 
 
 class Dequantised(WrappedWeights):
-    """Open weights with another view of tensors that are stored as codes; closing it closes them.
+    """Open weights with a view for each tensor that is stored as codes; closing it closes them.
 
     Args:
         weights: open weights.
-        codes: what is stored as codes, by the name of what is meant.
+        codes: the tensors that are stored as codes, by the name of the weight that they stand for.
     """
 
     def __init__(self, weights: Weights, codes: dict[str, _Codes]) -> None:
@@ -77,12 +78,17 @@ class Dequantised(WrappedWeights):
         self.views = weights.views | codes.keys()
 
     def read_part(self, name: str, start: int, count: int) -> Array:
-        """A part; of codes, all are read."""
+        """Read a part of one tensor; of a tensor stored as codes, all codes are read."""
         if name in self._codes:
             return super().read_part(name, start, count)
         return self._weights.read_part(name, start, count)
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor; a tensor stored as codes becomes (codes - zero point) * scale.
+
+        Raises:
+            SuspectError: scales or zero points do not fit the codes.
+        """
         if (codes := self._codes.get(name)) is None:
             return self._weights.read(name)
         if codes.bits:
@@ -93,7 +99,7 @@ class Dequantised(WrappedWeights):
         zero = self._weights.read(codes.zero) if codes.zero else np.zeros(1)
         rows = values.reshape(len(values), -1)  # (rows, width)
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # `read` refuses what is not finite
+            with np.errstate(over="ignore", invalid="ignore"):  # `read` refuses infinities
                 found = (rows - _spread(zero, rows)) * _spread(scale, rows)
                 numbers: Array = found.reshape(codes.shape).astype(np.float32)
         except ValueError as error:
@@ -104,17 +110,20 @@ class Dequantised(WrappedWeights):
         return numbers
 
     def _unpacked(self, codes: _Codes) -> NDArray[np.float64]:
-        """Codes (rows, width) of words (rows, n), lowest bits first, less the middle of them."""
-        raw = b"".join(self._weights.pieces(codes.codes))  # a float would not hold all of a word
+        """Unpack the codes (rows, width) from words (rows, n) and subtract their middle value."""
+        # `read` would return float32, which does not hold all 32 bits of a word.
+        raw = b"".join(self._weights.pieces(codes.codes))
         self.digests[codes.codes] = hashlib.sha256(raw).hexdigest()
         rows, width = codes.shape
+        # The lowest bits of a word hold the first code. int64 keeps the shift below free of a sign.
         words = np.frombuffer(raw, "<u4").astype(np.int64).reshape(rows, -1, 1)
         each = (words >> np.arange(0, 32, codes.bits)) & ((1 << codes.bits) - 1)
         found = each.reshape(rows, -1)[:, :width].astype(np.float64)
+        # Codes are stored with an offset of half their range, as unsigned numbers.
         return found - (1 << (codes.bits - 1))
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as it is stored or, of codes, as numbers."""
+        """Yield the bytes of one tensor: as stored, or the float32 numbers of codes."""
         if name in self._codes:
             yield self._load(name).tobytes()
         else:
@@ -122,7 +131,7 @@ class Dequantised(WrappedWeights):
 
 
 def _found(weights: Weights) -> Iterator[tuple[str, _Codes]]:
-    """What is stored as codes, by the name of what is meant."""
+    """Yield the tensors that are stored as codes, by the name of the weight that they stand for."""
     tensors = weights.tensors
     for name, info in tensors.items():
         base = name.removesuffix("._data")
@@ -140,14 +149,19 @@ def _found(weights: Weights) -> Iterator[tuple[str, _Codes]]:
 
 
 def _packed(weights: Weights, name: str, info: TensorInfo) -> Iterator[tuple[str, _Codes]]:
-    """Codes of 8 or 4 bits, so many in a word of 32; others are left alone."""
+    """Yield a tensor of 8-bit or 4-bit codes that are packed into 32-bit words.
+
+    Nothing is yielded for another packing, or for codes with zero points.
+    """
     base = name.removesuffix("_packed")
     about = weights.tensors.get(f"{base}_shape")
     if about is None or about.shape != (2,) or f"{base}_scale" not in weights.tensors:
         return
+    # Packed codes with zero points (asymmetric quantisation) are not supported.
     if f"{base}_zero_point" in weights.tensors or len(info.shape) != 2:
         return
     rows, width = (int(each) for each in weights.read(f"{base}_shape"))
+    # No tensor says how many bits a code has: it follows from the widths before and after packing.
     for bits in (8, 4):
         if (rows, -(-width * bits // 32)) == info.shape and width > 0:
             yield base, _Codes((rows, width), name, f"{base}_scale", bits=bits)
@@ -155,15 +169,16 @@ def _packed(weights: Weights, name: str, info: TensorInfo) -> Iterator[tuple[str
 
 
 def _spread(each: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """One number, one for each row, or one for each of a row's blocks, as they meet (rows, width).
+    """Broadcast one number, one number a row, or one number a block to rows (rows, width).
 
     Raises:
-        ValueError: they are of another number.
+        ValueError: the count of numbers fits neither the rows nor their blocks.
     """
     count, width = rows.shape
     if each.size == 1:
         return each.reshape(1, 1)
     blocks, rest = divmod(each.size, count)
+    # The tensors are the thief's, so counts that do not divide are an error here, not a broadcast.
     if rest or not blocks or width % blocks:
         raise ValueError(f"{each.size} numbers for {count} rows of {width}")
     return np.repeat(each.reshape(count, blocks), width // blocks, axis=1)

@@ -1,4 +1,4 @@
-"""Weights that are read once, however often they are asked for."""
+"""Read every tensor of open weights at most once, as long as memory allows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from countermark.weights.base import Array, Weights
 from countermark.weights.wrapped import WrappedWeights
 
-_LARGEST = 1 << 28  # bytes that are kept
+_LARGEST = 1 << 28  # bytes of all tensors in memory
 
 
 class Remembered(WrappedWeights):
-    """Open weights whose tensors stay in memory, as long as there is room; closing it closes them.
+    """Open weights that keep tensors in memory up to a limit; closing it closes them.
 
     Args:
         weights: open weights.
@@ -25,9 +25,11 @@ class Remembered(WrappedWeights):
         self.views = weights.views
 
     def read(self, name: str) -> Array:
-        """One tensor, from memory where it was read before."""
+        """Return one tensor, from memory if it was read before."""
         if name not in self._kept:
             values = self._weights.read(name)
+            # A tensor beyond the limit is returned without being stored, and evicts no other
+            # tensor.
             if values.nbytes > self._room:
                 return values
             self._room -= values.nbytes
@@ -35,10 +37,11 @@ class Remembered(WrappedWeights):
         return self._kept[name]
 
     def read_part(self, name: str, start: int, count: int) -> Array:
-        """A part of one, from memory where all of it was read before."""
+        """Return a part of one tensor, from memory if the whole tensor was read before."""
         if name in self._kept:
             return self._kept[name].reshape(-1)[start : start + count]
         return self._weights.read_part(name, start, count)
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor from the wrapped weights, without the memory."""
         return self._weights._load(name)

@@ -1,4 +1,4 @@
-"""Weights in which some values are put back as they were."""
+"""Show open weights with some values replaced by values from before a mark."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from countermark.weights.wrapped import WrappedWeights
 
 
 class Restored(WrappedWeights):
-    """Open weights, some values of which are other ones; closing it closes them.
+    """Open weights in which some values are replaced; closing it closes them.
 
     Args:
         weights: open weights.
-        parts: tensor to the place of a first value, in C order, and the values (n,) from there on.
+        parts: maps a tensor's name to the position of a first value, in C order, and the values
+            (n,) from there on.
 
     Raises:
-        SuspectError: a part reaches beyond its tensor, or there is no such tensor.
+        SuspectError: a part reaches beyond its tensor, or the tensor does not exist.
     """
 
     def __init__(self, weights: Weights, parts: Mapping[str, tuple[int, Array]]) -> None:
         super().__init__(weights)
         self._parts = parts
         for name, (start, values) in parts.items():
+            # Checked here and not on reading, so that a model which does not belong to the key is
+            # refused before any tensor is loaded.
             size = int(np.prod(self.tensors[name].shape)) if name in self.tensors else 0
             if start + len(values) > size:
                 raise SuspectError(
@@ -36,6 +39,8 @@ class Restored(WrappedWeights):
                 )
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor and replace its values."""
+        # The wrapped weights may return their own memory, which must not change.
         values = self._weights.read(name).copy()
         if name in self._parts:
             start, before = self._parts[name]
@@ -44,10 +49,10 @@ class Restored(WrappedWeights):
 
 
 class Stored(Restored):
-    """Open weights without views of other tensors, which no digest of a model holds.
+    """Open weights without views, which no digest of a model covers.
 
     Args:
-        weights: open weights; closing these closes them.
+        weights: open weights; closing this object closes them.
     """
 
     def __init__(self, weights: Weights) -> None:

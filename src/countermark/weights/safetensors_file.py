@@ -1,4 +1,4 @@
-"""A safetensors file as a suspect, read by its header and by tensor."""
+"""Read a safetensors file as a suspect: its header first, then single tensors on demand."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _METADATA = "__metadata__"
 
 
 class SafetensorsWeights(Weights):
-    """A safetensors file. Only its header and the tensors that are asked for are read.
+    """A safetensors file, of which only the header and the requested tensors are read.
 
     Raises:
-        SuspectError: truncated, or the header is not what the format allows.
+        SuspectError: the file is truncated, or the header violates the format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,8 +41,16 @@ class SafetensorsWeights(Weights):
         self.tensors = {name: info for name, (info, _, _) in self._places.items()}
 
     def _header(self) -> dict[str, tuple[TensorInfo, int, int]]:
+        """Read the header: shape and dtype, first byte in the file, and byte count by tensor.
+
+        Raises:
+            SuspectError: the header is truncated, too large, or violates the format.
+        """
+        # The size comes from the open descriptor: the path may lead to another file by now.
         total = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
+        # 8 bytes of length and a header of "{}" are the least that a file can hold. The length is
+        # compared with the file before anything is allocated.
         if total < 10 or length > min(_LARGEST_HEADER, total - 8):
             raise self._damaged(f"its header claims {length:,} bytes, the file has {total:,}")
         raw = self._file.read(length)
@@ -58,6 +66,17 @@ class SafetensorsWeights(Weights):
         return places
 
     def _place(self, name: str, about: dict[str, Any], start: int) -> tuple[TensorInfo, int, int]:
+        """Parse the header's entry of one tensor.
+
+        Args:
+            name: of the tensor.
+            about: the entry, as parsed from JSON.
+            start: position of the first byte after the header.
+
+        Raises:
+            ValueError: the sizes are no numbers, or do not fit each other.
+        """
+        # `type(...) is int` below, because JSON's true and false are instances of int in Python.
         shape = tuple(about["shape"])
         begin, end = about["data_offsets"]
         if not all(
@@ -75,16 +94,22 @@ class SafetensorsWeights(Weights):
         return TensorInfo(shape, dtype), start + begin, end - begin
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where the bytes of a tensor begin in the file, and how many they are."""
+        """Return the position of the first byte of a tensor in the file, and its byte count."""
         _, offset, size = self._places[name]
         return offset, size
 
     def read_part(self, name: str, start: int, count: int) -> Array:
-        """Reads only these bytes of the file."""
+        """Read only these bytes of the file.
+
+        Raises:
+            SuspectError: the dtype cannot be read, the file ends early, or a value is not finite.
+            ValueError: the tensor does not have these values.
+        """
         info, offset, size = self._places[name]
         if count == prod(info.shape):
             return self.read(name).reshape(-1)
         self._require_readable(name)
+        # A part is addressed by value, not by byte: callers know shapes, not dtypes.
         item = np.dtype(DTYPES[info.dtype]).itemsize
         if not 0 <= start <= start + count <= size // item:
             raise ValueError(f"{name} has {size // item} values, not {start} to {start + count}")
@@ -93,6 +118,7 @@ class SafetensorsWeights(Weights):
         return self._checked(name, decoded(raw, info.dtype))  # (count,)
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor and record its digest."""
         info, offset, size = self._places[name]
         self._require_readable(name)
         raw = self._bytes(name, offset, size)
@@ -100,6 +126,7 @@ class SafetensorsWeights(Weights):
         return decoded(raw, info.dtype).reshape(info.shape)  # the tensor's own shape
 
     def _bytes(self, name: str, offset: int, size: int) -> bytes:
+        """Read `size` bytes from `offset` on; raise `SuspectError` if the file ends earlier."""
         self._file.seek(offset)
         raw = self._file.read(size)
         if len(raw) != size:
@@ -107,6 +134,7 @@ class SafetensorsWeights(Weights):
         return raw
 
     def _require_readable(self, name: str) -> None:
+        """Raise `SuspectError` if numpy cannot hold a tensor of this dtype or rank."""
         info = self.tensors[name]
         if not _readable(info.shape, info.dtype):
             raise SuspectError(
@@ -116,8 +144,10 @@ class SafetensorsWeights(Weights):
             )
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor of any dtype, as the file has them."""
+        """Yield the bytes of one tensor of any dtype, as the file stores them."""
         _, offset, size = self._places[name]
+        # Pieces bound the memory, and the dtype is not interpreted: a digest must also cover
+        # tensors that cannot be read as numbers.
         for start in range(0, size, _PIECE):
             self._file.seek(offset + start)
             piece = self._file.read(min(_PIECE, size - start))
@@ -126,15 +156,16 @@ class SafetensorsWeights(Weights):
             yield piece
 
     def file_digest(self) -> str:
-        """SHA-256 of the whole file, in hexadecimal."""
+        """Compute the SHA-256 of the whole file, in hexadecimal."""
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _damaged(self, why: str) -> SuspectError:
+        """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is damaged or no safetensors file: {why}; "
             "expected a complete .safetensors file, obtain the suspect again"
@@ -142,13 +173,21 @@ class SafetensorsWeights(Weights):
 
 
 def _readable(shape: tuple[int, ...], dtype: str) -> bool:
+    """Return true if numpy can hold a tensor of this shape and dtype."""
     return dtype in DTYPES and len(shape) <= _MOST_DIMENSIONS
 
 
 def _require_cover(
     places: Mapping[str, tuple[TensorInfo, int, int]], start: int, total: int
 ) -> None:
-    """The tensors' bytes must fill the file from `start` on, each byte once, as the format says."""
+    """Raise `ValueError` unless the tensors fill the file, each byte once, as the format demands.
+
+    Args:
+        places: TensorInfo, first byte and byte count of each tensor.
+        start: position of the first byte after the header.
+        total: bytes of the file.
+    """
+    # The format forbids both: a gap could hide another archive, an overlap is two tensors in one.
     at = start
     for name, (_, offset, size) in sorted(places.items(), key=lambda item: item[1][1:]):
         if offset != at:

@@ -1,7 +1,7 @@
-"""A TorchScript archive as a suspect: its tensors are read, its code is not looked at.
+"""Read the tensors of a TorchScript archive as a suspect, without looking at its code.
 
-Its pickles are told by `inert`, so that nothing in them happens; no torch is needed. The archive's
-one zip directory is checked as that of a file of `torch.save`.
+`inert` parses the pickles of the archive without running them, so torch is not needed. The zip
+directory is checked in the same way as the directory of a file from `torch.save`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from countermark.weights.dtypes import DTYPES, decoded
 from countermark.weights.inert import Kept, Made, Named, inert
 from countermark.weights.torch_file import LARGEST_PICKLE, ZIP_ERRORS, require_at_end
 
+# An object of a pickle may be referred to many times, so a small file can describe a tree of
+# exponential size. These bounds end the walk through the tree.
 _MOST_TENSORS, _MOST_PARTS, _DEEPEST = 100_000, 1 << 20, 64
-_MOST_LETTERS = 1 << 27  # of all names, each as long as its path
+_MOST_LETTERS = 1 << 27  # letters of all names together; a name is as long as its path
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 _STORAGES = {
     "Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Long": "I64", "Int": "I32",
@@ -35,7 +37,7 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor lies: the entry of its storage, and how it is laid out in there."""
+    """The location of a tensor: the archive entry of its storage, and its layout in there."""
 
     entry: str
     dtype: str
@@ -45,7 +47,7 @@ class _Tensor:
 
 
 def holds_script(path: Path) -> bool:
-    """Whether a zip file is an archive as `torch.jit.save` writes it."""
+    """Return true if a zip file is an archive as `torch.jit.save` writes it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -54,9 +56,9 @@ def holds_script(path: Path) -> bool:
 
 
 class TorchScriptWeights(Weights):
-    """A file written by `torch.jit.save`: tensors by the names that a state dict would give them.
+    """A file written by `torch.jit.save`, with tensors named as in a state dict.
 
-    Constants, which a frozen module has in place of parameters, are called "constants.0" and so on.
+    Constants, which a frozen module has in place of parameters, are named "constants.0" and so on.
 
     Raises:
         SuspectError: the archive or a pickle in it is damaged or ambiguous, or holds no tensors.
@@ -80,15 +82,22 @@ class TorchScriptWeights(Weights):
         self.tensors = {n: TensorInfo(each.shape, each.dtype) for n, each in self._tensors.items()}
 
     def _found(self) -> Iterator[tuple[str, _Tensor]]:
+        """Yield every tensor of the archive with its name: attributes of modules, then constants.
+
+        Raises:
+            ValueError: the archive is ambiguous, or a pickle cannot be parsed.
+        """
         if not (entries := self._archive.infolist()):
             raise ValueError("it is empty")
-        names = [entry.filename.lower() for entry in entries]  # which torch does not tell apart
+        # torch compares entry names without regard to case.
+        names = [entry.filename.lower() for entry in entries]
         if len(set(names)) != len(names):
             raise ValueError("two of its entries have one name")
         folder = entries[0].filename.partition("/")[0]
         order = f"{folder}/byteorder"
         if order in self._archive.namelist() and self._entry(order) != b"little":
             raise ValueError("its bytes are not in little-endian order")
+        # Storages are read as little-endian below, so an archive of another order is refused above.
         root = inert(self._entry(f"{folder}/data.pkl"))
         if not isinstance(root, Made):
             raise ValueError("its data.pkl holds no module")
@@ -98,11 +107,15 @@ class TorchScriptWeights(Weights):
         yield from _walked(parts, "constants.", f"{folder}/constants")
 
     def _entry(self, name: str) -> bytes:
-        """The bytes of a small entry."""
+        """Read an archive entry that is small enough to be a pickle."""
         return self._stored(name, LARGEST_PICKLE)
 
     def _stored(self, name: str, most: int) -> bytes:
-        """The bytes of an entry that is stored as it is.
+        """Read the bytes of an uncompressed archive entry.
+
+        Args:
+            name: of the entry.
+            most: largest allowed size in bytes.
 
         Raises:
             ValueError: there is no such entry, or it is larger, compressed, encrypted or damaged.
@@ -119,7 +132,11 @@ class TorchScriptWeights(Weights):
             raise ValueError(f"its entry {name} cannot be read ({error})") from None
 
     def _laid_out(self, name: str) -> NDArray[Any]:
-        """The values of a tensor as they are stored, in its own shape."""
+        """Read the values of a tensor in its own shape and stored dtype, bfloat16 as uint16.
+
+        Raises:
+            SuspectError: the storage cannot be read, or is smaller than the tensor claims.
+        """
         tensor, total = self._tensors[name], self._path.stat().st_size
         try:
             stored = np.frombuffer(self._stored(tensor.entry, total), DTYPES[tensor.dtype])
@@ -131,27 +148,31 @@ class TorchScriptWeights(Weights):
         count: int = prod(tensor.shape)
         if count > len(stored) or (count and last >= len(stored)):
             raise self._refuse(f"{printable(name, 200)} claims more values than are there")
+        # Only after both checks above is it safe to view the storage with the thief's strides: the
+        # last value lies inside, and repeated values (strides of 0) cannot exceed the storage.
         strides = [step * stored.itemsize for step in tensor.strides]
         return as_strided(stored[tensor.offset :], tensor.shape, strides, writeable=False).copy()
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor and record the digest of its stored bytes."""
         raw = self._laid_out(name)
         self.digests[name] = hashlib.sha256(raw.tobytes()).hexdigest()
         return decoded(raw.tobytes(), self._tensors[name].dtype).reshape(raw.shape)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, in C order."""
+        """Yield the bytes of one tensor, in C order."""
         yield self._laid_out(name).tobytes()
 
     def file_digest(self) -> str:
-        """SHA-256 of the whole file, in hexadecimal."""
+        """Compute the SHA-256 of the whole file, in hexadecimal."""
         return digest_of(self._path, self._identity)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the archive."""
         self._archive.close()
 
     def _refuse(self, why: str) -> SuspectError:
+        """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is refused: {why}; expected a TorchScript archive as torch.jit.save "
             "writes it, or the weights as .safetensors"
@@ -159,10 +180,15 @@ class TorchScriptWeights(Weights):
 
 
 def _walked(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _Tensor]]:
-    """Every tensor among the attributes of a module and of those in it, by its path.
+    """Yield every tensor among the attributes of a module and its submodules, by its path.
+
+    Args:
+        parts: attributes by name.
+        prefix: of the names.
+        folder: of the archive, in which the storages lie.
 
     Raises:
-        ValueError: there are too many, or they are nested too deeply.
+        ValueError: there are too many attributes, or they are nested too deeply.
     """
     left, steps, found, letters = [(prefix, parts, 0)], 0, 0, 0
     while left:
@@ -185,7 +211,13 @@ def _walked(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _Tensor
 
 
 def _tensor(part: Any, folder: str) -> _Tensor | None:
-    """A dense tensor of real numbers, or None where a value is anything else."""
+    """Parse a dense tensor of real numbers; return None for any other value.
+
+    Raises:
+        ValueError: the sizes of the tensor are no numbers, or do not fit each other.
+    """
+    # torch saves a tensor as a call of `_rebuild_tensor_v2(storage, offset, shape, strides, ...)`
+    # with the storage as a persistent id ("storage", type, key, device, count).
     if not isinstance(part, Made) or part.by != Named(_REBUILD) or len(part.given) < 4:
         return None
     storage, offset, shape, strides = part.given[:4]
@@ -204,10 +236,13 @@ def _tensor(part: Any, folder: str) -> _Tensor | None:
 
 
 def _is_named(value: Any) -> bool:
+    """Return true if a value is the name of a class or function."""
     return isinstance(value, Named)
 
 
 def _sizes(values: Any) -> bool:
+    """Return true if a value is a tuple of sizes: integers from 0 to below 2^62."""
+    # Python integers have no limit: the bound keeps products of a size and a stride small.
     return isinstance(values, tuple) and all(
         type(each) is int and 0 <= each < 1 << 62 for each in values
     )

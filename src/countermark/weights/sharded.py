@@ -1,4 +1,4 @@
-"""A checkpoint in several safetensors files under an index, as Hugging Face writes it."""
+"""Read a checkpoint of several safetensors files under an index, as Hugging Face writes it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from countermark.weights.safetensors_file import SafetensorsWeights
 
 INDEX = ".safetensors.index.json"
 _LARGEST_INDEX, _MOST_SHARDS = 100_000_000, 4096
+# A plain file name: the index is hostile input, and a path could lead to any file of the machine.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
 
 
 class ShardedWeights(Weights):
-    """All tensors of a sharded checkpoint by name. Of each file the header is read, and no more.
+    """All tensors of a sharded checkpoint by name. Opening it reads only the header of each file.
 
     Attributes:
-        shards: the files by name, open.
+        shards: the open files by name.
 
     Raises:
-        SuspectError: the index is none, names files outside its folder, or does not name exactly
-            the tensors that its files hold; or one of these is missing or damaged.
+        SuspectError: the index is invalid, names files outside its folder, or does not name exactly
+            the tensors that its files hold; or a file is missing or damaged.
     """
 
     def __init__(self, index: Path) -> None:
@@ -37,6 +38,7 @@ class ShardedWeights(Weights):
         self._index = index
         self._home, digest = _weight_map(index)
         self.shards: dict[str, SafetensorsWeights] = {}
+        # The stack closes the files that are open already if a later one is damaged.
         with ExitStack() as opened:
             for file in sorted(set(self._home.values())):
                 self.shards[file] = opened.enter_context(_shard(index.parent / file, index))
@@ -50,6 +52,11 @@ class ShardedWeights(Weights):
         }
 
     def _found(self) -> Iterator[tuple[str, TensorInfo]]:
+        """Yield every tensor that the index names.
+
+        Raises:
+            SuspectError: index and files do not name the same tensors.
+        """
         for name, file in self._home.items():
             if name not in self.shards[file].tensors:
                 raise _no_index(self._index, f"{name!r} is not in {file}")
@@ -60,18 +67,19 @@ class ShardedWeights(Weights):
                     raise _no_index(self._index, f"it does not name {name!r} of {file}")
 
     def place(self, name: str) -> tuple[str, int, int]:
-        """The file that holds a tensor, where its bytes begin there, and how many they are."""
+        """Return the file that holds a tensor, its first byte there, and its byte count."""
         file = self._home[name]
         return file, *self.shards[file].place(name)
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor from the file that holds it."""
         shard = self.shards[self._home[name]]
         values = shard._load(name)
         self.digests[name] = shard.digests[name]
         return values
 
     def read_part(self, name: str, start: int, count: int) -> Array:
-        """Reads only these bytes of the file that has them."""
+        """Read only these bytes of the file that holds the tensor."""
         shard = self.shards[self._home[name]]
         values = shard.read_part(name, start, count)
         names = (name, f"{name}{IN_PART}")
@@ -79,24 +87,27 @@ class ShardedWeights(Weights):
         return values
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as its file has them."""
+        """Return the bytes of one tensor, piece by piece, as its file stores them."""
         return self.shards[self._home[name]].pieces(name)
 
     def file_digest(self) -> str:
-        """SHA-256 of what `sha256sum *.safetensors` prints of the shards, in hexadecimal."""
+        """Compute the SHA-256 of the output of `sha256sum *.safetensors`, in hexadecimal."""
+        # The shards are sorted by name, as the shell lists them, so anyone can check with
+        # sha256sum.
         lines = "".join(f"{each.file_digest()}  {file}\n" for file, each in self.shards.items())
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         self._open.close()
 
 
 def in_folder(folder: Path) -> Path:
-    """What a folder holds as a checkpoint: an index of shards, or one safetensors file.
+    """Find the checkpoint in a folder: an index of shards, or one safetensors file.
 
     Raises:
-        SuspectError: it holds neither, or several, or it is a key: no secret is read as a model.
+        SuspectError: the folder holds no checkpoint or several, or it is a key: a secret is never
+            read as a model.
     """
     if (folder / "key.json").exists():
         raise SuspectError(
@@ -117,7 +128,11 @@ def in_folder(folder: Path) -> Path:
 
 
 def _weight_map(index: Path) -> tuple[Mapping[str, str], str]:
-    """Tensor to file, and SHA-256 of the index."""
+    """Read the map from tensor to file, and compute the SHA-256 of the index.
+
+    Raises:
+        SuspectError: the index is invalid, or names a file that is not beside it.
+    """
     try:
         content = read_regular(index, _LARGEST_INDEX)
         found = parse_json(content)["weight_map"]
@@ -128,12 +143,14 @@ def _weight_map(index: Path) -> tuple[Mapping[str, str], str]:
     files = set(found.values())
     if strange := sorted(file for file in files if not _PLAIN.fullmatch(file)):
         raise _no_index(index, f"{strange[0]!r} is no name of a file beside it")
+    # Each file stays open, and a process may open only so many.
     if not 1 <= len(files) <= _MOST_SHARDS:
         raise _no_index(index, f"it names {len(files)} files")
     return found, hashlib.sha256(content).hexdigest()
 
 
 def _shard(path: Path, index: Path) -> SafetensorsWeights:
+    """Open one file of the checkpoint; raise `SuspectError` if it cannot be read."""
     try:
         return SafetensorsWeights(path)
     except OSError as error:
@@ -144,6 +161,7 @@ def _shard(path: Path, index: Path) -> SafetensorsWeights:
 
 
 def _no_index(index: Path, why: str) -> SuspectError:
+    """Make the error that refuses an index, with a reason."""
     return SuspectError(
         f"{index} is no index of a checkpoint ({printable(why, 300)}): expected the weight_map "
         "that came with its files"

@@ -1,7 +1,8 @@
-"""A file written by `torch.save` as a suspect, its zip directory checked before torch sees it.
+"""Read a file of `torch.save` as a suspect, checking its zip directory before torch reads it.
 
-Two zip readers can see two archives in one file. So nothing may stand behind, inside or beside the
-one directory at the end, where `torch.save` writes it: what is checked here is what torch reads.
+Two zip readers can find two different archives in one file. So nothing may stand behind, inside or
+beside the one directory at the end of the file, where `torch.save` writes it: then the archive that
+is checked here is the archive that torch reads.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ ZIP_ERRORS = (
 )  # fmt: skip
 """What `zipfile` raises on damaged archives, encrypted entries and unknown versions."""
 
-_UNSAID = (1 << 32) - 1  # a number that only the 64-bit record can hold
+_UNSAID = (1 << 32) - 1  # placeholder for a number that only the 64-bit record holds
 
 
 class TorchWeights(Weights):
     """A file written by `torch.save`: a state dict, alone or under "state_dict" or "model".
 
-    Read through `weights_only=True` and memory-mapped, after the zip directory has been checked
-    (see `check_directory`); no tensor may be larger than its own storage.
+    The file is loaded with `weights_only=True` and memory-mapped, after the zip directory has been
+    checked (see `check_directory`). No tensor may be larger than its own storage.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,6 +52,12 @@ class TorchWeights(Weights):
         }
 
     def _open_state(self) -> dict[str, Any]:
+        """Load the state dict and return its tensors by name.
+
+        Raises:
+            SuspectError: torch is not installed or refuses the file, or the file holds no state
+                dict.
+        """
         try:
             import torch
         except ImportError:
@@ -60,9 +67,10 @@ class TorchWeights(Weights):
             ) from None
         try:
             loaded = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises half a dozen kinds on damaged or hostile files
+        except Exception as error:  # torch raises many classes on damaged or hostile files
             first = str(error).strip().partition("\n")[0][:120]
             raise self._refuse(f"torch refuses it ({first})") from None
+        # Training scripts often save the state dict under one of these keys, beside the optimiser.
         for wrapper in ("state_dict", "model"):
             if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
                 loaded = loaded[wrapper]
@@ -71,40 +79,43 @@ class TorchWeights(Weights):
         return {
             name: each
             for name, each in _unpacked(loaded)
-            if isinstance(each, torch.Tensor) and not each.is_nested  # which has no shape
+            if isinstance(each, torch.Tensor) and not each.is_nested  # has no shape
         }
 
     def tensor(self, name: str) -> Any:
-        """One torch tensor.
+        """Return one torch tensor.
 
         Raises:
-            SuspectError: it is not dense, or claims more values than its storage holds.
+            SuspectError: the tensor is not dense, or claims more values than its storage holds.
         """
         tensor = self._state[name]
         if tensor.is_meta or str(tensor.layout) != "torch.strided":
             raise self._refuse(f"{name} is no dense tensor")
+        # A stride of 0 lets a tiny storage claim a tensor that would fill the memory when copied.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise self._refuse(f"{name} claims {tensor.numel():,} values, more than are there")
         return tensor
 
     def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor as float64 or float32 and record its digest."""
         values = to_numpy(self.name, name, self.tensor(name))
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as `torch.save` wrote them."""
+        """Yield the bytes of one tensor, as `torch.save` wrote them."""
         yield raw_bytes(self.name, name, self.tensor(name))
 
     def file_digest(self) -> str:
-        """SHA-256 of the whole file, in hexadecimal."""
+        """Compute the SHA-256 of the whole file, in hexadecimal."""
         return digest_of(self._path, self._identity)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Drop the tensors, which releases the memory-mapped file."""
         self._state = {}
 
     def _refuse(self, why: str) -> SuspectError:
+        """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is refused: {why}; expected a .safetensors file, "
             "or a state dict written by torch.save in torch 1.6 or later"
@@ -112,9 +123,10 @@ class TorchWeights(Weights):
 
 
 def _unpacked(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """What a state dict holds by name; a quantised layer keeps weight and bias in one tuple."""
+    """Yield state dict values by name, splitting the (weight, bias) of quantised layers."""
     for name, each in loaded.items():
         layer = str(name).removesuffix(_PACKED)
+        # torch keeps the weight and the bias of a quantised linear layer as one tuple.
         if layer != name and isinstance(each, tuple) and len(each) == 2:
             yield from ((f"{layer}.{last}", part) for last, part in zip(_PARTS, each, strict=True))
         else:
@@ -136,7 +148,8 @@ def check_directory(path: Path) -> None:
         raise ValueError(f"its zip directory cannot be read ({error})") from None
     size = path.stat().st_size
     for entry in entries:
-        name = entry.filename.lower()  # torch finds entries without regard to case
+        name = entry.filename.lower()  # torch ignores the case of names
+        # Compressed entries could expand far beyond the size of the file.
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
             raise ValueError(f"{entry.filename} is compressed, which torch.save never does")
         if name.endswith(".pkl") and entry.file_size > LARGEST_PICKLE:
@@ -146,9 +159,13 @@ def check_directory(path: Path) -> None:
 
 
 def require_at_end(path: Path) -> None:
-    """Raise `ValueError` unless the file ends with its directory and one end record behind it."""
+    """Raise `ValueError` unless the file ends with one zip directory and its end record.
+
+    A 64-bit end record, which `torch.save` writes as well, must agree with the 32-bit record.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
+        # 98 bytes: a 64-bit end record (56), its locator (20) and the 32-bit end record (22).
         file.seek(max(0, size - 98))
         tail = file.read().rjust(98, b"\0")
     signature, _, _, _, _, length, offset, comment = struct.unpack("<4s4H2LH", tail[-22:])
@@ -157,6 +174,7 @@ def require_at_end(path: Path) -> None:
         ends = size - 98
         (at,) = struct.unpack("<Q", tail[-34:-26])
         wide = struct.unpack("<2Q", tail[40:56])
+        # The 32-bit record may hold all ones in place of a number that needs 64 bits.
         same = all(a in (b, _UNSAID) for a, b in zip((length, offset), wide, strict=True))
         if at != ends or tail[:4] != _END64 or not same:
             raise ValueError("its two end records do not agree")

@@ -1,4 +1,4 @@
-"""Open weights that are shown in another form."""
+"""Show open weights in another form."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from countermark.weights.base import Weights
 
 
 class WrappedWeights(Weights):
-    """Open weights, some values of which a subclass reads otherwise; closing it closes them.
+    """Open weights of which a subclass reads some values in another way; closing it closes them.
 
-    The subclass says which of its tensors are views.
+    The subclass must set which of its tensors are views.
 
     Args:
         weights: open weights.
@@ -19,16 +19,17 @@ class WrappedWeights(Weights):
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights.name)
         self._weights = weights
+        # `digests` is shared, not copied: it grows while the wrapped weights are read.
         self.tensors, self.digests = weights.tensors, weights.digests
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, as they are in the weights."""
+        """Return the bytes of one tensor as the wrapped weights store them, piece by piece."""
         return self._weights.pieces(name)
 
     def file_digest(self) -> str | None:
-        """Return the digest of the file that the weights were read from, if they were."""
+        """Return the digest of the file that the wrapped weights were read from, if any."""
         return self._weights.file_digest()
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Close the wrapped weights."""
         self._weights.close()
