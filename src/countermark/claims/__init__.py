@@ -1,18 +1,22 @@
-"""Claims: what makes a mark evidence. Who committed to which key, for which model, and when.
+"""Claims: signed, timestamped statements that make a mark evidence.
 
-    statement   what is said: an in-toto Statement, one canonical JSON text
-    signed      the file: the statement in a DSSE envelope (Ed25519), and its time stamps
-    signing     Ed25519 keys and certificates as PEM files
-    timestamp   RFC 3161 time stamps, believed of pinned authorities only
-    tree        a Merkle tree that grows by a leaf at a time; its proofs
+A claim says who committed to which key, for which model, and when.
+
+    statement   in-toto Statements, each with one canonical JSON text
+    signed      the document on disk: a statement in a DSSE envelope (Ed25519) with its timestamps
+    signing     Ed25519 keys and X.509 certificates as PEM files
+    timestamp   RFC 3161 timestamps, which count only if a pinned authority signed them
+    tree        a Merkle tree that grows leaf by leaf, with inclusion and consistency proofs
     database    the tables of a ledger (SQLite, PostgreSQL)
-    rows        what is read of them, as hostile input
-    ledger      an append-only list of claims: add, find, prove, sign its head
-    audit       every row of a ledger against its tree, its heads and a checkpoint
-    decision    what a policy is asked about, and what it says
-    policy      what somebody accepts as evidence; nothing is trusted by default
-    dispute     two owners, one suspect
-    dating      by when the commitment of a key was in a ledger, and among how many
+    rows        rows of these tables, read as hostile input
+    ledger      an append-only list of claims: add, find, prove, sign its tree head
+    growth      a proof that a newer tree head only adds claims to an older one
+    audit       a check of every row of a ledger against its tree, its heads and a checkpoint
+    decision    the case that a policy judges, and its decision
+    policy      the checks that an examiner requires; nothing is trusted by default
+    openssf     OpenSSF signatures over the model's file
+    dispute     two owners who claim one suspect
+    dating      by when a key's commitment was in a ledger, and among how many commitments
 
-Nothing here needs torch. Names are loaded from their modules: claims need no database.
+Nothing here needs torch. Import names from their modules: claims work without a database.
 """

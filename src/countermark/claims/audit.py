@@ -1,7 +1,7 @@
-"""A ledger checked row by row: every claim, the tree over them, its heads, and one from outside.
+"""Check a ledger row by row: every claim, the tree over them, its heads, and an outside checkpoint.
 
-Whoever can write to a ledger's database can rewrite all of it so that it fits itself again. Only
-what lies elsewhere shows that: a tree head that was exported, signed and time-stamped.
+Whoever can write to a ledger's database can rewrite all of it so that it is consistent again. Only
+a document kept elsewhere reveals the change: a tree head that was exported, signed and timestamped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from countermark.claims.tree import Growing
 from countermark.errors import ClaimError, LedgerError
 from countermark.progress import progress
 
-_MOST_FAULTS = 20  # that are told one by one
+_MOST_FAULTS = 20  # listed one by one, so that a hostile ledger cannot flood the output
 
 NO_CHECKPOINT = (
     "nothing from outside was compared: that somebody rewrote the whole ledger and hashed it anew, "
@@ -34,16 +34,16 @@ UNSTAMPED = (
 
 @dataclass(frozen=True)
 class Audit:
-    """What a ledger holds, and what is wrong with it.
+    """The content of a ledger and its faults.
 
     Attributes:
-        size, root: of the tree over all its claims, hashed anew.
-        faults: what does not agree, at most 20 and how many more.
-        places: each claim's place by its digest.
-        commitments: each commitment by the keys that signed claims of it.
-        heads: the heads in the ledger whose roots and signatures hold, smallest first.
-        checkpoint: the head from outside; None where there was none.
-        stamps: those of it that pinned authorities signed.
+        size, root: size and root (hexadecimal) of the tree over all claims, hashed again.
+        faults: the inconsistencies that were found: at most 20 messages, and the number of others.
+        places: place of each claim, by the claim's digest.
+        commitments: for each commitment, the public keys that signed claims about it.
+        heads: the stored tree heads whose roots and signatures hold, smallest first.
+        checkpoint: the tree head from outside; None if none was given.
+        stamps: the timestamps on the checkpoint that pinned authorities signed.
     """
 
     size: int
@@ -57,19 +57,21 @@ class Audit:
 
     @property
     def outcome(self) -> Outcome:
-        """Refused when something was changed; accepted only against a checkpoint."""
+        """Outcome: "refused" for a ledger with faults; "accepted" only against a checkpoint."""
         if self.faults:
             return "refused"
+        # Without a checkpoint an audit is never accepted: a ledger that was rewritten as a whole is
+        # consistent, too.
         return "undecided" if self.checkpoint is None else "accepted"
 
     @property
     def exit_code(self) -> int:
-        """0 unchanged, 1 changed, 3 agrees with itself and with nothing else."""
+        """Exit code: 0 unchanged, 1 changed, 3 consistent but not compared with a checkpoint."""
         return EXIT_CODES[self.outcome]
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """What it cannot exclude."""
+        """The caveats: changes that this audit cannot exclude."""
         if self.checkpoint is None:
             return (NO_CHECKPOINT,)
         more = self.size - self.checkpoint.size
@@ -77,13 +79,17 @@ class Audit:
         return limits if self.stamps else (*limits, UNSTAMPED)
 
     def count(self, signers: Sequence[str] = ()) -> int:
-        """How many commitments these signers claimed together; of nobody named, all."""
+        """Count the commitments that these signers claimed together; without signers, count all.
+
+        Args:
+            signers: public keys in hexadecimal.
+        """
         if not signers:
             return len(self.commitments)
         return sum(bool(each & set(signers)) for each in self.commitments.values())
 
     def to_json(self) -> dict[str, Any]:
-        """What people and programs are told."""
+        """Return the audit as JSON values, without the claims themselves."""
         checkpoint = self.checkpoint
         return {
             "outcome": self.outcome,
@@ -101,17 +107,19 @@ class Audit:
 def audit(
     ledger: Ledger, checkpoint: TreeHead | None = None, authorities: Sequence[Authority] = ()
 ) -> Audit:
-    """Read all of a ledger and check it.
+    """Read a whole ledger and check it.
 
     Args:
         ledger: the ledger.
-        checkpoint: a tree head that was kept elsewhere.
-        authorities: whose stamps on the checkpoint are believed.
+        checkpoint: a tree head that was kept outside the ledger.
+        authorities: the authorities whose timestamps on the checkpoint count.
 
     Raises:
-        LedgerError: it cannot be read at all.
+        LedgerError: the ledger cannot be read at all.
     """
     reading = _Reading(ledger, checkpoint)
+    # One transaction for claims and nodes: a claim that is added meanwhile must not look like a
+    # fault. The heads were read before, so that none of them can be larger than the tree.
     with ledger.database.reading() as connection, progress("claims", None) as advance:
         for row in ledger.rows.claims(connection):
             reading.take(row)
@@ -132,7 +140,7 @@ def audit(
 
 
 class _Reading:
-    """One pass over a ledger."""
+    """One pass over a ledger, which collects the faults that it finds."""
 
     def __init__(self, ledger: Ledger, checkpoint: TreeHead | None) -> None:
         self.ledger, self.checkpoint = ledger, checkpoint
@@ -142,10 +150,12 @@ class _Reading:
         self.commitments: dict[str, set[str]] = {}
         self.levels: dict[int, dict[int, bytes]] = {}
         self.kept = self._kept()
+        # Roots are kept only for the sizes that some head names. The empty tree has a root, too.
         wanted = {each.size for each in self.kept} | ({checkpoint.size} if checkpoint else set())
         self.wanted, self.roots = wanted, {0: self.tree.root}
 
     def _kept(self) -> list[TreeHead]:
+        """Load the stored tree heads; record a fault if they cannot be read."""
         try:
             return self.ledger.heads()
         except LedgerError as error:
@@ -153,10 +163,16 @@ class _Reading:
             return []
 
     def take(self, row: Any) -> None:
-        """One row of the table of claims."""
+        """Check one row of the table of claims and add it to the tree.
+
+        Args:
+            row: the columns place, digest, commitment, model and content.
+        """
         if row.place != self.tree.size:
             self.faults.append(f"claim {self.tree.size} is missing: claim {row.place} comes next")
         content: bytes = row.content
+        # The tree is over the bytes of a row, whether or not they are a claim: a damaged row is one
+        # fault and does not move the leaves behind it.
         for (level, place), digest in self.tree.add(content).items():
             self.levels.setdefault(level, {})[place] = digest
         if self.tree.size in self.wanted:
@@ -167,6 +183,7 @@ class _Reading:
         except ClaimError as error:
             self.faults.append(f"claim {row.place} was changed: {error}")
             return
+        # The columns only serve `Ledger.find`. Wrong columns would hide a claim from a search.
         columns = (row.digest, row.commitment, row.model)
         if columns != (claim.digest, claim.commitment, claim.model_root):
             self.faults.append(f"the columns of claim {row.place} are not those of the claim in it")
@@ -176,7 +193,8 @@ class _Reading:
         self.commitments.setdefault(claim.commitment, set()).update(claim.signers)
 
     def compare_nodes(self, connection: Any) -> None:
-        """The stored tree against the one over the rows."""
+        """Compare the stored tree nodes with the nodes that follow from the claims."""
+        # One level above the top, where no stored node may be.
         for level in range(max(self.levels, default=-1) + 2):
             stored, made = self.ledger.rows.nodes_of(connection, level), self.levels.get(level, {})
             wrong = [each for each in made.keys() | stored.keys()
@@ -187,6 +205,8 @@ class _Reading:
                     f"the claims, the first over claim {min(wrong) << level}"
                 )
 
+        # Rows with a negative or non-integer place are outside the order in which claims are read.
+        # Only the row counts reveal them.
         claims, nodes = self.ledger.rows.counts(connection)
         more = claims - self.tree.size, nodes - sum(map(len, self.levels.values()))
         if any(more):
@@ -195,7 +215,7 @@ class _Reading:
             )
 
     def sound_heads(self) -> tuple[TreeHead, ...]:
-        """The kept heads that hold; the others are faults."""
+        """Return the stored tree heads that hold; record a fault for each other head."""
         sound = []
         for head in self.kept:
             if why := self._broken(head):
@@ -205,7 +225,14 @@ class _Reading:
         return tuple(sound)
 
     def compare_checkpoint(self, authorities: Sequence[Authority]) -> tuple[Confirmed, ...]:
-        """The head from outside, and the stamps on it that are believed."""
+        """Compare the checkpoint with the tree.
+
+        Args:
+            authorities: the authorities whose timestamps count.
+
+        Returns:
+            The timestamps on the checkpoint that these authorities signed, earliest first.
+        """
         if self.checkpoint is None:
             return ()
         if why := self._broken(self.checkpoint):
@@ -217,7 +244,7 @@ class _Reading:
             return ()
 
     def _broken(self, head: TreeHead) -> str | None:
-        """Why a head is not one of this ledger."""
+        """Return why a tree head does not belong to this ledger; None if it does."""
         try:
             head.check()
         except ClaimError as error:
@@ -228,12 +255,13 @@ class _Reading:
             return f"is not signed by the ledger's key {self.ledger.operator}"
         if head.size > self.tree.size:
             return f"is of more claims than the {self.tree.size} that are left: some were removed"
+        # A size of which no root was kept gives b"", which no root equals.
         if self.roots.get(head.size, b"").hex() != head.root:
             return "has another root: a claim before it was edited, removed or put in"
         return None
 
     def told(self) -> tuple[str, ...]:
-        """The faults, not too many of them."""
+        """Return the first faults, and the number of the others as a last message."""
         shown = self.faults[:_MOST_FAULTS]
         more = len(self.faults) - len(shown)
         return tuple([*shown, f"and {more} more"] if more else shown)

@@ -1,8 +1,8 @@
-"""The tables of a ledger, on SQLite or PostgreSQL: what is read and written, one transaction each.
+"""The tables of a ledger on SQLite or PostgreSQL, read and written in transactions.
 
-A writer waits for the one before it: on SQLite by `BEGIN IMMEDIATE`, on PostgreSQL by a lock on the
-table. What a transaction wrote is on disk when it ends (synchronous = FULL, a write-ahead log), or
-it is not there at all, whenever the process is killed. Readers wait for nobody.
+A writer waits for the writer before it: on SQLite through `BEGIN IMMEDIATE`, on PostgreSQL through
+a lock on the table. When a transaction ends, its rows are on disk (synchronous = FULL, a
+write-ahead log); if the process is killed before, none of them is. Readers never wait.
 """
 
 from __future__ import annotations
@@ -20,29 +20,34 @@ import sqlalchemy as sa
 from countermark.errors import LedgerError, MissingExtraError, printable
 
 REVISION = "1"
-_PATIENCE = 120  # seconds that a writer waits for those before it
+_PATIENCE = 120  # seconds that a writer waits for the writers before it
 
-# A secret as an option, wherever it stands: in the query of a URL, in a connection string, behind a
-# misplaced "?". The file that `passfile` names holds a password, the name of the file is none.
+# Matches a secret given as an option: in the query of a URL, in a connection string, or behind a
+# misplaced "?". `passfile` is allowed: it names a file, and the name is no secret.
 _SECRET_OPTION = re.compile(r"(?i)(passw|passphrase|passwd|pwd|secret|token|scram_\w*key)[\w ]*=")
-_USER_AND_PASSWORD = re.compile(r"(?![A-Za-z]:\\)[^/?]*:[^/?]*@")  # of no URL, and no drive
+_USER_AND_PASSWORD = re.compile(r"(?![A-Za-z]:\\)[^/?]*:[^/?]*@")  # but no URL and no drive
 _MISSPELT_URL = re.compile(r"(?i)(postgres|psql|pgsql|sqlite|mysql|mariadb)[\w+]*:")
-# Options of libpq whose values people may see; of any other one nobody knows what it holds.
+# Options of libpq whose values messages may show. Any other option may hold a secret.
 _SHOWN_OPTIONS = frozenset({"host", "hostaddr", "port", "user", "dbname", "sslmode", "service"})
 
 
 class Stored(sa.types.TypeDecorator[bytes]):
-    """Bytes. A SQLite file may hold anything in any column: what is no bytes is read as some."""
+    """A column type for bytes that tolerates other values.
+
+    A SQLite file may hold any type in any column: text is read as its UTF-8 bytes, other values as
+    empty bytes.
+    """
 
     impl = sa.LargeBinary
     cache_ok = True
 
     def result_processor(self, dialect: Any, coltype: Any) -> Any:  # noqa: ARG002
-        """Text as its UTF-8, other values as nothing."""
+        """Return the function that converts a column's value to bytes."""
         return _as_bytes
 
 
 def _as_bytes(value: object) -> bytes:
+    """Convert a column's value to bytes: text to its UTF-8, other types to empty bytes."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
     return bytes(value) if isinstance(value, bytes | memoryview) else b""
@@ -80,31 +85,43 @@ heads = sa.Table(
 
 
 def count(connection: sa.Connection, table: sa.Table) -> int:
-    """How many rows a table has."""
+    """Return the number of rows of a table."""
     return int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
 
 
 def nodes_at(
     connection: sa.Connection, wanted: Collection[tuple[int, int]]
 ) -> dict[tuple[int, int], bytes]:
-    """Those of the wanted nodes, by level and place, that are there."""
-    # Not by pairs in a list: SQLite would look at every row for that.
+    """Read the wanted tree nodes that are stored.
+
+    Args:
+        connection: the transaction.
+        wanted: level and place of each node.
+
+    Returns:
+        The hash of each node that was found, by level and place.
+    """
+    # One condition a node: for `(level, place) IN (…)` SQLite would scan the whole table.
     each = [(nodes.c.level == level) & (nodes.c.place == place) for level, place in sorted(wanted)]
     rows = connection.execute(nodes.select().where(sa.or_(*each)))
     return {(row.level, row.place): row.hash for row in rows}
 
 
 def largest(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:
-    """The bytes of the largest claim that is stored, among those that meet a condition."""
+    """Return the size in bytes of the largest stored claim among those that meet conditions."""
     query = sa.select(sa.func.max(sa.func.length(claims.c.content))).where(*where)
     return int(connection.scalar(query) or 0)
 
 
 class Database:
-    """A ledger's database by its URL: `sqlite:///FILE`, a file's name, or `postgresql://…`.
+    """A ledger's database, named by its URL.
+
+    Args:
+        url: `sqlite:///FILE`, the name of a SQLite file, or `postgresql://…`.
+        called: its name in messages; None for the URL without secrets.
 
     Raises:
-        LedgerError: a URL of another kind.
+        LedgerError: a URL of another kind, or one that holds a secret.
         MissingExtraError: PostgreSQL without its driver.
     """
 
@@ -118,10 +135,10 @@ class Database:
             sa.event.listen(self.engine, "begin", _sqlite_begins)
 
     def exists(self) -> bool:
-        """Whether a ledger of today's form is there.
+        """Return true if the database holds a ledger of the current schema.
 
         Raises:
-            LedgerError: there is a ledger of another form, or no answer.
+            LedgerError: the database holds a ledger of another schema, or does not answer.
         """
         if self.is_sqlite and not Path(self.url.database or "").is_file():
             return False
@@ -138,11 +155,12 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that sees one state of the ledger and changes nothing.
+        """Open a transaction that sees one state of the ledger and changes nothing.
 
         Raises:
             LedgerError: the database does not answer.
         """
+        # A SQLite transaction always sees one snapshot; PostgreSQL's does from REPEATABLE READ on.
         level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         with self._asked(), self.engine.connect().execution_options(**level) as connection:
             yield connection
@@ -150,20 +168,22 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that writes, alone; on disk when the block has ended.
+        """Open a transaction that is the only writer; its rows are on disk when the block ends.
 
         Raises:
-            LedgerError: the database does not answer, or others write for two minutes.
+            LedgerError: the database does not answer, or other writers hold it for two minutes.
         """
         with self._asked(), self.engine.connect() as connection:
             connection.execution_options(alone=True)
             with connection.begin():
+                # EXCLUSIVE keeps other writers out and lets readers in. While the schema is being
+                # created there is no table to lock.
                 if not self.is_sqlite and sa.inspect(connection).has_table("claims"):
                     connection.execute(sa.text("LOCK TABLE claims IN EXCLUSIVE MODE"))
                 yield connection
 
     def prepare(self) -> None:
-        """Make a new SQLite file one whose readers never wait for a writer (a write-ahead log)."""
+        """Switch a new SQLite file to a write-ahead log, so that readers never wait."""
         connection = sqlite3.connect(self.url.database or "")
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -171,7 +191,7 @@ class Database:
             connection.close()
 
     def migrate(self, connection: sa.Connection) -> None:
-        """Bring an empty database to today's form, within a transaction."""
+        """Create the current schema in an empty database, within a transaction."""
         from alembic import command
         from alembic.config import Config
 
@@ -182,14 +202,16 @@ class Database:
         command.upgrade(config, "head")
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         self.engine.dispose()
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
+        """Convert SQLAlchemy's errors to a `LedgerError` that quotes no secret."""
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
+            # `orig` is the driver's own error: SQLAlchemy's text would add the SQL statement.
             said = str(getattr(error, "orig", None) or error)
             first = _without_hidden(said, self.url).strip().partition("\n")[0]
             raise LedgerError(
@@ -199,10 +221,13 @@ class Database:
 
 
 def _url(text: str) -> sa.URL:
-    """A ledger's URL, which holds no secret.
+    """Parse a ledger's URL and refuse one that holds a secret.
 
-    Whatever it holds can be read by others on this machine, in the list of processes, and is
-    printed in messages. So a secret is refused, by a message that does not quote it.
+    Others on this machine can read the URL in the list of processes, and messages print it. So a
+    secret is refused, by a message that does not quote it.
+
+    Raises:
+        LedgerError: a URL that holds a secret, or is of no known kind.
     """
     _require_no_secret(text)
     if "://" not in text:
@@ -214,10 +239,12 @@ def _url(text: str) -> sa.URL:
         backend = url.get_backend_name()
     except (sa.exc.ArgumentError, ValueError):
         raise _no_known_kind() from None
+    # A colon in the user name is a password that was percent-encoded.
     if url.password is not None or ":" in (url.username or ""):
         raise _with_secret()
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
+    # A database in memory would end with its connection.
     if backend == "sqlite" and url.database and url.database != ":memory:":
         return sa.URL.create("sqlite", database=url.database)
     raise _no_known_kind()
@@ -225,6 +252,7 @@ def _url(text: str) -> sa.URL:
 
 def _require_no_secret(text: str) -> None:
     """Raise `LedgerError` for a secret among options or before an @, percent-encoded or not."""
+    # Three rounds: as given, and percent-decoded once and twice.
     for _ in range(3):
         if _SECRET_OPTION.search(text) or ("://" not in text and _USER_AND_PASSWORD.match(text)):
             raise _with_secret()
@@ -232,6 +260,7 @@ def _require_no_secret(text: str) -> None:
 
 
 def _with_secret() -> LedgerError:
+    """Make the error for a URL that holds a secret."""
     return LedgerError(
         "the ledger's URL has a password, which others on this machine can read: put it into "
         "~/.pgpass, or a file that PGPASSFILE names"
@@ -239,6 +268,7 @@ def _with_secret() -> LedgerError:
 
 
 def _no_known_kind() -> LedgerError:
+    """Make the error for a URL of an unknown kind."""
     return LedgerError(
         "the ledger's URL is of no known kind: expected a file, sqlite:///FILE or "
         "postgresql://USER@HOST/NAME"
@@ -246,21 +276,28 @@ def _no_known_kind() -> LedgerError:
 
 
 def _redact_url(url: sa.URL) -> str:
-    """A URL as people may see it: without the options of which nobody knows what they hold."""
+    """Return a URL for messages, without the options that may hold a secret."""
     query = {name: value for name, value in url.query.items() if name in _SHOWN_OPTIONS}
     return url.set(query=query).render_as_string(hide_password=True)
 
 
 def _without_hidden(said: str, url: sa.URL) -> str:
-    """A driver's message without the values that `_redact_url` leaves out: drivers quote them."""
+    """Return a driver's message without the option values that `_redact_url` leaves out."""
     for name, value in url.query.items():
         if name not in _SHOWN_OPTIONS:
+            # An option that is given twice has a tuple of values. Drivers quote the values.
             for each in (value,) if isinstance(value, str) else value:
                 said = said.replace(each, "***") if each else said
     return said
 
 
 def _engine(url: sa.URL) -> sa.Engine:
+    """Create the SQLAlchemy engine for a URL.
+
+    Raises:
+        MissingExtraError: PostgreSQL without its driver.
+        LedgerError: options that the driver does not accept.
+    """
     arguments: dict[str, Any] = {"timeout": _PATIENCE}
     if url.get_backend_name() != "sqlite":
         arguments = {"connect_timeout": 10}
@@ -268,7 +305,7 @@ def _engine(url: sa.URL) -> sa.Engine:
         return sa.create_engine(url, connect_args=arguments)
     except ImportError:
         raise MissingExtraError("a ledger on PostgreSQL", "postgresql") from None
-    except (sa.exc.SQLAlchemyError, ValueError, TypeError):  # their texts quote the options
+    except (sa.exc.SQLAlchemyError, ValueError, TypeError):  # whose texts quote the options
         raise LedgerError(
             f"the options of the ledger {_redact_url(url)} are not those of a PostgreSQL URL: "
             "expected postgresql://USER@HOST/NAME, with options as libpq names them"
@@ -276,12 +313,18 @@ def _engine(url: sa.URL) -> sa.Engine:
 
 
 def _sqlite_opened(connection: Any, _: object) -> None:
-    """Transactions are begun here, not by the driver; a hostile file's own SQL is not trusted."""
+    """Configure a new SQLite connection: own transactions, full sync, an untrusted schema."""
+    # Without this the driver would begin transactions itself, and only before the first write.
     connection.isolation_level = None
+    # A hostile file's schema may name SQL functions: trusted_schema = OFF refuses all but innocuous
+    # ones, and cell_size_check finds damaged pages early.
     for setting in ("synchronous = FULL", "trusted_schema = OFF", "cell_size_check = ON"):
         connection.execute(f"PRAGMA {setting}")
 
 
 def _sqlite_begins(connection: sa.Connection) -> None:
+    """Begin a SQLite transaction; a writer takes the write lock at once."""
+    # Two writers that read first and then upgrade their locks would block each other. IMMEDIATE
+    # takes the write lock before the first read.
     alone = connection.get_execution_options().get("alone")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if alone else "BEGIN")

@@ -1,9 +1,10 @@
-"""By when a key was committed to, and among how many: what a claim adds to a verdict.
+"""By when a key was committed to, and among how many commitments: what a claim adds to a verdict.
 
-A time stamp alone dates a claim, but it does not count. Whoever has a thousand keys stamped in
-silence and later shows the one that fits has tried a thousand. So a claim dates a key when it was
-in a ledger under a tree head that a pinned authority stamped before the suspect's date, and p is
-multiplied by how many commitments that ledger holds: of the claim's pinned signers, or of all.
+A timestamp on a claim dates the claim but does not count claims. Somebody could have a thousand
+claims timestamped in silence and later show the one whose key fits: a thousand tries. So a claim
+dates its key only if the claim was in a ledger under a tree head that a pinned authority
+timestamped before the suspect's date. p is then multiplied by the number of commitments in that
+ledger: of the claim's pinned signers, or of all signers.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from countermark.key_dating import KeyDating
 
 @dataclass(frozen=True)
 class Believed:
-    """Whom an examiner believes, and what he states.
+    """The authorities and signers that an examiner trusts, and the suspect's date.
 
     Attributes:
-        suspect_date: before which a key must have been committed to: his own statement.
-        authorities: whose time stamps count.
-        signers: public keys that he knows to be the claimant's; empty where he knows none.
+        suspect_date: the key must have been committed to before this time, as the examiner states.
+        authorities: the authorities whose timestamps count.
+        signers: public keys that the examiner knows to be the claimant's; empty if they know none.
         least: how many of the authorities must agree.
 
     Raises:
@@ -45,17 +46,17 @@ class Believed:
 
 
 def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating:
-    """What a claim says about the age of its key; undated where anything is missing, and why.
+    """Return the age of a key as a claim shows it; undated, with a reason, if anything is missing.
 
     Args:
-        claim: about the key that is judged.
-        believed: whom the examiner believes.
-        audited: the ledger that he counts in; None where he named none.
+        claim: a claim about the key that is judged.
+        believed: the authorities and signers that the examiner trusts.
+        audited: the ledger in which claims are counted; None if the examiner named none.
 
     Raises:
-        ClaimError: the claim's signatures or stamps are not its own, or its signer was not pinned
-            where others were.
-        ConfigError: there are no authorities to believe.
+        ClaimError: the claim's signatures or timestamps are over something else, or signers were
+            pinned and none of them signed.
+        ConfigError: no authorities were given.
     """
     claim.check()
     signed = sorted(set(claim.signers) & set(believed.signers))
@@ -64,8 +65,11 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating
             f"the claim is signed by {', '.join(claim.signers)}, by none of the pinned keys: it is "
             "somebody else's, or the wrong --signer was given"
         )
+    # Constructed only for its checks: there are authorities, and `least` is at most their number.
     CommittedBefore(believed.suspect_date, believed.authorities, believed.least)
-    earliest([claim], believed.authorities)  # refuses stamps of something else
+    earliest([claim], believed.authorities)  # raises for a timestamp over something else
+    # From here on only timestamps on tree heads date the key. A timestamp on the claim alone would
+    # not show how many other claims there were.
     why, heads = _counted(claim, audited)
     stamps = [] if why else earliest(heads, believed.authorities)
     early = [each for each in stamps if each.stamp.latest < believed.suspect_date]
@@ -77,6 +81,7 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating
     return KeyDating(
         claim=claim.digest,
         suspect_date=instant(believed.suspect_date),
+        # The timestamps are sorted: at the time of the `least`-th, enough authorities agree.
         committed=None if why else instant(early[believed.least - 1].stamp.latest),
         authorities=tuple(each.authority.name for each in early),
         commitments=audited.count(believed.signers) if audited else None,
@@ -86,12 +91,16 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating
 
 
 def heads_over(claim: Claim, audited: Audit | None) -> list[TreeHead]:
-    """The heads of a sound ledger over lists that have a claim; none without a ledger."""
+    """Return the tree heads of a sound ledger that cover a claim; empty without a ledger."""
     return _counted(claim, audited)[1]
 
 
 def _counted(claim: Claim, audited: Audit | None) -> tuple[str | None, list[TreeHead]]:
-    """Why nobody can count what a claim is one of; else the heads over lists that have it."""
+    """Find the tree heads that cover a claim, or the reason why commitments cannot be counted.
+
+    Returns:
+        The reason, or None; and the tree heads that cover the claim.
+    """
     if audited is None:
         return (
             "without a ledger nobody can count how many keys were committed to beside this one, "
@@ -102,4 +111,5 @@ def _counted(claim: Claim, audited: Audit | None) -> tuple[str | None, list[Tree
     place = audited.places.get(claim.digest)
     if place is None:
         return "the claim is not in the ledger, so that it is not one of those counted there", []
+    # Places start at 0: a head over n claims covers the places 0 to n − 1.
     return None, [each for each in audited.heads if each.size > place]

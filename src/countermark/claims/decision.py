@@ -1,4 +1,4 @@
-"""What a policy is asked about, and what it says: findings, one for each check."""
+"""The case that a policy judges, and its decision: findings, one for each check."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from countermark.errors import printable
 from countermark.verdict import NoTruthValue, Verdict
 
 Outcome = Literal["accepted", "refused", "undecided"]
+# 2 is left to errors of use, as in the other commands.
 EXIT_CODES = {"accepted": 0, "refused": 1, "undecided": 3}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a policy is asked about.
+    """A claim and the facts beside it that a policy judges.
 
     Attributes:
         claim: the claim.
-        heads: tree heads of a ledger that is sound, each over a list with this claim in it.
-        verdict: what was found in the suspect, where there is one.
+        heads: tree heads of a sound ledger, each over a list that contains this claim.
+        verdict: the verdict on the suspect, if one was read.
     """
 
     claim: Claim
@@ -30,12 +31,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        check: its name.
-        holds: None where there was nothing to judge by.
-        reason: in one sentence.
+        check: name of the check.
+        holds: whether it holds; None if there was nothing to judge by.
+        reason: the reason in one sentence.
     """
 
     check: str
@@ -45,9 +46,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Decision(NoTruthValue):
-    """What a policy says of a case.
+    """The decision of a policy on a case.
 
-    Accepted when every finding holds, refused when one does not or there is none.
+    It is accepted if every finding holds, and refused if one fails or there is no finding.
     """
 
     ask: ClassVar[str] = 'decision.outcome == "accepted"'
@@ -56,26 +57,30 @@ class Decision(NoTruthValue):
 
     @property
     def outcome(self) -> Outcome:
-        """accepted, refused, or undecided; a policy that asks nothing refuses."""
+        """Outcome: "accepted", "refused" or "undecided"; a policy without checks refuses."""
         held = [each.holds for each in self.findings]
+        # A failure outweighs an open check. No checks at all would hold trivially, so they are
+        # refused.
         if not held or False in held:
             return "refused"
         return "undecided" if None in held else "accepted"
 
     @property
     def exit_code(self) -> int:
-        """0 accepted, 1 refused, 3 undecided."""
+        """Exit code: 0 accepted, 1 refused, 3 undecided."""
         return EXIT_CODES[self.outcome]
 
     def to_json(self) -> dict[str, Any]:
-        """Outcome and findings as JSON values."""
+        """Return outcome and findings as JSON values."""
         findings = [asdict(each) for each in self.findings]
         return {"outcome": self.outcome, "findings": findings}
 
     def explain(self) -> str:
-        """The findings for people, a line each."""
+        """Return the outcome and one line for each finding, as text for people."""
         signs = {True: "holds ", False: "FAILS ", None: "open  "}
         lines = [f"{self.outcome.upper()}"] + [
             f"  {signs[each.holds]}  {each.check}: {each.reason}" for each in self.findings
         ]
+        # Reasons quote claims that anybody may have written: control characters must not reach a
+        # terminal.
         return "\n".join(map(printable, lines))

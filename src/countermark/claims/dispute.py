@@ -1,18 +1,20 @@
-"""Two owners, two claims, one suspect: who was first, and when that cannot be told.
+"""Decide between two owners who claim one suspect: who was first, or that it cannot be decided.
 
-Both keys are read from three models: the suspect, and each party's own, which their claims fixed.
-Who marks a stolen copy anew has two marks in it, the owner's and his own; the owner's has one:
+Both keys are read from three models: the suspect, and each party's own model, which their claims
+fixed. Whoever marks a stolen copy again has two marks in that model, the owner's and their own;
+the owner's model has one mark:
 
     first's mark in second's model, second's mark not in first's   ->  the second's is a copy
 
-A mark that was found in another's model counts when nobody can have made its key for that model
-afterwards: by its forgery bits, or by half as many and a claim that was in a ledger, under a
-stamped tree head, before the other's was stamped. A stamp on the claim alone does not do: it dates
-and does not count (`dating`). A reader that was learnt never counts: it has no forgery bits.
+A mark that was found in the other party's model counts if its key cannot have been made for that
+model afterwards: by its forgery bits, or by half as many forgery bits and a claim that was in a
+ledger, under a timestamped tree head, before the other's claim was timestamped. A timestamp on the
+claim alone is not enough: it dates the claim and does not count claims (`dating`). A learnt reader
+never counts: it has no forgery bits.
 
-A mark can be removed from a copy, for instance by noise in the free weights of dead units. So where
-a mark is missing, but the suspect's other neurons are those of that party's own marked model, and
-that model was claimed before the other's, nothing is decided against that party.
+A mark can be removed from a copy, for instance by noise in the free weights of dead units. So
+nothing is decided against a party whose mark is missing in the suspect, if the suspect's other
+neurons are those of that party's own marked model and that model was claimed before the other's.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ Outcome = Literal["first", "second", "neither", "undecidable"]
 Place = Literal["suspect", "first", "second"]
 SIDES: tuple[Side, Side] = ("first", "second")
 PLACES: tuple[Place, ...] = ("suspect", *SIDES)
+# 2 is left to errors of use, as in the other commands.
 EXIT_CODES: Mapping[Outcome, int] = {"first": 0, "second": 1, "neither": 1, "undecidable": 3}
 
 LIMITS = (
@@ -59,12 +62,12 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Party:
-    """One of the two.
+    """One of the two parties.
 
     Attributes:
-        claim: what it claims.
-        commitment: of the key that it gave.
-        model: the digest of the model that it calls its own.
+        claim: the party's claim.
+        commitment: the commitment of the party's key, in hexadecimal.
+        model: the digest of the model that the party calls its own.
     """
 
     claim: Claim
@@ -74,18 +77,19 @@ class Party:
 
 @dataclass(frozen=True)
 class Resolution(NoTruthValue):
-    """What can be said about the two.
+    """The decision between the two parties, with its reasons.
 
     Attributes:
-        outcome: whose the suspect is, between the two; or that it cannot be told.
-        reason: in one sentence.
-        owners: as in the claims, first and second.
-        stamped: by when each claim existed, as pinned authorities stamped it; None where undated.
-        counted: by when it was in the ledger, likewise; None where it was not, or there is none.
-        readings: for each key and place, whether its mark was found, and the verdict.
-        limits: what this does not say.
+        outcome: whose the suspect is, between the two; or that it cannot be decided.
+        reason: the reason in one sentence.
+        owners: names of the first and second owner, as in their claims.
+        stamped: by when each claim existed, by timestamps of pinned authorities; None if undated.
+        counted: by when each claim was in the ledger, by timestamps of pinned authorities on tree
+            heads; None if it was not in the ledger, or there is no ledger.
+        readings: the verdict on each key in each model.
+        limits: the caveats of the decision.
         copies: for each party whose mark is missing in the suspect and whose own model the suspect
-            is a copy of, by its neurons: how much of it is the same.
+            copies, by its neurons: how much of the model is the same.
     """
 
     ask: ClassVar[str] = "resolution.outcome"
@@ -101,11 +105,11 @@ class Resolution(NoTruthValue):
 
     @property
     def exit_code(self) -> int:
-        """0 for the first, 1 for the second or neither, 3 undecidable."""
+        """Exit code: 0 for the first, 1 for the second or neither, 3 undecidable."""
         return EXIT_CODES[self.outcome]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return the whole decision as JSON values."""
         readings = [
             {"key": key, "model": place, "found": verdict.owned, "verdict": verdict.to_json()}
             for (key, place), verdict in self.readings.items()
@@ -117,7 +121,7 @@ class Resolution(NoTruthValue):
         }  # fmt: skip
 
     def explain(self) -> str:
-        """All of it for people."""
+        """Return the whole decision as text for people."""
         lines = [f"{self.outcome.upper()}: {self.reason}"]
         told = zip(SIDES, self.owners, self.stamped, self.counted, strict=True)
         for side, owner, stamped, counted in told:
@@ -147,20 +151,23 @@ def resolve(
     """Decide between two parties, or say that it cannot be decided.
 
     Args:
-        parties: first and second.
-        readings: both keys in the suspect and in both models, judged with their age left open
-            (`assume_dated`) and a threshold that is corrected for six readings, and for the
-            commitments in the ledger where there is one.
-        authorities: whose time stamps are believed.
-        audited: the ledger that the examiner counts in.
-        doubt: why a mark that was not found in the suspect may be there all the same; None where
-            nothing speaks for it.
-        copies: the parties of whose own models the suspect is a copy by its neurons, although their
-            marks were not found in it; with what was compared, in words.
+        parties: the first and the second party.
+        readings: verdicts on both keys in the suspect and in both models. They were judged with the
+            keys' age left open (`assume_dated`) and a threshold that is corrected for six readings,
+            and for the commitments in the ledger if there is one.
+        authorities: the authorities whose timestamps count.
+        audited: the ledger in which the examiner counts claims.
+        doubt: why a mark that was not found in the suspect may be there all the same; None if there
+            is no such reason.
+        copies: the parties whose own models the suspect copies by its neurons although their marks
+            were not found in it; with a description of the comparison.
 
     Raises:
-        ClaimError: a claim that is not whole, or not about its party's key and model.
+        ClaimError: a claim that is damaged, or not about its party's key and model; or both parties
+            show the same key.
     """
+    # First make sure that each claim, key and model belong together: otherwise a party could show
+    # the claim of somebody else.
     for side, party in zip(SIDES, parties, strict=True):
         _require_about(side, party)
     if parties[0].commitment == parties[1].commitment:
@@ -184,6 +191,7 @@ def resolve(
 
 
 def _require_about(side: Side, party: Party) -> None:
+    """Raise `ClaimError` unless a party's claim is about that party's key and model."""
     claim = party.claim
     claim.check()
     if claim.commitment != party.commitment:
@@ -201,18 +209,25 @@ def _require_about(side: Side, party: Party) -> None:
 
 
 def _stamps(documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]) -> list[Stamp]:
-    """The earliest stamp of each authority over any of several documents, in that order."""
+    """Return the earliest timestamp of each authority over any of several documents, sorted."""
     return [each.stamp for each in earliest(documents, authorities)]
 
 
 def _told(stamps: Sequence[Stamp]) -> str | None:
-    """By when it existed."""
+    """Format the latest time that the first timestamp allows; None without timestamps."""
     return instant(stamps[0].latest) if stamps else None
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """The readings, the stamps over each claim in the ledger, and on it, and what is doubtful."""
+    """The facts that a dispute is decided by.
+
+    Attributes:
+        readings: the verdict on each key in each model.
+        counted: for each party, timestamps on tree heads that cover its claim, earliest first.
+        stamped: for each party, timestamps on the claim itself, earliest first.
+        doubt, copies: as for `resolve`.
+    """
 
     readings: Mapping[tuple[Side, Place], Verdict]
     counted: tuple[Sequence[Stamp], Sequence[Stamp]]
@@ -221,10 +236,11 @@ class _Seen:
     copies: Mapping[Side, str]
 
     def found(self, key: Side, place: Place) -> bool:
+        """Return true if a party's mark was found in a model."""
         return self.readings[key, place].owned
 
     def unsure(self) -> list[str]:
-        """What could not be read."""
+        """Describe the readings that gave no verdict."""
         return [
             f"the {key}'s key in the {place}: {verdict.reason}"
             for (key, place), verdict in self.readings.items()
@@ -232,21 +248,26 @@ class _Seen:
         ]
 
     def earlier(self, side: Side) -> bool:
-        """Whether a party's claim was in the ledger before anybody stamped the other's."""
+        """Return true if a party's claim was in the ledger before the other's first timestamp."""
         own, other = SIDES.index(side), SIDES.index(_other(side))
         theirs = [each.soonest for each in (*self.counted[other], *self.stamped[other])]
         ours = self.counted[own]
+        # Compare the latest time that this party's timestamp allows with the earliest time that the
+        # other's allow: so inaccurate clocks cannot decide. Without a timestamp of the other party
+        # there is no order.
         return bool(ours and theirs) and ours[0].latest <= min(theirs)
 
     def removed(self, side: Side) -> str | None:
-        """Say why a party's missing mark may have been removed from the suspect; None if nothing.
+        """Say why a party's missing mark may have been removed from the suspect; else return None.
 
-        Its own model, of which the suspect is a copy, has to be claimed under a stamped head, and
-        before anybody stamped the other's claim: whoever stamps nothing is not the older one.
+        The party's own model, which the suspect copies, must have been claimed under a timestamped
+        tree head before the other's claim was timestamped. A party without timestamps is not older.
         """
         own, other = SIDES.index(side), SIDES.index(_other(side))
         theirs = [each.soonest for each in (*self.counted[other], *self.stamped[other])]
         ours = self.counted[own]
+        # Unlike `earlier`, a party whose opponent has no timestamp is the older one here: the
+        # result only leaves the dispute open.
         older = bool(ours) and (not theirs or ours[0].latest <= min(theirs))
         if side not in self.copies or not older or not self.found(side, side):
             return None
@@ -258,15 +279,18 @@ class _Seen:
         )
 
     def counts(self, key: Side, place: Place) -> bool:
-        """Whether a mark is there, and its key cannot have been made to fit afterwards."""
+        """Return true if a mark was found and its key cannot have been made to fit afterwards."""
         verdict = self.readings[key, place]
         dated = verdict.forgery_bits >= LEAST_DATED_BITS and self.earlier(key)
         return verdict.owned and (dated or verdict.forgery_bits >= LEAST_FORGERY_BITS)
 
 
 def _decided(seen: _Seen) -> tuple[Outcome, str]:
+    """Decide by the facts; return the outcome and its reason."""
+    # A reading without a verdict could turn the outcome either way.
     if unsure := seen.unsure():
         return "undecidable", f"a reading says nothing: {unsure[0]}"
+    # Both parties must show their marks in their own models before anything else counts.
     if missing := [each for each in SIDES if not seen.found(each, each)]:
         return "undecidable", f"the {missing[0]}'s mark is not in the {missing[0]}'s own model"
     in_suspect = [each for each in SIDES if seen.found(each, "suspect")]
@@ -280,8 +304,9 @@ def _decided(seen: _Seen) -> tuple[Outcome, str]:
 
 
 def _one_mark(seen: _Seen, side: Side) -> tuple[Outcome, str]:
-    """The suspect has one of the marks; whose it is, is asked only if nobody made that key late."""
+    """Decide if the suspect has the mark of one party only."""
     other = _other(side)
+    # A key that was made after the suspect became known could fit the suspect by trial.
     if not seen.counts(side, "suspect"):
         return "undecidable", (
             f"only the {side}'s mark is in the suspect, but its key could have been made for it "
@@ -300,7 +325,9 @@ def _one_mark(seen: _Seen, side: Side) -> tuple[Outcome, str]:
 
 
 def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
-    """The suspect has both: the copy is the model in which both are."""
+    """Decide if the suspect has both marks: the copy is the model that has both."""
+    # `copies` holds marks that count, `crossed` every mark in the other party's model: the
+    # difference is a mark whose key could have been made for that model.
     copies = [each for each in SIDES if seen.counts(_other(each), each)]
     crossed = [each for each in SIDES if seen.found(_other(each), each)]
     if len(copies) == 1:
@@ -332,4 +359,5 @@ def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
 
 
 def _other(side: Side) -> Side:
+    """Return the other of the two sides."""
     return "second" if side == "first" else "first"

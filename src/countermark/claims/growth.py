@@ -1,4 +1,4 @@
-"""Two tree heads, and a proof that the newer one only adds claims: without the ledger."""
+"""A proof, checked without the ledger, that a newer tree head only adds claims to an older one."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from countermark.errors import ClaimError
 from countermark.files import Hex32, Stored
 
 _LARGEST = 1 << 16  # bytes
-_MOST = 100  # digests: enough for any tree
+_MOST = 100  # digests; a tree of 2^40 claims, the largest that a head may state, needs fewer
 
 
 class Growth(Stored):
-    """That a tree only adds to an older one: the digests of RFC 9162, section 2.1.4.1."""
+    """A consistency proof: the digests of RFC 9162, section 2.1.4.1, as a file.
+
+    Attributes:
+        path: digests in hexadecimal.
+    """
 
     type: Literal["countermark/growth/v1"]
     path: Annotated[tuple[Hex32, ...], Field(max_length=_MOST)]
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `ledger export --since` wrote.
+        """Read a proof that `ledger export --since` wrote.
 
         Raises:
-            ClaimError: it is something else.
+            ClaimError: the file holds something else.
         """
         try:
             return files.parse_as(cls, files.read_regular(Path(path), _LARGEST))
@@ -37,19 +41,21 @@ class Growth(Stored):
             raise not_a("a proof that a ledger only grew", str(path), str(error)) from None
 
     def save(self, path: str | Path) -> None:
-        """Write it."""
+        """Write the proof to a file."""
         files.write_bytes(Path(path), self.model_dump_json().encode() + b"\n")
 
 
 def broken(old: TreeHead, new: TreeHead, proof: Growth, operator: str) -> str | None:
-    """Why a newer tree head does not only add claims to an older one; None where it does.
+    """Return why a newer tree head does not only add claims to an older one; None if it does.
 
     Args:
-        old: the head that was kept.
-        new: a later one of the same ledger.
+        old: the tree head that was kept.
+        new: a later tree head of the same ledger.
         proof: the digests between them, as the operator exported them.
         operator: the public key of the ledger, as `signing.key_id` names it.
     """
+    # Both heads must be signed: an old head without the operator's signature proves nothing against
+    # the operator.
     for name, head in (("old", old), ("new", new)):
         try:
             head.check()
@@ -61,6 +67,7 @@ def broken(old: TreeHead, new: TreeHead, proof: Growth, operator: str) -> str | 
         return "they are heads of two ledgers"
     if old.size > new.size:
         return f"the new head is over {new.size} claims, the old one over {old.size}"
+    # `fromhex` cannot fail here: the documents were validated as hexadecimal when they were read.
     roots = [(each.size, bytes.fromhex(each.root)) for each in (old, new)]
     try:
         shown = consistent(roots[0], roots[1], [bytes.fromhex(each) for each in proof.path])

@@ -1,7 +1,7 @@
-"""A ledger: claims in the order in which they came, under a Merkle tree that only grows.
+"""A ledger: claims in the order in which they were added, under a Merkle tree that only grows.
 
-Whoever keeps a tree head from outside, signed by the ledger's key and time-stamped, can show later
-that nothing under it was changed, taken away or put in between. `audit` does that.
+Whoever keeps a tree head outside the ledger, signed by the ledger's key and timestamped, can show
+later that nothing under it was changed, removed or inserted. `audit` does this check.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from countermark.claims import database
 
 TYPE = "countermark/ledger/v1"
-_MOST_FOUND = 1000  # claims
+_MOST_FOUND = 1000  # claims that one search returns
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Proof:
-    """That a claim is in the tree of a ledger.
+    """A proof that a claim is in the tree of a ledger.
 
     Attributes:
-        place: its leaf, from 0.
-        size: how many leaves the tree has.
-        root: its root, in hexadecimal.
+        place: the place of the claim's leaf, from 0.
+        size: the number of leaves of the tree.
+        root: the root of the tree, in hexadecimal.
         path: digests from leaf to root, lowest first, in hexadecimal.
     """
 
@@ -68,13 +68,16 @@ class Ledger:
     """An append-only list of claims in a database; a context manager.
 
     Args:
-        url: where it is, as for `init`.
+        url: the ledger's URL, as for `init`.
         called: its name in messages; None for the URL without a password.
 
     Attributes:
-        name: what it is called in messages.
-        identity: 32 bytes that were drawn when it was made, in hexadecimal.
-        operator: the public key that signs its heads, in hexadecimal.
+        name: its name in messages.
+        identity: 32 random bytes that were drawn when the ledger was created, in hexadecimal.
+        operator: the public key that signs its tree heads, in hexadecimal.
+
+    Raises:
+        LedgerError: there is no ledger at this URL, or one of another type.
     """
 
     def __init__(self, url: str, *, called: str | None = None) -> None:
@@ -89,6 +92,7 @@ class Ledger:
                 )
             with self.database.reading() as connection:
                 rows = connection.execute(self._tables.about.select()).all()
+        # Nobody else can close the connections of a ledger whose constructor failed.
         except BaseException:
             self.close()
             raise
@@ -100,50 +104,59 @@ class Ledger:
 
     @classmethod
     def init(cls, url: str, operator: str) -> Ledger:
-        """Make a new, empty ledger.
+        """Create a new, empty ledger and open it.
 
         Args:
             url: a file, `sqlite:///FILE`, or `postgresql://…` of an empty database.
-            operator: the public key that will sign its heads, as `signing.key_id` names it.
+            operator: the public key that will sign its tree heads, as `signing.key_id` names it.
 
         Raises:
-            LedgerError: a ledger, or something else, is there already.
+            LedgerError: a ledger or another file is already there.
         """
         made = _opened(url)
         try:
             _require_free(made)
             if made.is_sqlite:
                 require_place(made.url.database or "")
+                # A new file gets its name only when its tables are complete, so that a killed
+                # process leaves no half-made ledger.
                 with files.creating_file(Path(made.url.database or "")) as temporary:
                     place = _opened(str(temporary))
                     place.prepare()
                     _make(place, operator)
             else:
                 _make(made, operator)
-        except FileExistsError:  # somebody else made it in the meantime
+        except FileExistsError:  # another process created it in the meantime
             raise _in_the_way(made) from None
         finally:
             made.close()
         return cls(url)
 
     def add(self, document: Claim | TreeHead) -> int:
-        """Add a claim, or keep a head of this ledger with its stamps. On disk when this returns.
+        """Add a claim, or store a tree head of this ledger with its timestamps.
 
-        Returns: the claim's place, from 0, also where it was there before; of a head its size.
+        The document is on disk when this returns.
+
+        Returns:
+            The claim's place, from 0, also if it was there before; for a tree head, its size.
 
         Raises:
-            ClaimError: nobody signed it, or it was changed since, or a stamp is of something else.
-            LedgerError: a head that is not of this ledger.
+            ClaimError: the document is unsigned or was changed since, or a timestamp is over
+                something else.
+            LedgerError: a tree head of another ledger.
         """
         document.check()
+        # A ledger takes nothing back, so a timestamp over something else is refused here.
         for stamp in document.stamps:
             timestamp.read(stamp, document)
         if isinstance(document, TreeHead):
             return self._keep(document)
         with self.database.writing() as connection:
+            # A claim that is already there keeps its place: the unique index allows no second copy.
             known = self.rows.place_of(connection, document.digest)
             if known is None:
                 return self._append(connection, document)
+        # Outside the transaction: `find` opens its own.
         (entry, *_) = self.find(digest=document.digest)
         if set(document.stamps) - set(entry.claim.stamps):
             warnings.warn(
@@ -154,13 +167,13 @@ class Ledger:
         return known
 
     def find(self, **wanted: str) -> list[Entry]:
-        """The claims of which a column has this value; the first thousand of them.
+        """Find the claims whose columns have the given values; at most the first thousand.
 
         Args:
             wanted: one or more of `digest`, `commitment` and `model`, in hexadecimal.
 
         Raises:
-            ConfigError: nothing of these.
+            ConfigError: no column or an unknown column is given.
         """
         columns = {"digest", "commitment", "model"}
         if not wanted or wanted.keys() - columns:
@@ -168,6 +181,7 @@ class Ledger:
         with self.database.reading() as connection:
             table = self._tables.claims
             where = [table.c[name] == value.lower() for name, value in wanted.items()]
+            # Checked before the rows are read: a hostile file could hold gigabytes in one column.
             self.rows.require_small(connection, *where)
             query = table.select().where(*where).order_by("place").limit(_MOST_FOUND)
             rows = connection.execute(query).all()
@@ -175,7 +189,11 @@ class Ledger:
         return [Entry(place, _claim(content, self.name, place)) for place, content in placed]
 
     def prove(self, place: int, size: int | None = None) -> Proof:
-        """That the claim at a place is in the tree of the first `size` claims; today's by default.
+        """Prove that the claim at a place is in the tree of the first `size` claims.
+
+        Args:
+            place: the claim's place, from 0.
+            size: how many claims the tree covers; None for all claims.
 
         Raises:
             ConfigError: there is no such place.
@@ -194,17 +212,20 @@ class Ledger:
         return Proof(place, among, root.hex(), tuple(each.hex() for each in path))
 
     def head(self) -> TreeHead:
-        """Today's tree head, for its operator to sign."""
+        """Make the current tree head, for the operator to sign."""
         with self.database.reading() as connection:
             size = self.rows.size(connection)
             root = self._root(connection, size)
         return TreeHead.new(self.identity, size, root.hex())
 
     def since(self, old: TreeHead, size: int) -> list[str]:
-        """The proof that the tree of `size` claims only adds to an older one, in hexadecimal.
+        """Prove that the tree of `size` claims only adds claims to the tree of an older head.
+
+        Returns:
+            The digests of the consistency proof, in hexadecimal.
 
         Raises:
-            LedgerError: a head of another ledger, or of more claims than there are.
+            LedgerError: the head is of another ledger, or covers more claims than the tree.
         """
         self._require_own(old)
         with self.database.reading() as connection:
@@ -220,10 +241,10 @@ class Ledger:
         return [each.hex() for each in path]
 
     def heads(self) -> list[TreeHead]:
-        """The heads that were kept, smallest first.
+        """Load the stored tree heads, smallest first.
 
         Raises:
-            LedgerError: one that cannot be read.
+            LedgerError: a head cannot be read.
         """
         table = self._tables.heads
         with self.database.reading() as connection:
@@ -235,7 +256,7 @@ class Ledger:
             raise LedgerError(f"{self.name}: a tree head was changed: {error}") from None
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self.database.close()
 
     def __enter__(self) -> Ledger:
@@ -245,11 +266,13 @@ class Ledger:
         self.close()
 
     def _append(self, connection: sa.Connection, claim: Claim) -> int:
+        """Insert a claim at the next place, with the tree nodes that it completes."""
         place, content = self.rows.size(connection), claim.to_bytes()
         row = {
             "place": place, "digest": claim.digest, "commitment": claim.commitment,
             "model": claim.model_root, "content": content,
         }  # fmt: skip
+        # The claim and its nodes are written in one transaction, so that they cannot disagree.
         made = self.rows.with_nodes(connection, lambda nodes: grown(content, place, nodes))
         connection.execute(self._tables.claims.insert(), row)
         connection.execute(
@@ -259,6 +282,7 @@ class Ledger:
         return place
 
     def _keep(self, head: TreeHead) -> int:
+        """Store a tree head, merging its timestamps into the stored copy; return its size."""
         self._require_own(head)
         if self.operator not in head.signers:
             raise LedgerError(
@@ -266,6 +290,7 @@ class Ledger:
             )
         table = self._tables.heads
         with self.database.writing() as connection:
+            # The operator's signature is not enough: the key could have signed a head of a copy.
             if head.size > self.rows.size(connection) or (
                 self._root(connection, head.size).hex() != head.root
             ):
@@ -273,22 +298,25 @@ class Ledger:
                     f"this ledger never had {head.size} claims under the root {head.root}: the "
                     "tree head is of a copy, or the ledger was changed"
                 )
+            # The same head may come again with other timestamps: keep all of them.
             where = table.c.digest == head.digest
             for kept in connection.execute(table.select().where(where)):
                 try:
                     before = TreeHead.from_bytes(kept.content)
                 except ClaimError:
-                    continue  # a row that was changed has no stamps to keep
-                head = before.with_stamps_of(head)  # refused where they are too many
+                    continue  # a damaged row has no timestamps to merge
+                head = before.with_stamps_of(head)  # raises if they are too many
             row = {"size": head.size, "content": head.to_bytes()}
             connection.execute(table.delete().where(where))
             connection.execute(table.insert(), row | {"digest": head.digest})
         return head.size
 
     def _root(self, connection: sa.Connection, size: int) -> bytes:
+        """Compute the root (32 bytes) over the first `size` claims from the stored nodes."""
         return self.rows.with_nodes(connection, lambda nodes: root_at(size, nodes))
 
     def _require_own(self, head: TreeHead) -> None:
+        """Raise `LedgerError` unless a tree head names this ledger."""
         if head.statement.predicate.ledger != self.identity:
             raise LedgerError(
                 f"the tree head is of the ledger {head.statement.predicate.ledger}, this is "
@@ -297,6 +325,7 @@ class Ledger:
 
 
 def _claim(content: bytes, name: str, place: int) -> Claim:
+    """Parse a claim from a row; raise `LedgerError` if the row is damaged."""
     try:
         return Claim.from_bytes(content)
     except ClaimError as error:
@@ -304,7 +333,9 @@ def _claim(content: bytes, name: str, place: int) -> Claim:
 
 
 def _make(place: database.Database, operator: str) -> None:
-    """The tables of a new ledger, and what it is."""
+    """Create the tables of a new ledger and write its type, identity and operator."""
+    # The random identity ties tree heads to this ledger, so that two ledgers of one operator cannot
+    # be mixed up.
     stated = {"type": TYPE, "identity": os.urandom(32).hex(), "operator": operator}
     rows = [{"name": name, "value": value} for name, value in stated.items()]
     try:
@@ -316,6 +347,7 @@ def _make(place: database.Database, operator: str) -> None:
 
 
 def _require_free(made: database.Database) -> None:
+    """Raise `LedgerError` if a file or a ledger is already at this URL."""
     if made.is_sqlite and os.path.lexists(made.url.database or ""):
         raise _in_the_way(made)
     if made.exists():
@@ -323,15 +355,18 @@ def _require_free(made: database.Database) -> None:
 
 
 def _in_the_way(made: database.Database) -> LedgerError:
+    """Make the error for a file that is in the way of a new ledger."""
     return LedgerError(f"{made.name} exists, and a ledger is never made over anything")
 
 
 def _opened(url: str, called: str | None = None) -> database.Database:
+    """Open a database by its URL."""
     made: database.Database = _tables().Database(url, called)
     return made
 
 
 def _tables() -> Any:
+    """Import the module `database`, or raise `MissingExtraError` without sqlalchemy."""
     try:
         from countermark.claims import database
     except ImportError:

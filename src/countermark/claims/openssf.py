@@ -1,7 +1,7 @@
-"""OpenSSF model signing: the released file signed in a form that other tools check as well.
+"""OpenSSF model signing: the released file signed in a form that other tools can check.
 
-A claim names the model's tensors, whatever file they lie in; such a signature is over the bytes of
-the file. The package `model-signing` makes and checks it, with keys on NIST curves, not Ed25519.
+A claim names the model's tensors, whatever file holds them; an OpenSSF signature is over the bytes
+of the file. The package `model-signing` makes and checks it, with keys on NIST curves, not Ed25519.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from countermark.claims.decision import Case, Decision, Finding
 from countermark.errors import ClaimError, MissingExtraError, SuspectError, printable
 from countermark.places import require_free
 
+# The curves that model-signing accepts.
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _LARGEST = 1 << 20  # bytes of a signature
 _HOW = "`countermark claim keygen NAME --for-files` writes a new one"
@@ -35,51 +36,54 @@ def sign_model(model: Path, private: Path, out: Path, *, passphrase: str | None 
 
     Args:
         model: a regular file.
-        private: a private key on P-256, P-384 or P-521, PEM.
+        private: a private key on P-256, P-384 or P-521, as PEM.
         out: the signature to write, a Sigstore bundle.
-        passphrase: of the private key, where it is encrypted.
+        passphrase: the passphrase of an encrypted private key.
 
     Raises:
-        ConfigError: something has the name of the signature already.
-        ClaimError: the key is of another kind, or does not open.
-        SuspectError: there is no such model.
+        ConfigError: a file with the name of the signature already exists.
+        ClaimError: the key is of another kind, or the passphrase does not open it.
+        SuspectError: there is no such model file.
         MissingExtraError: model-signing is not installed.
     """
     config = _library()[0].Config()
+    # `files.replacing` below would overwrite an existing signature.
     require_free(out)
     if not model.is_file():
         raise SuspectError(f"{model} is no file: a folder is signed by `model_signing` itself")
     secret = passphrase.encode() if passphrase else None
+    # Checked before the library reads the key, so that a wrong key is a `ClaimError`.
     _require_curve(private, load_pem_private_key, secret)
     config.use_elliptic_key_signer(private_key=private, password=secret)
     with files.replacing(out) as temporary:
-        config.sign(model.resolve(), temporary)  # it refuses links, which caches are full of
+        config.sign(model.resolve(), temporary)  # the library refuses links
 
 
 @dataclass(frozen=True)
 class ModelSignedBy:
-    """The model's file is signed by this key.
+    """A check that the model's file is signed by a pinned key.
 
     Attributes:
-        model: the file; `OfModel` says that the claim is about it.
-        signature: as `sign_model` or `model_signing` writes it.
-        public: the pinned public key, PEM.
+        model: the file; the check `OfModel` makes sure that the claim is about it.
+        signature: the signature, as `sign_model` or `model_signing` writes it.
+        public: the pinned public key, as PEM.
     """
 
     model: Path
     signature: Path
     public: Path
 
-    def judge(self, case: Case) -> Decision:  # noqa: ARG002 - it is about the file
-        """Whether the signature is by that key over that file.
+    def judge(self, case: Case) -> Decision:  # noqa: ARG002 - the check is about the file
+        """Check that the signature is by the pinned key over the file.
 
         Raises:
-            ClaimError: the signature or the public key is no file of its kind.
+            ClaimError: the signature or the public key cannot be parsed.
             MissingExtraError: model-signing is not installed.
         """
         config = _library()[1].Config()
         _require_curve(self.public, load_pem_public_key)
         try:
+            # The signature is a hostile file: bound its size before the library reads it.
             files.parse_json(files.read_regular(self.signature, _LARGEST))
         except ValueError as error:
             raise ClaimError(
@@ -92,14 +96,15 @@ class ModelSignedBy:
 
 
 def _refusal(config: Any, asked: ModelSignedBy) -> str:
-    """Why a signature is not accepted; empty where it is."""
+    """Return why a signature is not accepted; empty if it is accepted."""
     try:
-        with redirect_stdout(io.StringIO()):  # it prints what it thinks of older signatures
+        with redirect_stdout(io.StringIO()):  # the library prints remarks on older signatures
             config.use_elliptic_key_verifier(public_key=asked.public)
             config.verify(asked.model.resolve(), asked.signature)
     except InvalidSignature:
         return "the signature is not by this key, or was changed"
-    except Exception as error:  # what a hostile signature makes the library raise is not fixed
+    except Exception as error:  # a hostile signature can make it raise anything
+        # The library has no exception class of its own for a file that differs.
         if str(error).startswith("Signature mismatch"):
             return f"{asked.model} is another file than the one that was signed"
         return f"it is no signature by this key over this file ({type(error).__name__}: {error})"
@@ -107,7 +112,7 @@ def _refusal(config: Any, asked: ModelSignedBy) -> str:
 
 
 def _require_curve(path: Path, load: Any, *secret: bytes | None) -> None:
-    """Raise `ClaimError` unless a PEM file holds a key that OpenSSF signatures are made with."""
+    """Raise `ClaimError` unless a PEM file holds a key on one of the accepted curves."""
     try:
         key = load(signing.read_pem(path), *secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -123,7 +128,7 @@ def _require_curve(path: Path, load: Any, *secret: bytes | None) -> None:
 
 
 def _library() -> tuple[Any, Any]:
-    """The modules that sign and verify."""
+    """Import model-signing's modules for signing and for verifying."""
     try:
         from model_signing import signing as makes
         from model_signing import verifying as checks

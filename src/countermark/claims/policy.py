@@ -1,10 +1,10 @@
-"""What somebody accepts as evidence: checks that are put together, and no default.
+"""Checks that an examiner combines to a policy; there is no default policy.
 
     AllOf([SignedBy([key]), CommittedBefore(date, [authority]), OwnedAt(1e-6)])
 
-A check holds, does not hold, or was not asked for (nobody to believe was named). An empty policy
-accepts nothing. `AtLeast(k, [...])` asks for k of several; `SignedBy` and `CommittedBefore` take k
-of their own keys and authorities.
+A check holds, fails, or stays open (nobody to trust was named). An empty policy accepts nothing.
+`AtLeast(k, [...])` requires k of several checks; `SignedBy` and `CommittedBefore` require k of
+their own keys and authorities.
 """
 
 from __future__ import annotations
@@ -29,17 +29,22 @@ class Check(Protocol):
     """A part of a policy."""
 
     def judge(self, case: Case) -> Decision:
-        """What it says of a case."""
+        """Judge a case; return one or more findings."""
 
 
 @dataclass(frozen=True)
 class AllOf:
-    """Every check must hold. Of none, nothing is accepted."""
+    """A policy that requires every check to hold; without checks it accepts nothing.
+
+    Attributes:
+        checks: the checks.
+    """
 
     checks: Sequence[Check]
 
     def judge(self, case: Case) -> Decision:
-        """The findings of all checks."""
+        """Return the findings of all checks."""
+        # `all([])` is true: a policy that was left empty by mistake would accept everything.
         if not self.checks:
             reason = "an empty policy accepts nothing: say whom you believe"
             return Decision((Finding("policy", holds=False, reason=reason),))
@@ -49,7 +54,11 @@ class AllOf:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """k of several checks must hold.
+    """A policy that requires k of several checks to hold.
+
+    Attributes:
+        least: k.
+        checks: the checks.
 
     Raises:
         ConfigError: k is not 1 to n.
@@ -62,7 +71,7 @@ class AtLeast:
         least_of(self.least, self.checks, "checks")
 
     def judge(self, case: Case) -> Decision:
-        """One finding: how many hold."""
+        """Return one finding: how many checks hold."""
         decisions = [each.judge(case) for each in self.checks]
         held = sum(each.outcome == "accepted" for each in decisions)
         why = "; ".join(f.reason for each in decisions for f in each.findings if not f.holds)
@@ -72,10 +81,10 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class Unasked:
-    """What was left open, because nobody to believe was named.
+    """A check that stays open because nobody to trust was named.
 
     Attributes:
-        check: what was not asked.
+        check: name of the check.
         reason: what is missing.
     """
 
@@ -83,16 +92,16 @@ class Unasked:
     reason: str
 
     def judge(self, case: Case) -> Decision:  # noqa: ARG002 - the same for every case
-        """That it is open."""
+        """Return one open finding."""
         return Decision((Finding(self.check, None, self.reason),))
 
 
 @dataclass(frozen=True)
 class Intact:
-    """Every signature is by its key over the claim, and every time stamp is of both."""
+    """A check that signatures and timestamps are over this claim."""
 
     def judge(self, case: Case) -> Decision:
-        """Whether anything was changed since."""
+        """Check that nothing was changed after it was signed and timestamped."""
         try:
             case.claim.check()
             for each in case.claim.stamps:
@@ -105,12 +114,16 @@ class Intact:
 
 @dataclass(frozen=True)
 class OfModel:
-    """The claim is about this model."""
+    """A check that the claim is about a model.
+
+    Attributes:
+        model: the model's digest.
+    """
 
     model: ModelDigest
 
     def judge(self, case: Case) -> Decision:
-        """Whether the digests agree."""
+        """Check that the model digests agree."""
         said = ModelDigest(case.claim.model_root, case.claim.statement.predicate.tensors)
         reason = f"the claim is about {said.root} with {said.tensors} tensors, "
         reason += "this one" if said == self.model else f"the model is {self.model.root}"
@@ -119,12 +132,16 @@ class OfModel:
 
 @dataclass(frozen=True)
 class OfKey:
-    """The claim is about this key."""
+    """A check that the claim is about a key.
+
+    Attributes:
+        commitment: the key's commitment, in hexadecimal.
+    """
 
     commitment: str
 
     def judge(self, case: Case) -> Decision:
-        """Whether the commitments agree."""
+        """Check that the commitments agree."""
         same = self.commitment == case.claim.commitment
         reason = f"the claim is about {case.claim.commitment}, "
         reason += "this one" if same else f"the key is {self.commitment}"
@@ -133,7 +150,7 @@ class OfKey:
 
 @dataclass(frozen=True)
 class SignedBy:
-    """The claim is signed by at least `least` of these keys.
+    """A check that at least `least` of the given keys signed the claim.
 
     Attributes:
         keys: public keys as `signing.key_id` names them.
@@ -147,10 +164,11 @@ class SignedBy:
     least: int = 1
 
     def __post_init__(self) -> None:
+        # A key that is listed twice must not count as two signers.
         least_of(self.least, sorted(set(self.keys)), "signers")
 
     def judge(self, case: Case) -> Decision:
-        """Whether the signatures are theirs."""
+        """Check that enough of the keys signed the claim."""
         try:
             case.claim.check()
         except ClaimError as error:
@@ -164,19 +182,18 @@ class SignedBy:
 
 @dataclass(frozen=True)
 class CommittedBefore:
-    """The claim is older than a date, by the word of at least `least` pinned authorities.
+    """A check that at least `least` pinned authorities date the claim before a given time.
 
-    A stamp on the claim counts, and one on a tree head of a ledger that has the claim. A stamp of
-    anybody else, the claimant's own authority included, leaves the claim undated.
+    A timestamp on the claim counts, and so does a timestamp on a ledger's tree head that covers the
+    claim. A timestamp of any other authority, such as the claimant's own, leaves the claim undated.
 
     Attributes:
-        date: what the latest time that a stamp allows for must lie before.
-        authorities: whom the examiner believes.
+        date: the time; the latest time that a timestamp allows must lie before it.
+        authorities: the authorities that the examiner trusts.
         least: k of n.
 
     Raises:
-        ConfigError: k is not 1 to n; with no authority there is nobody to believe; a date in the
-            future.
+        ConfigError: k is not 1 to n, there are no authorities, or the date is in the future.
     """
 
     date: datetime
@@ -188,14 +205,17 @@ class CommittedBefore:
         require_past(self.date, "the date before which the claim must be committed to")
 
     def judge(self, case: Case) -> Decision:
-        """Whether it was committed in time."""
+        """Check that enough authorities timestamped the claim in time."""
         try:
             case.claim.check()
+            # Signatures first: a timestamp is over the signed envelope, and dates nothing if nobody
+            # signed.
             stamps = earliest([case.claim, *case.heads], self.authorities)
         except ClaimError as error:
             return Decision((Finding("committed before", holds=False, reason=str(error)),))
         date, early = instant(self.date), [s for s in stamps if s.stamp.latest < self.date]
         if len(early) >= self.least:
+            # The timestamps are sorted: at the time of the `least`-th, enough authorities agree.
             which = early[self.least - 1]
             reason = (
                 f"stamped {instant(which.stamp.latest)} at the latest by {which.authority.name}, "
@@ -214,12 +234,16 @@ class CommittedBefore:
 
 @dataclass(frozen=True)
 class OwnedAt:
-    """The mark of the claimed key is in the suspect, at this threshold or a stricter one."""
+    """A check that the verdict finds the claimed key's mark, at a threshold or a stricter one.
+
+    Attributes:
+        alpha: the threshold against coincidence.
+    """
 
     alpha: float
 
     def judge(self, case: Case) -> Decision:
-        """Whether the verdict says so, and is about the claim's key."""
+        """Check that the verdict is "owned" and about the claim's key; open without a verdict."""
         verdict = case.verdict
         if verdict is None:
             return Decision((Finding("owned at", None, "no suspect was read"),))
@@ -228,6 +252,7 @@ class OwnedAt:
                 f"the verdict is about the key {verdict.commitment}, the claim about "
                 f"{case.claim.commitment}: the key was made after the claim, or is another one"
             )
+        # Keys with few forgery bits are judged by their age, which has to come from this claim.
         elif _by_word_alone(verdict):
             reason = (
                 "that the key is older than the suspect is the owner's own word: judge it with "
@@ -237,6 +262,8 @@ class OwnedAt:
             reason = (
                 f"judged with the claim {verdict.dating.claim}, and this one is {case.claim.digest}"
             )
+        # p of the verdict was compared with the verdict's own alpha, so that a laxer alpha says
+        # nothing about the stricter one.
         elif verdict.alpha > self.alpha:
             reason = f"judged at alpha {verdict.alpha:g}, {self.alpha:g} is asked for"
         else:
@@ -245,21 +272,29 @@ class OwnedAt:
 
 
 def _by_word_alone(verdict: Verdict) -> bool:
-    """Whether a verdict may rest on the owner's statement of a date; a claim may not do for it."""
+    """Return true if the key's age rests on the owner's own statement."""
     return verdict.assume_dated and verdict.forgery_bits < LEAST_FORGERY_BITS
 
 
 def earliest(
     documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]
 ) -> list[Confirmed]:
-    """The earliest stamp of each pinned authority over any of several documents, in that order.
+    """Find the earliest timestamp of each pinned authority over any of several documents.
+
+    Args:
+        documents: claims or tree heads.
+        authorities: the pinned authorities.
+
+    Returns:
+        The timestamps, earliest first; one for each authority and for each signing certificate.
 
     Raises:
-        ClaimError: a stamp that is of something else.
+        ClaimError: a timestamp is over something else than its document.
     """
     found = [each for document in documents for each in confirmed(document, authorities)]
     kept: list[Confirmed] = []
     for each in sorted(found, key=lambda each: each.stamp.latest):
+        # Two pinned roots may stand for one signer: it counts once.
         new = each.authority not in [other.authority for other in kept]
         if new and each.stamp.signer not in [other.stamp.signer for other in kept]:
             kept.append(each)

@@ -1,4 +1,7 @@
-"""What is read of a ledger's tables, by whoever wrote them: a SQLite file may hold anything."""
+"""Read rows of a ledger's tables as hostile input.
+
+A SQLite file may come from anybody and may hold any value in any column.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,33 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _Made = TypeVar("_Made")
-_ROWS = 200  # claims that are read at a time
+_ROWS = 200  # claims in a batch: at most 200 MiB, since a claim has at most 1 MiB
 
 
 class Rows:
-    """The rows of a ledger, within a transaction of the caller's.
+    """A reader of a ledger's rows; every method works within a transaction of its caller.
 
     Attributes:
         tables: the module `database`.
-        name: what the ledger is called in messages.
+        name: the ledger's name in messages.
     """
 
     def __init__(self, tables: Any, name: str) -> None:
         self.tables, self.name = tables, name
 
     def claims(self, connection: sa.Connection, *, after: int = -1) -> Iterator[Any]:
-        """The rows of the table of claims behind a place, in their order, some at a time.
+        """Yield the rows of the table of claims after a place, in their order, in batches.
+
+        Args:
+            connection: the transaction.
+            after: the place after which to begin; −1 for all claims.
 
         Raises:
-            LedgerError: one is larger than any claim.
+            LedgerError: a row is larger than any claim.
         """
         table = self.tables.claims
         self.require_small(connection)
+        # Seek by place, not by OFFSET: a batch then costs the same at the end of a large ledger.
         while True:
             query = table.select().where(table.c.place > after).order_by("place").limit(_ROWS)
             rows = connection.execute(query).all()
@@ -45,46 +53,48 @@ class Rows:
             after = rows[-1].place
 
     def nodes_of(self, connection: sa.Connection, level: int) -> dict[int, bytes]:
-        """All nodes of one level that are kept, by their place."""
+        """Return the hashes of all stored nodes of one level, by their place."""
         table = self.tables.nodes
         query = table.select().where(table.c.level == level)
         rows = connection.execute(query)
+        # −1 is no node's place: a row with a damaged place shows up as a surplus node.
         return {row.place if type(row.place) is int else -1: row.hash for row in rows}
 
     def counts(self, connection: sa.Connection) -> tuple[int, int]:
-        """How many rows the tables of claims and of nodes have, those outside every order too."""
+        """Return the numbers of all rows of the tables of claims and of nodes."""
         tables = self.tables
         return tables.count(connection, tables.claims), tables.count(connection, tables.nodes)
 
     def require_small(self, connection: sa.Connection, *where: sa.ColumnElement[bool]) -> None:
-        """Raise `LedgerError` where a row is larger than any claim, before it is read."""
+        """Raise `LedgerError` if a row is larger than any claim, before the row is read."""
+        # The database measures the sizes, so that no huge value reaches this process.
         largest = self.tables.largest(connection, *where)
         if largest > LARGEST:
             raise LedgerError(f"{self.name} holds {largest:,} bytes as one claim: expected at most "
                               f"{LARGEST:,}, so it was changed from outside")  # fmt: skip
 
     def place_of(self, connection: sa.Connection, digest: str) -> int | None:
-        """The place of the claim of this digest; None where there is none."""
+        """Return the place of the claim with this digest; None if there is none."""
         table = self.tables.claims
         query = table.select().where(table.c.digest == digest)
         row = connection.execute(query).one_or_none()
         return None if row is None else self.placed(row)
 
     def size(self, connection: sa.Connection) -> int:
-        """How many claims there are."""
+        """Return the number of claims: the last place plus one."""
         table = self.tables.claims
         query = table.select().order_by(table.c.place.desc()).limit(1)
         row = connection.execute(query).one_or_none()
         return 0 if row is None else self.placed(row) + 1
 
     def placed(self, row: Any) -> int:
-        """The place of a row.
+        """Return the place of a row.
 
         Raises:
-            LedgerError: it is no place.
+            LedgerError: the value is no place.
         """
         place: int = row.place
-        if type(place) is not int or place < 0:  # SQLite keeps anything in any column
+        if type(place) is not int or place < 0:  # SQLite stores any type in any column
             raise LedgerError(
                 f"{self.name} holds a claim at {printable(str(place), 40)!r}, which is no place: "
                 "it was changed from outside"
@@ -92,22 +102,27 @@ class Rows:
         return place
 
     def with_nodes(self, connection: sa.Connection, act: Callable[[Nodes], _Made]) -> _Made:
-        """What `act` makes of the stored tree, whose nodes it asks for; they are read at once.
+        """Compute something from the stored tree, and read all nodes for it in one query.
 
         Args:
             connection: the transaction.
-            act: asks for the same nodes whatever they are. It is called twice: to learn which
-                ones are needed, and with these.
+            act: a function of the stored nodes that asks for the same nodes whatever their hashes
+                are. It is called twice: to learn which nodes it needs, and with their hashes.
+
+        Returns:
+            The result of the second call.
 
         Raises:
-            LedgerError: one of them is not there.
+            LedgerError: a node is missing.
         """
         wanted: set[Node] = set()
 
         def asked(level: int, place: int) -> bytes:
+            """Note a node that is needed, and return zeros for its hash."""
             wanted.add((level, place))
             return bytes(DIGEST_BYTES)
 
+        # The result of the first call is meaningless and is dropped.
         act(asked)
         found = self.tables.nodes_at(connection, wanted) if wanted else {}
         if missing := wanted - found.keys():

@@ -1,11 +1,11 @@
-"""The file: a statement in a DSSE envelope, who signed it, and time stamps over both.
+"""Signed documents on disk: a statement in a DSSE envelope, signatures, and timestamps over both.
 
-    PAE       = "DSSEv1" SP len(type) SP type SP len(body) SP body          what is signed
-    envelope  = canonical JSON {"payload", "payloadType", "signatures"}     what is stamped
-    digest    = SHA-256(envelope)                                           what a claim is called
+    PAE       = "DSSEv1" SP len(type) SP type SP len(body) SP body          the signed bytes
+    envelope  = canonical JSON {"payload", "payloadType", "signatures"}     the timestamped bytes
+    digest    = SHA-256(envelope)                                           the name of a document
 
-A stamp is over the signatures as well: whoever signs the same words later has another envelope,
-and no stamp. The key that a signature names is its public key itself; who that is, a policy says.
+A timestamp covers the signatures as well: somebody who signs the same statement later has another
+envelope, and no timestamp. A signature names its public key; whose key that is, a policy decides.
 """
 
 from __future__ import annotations
@@ -39,21 +39,32 @@ from countermark.files import Hex32, Stored
 from countermark.places import write_new
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-LARGEST = 1 << 20  # bytes of a file
-_MOST = 16  # signatures, and stamps
-_STAMP = 1 << 17  # base64 digits of a stamp
+LARGEST = 1 << 20  # bytes of a file, which may come from anybody
+_MOST = 16  # signatures, and also timestamps
+_STAMP = 1 << 17  # base64 digits of a timestamp
 Base64 = Annotated[str, Field(max_length=_STAMP)]
 
 
 class Signature(Stored):
-    """A signature: `keyid` is the public key (32 bytes in hexadecimal), `sig` base64."""
+    """One signature of an envelope.
+
+    Attributes:
+        keyid: the public key, 32 bytes in hexadecimal.
+        sig: the signature in base64.
+    """
 
     keyid: Hex32
     sig: Base64
 
 
 class Envelope(Stored):
-    """A DSSE envelope (version 1) without fields of its own."""
+    """A DSSE envelope (version 1) without additional fields.
+
+    Attributes:
+        payload: the statement's text in base64.
+        payloadType: the media type of in-toto Statements.
+        signatures: at most 16 signatures.
+    """
 
     payload: Base64
     payloadType: Literal["application/vnd.in-toto+json"]  # noqa: N815 - DSSE's spelling
@@ -61,7 +72,15 @@ class Envelope(Stored):
 
 
 class _Signed(Stored):
-    """What claims and tree heads share."""
+    """The base of claims, tree heads and bundle signatures.
+
+    Attributes:
+        what: name of the document in messages.
+        kind: name of the document in its type string.
+        words: class of the statement.
+        envelope: the statement and its signatures.
+        timestamps: RFC 3161 responses over the envelope, in base64.
+    """
 
     what: ClassVar[str]
     kind: ClassVar[str]
@@ -72,7 +91,7 @@ class _Signed(Stored):
 
     @cached_property
     def said(self) -> ClaimStatement | HeadStatement | BundleStatement:
-        """The statement, read from its text."""
+        """The statement, parsed from its text."""
         return parsed(self.words, self.payload)
 
     @cached_property
@@ -82,36 +101,39 @@ class _Signed(Stored):
 
     @cached_property
     def stamped_bytes(self) -> bytes:
-        """The envelope as it is stamped: canonical JSON."""
+        """The bytes that timestamps are over: the envelope as canonical JSON."""
         return rfc8785.dumps(self.envelope.model_dump())
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the envelope, in hexadecimal: what this document is called."""
+        """SHA-256 of the envelope, in hexadecimal: the document's name."""
         return hashlib.sha256(self.stamped_bytes).hexdigest()
 
     @property
     def signers(self) -> tuple[str, ...]:
-        """The public keys that signed, in hexadecimal; `check` says whether they did."""
+        """The public keys of the signatures, in hexadecimal; `check` verifies the signatures."""
         return tuple(each.keyid for each in self.envelope.signatures)
 
     @property
     def stamps(self) -> tuple[bytes, ...]:
-        """The time stamps: RFC 3161 responses in DER."""
+        """The timestamps: RFC 3161 responses in DER."""
         return tuple(_plain(each) for each in self.timestamps)
 
     def check(self) -> None:
-        """Find every signature to be one.
+        """Verify every signature.
 
         Raises:
-            ClaimError: nobody signed, somebody twice, or a signature is not by its key over this
-                statement.
+            ClaimError: there is no signature, one key signed twice, or a signature is not by its
+                key over this statement.
         """
         if not self.signers:
             raise ClaimError(f"nobody signed this {self.what}: expected it from `claim sign`")
+        # k of n signers must be k keys: one key that signs twice counts once.
         if len(set(self.signers)) < len(self.signers):
             raise ClaimError(f"one key signed this {self.what} twice: expected each once")
         message = _pae(self.payload)
+        # All signatures must hold, not only k of them: a document with a false signature was
+        # changed by somebody.
         for each in self.envelope.signatures:
             if not signing.verified(each.keyid, _plain(each.sig), message):
                 raise ClaimError(
@@ -120,10 +142,11 @@ class _Signed(Stored):
                 )
 
     def signed(self, private: Ed25519PrivateKey) -> Self:
-        """The same with one signature more.
+        """Return a copy with one more signature.
 
         Raises:
-            ConfigError: this key signed before, or there are stamps, which would be over less.
+            ConfigError: this key has already signed, or there are timestamps, which would not cover
+                the new signature.
         """
         keyid = signing.key_id(private.public_key())
         if keyid in self.signers:
@@ -135,33 +158,40 @@ class _Signed(Stored):
         made = Signature(keyid=keyid, sig=_coded(private.sign(_pae(self.payload))))
         signatures = (*self.envelope.signatures, made)
         envelope = self.envelope.model_copy(update={"signatures": signatures})
+        # Validated again, so that a copy obeys the same bounds as a document that was read.
         return type(self).model_validate(self.model_dump() | {"envelope": envelope.model_dump()})
 
     def stamped(self, response: bytes) -> Self:
-        """The same with one time stamp more; `timestamp.read` says whether it is one."""
+        """Return a copy with one more timestamp; `timestamp.read` verifies it.
+
+        Args:
+            response: an RFC 3161 response in DER.
+        """
+        # Timestamps lie outside the envelope: one more changes neither digest nor signatures.
         stamps = (*self.timestamps, _coded(response))
         return type(self).model_validate(self.model_dump() | {"timestamps": stamps})
 
     def with_stamps_of(self, other: Self) -> Self:
-        """The same with the stamps of another copy of it, too.
+        """Return a copy that also has the timestamps of another copy of this document.
 
         Raises:
-            ClaimError: they are too many together.
+            ClaimError: these are more timestamps than a document may have.
         """
+        # A dict keeps the order and drops timestamps that both copies have.
         stamps = tuple(dict.fromkeys((*self.timestamps, *other.timestamps)))
         if len(stamps) > _MOST:
             raise ClaimError(f"this {self.what} has {len(stamps)} stamps: expected at most {_MOST}")
         return type(self).model_validate(self.model_dump() | {"timestamps": stamps})
 
     def to_bytes(self) -> bytes:
-        """The file: canonical JSON (RFC 8785) and a line end."""
+        """Return the file's content: canonical JSON (RFC 8785) and a line end."""
         return rfc8785.dumps(self.model_dump()) + b"\n"
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write the file, whole or not at all.
 
         Raises:
-            ConfigError: something already has that name, and it is not to be replaced.
+            ConfigError: the file exists and `replace` is false.
         """
         if replace:
             files.write_bytes(Path(path), self.to_bytes())
@@ -170,14 +200,20 @@ class _Signed(Stored):
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str = "it") -> Self:
-        """A document that anybody may have written; `check` says who signed it.
+        """Parse a document that anybody may have written; `check` verifies its signatures.
+
+        Args:
+            content: the file's content.
+            where: name of the file in messages.
 
         Raises:
-            ClaimError: no such document, another version, or a field that is unknown, missing or
-                wrong; says which.
+            ClaimError: the content is another document or version, or has a field that is unknown,
+                missing or wrong; the message says which.
         """
         try:
             found = files.parse_as(cls, content)
+            # The digest is over a canonical form: a file in another spelling would have the same
+            # digest, and another leaf hash in a ledger.
             if found.to_bytes().rstrip(b"\n") != content.rstrip(b"\n"):
                 raise ValueError("it is not in canonical JSON (RFC 8785)")
             found.require()
@@ -198,18 +234,19 @@ class _Signed(Stored):
         return cls.from_bytes(content, str(path))
 
     def require(self) -> None:
-        """Raise `ValueError` unless the statement and every base64 can be read."""
+        """Raise `ValueError` unless the statement and every base64 field can be read."""
+        # Read everything now, so that a damaged document fails when it is loaded, not later.
         _ = self.said
         for each in (*self.timestamps, *(each.sig for each in self.envelope.signatures)):
             _plain(each)
 
 
 class Claim(_Signed):
-    """A claim: this owner, by this key commitment, has this model.
+    """A claim: the owner of this key commitment has this model.
 
     Attributes:
         envelope: the statement and its signatures.
-        timestamps: RFC 3161 responses over them, in base64.
+        timestamps: RFC 3161 responses over the envelope, in base64.
     """
 
     what: ClassVar[str] = "claim"
@@ -220,17 +257,23 @@ class Claim(_Signed):
 
     @classmethod
     def new(cls, commitment: Commitment, owner: str, root: str, tensors: int) -> Self:
-        """A claim that nobody has signed yet, dated now.
+        """Make an unsigned claim with the current date.
+
+        Args:
+            commitment: the key's commitment.
+            owner: the claimant's name.
+            root: the digest of the model, in hexadecimal.
+            tensors: the number of tensors that the digest covers.
 
         Raises:
-            ConfigError: an owner or a digest that no claim can bear.
+            ConfigError: an owner or a digest that a claim cannot hold.
         """
         text = claim_text(commitment, owner, root, tensors)
         return cls(type="countermark/claim/v1", envelope=_unsigned(text), timestamps=())
 
     @property
     def statement(self) -> ClaimStatement:
-        """What is claimed."""
+        """The statement of the claim."""
         return cast(ClaimStatement, self.said)
 
     @property
@@ -240,7 +283,7 @@ class Claim(_Signed):
 
     @property
     def owner(self) -> str:
-        """Who claims, in his own words."""
+        """The claimant's name, in their own words."""
         return self.statement.predicate.owner
 
     @property
@@ -250,11 +293,13 @@ class Claim(_Signed):
 
 
 class TreeHead(_Signed):
-    """A tree head of a ledger: so many claims, and the root over them. Exported, a checkpoint.
+    """A tree head of a ledger: the number of claims and the root over them.
+
+    An exported tree head is a checkpoint.
 
     Attributes:
         envelope: the statement and its signatures.
-        timestamps: RFC 3161 responses over them, in base64.
+        timestamps: RFC 3161 responses over the envelope, in base64.
     """
 
     what: ClassVar[str] = "tree head"
@@ -265,23 +310,29 @@ class TreeHead(_Signed):
 
     @classmethod
     def new(cls, ledger: str, size: int, root: str) -> Self:
-        """A tree head that nobody has signed yet, dated now."""
+        """Make an unsigned tree head with the current date.
+
+        Args:
+            ledger: the ledger's identity, in hexadecimal.
+            size: the number of claims.
+            root: the root over them, in hexadecimal.
+        """
         text = head_text(ledger, size, root)
         return cls(type="countermark/tree-head/v1", envelope=_unsigned(text), timestamps=())
 
     @property
     def statement(self) -> HeadStatement:
-        """What is said of the ledger."""
+        """The statement about the ledger."""
         return cast(HeadStatement, self.said)
 
     @property
     def size(self) -> int:
-        """How many claims."""
+        """The number of claims."""
         return self.statement.predicate.size
 
     @property
     def root(self) -> str:
-        """The root over them, in hexadecimal."""
+        """The root over the claims, in hexadecimal."""
         return self.statement.subject[0].digest.merkleSha256
 
 
@@ -290,7 +341,7 @@ class BundleSignature(_Signed):
 
     Attributes:
         envelope: the statement and its signatures.
-        timestamps: none; there is nothing to stamp.
+        timestamps: always empty.
     """
 
     what: ClassVar[str] = "bundle"
@@ -301,17 +352,17 @@ class BundleSignature(_Signed):
 
     @classmethod
     def new(cls, digests: Mapping[str, str]) -> Self:
-        """Make a statement that nobody has signed yet, dated now.
+        """Make an unsigned statement about a bundle's files, with the current date.
 
         Args:
-            digests: SHA-256 of each file, in hexadecimal, by its name.
+            digests: SHA-256 of each file, in hexadecimal, by the file's name.
         """
         envelope = _unsigned(bundle_text(digests))
         return cls(type="countermark/bundle-signature/v1", envelope=envelope, timestamps=())
 
     @property
     def statement(self) -> BundleStatement:
-        """What is said of the files."""
+        """The statement about the bundle's files."""
         return cast(BundleStatement, self.said)
 
 
@@ -319,35 +370,44 @@ def load_signed(path: str | Path) -> Claim | TreeHead:
     """Read a claim or a tree head.
 
     Raises:
-        ClaimError: it is neither.
+        ClaimError: the file is neither.
     """
     try:
         content = files.read_regular(Path(path), LARGEST)
         document = files.parse_json(content)
     except ValueError as error:
         raise not_a("a claim or a tree head", str(path), str(error)) from None
+    # Without a known type the parser of `Claim` says what is wrong.
     named = document.get("type") if isinstance(document, dict) else None
     kind = TreeHead if named == "countermark/tree-head/v1" else Claim
     return kind.from_bytes(content, str(path))
 
 
 def _unsigned(text: bytes) -> Envelope:
+    """Make an envelope without signatures."""
     return Envelope(payload=_coded(text), payloadType=PAYLOAD_TYPE, signatures=())
 
 
 def _pae(body: bytes) -> bytes:
-    """The pre-authentication encoding of DSSE, version 1."""
+    """Return the pre-authentication encoding of DSSE, version 1."""
+    # The signature covers the payload's type, so that the bytes cannot pass as another document.
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
 
 
 def _coded(content: bytes) -> str:
+    """Encode bytes as base64."""
     return base64.b64encode(content).decode()
 
 
 def _plain(text: str) -> bytes:
-    """Bytes out of base64, of which only one spelling is read."""
+    """Decode base64, of which only the canonical spelling is accepted.
+
+    Raises:
+        ValueError: the text is not base64, or not its canonical spelling.
+    """
     content = base64.b64decode(text, validate=True)
+    # Unused bits at the end of base64 would allow several texts for one signature.
     if _coded(content) != text:
         raise ValueError("base64 with bits behind its end")
     return content

@@ -1,4 +1,4 @@
-"""Ed25519 keys and certificates, as PEM files of whoever signs and whoever is believed."""
+"""Ed25519 keys and X.509 certificates as PEM files, of signers and of trusted authorities."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ from countermark.errors import ClaimError, ConfigError
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-_LARGEST = 1 << 20  # bytes of a PEM file
+_LARGEST = 1 << 20  # bytes of a PEM file, which may come from anybody
 _HOW = "`countermark claim keygen` and `openssl genpkey -algorithm ed25519` write new ones"
 
 
 def key_id(public: Ed25519PublicKey) -> str:
-    """The name of a public key: its 32 bytes (RFC 8032), in hexadecimal."""
+    """Return the name of a public key: its 32 bytes (RFC 8032) in hexadecimal."""
     return public.public_bytes_raw().hex()
 
 
 def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey:
-    """A private key out of a PEM file (PKCS #8).
+    """Load a private key from a PEM file (PKCS #8).
 
     Raises:
-        ClaimError: it cannot be read, is no Ed25519 key, or the passphrase is missing or wrong.
+        ClaimError: the file cannot be read or holds no Ed25519 key, or the passphrase is missing or
+            wrong.
     """
     content = read_pem(path)
     try:
         key = load_pem_private_key(content, passphrase.encode() if passphrase else None)
+    # cryptography raises TypeError for a passphrase that is missing or not needed.
     except TypeError:
         raise ClaimError(
             f"{path} is encrypted or is not, and the passphrase does not fit that: give it at the "
@@ -63,25 +65,29 @@ def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey
 
 
 def write_pair(path: Path, passphrase: str | None = None, *, for_files: bool = False) -> str:
-    """Write a fresh key pair: `path`.pem (0600, PKCS #8) and `path`.pub; returns its name.
+    """Write a new key pair: `path`.pem (mode 0600, PKCS #8) and `path`.pub.
 
     Args:
-        path: without its suffixes.
-        passphrase: encrypts the private key.
-        for_files: on P-256, to sign the model's file with, instead of Ed25519.
+        path: the path without suffix.
+        passphrase: encrypts the private key, if given.
+        for_files: make a key on P-256, which signs the model's file, instead of Ed25519.
 
-    Returns: as `key_id`, or the SHA-256 of `path`.pub, by which OpenSSF signatures name a key.
+    Returns:
+        The key's name as `key_id` gives it; for P-256 the SHA-256 of `path`.pub, by which OpenSSF
+        signatures name a key.
 
     Raises:
-        ConfigError: something has one of these names already.
+        ConfigError: one of the two files already exists.
     """
     private = generate_private_key(SECP256R1()) if for_files else Ed25519PrivateKey.generate()
     cipher = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
     secret, public = path.with_name(f"{path.name}.pem"), path.with_name(f"{path.name}.pub")
+    # Checked before anything is written, so that no half of a new pair lies beside an old key.
     for each in (secret, public):
         if os.path.lexists(each):
             raise ConfigError(f"{each} exists, and a key is never overwritten: choose another name")
     files.write_secret(secret, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, cipher))
+    # The SHA-256 of exactly these bytes is the name of a P-256 key.
     shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     files.write_bytes(public, shown)
     if isinstance(private, Ed25519PrivateKey):
@@ -90,15 +96,17 @@ def write_pair(path: Path, passphrase: str | None = None, *, for_files: bool = F
 
 
 def is_encrypted(path: Path) -> bool:
-    """Whether a PEM file asks for a passphrase."""
+    """Return true if a PEM file needs a passphrase."""
+    # Both PEM forms say so in plain text: "BEGIN ENCRYPTED PRIVATE KEY" and "Proc-Type:
+    # 4,ENCRYPTED".
     return b"ENCRYPTED" in read_pem(path)
 
 
 def load_public(path: Path) -> Ed25519PublicKey:
-    """A public key out of a PEM file.
+    """Load a public key from a PEM file.
 
     Raises:
-        ClaimError: it cannot be read, or is no Ed25519 public key.
+        ClaimError: the file cannot be read or holds no Ed25519 public key.
     """
     try:
         key = load_pem_public_key(read_pem(path))
@@ -112,17 +120,17 @@ def load_public(path: Path) -> Ed25519PublicKey:
 
 
 def in_pem(known: Ed25519PublicKey | Certificate) -> bytes:
-    """A public key, or a certificate, in PEM and nothing else."""
+    """Encode a public key or a certificate as PEM, and nothing else."""
     if isinstance(known, Ed25519PublicKey):
         return known.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return known.public_bytes(Encoding.PEM)
 
 
 def load_certificates(path: Path) -> list[Certificate]:
-    """The certificates (X.509) in a PEM file, one or more.
+    """Load one or more X.509 certificates from a PEM file.
 
     Raises:
-        ClaimError: it cannot be read, or holds none.
+        ClaimError: the file cannot be read or holds no certificate.
     """
     from cryptography.x509 import load_pem_x509_certificates
 
@@ -134,25 +142,32 @@ def load_certificates(path: Path) -> list[Certificate]:
 
 
 def verified(public: str, signature: bytes, message: bytes) -> bool:
-    """Whether this is a signature by the key of this name."""
+    """Return true if a signature over a message is valid.
+
+    Args:
+        public: the public key in hexadecimal, as `key_id` names it.
+        signature: the Ed25519 signature, 64 bytes.
+        message: the signed bytes.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(signature, message)
+    # ValueError: the name is not the encoding of 32 bytes.
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
 def least_of(least: int, of: Sequence[object], what: str) -> None:
-    """Raise `ConfigError` unless k of n can be asked for."""
+    """Raise `ConfigError` unless 1 ≤ `least` ≤ the number of keys, authorities or checks."""
     if not 1 <= least <= len(of):
         raise ConfigError(f"{least} of {len(of)} {what}: expected at least 1, and so many of them")
 
 
 def read_pem(path: Path) -> bytes:
-    """The content of a PEM file.
+    """Read the content of a PEM file.
 
     Raises:
-        ClaimError: it cannot be read, or is too large for one.
+        ClaimError: the file cannot be read, or is too large for PEM.
     """
     try:
         return files.read_regular(path, _LARGEST)

@@ -1,7 +1,8 @@
-"""What is said: in-toto Statements of version 1, each with one canonical JSON text (RFC 8785).
+"""In-toto Statements of version 1, each with one canonical JSON text (RFC 8785).
 
-A claim says: the owner of this key commitment holds the model of this digest. A tree head says: the
-ledger of this name had so many claims, and this root. `docs/format.md` has every field.
+A claim states: the owner of this key commitment holds the model of this digest. A tree head states:
+the ledger of this identity had this many claims under this root. `docs/format.md`
+lists every field.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ HEAD: Final = "countermark:tree-head/v1"
 BUNDLE: Final = "countermark:bundle/v1"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+# One spelling for each time, always in UTC: the text is signed.
 Instant = Annotated[
     str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")
 ]
+# No model or ledger comes near 2^40 leaves; the bound keeps every inclusion path short.
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 _Body = TypeVar("_Body", bound="ClaimStatement | HeadStatement | BundleStatement")
 
 
 class Commitment(Stored):
-    """A key's commitment: C1 where something was learnt, else C0."""
+    """A key's commitment.
+
+    Attributes:
+        kind: C1 if the scheme learnt something after the first commitment, else C0.
+        sha256: the commitment in hexadecimal.
+    """
 
     kind: Literal["C0", "C1"]
     sha256: Hex32
@@ -48,22 +56,22 @@ class TreeDigest(Stored):
 
 
 class ModelSubject(Stored):
-    """The marked model."""
+    """The marked model, as the subject of a claim."""
 
     name: Literal["model"]
     digest: TreeDigest
 
 
 class ClaimPredicate(Stored):
-    """What a claim says of its model.
+    """The content of a claim about its model.
 
     Attributes:
-        commitment: of the key whose mark is in the model.
-        owner: as in the key.
-        date: when the claim was made, by the claimant's own clock: a statement, no evidence.
-        tensors: how many leaves the model's tree has.
-        nonce: 16 random bytes, so that two claims are never one.
-        version: of the library that wrote it.
+        commitment: commitment of the key whose mark is in the model.
+        owner: the owner's name, as in the key.
+        date: when the claim was made, by the claimant's own clock: a statement, not evidence.
+        tensors: the number of leaves of the model's tree.
+        nonce: 16 random bytes in hexadecimal, so that two claims never have the same text.
+        version: version of the library that wrote the claim.
     """
 
     commitment: Commitment
@@ -78,26 +86,27 @@ class ClaimStatement(Stored):
     """An in-toto Statement about one model."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    # Exactly one: a claim about two models would be ambiguous.
     subject: tuple[ModelSubject]
     predicateType: Literal["countermark:claim/v1"]  # noqa: N815 - in-toto's spelling
     predicate: ClaimPredicate
 
 
 class LedgerSubject(Stored):
-    """The ledger's claims, in their order."""
+    """The ledger's claims in their order, as the subject of a tree head."""
 
     name: Literal["ledger"]
     digest: TreeDigest
 
 
 class HeadPredicate(Stored):
-    """What a tree head says of its ledger.
+    """The content of a tree head about its ledger.
 
     Attributes:
-        ledger: the ledger's identity, drawn when it was made.
-        size: how many claims it had; the root does not fix their number.
-        date: when, by the operator's own clock.
-        version: of the library that wrote it.
+        ledger: the ledger's identity, drawn when the ledger was created.
+        size: the number of claims; the root alone does not fix it.
+        date: when the head was made, by the operator's own clock.
+        version: version of the library that wrote the head.
     """
 
     ledger: Hex32
@@ -122,18 +131,18 @@ class FileDigest(Stored):
 
 
 class FileSubject(Stored):
-    """A file of a bundle."""
+    """A file of a bundle, as a subject of its signature."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     digest: FileDigest
 
 
 class BundlePredicate(Stored):
-    """What a signer says of a bundle.
+    """The content of a signature about a bundle.
 
     Attributes:
-        date: when it was signed, by the signer's own clock.
-        version: of the library that wrote it.
+        date: when the bundle was signed, by the signer's own clock.
+        version: version of the library that wrote the signature.
     """
 
     date: Instant
@@ -150,15 +159,21 @@ class BundleStatement(Stored):
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file, in hexadecimal, by its name."""
+        """SHA-256 of each file, in hexadecimal, by the file's name."""
         return {each.name: each.digest.sha256 for each in self.subject}
 
 
 def claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> bytes:
-    """The canonical text of a new claim, dated now and with a fresh nonce.
+    """Make the canonical text of a new claim, with the current date and a fresh nonce.
+
+    Args:
+        commitment: the key's commitment.
+        owner: the claimant's name.
+        root: the digest of the model, in hexadecimal.
+        tensors: the number of tensors that the digest covers.
 
     Raises:
-        ConfigError: an owner or a digest that no claim can bear.
+        ConfigError: an owner or a digest that a claim cannot hold.
     """
     predicate = {
         "commitment": commitment.model_dump(),
@@ -173,7 +188,7 @@ def claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> b
 
 
 def head_text(ledger: str, size: int, root: str) -> bytes:
-    """The canonical text of a tree head, dated now."""
+    """Make the canonical text of a tree head, with the current date."""
     predicate = {
         "ledger": ledger,
         "size": size,
@@ -185,11 +200,12 @@ def head_text(ledger: str, size: int, root: str) -> bytes:
 
 
 def bundle_text(digests: Mapping[str, str]) -> bytes:
-    """The canonical text about the files of a bundle, dated now.
+    """Make the canonical text about the files of a bundle, with the current date.
 
     Args:
-        digests: SHA-256 of each file, in hexadecimal, by its name.
+        digests: SHA-256 of each file, in hexadecimal, by the file's name.
     """
+    # Sorted, so that equal bundles have equal subjects.
     subject = [{"name": n, "digest": {"sha256": each}} for n, each in sorted(digests.items())]
     predicate = {"date": instant(datetime.now(UTC)), "version": VERSION}
     return _text(BundleStatement, BUNDLE, subject, predicate)
@@ -199,6 +215,11 @@ def _text(
     kind: type[Any], predicate_type: str, subject: list[dict[str, Any]],
     predicate: dict[str, Any],
 ) -> bytes:  # fmt: skip
+    """Make the canonical text of a statement and check that it can be read back.
+
+    Raises:
+        ConfigError: a value that the statement's fields do not accept.
+    """
     document: dict[str, Any] = {
         "_type": STATEMENT,
         "subject": subject,
@@ -207,6 +228,7 @@ def _text(
     }
     try:
         text = rfc8785.dumps(document)
+        # Parse the text at once: nobody may sign a statement that no reader accepts.
         files.parse_as(kind, text)
     except (ValueError, UnicodeError) as error:
         why = printable(str(error), 200)
@@ -217,27 +239,34 @@ def _text(
 
 
 def parsed(kind: type[_Body], text: bytes) -> _Body:
-    """A statement out of its text, which must be the canonical one.
+    """Parse a statement from its text, which must be the canonical one.
+
+    A signature is over bytes: two spellings of one claim would be two claims.
+
+    Args:
+        kind: the class of the statement.
+        text: the text, as it may come from anybody.
 
     Raises:
-        ValueError: it is no such statement, or another spelling of one: a signature is about bytes,
-            and two spellings of a claim would be two claims; or its date is in the future.
+        ValueError: the text is another document or is not canonical, or its date is in the future.
     """
     found = files.parse_as(kind, text)
+    # `parse_as` accepts any spelling of the right values; here the bytes must be equal.
     if rfc8785.dumps(json.loads(text)) != text:
         raise ValueError("the statement is not in canonical JSON (RFC 8785)")
+    # Other clocks may be a little ahead, but no document can come from the future.
     date = moment(found.predicate.date)
     require_past(date, "the date of the statement", tolerance=CLOCK_SKEW, error=ValueError)
     return found
 
 
 def instant(time: datetime) -> str:
-    """A time in UTC as ISO 8601, to the second where it has no fraction."""
+    """Format a time in UTC as ISO 8601, to the second if it has no fraction."""
     return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
 def moment(text: str) -> datetime:
-    """The time that `instant` wrote.
+    """Parse a time that `instant` wrote.
 
     Raises:
         ValueError: there is no such time.
@@ -258,18 +287,19 @@ def require_past(
     time: datetime, what: str, *, tolerance: timedelta = timedelta(),
     error: type[Exception] = ConfigError,
 ) -> None:  # fmt: skip
-    """Refuse a time that has not come yet: nobody can know what will be there by then.
+    """Refuse a time in the future: nobody can know what will exist by then.
 
     Args:
-        time: with its zone.
-        what: what the time is of, as the subject of the message.
-        tolerance: by how much it may be ahead of this machine's clock.
-        error: what to raise.
+        time: the time, with its zone.
+        what: what the time belongs to, as the subject of the message.
+        tolerance: how far the time may be ahead of this machine's clock.
+        error: the exception class to raise.
 
     Raises:
         ConfigError: or `error`, for a time in the future, or one without a zone.
     """
     if time.tzinfo is None:
+        # A time without a zone could be meant hours earlier or later, and decide a case.
         raise error(f"{what} has no zone: expected a time such as 2026-05-31T12:00:00Z")
     now = current_time()
     if time - now > tolerance:
@@ -281,12 +311,17 @@ def require_past(
 
 
 def day_or_moment(text: str, option: str) -> datetime:
-    """A date, which is its first moment in UTC, or a time with its zone, of the command line.
+    """Parse a day, which means its first moment in UTC, or a time with its zone.
+
+    Args:
+        text: the value.
+        option: name of the option in messages.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the text is neither a day nor a time with its zone.
     """
     try:
+        # `fromisoformat` alone would read a day as a time without a zone.
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
             return moment(f"{text}T00:00:00Z")
         found = datetime.fromisoformat(text)
@@ -301,5 +336,12 @@ def day_or_moment(text: str, option: str) -> datetime:
 
 
 def not_a(what: str, where: str, why: str) -> ClaimError:
-    """The error of a file that is no claim, or no tree head."""
+    """Make the error for a file that is not the expected document.
+
+    Args:
+        what: the expected document.
+        where: name of the file.
+        why: the reason, which may quote the file.
+    """
+    # The reason may quote a hostile file: `printable` escapes control characters.
     return ClaimError(f"{where}: {printable(why, 300)}; expected {what}")

@@ -1,8 +1,8 @@
-"""RFC 3161 time stamps: an authority's signed word that bytes of this digest existed at a time.
+"""RFC 3161 timestamps: an authority's signed statement that bytes of a digest existed at a time.
 
-Nobody is believed by default. A stamp counts when the chain of its signer ends in a root that the
-examiner pinned, at the time of the stamp; whether a certificate was withdrawn is not asked. Parsing
-and signatures are those of rfc3161-client.
+No authority is trusted by default. A timestamp counts if the certificate chain of its signer ends,
+at the time of the timestamp, in a root that the examiner pinned. Revocation of certificates is not
+checked. Parsing and signature checks are those of rfc3161-client.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from countermark.errors import ClaimError, MissingExtraError, printable
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-LARGEST_RESPONSE = 1 << 16  # bytes
-_PATIENCE, OK = 30, 200  # seconds; HTTP
+LARGEST_RESPONSE = 1 << 16  # bytes; room for a timestamp with its certificates
+_PATIENCE, OK = 30, 200  # timeout in seconds; HTTP status
 MEDIA_TYPE = "application/timestamp-query"
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a time stamp says, whoever signed it.
+    """The content of a timestamp, whoever signed it.
 
     Attributes:
-        time: when, by the authority's clock.
-        accuracy: by how much it may be wrong, as the authority states.
-        signer: issuer and serial number of the certificate that signed.
+        time: the time by the authority's clock.
+        accuracy: by how much the time may be wrong, as the authority states.
+        signer: issuer and serial number of the signing certificate.
     """
 
     time: datetime
@@ -43,27 +43,27 @@ class Stamp:
 
     @property
     def latest(self) -> datetime:
-        """The latest time that this stamp allows for: what was stamped is older.
+        """The latest time that this timestamp allows: the timestamped document is older.
 
-        rfc3161-client leaves out fractions of a second.
+        rfc3161-client drops fractions of a second, hence the added second.
         """
         return self.time + self.accuracy + timedelta(seconds=1)
 
     @property
     def soonest(self) -> datetime:
-        """The earliest time at which this stamp can have been made."""
+        """The earliest time at which this timestamp can have been made."""
         return self.time - self.accuracy
 
 
 @dataclass(frozen=True)
 class Authority:
-    """A time-stamping authority that an examiner pinned: its root, perhaps its own certificate.
+    """A time-stamping authority that an examiner pinned: its root, and perhaps its own certificate.
 
     Attributes:
         name: subject of the pinned certificate that is nearest to the signer.
-        roots: self-signed certificates; a chain must end in one.
-        between: certificates of authorities below them.
-        leaf: the one certificate that may sign, where it was pinned as well.
+        roots: self-signed certificates; a chain must end in one of them.
+        between: certificates of authorities below the roots.
+        leaf: the only certificate that may sign, if it was pinned; else None.
     """
 
     name: str
@@ -73,16 +73,16 @@ class Authority:
 
     @classmethod
     def load(cls, path: str | Path) -> Authority:
-        """The certificates of a PEM file: one root at least, and at most one that is no authority.
+        """Load a PEM file: one or more roots, intermediates, and at most one signer's certificate.
 
         Raises:
-            ClaimError: no certificate, no root, or several that could sign.
+            ClaimError: the file holds no certificate, no root, or several that could sign.
         """
         try:
             return cls._of(load_certificates(Path(path)), path)
         except ClaimError:
             raise
-        except Exception as error:  # a damaged certificate raises half a dozen kinds, late
+        except Exception as error:  # a damaged certificate can raise anything, late
             raise ClaimError(
                 f"{path} holds a certificate that cannot be used ({printable(str(error), 120)}): "
                 "obtain it again from the authority"
@@ -90,8 +90,11 @@ class Authority:
 
     @classmethod
     def _of(cls, loaded: list[Certificate], path: str | Path) -> Authority:
+        """Sort certificates into roots, intermediates and signer, and check them."""
+        # The names decide, not the signature: the examiner trusts everything in this file anyway.
         roots = [each for each in loaded if each.subject == each.issuer]
         others = [each for each in loaded if each.subject != each.issuer]
+        # A certificate that may issue others is an intermediate; any other one below a root signs.
         leaves = [each for each in others if not _may_issue(each)]
         if not roots or len(leaves) > 1:
             raise ClaimError(
@@ -104,36 +107,46 @@ class Authority:
         made = cls(
             printable(nearest.subject.rfc4514_string(), 200), tuple(roots), tuple(between), leaf
         )
-        made.certified()  # now, if one has a key of no kind that is known
+        made.certified()  # raises now for a key of an unknown kind
         return made
 
     def confirms(self, response: bytes, message: bytes) -> str | None:
-        """None when a stamp over the message is of this authority; else why it is not."""
+        """Return why a timestamp over a message is not by this authority; None if it is.
+
+        Args:
+            response: an RFC 3161 response in DER.
+            message: the timestamped bytes.
+        """
         client = _client()
         verifier = client.VerifierBuilder(
             roots=list(self.roots), intermediates=list(self.between), tsa_certificate=self.leaf
         ).build()
         try:
             verifier.verify_message(client.decode_timestamp_response(response), message)
-        except Exception as error:  # as above: whatever a hostile response raises is no stamp
+        except Exception as error:  # a hostile response can raise anything
             return printable(str(error), 200) or "it cannot be verified"
         return None
 
     def certified(self) -> list[Any]:
-        """The public keys of all pinned certificates."""
+        """Return the public keys of all pinned certificates."""
         kept = (*self.roots, *self.between, *((self.leaf,) if self.leaf else ()))
         return [each.public_key() for each in kept]
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A stamp that a pinned authority signed."""
+    """A timestamp that a pinned authority signed.
+
+    Attributes:
+        stamp: the timestamp.
+        authority: the authority.
+    """
 
     stamp: Stamp
     authority: Authority
 
     def to_json(self) -> dict[str, str]:
-        """Authority, time, and the latest time that its accuracy allows for."""
+        """Return the authority, the time, and the latest time that the accuracy allows."""
         return {
             "authority": self.authority.name,
             "time": instant(self.stamp.time),
@@ -142,7 +155,7 @@ class Confirmed:
 
 
 def request_for(document: Claim | TreeHead) -> bytes:
-    """A request (DER) to stamp a document with its signatures, for any RFC 3161 authority.
+    """Make a request (DER) to timestamp a document with its signatures, for any RFC 3161 authority.
 
     Raises:
         MissingExtraError: rfc3161-client is not installed.
@@ -155,26 +168,33 @@ def request_for(document: Claim | TreeHead) -> bytes:
 
 
 def read(response: bytes, document: Claim | TreeHead) -> Stamp:
-    """What a response says, once it is certain that it is about this document.
+    """Read the timestamp out of a response and check that it is over this document.
+
+    Args:
+        response: an RFC 3161 response in DER, as hostile input.
+        document: the document with its signatures.
 
     Raises:
-        ClaimError: no granted stamp, one of something else, or a time in the future.
+        ClaimError: no timestamp was granted, it is over something else, or it is in the future.
     """
     client = _client()
+    # Bound the size before the parser sees a hostile response.
     if len(response) > LARGEST_RESPONSE:
         raise ClaimError(f"a time stamp has {len(response):,} bytes: expected at most 65,536")
     try:
         decoded = client.decode_timestamp_response(response)
         info = decoded.tst_info
+        # Exactly one signer, as RFC 3161, section 2.4.2, requires.
         (signer,) = decoded.signed_data.signer_infos
         found = Stamp(
             info.gen_time.astimezone(UTC), _accuracy(info),
             (signer.issuer.rfc4514_string(), signer.serial_number),
         )  # fmt: skip
-        _ = found.latest, found.soonest  # there is no year 10,000, and no year 0
+        _ = found.latest, found.soonest  # overflows for times near year 1 or 9999
         imprint = info.message_imprint
+        # Raises KeyError for a digest other than SHA-256, SHA-384 or SHA-512.
         named = client.digests[imprint.hash_algorithm.dotted_string]
-    except Exception as error:  # a hostile response raises half a dozen kinds
+    except Exception as error:  # a hostile response can raise anything
         raise ClaimError(
             f"this is no time stamp that was granted ({printable(str(error), 120)}): expected an "
             "RFC 3161 response over SHA-256, SHA-384 or SHA-512"
@@ -191,18 +211,20 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
 
 
 def confirmed(document: Claim | TreeHead, authorities: Sequence[Authority]) -> list[Confirmed]:
-    """The stamps of a document that pinned authorities signed, earliest first.
+    """Find the timestamps of a document that pinned authorities signed, earliest first.
 
-    An authority counts once, and so does a signer that several pinned roots stand for. Whoever
-    stamps with a key of a signer of the document stamps for himself: that does not count.
+    An authority counts once, and so does a signer that several pinned roots certify. An authority
+    whose key also signed the document does not count: its owner would confirm their own claim.
 
     Raises:
-        ClaimError: a stamp that is of something else.
+        ClaimError: a timestamp is over something else.
     """
+    # Signers of documents are Ed25519 keys, so only an authority's Ed25519 keys can be among them.
     own = {bytes.fromhex(each) for each in document.signers}
     trusted = [each for each in authorities if not own & set(map(_raw, each.certified()))]
     stamps = [(read(each, document), each) for each in document.stamps]
     found: list[Confirmed] = []
+    # Earliest first: the first timestamp of each authority and signer is kept.
     for stamp, response in sorted(stamps, key=lambda each: each[0].latest):
         signers = {each.stamp.signer for each in found}
         free = [each for each in trusted if each not in [known.authority for known in found]]
@@ -214,10 +236,10 @@ def confirmed(document: Claim | TreeHead, authorities: Sequence[Authority]) -> l
 
 
 def ask(url: str, request: bytes) -> bytes:
-    """Ask an authority by HTTP (RFC 3161, section 3.4) for a response in DER.
+    """Send a request to an authority over HTTP (RFC 3161, section 3.4); return its response, DER.
 
     Raises:
-        ClaimError: it does not answer, or not with a response of at most 64 KiB.
+        ClaimError: the authority does not answer, or its answer is no response of at most 64 KiB.
         MissingExtraError: httpx2 is not installed.
     """
     try:
@@ -230,6 +252,7 @@ def ask(url: str, request: bytes) -> bytes:
         with httpx2.stream(
             "POST", url, content=request, headers={"Content-Type": MEDIA_TYPE}, timeout=_PATIENCE
         ) as answer:
+            # Read at most the bound: a hostile server could send without end.
             for piece in answer.iter_raw():
                 found += piece
                 if len(found) > LARGEST_RESPONSE:
@@ -245,6 +268,7 @@ def ask(url: str, request: bytes) -> bytes:
 
 
 def _may_issue(certificate: Certificate) -> bool:
+    """Return true if a certificate may issue others (basic constraint CA)."""
     from cryptography.x509 import BasicConstraints, ExtensionNotFound
 
     try:
@@ -254,7 +278,8 @@ def _may_issue(certificate: Certificate) -> bool:
 
 
 def _accuracy(info: Any) -> timedelta:
-    """What an authority states of its clock; nothing stated is nothing added."""
+    """Return the accuracy that an authority states for its clock; zero if it states none."""
+    # RFC 3161, section 2.4.2: a missing accuracy says nothing, so nothing is added.
     stated = info.accuracy
     if stated is None:
         return timedelta()
@@ -265,13 +290,13 @@ def _accuracy(info: Any) -> timedelta:
 
 
 def _raw(public: Any) -> bytes:
-    """The 32 bytes of an Ed25519 key; nothing of another kind."""
+    """Return the 32 bytes of an Ed25519 public key; empty bytes for a key of another kind."""
     raw = getattr(public, "public_bytes_raw", None)
     return b"" if raw is None else bytes(raw())
 
 
 class _Client:
-    """The names of rfc3161-client that are used here."""
+    """The names of rfc3161-client that this module uses."""
 
     def __init__(self) -> None:
         import rfc3161_client as library
@@ -290,6 +315,7 @@ class _Client:
 
 
 def _client() -> _Client:
+    """Import rfc3161-client, or raise `MissingExtraError`."""
     try:
         return _Client()
     except ImportError:

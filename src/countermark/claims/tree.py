@@ -1,8 +1,8 @@
-"""A Merkle tree (RFC 9162) that grows by a leaf at a time, and whose proofs need few of its nodes.
+"""A Merkle tree (RFC 9162) that grows leaf by leaf, and whose proofs need few of its nodes.
 
-Of a tree only the nodes over complete subtrees are kept: node (level, index) is the tree hash of
-the leaves index·2^level … (index + 1)·2^level − 1, and never changes once it is there. Roots,
-inclusion and consistency proofs at every size follow from O(log n) of them.
+Only the nodes over complete subtrees are stored: node (level, index) is the tree hash of the leaves
+index·2^level … (index + 1)·2^level − 1 and never changes. Roots, inclusion proofs and consistency
+proofs at every size follow from O(log n) of these nodes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ Nodes: TypeAlias = "Callable[[int, int], bytes]"
 
 
 def grown(leaf: bytes, size: int, nodes: Nodes) -> dict[Node, bytes]:
-    """The nodes that one leaf more adds to a tree of `size` leaves: of itself, and those it closes.
+    """Compute the nodes that one more leaf adds to a tree: its own, and each that it completes.
 
     Args:
-        leaf: the leaf itself.
-        size: how many leaves the tree has without it.
-        nodes: the nodes that are there.
+        leaf: the content of the leaf.
+        size: the number of leaves before.
+        nodes: the stored nodes.
     """
     level, index, digest = 0, size, leaf_hash(leaf)
     made = {(level, index): digest}
+    # A leaf with an odd index is a right child: it completes the subtree with its left sibling.
     while index % 2:
         digest = node_hash(nodes(level, index - 1), digest)
         level, index = level + 1, index // 2
@@ -37,12 +38,16 @@ def grown(leaf: bytes, size: int, nodes: Nodes) -> dict[Node, bytes]:
 
 
 def root_at(size: int, nodes: Nodes) -> bytes:
-    """The root (32 bytes) over the first `size` leaves."""
+    """Compute the root (32 bytes) over the first `size` leaves."""
     return _hash(0, size, nodes) if size else root([])
 
 
 def inclusion_path(index: int, size: int, nodes: Nodes) -> list[bytes]:
-    """The path from a leaf to the root over the first `size`, lowest first; section 2.1.3.1."""
+    """Compute the path from a leaf to the root over the first `size` leaves; section 2.1.3.1.
+
+    Returns:
+        Digests of 32 bytes, lowest first.
+    """
     path: list[bytes] = []
     low, high = 0, size
     while high - low > 1:
@@ -57,9 +62,13 @@ def inclusion_path(index: int, size: int, nodes: Nodes) -> list[bytes]:
 
 
 def consistency_path(old: int, size: int, nodes: Nodes) -> list[bytes]:
-    """The proof that the first `old` of `size` leaves are the old tree; section 2.1.4.1."""
+    """Prove that the first `old` of `size` leaves are the old tree; section 2.1.4.1.
+
+    Returns:
+        Digests of 32 bytes, in the order in which `consistent` uses them.
+    """
     path: list[bytes] = []
-    low, high, left = 0, size, True  # left: the old tree's own root is known to whoever checks
+    low, high, left = 0, size, True  # left: the verifier knows the old tree's root
     while old not in (0, high):
         middle = low + _split(high - low)
         if old <= middle:
@@ -72,15 +81,15 @@ def consistency_path(old: int, size: int, nodes: Nodes) -> list[bytes]:
 
 
 def consistent(old: tuple[int, bytes], new: tuple[int, bytes], path: Sequence[bytes]) -> bool:
-    """Whether a proof shows that a new tree only adds leaves to an old one; section 2.1.4.2.
+    """Return true if a proof shows that a new tree only adds leaves to an old one; section 2.1.4.2.
 
     Args:
-        old: size and root of the one.
-        new: of the other.
-        path: as `consistency_path` gives it.
+        old: size and root of the old tree.
+        new: size and root of the new tree.
+        path: the proof, as `consistency_path` gives it.
 
     Raises:
-        ClaimError: the old tree is larger, or a digest of the proof has not 32 bytes.
+        ClaimError: the old tree is larger, or a digest of the proof does not have 32 bytes.
     """
     (old_size, old_root), (size, new_root) = old, new
     if old_size > size or any(len(each) != DIGEST_BYTES for each in path):
@@ -88,8 +97,11 @@ def consistent(old: tuple[int, bytes], new: tuple[int, bytes], path: Sequence[by
             f"there is no proof that {size} claims only add to {old_size}: expected digests of 32 "
             "bytes, and the smaller tree first"
         )
+    # Nothing was added, or the old tree was empty: the proof has no digests.
     if old_size in (0, size):
         return not path and (old_root == new_root if old_size else old_root == root([]))
+    # An old tree with a power of two of leaves is a node of the new tree, which the proof leaves
+    # out.
     if old_size & (old_size - 1) == 0:
         path = [old_root, *path]
     place, last = old_size - 1, size - 1
@@ -104,6 +116,7 @@ def consistent(old: tuple[int, bytes], new: tuple[int, bytes], path: Sequence[by
         if place % 2 or place == last:
             reached_old = node_hash(digest, reached_old)
             reached_new = node_hash(digest, reached_new)
+            # Skip the levels at which the last node has no sibling and rises unchanged.
             while place % 2 == 0 and place:
                 place, last = place >> 1, last >> 1
         else:
@@ -113,16 +126,21 @@ def consistent(old: tuple[int, bytes], new: tuple[int, bytes], path: Sequence[by
 
 
 class Growing:
-    """The roots of a list of leaves while it is read: log n digests in memory."""
+    """The root over a list of leaves while the list is read; it holds log n digests in memory.
+
+    Attributes:
+        size: the number of leaves so far.
+    """
 
     def __init__(self) -> None:
         self.size = 0
-        self._peaks: list[tuple[int, bytes]] = []  # complete subtrees, the largest first
+        self._peaks: list[tuple[int, bytes]] = []  # (level, hash), largest first
 
     def add(self, leaf: bytes) -> dict[Node, bytes]:
-        """Take one leaf more; the nodes that it adds."""
+        """Add one leaf and return the nodes that it adds."""
         peaks = dict(self._peaks)
         made = grown(leaf, self.size, lambda level, _: peaks[level])
+        # The highest new node covers the smaller complete subtrees, which are not needed any more.
         top = max(made)
         self._peaks = [each for each in self._peaks if each[0] > top[0]] + [(top[0], made[top])]
         self.size += 1
@@ -130,7 +148,7 @@ class Growing:
 
     @property
     def root(self) -> bytes:
-        """The root over what was taken so far."""
+        """The root over the leaves so far."""
         if not self._peaks:
             return root([])
         *others, (_, reached) = self._peaks
@@ -140,12 +158,15 @@ class Growing:
 
 
 def _split(size: int) -> int:
-    """k, the largest power of two below n."""
+    """Return k of RFC 9162, section 2.1.1: the largest power of two below `size`."""
     return 1 << (size - 1).bit_length() - 1
 
 
 def _hash(low: int, high: int, nodes: Nodes) -> bytes:
-    """The tree hash of leaves low … high − 1, where low is a multiple of the next power of two."""
+    """Compute the tree hash of the leaves low … high − 1.
+
+    `low` must be a multiple of the smallest power of two that is at least high − low.
+    """
     size = high - low
     if size & (size - 1) == 0:
         level = size.bit_length() - 1

@@ -1,8 +1,8 @@
-"""The bundle: a folder that judges itself again, without network, suspect or key.
+"""The bundle: a folder that can be judged again without network, suspect or key.
 
-`record.json` is what was read and judged; beside it lie the claim, the tree head that dates it with
-the claim's inclusion proof, and the certificates and public keys that the examiner pinned. With an
-opened key (`key.json`, `key.safetensors`) the reading itself can be repeated on the suspect.
+`record.json` holds the reading and its verdict. Beside it lie the claim, the tree head that dates
+the claim with an inclusion proof, and the certificates and public keys that the examiner pinned.
+With an opened key (`key.json`, `key.safetensors`) the suspect can be read again, too.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 RECORD, CLAIM, HEAD, PROOF = "record.json", "claim.json", "tree-head.json", "inclusion.json"
 SIGNATURE = "signature.json"
 KEY = ("key.json", "key.safetensors")
-_LARGEST = 4 << 20  # bytes of a record; a hostile one takes a hundred times that to parse
-_LARGEST_SIGNED = 1 << 32  # of any file of a signed bundle, an opened key among them
-_LARGEST_PROOF = 1 << 16  # of an inclusion proof: 40 digests are enough for any tree
+_LARGEST = 4 << 20  # bytes of a record; parsing takes up to a hundred times that in memory
+_LARGEST_SIGNED = 1 << 32  # bytes of a file of a signed bundle, which may be an opened key
+_LARGEST_PROOF = 1 << 16  # bytes of an inclusion proof; 40 digests are enough for any tree
 
 RECORDED_P = (
     "log10 p by {name} cannot be computed again without suspect and key: it is taken as recorded"
@@ -62,7 +62,12 @@ SIGNED = (
 
 
 class Inclusion(Stored):
-    """That the claim is under the tree head: its place, and digests to the root, lowest first."""
+    """A proof that the claim is under the tree head.
+
+    Attributes:
+        place: the claim's place in the ledger, from 0.
+        path: digests from leaf to root, lowest first, in hexadecimal.
+    """
 
     type: Literal["countermark/inclusion/v1"]
     place: int
@@ -71,7 +76,15 @@ class Inclusion(Stored):
 
 @dataclass(frozen=True)
 class Dated:
-    """What the bundle of a dated key holds beside its record."""
+    """The documents that a bundle of a dated key holds beside its record.
+
+    Attributes:
+        claim: the claim about the key.
+        authorities: PEM files of the pinned authorities.
+        signers: PEM files of the pinned signers' public keys.
+        head: the tree head that dates the claim; None if nothing dates it.
+        inclusion: the proof that the claim is under the head; None if nothing dates it.
+    """
 
     claim: Claim
     authorities: tuple[Path, ...]
@@ -85,14 +98,15 @@ class Replayed:
     """A bundle that was judged again.
 
     Attributes:
-        record: as it was read; its verdict follows from it.
-        verdict: the same, judged anew: what follows if the recorded reading is true.
-        sha256: of `record.json`.
-        checked: what was found to hold.
-        limits: what a replay cannot know.
-        signers: who signed the bundle, as names of their public keys.
-        is_vouched_for: whether somebody whom the examiner pinned signed it.
+        record: the record as it was read; its verdict follows from it.
+        verdict: the verdict, judged again: what follows if the recorded reading is true.
+        sha256: SHA-256 of `record.json`.
+        checked: the statements that were checked and hold.
+        limits: the caveats: what a replay cannot know.
+        signers: public keys, in hexadecimal, that signed the bundle.
+        is_vouched_for: whether a signer whom the examiner pinned signed the bundle.
         has_key: whether the bundle holds the opened key.
+        dated: the documents that date the key; None if the verdict has no claim.
     """
 
     record: Record
@@ -113,9 +127,9 @@ def contents(
     """Make the files of a bundle, by their names.
 
     Args:
-        record: what was judged.
-        dated: claim and what dates it, where there was a claim.
-        key: a key folder whose files are put in, unencrypted or not, as they are.
+        record: the record of the verdict.
+        dated: the claim and what dates it, if there was a claim.
+        key: a key folder whose two files are copied as they are, encrypted or not; None for none.
         signer: signs the digests of all files; None leaves the bundle unsigned.
     """
     made = {RECORD: record.model_dump_json(indent=1).encode() + b"\n"}
@@ -124,7 +138,7 @@ def contents(
         if dated.head is not None and dated.inclusion is not None:
             made[HEAD] = dated.head.to_bytes()
             made[PROOF] = dated.inclusion.model_dump_json().encode() + b"\n"
-        # Written anew: a file may hold more than what it was given for, a private key for one.
+        # Encoded again, not copied: a PEM file may also hold something else, say a private key.
         for n, path in enumerate(dated.authorities):
             made[f"authority-{n}.pem"] = b"".join(map(in_pem, load_certificates(path)))
         for n, path in enumerate(dated.signers):
@@ -132,6 +146,7 @@ def contents(
     if key is not None:
         made |= {name: (key / name).read_bytes() for name in KEY}
     if signer is not None:
+        # Signed last, so that the signature covers every other file.
         digests = {name: hashlib.sha256(each).hexdigest() for name, each in made.items()}
         made[SIGNATURE] = BundleSignature.new(digests).signed(signer).to_bytes()
     return made
@@ -141,7 +156,7 @@ def save(folder: Path, content: Mapping[str, bytes]) -> None:
     """Write a bundle to a new folder, whole or not at all.
 
     Raises:
-        ConfigError: something already has that name.
+        ConfigError: the folder already exists.
     """
     try:
         files.write_folder(folder, content)
@@ -154,17 +169,18 @@ def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
 
     Args:
         folder: the bundle.
-        pinned: public keys of whoever is believed to have read what the record says.
+        pinned: public keys of the signers whom the examiner trusts to have read the suspect.
 
     Raises:
-        ClaimError: it is no bundle, something in it was changed or does not follow from the rest,
+        ClaimError: the folder is no bundle, a file was changed or does not follow from the others,
             or none of the pinned keys signed it.
     """
     try:
         content = files.read_regular(folder / RECORD, _LARGEST)
         record = files.parse_as(Record, content)
         verdict = record.judged()
-        verdict.explain()  # what it says of the suspect is as hostile as the rest
+        # The names in a record are as hostile as the rest: fail here, not when they are printed.
+        verdict.explain()
     except (ValueError, TypeError, KeyError, AttributeError, CountermarkError) as error:
         raise ClaimError(
             f"{folder / RECORD}: {printable(str(error), 300)}; expected a bundle as "
@@ -180,6 +196,7 @@ def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
         )
     if vouching:
         checked.append(f"every file is as {', '.join(vouching)} signed it")
+    # A replay follows from the record; only a signature says that the record was ever read.
     limits = [_basis(signers, vouching)]
     if not is_recomputed(record.result):
         limits.append(RECORDED_P.format(name=record.result.null))
@@ -210,16 +227,18 @@ def _basis(signers: Sequence[str], vouching: Sequence[str]) -> str:
 
 
 def _check_signature(folder: Path) -> tuple[str, ...]:
-    """Find who signed a bundle; nobody where it has no signature.
+    """Check the signature of a bundle and return its signers; empty without a signature.
 
     Raises:
-        ClaimError: a signature that is not one, or not of these files.
+        ClaimError: the signature is not valid, or not over exactly these files.
     """
+    # A bundle may be unsigned: the caveat UNSIGNED then says so.
     if not (folder / SIGNATURE).exists():
         return ()
     signature = BundleSignature.load(folder / SIGNATURE)
     signature.check()
     signed, there = signature.statement.digests, set()
+    # An extra file is refused, too: a replay would read it as if the signer had seen it.
     for path in sorted(folder.iterdir()):
         if path.name == SIGNATURE:
             continue
@@ -236,7 +255,11 @@ def _check_signature(folder: Path) -> tuple[str, ...]:
 
 
 def _dated(folder: Path) -> Dated:
-    """The claim of a bundle and what lies beside it."""
+    """Load the claim of a bundle and the documents beside it.
+
+    Raises:
+        ClaimError: a document that cannot be read.
+    """
     claim, head, inclusion = Claim.load(folder / CLAIM), None, None
     if (folder / HEAD).exists():
         head = TreeHead.load(folder / HEAD)
@@ -251,7 +274,11 @@ def _dated(folder: Path) -> Dated:
 
 
 def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
-    """What holds of a claim and of the head that dates it."""
+    """Check the claim and the tree head that date a verdict; return the statements that hold.
+
+    Raises:
+        ClaimError: a statement of the verdict that the documents do not show.
+    """
     claim, dating = dated.claim, verdict.dating
     claim.check()
     if dating is None or claim.digest != dating.claim or claim.commitment != verdict.commitment:
@@ -259,8 +286,10 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
     if claim.owner != verdict.owner:
         raise ClaimError("the owner in the claim is not the one that the verdict names")
     checked = [f"the claim {claim.digest} is signed, and about this key"]
+    # An undated claim makes no statement about a tree head that could be checked.
     if dating.committed is None:
         return checked
+    # The number of commitments depends on whether a signer was pinned, so this must agree.
     pinned = {key_id(load_public(each)) for each in dated.signers}
     if (dating.signer == "pinned") != bool(pinned & set(claim.signers)):
         raise ClaimError("the claim's signer is not among the public keys, as the verdict says")
@@ -269,6 +298,7 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
     _require_under(claim, dated.head, dated.inclusion)
     authorities = [Authority.load(each) for each in dated.authorities]
     stamps = earliest([dated.head], authorities)
+    # The verdict names a time and authorities; a timestamp on the tree head has to confirm both.
     by = {instant(each.stamp.latest): each.authority.name for each in stamps}
     if by.get(dating.committed) not in dating.authorities or (
         moment(dating.committed) >= moment(dating.suspect_date)
@@ -276,12 +306,14 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
         raise ClaimError("the tree head in the bundle is not stamped as the verdict says")
     if not set(dating.authorities) <= {each.name for each in authorities}:
         raise ClaimError("the verdict names authorities of which the bundle has no certificate")
+    # p is multiplied by this number: zero or none would make a dated key free.
     if not dating.commitments:
         raise ClaimError("the verdict is dated and counts no commitment")
     return [*checked, f"it is under a tree head that was stamped by {dating.committed}"]
 
 
 def _require_under(claim: Claim, head: TreeHead, inclusion: Inclusion) -> None:
+    """Raise `ClaimError` unless a claim is under a signed tree head."""
     head.check()
     place, path = inclusion.place, inclusion.path
     if not merkle.is_under(head.root, claim.to_bytes(), place, head.size, path):

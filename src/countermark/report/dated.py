@@ -1,4 +1,4 @@
-"""What `verify` is told of a key's age: a claim, whom to believe, and where claims are counted."""
+"""The options of `verify` about a key's age: claim, trusted parties, and ledger for counting."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Dated:
     """The options of `verify` about a claim.
 
     Attributes:
-        claim: the file.
-        authorities, signers: PEM files of whom the examiner believes.
-        suspect_date: his statement.
-        ledger: the URL of the ledger that he counts in.
+        claim: the claim's file; None if no claim was given.
+        authorities: PEM files of the authorities that the examiner trusts.
+        signers: PEM files of the claimant's public keys, as far as the examiner knows them.
+        suspect_date: the time before which the key must have been committed to, as they state.
+        ledger: the URL of the ledger in which claims are counted.
     """
 
     claim: Path | None
@@ -35,16 +36,19 @@ class Dated:
     ledger: str | None = field(repr=False)
 
     def of(self, key: Key | Openings) -> KeyDating | None:
-        """What the claim says of a key's age; None where no claim was given."""
+        """Return the key's age as the claim shows it; None if no claim was given."""
         found = self.shown(key)
         return None if found is None else found[0]
 
     def shown(self, key: Key | Openings) -> tuple[KeyDating, Evidence] | None:
-        """The same, and what shows it: the claim, and the tree head that dates it.
+        """Return the key's age with the documents that show it: claim, tree head and proof.
+
+        Returns:
+            None if no claim was given.
 
         Raises:
-            ConfigError: an option that is missing, or goes with a claim and there is none.
-            ClaimError: the claim is about another key, or was changed.
+            ConfigError: an option is missing, or an option about a claim was given without a claim.
+            ClaimError: the claim is about another key or owner, or was changed.
         """
         others = (self.authorities, self.signers, self.suspect_date, self.ledger)
         if self.claim is None:
@@ -62,6 +66,7 @@ class Dated:
         return self._judged(self.claim, key)
 
     def _judged(self, path: Path, key: Key | Openings) -> tuple[KeyDating, Evidence]:
+        """Date a key by the claim in a file; see `shown`."""
         from countermark.claims.audit import audit
         from countermark.claims.dating import Believed, dating
         from countermark.claims.ledger import Ledger
@@ -73,6 +78,8 @@ class Dated:
         from countermark.report.bundle import Dated as Evidence
 
         claim = Claim.load(path)
+        # The name in a claim is free text: whoever saw a commitment could claim it under another
+        # name.
         if claim.commitment == key.commitment and claim.owner != key.owner:
             raise ClaimError(
                 f"{path} is a claim of {printable(claim.owner, 80)!r}, the key's owner is "
@@ -96,6 +103,7 @@ class Dated:
             found = dating(claim, believed, audited)
             if found.committed is None:
                 return found, Evidence(claim, *pinned)
+            # Several heads may have been timestamped: find the one whose timestamp gives this time.
             for head in audited.heads:
                 stamps = earliest([head], believed.authorities)
                 if found.committed in [instant(each.stamp.latest) for each in stamps]:
@@ -106,10 +114,18 @@ class Dated:
 def _under(
     ledger: Ledger, claim: Claim, head: TreeHead, pinned: tuple[tuple[Path, ...], ...]
 ) -> Evidence:
-    """The claim as the ledger has it, under the tree head that dates it."""
+    """Collect the documents that date a key: the ledger's claim, tree head and inclusion proof.
+
+    Args:
+        ledger: the ledger.
+        claim: the claim, which is in the ledger.
+        head: the tree head that dates it.
+        pinned: PEM files of authorities, and of signers.
+    """
     from countermark.report.bundle import Dated as Evidence
     from countermark.report.bundle import Inclusion
 
+    # The leaf is over the bytes of the ledger's copy, whose timestamps may differ from the file's.
     (entry,) = ledger.find(digest=claim.digest)
     proof = ledger.prove(entry.place, head.size)
     inclusion = Inclusion(type="countermark/inclusion/v1", place=proof.place, path=proof.path)

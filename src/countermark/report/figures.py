@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG that stands in the page itself: no script, no font, no file."""
+"""The figures of a report as inline SVG, without scripts, fonts or external files."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from html import escape
 
 from countermark import stats
 
-_WIDTH, _POINTS = 640, 1000
+_WIDTH, _POINTS = 640, 1000  # SVG units; points of a curve
 
 
 def matches(matched: int, bits: int, rate: float, least: int | None) -> str:
-    """How many agree, against how many would by coincidence.
+    """Draw how many bits agree, against how many would agree by coincidence.
 
     Args:
-        matched: how many of `bits` agreed.
-        bits: T.
-        rate: the chance that one agrees on an unmarked model.
-        least: how many are needed; None where none would do.
+        matched: how many of `bits` agree.
+        bits: T, the number of bits, triggers or images; at least 1.
+        rate: the probability that one of them agrees on an unmarked model.
+        least: how many must agree; None if no number would be enough.
     """
+    # About a thousand points draw the curve, also for a key of 65,536 bits.
     shown = range(0, bits + 1, max(1, bits // _POINTS))
     heights = [_probability(k, bits, rate) for k in shown]
     top, base = max(heights), 170.0
 
     def x(k: float) -> float:
+        """Return the horizontal position of a count."""
         return 20 + (_WIDTH - 40) * k / bits
 
     points = " ".join(
@@ -47,7 +49,12 @@ def matches(matched: int, bits: int, rate: float, least: int | None) -> str:
 
 
 def message(read: Sequence[int], expected: Sequence[int]) -> str:
-    """What was read, one cell each: dark where it agrees with what was expected, else light."""
+    """Draw one cell for each value that was read: dark if it is as expected, else light.
+
+    Args:
+        read: the values that were read.
+        expected: the expected values, as many.
+    """
     columns = min(64, len(read))
     size = (_WIDTH - 40) / 64
     cells = []
@@ -56,13 +63,18 @@ def message(read: Sequence[int], expected: Sequence[int]) -> str:
         kind = "agrees" if got == wanted else "differs"
         side = f'width="{size - 1:.1f}" height="{size - 1:.1f}"'
         cells.append(f'<rect class="{kind}" {place} {side}/>')
+    # Ceiling division: the last row may be incomplete.
     rows = -(-len(read) // columns)
     agree = sum(got == wanted for got, wanted in zip(read, expected, strict=True))
     return _svg(int(20 + size * rows), f"{agree} of {len(read)} agree", cells)
 
 
 def time_line(events: Sequence[tuple[datetime, str]]) -> str:
-    """What is known to have been when, earliest first; the distances are not to scale."""
+    """Draw events in their order, earliest first; distances are not to scale.
+
+    Args:
+        events: time and description of each event.
+    """
     ordered, parts = sorted(events), ['<line class="axis" x1="30" y1="10" x2="30" y2="{end}"/>']
     for n, (when, what) in enumerate(ordered):
         y = 24 + 34 * n
@@ -75,12 +87,14 @@ def time_line(events: Sequence[tuple[datetime, str]]) -> str:
 
 
 def _probability(k: int, bits: int, rate: float) -> float:
-    """P[Bin(T, rate) = k], from the tails."""
+    """Return P[Bin(bits, rate) = k] as a difference of two tails."""
     tail = 10 ** stats.log10_binomial_tail(k, bits, rate)
+    # Rounding can make the difference negative far out in the tail.
     return max(0.0, tail - 10 ** stats.log10_binomial_tail(k + 1, bits, rate))
 
 
 def _mark(x: float, base: float, kind: str, says: str, *, low: bool = False) -> str:
+    """Draw a vertical line with a label, which stands left of the line in the right half."""
     y = base - (100 if low else 150)
     anchor = "end" if x > _WIDTH / 2 else "start"
     shift = -6 if anchor == "end" else 6
@@ -89,5 +103,6 @@ def _mark(x: float, base: float, kind: str, says: str, *, low: bool = False) -> 
 
 
 def _svg(height: int, says: str, parts: Sequence[str]) -> str:
+    """Wrap parts of a figure in an SVG element with a description for screen readers."""
     head = f'<svg viewBox="0 0 {_WIDTH} {math.ceil(height)}" role="img" aria-label="{escape(says)}"'
     return f'{head} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'

@@ -1,7 +1,8 @@
-"""What was measured of each form of a scheme, for reports: rendered from the results, never typed.
+"""Measured false claims and robustness of each form of a scheme, which reports quote.
 
-`measured.json` beside this file is written by `tools/render_results.py`; a stale one is an error of
-`make check`. It speaks of other models and other keys than those of a report, and says of which.
+`measured.json` beside this file is generated from the results by `tools/render_results.py`; `make
+check` fails if the file is stale. The figures are about other models and keys than a report's, and
+each figure says which.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ FILE = Path(__file__).with_name("measured.json")
 
 
 class Unmarked(Stored):
-    """How often a key was found where it never was: in one group of models without a mark.
+    """How often keys were found in one group of unmarked models.
 
     Attributes:
-        group: what the models are.
-        judged: how many verdicts there were; with several seeds, a key of each on every model.
-        claims: how many would have said *owned*, by alpha.
-        source: experiment and row; `track` says how far it is from the paper's scale.
-        seeds: of the marked models.
-        made: library versions and days, as the results have them.
+        group: description of the models.
+        judged: the number of verdicts; with several seeds, a key of each seed on every model.
+        claims: how many verdicts would have been *owned*, by alpha.
+        source: experiment and row in the results.
+        track: how far the experiment is from the paper's scale.
+        seeds: seeds of the marked models.
+        made: library versions and days, as recorded in the results.
     """
 
     group: str
     judged: Annotated[int, Field(ge=1)]
+    # The alphas are text, since JSON has no other keys.
     claims: dict[str, int]
     source: str
     track: str
@@ -41,14 +44,15 @@ class Unmarked(Stored):
 
 
 class Form(Stored):
-    """One form of a scheme.
+    """One form of a scheme, with its measurements.
 
     Attributes:
-        name: for people.
-        scheme: its name, and `fields` the values that a key of this form has.
-        unmarked: false claims, a group each; none where nothing was measured.
-        robustness: a sentence with figures; empty where nothing was measured.
-        robustness_source: the table that it quotes.
+        name: the form's name for people.
+        scheme: name of the scheme.
+        fields: the values of scheme fields by which a key of this form is recognised.
+        unmarked: false claims, one entry for each group of models; empty if not measured.
+        robustness: a sentence with figures; empty if not measured.
+        robustness_source: the table that the sentence quotes.
     """
 
     name: str
@@ -60,15 +64,16 @@ class Form(Stored):
 
 
 class Measured(Stored):
-    """All forms that something was measured of."""
+    """The measurements of all forms, as stored in `measured.json`."""
 
     type: Literal["countermark/measured/v1"]
     forms: tuple[Form, ...]
 
 
 def measured_of(scheme: str, fields: Mapping[str, Any]) -> Form | None:
-    """What was measured of the form that a key has; None where nothing was."""
+    """Find the measurements of a key's form; None if it was not measured."""
     for form in _measured().forms:
+        # A form names only the fields that matter; other fields of a key may have any value.
         if form.scheme == scheme and form.fields.items() <= fields.items():
             return form
     return None
@@ -76,4 +81,5 @@ def measured_of(scheme: str, fields: Mapping[str, Any]) -> Form | None:
 
 @cache
 def _measured() -> Measured:
+    """Load `measured.json`, once."""
     return files.parse_as(Measured, FILE.read_bytes())

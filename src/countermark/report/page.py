@@ -1,4 +1,4 @@
-"""One HTML file that says what was asked, found and not found, and on what it rests."""
+"""The report as one HTML file: the question, the findings, and the facts that they rest on."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from countermark.report.record import Record, is_recomputed
 from countermark.test_result import in_words
 from countermark.verdict import Verdict
 
-_CUT = 10_000  # cells of a figure
+_CUT = 10_000  # cells of a figure, so that a long reading does not make a page of megabytes
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A trigger as it is drawn.
+    """A trigger as the page shows it.
 
     Attributes:
-        trigger, cover: data URLs; no cover where the key keeps none.
-        says: its label, and what was answered.
+        trigger, cover: data URLs of the images; no cover if the key keeps none.
+        says: the trigger's label and the suspect's answer.
     """
 
     trigger: str
@@ -42,15 +42,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class About:
-    """What a page shows beside record and verdict.
+    """The page's content beside record and verdict.
 
     Attributes:
-        paper: whom the scheme is by.
-        error_rate: e, at which bits of a copy are assumed to be lost, for the likelihood ratio.
-        fields: of the scheme, by which the form is known that something was measured of.
-        pictures: triggers, where the key was opened.
-        each_bit: show which bits agree. Whoever can have suspects of his own read could learn the
-            key from that.
+        paper: the scheme's paper.
+        error_rate: e, the rate at which bits of a copy are assumed to be lost, for the likelihood
+            ratio.
+        fields: the scheme's fields, by which its measured form is found.
+        pictures: triggers to show, if the key was opened.
+        each_bit: whether the page shows which bits agree. Somebody who can have their own suspects
+            read could learn the key from these bits.
     """
 
     paper: str
@@ -92,20 +93,20 @@ def page(
     content: Mapping[str, bytes],
     about: About,
 ) -> bytes:
-    """The page, as UTF-8.
+    """Render the page as UTF-8.
 
     Args:
-        record: what was judged.
-        verdict: that followed.
-        content: the files of the bundle, whose digests are shown.
-        about: what else it shows.
+        record: the record of the verdict.
+        verdict: the verdict.
+        content: the files of the bundle, by their names; the page shows their digests.
+        about: the page's other content.
     """
     context = _context(record, verdict, content, about)
     return _environment().get_template("page.html.j2").render(context).encode()
 
 
 def body(record: Record, verdict: Verdict, content: Mapping[str, bytes], about: About) -> Markup:
-    """What stands in the page, without its head: for a page of another kind."""
+    """Render the page's body, for inclusion in another page; the arguments are those of `page`."""
     context = _context(record, verdict, content, about)
     told = _environment().get_template("body.html.j2").render(context)
     return Markup(told)  # noqa: S704 - the template escapes
@@ -114,9 +115,11 @@ def body(record: Record, verdict: Verdict, content: Mapping[str, bytes], about: 
 def _context(
     record: Record, verdict: Verdict, content: Mapping[str, bytes], about: About
 ) -> dict[str, Any]:
-    """What the templates are given."""
+    """Make the variables of the templates."""
     form = measured_of(verdict.scheme, about.fields)
+    # Figures are drawn from the record, so that they show the same as a replay.
     evidence = record.reading.evidence()
+    # The chance that one value agrees on an unmarked model: 1/2 for bits, 1/C for C classes.
     rate = 1 / evidence.choices
     least = stats.least_matches(evidence.bits, _needed(verdict), rate)
     shown = slice(0, _CUT)
@@ -129,7 +132,8 @@ def _context(
         "margin": _margin(verdict, least),
         "robust": _robust(form),
         "dated": _dated(verdict),
-        "matches": Markup(  # noqa: S704 - made of numbers and escaped text, as those below
+        # The figures are made of numbers and escaped text only.
+        "matches": Markup(  # noqa: S704
             figures.matches(evidence.matched, evidence.bits, rate, least)
         ),
         "message": Markup(  # noqa: S704
@@ -151,8 +155,10 @@ def _context(
 
 
 def _environment() -> Environment:
+    """Make the Jinja environment, with escaping and without silent undefined variables."""
     return Environment(
         loader=PackageLoader("countermark", "report"),
+        # Names of suspects, owners and files may come from anybody.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -160,24 +166,28 @@ def _environment() -> Environment:
 
 
 def _needed(verdict: Verdict) -> float:
-    """log10 of p that is still found, before correction."""
+    """Return log10 of the largest uncorrected p that is still "owned"."""
+    # The corrected p, which is p times this factor, is compared with alpha.
     return math.log10(verdict.alpha) - math.log10(_choices(verdict))
 
 
 def _choices(verdict: Verdict) -> int:
-    """By what p is multiplied."""
+    """Return the factor by which p is multiplied."""
     return 1 if verdict.result is None else verdict.result.factor
 
 
 def _counts(verdict: Verdict) -> bool:
-    """Whether it is judged by how many agree."""
+    """Return true if the verdict is judged by how many bits agree."""
+    # Under these null hypotheses p depends only on the count, so a margin in bits has a meaning.
     return verdict.null in ("fair_coin", "aligned_coin", "secret_labels")
 
 
 def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
+    """Describe the likelihood ratio of the two propositions in words."""
     if not _counts(verdict) or verdict.matched is None:
         return NO_RATIO
     ratio = stats.log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
+    # Divided like p is multiplied: somebody who may choose among n readings shows the best one.
     choices = _choices(verdict)
     return (
         f"log10 of {ratio - math.log10(choices):.2f} for the first proposition against the second, "
@@ -188,6 +198,7 @@ def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
 
 
 def _margin(verdict: Verdict, least: int | None) -> str:
+    """Describe how many more bits could be lost before the mark is not found."""
     if not _counts(verdict) or least is None or verdict.matched is None:
         return BY_RANK if not _counts(verdict) else "no number of agreements would be enough."
     words = MARGIN if verdict.matched >= least else SHORT
@@ -195,7 +206,7 @@ def _margin(verdict: Verdict, least: int | None) -> str:
 
 
 def _false_claims(form: Form | None, alpha: float) -> list[str]:
-    """A sentence for each group of unmarked models, and one on this verdict's alpha."""
+    """Make a sentence for each group of unmarked models, and one about the verdict's alpha."""
     said = [
         MEASURED.format(
             group=each.group, counts=", ".join(_counts_of(each)), source=each.source,
@@ -207,6 +218,7 @@ def _false_claims(form: Form | None, alpha: float) -> list[str]:
 
 
 def _counts_of(group: Unmarked) -> list[str]:
+    """Format the false claims of a group for each alpha, with 95 % intervals."""
     return [
         COUNT.format(claims=claims, judged=group.judged, level=level, low=low, high=high)
         for level, claims in group.claims.items()
@@ -215,12 +227,14 @@ def _counts_of(group: Unmarked) -> list[str]:
 
 
 def _robust(form: Form | None) -> str:
+    """Describe the measured robustness of a form."""
     if form is None or not form.robustness:
         return NOT_ROBUST
     return ROBUST.format(name=form.name, source=form.robustness_source, says=form.robustness)
 
 
 def _dated(verdict: Verdict) -> str:
+    """Describe by when the key was committed to; empty without a claim."""
     dating = verdict.dating
     if dating is None:
         return ""
@@ -233,6 +247,8 @@ def _dated(verdict: Verdict) -> str:
 
 
 def _events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
+    """List the dated events of the time line, in UTC."""
+    # The record's date is by the clock of the machine that made the report.
     events = [(moment(record.made.date), "this report")]
     dating = verdict.dating
     if dating is not None:
@@ -245,11 +261,12 @@ def _events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
 
 
 def _more_limits(record: Record) -> list[str]:
+    """List the caveats that follow from the record alone."""
     if is_recomputed(record.result):
         return []
     return [f"log10 p by {record.result.null} can only be repeated with suspect and key"]
 
 
 def data_url(png: bytes) -> str:
-    """A picture that stands in the page itself."""
+    """Encode a PNG image as a data URL, so that the page needs no other file."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

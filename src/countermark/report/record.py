@@ -1,8 +1,8 @@
-"""A reading as it was judged: what was read, by which null and terms, and what followed.
+"""The record of a verdict: the reading, the null hypothesis, the options and the verdict.
 
-Of `fair_coin`, `secret_labels` and `unmarked_models` everything is recorded that p follows from.
-Ranks among permutations of the suspect, fresh keys or class maps need suspect and key: of these p
-itself is recorded, and a replay says so.
+For `fair_coin`, `secret_labels` and `unmarked_models` the record holds everything that p follows
+from. Ranks among permutations of the suspect, fresh keys or class maps need suspect and key: for
+these nulls the record holds p itself, and a replay says so.
 """
 
 from __future__ import annotations
@@ -36,19 +36,22 @@ from countermark.subject import Subject
 from countermark.test_result import TestResult, corrections_of
 from countermark.verdict import KeyIdentity, Terms, Verdict, judge_result
 
+# p of these null hypotheses follows from the recorded reading alone.
 _EXACT = {each.name: each for each in (FairCoin, AlignedCoin, SecretLabels)}
+# p of these null hypotheses is a rank among draws that need suspect and key.
 _DRAWN = {each.name: each for each in (PermutedUnits, SecretClassMap, FreshKeys)}
-_MOST = 1 << 16  # bits, triggers, unmarked models
+_MOST = 1 << 16  # bits, triggers or unmarked models in a record
 Numbers = Annotated[tuple[float, ...], Field(max_length=_MOST)]
 Classes = Annotated[tuple[int, ...], Field(max_length=_MOST)]
 
 
 class RecordedReading(Stored):
-    """What a key read: the bits, or the classes that were answered, beside what it expected.
+    """A reading as it is stored: the bits or classes that were read, and the expected ones.
 
     Attributes:
-        read, expected: (T,), as in `Evidence`; `expected` is the disclosed message or labels.
-        scores: of a learnt reader (T,), since its loss is judged; else null.
+        read, expected: T values each, as in `Evidence`; `expected` is the disclosed message or
+            labels.
+        scores: T scores of a learnt reader, since its loss is judged; else None.
         committed, payload, choices, unit, reader, disclosure, likeness, alignment: as in
             `Evidence`.
     """
@@ -66,11 +69,12 @@ class RecordedReading(Stored):
     alignment: Alignment | None
 
     def evidence(self) -> Evidence:
-        """The evidence again.
+        """Rebuild the reading as an `Evidence`.
 
         Raises:
             ValueError: its parts do not fit each other.
         """
+        # pydantic checks each field alone; here their lengths are compared.
         if len(self.read) != len(self.expected) or len(self.scores or self.read) != len(self.read):
             raise ValueError("as many bits must be read as are expected")
         integers = np.int64 if self.unit == "triggers" else np.int8
@@ -90,7 +94,7 @@ class RecordedReading(Stored):
 
 
 class RecordedTerms(Stored):
-    """What was asked and stated.
+    """The options of the verification as they are stored.
 
     Attributes:
         alpha, assume_dated, blind_choice, dating: as in `Terms`.
@@ -103,7 +107,12 @@ class RecordedTerms(Stored):
 
 
 class Made(Stored):
-    """When a record was made, and by which versions."""
+    """The origin of a record.
+
+    Attributes:
+        date: when the record was made, ISO 8601 in UTC.
+        countermark, numpy, python: versions.
+    """
 
     date: str
     countermark: str
@@ -115,10 +124,10 @@ class Record(Stored):
     """Everything that a verdict follows from.
 
     Attributes:
-        reading, result, terms, key, subject: what was judged; the corrections of the result must
-            follow from subject and terms.
-        verdict: as it was given.
-        made: when, and by which versions.
+        reading, result, terms, key, subject: the judged facts; the corrections in `result` must
+            follow from `subject` and `terms`.
+        verdict: the verdict as it was given, as JSON values.
+        made: date and versions of the record.
     """
 
     type: Literal["countermark/record/v2"]
@@ -131,10 +140,10 @@ class Record(Stored):
     made: Made
 
     def judged(self) -> Verdict:
-        """Judge again, from what was read.
+        """Judge the recorded reading again.
 
         Raises:
-            ValueError: parts that do not fit each other, or another verdict than the recorded one.
+            ValueError: parts that do not fit each other, or a verdict other than the recorded one.
             ConfigError: a date in the future, or corrections that cannot be made.
         """
         self._require_past()
@@ -146,8 +155,11 @@ class Record(Stored):
         )
         try:
             found = self._judged(terms)
+        # A hostile record can hold values that are valid alone and cannot be computed with
+        # together.
         except (TypeError, ArithmeticError) as error:
             raise ValueError(f"its parts do not fit each other ({error})") from None
+        # Every field of the new verdict must equal the recorded one.
         if differs := [name for name, value in _json(found).items()
                        if self.verdict.get(name, "") != value]:  # fmt: skip
             raise ValueError(
@@ -157,10 +169,16 @@ class Record(Stored):
         return found
 
     def _judged(self, terms: Terms) -> Verdict:
+        """Judge the recorded reading under given options.
+
+        Raises:
+            ValueError: corrections or distances that do not follow from the other parts.
+        """
         evidence = self.reading.evidence()
         opened = evidence.disclosure is not None
         if corrections_of(self.subject, terms.freedoms(opened=opened)) != self.result.corrections:
             raise ValueError("the recorded corrections do not follow from subject and terms")
+        # The distances set the rank and so p: both copies of them in the record must agree.
         supplied = tuple(each.distance for each in self.subject.unmarked)
         ranked = self.result.unmarked_distances if self.result.null == UnmarkedModels.name else None
         if supplied and ranked is not None and ranked != supplied:
@@ -169,6 +187,7 @@ class Record(Stored):
         return judge_result(evidence, result, subject=self.subject, key=self.key, terms=terms)
 
     def _require_past(self) -> None:
+        """Raise `ConfigError` if a date of the record is in the future."""
         dating = self.terms.dating
         require_past(moment(self.made.date), "the date of the record", tolerance=CLOCK_SKEW)
         if dating is not None:
@@ -176,14 +195,15 @@ class Record(Stored):
 
 
 def record_of(verdict: Verdict) -> Record | None:
-    """Make the record of a verdict; None of a key that read nothing at all.
+    """Make the record of a verdict; None if the key read nothing at all.
 
     Raises:
-        ConfigError: more was read than a record holds.
+        ConfigError: the reading is larger than a record may be.
     """
     evidence, result = verdict.evidence, verdict.result
     if evidence is None or result is None:
         return None
+    # The bound of a stored record, said before pydantic would refuse it.
     if evidence.bits > _MOST:
         raise ConfigError(
             f"the key reads {evidence.bits:,} {verdict.unit}: a report records at "
@@ -210,6 +230,8 @@ def record_of(verdict: Verdict) -> Record | None:
 
 
 def _reading(evidence: Evidence) -> RecordedReading:
+    """Convert a reading to its stored form."""
+    # Only the loss of a learnt reader is judged, so that other scores are not needed.
     scores = evidence.scores if evidence.reader is not None else None
     return RecordedReading(
         read=tuple(map(int, evidence.read)),
@@ -227,15 +249,15 @@ def _reading(evidence: Evidence) -> RecordedReading:
 
 
 def is_recomputed(result: TestResult) -> bool:
-    """Return true if p follows from what is recorded, without suspect and key."""
+    """Return true if p follows from the record, without suspect and key."""
     return result.null in {*_EXACT, UnmarkedModels.name}
 
 
 def _recompute_test(recorded: TestResult, evidence: Evidence) -> TestResult:
-    """Compute a probability again; of a null that needs suspect and key, keep what is recorded.
+    """Compute a probability again; keep the recorded one if its null needs suspect and key.
 
     Raises:
-        ValueError: there is no such null.
+        ValueError: there is no such null, or distances that it needs are missing.
     """
     null: Null
     if recorded.null in _EXACT:
@@ -243,6 +265,8 @@ def _recompute_test(recorded: TestResult, evidence: Evidence) -> TestResult:
     elif recorded.null == UnmarkedModels.name and recorded.unmarked_distances is not None:
         null = UnmarkedModels(np.array(recorded.unmarked_distances))
     elif recorded.null in _DRAWN:
+        # The text of the null comes from this version, not from a file that anybody may have
+        # written.
         return replace(recorded, null_says=_DRAWN[recorded.null].says)
     else:
         raise ValueError(f"there is no null {recorded.null!r}")
@@ -253,6 +277,6 @@ def _recompute_test(recorded: TestResult, evidence: Evidence) -> TestResult:
 
 
 def _json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as it comes back out of a JSON file."""
+    """Convert a verdict to the values that come back from a JSON file."""
     found: dict[str, Any] = json.loads(json.dumps(verdict.to_json()))
     return found
