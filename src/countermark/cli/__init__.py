@@ -1,7 +1,8 @@
-"""The command line: reads options, calls the library, prints, and exits by the answer.
+"""The command line: read options, call the library, print the answer, exit with its code.
 
-Judging commands exit 0 yes, 1 no, 3 cannot tell; 2 is anything that stopped the answer, an uncaught
-exception included. What needs torch is imported inside the command that needs it.
+A judging command exits 0 for yes, 1 for no and 3 if it cannot tell. Exit code 2 means that
+something stopped the answer, an uncaught exception included. Modules that need torch are imported
+inside the commands that need them, so `--help` works without torch.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(attack_app, name="attack")
 app.add_typer(bench_app, name="bench")
 
+# The exit code when there is no answer; 0, 1 and 3 are answers.
 STOPPED = 2
 
 
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code.
 
     Args:
-        arguments: instead of those of the process, for tests.
+        arguments: the words after the program's name; by default the process's own.
     """
     code = run(arguments)
     _drop_unwritten()
@@ -64,15 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code instead of exiting."""
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: the words after the program's name; by default the process's own.
+    """
     _warnings_as_notes()
     try:
+        # Standard output was closed before Python started. Refuse now: the first file that is
+        # opened would get its descriptor.
         if sys.stdout is None:
-            raise BrokenPipeError  # now, before the first file that is opened takes its place
+            raise BrokenPipeError
         code = _invoke(sys.argv[1:] if arguments is None else arguments)
+        # Flush here, where a failed write can still change the exit code.
         sys.stdout.flush()
-    except BaseException as error:  # the exit code must never be mistaken for an answer
-        with suppress(OSError):  # standard error may be closed as well
+    # Catch every exception: Python's own exit code 1 would be mistaken for the answer "no".
+    except BaseException as error:
+        # Standard error may be closed as well.
+        with suppress(OSError):
             if os.environ.get("COUNTERMARK_DEBUG"):
                 traceback.print_exc()
             typer.echo(_last_words(error), err=True)
@@ -81,7 +92,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: Sequence[str]) -> int:
-    """Run one command; typer's own `main` turns Ctrl-C and a closed pipe into codes of its own."""
+    """Run one command and return its exit code."""
+    # Typer's own `main` is avoided: it turns Ctrl-C and a closed pipe into exit codes of its own.
     try:
         with _command().make_context("countermark", list(arguments)) as context:
             return int(context.command.invoke(context))
@@ -91,13 +103,19 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 @cache
 def _command() -> Any:
+    """Return the tree of all commands, built once per process."""
     return typer.main.get_command(app)
 
 
 def _last_words(error: BaseException) -> str:
-    """One line on what stopped the answer; the whole help where a group misses its command."""
-    if hasattr(error, "format_message"):  # a usage error, in typer's words
+    """Return one line that says why there is no answer.
+
+    A command group that was called without a command gets its whole help text instead.
+    """
+    # A usage error. Typer brings its own copy of click, so know the error by its method.
+    if hasattr(error, "format_message"):
         said, context = str(error.format_message()), getattr(error, "ctx", None)
+        # Only the help text of a group has several lines.
         if "\n" in said:
             return said
         why = f"{said} ({context.command_path} --help)" if context else said
@@ -116,7 +134,11 @@ def _last_words(error: BaseException) -> str:
 
 
 def _drop_unwritten() -> None:
-    """Keep Python from flushing again, on its way out, what could not be written."""
+    """Point streams that cannot be written to at the null device.
+
+    Python flushes both streams again on its way out. A failure there would print a traceback and
+    replace the exit code.
+    """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -125,7 +147,7 @@ def _drop_unwritten() -> None:
 
 
 def _warnings_as_notes() -> None:
-    """Warnings of the library as one line each, without the place in its source."""
+    """Print each warning of the library as one line, without its place in the source."""
 
     def note(message: Warning | str, *_: object, **__: object) -> None:
         typer.echo(f"note: {printable(str(message))}", err=True)

@@ -1,4 +1,4 @@
-"""What `claim check` checks, put together from its options."""
+"""The checks of `claim check`, built from its options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def about_what(model: Path | None, key: Path | None) -> list[Check]:
-    """That the claim is about what lies here."""
+    """Return the checks that a claim is about a given model and a given key.
+
+    Args:
+        model: a weight file, or None to check no model.
+        key: a key folder, or None to check no key.
+    """
     from countermark.claims.policy import OfKey, OfModel
     from countermark.key import Key
     from countermark.weights import model_digest, open_weights
@@ -28,12 +33,22 @@ def about_what(model: Path | None, key: Path | None) -> list[Check]:
 
 
 def released(model: Path | None, signature: Path | None, signer: Path | None) -> list[Check]:
-    """That the file of the model is signed, where a signature was given."""
+    """Return the check that the model's file is signed, or no check if no signature is given.
+
+    Args:
+        model: the signed file.
+        signature: a signature file in the form of OpenSSF model signing.
+        signer: a PEM file with the signer's public key.
+
+    Raises:
+        ConfigError: some of the three are given and others are missing.
+    """
     from countermark.claims.openssf import ModelSignedBy
 
     if signature is None and signer is None:
         return []
     if model is None or signature is None or signer is None:
+        # A signature without a pinned signer would prove nothing: any key can sign a file.
         raise ConfigError(
             "--model-signature, --model-signer and --model go together: signature, by whom, of what"
         )
@@ -41,7 +56,16 @@ def released(model: Path | None, signature: Path | None, signer: Path | None) ->
 
 
 def believing(signers: list[Path], authorities: list[Path], before: str | None) -> list[Check]:
-    """That those who are believed say so; open where nobody was named."""
+    """Return the checks that pinned keys signed the claim, and pinned authorities dated it.
+
+    Args:
+        signers: PEM files of public keys that the examiner trusts.
+        authorities: PEM files of timestamping authorities that the examiner trusts.
+        before: a date or a moment before which the claim must have been timestamped.
+
+    Raises:
+        ConfigError: authorities without a date, or a date without authorities.
+    """
     from countermark.claims.policy import CommittedBefore, SignedBy, Unasked
     from countermark.claims.signing import key_id, load_public
     from countermark.claims.statement import day_or_moment
@@ -49,6 +73,8 @@ def believing(signers: list[Path], authorities: list[Path], before: str | None) 
 
     if bool(authorities) != (before is not None):
         raise ConfigError("--authority and --before go together: whom you believe, and the date")
+    # Nobody is trusted by default. A check without a trusted party stays undecided (exit 3), so
+    # that a forgotten option never passes as a check that holds.
     signed: Check = Unasked("signed by", "who signs with these keys is unknown: give --signer")
     if signers:
         signed = SignedBy([key_id(load_public(each)) for each in signers])

@@ -1,4 +1,4 @@
-"""The commands about claims: write one, sign it, have it stamped, check it under a policy."""
+"""The `claim` commands: write a claim, sign it, timestamp it, check it under a policy."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def keygen(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Make an Ed25519 key pair to sign claims or tree heads with, as OpenSSL does.
+    """Make an Ed25519 key pair that signs claims or tree heads, in the format of OpenSSL.
 
-    NAME.pem is secret; NAME.pub is what others pin. Publish it where your name is known.
+    Keep NAME.pem secret. Others pin NAME.pub: publish it where your name is known.
 
     \b
     Examples:
@@ -86,8 +86,9 @@ def new(
 ) -> int:
     """Write a claim: this owner, by this key's commitment, has this model.
 
-    It names the commitment and the digest of the model, and nothing of either. Make it after the
-    mark is in the model and before anybody else has a copy; then `claim sign`.
+    The claim holds the commitment and the digest of the model. It reveals nothing of the key or the
+    weights. Make it after the mark is in the model and before anybody else has a copy; then run
+    `claim sign`.
 
     \b
     Example:
@@ -105,6 +106,7 @@ def new(
             f"--owner is {printable(owner, 80)!r}, the key's owner is "
             f"{printable(loaded.owner, 80)!r}: expected the same"
         )
+    # The secret of a test key follows from a number, so anybody can derive the key again.
     if loaded.test_key:
         raise ConfigError("this is a test key: anybody can make it again, so it claims nothing")
     with open_weights(model) as weights:
@@ -127,7 +129,7 @@ def sign(
     ],
     as_json: AsJson = False,
 ) -> int:
-    """Sign a claim or a tree head, in place. Several may sign; all before the first time stamp.
+    """Sign a claim or a tree head, in place. Several may sign; all before the first timestamp.
 
     \b
     Example:
@@ -138,6 +140,7 @@ def sign(
 
     private = load_private(private_key, pem_passphrase(private_key))
     document = load_signed(file).signed(private)
+    # A claim collects its signatures in its own file, so the existing file is replaced.
     document.save(file, replace=True)
     about = {"digest": document.digest, "signers": list(document.signers)}
     text = f"{file}: signed by {document.signers[-1]}, digest {document.digest}"
@@ -159,9 +162,10 @@ def timestamp(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Have a claim or a tree head stamped: by URL, or by a request and a response as files.
+    """Get an RFC 3161 timestamp for a claim or a tree head: by URL, or by files.
 
-    Any RFC 3161 authority will do; who is believed, the examiner says later. Two are better than
+    With files, --request writes a request, and --response reads the authority's response. Any
+    authority will do: the examiner chooses later which authorities to trust. Two are better than
     one.
 
     \b
@@ -176,6 +180,7 @@ def timestamp(
     if sum(each is not None for each in (request, response, url)) != 1:
         raise ConfigError("one of --request, --response and --url is needed, and no two")
     document = load_signed(file)
+    # An authority dates any digest that it gets, so check the signatures before asking.
     document.check()
     asked = request_for(document)
     if request is not None:
@@ -190,6 +195,7 @@ def timestamp(
             given = read_regular(Path(str(response)), LARGEST_RESPONSE)
         except ValueError as error:
             raise ConfigError(f"{response}: {error}; expected an RFC 3161 response") from None
+    # `read` checks that the response is about this document before the document keeps it.
     stamp = read(given, document)
     document.stamped(given).save(file, replace=True)
     about = {"time": instant(stamp.time), "signer": list(map(str, stamp.signer))}
@@ -221,10 +227,10 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check a claim under what you believe. Nobody is believed by default.
+    """Check a claim against the signers and authorities that you trust; by default nobody.
 
-    Exits 0 when every check holds, 1 when one fails, 3 when something stayed open because you named
-    no signer, or no authority, to believe, 2 when something stopped the answer.
+    Exits 0 when every check holds, 1 when a check fails, 3 when a check stayed open because you
+    named no signer or no authority, 2 when something stopped the answer.
 
     \b
     Example:
@@ -248,17 +254,26 @@ def check(
 
 
 def _require_marked(model: Path, key: Key) -> None:
-    """A key that reads weights must find its mark in the model: a claim cannot be mended later."""
+    """Check that a key that reads weights finds its mark in the model.
+
+    A claim cannot be corrected after it is timestamped, so a wrong model is refused here.
+
+    Raises:
+        SuspectError: the mark is not in the model.
+    """
     from countermark.examine import examine
     from countermark.schemes import scheme_of
     from countermark.schemes.white_box import WeightScheme
     from countermark.verdict import Terms
 
+    # A key with a reader of its own runs the owner's code, and triggers and outputs need more than
+    # a weight file. Only `verify` reads these keys.
     if scheme_of(key).code is not None or not isinstance(scheme_of(key), WeightScheme):
         warnings.warn(
             "whether the mark is in the model was not looked at: `verify` it", stacklevel=2
         )
         return
+    # The key counts as dated here, because dating the key is what the claim is for.
     verdict = examine(model, key, Terms(assume_dated=True))
     if verdict.outcome == "not_proven":
         raise SuspectError(
@@ -269,13 +284,14 @@ def _require_marked(model: Path, key: Key) -> None:
 
 
 def _about(claim: Claim) -> dict[str, Any]:
-    """What a claim says, for programs; its stamps by whoever made them."""
+    """Return the content of a claim as JSON values, with every timestamp that can be read."""
     from countermark.claims.statement import instant
     from countermark.claims.timestamp import read
 
     stamps = []
     for response in claim.stamps:
-        with suppress(ClaimError):  # a finding says that it is none
+        # A timestamp of another document is left out here: the check reports it as a finding.
+        with suppress(ClaimError):
             stamp = read(response, claim)
             stamps.append({"time": instant(stamp.time), "signer": stamp.signer[0]})
     said = claim.statement.predicate

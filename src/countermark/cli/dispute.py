@@ -1,4 +1,4 @@
-"""The command about two owners and one suspect."""
+"""The command `resolve`, about a dispute: two owners claim one suspect."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def resolve(
 
     Reads both keys from the suspect and from both parties' own models: a stolen copy that was
     marked anew has two marks, the owner's model has one. Where a key could have been made
-    afterwards, a ledger with stamps of the authorities that you pin says whose claim is older.
-    Nothing is decided against a party whose older claimed model the suspect is a copy of by its
-    neurons, although its mark is gone; --base takes off what both have from a public model.
+    afterwards, a ledger with timestamps of the authorities that you pin shows whose claim is older.
+    A party does not lose if the suspect's neurons are a copy of that party's older claimed model,
+    even though its mark is gone. --base excludes the neurons that both parties have from a public
+    model.
 
-    Exits 0 for the first party, 1 for the second or neither, 3 when it cannot be told.
+    Exits 0 for the first party, 1 for the second or neither, 3 when the dispute cannot be decided.
 
     \b
     Example:
@@ -63,14 +64,17 @@ def resolve(
     from countermark.disputes import Examiner, Shown, audited, settle
     from countermark.key import Key
 
+    # Repeated options arrive as separate lists; only their order says what belongs together.
     if not len(key) == len(claim) == len(model) == 2:
         raise ConfigError("two parties dispute: give --key, --claim and --model twice each")
+    # Without --authority no timestamp counts, so age decides nothing.
     believed = [Authority.load(each) for each in authority or []]
     counted = None if ledger is None else audited(ledger)
     shown = [
         Shown(Key.load(folder, passphrase_of(folder)), Claim.load(file), own)
         for folder, file, own in zip(key, claim, model, strict=True)
     ]
+    # All three models are weight files on disk, so no option of a service applies.
     asking = Asking()
     found = settle(
         suspect, shown, lambda file, of: suspect_of(str(file), of, asking),

@@ -1,4 +1,4 @@
-"""The commands for finished checkpoints: advise, stamp, check."""
+"""The commands for finished checkpoints: `advise`, `stamp` and `check`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def advise(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> int:
-    """Say how a finished checkpoint should be stamped, and what to expect; changes nothing.
+    """Recommend how to stamp a finished checkpoint, and forecast the effect. Changes nothing.
 
-    The forecast is arithmetic on the checkpoint's own weights, not a measurement.
+    The forecast is computed from the checkpoint's own weights; it is not a measurement.
 
     \b
     Example:
@@ -57,7 +57,8 @@ def advise(
     from countermark.weights import open_weights
 
     with open_weights(model) as weights:
-        shards_of(weights, model)  # what cannot be stamped needs no advice
+        # Raises for a format that `stamp` cannot copy: advice on it would be useless.
+        shards_of(weights, model)
         advice = advised(weights, fields_of(settings, layer, bits))
     show_result(advice.to_json(), as_json, "\n".join(_told(advice.to_json(), advice.gentle)))
     return 0
@@ -100,8 +101,8 @@ def stamp(
 ) -> int:
     """Put an ownership mark into a finished checkpoint of any size, without data or training.
 
-    What is not said is chosen as `advise` would. The input is only read; the copy is there whole
-    or not at all.
+    Options that you leave out are chosen as `advise` recommends. The input is only read. The copy
+    is written completely or not at all.
 
     \b
     Example:
@@ -114,10 +115,13 @@ def stamp(
 
     require_owner(owner)
     places = Places(out, key)
+    # Check the output paths first, so that nobody types a passphrase in vain.
     places.check(model)
     if encrypt:
         places = Places(out, key, new_passphrase())
     asked = _outputs(host, data, prompts, pairs(model_arguments, "--model-arg"))
+    # Measure the input first: a model or data that cannot be read then stops the command before
+    # a copy and a key are written.
     before = asked.of(model) if asked else None
     done = stamped(
         model, places, owner=owner, fields=fields_of(settings, layer, bits),
@@ -153,11 +157,11 @@ def check(
     model_arguments: ModelArguments = None,
     as_json: AsJson = False,
 ) -> int:
-    """Do to your marked model what a thief tries first, and say what your key then finds.
+    """Run the attacks that a thief tries first on your marked model, and read your key after each.
 
-    Exits 0 when the mark is proven after everything, 1 when it is not after something, or not found
-    to begin with, 3 when the key can tell nothing of the untouched model, 2 when something stopped
-    the answer.
+    Exits 0 when the mark is proven after every attack, 1 when it is not proven after some attack or
+    is not in the untouched model, 3 when the key gives no verdict on the untouched model, 2 when
+    something stopped the answer.
 
     \b
     Example:
@@ -176,13 +180,15 @@ def check(
     return done.exit_code
 
 
+# Words for a verdict on the untouched model, and for a verdict after an attack.
 _FIRST = {"owned": "proven", "not_proven": "not found", "no_verdict": "cannot tell"}
 _WORDS = {"owned": "still proven", "not_proven": "REMOVED", "no_verdict": "there, not proven"}
 
 
 def _found(done: Checked) -> list[str]:
-    """What was tried, for people, as lines."""
+    """Return the result of `check` as lines of text, one for each attack."""
     lines = []
+    # The first entry is the untouched model; its words differ from those after an attack.
     for number, each in enumerate(done.tries):
         line = f"{each.what:<42}  {(_WORDS if number else _FIRST)[each.outcome]:<17}"
         if each.matched is not None:
@@ -198,18 +204,28 @@ def _found(done: Checked) -> list[str]:
 def _outputs(
     host: str | None, data: str | None, prompts: Path | None, arguments: dict[str, Any]
 ) -> Any:
-    """What shall be measured before and after; None for nothing."""
+    """Return the measurement to make before and after stamping, or None.
+
+    Raises:
+        ConfigError: options that do not go together.
+    """
     if bool(host) != bool(data) or (arguments and not host) or (host and prompts):
         raise ConfigError("outputs are measured by --model NAME --data NAME, or by --prompts FILE")
     if not (host or prompts):
         return None
+    # The import is late because it loads torch, which stamping itself does not need.
     from countermark.bench.kept import Pictures, Texts
 
     return Texts(prompts) if prompts else Pictures(host or "", arguments, data or "")
 
 
 def _told(advice: Mapping[str, Any], gentle: bool) -> list[str]:
-    """Advice for people, as lines."""
+    """Return advice as lines of text.
+
+    Args:
+        advice: as JSON values.
+        gentle: whether the expected change of the weights is small.
+    """
     fields, rates = advice["fields"], advice["forecast"]
     part = f"{fields['values']:,} values of each" if fields["values"] else "whole"
     where = f"{len(advice['tensors'])} tensors, {part}: {advice['values_read']:,} values"

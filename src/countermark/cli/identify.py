@@ -1,4 +1,4 @@
-"""The command for holders of many keys: identify."""
+"""The command `identify`, for holders of many keys."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def identify(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Say which of many keys finds its mark in a suspect, corrected for all that were tried.
+    """Find the keys whose marks are in a suspect, corrected for the number of keys tried.
 
-    Keys that read bits from weights by a linear rule are tried; others are counted, with the
+    Keys that read bits from weights by a linear rule are tried. Other keys are counted, with the
     reason. Encrypted keys need one passphrase for all, in COUNTERMARK_PASSPHRASE_FILE.
 
-    Exits 0 when a mark is present, 1 when none was found, 3 when nothing can be said or some keys
-    could not be tried, 2 when something stopped the answer.
+    Exits 0 when a mark is present, 1 when no mark was found, 3 when there is no verdict or some
+    keys could not be tried, 2 when something stopped the answer.
 
     \b
     Example:
@@ -59,6 +59,7 @@ def identify(
     from countermark.identify import keys_in
     from countermark.verdict import Terms
 
+    # One shared passphrase and no prompt: a folder may hold thousands of keys.
     done = identified(
         suspect, keys_in(keys), Terms(alpha, assume_dated), passphrase=shared_passphrase()
     )
@@ -67,7 +68,7 @@ def identify(
 
 
 def _told(done: Identified) -> list[str]:
-    """Say the answer for people, as lines."""
+    """Return the answer as lines of text."""
     from countermark.test_result import in_words
 
     lines = [f"{done.suspect}: {done.tried} keys tried, {len(done.found)} found"]
@@ -79,5 +80,6 @@ def _told(done: Identified) -> list[str]:
             lines += [f"  p is {in_words(verdict.result.corrections)}"]
     if not done.found and done.best is not None:
         lines.append(f"the best of them has log10 p {done.best:.2f}, corrected for all")
+    # Keys that were not tried are always listed: "not found" says nothing about them.
     lines += [f"not tried: {count}, {why}" for why, count in done.problems.items()]
     return lines

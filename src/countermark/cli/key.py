@@ -1,4 +1,4 @@
-"""The commands about keys: show what is public of one, open some of its triggers, check those."""
+"""The `key` commands: show the public part of a key, disclose triggers, check a disclosure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
     as_json: AsJson = False,
 ) -> int:
-    """Show what is public of a key: scheme, fields, commitment. Never the secret.
+    """Show the public part of a key: scheme, fields, commitment. Never the secret.
 
     \b
     Example:
@@ -40,6 +40,7 @@ def show(
     """
     from countermark.keyfile import load_header
 
+    # The header is not encrypted, so no passphrase is asked for.
     header = load_header(folder).model_dump(mode="json")
     show_result(
         header, as_json, "\n".join(printable(f"{name}: {value}") for name, value in header.items())
@@ -56,11 +57,11 @@ def open_(
     out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
     as_json: AsJson = False,
 ) -> int:
-    """Open some triggers of a key for somebody who must not see the others.
+    """Open some triggers of a key for somebody who must not see the other triggers.
 
-    He can check with `key check-opening` that they were committed to and that nobody chose their
-    labels, and with `verify --opened` what a suspect answers. Let him say which ones, by number:
-    you know the labels, so a choice of yours proves less.
+    They can check with `key check-opening` that the key committed to these triggers and that nobody
+    chose the labels, and with `verify --opened` how a suspect answers. Let them choose the triggers
+    by number: you know the labels, so your own choice proves less.
 
     \b
     Example:
@@ -75,6 +76,7 @@ def open_(
     opened = open_triggers(key, _indices(triggers))
     opened.save(out)
     count = len(opened.opened)
+    # A trigger that others know can be trained out of a copy, so the warning comes every time.
     warnings.warn(
         f"whoever sees these {count} triggers can train them out: give {out} to nobody who need "
         "not have it, and count on them no more",
@@ -99,10 +101,10 @@ def check_opening(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check that opened triggers were committed to, and print their labels.
+    """Check that a key committed to these opened triggers, and print their labels.
 
-    Exits 0 when they were, 3 when they are of a test key, which proves nothing, 2 when they were
-    not or something else stopped the answer.
+    Exits 0 when it did, 3 when the triggers are of a test key, which proves nothing, 2 when the
+    check failed or something else stopped the answer.
 
     \b
     Example:
@@ -112,6 +114,7 @@ def check_opening(
     from countermark.files import write_folder
     from countermark.openings import Openings
 
+    # Refuse an existing folder before anything is read and checked.
     if out:
         require_free(out)
     loaded = Openings.load(opened)
@@ -139,10 +142,18 @@ def check_opening(
 def key_or_openings(
     key: Path | None, opened: Path | None, commitment: str | None, reader: str | None
 ) -> Key | Openings:
-    """What `verify` judges by: a key folder, or triggers that were opened of one.
+    """Load what `verify` judges by: a key folder, or a disclosure of some of its triggers.
+
+    Args:
+        key: a key folder.
+        opened: a file that `key open` wrote.
+        commitment: the commitment that the disclosure must belong to, in hexadecimal.
+        reader: the module:factory of the key's own reader, if its code is trusted.
 
     Raises:
-        ConfigError: both or neither, or an option that goes with the other.
+        ConfigError: both `key` and `opened` are given, or neither, or an option that belongs to the
+            other one.
+        KeyFileError: the key folder cannot be read.
     """
     from countermark.key import Key
     from countermark.openings import Openings
@@ -158,12 +169,17 @@ def key_or_openings(
     if opened is None or reader is not None:
         raise ConfigError("--reader is for --key: opened triggers run no code")
     loaded = Openings.load(opened)
+    # The file comes from the owner, who could have made it up: check it before it judges anybody.
     loaded.check(commitment)
     return loaded
 
 
 def _indices(given: str) -> list[int] | None:
-    """The triggers that N,N,… names; None for all."""
+    """Parse N,N,… into trigger numbers; return None for `all`.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
     if given == "all":
         return None
     try:
@@ -175,13 +191,17 @@ def _indices(given: str) -> list[int] | None:
 
 
 def png(image: Images) -> bytes:
-    """An image (C, H, W) as a PNG file (ISO/IEC 15948): what looks at keys needs no extra.
+    """Encode an image (C, H, W) of 8-bit values as a PNG file (ISO/IEC 15948).
 
-    In colours with three channels; otherwise grey, the channels below each other.
+    An image with three channels is written in colour. Any other image is written in grey, with its
+    channels below each other.
     """
+    # Written out here because commands about keys must run without an imaging library.
     colours, width = 3 if len(image) == 3 else 1, image.shape[2]
     rows = (image.transpose(1, 2, 0) if colours == 3 else image).reshape(-1, width * colours)
+    # IHDR: width, height, bit depth, colour type (2 is RGB, 0 is grey), then three methods, all 0.
     about = struct.pack(">IIBBBBB", width, len(rows), 8, 2 if colours == 3 else 0, 0, 0, 0)
+    # Each row begins with its filter type; 0 means unfiltered.
     content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,4 +1,4 @@
-"""The commands of researchers: `bench`."""
+"""The `bench` commands: run experiments, train unmarked models, print tables, draw figures."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ Experiment = Annotated[
     typer.Argument(metavar="EXPERIMENT", help="A TOML file, or its name: wang2020/mlp."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
+# The value of `bench.zoo.CACHE`, repeated so that `--help` need not import that module.
 CACHE = Path(".cache/hosts")
 
 
@@ -36,10 +37,10 @@ def bench_run(
     results: Results = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a cell.")] = False,
 ) -> int:
-    """Compute the cells of an experiment that have no result yet; finished ones are kept.
+    """Compute the cells of an experiment that have no result yet; finished cells are kept.
 
-    A cell that fails is recorded with its traceback and fails alone: the exit code is then 2, and
-    the next run tries it again.
+    A cell that fails is recorded with its traceback, and the other cells go on. The exit code is
+    then 2, and the next run tries the cell again.
 
     \b
     Example:
@@ -54,6 +55,7 @@ def bench_run(
         cell, line = ended.cell, f"{ended.cell.label}, seed {ended.cell.seed}: "
         if ended.result is None:
             failed += 1
+            # The last line of a traceback names the error; the results folder has the rest.
             last = (ended.failure or "").strip().rpartition("\n")[2]
             typer.echo(f"{line}failed: {last}", err=True)
             continue
@@ -61,6 +63,7 @@ def bench_run(
             typer.echo(json.dumps({"label": cell.label, "seed": cell.seed, **ended.result}))
             continue
         measured = ended.result["cell"]["figures"].items()
+        # Curves and tables are in the results; a line for people holds single numbers only.
         figures = {name: value for name, value in measured if not isinstance(value, (list, dict))}
         typer.echo(f"{line}{json.dumps(figures)}")
     return 2 if failed else 0
@@ -90,12 +93,12 @@ def bench_null_zoo(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Train the unmarked hosts that the cache lacks: what a null hypothesis is tested on.
+    """Train the unmarked models that the cache lacks, to test null hypotheses on.
 
-    Each host has a seed of its own, the next one; with --base all begin where one base ended, and
-    differ in the order of the data. A run that was killed goes on. Accuracies are in percent.
-    --measure prints instead, for several numbers of MLPs, how many times less CPU time they take
-    when trained together than one by one (a minute).
+    Seeds count up from --first, one for each model. With --base all models begin with the weights
+    of one trained base and differ in the order of the data. A run that was killed goes on where it
+    stopped. Accuracies are in percent. With --measure, print for several numbers of MLPs how many
+    times less CPU time they take when trained together than one by one (takes a minute).
 
     \b
     Example:
@@ -106,14 +109,17 @@ def bench_null_zoo(
         raise ConfigError("null_zoo needs either --data NAME|DIR or --measure, on digits")
     if data is None:
         return _show_speed_ups(as_json)
+    # Imported after the options are checked, because it loads torch.
     from countermark.bench import zoo
 
     like = zoo.HostSpec(
         data, first, epochs=epochs, rows=None if train is None else (0, train), grey28=grey28,
         model=model, arguments=zoo.pairs(pairs(model_arguments, "--model-arg")),
     )  # fmt: skip
+    # The base differs from the models only in its seed and epochs.
     root = None if base is None else replace(like, seed=base, epochs=base_epochs)
     done = zoo.extend(like, count, cache=cache, base=root, at_a_time=at_a_time)
+    # `accuracies` are shares of 1.
     percent = [100 * share for share in done.accuracies]
     mean, least, most = sum(percent) / count, min(percent), max(percent)
     shown = {
@@ -129,6 +135,7 @@ def bench_null_zoo(
 
 
 def _show_speed_ups(as_json: bool) -> int:
+    """Measure and print how much CPU time it saves to train several MLPs together."""
     from countermark.bench.speed import best, speed_ups
 
     measured = speed_ups()
@@ -164,12 +171,12 @@ def bench_mpai(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> int:
-    """Evaluate a scheme as the standard MPAI-NNW asks: imperceptibility, robustness, cost.
+    """Evaluate a scheme by the standard MPAI-NNW: imperceptibility, robustness, cost.
 
-    M networks are marked with D payloads each, all of them are modified alike, and the detector
-    runs on every one. Symbols are the raw bits of the message, or labels of triggers. All keys are
-    test keys, and dated by assumption. Networks of deep_watermarking absorb the barrier; they learn
-    --set task=….
+    M networks are marked with D payloads each, all are modified in the same ways, and the detector
+    runs on every network. Symbols are the raw bits of the message, or the labels of triggers. All
+    keys are test keys and are assumed to be dated. Networks of deep_watermarking absorb the
+    barrier; they learn the task in --set task=….
 
     \b
     Example:
@@ -197,7 +204,7 @@ def bench_table(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> int:
-    """Print a table: ours, the paper's, the difference. Of an experiment: every figure of it.
+    """Print a table: our figures, the paper's, the difference. For an experiment: every figure.
 
     \b
     Example:
@@ -217,7 +224,7 @@ def bench_figure(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> int:
-    """Draw a figure from the results, or print with --json what it shows.
+    """Draw a figure from the results, or print its values with --json.
 
     \b
     Example:
@@ -226,6 +233,7 @@ def bench_figure(
     from countermark.bench.experiment import EXPERIMENTS
     from countermark.bench.figures import draw, figure_named
 
+    # Drawing needs matplotlib, the values do not: with --json and no --out nothing is drawn.
     figure = figure_named(name)
     shown = figure.shown(EXPERIMENTS, results)
     if not shown:

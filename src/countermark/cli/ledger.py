@@ -1,4 +1,4 @@
-"""The commands about ledgers: make one, add claims, find and prove them, check all of it."""
+"""The `ledger` commands: make a ledger, add claims, find and prove claims, check everything."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def init(
     ],
     as_json: AsJson = False,
 ) -> int:
-    """Make a new ledger. A password goes into ~/.pgpass, never into the URL.
+    """Make a new ledger. Put a database password into ~/.pgpass, never into the URL.
 
     \b
     Example:
@@ -58,10 +58,10 @@ def add(
     ledger: Url,
     as_json: AsJson = False,
 ) -> int:
-    """Add claims; what is printed is on disk. Added twice, a claim keeps its place.
+    """Add claims. A claim that is printed is on disk. A claim added twice keeps its place.
 
-    A tree head that was exported, signed and stamped is kept beside the claims: by it, later, the
-    claims before it are dated.
+    A tree head that was exported, signed and timestamped is kept beside the claims. Its timestamp
+    later dates the claims before it.
 
     \b
     Example:
@@ -70,6 +70,7 @@ def add(
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import load_signed
 
+    # Read every file before the ledger is opened, so that a bad file adds nothing.
     documents = [load_signed(each) for each in file]
     with Ledger(ledger) as opened:
         places = [opened.add(each) for each in documents]
@@ -98,7 +99,7 @@ def find(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Find claims, each with the proof that it is under today's root. Exits 1 when there is none.
+    """Find claims, each with the proof that it is under today's root. Exits 1 if there is none.
 
     \b
     Example:
@@ -107,6 +108,7 @@ def find(
     from countermark.claims.ledger import Ledger
     from countermark.files import write_folder
 
+    # A shortened digest would silently find nothing, so only whole digests are taken.
     for name, given in (("--digest", digest), ("--commitment", commitment)):
         if given is not None and not re.fullmatch("[0-9a-f]{64}", given):
             raise ConfigError(f"{name} is {given!r}: expected 64 digits 0 to 9, a to f")
@@ -138,10 +140,10 @@ def verify(
     authority: Authorities = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check every claim, the tree, and all of it against a tree head from outside.
+    """Check every claim and the tree, and compare the ledger with a tree head that you kept.
 
-    Exits 0 when nothing before the checkpoint was changed, 1 when something was, 3 without a
-    checkpoint: then all that can be said is that the ledger agrees with itself.
+    Exits 0 when nothing before the checkpoint was changed, 1 when something was changed, 3 without
+    a checkpoint: then it is only known that the ledger agrees with itself.
 
     \b
     Example:
@@ -152,6 +154,8 @@ def verify(
     from countermark.claims.signed import TreeHead
     from countermark.claims.timestamp import Authority
 
+    # Whoever can write to the database can rebuild the whole tree. Only a head from outside, best
+    # with a timestamp, shows that.
     kept = TreeHead.load(checkpoint) if checkpoint else None
     believed = [Authority.load(each) for each in authority or []]
     with Ledger(ledger) as opened:
@@ -185,7 +189,7 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write today's tree head, signed: to stamp (`claim timestamp`), to add, and to keep elsewhere.
+    """Write today's signed tree head, to timestamp (`claim timestamp`), to add, to keep elsewhere.
 
     \b
     Example:
@@ -201,11 +205,13 @@ def export(
     private = load_private(private_key, pem_passphrase(private_key))
     older = TreeHead.load(since) if since else None
     with Ledger(ledger) as opened:
+        # A head by any other key would be refused by everybody who pinned the operator.
         if key_id(private.public_key()) != opened.operator:
             raise ConfigError(
                 f"{private_key} is not the key of {opened.name}, which is {opened.operator}"
             )
         head = opened.head().signed(private)
+        # The proof is for the size of this head: claims may be added meanwhile.
         path = opened.since(older, head.size) if older else None
     head.save(out)
     if proof is not None and path is not None:
@@ -234,7 +240,7 @@ def grown(
 ) -> int:
     """Check, without the ledger, that a later tree head only adds claims to one that was kept.
 
-    Exits 0 when it does, 1 when that is not shown.
+    Exits 0 when the proof shows it, 1 when the proof does not.
 
     \b
     Example:
@@ -256,7 +262,8 @@ def grown(
 
 
 def _digest(model: str) -> str:
-    """A model's digest, given as such or as a file."""
+    """Return a model's digest, from a digest in hexadecimal or a weight file."""
+    # A file with a name of 64 characters is read as a file.
     if len(model) == 64 and not Path(model).exists():
         return model
     from countermark.weights import model_digest, open_weights
@@ -266,6 +273,7 @@ def _digest(model: str) -> str:
 
 
 def _row(entry: Entry, proof: Proof) -> dict[str, object]:
+    """Return a claim and its inclusion proof as JSON values."""
     claim = entry.claim
     return {
         "place": entry.place, "digest": claim.digest, "owner": claim.owner,

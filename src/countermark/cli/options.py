@@ -1,4 +1,4 @@
-"""What several commands share: options, K=V pairs, passphrases, printing."""
+"""Parts that several commands share: option types, K=V pairs, passphrases, printing."""
 
 from __future__ import annotations
 
@@ -30,25 +30,27 @@ Encrypt = Annotated[
 
 
 def probability(parameter: typer.CallbackParam, value: float) -> float:
-    """An option between 0 and 1.
+    """Return the value of an option if it lies between 0 and 1, both excluded.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the value lies outside.
     """
+    # The comparison is also false for nan.
     if not 0 < value < 1:
         raise ConfigError(f"{parameter.opts[0]} is {value}: expected a probability between 0 and 1")
     return value
 
 
+# Endings of weight files in other formats. Other programs choose a reader by the ending.
 _OTHER_FORMATS = (".bin", ".ckpt", ".gguf", ".h5", ".onnx", ".pt", ".pth")
 _Name = TypeVar("_Name", str, Path)
 
 
 def safetensors_name(parameter: typer.CallbackParam, value: _Name) -> _Name:
-    """A name that does not say that the file is of another format than safetensors.
+    """Return the name of an output file if its ending does not stand for another format.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the ending stands for a format other than safetensors.
     """
     if str(value).lower().endswith(_OTHER_FORMATS):
         raise ConfigError(
@@ -59,7 +61,7 @@ def safetensors_name(parameter: typer.CallbackParam, value: _Name) -> _Name:
 
 
 ALPHA = 1e-6
-"""As `verdict.ALPHA`, which no `--help` waits for."""
+"""The value of `verdict.ALPHA`, repeated so that `--help` need not import that module."""
 
 Alpha = Annotated[
     float,
@@ -92,9 +94,14 @@ WeightSuspect = Annotated[
 
 
 def require_owner(owner: str) -> None:
-    """A mark without an owner is nobody's."""
+    """Check the owner's name.
+
+    Raises:
+        ConfigError: the name is empty, or is no text in the encoding of the shell.
+    """
     if not owner:
         raise ConfigError('a mark needs an owner: give --owner "ACME Inc."')
+    # Python turns bytes of another encoding into lone surrogates, which UTF-8 cannot encode.
     try:
         owner.encode()
     except UnicodeEncodeError:
@@ -105,11 +112,20 @@ def require_owner(owner: str) -> None:
 
 def show_result(value: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print an answer, as one JSON document or as text for people."""
+    # JSON has no nan or infinity, and other programs would refuse them: fail here instead.
     typer.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text)
 
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """K=V options as a dictionary; a value is JSON where it is JSON, else text."""
+    """Parse K=V options into a dictionary. A value that is not valid JSON is taken as text.
+
+    Args:
+        given: the options.
+        option: the option's name, for messages.
+
+    Raises:
+        ConfigError: an option without a name or an equals sign, or a name that comes twice.
+    """
     found: dict[str, Any] = {}
     for each in given or ():
         name, equals, value = each.partition("=")
@@ -125,20 +141,31 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
 def fields_of(
     settings: Sequence[str] | None, layer: Sequence[str] | None, bits: int | None
 ) -> dict[str, Any]:
-    """Fields of a scheme: --set, and the two that have options of their own."""
+    """Return the fields of a scheme from --set, --layer and --bits.
+
+    Raises:
+        ConfigError: a field is given twice.
+    """
     fields = pairs(settings, "--set")
     own: dict[str, Any] = {}
+    # The field `layer` is one tensor name, or a list of several.
     if layer:
         own["layer"] = layer[0] if len(layer) == 1 else list(layer)
     if bits is not None:
         own["bits"] = bits
+    # Neither of two values is a safe guess, so a field that is given twice is refused.
     for name in own.keys() & fields.keys():
         raise ConfigError(f"--{name} and --set {name}: give one of the two")
     return fields | own
 
 
 def passphrase_of(folder: Path) -> str | None:
-    """The passphrase of an encrypted key, from the file that is named for it, or a prompt."""
+    """Read the passphrase of an encrypted key.
+
+    It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt.
+
+    Returns: the passphrase; None if the key is not encrypted or nobody can be asked.
+    """
     from countermark.keyfile import load_header
 
     if load_header(folder).encryption is None:
@@ -147,7 +174,12 @@ def passphrase_of(folder: Path) -> str | None:
 
 
 def pem_passphrase(path: Path) -> str | None:
-    """The passphrase of an encrypted private key, from the file named for it, or a prompt."""
+    """Read the passphrase of an encrypted private key in a PEM file.
+
+    It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt.
+
+    Returns: the passphrase; None if the key is not encrypted or nobody can be asked.
+    """
     from countermark.claims.signing import is_encrypted
 
     if not is_encrypted(path):
@@ -156,7 +188,14 @@ def pem_passphrase(path: Path) -> str | None:
 
 
 def new_passphrase() -> str:
-    """A passphrase for a new key, from the file that is named for it, or a prompt."""
+    """Read a passphrase for a new key.
+
+    It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt that asks
+    twice.
+
+    Raises:
+        ConfigError: there is no such file and nobody can be asked, or the passphrase is empty.
+    """
     passphrase = passphrase_file() or _ask("New passphrase", confirm=True)
     if not passphrase:
         raise ConfigError(
@@ -167,12 +206,16 @@ def new_passphrase() -> str:
 
 
 def shared_passphrase() -> str | None:
-    """One passphrase for many keys, from the file that is named for it; None without one."""
+    """Read one passphrase for many keys from the file that COUNTERMARK_PASSPHRASE_FILE names.
+
+    Returns: the passphrase; None if no file is named.
+    """
     return passphrase_file()
 
 
 def _ask(what: str, *, confirm: bool) -> str | None:
-    """Ask whoever sits at the terminal; None where nobody does."""
+    """Ask for a passphrase at the terminal; return None if standard input is no terminal."""
+    # Input from a pipe is no passphrase, and a service would wait forever.
     if sys.stdin is None or not sys.stdin.isatty():
         return None
     return str(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))

@@ -1,4 +1,4 @@
-"""The command about outputs: mark the images in a folder, as the barrier behind a network does."""
+"""The command `mark`: mark the images in a folder as the barrier behind a network does."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def mark(
 ) -> int:
     """Mark the images in a folder with a key of outputs, as the barrier behind a network does.
 
-    What is no plain picture of 8 bits is skipped and counted. Interrupted, the same command goes
-    on where it stopped.
+    Files that are no plain 8-bit images are skipped and counted. After an interruption the same
+    command goes on where it stopped.
 
     \b
     Example:
@@ -36,6 +36,7 @@ def mark(
     from countermark.readings import mark_folder
     from countermark.schemes import as_output_scheme, scheme_of
 
+    # Otherwise the next run, after an interruption, would take marked images for further inputs.
     if out.resolve() == images.resolve():
         raise ConfigError(f"{out} holds the images to be marked: write to another folder")
     loaded = Key.load(key, passphrase_of(key))

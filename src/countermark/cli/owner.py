@@ -1,4 +1,4 @@
-"""The commands of owners: demo, embed, schemes; and the program that all commands belong to."""
+"""The commands `demo`, `embed` and `schemes`, and the typer app that holds all commands."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from countermark.cli.options import (
 )
 from countermark.errors import ConfigError
 
+# Rich markup is off so that brackets in help texts print as they are, and exceptions are left to
+# `countermark.cli.run`, which prints one line and chooses the exit code.
 app = typer.Typer(
     name="countermark",
     help="Prove that a neural network is yours.\n\nEvery command takes --help, with an example.",
@@ -35,6 +37,7 @@ app = typer.Typer(
 
 
 def _tell_version(value: bool) -> None:
+    """Print the version and exit, if `--version` was given."""
     if value:
         typer.echo(f"countermark {VERSION}")
         raise typer.Exit
@@ -53,7 +56,7 @@ def _countermark(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("demo"),
 ) -> int:
-    """Mark a small network on real digits, then find the mark, and find it missing elsewhere.
+    """Mark a small network on real digits, find the mark, and show that other models lack it.
 
     \b
     Example:
@@ -117,10 +120,10 @@ def embed(
     test_key: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Train a model with an ownership mark in it (or without one: --scheme none).
+    """Train a model with an ownership mark in it, or without a mark (--scheme none).
 
-    Interrupted at any moment, the same command goes on where it stopped. Prints a note when the
-    message is too short to prove anything without a dated claim.
+    After an interruption the same command goes on where it stopped. Prints a note when the message
+    is too short to prove anything without a dated claim.
 
     \b
     Example:
@@ -136,6 +139,7 @@ def embed(
     from countermark.bench.marking import embedder
 
     fields = fields_of(settings, layer, bits)
+    # A script may run one command line for marked and unmarked models, so this is no error.
     if scheme == UNMARKED and (fields or key or encrypt):
         warnings.warn(
             "--scheme none embeds nothing: the options of a mark are ignored", stacklevel=1
@@ -166,8 +170,10 @@ def embed(
         encrypted=encrypt and scheme != UNMARKED,
         test_key=test_key,
     )
+    # The passphrase is no part of the order, because the order is written to disk.
     try:
         done = make(order, new_passphrase() if order.encrypted else None)
+    # The file to resume from holds the key's secret until the training ends.
     except KeyboardInterrupt:
         if Path(f"{out}.resume").exists():
             warnings.warn(
@@ -185,7 +191,7 @@ def schemes(
     name: Annotated[str | None, typer.Argument(help="One scheme, with its fields.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """List the schemes, or one with all its fields and their defaults.
+    """List the schemes, or show one scheme with all its fields and their defaults.
 
     \b
     Example:
@@ -206,6 +212,8 @@ def schemes(
 
 
 def _embedded(done: Mapping[str, Any]) -> str:
+    """Return the result of `embed` as text."""
+    # A network that makes images has no test accuracy; its quality is given in decibels.
     if "accuracy" in done:
         text = f"{done['model']}: test accuracy {100 * done['accuracy']:.2f} %"
     else:

@@ -1,4 +1,4 @@
-"""The commands for models with a mark for each recipient: recipient new, stamp, trace."""
+"""The `recipient` commands: mark a copy for each recipient, and trace a copy to its recipient."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def new(
     encrypt: Encrypt = False,
     as_json: AsJson = False,
 ) -> int:
-    """Make a key whose code tells recipients of a checkpoint apart; prints what the code bears.
+    """Make a key with a code that identifies each recipient of a checkpoint.
+
+    Prints the strength of the code against simulated coalitions of recipients.
 
     \b
     Example:
@@ -68,12 +70,16 @@ def new(
     from countermark.tracing.colluding import STRATEGIES
 
     require_owner(owner)
+    # Check the place of the key before the code is made and simulated, which takes a while.
     refuse_existing(key)
     require_apart(key, model)
+    # Ask for the passphrase before the long computation, while somebody still sits there.
     passphrase = new_passphrase() if encrypt else None
     made, code, advice = recipients_key(
         model, (count, coalition), owner=owner, epsilon=epsilon, fields=pairs(settings, "--set")
     )
+    # The seed is fixed so that the same code always prints the same simulated rates. It has no
+    # part in the secret of the key.
     found = {name: code.simulated(name, coalition, runs=runs, seed=0) for name in STRATEGIES}
     made.save(key, passphrase)
     about: dict[str, Any] = {
@@ -110,7 +116,7 @@ def stamp_(
     out: NewCheckpoint,
     as_json: AsJson = False,
 ) -> int:
-    """Make a recipient's copy of the checkpoint that the key was made for.
+    """Make the copy for one recipient, from the checkpoint that the key was made for.
 
     \b
     Example:
@@ -137,9 +143,9 @@ def trace(
     assume_dated: AssumeDated = False,
     as_json: AsJson = False,
 ) -> int:
-    """Say whose copy a suspect is, or that nothing can be told.
+    """Name the recipients whose copies are in a suspect, or say that nobody can be named.
 
-    Exits 0 when somebody is named, 3 when nothing can be told or the key could have been made to
+    Exits 0 when somebody is named, 3 when nobody can be named or the key could have been made to
     accuse, 2 when something stopped the answer.
 
     \b
@@ -161,6 +167,7 @@ def trace(
     )
     if done.corrections:
         lines.append(f"  each chance is {in_words(done.corrections)}")
+    # How hard the key is to forge matters only if the key accuses somebody.
     if done.named:
         said = "you state that it is older" if assume_dated else "an undated key needs 80"
         lines.append(f"  forgery_bits {done.forgery_bits:.1f} ({said})")

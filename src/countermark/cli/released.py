@@ -1,4 +1,4 @@
-"""The command that signs a released model's file beside its claim."""
+"""The command `claim sign-model`: sign the file of a released model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def sign_model(
     out: Annotated[Path, typer.Option(metavar="SIG", help="To write; must not exist.")],
     as_json: AsJson = False,
 ) -> int:
-    """Sign the model's file itself, by OpenSSF model signing; publish SIG beside it.
+    """Sign the model's file itself, by OpenSSF model signing. Publish SIG beside the file.
 
-    A claim names the tensors, this signature the bytes of the file. `claim check` reads it, and so
-    does every tool that knows the form.
+    A claim is about the tensors; this signature is about the bytes of the file. `claim check` reads
+    the signature, and so does every program that knows OpenSSF model signing.
 
     \b
     Example:
@@ -32,6 +32,7 @@ def sign_model(
     """
     from countermark.claims.openssf import sign_model as sign
 
+    # Only the command line may prompt for a passphrase, so the library gets it as an argument.
     sign(file, private_key, out, passphrase=pem_passphrase(private_key))
     show_result({"signature": str(out)}, as_json, f"{out}: {file} is signed")
     return 0

@@ -1,4 +1,4 @@
-"""The command that writes what an examiner hands over, and the one that judges it again."""
+"""The command `report`: write an examiner's report, or judge a written bundle again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from countermark.verdict import Terms, Verdict
 
 _ERROR_RATE = 0.1
-_PICTURES = 12  # triggers that are shown where the key is opened
+# At most this many triggers are shown in the page if the key is opened.
+_PICTURES = 12
 
 
 @app.command()
@@ -117,14 +118,14 @@ def report(
     reader: ReaderCode = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a report on a suspect: one HTML page, and a bundle that judges itself again.
+    """Write a report on a suspect: one HTML page, and a bundle that can be judged again.
 
     SUSPECT is read as `verify` reads it. --out and --bundle are both needed.
 
     With --replay, a bundle is judged again offline, from the reading that it holds. Anybody can
-    make up a reading: so this exits 3, unless the suspect is read again (--suspect), or a --signer
-    whom you pin has signed the bundle. Then it exits as `verify` does; 2 where a bundle was changed
-    or another reading comes out.
+    make up a reading. The command therefore exits 3, unless the suspect is read again (--suspect)
+    or a --signer whom you pin has signed the bundle. Then it exits as `verify` does, and 2 when the
+    bundle was changed or the suspect gives another reading.
 
     \b
     Example:
@@ -136,6 +137,8 @@ def report(
         pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
         replay=recorded,
     )  # fmt: skip
+    # A replay takes its terms from the bundle. An option that would be ignored is refused, so that
+    # nobody believes that it had an effect.
     if replay is not None:
         idle = {
             "SUSPECT (it is --suspect FILE here)": suspect, "--out": out, "--bundle": bundle,
@@ -155,6 +158,7 @@ def report(
         raise ConfigError("--suspect is for --replay: expected SUSPECT without an option")
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
+    # Check both paths before the suspect is read, which can take long.
     for each in (out, bundle):
         require_free(each)
         require_place(each)
@@ -171,7 +175,13 @@ def report(
 
 @dataclass(frozen=True)
 class _Places:
-    """Where page and bundle go, and the private key that signs the bundle."""
+    """The paths of a report to write.
+
+    Attributes:
+        page: the HTML file to write.
+        bundle: the folder to write.
+        sign: a PEM file with the private key that signs the bundle, or None.
+    """
 
     page: Path
     bundle: Path
@@ -180,7 +190,15 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Again:
-    """What a replay reads again."""
+    """The options for reading a suspect again during a replay.
+
+    Attributes:
+        suspect: the suspect to read; None to judge the recorded reading only.
+        key: the key folder; None for the opened key in the bundle.
+        asked: how the suspect is loaded or asked.
+        reader: the module:factory of the key's own reader, if its code is trusted.
+        unmarked: files of unmarked models.
+    """
 
     suspect: str | None
     key: Path | None
@@ -191,7 +209,18 @@ class _Again:
 
 @dataclass(frozen=True)
 class _Order:
-    """What is to be read, and how it is judged."""
+    """A suspect to read and the terms of the verdict.
+
+    Attributes:
+        suspect: a file, a folder or a URL, as `verify` takes it.
+        key: the key folder.
+        asked: how the suspect is loaded or asked.
+        reader: the module:factory of the key's own reader, if its code is trusted.
+        alpha: the threshold for the chance of a false accusation.
+        assume_dated, blind_choice: statements of the examiner.
+        null: the name of another null hypothesis, or None.
+        unmarked: files of unmarked models.
+    """
 
     suspect: str
     key: Path
@@ -204,13 +233,13 @@ class _Order:
     unmarked: list[Path] | None
 
     def opened(self) -> Key:
-        """The key."""
+        """Load the key, with its own reader if that is trusted."""
         from countermark.key import Key
 
         return Key.load(self.key, passphrase_of(self.key)).trusting(self.reader)
 
     def read(self, key: Key, terms: Terms) -> Verdict:
-        """The verdict on the suspect, the digest of the whole file included."""
+        """Read the suspect and return the verdict, with the digest of the whole file."""
         from countermark.examine import examine
 
         with suspect_of(self.suspect, key, self.asked) as found:
@@ -219,7 +248,17 @@ class _Order:
 
 
 def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, float]) -> Verdict:
-    """Read, judge, write bundle and page."""
+    """Read the suspect, judge it, and write bundle and page.
+
+    Args:
+        order: what to read and by which terms.
+        dated: the options about a claim that dates the key.
+        places: what to write.
+        how: whether the key goes into page and bundle, and the error rate of the likelihood ratio.
+
+    Raises:
+        ConfigError: nothing was read.
+    """
     from countermark.claims.signing import load_private
     from countermark.files import write_bytes
     from countermark.report.bundle import contents, save
@@ -229,6 +268,7 @@ def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, 
     from countermark.verdict import Terms
 
     open_key, error_rate = how
+    # Load the private key first: a wrong passphrase must not cost a long reading.
     signer = None
     if places.sign is not None:
         signer = load_private(places.sign, pem_passphrase(places.sign))
@@ -238,6 +278,7 @@ def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, 
     verdict = order.read(
         key, Terms(order.alpha, order.assume_dated, order.blind_choice, dating=dating)
     )
+    # Without a reading, for example if the suspect lacks the key's tensors, there is no record.
     record = record_of(verdict)
     if record is None:
         raise ConfigError(f"nothing was read, so there is nothing to report: {verdict.reason}")
@@ -251,13 +292,18 @@ def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, 
     paper = str(scheme_named(verdict.scheme).paper)
     pictures = _pictures(key, record) if open_key else []
     told = page(record, verdict, content, About(paper, error_rate, key.fields, pictures))
+    # The bundle goes first: the page shows the digests of its files.
     save(places.bundle, content)
     write_bytes(places.page, told)
     return verdict
 
 
 def _pictures(key: Key, record: Record) -> list[Picture]:
-    """The first triggers of a key, beside their covers where it keeps them."""
+    """Return the first triggers of a key as images, beside their covers if the key holds them.
+
+    Returns: at most 12 images with the wanted and the answered class; an empty list for a key
+        without triggers.
+    """
     from countermark.report.page import Picture, data_url
     from countermark.schemes import scheme_of
     from countermark.schemes.black_box import TriggerScheme
@@ -269,6 +315,7 @@ def _pictures(key: Key, record: Record) -> list[Picture]:
     covers = key.frozen.get(COVERS)
     reading = record.reading
     answers = zip(reading.expected, reading.read, strict=True)
+    # A class below 0 stands for an answer that names no class.
     return [
         Picture(
             trigger=data_url(png(trigger)),
@@ -282,7 +329,20 @@ def _pictures(key: Key, record: Record) -> list[Picture]:
 
 
 def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bool) -> int:
-    """Judge a bundle again, and with suspect and key read again."""
+    """Judge a bundle again, read the suspect again if one is given, and print the result.
+
+    Args:
+        bundle: the folder.
+        again: what to read again.
+        signers: PEM files of public keys that the examiner pins.
+        as_json: print JSON instead of text.
+
+    Returns: the exit code.
+
+    Raises:
+        ClaimError: the bundle was changed, or no pinned signer signed it.
+        ConfigError: options that do not go together, or another reading.
+    """
     from countermark.claims.signing import key_id, load_public
     from countermark.limits import RECORDED
     from countermark.report.bundle import FOLLOWS, replay
@@ -300,10 +360,13 @@ def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bo
             assume_dated=verdict.assume_dated, blind_choice=verdict.blind_choice,
             null=found.record.result.null,
         )  # fmt: skip
+        # The null hypothesis and the terms are those of the bundle: they are what is repeated.
         checked.append(_read_again(order, verdict))
+        # The first caveat says that nobody read the suspect again; that is no longer true.
         limits = limits[1:] + ([RECORDED] if again.asked.replay else [])
     elif again.key is not None or again.unmarked:
         raise ConfigError("to read again, --key and --unmarked need --suspect FILE")
+    # A recorded reading alone supports no verdict, because anybody can write a record.
     is_supported = again.suspect is not None or found.is_vouched_for
     outcome, reason = (verdict.outcome, verdict.reason) if is_supported else ("no_verdict", FOLLOWS)
     lines = [f"{outcome.upper().replace('_', ' ')}: {reason}"]
@@ -319,14 +382,17 @@ def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bo
 
 
 def _read_again(order: _Order, verdict: Verdict) -> str:
-    """Read the suspect again with the key; it must come to the same.
+    """Read the suspect again and check that the verdict is the recorded one.
+
+    Returns: a line that says what was checked.
 
     Raises:
-        ConfigError: another reading, or another suspect.
+        ConfigError: the key, the reading or the suspect differs from the bundle.
     """
     from countermark.verdict import Terms
 
     key = order.opened()
+    # Another key would give another reading, and the message would blame the suspect.
     if key.commitment != verdict.commitment:
         raise ConfigError(
             f"{order.key} is the key {key.commitment}, the bundle is about {verdict.commitment}"
@@ -344,9 +410,13 @@ def _read_again(order: _Order, verdict: Verdict) -> str:
 
 
 def _comparable(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict with lists for tuples, whatever files are called, asked or recorded."""
+    """Return a verdict as JSON values without file names, for comparison.
+
+    The suspect's file may have another name now, and may be a transcript instead of a service.
+    """
     from countermark.limits import RECORDED
 
+    # A round trip turns tuples into lists, which the recorded verdict has.
     found: dict[str, Any] = json.loads(json.dumps(told))
     for name in ("name", "recorded"):
         found["suspect"].pop(name, None)

@@ -1,4 +1,4 @@
-"""The command that serves the web page."""
+"""The command `serve`: run the web page and its JSON API."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ def serve(
 ) -> int:
     """Serve a web page and a JSON API: claims, verdicts, disputes, benchmarks.
 
-    Whoever has the token may log in. Without --token-file or COUNTERMARK_TOKEN a new one is drawn
-    and printed, once. It speaks HTTP on this machine; put a proxy with TLS before it for others.
+    Anybody who has the token may log in. Without --token-file or COUNTERMARK_TOKEN a new token is
+    drawn and printed once. The server speaks plain HTTP and listens on this machine only; put a
+    proxy with TLS before it to serve other machines.
 
     \b
     Example:
@@ -76,6 +77,7 @@ def serve(
     except ImportError:
         raise MissingExtraError("the web page", "web") from None
 
+    # The settings get only the digest of the token. A new token is printed once and kept nowhere.
     token, is_new = find_token(token_file, os.environ)
     limits = Limits(
         upload=most_mib << 20, memory=int(most_gib * (1 << 30)), seconds=most_seconds,
@@ -84,12 +86,14 @@ def serve(
     settings = Settings(
         ledger, state, token_digest(token), keys, suspects, results, tuple(authority or ()), limits
     )
+    # Building the site opens every folder and certificate, so --check finds what `serve` would.
     if check:
         with Ledger(ledger) as opened:
             size = opened.head().size
         Site(settings).close()
         typer.echo(f"{size} claims, {_summary(settings)}")
         return 0
+    # Bind first: with port 0 the system chooses a port, and the address to print needs it.
     with bound(host, port) as listening:
         address = f"http://{host}:{listening.getsockname()[1]}"
         said = f"token, shown once: {token}\n" if is_new else ""
@@ -98,6 +102,6 @@ def serve(
 
 
 def _summary(settings: Settings) -> str:
-    """What is served, without a secret."""
+    """Return one line about what is served, without any secret."""
     keys, suspects = settings.key_shelf.entries(), settings.suspect_shelf.entries()
     return f"{len(keys)} keys, {len(suspects)} suspects; jobs in {settings.state}"

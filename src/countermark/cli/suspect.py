@@ -1,4 +1,4 @@
-"""What stands behind the first argument of `verify`: a weight file, a live model, a service."""
+"""The first argument of `verify` as a suspect: a weight file, a live model, or a service."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ ReaderCode = Annotated[
 
 @dataclass(frozen=True)
 class Asking:
-    """How a suspect is to be asked, as the command line says.
+    """The options of the command line that say how to load or ask a suspect.
 
     Attributes:
-        options: of a service, by name; a value that begins with @ names a file.
-        model, arguments: what a weight file is the weights of; else as the key says.
-        transcript: where to write what was asked and answered.
-        reference: what a weight file is to be aligned to.
-        replay: the suspect is a transcript.
+        options: options of a service, by name; a value that begins with @ names a file.
+        model, arguments: the model that a weight file belongs to; None means the key's model.
+        transcript: a file to write questions and answers to.
+        reference: a weight file that the suspect is aligned to.
+        replay: whether the suspect is a transcript.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -116,16 +116,22 @@ class Asking:
 
 
 def unmarked_of(files: list[Path] | None, key: Key | Openings, asking: Asking) -> list[Supplied]:
-    """The unmarked models as `verify` takes them: of a key of triggers as live models.
+    """Return the unmarked models in the form that `verify` takes.
+
+    Args:
+        files: weight files or folders; a file that is named twice counts once.
+        key: for a key of triggers, each file becomes a live model.
+        asking: names the model that the files are the weights of.
 
     Raises:
         SuspectError: a file cannot be read.
-        ConfigError: it does not fit the key's host.
+        ConfigError: a file does not fit the model.
     """
     from countermark.key import Key
     from countermark.schemes import scheme_of
     from countermark.schemes.black_box import TriggerScheme
 
+    # Significance grows with the number of unmarked models, so the same file must not count twice.
     given = list({each.resolve(): each for each in files or []}.values())
     if not isinstance(key, Key) or not isinstance(scheme_of(key), TriggerScheme):
         return [*given]
@@ -134,6 +140,7 @@ def unmarked_of(files: list[Path] | None, key: Key | Openings, asking: Asking) -
     return [asked(each, key, asking.model, asking.arguments) for each in given]
 
 
+# What each family of schemes reads, in words for an error message.
 _WANTED = {"weights": "a weight file", "outputs": "a folder of images"}
 
 
@@ -141,10 +148,19 @@ _WANTED = {"weights": "a weight file", "outputs": "a folder of images"}
 def suspect_of(
     suspect: str, key: Key | Openings, asking: Asking
 ) -> Iterator[Suspect | Predict | Disguised]:
-    """The suspect as `verify` takes it; what was asked is written however the block is left.
+    """Open a suspect in the form that `verify` takes.
+
+    Args:
+        suspect: a path or a URL.
+        key: decides whether the suspect is read or asked.
+        asking: the options of the command line.
+
+    Yields: a path, a suspect with a reference model, or a function from images to classes. A
+        transcript is written however the block is left.
 
     Raises:
         ConfigError: options that do not go with this key or suspect.
+        SuspectError: a file cannot be read.
     """
     from countermark.key import Key
     from countermark.schemes import scheme_of
@@ -154,7 +170,9 @@ def suspect_of(
     if isinstance(key, Key) and not isinstance(scheme_of(key), TriggerScheme):
         scheme = scheme_of(key)
         aligned_to = _reference(key, asking)
-        if aligned_to is not None:  # the architecture is for nothing else
+        # --model and --model-arg belong to the reference, which has used them; take them out so
+        # that any option that is left is a mistake.
+        if aligned_to is not None:
             asking = replace(asking, model=None, arguments={}, reference=None)
         if remote or asking != Asking():
             raise ConfigError(
@@ -178,12 +196,13 @@ def suspect_of(
 
 
 def _reference(key: Key, asking: Asking) -> Reference | None:
-    """What the suspect is to be aligned to; its architecture is that of --model, or the key's.
+    """Return the reference model that the suspect is aligned to, or None without --reference.
 
-    Without torch, or where neither says, the layers have to be a plain chain.
+    Its architecture is that of --model, or else of the key's model. Without torch, or if neither is
+    given, the layers of the file have to be a plain chain.
 
     Raises:
-        ConfigError: the model cannot be built or followed, or the key names code as its host.
+        ConfigError: the model cannot be built or traced, or the key names its own code as model.
         SuspectError: the file does not fit the model.
     """
     from countermark.alignment import Reference
@@ -191,6 +210,8 @@ def _reference(key: Key, asking: Asking) -> Reference | None:
     path, name = asking.reference, asking.model or key.model
     if path is None or name is None:
         return None if path is None else Reference(path)
+    # A key comes from the owner, and building module:factory runs the owner's code. Run it only
+    # if the examiner names it.
     if asking.model is None and ":" in name:
         raise ConfigError(
             "the key names code of its own as its host: if you trust it, repeat it as --model"
@@ -198,7 +219,8 @@ def _reference(key: Key, asking: Asking) -> Reference | None:
     try:
         from countermark.bench.embed import load_into
         from countermark.bench.models import build
-    except ImportError:  # no torch: a chain can be read without it
+    # Without torch: a plain chain of layers can be aligned by its tensors alone.
+    except ImportError:
         return Reference(path)
     own = {} if asking.model else dict(key.model_arguments)
     built = build(name, dict(asking.arguments) or own)
@@ -207,16 +229,22 @@ def _reference(key: Key, asking: Asking) -> Reference | None:
 
 
 def _disguised(suspect: Path, reference: Reference) -> Disguised:
+    """Return a suspect together with the reference model that it is aligned to."""
     from countermark.alignment import Disguised
 
     return Disguised(suspect, reference)
 
 
 def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:
-    """Fresh triggers, to be made of the first test images of a data set.
+    """Return fresh triggers, made of the first test images of a data set.
+
+    Args:
+        key: the key that makes the triggers.
+        data: the name of a data set or a folder.
+        count: how many test images are used.
 
     Raises:
-        ConfigError: of fewer than one, or of opened triggers in place of a key.
+        ConfigError: `count` is less than one, or a disclosure is given in place of a key.
         DataError: the data cannot be read.
     """
     from countermark.bench.data import load_data
@@ -234,6 +262,7 @@ def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:
 
 
 def _recorded(path: Path) -> Predict:
+    """Return the recorded answers of a transcript as a function from images to classes."""
     from countermark.remote import Transcript
 
     return Transcript.load(path).predict()
@@ -241,19 +270,27 @@ def _recorded(path: Path) -> Predict:
 
 @contextmanager
 def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Predict]:
+    """Connect to a prediction service, and write the transcript when the block is left."""
     from countermark.remote import connect
 
+    # Check the transcript's name first: questions to a service may cost money and cannot be undone.
     if asking.transcript:
         require_free(asking.transcript)
     with connect(url, _options(asking.options, key)) as endpoint:
         try:
             yield endpoint
+        # Also after an error: the answers so far are evidence.
         finally:
             if asking.transcript:
                 endpoint.transcript.save(asking.transcript)
 
 
 def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
+    """Return the options of a service from --ask.
+
+    Raises:
+        ConfigError: an unknown option, a missing protocol, or a file that cannot be read.
+    """
     from dataclasses import fields
 
     from countermark.errors import nearest
@@ -268,6 +305,7 @@ def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
             "how is the service asked? Give --ask protocol=oip, tf_serving, mlflow, image or json"
         )
     values = {name: _text(value) for name, value in given.items()}
+    # The key has mean and deviation for pixels from 0 to 255; a service takes pixels from 0 to 1.
     if values.get("pixels") == "normalised":
         scale = {"mean": key.fields["mean"], "std": key.fields["deviation"]}
         values = {n: tuple(v / 255 for v in each) for n, each in scale.items()} | values
@@ -275,7 +313,11 @@ def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
 
 
 def _text(value: Any) -> Any:
-    """A value of the command line; the text of a file where it begins with @."""
+    """Return the value of an option, or the text of a file if the value begins with @.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     if not isinstance(value, str) or not value.startswith("@"):
         return value
     try:

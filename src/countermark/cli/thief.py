@@ -1,4 +1,4 @@
-"""The commands of thieves: `attack`."""
+"""The `attack` commands: change a model as a thief would."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ def attack_run(
     model_arguments: ModelArguments = None,
     as_json: AsJson = False,
 ) -> int:
-    """Attack a copy of a model file and say what it cost.
+    """Attack a copy of a model file and print the cost of the attack.
 
-    `attack list --json` says which attacks need --model (they follow the architecture), and which
-    --data as well (they train, or ask the model); these print the test accuracy before and after.
+    `attack list --json` says which attacks need --model, because they follow the architecture, and
+    which need --data as well, because they train or ask the model. With --data the test accuracy
+    before and after the attack is printed.
 
     \b
     Example:
@@ -79,8 +80,10 @@ def attack_run(
     from countermark.weights import load_state
 
     attack = attack_named(name).from_fields(pairs(settings, "--set"))
+    # Refuse an existing file and wrong options before an attack that may train for hours.
     require_free(out)
     _check_host(attack, model, data, model_arguments)
+    # Without --model the attack changes the tensors alone, and no architecture is built.
     host: nn.Module
     if model:
         host, dataset = _host(victim, model, pairs(model_arguments, "--model-arg"), data)
@@ -109,7 +112,11 @@ def attack_run(
 def _check_host(
     attack: Attack, model: str | None, data: str | None, arguments: list[str] | None
 ) -> None:
-    """Options that an attack cannot do without, or that would do nothing."""
+    """Check that the options an attack needs are given, and no option without effect.
+
+    Raises:
+        ConfigError: an option is missing or superfluous.
+    """
     given = {"--model": model, "--data": data, "--model-arg": arguments}
     if attack.needs_data and not (model and data):
         raise ConfigError(
@@ -127,10 +134,11 @@ def _check_host(
 
 
 def _save(model: nn.Module, out: Path) -> None:
-    """Write what came of an attack: a weight file, or a graph where it is one."""
+    """Write the attacked model as a weight file, or as an ONNX graph if the model is one."""
     from countermark.attacks.isomorph import OnnxModel
     from countermark.weights import save_weights
 
+    # A graph keeps what the attack did to its operators; a weight file would hold tensors only.
     if isinstance(model, OnnxModel) and out.suffix == ".onnx":
         model.save(out)
     else:
@@ -140,7 +148,10 @@ def _save(model: nn.Module, out: Path) -> None:
 def _host(
     victim: Path, model: str, arguments: dict[str, Any], data: str | None
 ) -> tuple[nn.Module, Dataset | None]:
-    """The victim as a model that can be called, where `embed` would train it, and the data."""
+    """Load the victim as a callable model, on the device that `embed` would use, and the data.
+
+    Returns: the model, and the data set or None without --data.
+    """
     from countermark.bench.data import load_data
     from countermark.bench.embed import load_into
     from countermark.bench.models import build
@@ -148,17 +159,20 @@ def _host(
 
     host = build(model, arguments)
     load_into(host, victim)
+    # The course trains nothing here; it only knows which device `embed` would choose.
     host = host.to(Course(epochs=0).resolved_device())
     return host, load_data(data) if data else None
 
 
 def _accuracy(model: nn.Module, data: Dataset) -> float | None:
-    """Test accuracy, 0 to 1; None for a model of other classes, which it does not exist for."""
+    """Return the test accuracy, 0 to 1; None if the model has another number of classes."""
     from countermark.attacks.base import first_scores
     from countermark.bench.train import accuracy
 
+    # An attack may replace the last layer, for example to learn another task.
     return accuracy(model, data) if first_scores(model, data).shape[1] == data.classes else None
 
 
 def _percent(share: float | None) -> str:
+    """Return an accuracy as text in percent."""
     return "undefined (other classes)" if share is None else f"{100 * share:.2f} %"

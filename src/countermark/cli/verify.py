@@ -1,4 +1,4 @@
-"""The command that judges a suspect."""
+"""The command `verify`: read a suspect with a key and judge the reading."""
 
 from __future__ import annotations
 
@@ -104,16 +104,16 @@ def verify(
 ) -> int:
     """Say whether a key's mark is in a suspect, and how probable a false accusation is.
 
-    A key of triggers asks a live model: one that is built and filled from the file, or a service.
-    With --opened it is asked about some of its triggers, and the key is not needed. A key of
-    outputs reads images; what is no plain picture is skipped and counted, and finding the mark
-    takes a --blind-choice of them.
+    A key of triggers asks a live model: a model that is built and filled from the file, or a
+    service. With --opened the model is asked about disclosed triggers, and the key is not needed. A
+    key of outputs reads images. Files that are no plain images are skipped and counted, and the
+    mark can only be found in images of a --blind-choice.
 
-    With --claim, the key is older than the suspect if a tree head of the --ledger with that claim
-    under it was stamped by an --authority before the --suspect-date.
+    With --claim, the key counts as older than the suspect if an --authority timestamped a tree head
+    of the --ledger, with that claim under it, before the --suspect-date.
 
-    Exits 0 when the mark is present, 1 when it is not proven, 3 when this key cannot tell, 2 when
-    something stopped the answer.
+    Exits 0 when the mark is present, 1 when it is not proven, 3 when this key gives no verdict, 2
+    when something stopped the answer.
 
     \b
     Example:
@@ -133,6 +133,8 @@ def verify(
         pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
         replay=replay,
     )  # fmt: skip
+    # A statement about a choice is refused if nothing was chosen: it would be recorded in the
+    # verdict and mislead its readers.
     named = replay or "class_names" in asked.options
     pictures = isinstance(loaded, Key) and scheme_of(loaded).family == OutputScheme.family
     if blind_choice and not (named or pictures or opened or fresh):
@@ -140,7 +142,9 @@ def verify(
             "--blind-choice is for --opened, --fresh, pictures and class_names: here is nothing "
             "that anybody could have chosen"
         )
+    # The whole judgement is inside the block, because the transcript is written at its end.
     with suspect_of(suspect, loaded, asked) as found:
+        # Fresh triggers replace the committed ones; the key itself still says how they are read.
         terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
         judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
         verdict = examine(

@@ -1,14 +1,19 @@
-"""The room where people look at it: pages and a JSON API over a ledger, its verdicts and results.
+"""The web server: HTML pages and a JSON API over a ledger, its claims, verdicts and results.
 
-settings  what is served, from where, within which limits; folders of which names alone are known
-access    the token, sessions, and how often somebody may ask
-gate      what every request has to pass, and what every answer bears
-orders    what somebody asks for, as a document     runner  jobs: a process each, within limits
-work      what such a process does                  rendering  another one: `results/` as JSON
-claims    claims as they are shown, checked anew; who owns which
-looks     templates and what they are given         results  what `rendering` made
-site      all of these together, and what the routes take of them
-pages, asking  HTML    api  JSON    app  the application    serving  the server
+settings       what the server serves, and its limits; folders whose entries are chosen by name
+access         the token, sessions, and the rate limit of each client address
+gate           checks of every request, and security headers of every response
+orders         a job and its request as stored documents
+runner         the queue of jobs; each job runs in a process of its own, within limits
+work           the program that such a process runs
+rendering      a separate process that renders `results/` as JSON and images
+results        reads the files that `rendering` wrote
+claims         search in the claims, and a fresh check of each claim that is shown
+looks          templates
+site           the state of the application, which holds all of these parts
+pages, asking  routes that answer with HTML
+api            routes that answer with JSON
+app, serving   the ASGI application, and the server that runs it
 
-The server never imports torch: what needs it runs in a process of its own.
+The server never imports torch. Code that needs torch runs in a process of its own.
 """

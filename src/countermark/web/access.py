@@ -1,4 +1,4 @@
-"""Who may come in: one token, sessions that it opens, and how often an address may ask."""
+"""Access: the one token, the sessions it opens, and the rate limit of each client address."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ from countermark.errors import ConfigError
 from countermark.files import read_regular
 
 VARIABLE = "COUNTERMARK_TOKEN"
-_LEAST, _MOST_TOKEN = 20, 1 << 10  # characters of a token, bytes of its file
+# Fewest characters of a token, and most bytes of its file.
+_LEAST, _MOST_TOKEN = 20, 1 << 10
+# Sessions and addresses are bounded, so that many clients cannot fill the memory.
 _HOURS, _MOST_SESSIONS, _MOST_ADDRESSES = 12, 1000, 10_000
 
 
 def without_token(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for processes that need no token."""
+    """Return a copy of an environment without the token, for child processes."""
     return {name: value for name, value in environment.items() if name != VARIABLE}
 
 
 def token_digest(token: str) -> bytes:
-    """SHA-256 of a token, 32 bytes."""
+    """Return the SHA-256 digest of a token, 32 bytes."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def find_token(file: Path | None, environment: Mapping[str, str]) -> tuple[str, bool]:
-    """The token: of the file, else of the environment, else a new one.
+    """Return the token from the file, else from the environment, else a new token.
 
-    Returns: the token, and whether it is new and must be told.
+    Args:
+        file: a file with the token, or None.
+        environment: may hold the token in COUNTERMARK_TOKEN.
+
+    Returns: the token, and whether it is new and must be printed.
 
     Raises:
-        ConfigError: a file that others can read or nobody, or a token that is too short.
+        ConfigError: the file cannot be read or other users can read it, or the token is too short.
     """
     if file is not None:
         token, where = _in_file(file), str(file)
@@ -51,10 +57,16 @@ def find_token(file: Path | None, environment: Mapping[str, str]) -> tuple[str, 
 
 
 def _in_file(file: Path) -> str:
+    """Read the token from a file that only its owner may read.
+
+    Raises:
+        ConfigError: the file cannot be read, or other users can read it.
+    """
     try:
         content = read_regular(file, _MOST_TOKEN)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}; expected a file with a token") from None
+    # Windows has no such mode bits; there the folder's access list protects the file.
     if os.name == "posix" and file.stat().st_mode & 0o077:
         raise ConfigError(f"{file}: others can read the token: chmod 600 it")
     return content.decode("ascii", "replace").strip()
@@ -62,11 +74,11 @@ def _in_file(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Session:
-    """Somebody who showed the token.
+    """A session of a visitor who showed the token.
 
     Attributes:
-        csrf: what every form of his has to bring back.
-        ends: by the monotonic clock.
+        csrf: a secret that every form of the session has to send back.
+        ends: the end of the session, in seconds of the monotonic clock.
     """
 
     csrf: str = field(repr=False)
@@ -74,7 +86,11 @@ class Session:
 
 
 class Sessions:
-    """Those who came in by the token; they are gone when the server ends."""
+    """The open sessions, kept in memory until the server ends.
+
+    Args:
+        token_sha256: the digest of the token that opens a session, 32 bytes.
+    """
 
     def __init__(self, token_sha256: bytes) -> None:
         self._token = token_sha256
@@ -82,13 +98,15 @@ class Sessions:
         self._lock = threading.Lock()
 
     def knows(self, token: str) -> bool:
-        """Whether this is the token."""
+        """Return true if this is the server's token."""
+        # Comparing digests in constant time reveals neither characters nor length by the time.
         return hmac.compare_digest(token_digest(token), self._token)
 
     def open(self) -> str:
-        """A new session; the secret that its cookie bears."""
+        """Open a session and return its name, the secret in the session's cookie."""
         name = secrets.token_urlsafe(24)
         with self._lock:
+            # Drop the oldest session instead of refusing a visitor who has the token.
             while len(self._open) >= _MOST_SESSIONS:
                 self._open.popitem(last=False)
             ends = time.monotonic() + 3600 * _HOURS
@@ -96,7 +114,7 @@ class Sessions:
         return name
 
     def of(self, name: str | None) -> Session | None:
-        """The session of a cookie; None when there is none or it has ended."""
+        """Return the session with this name, or None if there is no such session or it ended."""
         with self._lock:
             found = self._open.get(name or "")
             if found is not None and found.ends < time.monotonic():
@@ -105,13 +123,19 @@ class Sessions:
             return found
 
     def close(self, name: str | None) -> None:
-        """End a session."""
+        """End the session with this name, if there is one."""
         with self._lock:
             self._open.pop(name or "", None)
 
 
 class Pace:
-    """How often an address may do something: so often at once, and so often a second after that."""
+    """A rate limit per client address, as a token bucket.
+
+    Args:
+        a_second: the attempts a second that refill the bucket.
+        at_once: the size of the bucket.
+        clock: returns seconds; replaceable for tests.
+    """
 
     def __init__(
         self, a_second: float, at_once: int, clock: Callable[[], float] = time.monotonic
@@ -121,12 +145,14 @@ class Pace:
         self._lock = threading.Lock()
 
     def allows(self, address: str) -> bool:
-        """Whether it may, now; if so, it counts."""
+        """Return true if the address may make an attempt now, and count the attempt."""
         now = self._clock()
         with self._lock:
             left, then = self._left.pop(address, (float(self._at_once), now))
+            # Refill for the time since the last attempt, up to a full bucket.
             left = min(self._at_once, left + (now - then) * self._a_second)
             self._left[address] = (left - 1 if left >= 1 else left, now)
+            # The address that was silent longest has the fullest bucket, so forget that one.
             if len(self._left) > _MOST_ADDRESSES:
                 self._left.popitem(last=False)
             return left >= 1

@@ -1,4 +1,4 @@
-"""The same for programs, as JSON; `/api/openapi.json` describes it."""
+"""The JSON API for programs; `/api/openapi.json` describes it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from countermark.web.forms import NewClaim, Resolve, Verify
 from countermark.web.orders import Job
 from countermark.web.site import Here, Site
 
-# The gate has asked for the token already; this says so in the document.
+# The gate has checked the token already. This dependency only states in the OpenAPI document that
+# a token is needed.
 _TOKEN = Depends(HTTPBearer(auto_error=False, description="The token of this server."))
 api = APIRouter(prefix="/api", dependencies=[_TOKEN])
+# A place in the ledger; the bound keeps it within the integers of every database.
 Before = Annotated[int | None, Query(ge=0, le=1 << 40)]
 Words = Annotated[str, Query(max_length=200, description="A part of an owner's name, or a digest.")]
 _REFUSED: dict[int | str, dict[str, Any]] = {
@@ -31,7 +33,7 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "There is none
 
 
 class Head(BaseModel):
-    """The ledger as it is now: its identity, how many claims, and the root over them."""
+    """The ledger as it is now: its identity, the number of claims, and the root over them."""
 
     ledger: str
     size: int
@@ -39,28 +41,29 @@ class Head(BaseModel):
 
 
 class Names(BaseModel):
-    """What may be chosen by name."""
+    """The keys and suspects that may be chosen by name."""
 
     keys: list[str]
     suspects: list[str]
 
 
 class Added(BaseModel):
-    """A claim that is in the ledger, on disk."""
+    """A claim that the ledger has stored on disk, and its place."""
 
     digest: str
     place: int
 
 
 class ClaimAnswer(BaseModel):
-    """A claim, checked when it was asked for.
+    """A claim that was checked for this answer.
 
     Attributes:
         claim: the document.
-        holds: whether signatures, stamps and inclusion are what they say.
-        signature: why the signatures do not hold; null when they do.
-        stamps: who stamped it, when, and whether this server believes him.
-        proof: that it is in the ledger's tree; `included` says whether it leads to the root.
+        holds: whether all signatures, timestamps and the inclusion proof are valid.
+        signature: why the signatures are invalid; null if they are valid.
+        stamps: the timestamps: when, by whom, and whether this server trusts the authority.
+        proof: the proof that the claim is in the ledger's tree.
+        included: whether the proof leads to the root.
     """
 
     claim: dict[str, Any]
@@ -72,7 +75,7 @@ class ClaimAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """A job, how far it is, and what came out: a verdict, or a resolution."""
+    """A job, its current step, and its answer: a verdict, or the decision of a dispute."""
 
     job: Job
     step: str
@@ -81,27 +84,29 @@ class JobAnswer(BaseModel):
 
 @api.get("/head", responses=_REFUSED)
 def head(site: Here) -> Head:
-    """The ledger's size and root, now."""
+    """Return the ledger's size and root."""
     found = site.ledger.head()
     return Head(ledger=site.ledger.identity, size=found.size, root=found.root)
 
 
 @api.get("/claims", responses=_REFUSED)
 def claims(site: Here, q: Words = "", before: Before = None) -> Found:
-    """Claims, the newest first, 25 at a time."""
+    """List claims, the newest first, 25 at a time."""
     return site.catalogue.find(q, before)
 
 
 @api.post("/claims", status_code=201, responses=_REFUSED)
 def add_claim(site: Here, form: NewClaim) -> Added:
-    """Add a signed claim; it is on disk when this answers. Added twice, it keeps its place."""
+    """Add a signed claim and answer when it is on disk. A claim added twice keeps its place."""
+    # One byte more than a claim may have: the parser then refuses the file as too large.
     claim = Claim.from_bytes(form.file.file.read(LARGEST + 1), "the file")
     return Added(digest=claim.digest, place=site.ledger.add(claim))
 
 
 @api.get("/claims/{digest}", responses=_REFUSED | _UNKNOWN)
 def claim(site: Here, digest: str) -> ClaimAnswer:
-    """One claim, checked now."""
+    """Return one claim, checked for this request."""
+    # 64 is the length of a digest; a longer text would only come back in the error message.
     found = checked(site.ledger, digest[:64], site.authorities)
     return ClaimAnswer(
         claim=found.claim.model_dump(), holds=found.holds, signature=found.signature,
@@ -111,7 +116,7 @@ def claim(site: Here, digest: str) -> ClaimAnswer:
 
 @api.get("/names", responses=_REFUSED)
 def names(site: Here) -> Names:
-    """The keys and suspects of this server."""
+    """List the names of the keys and suspects of this server."""
     settings = site.settings
     return Names(
         keys=list(settings.key_shelf.entries()), suspects=list(settings.suspect_shelf.entries())
@@ -120,25 +125,25 @@ def names(site: Here) -> Names:
 
 @api.post("/verify", status_code=202, responses=_REFUSED)
 def verify(site: Here, form: Verify) -> JobAnswer:
-    """Begin to read a suspect with a key."""
+    """Start a job that reads a suspect with a key."""
     return _answer(site, form.sent_to(site))
 
 
 @api.post("/resolve", status_code=202, responses=_REFUSED)
 def resolve(site: Here, form: Resolve) -> JobAnswer:
-    """Begin to resolve a dispute."""
+    """Start a job that decides a dispute between two parties."""
     return _answer(site, form.sent_to(site))
 
 
 @api.get("/jobs", responses=_REFUSED)
 def jobs(site: Here) -> list[Job]:
-    """All jobs, the newest first."""
+    """List all jobs, the newest first."""
     return site.runner.jobs()
 
 
 @api.get("/jobs/{identity}", responses=_REFUSED | _UNKNOWN)
 def job(site: Here, identity: str) -> JobAnswer:
-    """A job, and what came out of it."""
+    """Return a job and its answer."""
     found = site.runner.job(identity)
     if found is None:
         raise HTTPException(404, "there is no such job")
@@ -147,10 +152,11 @@ def job(site: Here, identity: str) -> JobAnswer:
 
 @api.get("/benchmarks", responses=_REFUSED)
 def benchmarks(site: Here) -> dict[str, Any]:
-    """Tables, heat maps and figures of each paper."""
+    """Return the tables, heat maps and figures of each paper."""
     return site.results.papers()
 
 
 def _answer(site: Site, job: Job) -> JobAnswer:
+    """Return a job as the API answers it; there is no answer before the job is done."""
     answer = site.runner.answer(job) if job.state == "done" else None
     return JobAnswer(job=job, step=site.runner.step(job), answer=answer)

@@ -1,4 +1,4 @@
-"""The application: routes behind the gate, and errors as one sentence."""
+"""The ASGI application: routes behind the gate, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from countermark.web.site import Site
 
 
 def application(site: Site) -> FastAPI:
-    """The ASGI application of a site, which the caller opens and closes."""
+    """Return the ASGI application of a site. The caller opens and closes the site."""
+    # FastAPI's own documentation pages load scripts from other servers, so they are off.
     made = FastAPI(
         title="countermark", version=VERSION, openapi_url="/api/openapi.json",
-        docs_url=None, redoc_url=None,  # those pages load scripts from elsewhere
+        docs_url=None, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip
     made.state.site = site
@@ -35,6 +36,7 @@ def application(site: Site) -> FastAPI:
     made.add_exception_handler(RequestValidationError, _refused)
 
     def told(scope: Scope, status: int, why: str) -> Response:
+        """Return the answer of the gate to a request that it refuses."""
         return _told(site, scope, status, why)
 
     made.add_middleware(Gate, sessions=site.sessions, limits=site.settings.limits, told=told)
@@ -42,16 +44,18 @@ def application(site: Site) -> FastAPI:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    """An error as an answer: one sentence, as a page or as JSON."""
+    """Return an error as an answer of one sentence, as a page or as JSON."""
     status, why = _status(error)
     site: Site = request.app.state.site
     return _told(site, request.scope, status, why)
 
 
 def _status(error: Exception) -> tuple[int, str]:
+    """Return the HTTP status and the message for an error."""
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
     if isinstance(error, RequestValidationError):
+        # Name the field, and never repeat the input: it may be the token.
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
         return 422, printable(f"{where}: {first['msg']}", 300)
@@ -59,10 +63,12 @@ def _status(error: Exception) -> tuple[int, str]:
         return 429, str(error)
     if isinstance(error, UnknownClaimError):
         return 404, str(error)
+    # A ledger that fails is the server's fault; every other error of the library is the request's.
     return (503 if isinstance(error, LedgerError) else 400), str(error)
 
 
 def _told(site: Site, scope: Scope, status: int, why: str) -> Response:
+    """Return a refusal: JSON for the API, else a page."""
     if scope["path"].startswith("/api/"):
         return JSONResponse({"detail": why}, status)
     return site.looks.refusal(scope.get("session"), status, why)

@@ -1,4 +1,4 @@
-"""The pages that ask: a suspect to verify, a dispute to resolve."""
+"""Pages with forms that start a job: a suspect to verify, a dispute to decide."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ asking = APIRouter(include_in_schema=False)
 
 
 def _choices(site: Site) -> dict[str, Any]:
+    """Return the values that both forms offer: keys, suspects, and limits."""
     settings = site.settings
     return {
         "keys": list(settings.key_shelf.entries()),
         "suspects": list(settings.suspect_shelf.entries()),
         "most": settings.limits.upload,
+        # Without trusted authorities no claim can date a key, so the form does not ask for one.
         "dates": bool(site.authorities),
     }
 
 
 @asking.get("/verify")
 def verify(site: Here, visitor: Visitor, claim: str = "") -> Response:
-    """Ask for a suspect and a key."""
+    """Show the form for a suspect and a key."""
     return site.looks.page("verify", visitor, {**_choices(site), "claim": claim[:64]})
 
 
 @asking.post("/verify")
 def verify_it(site: Here, visitor: Visitor, form: Verify) -> Response:
-    """Begin to read a suspect."""
+    """Start a job that reads a suspect, and go to the job's page."""
+    # 303 makes the browser load the page with GET, so that a reload sends no second job.
     require_own(visitor, form.csrf)
     job = form.sent_to(site)
     return RedirectResponse(f"/jobs/{job.id}", 303)
@@ -39,13 +42,13 @@ def verify_it(site: Here, visitor: Visitor, form: Verify) -> Response:
 
 @asking.get("/dispute")
 def dispute(site: Here, visitor: Visitor) -> Response:
-    """Ask for a suspect and what two parties show."""
+    """Show the form for a suspect and what two parties present."""
     return site.looks.page("dispute", visitor, _choices(site))
 
 
 @asking.post("/dispute")
 def resolve_it(site: Here, visitor: Visitor, form: Resolve) -> Response:
-    """Begin to read both keys from three models."""
+    """Start a job that decides a dispute, and go to the job's page."""
     require_own(visitor, form.csrf)
     job = form.sent_to(site)
     return RedirectResponse(f"/jobs/{job.id}", 303)

@@ -1,4 +1,4 @@
-"""Claims as they are shown: looked for, and each checked anew when it is opened."""
+"""Claims for pages and programs: search in the ledger, and a fresh check of one claim."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from countermark.claims.statement import instant
 from countermark.claims.timestamp import Authority, confirmed, read
 from countermark.errors import ClaimError, ConfigError, printable
 
-PAGE = 25  # claims that are listed at once
+# Claims that one answer lists.
+PAGE = 25
 
 
 class UnknownClaimError(ConfigError):
-    """The ledger has no claim of this digest."""
+    """The ledger has no claim with this digest."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A claim in a list: what it says, nothing of it checked."""
+    """A claim in a list. Its content is unchecked."""
 
     place: int
     digest: str
@@ -37,12 +38,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Found:
-    """A list of claims, the newest first.
+    """One part of a list of claims, the newest first.
 
     Attributes:
-        size: how many the ledger has.
-        claims: at most `PAGE` of those that were sought.
-        older: before which place to go on; None at the end.
+        size: the number of all claims in the ledger.
+        claims: at most `PAGE` claims that match the search.
+        older: the place before which the list goes on; None at its end.
     """
 
     size: int
@@ -52,7 +53,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Stamped:
-    """A time stamp of a claim: when, by whom, and whether this server believes him."""
+    """A timestamp of a claim: when, by whom, and whether this server trusts the authority."""
 
     time: str
     signer: str
@@ -61,16 +62,16 @@ class Stamped:
 
 @dataclass(frozen=True)
 class Checked:
-    """A claim, and what was found of it just now.
+    """A claim and the result of a fresh check.
 
     Attributes:
-        line: what it says.
+        line: the claim's content, as a list shows it.
         claim: the claim.
-        signature: why its signatures do not hold; None when they do.
-        stamps: time stamps over it.
-        no_stamps: how many of its stamps are none.
-        proof: that it is in the ledger's tree.
-        included: whether that proof leads to the root.
+        signature: why its signatures are invalid; None if they are valid.
+        stamps: its timestamps that can be read.
+        no_stamps: the number of its timestamps that are invalid.
+        proof: the proof that the claim is in the ledger's tree.
+        included: whether the proof leads to the root.
     """
 
     line: Line
@@ -83,15 +84,17 @@ class Checked:
 
     @property
     def holds(self) -> bool:
-        """Whether signatures, stamps and inclusion are what they say."""
+        """Whether all signatures, timestamps and the inclusion proof are valid."""
         return self.signature is None and not self.no_stamps and self.included
 
 
 class Catalogue:
-    """Who owns which claim, by place: read once, and then what has been added.
+    """The contents of all claims of a ledger, for search.
+
+    The first search reads every claim; later ones read only the claims added since.
 
     Args:
-        ledger: whose claims.
+        ledger: the ledger.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -100,14 +103,15 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def find(self, words: str = "", before: int | None = None) -> Found:
-        """Claims whose owner has these words in it, or one of whose digests this is.
+        """Find claims by a part of the owner's name or by a digest.
 
         Args:
-            words: 64 hexadecimal digits, or a part of the owner's name; "" for all.
-            before: only claims of earlier places.
+            words: a part of the owner's name, or the digest of a claim, a commitment or a model in
+                64 hexadecimal digits; "" for all claims.
+            before: list only claims at earlier places.
 
         Raises:
-            LedgerError: the ledger does not answer, or holds what is no claim.
+            LedgerError: the ledger does not answer, or holds an entry that is no claim.
         """
         lines, wanted = self._all(), words.strip().casefold()
         fitting = [
@@ -123,6 +127,8 @@ class Catalogue:
         return Found(len(lines), shown, shown[-1].place if len(fitting) > PAGE else None)
 
     def _all(self) -> list[Line]:
+        """Return all claims, after reading those that were added since the last call."""
+        # A ledger only grows, so claims that were read once stay as they are.
         with self._lock:
             with self._ledger.database.reading() as connection:
                 rows = self._ledger.rows
@@ -133,10 +139,15 @@ class Catalogue:
 
 
 def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Checked:
-    """A claim of the ledger, checked now.
+    """Read a claim of the ledger and check signatures, timestamps and inclusion.
+
+    Args:
+        ledger: the ledger.
+        digest: the claim's digest, in hexadecimal.
+        authorities: the authorities whose timestamps count as trusted.
 
     Raises:
-        UnknownClaimError: there is none of this digest.
+        UnknownClaimError: the ledger has no claim with this digest.
         LedgerError: the ledger was changed.
     """
     found = ledger.find(digest=digest)
@@ -156,7 +167,7 @@ def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Ch
 
 
 def line_of(entry: Entry) -> Line:
-    """A claim as it stands in a list."""
+    """Return the content of a claim as a list shows it."""
     claim = entry.claim
     date = claim.statement.predicate.date
     return Line(
@@ -165,12 +176,13 @@ def line_of(entry: Entry) -> Line:
 
 
 def _line(place: int, row: Any) -> Line:
-    """The same, of a row, without reading all of the claim: its page does that."""
+    """Return the content of a database row as a list shows it, without parsing the whole claim."""
     owner, date = "", ""
     try:
         payload = json.loads(row.content)["envelope"]["payload"]
         said = json.loads(base64.b64decode(payload))["predicate"]
         owner, date = str(said["owner"]), str(said["date"])
+    # Whoever can write to the database can write anything there. Deep nesting exhausts recursion.
     except (ValueError, KeyError, TypeError, RecursionError):
         owner = "(this claim was changed and cannot be read)"
     return Line(
@@ -179,6 +191,7 @@ def _line(place: int, row: Any) -> Line:
 
 
 def _signature(claim: Claim) -> str | None:
+    """Return why the signatures of a claim are invalid, or None if they are valid."""
     try:
         claim.check()
     except ClaimError as error:
@@ -187,13 +200,14 @@ def _signature(claim: Claim) -> str | None:
 
 
 def _stamps(claim: Claim, authorities: Sequence[Authority]) -> tuple[tuple[Stamped, ...], int]:
-    """The stamps over a claim, and how many are none."""
+    """Return the timestamps of a claim, and the number of invalid ones."""
     read_ones, broken = [], 0
     for response in claim.stamps:
         try:
             read_ones.append(read(response, claim))
         except ClaimError:
             broken += 1
+    # `confirmed` raises for an invalid timestamp; then no timestamp of the claim is trusted.
     believed = set() if broken else {each.stamp for each in confirmed(claim, authorities)}
     found = [Stamped(instant(each.time), each.signer[0], each in believed) for each in read_ones]
     return tuple(found), broken

@@ -1,4 +1,4 @@
-"""What forms bring, for pages and programs alike."""
+"""The contents of forms, as pages and programs send them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from countermark.errors import ConfigError, printable
 from countermark.web.orders import Job, ResolveOrder, VerifyOrder
 from countermark.web.site import Site, order_of
 
-_LONGEST = 120  # characters of the name of an upload that are kept
+# Characters of an upload's name that are kept.
+_LONGEST = 120
 
 
 class OwnForm(BaseModel):
-    """A form of a session; programs leave `csrf` out."""
+    """A form of a session. Pages send `csrf`; programs, which send the token, leave it out."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,20 +25,20 @@ class OwnForm(BaseModel):
 
 
 class LoginForm(OwnForm):
-    """The token, and the page to go on to."""
+    """The token, and the page to show after the log-in."""
 
     token: str = ""
     next: str = "/"
 
 
 class ClaimForm(OwnForm):
-    """A signed claim, as a file."""
+    """A signed claim as a file."""
 
     file: UploadFile
 
 
 class SuspectForm(OwnForm):
-    """A suspect: an upload, or a name on this server."""
+    """A suspect: an upload, or the name of a file or folder on this server."""
 
     file: UploadFile | None = None
     suspect: str = ""
@@ -45,7 +46,7 @@ class SuspectForm(OwnForm):
 
 
 class VerifyForm(SuspectForm):
-    """A suspect, a key by its name on this server, and what is stated."""
+    """A suspect, the name of a key on this server, and the examiner's statements."""
 
     key: str
     assume_dated: bool = False
@@ -54,10 +55,10 @@ class VerifyForm(SuspectForm):
     suspect_date: str = ""
 
     def sent_to(self, site: Site) -> Job:
-        """The job that this asks for.
+        """Start the job that the form asks for and return it.
 
         Raises:
-            CountermarkError: it cannot be asked for.
+            CountermarkError: the form is wrong, or too many jobs wait.
         """
         chosen, upload = _suspect(self)
         fields = {
@@ -70,7 +71,7 @@ class VerifyForm(SuspectForm):
 
 
 class ResolveForm(SuspectForm):
-    """A suspect, and what two parties show: keys, claims and models, all of this server."""
+    """A suspect and, for each of two parties, a key, a claim and a model of this server."""
 
     first_key: str
     first_claim: str
@@ -80,10 +81,10 @@ class ResolveForm(SuspectForm):
     second_model: str
 
     def sent_to(self, site: Site) -> Job:
-        """The job that this asks for.
+        """Start the job that the form asks for and return it.
 
         Raises:
-            CountermarkError: it cannot be asked for.
+            CountermarkError: the form is wrong, or too many jobs wait.
         """
         chosen, upload = _suspect(self)
         claims = (self.first_claim, self.second_claim)
@@ -97,7 +98,12 @@ class ResolveForm(SuspectForm):
 
 
 def _suspect(form: SuspectForm) -> tuple[dict[str, Any], BinaryIO | None]:
-    """A suspect as an order names it, and what was uploaded."""
+    """Return the suspect as a job's request names it, and the uploaded file if there is one.
+
+    Raises:
+        ConfigError: both an upload and a name are given, or neither, or the upload is empty.
+    """
+    # Browsers send a file field without a file as an empty file without a name.
     uploaded = form.file is not None and bool(form.file.filename)
     if uploaded == bool(form.suspect):
         raise ConfigError("one suspect is needed: upload a file, or choose one of this server")
@@ -109,13 +115,14 @@ def _suspect(form: SuspectForm) -> tuple[dict[str, Any], BinaryIO | None]:
 
 
 def _name(filename: str) -> str:
-    """What an upload is called: no path, nothing that does not print."""
+    """Return the printable name of an upload, without any path."""
+    # Either kind of path may come, whatever system the server runs on.
     last = PurePosixPath(PureWindowsPath(filename).name).name
     return printable(last, _LONGEST) or "upload"
 
 
 def multipart() -> Any:
-    """Where a form with a file is read from."""
+    """Return the FastAPI marker for a form that may hold a file."""
     return Form(media_type="multipart/form-data")
 
 

@@ -1,4 +1,4 @@
-"""What every request has to pass, before anything of its body is read; what every answer bears."""
+"""Access checks before a request's body is read, and security headers on every answer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from countermark.web.settings import Limits
 
 COOKIE = "countermark"
 OPEN_TO_ALL = ("/login", "/static/", "/api/openapi.json")
-LARGE = ("/verify", "/dispute", "/api/verify", "/api/resolve")  # which take suspects
-_SMALL = 2 << 20  # bytes of any other body; a claim in base64 is the largest
-_FORM = 1 << 16  # bytes of a form beside its suspect
+# Paths that take an uploaded suspect.
+LARGE = ("/verify", "/dispute", "/api/verify", "/api/resolve")
+# Bytes of any other body; the largest is a claim in base64.
+_SMALL = 2 << 20
+# Bytes of a form beside its suspect.
+_FORM = 1 << 16
 _SAFE = ("GET", "HEAD", "OPTIONS")
+# Pages load nothing from other servers, run no inline script, and stand in no frame.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -38,13 +42,15 @@ Told = Callable[[Scope, int, str], Response]
 
 
 class Gate:
-    """ASGI middleware: rate, session or token, origin, size; security headers.
+    """ASGI middleware that checks rate, session or token, origin and size of each request.
+
+    It also adds security headers to each answer.
 
     Args:
-        app: what is behind it.
-        sessions: who came in.
-        limits: how much may be asked for.
-        told: makes the page of a refusal.
+        app: the application behind the middleware.
+        sessions: the open sessions.
+        limits: the rate and the sizes that are allowed.
+        told: makes the answer to a refused request, from scope, status and reason.
     """
 
     def __init__(self, app: ASGIApp, sessions: Sessions, limits: Limits, told: Told) -> None:
@@ -53,7 +59,7 @@ class Gate:
         self._upload = limits.upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Pass a request on to the application, or answer it with a refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -67,7 +73,16 @@ class Gate:
         await self._app(scope, _counted(receive, most), sends)
 
     def _refused(self, scope: Scope, headers: Headers, most: int) -> Response | None:
-        """The answer to a request that may not go on; who asks is noted in `scope`."""
+        """Return the answer to a refused request, or None if the request may go on.
+
+        Adds the entries `session` and `session_name` to `scope`.
+
+        Args:
+            scope: of the request.
+            headers: of the request.
+            most: bytes that the body may have.
+        """
+        # The rate comes first, so that guesses of a token are limited as well.
         if not self._pace.allows(address_of(scope)):
             return self._told(scope, 429, "too many requests: wait a moment")
         name = cookie_of(headers)
@@ -78,12 +93,15 @@ class Gate:
             return _sent_to_login(scope, headers)
         if scope["method"] not in _SAFE and not _from_here(headers):
             return self._told(scope, 403, "this form was sent from another site")
+        # Bound the digits before `int`: a number of thousands of digits is slow to convert.
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > most:
             return self._told(scope, 413, f"more than {most:,} bytes were sent")
         return None
 
     def _may(self, path: str, headers: Headers, session: Session | None) -> bool:
+        """Return true if the request has a session, or for the API the token."""
+        # Browsers send a cookie by themselves, whoever made the page, so it never opens the API.
         if not path.startswith("/api/"):
             return session is not None
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -91,13 +109,13 @@ class Gate:
 
 
 def address_of(scope: Scope) -> str:
-    """From where somebody asks."""
+    """Return the client's address, or an empty text if it is unknown."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def cookie_of(headers: Headers) -> str | None:
-    """The secret of the session's cookie; None without one."""
+    """Return the session's name from the cookie, or None without a cookie."""
     try:
         found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
@@ -106,6 +124,7 @@ def cookie_of(headers: Headers) -> str | None:
 
 
 def _sent_to_login(scope: Scope, headers: Headers) -> Response:
+    """Return the answer to a request without a session: a redirect, or 401 for the API."""
     if scope["path"].startswith("/api/"):
         return JSONResponse(
             {"detail": "a token is needed: send the header Authorization: Bearer …"}, 401,
@@ -113,13 +132,15 @@ def _sent_to_login(scope: Scope, headers: Headers) -> Response:
         )  # fmt: skip
     back = scope["path"] if scope["method"] in _SAFE else "/"
     where = f"/login?next={quote(back)}"
+    # htmx would put the log-in page into a part of the page; this header makes it load the page.
     if "hx-request" in headers:
         return Response(status_code=204, headers={"hx-redirect": where})
     return RedirectResponse(where, 303)
 
 
 def _from_here(headers: Headers) -> bool:
-    """Whether a page of this server sent it, or a program; browsers say from where they send."""
+    """Return true if the request comes from a page of this server, or from a program."""
+    # Browsers state the sending site in one of two headers. Programs send neither header.
     if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")
@@ -127,9 +148,12 @@ def _from_here(headers: Headers) -> bool:
 
 
 def _bearing(send: Send) -> Send:
+    """Return a `send` that adds the security headers to each answer."""
+
     async def bearing(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
+            # Routes may set a header of their own, for example to let a browser cache a file.
             for name, value in BORNE.items():
                 headers.setdefault(name, value)
         await send(message)
@@ -138,7 +162,8 @@ def _bearing(send: Send) -> Send:
 
 
 def _counted(receive: Receive, most: int) -> Receive:
-    """Stop a body that is longer than it said it would be."""
+    """Return a `receive` that raises 413 once a body is longer than `most` bytes."""
+    # A body that is sent in chunks states no length, so count while it arrives.
     seen = 0
 
     async def counted() -> Message:

@@ -1,4 +1,4 @@
-"""Templates, and what all of them are given."""
+"""Templates of the pages, and the values that all of them get."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ STATIC = Path(__file__).parent / "static"
 
 
 class Looks:
-    """Makes pages out of templates; everything in them is escaped."""
+    """The page templates. Every value in a page is escaped."""
 
     def __init__(self) -> None:
+        # StrictUndefined: a misspelt name raises, where the default would print nothing.
         self._templates = Environment(
             loader=PackageLoader("countermark", "web/templates"),
             autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -32,28 +33,28 @@ class Looks:
     def page(
         self, name: str, session: Session | None, given: Mapping[str, Any], *, status: int = 200
     ) -> HTMLResponse:
-        """A page.
+        """Render a page.
 
         Args:
-            name: of the template.
-            session: of the visitor; None before he came in.
-            given: what the template needs beside it.
-            status: of HTTP.
+            name: the template's name.
+            session: the visitor's session; None before the log-in.
+            given: the values of the template.
+            status: the HTTP status.
         """
         csrf = session.csrf if session else ""
         told = self._templates.get_template(f"{name}.html.j2").render(csrf=csrf, **given)
         return HTMLResponse(told, status)
 
     def refusal(self, session: Session | None, status: int, why: str) -> HTMLResponse:
-        """The page of a request that was not served."""
+        """Render the page that refuses a request."""
         return self.page("refusal", session, {"why": why, "status": status}, status=status)
 
 
 def _words(name: str) -> str:
-    """no_verdict as people write it."""
+    """Return a name such as `no_verdict` with spaces for underscores."""
     return name.replace("_", " ")
 
 
 def _when(instant: str | None) -> str:
-    """2026-05-31T12:00:00.5Z as people read it, to the second; what is none, as it is."""
+    """Return 2026-05-31T12:00:00.5Z as `2026-05-31 12:00:00 UTC`; any other text unchanged."""
     return re.sub(r"^([\d-]{10})T([\d:]{8})(\.\d+)?Z$", r"\1 \2 UTC", instant or "")

@@ -1,4 +1,4 @@
-"""What somebody asks for, and what became of it: one document a job."""
+"""Jobs and their requests, as stored documents: one document for each job."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ State = Literal["waiting", "running", "done", "failed"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Identity = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Alpha = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-UPLOAD = "upload"  # the suspect's file in its job's folder; its end is that of its name
+# The name of an uploaded suspect in its job's folder, without its ending.
+UPLOAD = "upload"
+# The reader of a weight file depends on the ending, so an upload keeps its own if it is known.
 ENDS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")
 
 
 class Chosen(Stored):
-    """A suspect: a name on the server, or that of an upload."""
+    """A suspect that a visitor chose: the name of a file on the server, or of an upload."""
 
     name: Name
     uploaded: bool
 
     @property
     def file(self) -> str:
-        """What an upload is called in its job's folder."""
+        """The name of an upload's file in its job's folder."""
         end = next((each for each in ENDS if self.name.lower().endswith(each)), "")
         return f"{UPLOAD}{end}"
 
 
 class VerifyOrder(Stored):
-    """Is the mark of this key in this suspect?
+    """A request to read a suspect with a key.
 
     Attributes:
-        key: its name on the server.
-        claim, suspect_date: a claim of the ledger, and the examiner's statement; both or neither.
+        suspect: the suspect.
+        key: the key's name on the server.
+        alpha: the threshold for the chance of a false accusation.
+        assume_dated, blind_choice: statements of the examiner.
+        claim, suspect_date: the digest of a claim in the ledger, and the examiner's statement of
+            the suspect's date; both or neither.
     """
 
     kind: Literal["verify"] = "verify"
@@ -51,7 +57,14 @@ class VerifyOrder(Stored):
 
 
 class ResolveOrder(Stored):
-    """Whose of two owners is this suspect? Names on the server, and claims of the ledger."""
+    """A request to decide between two owners of a suspect.
+
+    Attributes:
+        suspect: the suspect.
+        keys, models: names on the server, for the first and the second party.
+        claims: the digests of their claims in the ledger.
+        alpha: the threshold for the chance of a false accusation, over all readings.
+    """
 
     kind: Literal["resolve"] = "resolve"
     suspect: Chosen
@@ -65,16 +78,16 @@ Order: TypeAlias = Annotated[VerifyOrder | ResolveOrder, Field(discriminator="ki
 
 
 class Job(Stored):
-    """A job, as it lies in its folder.
+    """A job as it is stored in its folder. Changes of state return a copy.
 
     Attributes:
-        id: of the job, and the name of its folder.
-        order: what was asked.
+        id: the job's identity, and the name of its folder.
+        order: the request.
         state: waiting, running, done or failed.
-        made, ended: when.
-        tries: how often it was started.
-        outcome: what came out.
-        error: why it failed, in one sentence.
+        made, ended: the instants of its creation and its end.
+        tries: how often the job was started.
+        outcome: the outcome of its verdict or its dispute.
+        error: why the job failed, in one sentence.
     """
 
     type: Literal["countermark/job/v1"] = "countermark/job/v1"
@@ -89,23 +102,28 @@ class Job(Stored):
 
     @property
     def over(self) -> bool:
-        """Whether nothing will become of it any more."""
+        """Whether the job has ended, done or failed."""
         return self.state in ("done", "failed")
 
     def started(self) -> Job:
-        """The same, running."""
+        """Return a copy in the state running, with one more try."""
         return self.model_copy(update={"state": "running", "tries": self.tries + 1})
 
     def done(self, outcome: str) -> Job:
-        """The same, done."""
+        """Return a copy in the state done."""
         return self.model_copy(update={"state": "done", "ended": now(), "outcome": outcome})
 
     def failed(self, why: str) -> Job:
-        """The same, failed."""
+        """Return a copy in the state failed.
+
+        Args:
+            why: one sentence; it is cut after 600 characters.
+        """
+        # The reason may quote a hostile file, so it is made printable before it is stored.
         told = {"state": "failed", "ended": now(), "error": printable(why, 600)}
         return self.model_copy(update=told)
 
 
 def now() -> str:
-    """This second."""
+    """Return the present instant in UTC, to the second."""
     return instant(datetime.now(UTC).replace(microsecond=0))

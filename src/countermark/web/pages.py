@@ -1,4 +1,4 @@
-"""The pages that show: log in, claims, jobs, benchmarks."""
+"""Pages: log-in, claims, jobs and benchmarks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from countermark.web.site import Here, Site, Visitor, require_own
 
 pages = APIRouter(include_in_schema=False)
 _STATIC = {"style.css": "text/css", "htmx.min.js": "text/javascript", "icon.svg": "image/svg+xml"}
-_LISTED = 50  # jobs
+# Jobs that the list of jobs shows.
+_LISTED = 50
 Words = Annotated[str, Query(max_length=200)]
 Before = Annotated[int | None, Query(ge=0, le=1 << 40)]
 
 
 @pages.get("/static/{name}")
 def static(name: str) -> Response:
-    """The style sheet, the script and the icon."""
+    """Return the style sheet, the script or the icon."""
+    # Only names in the table are served, so no path can lead out of the folder.
     if name not in _STATIC:
         raise HTTPException(404, "there is no such page")
     headers = {"cache-control": "public, max-age=3600"}
@@ -37,18 +39,19 @@ def static(name: str) -> Response:
 
 @pages.get("/login")
 def login(site: Here, visitor: Visitor, next: Words = "/") -> Response:  # noqa: A002
-    """Ask for the token."""
+    """Show the form for the token."""
     return site.looks.page("login", visitor, {"next": next, "wrong": False})
 
 
 @pages.post("/login")
 def come_in(request: Request, site: Here, form: Login) -> Response:
-    """Open a session, if this is the token."""
+    """Open a session if the form holds the token, and go to the page that was wanted."""
     if not site.logins.allows(address_of(request.scope)):
         raise HTTPException(429, "too many log-ins: wait a minute")
     if not site.sessions.knows(form.token.strip()):
         given = {"next": form.next, "wrong": True}
         return site.looks.page("login", None, given, status=401)
+    # Redirect to this server only. Browsers read // and /\ as the start of another host's name.
     here = form.next.startswith("/") and not form.next.startswith(("//", "/\\"))
     answer = RedirectResponse(quote(form.next, safe="/") if here else "/", 303)
     answer.set_cookie(
@@ -70,7 +73,7 @@ def leave(request: Request, site: Here, visitor: Visitor, form: Leaving) -> Resp
 
 @pages.get("/")
 def home(site: Here, visitor: Visitor) -> Response:
-    """What can be done here."""
+    """Show the home page: the ledger's size and root, and the newest jobs."""
     head = site.ledger.head()
     shown = {"size": head.size, "root": head.root, "jobs": site.runner.jobs()[:5]}
     return site.looks.page("home", visitor, {**shown, "ledger": site.ledger.identity})
@@ -80,7 +83,7 @@ def home(site: Here, visitor: Visitor) -> Response:
 def claims(
     request: Request, site: Here, visitor: Visitor, q: Words = "", before: Before = None
 ) -> Response:
-    """Claims, the newest first; the list alone where a script asks."""
+    """Show claims, the newest first; return the list alone if htmx asks for it."""
     given = {"found": site.catalogue.find(q, before), "q": q}
     part = "hx-request" in request.headers
     return site.looks.page("claims_list" if part else "claims", visitor, given)
@@ -88,7 +91,7 @@ def claims(
 
 @pages.post("/claims")
 def add_claim(site: Here, visitor: Visitor, form: NewClaim) -> Response:
-    """Add a signed claim to the ledger; it is on disk before its page is shown."""
+    """Add a signed claim to the ledger, and go to its page when it is on disk."""
     require_own(visitor, form.csrf)
     claim = Claim.from_bytes(form.file.file.read(LARGEST + 1), "the file")
     site.ledger.add(claim)
@@ -97,7 +100,7 @@ def add_claim(site: Here, visitor: Visitor, form: NewClaim) -> Response:
 
 @pages.get("/claims/{digest}")
 def claim(site: Here, visitor: Visitor, digest: str) -> Response:
-    """One claim, checked now."""
+    """Show one claim, checked for this request."""
     found = checked(site.ledger, digest[:64], site.authorities)
     given = {"found": found, "believed": [each.name for each in site.authorities]}
     return site.looks.page("claim", visitor, given)
@@ -105,7 +108,7 @@ def claim(site: Here, visitor: Visitor, digest: str) -> Response:
 
 @pages.get("/claims/{digest}/claim.json")
 def claim_file(site: Here, digest: str) -> Response:
-    """The claim itself, for `countermark claim check`."""
+    """Return the claim's document, for `countermark claim check`."""
     found = checked(site.ledger, digest[:64], ())
     headers = {"content-disposition": 'attachment; filename="claim.json"'}
     return Response(found.claim.to_bytes(), media_type="application/json", headers=headers)
@@ -113,18 +116,18 @@ def claim_file(site: Here, digest: str) -> Response:
 
 @pages.get("/jobs")
 def jobs(site: Here, visitor: Visitor) -> Response:
-    """The newest jobs."""
+    """List the newest jobs."""
     return site.looks.page("jobs", visitor, {"jobs": site.runner.jobs()[:_LISTED]})
 
 
 @pages.get("/jobs/{identity}")
 def job(site: Here, visitor: Visitor, identity: str) -> Response:
-    """How far a job is, or what came out."""
+    """Show a job's current step, or its answer."""
     found = _job(site, identity)
     given: dict[str, Any] = {"job": found, "step": site.runner.step(found)}
     if found.state == "done":
         told = site.runner.made(found, BODY)
-        # Written by a job out of the report's own template, which escapes.
+        # A job's process wrote this HTML with the report's template, which escapes every value.
         body = None if told is None else Markup(told.decode())  # noqa: S704
         given |= {"answer": site.runner.answer(found), "body": body}
         name = "resolution" if found.order.kind == "resolve" else "verdict"
@@ -134,8 +137,9 @@ def job(site: Here, visitor: Visitor, identity: str) -> Response:
 
 @pages.get("/jobs/{identity}/progress")
 def progress(site: Here, visitor: Visitor, identity: str, seen: Words = "") -> Response:
-    """The part of a job's page that changes; nothing when nothing did."""
+    """Return the part of a job's page that changes, or no content if it still shows this step."""
     found = _job(site, identity)
+    # A job that ended has another page, so htmx loads it as a whole.
     if found.over:
         return Response(status_code=204, headers={"hx-refresh": "true"})
     step = site.runner.step(found)
@@ -146,10 +150,11 @@ def progress(site: Here, visitor: Visitor, identity: str, seen: Words = "") -> R
 
 @pages.get("/jobs/{identity}/report")
 def report(site: Here, identity: str) -> Response:
-    """The report as a file of its own."""
+    """Return the report as a file to download."""
     found = site.runner.made(_job(site, identity), REPORT)
     if found is None:
         raise HTTPException(404, "this job made no report")
+    # The report brings its own style inline. `sandbox` keeps it away from this server's session.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
     headers = {
         "content-security-policy": policy,
@@ -160,7 +165,7 @@ def report(site: Here, identity: str) -> Response:
 
 @pages.get("/benchmarks")
 def benchmarks(site: Here, visitor: Visitor) -> Response:
-    """Of which papers there are results."""
+    """List the papers that have results."""
     results = site.results
     given = {
         "papers": results.papers(), "rendering": results.rendering,
@@ -171,7 +176,7 @@ def benchmarks(site: Here, visitor: Visitor) -> Response:
 
 @pages.get("/benchmarks/{paper}")
 def benchmark(site: Here, visitor: Visitor, paper: str) -> Response:
-    """Tables, heat maps and figures of one paper."""
+    """Show the tables, heat maps and figures of one paper."""
     papers = site.results.papers()
     if paper not in papers:
         raise HTTPException(404, "there are no results of such a paper")
@@ -180,7 +185,7 @@ def benchmark(site: Here, visitor: Visitor, paper: str) -> Response:
 
 @pages.get("/figures/{paper}/{name}.png")
 def figure(site: Here, paper: str, name: str) -> Response:
-    """A figure."""
+    """Return a figure as PNG."""
     found = site.results.figure(f"{paper}/{name}")
     if found is None:
         raise HTTPException(404, "there is no such figure")
@@ -188,6 +193,7 @@ def figure(site: Here, paper: str, name: str) -> Response:
 
 
 def _job(site: Site, identity: str) -> Job:
+    """Return the job with this identity, or raise 404."""
     found = site.runner.job(identity)
     if found is None:
         raise HTTPException(404, "there is no such job")

@@ -1,6 +1,8 @@
-"""A process of its own: `results/` as JSON values and figures, which the server shows.
+"""A program that renders `results/` as JSON values and figures, which the server shows.
 
-python -m countermark.web.rendering RESULTS OUT
+The server runs it as a process of its own, because drawing and tables may load torch:
+
+    python -m countermark.web.rendering RESULTS OUT
 """
 
 from __future__ import annotations
@@ -24,22 +26,26 @@ _NOT_YET = "not measured yet"
 
 
 def render(results: Path, out: Path) -> None:
-    """Write what is to be shown of all papers, and of what was measured beside them.
+    """Write the tables, heat maps and figures of all papers and other groups of experiments.
 
     Args:
         results: the folder of the results, with `tables` and `experiments` beside it.
         out: the folder to write to.
     """
+    # Taken before rendering: results that change meanwhile are then rendered again next time.
     stamp = stamp_of(results)
     folders = (results.parent / "tables", results.parent / "experiments")
     names = sorted({each.name for part in folders for each in part.iterdir() if each.is_dir()})
     papers = {name: _paper(name, results, out) for name in names}
+    # The index goes last, so that it never names a figure that is not there.
     write_bytes(out / INDEX, json.dumps({"stamp": stamp, "papers": papers}).encode())
 
 
 def _paper(name: str, results: Path, out: Path) -> dict[str, Any]:
+    """Render one paper, and return its title, tables, heat maps and figures as JSON values."""
     tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=in_order)
     return {
+        # Folders are named after author and year, such as wang2020.
         "title": (f"{name[:-4]} {name[-4:]}" if name[-4:].isdigit() else name).capitalize(),
         "tables": [_table(path, results) for path in tables],
         "heat_maps": list(_heat_maps(results.parent / "experiments" / name, results)),
@@ -48,7 +54,7 @@ def _paper(name: str, results: Path, out: Path) -> dict[str, Any]:
 
 
 def _table(path: Path, results: Path) -> dict[str, Any]:
-    """A table as texts, ours beside the paper's; without rows where cells are missing."""
+    """Return a table as texts, ours beside the paper's; without rows if cells are missing."""
     table = load_table(path)
     about = {"name": table.name, "title": table.title, "source": table.source, "note": table.note}
     try:
@@ -70,7 +76,7 @@ def _table(path: Path, results: Path) -> dict[str, Any]:
 
 
 def _heat_maps(experiments: Path, results: Path) -> Iterator[dict[str, Any]]:
-    """Of each experiment with attacks: how often each form of the mark is found after each."""
+    """Yield, for each experiment with attacks, how often each mark is found after each attack."""
     for path in sorted(experiments.glob("*.toml")):
         experiment = load_any(path) if is_experiment(path) else None
         if not isinstance(experiment, Experiment):
@@ -88,7 +94,14 @@ def _heat_maps(experiments: Path, results: Path) -> Iterator[dict[str, Any]]:
 
 
 def _heat(row: Mapping[str, Any], attacks: list[str]) -> list[dict[str, Any] | None]:
-    """For each attack the share of verdicts that say owned, in fifths, and all of them in words."""
+    """Return a cell for each attack, or None if the row did not measure the attack.
+
+    Args:
+        row: a row of an outline, with its attacked models.
+        attacks: the labels of the columns.
+
+    Returns: cells with the share of `owned` verdicts in fifths, and all verdicts in words.
+    """
     by_label = {each["label"]: each["outcomes"] for each in row["attacked"]}
     cells: list[dict[str, Any] | None] = []
     for attack in attacks:
@@ -97,11 +110,13 @@ def _heat(row: Mapping[str, Any], attacks: list[str]) -> list[dict[str, Any] | N
             cells.append(None)
             continue
         share = outcomes.get("owned", 0) / sum(outcomes.values())
+        # Fifths, because the style sheet has six shades, for 0 to 5.
         cells.append({"fifths": round(5 * share), "says": counted(outcomes)})
     return cells
 
 
 def _figures(paper: str, results: Path, out: Path) -> Iterator[dict[str, str]]:
+    """Draw the figures of a paper that have results, and yield their names and captions."""
     for name, drawing in FIGURES.items():
         if name.partition("/")[0] != paper:
             continue
@@ -112,8 +127,10 @@ def _figures(paper: str, results: Path, out: Path) -> Iterator[dict[str, str]]:
             )
             if not shown:
                 continue
+            # Drawing is slow: keep a file that was drawn from the same values.
             if not is_drawn_from(shown, path):
                 draw(drawing, shown, path)
+        # Without matplotlib there are no figures at all; a missing result costs one figure.
         except MissingExtraError:
             return
         except CountermarkError:

@@ -1,4 +1,4 @@
-"""The benchmark pages: what `rendering` made of `results/`, in a process that may load torch."""
+"""The benchmark pages: read the files that `rendering` made of `results/`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from countermark.files import read_regular
 from countermark.web.access import without_token
 
 INDEX = "index.json"
+# Bytes of the index, and of a figure.
 _LARGEST, _LARGEST_FIGURE = 32 << 20, 8 << 20
 
 
 class Results:
-    """Tables, heat maps and figures; rendered again when a result has changed.
+    """Tables, heat maps and figures of the results, rendered again when a result has changed.
 
     Args:
-        results: the folder `results` of a clone; None where there is none.
-        made: where what is rendered lies.
+        results: the folder `results` of a clone, or None.
+        made: the folder for rendered files.
     """
 
     def __init__(self, results: Path | None, made: Path) -> None:
@@ -31,9 +32,10 @@ class Results:
         self._read: tuple[float, dict[str, Any]] | None = None
 
     def start(self) -> None:
-        """Render what is stale, in a process of its own."""
+        """Start a process that renders the results, if they changed since the last rendering."""
         if self.results is None or self._index().get("stamp") == stamp_of(self.results):
             return
+        # -P keeps the working folder off the module path, and the child gets no token.
         self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
             [
                 sys.executable, "-P", "-m", "countermark.web.rendering",
@@ -44,23 +46,24 @@ class Results:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Stop rendering."""
+        """Stop the rendering process, if there is one."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
 
     @property
     def rendering(self) -> bool:
-        """Whether something is not rendered yet."""
+        """Whether the rendering process is still at work."""
         return self._child is not None and self._child.poll() is None
 
     def papers(self) -> dict[str, Any]:
-        """What was rendered, by paper: `title`, `tables`, `heat_maps`, `figures`."""
+        """Return by paper what was rendered: `title`, `tables`, `heat_maps`, `figures`."""
         found: dict[str, Any] = self._index().get("papers", {})
         return found
 
     def figure(self, name: str) -> bytes | None:
-        """A figure (PNG) that was rendered; None where there is none of that name."""
+        """Return a rendered figure as PNG, or None if there is no figure of that name."""
+        # The name comes from a URL: only names in the index become paths.
         known = {each["name"] for paper in self.papers().values() for each in paper["figures"]}
         if name not in known:
             return None
@@ -70,9 +73,11 @@ class Results:
             return None
 
     def _index(self) -> dict[str, Any]:
+        """Return the index of rendered files; empty before the first rendering."""
         path = self._made / INDEX
         if not path.is_file():
             return {}
+        # Every benchmark page needs the index, so parse it only when its file changes.
         changed = path.stat().st_mtime
         if self._read is None or self._read[0] != changed:
             self._read = changed, json.loads(read_regular(path, _LARGEST))
@@ -80,7 +85,8 @@ class Results:
 
 
 def stamp_of(results: Path) -> str:
-    """A name for what `results`, and the tables and experiments beside it, are just now."""
+    """Return a digest of the present state of `results`, `tables` and `experiments`."""
+    # Names, times and sizes are enough, and much faster than reading every result.
     digest = hashlib.sha256()
     for part in (results, results.parent / "tables", results.parent / "experiments"):
         for path in sorted(part.rglob("*")):

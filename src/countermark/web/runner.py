@@ -1,7 +1,8 @@
-"""Jobs: each in a folder and a process of its own, within limits, and not lost when the server is.
+"""The queue of jobs. Each job has a folder and a process of its own, within limits.
 
-A job's folder has `job.json`, the upload while it is needed, and what came out. A job that waited
-when the server ended still waits; one that ran is run once more, and then has failed.
+A job's folder holds `job.json`, the upload while it is needed, and the job's output. Jobs survive
+the end of the server: a job that waited still waits, and a job that ran is run once more. A job
+that is interrupted a second time has failed.
 """
 
 from __future__ import annotations
@@ -29,22 +30,28 @@ from countermark.web.orders import Job, Order, now
 from countermark.web.settings import Limits
 
 JOB, BODY, REPORT, ANSWER = "job.json", "body.html", "report.html", "answer.json"
+# Bytes of `job.json`, of any output, and of a piece of an upload that is copied at a time.
 _LARGEST_JOB, _LARGEST_ANSWER, _PIECE = 1 << 16, 8 << 20, 1 << 20
+# A job is started at most this often, so that a job that brings the server down is not run forever.
 _TRIES = 2
 Task = Callable[[Job], Mapping[str, Any]]
 
 
 class FullError(CountermarkError):
-    """So many jobs wait that no more are taken."""
+    """The queue is full: as many jobs wait as the limits allow."""
 
 
 class Runner:
-    """Takes jobs, runs them, and knows what became of them.
+    """Accepts jobs, runs them in threads that each watch one process, and keeps their state.
 
     Args:
-        folder: where they lie; no other server may have it.
-        limits: of each.
-        task: what a job's process is told: names as paths. It may raise `CountermarkError`.
+        folder: holds the jobs; no other server may use it.
+        limits: the limits of the queue and of each job.
+        task: makes the task that a job's process gets, with paths in place of names. It may raise
+            `CountermarkError`.
+
+    Raises:
+        ConfigError: another server uses the folder.
     """
 
     def __init__(self, folder: Path, limits: Limits, task: Task) -> None:
@@ -60,14 +67,16 @@ class Runner:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._jobs = {job.id: job for job in self._kept()}
-        self._copying = 0  # orders that have a place and whose upload is still being copied
+        # Requests that have a place in the queue and whose upload is still being copied.
+        self._copying = 0
         self._ending = False
         self._threads = [
             threading.Thread(target=self._work, daemon=True) for _ in range(limits.jobs)
         ]
 
     def start(self) -> None:
-        """Take up what was left, and begin to work."""
+        """Queue the jobs that an earlier server left, and start the threads."""
+        # `jobs` lists the newest first; the oldest is to run first.
         for job in self.jobs()[::-1]:
             if not job.over:
                 self._todo.put(job.id)
@@ -75,8 +84,12 @@ class Runner:
             thread.start()
 
     def close(self) -> None:
-        """Stop every process, and let go of the folder; what ran will be run again."""
+        """Stop all processes and threads, and release the folder.
+
+        Jobs that ran will be run again by the next server.
+        """
         self._ending = True
+        # One None wakes each thread that waits for a job.
         for _ in self._threads:
             self._todo.put(None)
         for child in list(self._children):
@@ -87,56 +100,61 @@ class Runner:
         self._held.release()
 
     def jobs(self) -> list[Job]:
-        """All jobs, the newest first."""
+        """Return all jobs, the newest first."""
         with self._lock:
             return sorted(self._jobs.values(), key=lambda job: (job.made, job.id), reverse=True)
 
     def job(self, identity: str) -> Job | None:
-        """A job; None where there is none of that name."""
+        """Return the job with this identity, or None."""
         with self._lock:
             return self._jobs.get(identity)
 
     def step(self, job: Job) -> str:
-        """How far it is, in words."""
+        """Return the present step of a job, in words."""
         with self._lock:
             return self._steps.get(job.id, "starting" if job.state == "running" else job.state)
 
     def made(self, job: Job, name: str) -> bytes | None:
-        """A file that came out of a job."""
+        """Return a file that a job wrote, or None if the file is missing or too large."""
         try:
             return files.read_regular(self._folder / job.id / name, _LARGEST_ANSWER)
         except ValueError:
             return None
 
     def answer(self, job: Job) -> dict[str, Any] | None:
-        """What came out, as JSON values."""
+        """Return a job's answer as JSON values, or None without an answer."""
         content = self.made(job, ANSWER)
         return None if content is None else dict(json.loads(content))
 
     def add(self, order: Order, upload: BinaryIO | None) -> Job:
-        """Register a new job, which is on disk when this returns; its upload is copied first.
+        """Copy the upload of a new job, store the job on disk, and queue it.
 
         Raises:
-            FullError: as many jobs as may wait have not ended, those still copied included.
+            FullError: the queue is full. Jobs whose upload is still being copied count as well.
         """
         self._take_place()
         try:
             job = self._write_new(order, upload)
+        # A client may break off its upload: the place in the queue is then free again.
         except BaseException:
             with self._lock:
                 self._copying -= 1
             raise
-        with self._lock:  # in one step: the job is counted once at every moment
+        # Both changes under one lock, so that the job counts exactly once at every moment.
+        with self._lock:
             self._copying -= 1
             self._jobs[job.id] = job
         self._todo.put(job.id)
         return job
 
     def _take_place(self) -> None:
-        """Count one more order, before anything of it is copied.
+        """Reserve a place in the queue, before the upload is copied.
 
-        Copying an upload takes long. Whoever counted only the jobs that are registered would let
-        any number of orders in at the same time.
+        Copying takes long. If only stored jobs were counted, any number of uploads could be copied
+        at the same time.
+
+        Raises:
+            FullError: the queue is full.
         """
         with self._lock:
             taken = self._copying + sum(not job.over for job in self._jobs.values())
@@ -145,7 +163,7 @@ class Runner:
             self._copying += 1
 
     def _write_new(self, order: Order, upload: BinaryIO | None) -> Job:
-        """Write the folder of a new job, its upload included."""
+        """Write the folder of a new job with its upload, completely or not at all."""
         job = Job(id=secrets.token_hex(16), order=order, made=now())
         with files.creating(self._folder / job.id) as folder:
             if upload is not None:
@@ -155,33 +173,38 @@ class Runner:
         return job
 
     def _kept(self) -> list[Job]:
+        """Read all jobs that are stored in the folder."""
         found = []
         for path in self._folder.glob(f"[0-9a-f]*/{JOB}"):
-            with contextlib.suppress(ValueError):  # somebody else's file
+            # A file that is no job was put there by somebody else: leave it alone.
+            with contextlib.suppress(ValueError):
                 found.append(files.parse_as(Job, files.read_regular(path, _LARGEST_JOB)))
         return found
 
     def _keep(self, job: Job) -> None:
+        """Store a job's state on disk, then in memory."""
         files.write_bytes(self._folder / job.id / JOB, _text(job))
         with self._lock:
             self._jobs[job.id] = job
 
     def _work(self) -> None:
-        """What each thread does: one job after the other."""
+        """Process one job after the other until the server ends; each thread runs this."""
         while (identity := self._todo.get()) is not None and not self._ending:
             job = self._jobs[identity]
             try:
                 self._do(job)
-            except OSError as error:  # what is in memory is right until the server ends
+            # A full disk must not end the thread. The failure is kept in memory only.
+            except OSError as error:
                 with self._lock:
                     why = f"the server cannot write ({error.strerror})"
                     self._jobs[identity] = job.failed(why)
 
     def _do(self, job: Job) -> None:
-        """Run one job to its end, if it may still be tried."""
+        """Process one job, and fail it if it has no try left."""
         if job.tries >= _TRIES:
             self._over(job.failed("the server was stopped twice while this was read"))
             return
+        # Store the try before the process starts: it must count even if the server dies with it.
         job = job.started()
         self._keep(job)
         ended = self._ended(job)
@@ -189,13 +212,14 @@ class Runner:
             self._over(ended)
 
     def _ended(self, job: Job) -> Job | None:
-        """A job, run to its end; None when the server ends before."""
+        """Run a job and return it done or failed, or None if the server ends before."""
         try:
             told = self._run(job)
         except CountermarkError as error:
             return job.failed(str(error))
         except Exception as error:
-            if self._ending:  # for example the pipe to a process that `close` has killed
+            # `close` kills the processes, which breaks their pipes: that is no fault of the job.
+            if self._ending:
                 return None
             return job.failed(f"internal error, {type(error).__name__}")
         if self._ending:
@@ -205,6 +229,7 @@ class Runner:
         return job.failed(str(told.get("failed") or self._killed()))
 
     def _over(self, job: Job) -> None:
+        """Store a job that has ended, and delete its upload."""
         self._keep(job)
         with self._lock:
             self._steps.pop(job.id, None)
@@ -212,19 +237,22 @@ class Runner:
             each.unlink(missing_ok=True)
 
     def _killed(self) -> str:
+        """Return the message for a process that ended without an answer."""
         return (
             f"its process ended before there was an answer: it may take {self._limits.seconds:g} "
             f"seconds and {self._limits.memory / (1 << 30):g} GiB"
         )
 
     def _run(self, job: Job) -> dict[str, Any]:
-        """Start the process of a job, listen to it, and stop it when its time is over."""
+        """Run the process of a job and return its last message; kill it when its time is over."""
         folder = self._folder / job.id
+        # An earlier try may have left a bundle, and a bundle is only written to a new folder.
         shutil.rmtree(folder / "bundle", ignore_errors=True)
         task = json.dumps({**self._task(job), "memory": self._limits.memory}).encode() + b"\n"
         with (folder / "said.txt").open("wb") as said, _started(folder, said) as child:
             self._children.add(child)
-            if self._ending:  # `close` may have looked at the children before this one was there
+            # `close` may have gone through the children before this child was added.
+            if self._ending:
                 child.kill()
             stop = threading.Timer(self._limits.seconds, child.kill)
             stop.start()
@@ -236,15 +264,25 @@ class Runner:
                 self._children.discard(child)
 
     def _listened(self, job: Job, child: subprocess.Popen[bytes], task: bytes) -> dict[str, Any]:
-        """The last line that a process says; those before are steps."""
+        """Read a process's messages: record each step, and return the last message.
+
+        Args:
+            job: the job.
+            child: its process.
+            task: one line of JSON for its standard input.
+
+        Returns: `outcome` or `failed`; empty if the process ended without an answer.
+        """
         if child.stdin is None or child.stdout is None:  # pragma: no cover - both are pipes
             return {}
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(task)
-            child.stdin.flush()  # and stays open: the process ends when the server does
+            # Standard input stays open: its end tells the process that the server is gone.
+            child.stdin.flush()
         for line in child.stdout:
             try:
                 told: dict[str, Any] = json.loads(line)
+            # A library may print to standard output as well.
             except ValueError:
                 continue
             if "step" not in told:
@@ -255,10 +293,19 @@ class Runner:
 
 
 def _started(folder: Path, said: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start the process of a job in its folder.
+
+    Args:
+        folder: the job's folder.
+        said: an open file for standard error.
+    """
     environment = without_token(os.environ)
     if passphrase := environment.get(PASSPHRASE):
-        environment[PASSPHRASE] = str(Path(passphrase).resolve())  # the job works elsewhere
+        # A relative path would be looked for in the job's folder.
+        environment[PASSPHRASE] = str(Path(passphrase).resolve())
+    # One thread a job by default: several jobs share the processor cores.
     environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
+    # -P keeps the job's folder, which holds an upload, off the module path.
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "countermark.web.work"], cwd=folder, env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
@@ -266,6 +313,7 @@ def _started(folder: Path, said: BinaryIO) -> subprocess.Popen[bytes]:
 
 
 def _copy(upload: BinaryIO, path: Path) -> None:
+    """Copy an upload to a file, and sync the file to disk."""
     with path.open("wb") as file:
         shutil.copyfileobj(upload, file, _PIECE)
         file.flush()
@@ -273,4 +321,5 @@ def _copy(upload: BinaryIO, path: Path) -> None:
 
 
 def _text(job: Job) -> bytes:
+    """Return a job as the bytes of its file."""
     return job.model_dump_json(indent=1).encode() + b"\n"

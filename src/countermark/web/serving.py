@@ -1,4 +1,4 @@
-"""The server: one process that answers, and one more for each job."""
+"""The server: one process that answers requests, and one more for each job."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from countermark.web.app import application
 from countermark.web.settings import Settings
 from countermark.web.site import Site
 
-_FIRST_PAGE = 0.3  # seconds that whoever comes first has before the ledger's library is loaded
+# Seconds before the ledger is opened. Loading its library would delay the first page.
+_FIRST_PAGE = 0.3
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
+    """Return a socket that listens on a host and a port.
 
     Raises:
-        ConfigError: the port is taken, or is not ours to take.
+        ConfigError: the port is in use, is invalid, or needs more rights.
     """
     try:
         return socket.create_server((host, port), backlog=128)
@@ -35,11 +36,11 @@ def serve(settings: Settings, listening: socket.socket, said: str) -> None:
 
     Args:
         settings: what is served.
-        listening: where.
-        said: what is told on standard error once it listens.
+        listening: the socket to answer on.
+        said: text for standard error at the start, such as the server's address.
 
     Raises:
-        CountermarkError: a folder, a ledger or a certificate that cannot be used.
+        CountermarkError: a folder, a ledger or a certificate cannot be used.
     """
     with Site(settings) as site:
         options = uvicorn.Config(
@@ -51,7 +52,7 @@ def serve(settings: Settings, listening: socket.socket, said: str) -> None:
         stopped: list[CountermarkError] = []
 
         def open_ledger() -> None:
-            """While the first page is shown already."""
+            """Open the ledger after the first page was shown; stop the server on an error."""
             try:
                 _ = site.ledger
             except CountermarkError as error:
@@ -65,5 +66,6 @@ def serve(settings: Settings, listening: socket.socket, said: str) -> None:
         server.run(sockets=[listening])
         opening.cancel()
         opening.join()
+        # An error in the timer's thread would be lost there.
         if stopped:
             raise stopped[0]

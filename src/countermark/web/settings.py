@@ -1,4 +1,4 @@
-"""What is served, from where, and within which limits."""
+"""Settings of the server: what it serves, from which folders, and within which limits."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from pathlib import Path
 
 from countermark.errors import ConfigError, nearest, printable
 
-_MOST_NAMES = 1000  # of a folder that are shown
+# Entries of a folder that are listed.
+_MOST_NAMES = 1000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much anybody may ask for.
+    """The limits of requests and jobs.
 
     Attributes:
-        upload: bytes of a suspect.
+        upload: bytes of an uploaded suspect.
         memory: bytes of address space of a job.
-        seconds: that a job may run.
-        jobs: that run at the same time.
-        waiting: jobs that have not ended, at most.
-        requests: a second and address, over time; `burst` at once.
-        logins: a minute and address.
+        seconds: the time that a job may run.
+        jobs: the number of jobs that run at the same time.
+        waiting: the largest number of jobs that have not ended.
+        requests: requests a second from one address, over time.
+        burst: requests at once from one address.
+        logins: log-ins a minute from one address.
     """
 
     upload: int = 1 << 30
@@ -37,12 +39,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Shelf:
-    """A folder out of which something is chosen by its name, and never by a path.
+    """A folder whose entries visitors choose by name, and never by a path.
 
     Attributes:
-        folder: None where there is none.
-        holds: what lies in it, in a word.
-        marked_by: a file that an entry must hold to count; none where files count, too.
+        folder: the folder; None for an empty choice.
+        holds: a word for its entries, used in messages.
+        marked_by: the name of a file that an entry, then a folder, must hold; None to take files
+            and any folders.
     """
 
     folder: Path | None
@@ -50,7 +53,7 @@ class Shelf:
     marked_by: str | None = None
 
     def entries(self) -> Mapping[str, Path]:
-        """What lies in the folder itself, by name; links that lead out of it do not count."""
+        """Return the paths of all entries by name, without links that lead out of the folder."""
         if self.folder is None:
             return {}
         inside = self.folder.resolve()
@@ -61,11 +64,12 @@ class Shelf:
         return {each.name: each for each in found if self._counts(each, inside)}
 
     def path(self, name: str) -> Path:
-        """The path of an entry.
+        """Return the path of an entry.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: there is no entry of that name.
         """
+        # The name is looked up and never joined to a path, so that `..` cannot leave the folder.
         entries = self.entries()
         if name not in entries:
             why = nearest(name[:80], entries)
@@ -73,8 +77,15 @@ class Shelf:
         return entries[name]
 
     def _counts(self, path: Path, inside: Path) -> bool:
+        """Return true if a path in the folder is an entry.
+
+        Args:
+            path: the path.
+            inside: the resolved folder.
+        """
         if path.name.startswith(".") or not path.name.isprintable():
             return False
+        # A link out of the folder would let visitors read other files of the machine.
         if not path.resolve().is_relative_to(inside):
             return False
         if self.marked_by is not None:
@@ -84,19 +95,20 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server serves.
+    """The settings of a server.
 
     Attributes:
         ledger: the URL of the ledger.
         state: the folder of its jobs.
-        keys, suspects: folders, or None.
+        token_sha256: the digest of the token; the token itself is kept nowhere.
+        keys, suspects: folders whose entries visitors choose, or None.
         results: the folder `results` of a clone, with `experiments` and `tables` beside it.
-        authorities: PEM files of those whose time stamps are believed.
-        limits: how much may be asked for.
-        token_sha256: of the token; the token itself is kept nowhere.
+        authorities: PEM files of timestamping authorities that the server trusts.
+        limits: the limits of requests and jobs.
     """
 
-    ledger: str = field(repr=False)  # as it was given, before anybody looked for a password in it
+    # The URL may hold a password, so it is not part of the representation.
+    ledger: str = field(repr=False)
     state: Path
     token_sha256: bytes = field(repr=False)
     keys: Path | None = None
@@ -107,16 +119,16 @@ class Settings:
 
     @property
     def key_shelf(self) -> Shelf:
-        """The keys that may be chosen."""
+        """The keys that visitors may choose."""
         return Shelf(self.keys, "key", "key.json")
 
     @property
     def suspect_shelf(self) -> Shelf:
-        """The models and folders of images that may be chosen."""
+        """The models and folders of images that visitors may choose."""
         return Shelf(self.suspects, "suspect")
 
     def require(self) -> None:
-        """Raise `ConfigError` for a folder that is not there."""
+        """Raise `ConfigError` if a folder does not exist."""
         for folder in (self.keys, self.suspects, self.results):
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"{folder} is no folder: expected one that is there")

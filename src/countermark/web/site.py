@@ -1,4 +1,4 @@
-"""All parts of a server together, and what its routes take of them."""
+"""The state of the application: all parts of a server, and the values that its routes take."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from countermark.web.settings import Settings
 
 
 class Site:
-    """A server's parts; a context manager.
+    """The parts of a running server; a context manager.
 
     Attributes:
-        settings: what is served.
-        authorities: whose time stamps are believed.
-        sessions, logins: who came in, and how often somebody tried.
+        settings: the settings.
+        authorities: the timestamping authorities that the server trusts.
+        sessions: the open sessions.
+        logins: the rate limit of log-ins.
         runner: the jobs.
         results: the benchmark pages.
         looks: the templates.
 
     Raises:
-        CountermarkError: a folder or a certificate that cannot be used.
+        CountermarkError: a folder or a certificate cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -55,22 +56,25 @@ class Site:
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger, opened when it is needed first: the page that asks for a token needs none.
+        """The ledger, opened on first use.
 
         Raises:
-            LedgerError: there is none.
+            LedgerError: there is no ledger, or it does not answer.
         """
+        # The log-in page needs no ledger, and opening one loads a large library.
         return self._open()[0]
 
     @property
     def catalogue(self) -> Catalogue:
-        """Who owns which claim; raises as `ledger`."""
+        """The searchable claims of the ledger; raises `LedgerError` as `ledger` does."""
         return self._open()[1]
 
     def _open(self) -> tuple[Ledger, Catalogue]:
+        """Return ledger and catalogue, opened once."""
+        # Routes run in several threads, so two of them may come here at the same time.
         with self._opening:
             if self._opened is None:
-                # Users of the page need not know where it is.
+                # Messages say "the ledger": visitors need not know where it is stored.
                 ledger = Ledger(self.settings.ledger, called="the ledger")
                 self._opened = ledger, Catalogue(ledger)
             return self._opened
@@ -84,19 +88,25 @@ class Site:
         self.close()
 
     def close(self) -> None:
-        """Stop the jobs, and let go of ledger and folder."""
+        """Stop the jobs, and close the ledger and the folder."""
         self.results.close()
         self.runner.close()
         if self._opened is not None:
             self._opened[0].close()
 
     def take(self, order: Order, upload: BinaryIO | None) -> Job:
-        """A new job, once every name in it is known to be one of this server.
+        """Check a request and start a job for it.
+
+        Args:
+            order: the request.
+            upload: the uploaded suspect, or None.
 
         Raises:
-            ConfigError: a name that is not, a claim without a date, or a date in the future.
+            ConfigError: the server has no such key, suspect or claim, or a claim comes without a
+                date, or the date lies in the future.
             FullError: too many jobs wait.
         """
+        # Everything is checked here so that the visitor learns it now, and no failed job is left.
         if isinstance(order, VerifyOrder) and (order.claim is None) != (order.suspect_date is None):
             raise ConfigError("a claim and the date of the suspect belong together: give both")
         if isinstance(order, VerifyOrder) and order.suspect_date is not None:
@@ -109,7 +119,11 @@ class Site:
         return self.runner.add(order, upload)
 
     def _task(self, job: Job) -> Mapping[str, Any]:
-        """What the process of a job is told: paths in place of names, and how to undo that."""
+        """Return the task for a job's process.
+
+        It holds paths in place of names, and under `names` the way back: the process puts names
+        for paths in everything it tells the visitor.
+        """
         order, folder = job.order, self.settings.state.resolve() / "jobs" / job.id
         suspect = self._suspect(order.suspect, folder)
         keys, models = self._named(order)
@@ -127,13 +141,17 @@ class Site:
         }  # fmt: skip
 
     def _suspect(self, chosen: Chosen, folder: Path) -> Path:
-        """Where a suspect lies; an upload in its job's folder."""
+        """Return the path of a suspect; an upload lies in its job's folder."""
         if chosen.uploaded:
             return folder / chosen.file
         return self.settings.suspect_shelf.path(chosen.name).resolve()
 
     def _named(self, order: Order) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
-        """The keys and the models that an order names, and where they lie."""
+        """Return names and paths of the keys and of the models in a request.
+
+        Raises:
+            ConfigError: the server has no key or model of a name.
+        """
         keys: tuple[str, ...] = order.keys if isinstance(order, ResolveOrder) else (order.key,)
         models = order.models if isinstance(order, ResolveOrder) else ()
         key_shelf, shelf = self.settings.key_shelf, self.settings.suspect_shelf
@@ -143,6 +161,8 @@ class Site:
         )
 
     def _ledger_url(self) -> str:
+        """Return the ledger's URL for a job's process, with an absolute path or the password."""
+        # A job's process has another working folder, and opens the ledger by itself.
         database = self.ledger.database
         if database.is_sqlite:
             return str(Path(database.url.database or "").resolve())
@@ -150,31 +170,35 @@ class Site:
 
 
 def _claims(order: Order) -> tuple[str, ...]:
+    """Return the digests of the claims that a request names."""
     if isinstance(order, ResolveOrder):
         return order.claims
     return () if order.claim is None else (order.claim,)
 
 
 def order_of(kind: type[VerifyOrder] | type[ResolveOrder], fields: Mapping[str, Any]) -> Order:
-    """An order out of what somebody sent.
+    """Return a request made of the fields that a visitor sent.
 
     Raises:
-        ConfigError: names the first field that is wrong.
+        ConfigError: a field is wrong; the message names the first one.
     """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
+        # Without the input, which may be long and hostile.
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {first['msg']}") from None
 
 
 def _site(request: Request) -> Site:
+    """Return the state of the application that a request belongs to."""
     found: Site = request.app.state.site
     return found
 
 
 def _session(request: Request) -> Session | None:
+    """Return the session that the gate found for a request."""
     found: Session | None = request.scope.get("session")
     return found
 
@@ -185,7 +209,8 @@ Visitor = Annotated[Session | None, Depends(_session)]
 
 def require_own(session: Session | None, csrf: str) -> None:
     """Raise 403 unless a form was made for this session."""
-    with suppress(TypeError):  # what is no ASCII is no token
+    # `compare_digest` raises TypeError for text outside ASCII, which no token is.
+    with suppress(TypeError):
         if session is not None and hmac.compare_digest(session.csrf, csrf):
             return
     raise HTTPException(403, "this form is not of your session: go back, reload, send it again")

@@ -1,7 +1,8 @@
-"""The process of one job: reads, judges, writes what came out into the folder it was started in.
+"""The program of one job's process: read the suspect, judge it, write the answer.
 
-It is told its task in one line on standard input, says its steps and its answer in lines on
-standard output, and ends when standard input does: then the server is gone.
+It runs in the job's folder and writes its output there. Its task comes as one line of JSON on
+standard input. It prints its steps, and last its outcome or failure, as lines of JSON on standard
+output. It ends when standard input ends, because then the server is gone.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from countermark.verdict import Verdict
     from countermark.weights import Suspect
 
-_LARGEST_WRITTEN = 64 << 20  # bytes of a file that a job may write
+# Bytes of a file that a job may write.
+_LARGEST_WRITTEN = 64 << 20
 Task = Mapping[str, Any]
 
 
 def main() -> None:
-    """Do the task that is told, and say what came out."""
+    """Read the task, run it, and print its outcome or why it failed."""
     task: Task = json.loads(sys.stdin.buffer.readline())
     _limit(int(task["memory"]))
     threading.Thread(target=_leave_with_the_server, daemon=True).start()
@@ -44,14 +46,20 @@ def main() -> None:
         _say(failed=_without_paths(str(error), task))
     except MemoryError:
         _say(failed=f"it takes more memory than {int(task['memory']) / (1 << 30):g} GiB")
+    # The traceback goes to a file on the server; the visitor sees the kind of the error only.
     except Exception as error:
         traceback.print_exc()
         _say(failed=_without_paths(f"internal error, {type(error).__name__}", task))
 
 
 def _limit(memory: int) -> None:
-    """Of address space and of files that are written; no core, whatever happens."""
-    with suppress(ImportError):  # no such limits on Windows
+    """Limit the process: address space, size of written files, and no core dump.
+
+    Args:
+        memory: bytes of address space.
+    """
+    # Windows has no such limits.
+    with suppress(ImportError):
         import resource
 
         for kind, wanted in (
@@ -60,29 +68,35 @@ def _limit(memory: int) -> None:
             (resource.RLIMIT_CORE, 0),
         ):
             _, hard = resource.getrlimit(kind)
+            # A process may lower its hard limit but never raise it.
             most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(kind, (most, most))
 
 
 def _leave_with_the_server() -> None:
+    """Wait for the end of standard input, then end the process."""
+    # `os._exit`, because this thread cannot stop a computation in the main thread otherwise.
     while sys.stdin.buffer.read(1):
         pass
     os._exit(1)
 
 
 def _say(**told: Any) -> None:
+    """Print a message to the server as one line of JSON."""
     sys.stdout.write(json.dumps(told) + "\n")
     sys.stdout.flush()
 
 
 def _without_paths(text: str, task: Task) -> str:
-    """A message in which what lies on the server is called by the names that the user knows."""
+    """Return a message with the names that the visitor knows in place of the server's paths."""
+    # Longest paths first: one path may be the beginning of another.
     for path, name in sorted(task["names"].items(), key=lambda each: -len(each[0])):
         text = text.replace(path, name)
     return printable(text, 600)
 
 
 def _verify(task: Task) -> str:
+    """Read a suspect with a key, write verdict and report, and return the outcome."""
     from countermark.examine import examine
     from countermark.verdict import Terms
 
@@ -94,6 +108,7 @@ def _verify(task: Task) -> str:
     _say(step="reading the suspect")
     with _opened(path, key) as suspect:
         verdict = examine(suspect, key, terms, digest=True)
+    # Verdict and report are shown to the visitor, so no path of the server may stand in them.
     subject = replace(verdict.subject, name=task["names"][task["suspect"]])
     reason = _without_paths(verdict.reason, task)
     verdict = replace(verdict, subject=subject, reason=reason)
@@ -104,6 +119,7 @@ def _verify(task: Task) -> str:
 
 
 def _resolve(task: Task) -> str:
+    """Decide a dispute, write the decision, and return its outcome."""
     from countermark.claims.timestamp import Authority
     from countermark.disputes import Examiner, Shown, audited, settle
 
@@ -126,7 +142,7 @@ _TASKS = {"verify": _verify, "resolve": _resolve}
 
 
 def _renamed(value: Any, task: Task) -> Any:
-    """JSON values without paths of the server."""
+    """Return JSON values with names in place of the server's paths."""
     if isinstance(value, str):
         return _without_paths(value, task)
     if isinstance(value, list):
@@ -137,14 +153,21 @@ def _renamed(value: Any, task: Task) -> Any:
 
 
 def _key(folder: str) -> Key:
+    """Load a key, with the passphrase file of the environment if the key is encrypted."""
     from countermark.key import Key
     from countermark.keyfile import load_header
 
+    # Only for an encrypted key: a passphrase file that cannot be read then stops no other job.
     encrypted = load_header(Path(folder)).encryption is not None
     return Key.load(folder, passphrase_file() if encrypted else None)
 
 
 def _claim(url: str, digest: str) -> Any:
+    """Return a claim of the ledger.
+
+    Raises:
+        ConfigError: the ledger has no claim with this digest.
+    """
     from countermark.claims.ledger import Ledger
 
     with Ledger(url) as ledger:
@@ -155,7 +178,13 @@ def _claim(url: str, digest: str) -> Any:
 
 
 def _dated(task: Task, key: Key) -> tuple[Any, Evidence | None]:
-    """What a claim of the ledger says of the key's age, and what shows it."""
+    """Return the key's dating by a claim of the ledger, and the evidence for it.
+
+    Returns: two times None if the task names no claim.
+
+    Raises:
+        ConfigError: the server trusts no timestamping authority.
+    """
     from countermark.report.dated import Dated
 
     if task["claim"] is None:
@@ -172,11 +201,12 @@ def _dated(task: Task, key: Key) -> tuple[Any, Evidence | None]:
 
 @contextmanager
 def _opened(path: Path, key: Key) -> Iterator[Suspect | Predict]:
-    """A file as a suspect of a key: its model is asked where the key is one of triggers."""
+    """Yield a file as a suspect: as a live model for a key of triggers, else as its path."""
     from countermark.schemes import scheme_of
     from countermark.schemes.black_box import TriggerScheme
 
     if isinstance(scheme_of(key), TriggerScheme):
+        # The key names the model. A key that names code of its own is refused.
         from countermark.bench.live import asked
 
         yield asked(path, key, None, {})
@@ -185,7 +215,10 @@ def _opened(path: Path, key: Key) -> Iterator[Suspect | Predict]:
 
 
 def _report(verdict: Verdict, key: Key, evidence: Evidence | None) -> None:
-    """The report, as a page of its own and as a part of one; the bundle stays on the server."""
+    """Write the bundle, and the report as a page and as a part of the job's page.
+
+    The bundle stays on the server. Without a reading nothing is written.
+    """
     from countermark.report.bundle import contents, save
     from countermark.report.page import About, body, page
     from countermark.report.record import record_of
@@ -196,6 +229,7 @@ def _report(verdict: Verdict, key: Key, evidence: Evidence | None) -> None:
         return
     content = contents(record, evidence, None)
     paper = str(scheme_named(verdict.scheme).paper)
+    # Single bits stay hidden: visitors choose suspects, and could learn the key from the bits.
     about = About(paper, 0.1, key.fields, each_bit=False)
     save(Path("bundle"), content)
     files.write_bytes(Path(REPORT), page(record, verdict, content, about))
