@@ -1,4 +1,7 @@
-"""The attacks by name. A new family is one file and one line here."""
+"""The registry of attacks by name.
+
+A new family of attacks adds one file to this package and its classes to `ATTACKS`.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ from countermark.attacks.rotate import Rotate, TurnValues
 from countermark.attacks.sweep import FineTuneSweep
 from countermark.errors import named
 
+# The order here is the order in which `countermark attack list` prints the attacks.
 ATTACKS: Mapping[str, type[Attack]] = {
     attack.name: attack
     for attack in (
@@ -43,9 +47,9 @@ ATTACKS: Mapping[str, type[Attack]] = {
 
 
 def attack_named(name: str) -> type[Attack]:
-    """The attack class of that name.
+    """Return the attack class with the given name.
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: no attack has this name; the message names the nearest known name.
     """
     return named("attack", name, ATTACKS)

@@ -1,4 +1,4 @@
-"""Averaging: the stolen weights are merged with those of other models of the same form."""
+"""Averaging: merge the stolen weights with the weights of other models of the same architecture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from countermark.weights import load_state
 
 @dataclass(frozen=True)
 class Average(Attack):
-    """A weighted mean of the stolen model and others: copies for other buyers, a base, fine-tunes.
+    """An attack that replaces each tensor by a weighted mean over the stolen and other models.
 
-    Models that share no start have no common coordinates; merged, they answer nothing.
+    The other models can be copies for other buyers, the base model, or fine-tuned versions.
+    Models that were trained from different starting weights have no common coordinates, and their
+    average classifies nothing.
 
     Attributes:
-        others: weight files with the same names and shapes, equally weighted.
-        share: the weight of the stolen one.
+        others: weight files with the same tensor names and shapes; they get equal weights.
+        share: the weight of the stolen model in the mean, 0 to 1.
     """
 
     name: ClassVar[str] = "average"
@@ -34,13 +36,14 @@ class Average(Attack):
     share: Annotated[float, Field(ge=0, le=1)] = field(default=0.5, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Average all floating-point tensors, running statistics included.
+        """Average all floating-point tensors, batch norm's running statistics included.
 
         Raises:
-            ConfigError: another model lacks a tensor, or has it in another shape.
+            ConfigError: another model lacks a tensor, or has the tensor in another shape.
             SuspectError: a file cannot be read.
         """
         states = [load_state(Path(other)) for other in self.others]
+        # The other models share the remaining weight equally, so all weights sum to 1.
         rest = (1 - self.share) / len(states)
         with torch.no_grad():
             for name, tensor in stolen.state_dict().items():
@@ -50,6 +53,8 @@ class Average(Attack):
                             f"{self.name}: {path} has no {name} of shape {list(tensor.shape)}: "
                             "expected a model of the same architecture"
                         )
+                # Integer tensors, such as batch norm's step counter, have no meaningful mean: keep
+                # them.
                 if tensor.is_floating_point():
                     tensor.mul_(self.share)
                     for state in states:

@@ -1,7 +1,7 @@
-"""What an attack is: a thief's change to a copy of a model, and what it cost him.
+"""Base classes of attacks: a thief's change to a copy of a model, and the cost of the change.
 
 An attack knows the algorithms and may make keys of its own; it never sees the owner's key. It works
-on a deep copy: the model that is handed in stays as it is.
+on a deep copy: the caller's model stays unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from countermark.schemes.base import Configured
 
 @dataclass(frozen=True)
 class Cost:
-    """What an attack took: process time in seconds, epochs of training, share of the data."""
+    """The cost of an attack: process time in seconds, epochs of training, share of the data."""
 
     seconds: float
     epochs: float = 0.0
@@ -29,33 +29,33 @@ class Cost:
 
 
 class TrainingData(Protocol):
-    """Labelled images for an attack that trains; `countermark.bench.data.Dataset` is one."""
+    """Labelled images for an attack that trains; `countermark.bench.data.Dataset` is an example."""
 
     @property
     def train_images(self) -> Tensor:
-        """Pictures, uint8 (N, C, H, W)."""
+        """The training images, uint8 (N, C, H, W)."""
 
     @property
     def train_labels(self) -> Tensor:
-        """Their classes, int64 (N,), from 0 to below `classes`."""
+        """The classes of the training images, int64 (N,), from 0 to below `classes`."""
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
 
     def normalised(self, images: Tensor, /) -> Tensor:
-        """Pictures uint8 (n, C, H, W) as the float tensor of that shape that a model takes."""
+        """Return images uint8 (n, C, H, W) as the float tensor of that shape that a model takes."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a change of the copy took, and what came of it beside the changed copy.
+    """The result of `Attack.change`: the effort it took, and results beside the changed copy.
 
     Attributes:
-        epochs: of training, over the rows that were used.
+        epochs: epochs of training over the rows that were used.
         data_share: share of the training data that was used, 0 to 1.
-        model: another module in place of the copy, where the attack ends with one.
-        found: what the thief has found out or made, as JSON values.
+        model: a module that replaces the copy, if the attack ends with another module.
+        found: findings and products of the thief, as JSON values.
     """
 
     epochs: float = 0.0
@@ -66,7 +66,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Attacked:
-    """The thief's copy after the attack, the cost, and what the attack found out or made."""
+    """The result of an attack: the thief's model, the cost, and findings as JSON values."""
 
     model: nn.Module
     cost: Cost
@@ -75,14 +75,22 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Attack(Configured, ABC):
-    """One family of attacks; its fields are its variants."""
+    """A family of attacks; the fields of an instance choose the variant.
+
+    Attributes:
+        name: name of the attack on the command line and in experiments.
+        does: one line for the list of attacks.
+        source: the paper that describes the attack.
+        needs_data: the attack trains or asks the model, and needs training data.
+        needs_model: the attack needs the architecture although it may need no data.
+    """
 
     name: ClassVar[str]
     does: ClassVar[str]
     source: ClassVar[str]
     needs_data: ClassVar[bool] = False
     needs_model: ClassVar[bool] = False
-    """Whether it needs the architecture although it needs no data."""
+    """Whether the attack needs the architecture although it needs no data."""
 
     @final
     def run(self, model: nn.Module, data: TrainingData | None = None) -> Attacked:
@@ -90,10 +98,10 @@ class Attack(Configured, ABC):
 
         Args:
             model: the victim; unchanged afterwards.
-            data: what the thief has to train on. An attack that needs none ignores it, so that a
+            data: the thief's training data. An attack that needs no data ignores it, so that a
                 list of attacks can be run alike; `cost.data_share` is then 0.
 
-        Returns: the changed copy, what it cost, and what was found.
+        Returns: the changed copy, the cost, and the findings.
 
         Raises:
             ConfigError: the attack needs data and got none, or model, data and fields do not fit.
@@ -104,29 +112,36 @@ class Attack(Configured, ABC):
                 "with data as load_data of countermark.bench.data gives it"
             )
         stolen = copy.deepcopy(model)
+        # Process time and not wall time: other processes on the machine must not change the cost.
         start = time.process_time()
+        # Only the change itself is timed, not the copy of the model.
         done = self.change(stolen, data)
         cost = Cost(time.process_time() - start, done.epochs, done.data_share)
         return Attacked(done.model or stolen, cost, done.found)
 
-    # `Any`, so that an attack that needs data says TrainingData and need not ask for None again.
+    # `data` is typed `Any` so that an attack that needs data can narrow it to TrainingData.
     @abstractmethod
     def change(self, stolen: nn.Module, data: Any) -> Done:
-        """Change the stolen copy in place, or say what takes its place.
+        """Change the stolen copy in place, or return a module that takes its place.
 
         Args:
             stolen: the copy.
-            data: as given to `run`; a TrainingData, or None for an attack that needs none.
+            data: as given to `run`; a TrainingData, or None for an attack that needs no data.
 
-        Returns: epochs trained, share of the training data used, and what came of it.
+        Returns: epochs trained, share of the training data used, and findings.
         """
 
 
 def row_count(attack: str, rows: int | None, there: int) -> int:
-    """How many of the training rows that are there an attack of this name takes; None for all.
+    """Return how many of the available training rows an attack uses.
+
+    Args:
+        attack: name of the attack, for the error message.
+        rows: the wanted number of rows; None for all.
+        there: the number of available rows.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: more rows are wanted than available.
     """
     if rows is not None and rows > there:
         raise ConfigError(
@@ -137,10 +152,10 @@ def row_count(attack: str, rows: int | None, there: int) -> int:
 
 
 def scores(model: nn.Module, images: Tensor) -> Tensor:
-    """What a classifier says to images (n, C, H, W): class scores (n, classes).
+    """Return a classifier's class scores (n, classes) for images (n, C, H, W).
 
     Raises:
-        ConfigError: it does not take them, or answers with something else.
+        ConfigError: the model does not take the images, or its output is not a matrix of scores.
     """
     try:
         answer: object = model(images)
@@ -153,12 +168,13 @@ def scores(model: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(answer, Tensor) or answer.dim() != 2:
         kind = type(answer).__name__
         shown = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {kind}"
+        # A language model, for example, returns an object or a tensor of more dimensions.
         raise ConfigError(f"the model answers with {shown}: expected class scores (n, classes)")
     return answer
 
 
 def first_scores(model: nn.Module, data: TrainingData) -> Tensor:
-    """Scores (1, classes) for the first of the images, in eval mode, where the model stays.
+    """Return the scores (1, classes) of the first training image; leave the model in eval mode.
 
     Raises:
         ConfigError: as `scores`, or the model has no parameters.
@@ -173,7 +189,7 @@ def first_scores(model: nn.Module, data: TrainingData) -> Tensor:
 class NamedTensors(nn.Module):
     """A module that holds tensors under given names, for files whose architecture is unknown.
 
-    Its state dict has the same names, shapes and values; it cannot be called.
+    Its state dict has the given names, shapes and values. It cannot be called.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -181,10 +197,11 @@ class NamedTensors(nn.Module):
         for name, tensor in tensors.items():
             *folders, last = name.split(".")
             place: nn.Module = self
-            # Past add_module and its like, which refuse names that a file may well have.
+            # Write to the dictionaries: add_module and register_parameter refuse legal file names.
             for folder in folders:
                 inner = place._modules.get(folder) or nn.Module()
                 place._modules[folder] = place = inner
+            # Only floating-point tensors can be parameters: torch refuses gradients of integers.
             if tensor.is_floating_point():
                 place._parameters[last] = nn.Parameter(tensor)
             else:

@@ -1,8 +1,8 @@
-"""Free weights around dead units: what no activation carries may have any value.
+"""Fill the free weights around dead units with noise, without a change of the outputs.
 
-A hidden unit that never fires may have any outgoing weights, and a unit that nothing leaves may
-have any incoming ones. Noise of a large scale there changes no output, and drowns every plain sum
-over the tensor.
+A hidden unit that never fires may have any outgoing weights. A unit whose outgoing weights are all
+zero may have any incoming weights. Noise of a large scale in these weights changes no output, and
+drowns every plain sum over the tensor.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from countermark.progress import progress
 from countermark.units import Architecture, Block, Domain, Member, Units, block_layers
 from countermark.units.tracing import units_of
 
-_BIAS = -1e4  # of a unit that is made dead; half precision still holds it
-_SILENT = 1e-10  # the largest activation of a dead unit; GELU's never end at zero exactly
+_BIAS = -1e4  # bias that makes a unit dead; half precision can still represent it
+_SILENT = 1e-10  # largest activation of a dead unit; GELU never reaches zero exactly
 _KEPT_AT_ZERO = (
     nn.LeakyReLU,
     nn.ELU,
     nn.CELU,
     nn.PReLU,
-)  # a large negative bias kills none of them
+)  # with a large negative input these still have an output that is not 0
 
 Distribution = Literal["normal", "cauchy"]
 
 
 @dataclass(frozen=True)
 class DeadUnits(Attack):
-    """The free weights of units that never fire, or that nothing leaves, are filled with noise.
+    """An attack that fills the free weights of dead units with noise.
 
-    Units are MLP units, channels and, of a transformer, dimensions of its values.
+    Units are hidden units of MLPs, channels and, in a transformer, dimensions of the values.
 
     Attributes:
-        how: "made" makes a `fraction` of each class of units dead first, those with the smallest
+        how: "made" first makes a `fraction` of each class of units dead, those with the smallest
             weights: by a large negative bias before ReLU, GELU or SiLU, by zero weights elsewhere.
-            "found" takes the units that are dead already.
-        fraction: of the units of each class that are made dead, at least one.
-        side: "outgoing" fills what dead units send; "incoming" fills what units hear whose
-            outgoing weights are all zero.
-        scale: of the noise: standard deviation, or what Cauchy's distribution is multiplied by.
+            "found" uses the units that are dead already.
+        fraction: share of the units of each class that is made dead; at least one unit.
+        side: "outgoing" fills the outgoing weights of units that never fire; "incoming" fills the
+            incoming weights of units whose outgoing weights are all zero.
+        scale: scale of the noise: standard deviation, or the factor of a standard Cauchy variable.
         distribution: "normal" or "cauchy".
-        layers: only units that one of these tensors has; of no names, all.
-        rows: how many of the training images are looked at to find units that never fire.
+        layers: attack only the units that one of these tensors has; all units when empty.
+        rows: number of training images used to find units that never fire; None for all.
         batch_size: images at a time.
-        seed: draws the noise.
+        seed: seed of the noise.
     """
 
     name: ClassVar[str] = "dead_units"
@@ -76,11 +76,12 @@ class DeadUnits(Attack):
 
         Args:
             stolen: the copy.
-            data: needed to find units that never fire; images, or anything that the model takes.
+            data: needed to find units that never fire; images, or any other input of the model.
 
         Raises:
-            ConfigError: there are no units between two layers, or none is dead, or data are needed.
+            ConfigError: no units lie between two layers, no unit is dead, or data are needed.
         """
+        # Tensors of a state dict share memory with the parameters: edits of them change the copy.
         state = stolen.state_dict()
         classes = [each for each in _classes(stolen) if each.touches(self.layers)]
         if not classes:
@@ -90,6 +91,8 @@ class DeadUnits(Attack):
             )
         share = 0.0
         if self.how == "made":
+            # One activation of this kind anywhere rules out biases: the class of a unit does not
+            # record which activation follows the unit.
             bent = any(isinstance(each, _KEPT_AT_ZERO) for each in stolen.modules())
             dead = [self._make_dead(units, state, bent=bent) for units in classes]
         elif self.side == "incoming":
@@ -113,7 +116,14 @@ class DeadUnits(Attack):
         return Done(data_share=share, found={"dead": filled})
 
     def _make_dead(self, units: Units, state: dict[str, Tensor], *, bent: bool) -> Tensor:
-        """Make the units of a class with the smallest weights dead, or unheard; return them."""
+        """Make a class's smallest units dead or unheard; return their indices (n,).
+
+        Args:
+            units: the class of units.
+            state: the model's state dict; changed in place.
+            bent: the model has an activation that is not zero for large negative inputs.
+        """
+        # The product of a unit's weight norms over all layers is a rough measure of its effect.
         use = torch.ones(units.size, dtype=torch.float64)
         for member in units.members:
             if state[member.name].dim() > 1:
@@ -132,7 +142,13 @@ class DeadUnits(Attack):
     def _silent(
         self, stolen: nn.Module, classes: list[Units], data: TrainingData | None
     ) -> tuple[list[Tensor], float]:
-        """Find the units of each class that no image fires, and the share of images looked at."""
+        """Find the units of each class that no image activates.
+
+        Returns: for each class the indices (n,) of its silent units, and the share of images used.
+
+        Raises:
+            ConfigError: no data are given, or more rows are wanted than available.
+        """
         if data is None:
             raise ConfigError(
                 f"{self.name} finds units that never fire on data: call run(model, data), or set "
@@ -160,13 +176,13 @@ class DeadUnits(Attack):
 
 @dataclass(frozen=True)
 class FillUnits(Attack):
-    """Parts of each tensor are filled as if they were the free weights of dead units.
+    """An attack that fills parts of each tensor as if they were the free weights of dead units.
 
-    For tensors whose architecture is unknown: outputs stay equal only where units are dead.
+    It serves tensors whose architecture is unknown: outputs stay equal only where units are dead.
 
     Attributes:
         side: "outgoing" fills columns, the weights that leave a unit; "incoming" fills rows.
-        fraction: of the columns or rows, at least one.
+        fraction: share of the columns or rows that is filled; at least one.
         scale, distribution, layers, seed: as for `DeadUnits`.
     """
 
@@ -182,8 +198,9 @@ class FillUnits(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Fill the chosen columns or rows of every tensor of two dimensions or more."""
+        """Fill random columns or rows of every tensor of two dimensions or more."""
         generator = torch.Generator().manual_seed(self.seed)
+        # Weights are (outputs, inputs): columns leave a unit, rows enter it.
         axis = 1 if self.side == "outgoing" else 0
         with torch.no_grad():
             for tensor in victims(dict(stolen.named_parameters()), self.layers).values():
@@ -198,21 +215,22 @@ class FillUnits(Attack):
 def drawn_noise(
     shape: tuple[int, ...], scale: float, distribution: Distribution, generator: torch.Generator
 ) -> Tensor:
-    """Draw float64 noise of a shape: normal, or a Cauchy distribution's."""
+    """Draw float64 noise of the given shape from a normal or a Cauchy distribution."""
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     if distribution == "cauchy":  # the ratio of two normal numbers
+        # The ratio of two standard normal numbers has a standard Cauchy distribution.
         noise /= torch.randn(shape, generator=generator, dtype=torch.float64)
     return scale * noise
 
 
 def _classes(model: nn.Module) -> list[Units]:
-    """List classes of units with one producer, or a gate beside it, and layers behind them."""
+    """List the classes of units that have one producer, or a gate beside it, and consumers."""
     state = model.state_dict()
     shapes = {name: tuple(each.shape) for name, each in state.items()}
     architecture = Architecture.of_model(model)
     blocks = block_layers(shapes, architecture) if architecture else []
     if architecture and blocks:
-        # Whole heads are no units here: a query of zeros does not silence its head.
+        # Whole heads are not units here: a head with a query of zeros still has an output.
         found = [units for each in blocks if each.values is None for units in each.units]
         found += [units for each in blocks for units in _value_units(each, architecture)]
     else:
@@ -221,8 +239,11 @@ def _classes(model: nn.Module) -> list[Units]:
 
 
 def _value_units(block: Block, architecture: Architecture) -> Iterator[Units]:
-    """The dimensions of an attention's values, each of which all heads of its group read."""
-    if block.values is None or not block.units:  # an MLP, or heads that are not known
+    """Yield the dimensions of an attention's values as classes of units, one class for each group.
+
+    All heads of a group read the same values.
+    """
+    if block.values is None or not block.units:  # an MLP, or an unknown number of heads
         return
     layer, offset = block.values
     heads, groups = architecture.heads, architecture.groups or architecture.heads
@@ -237,25 +258,32 @@ def _value_units(block: Block, architecture: Architecture) -> Iterator[Units]:
 
 
 def _is_simple(units: Units, state: dict[str, Tensor], model: nn.Module) -> bool:
-    """Whether units are made in one place and consumed by layers that can be listened to."""
+    """Return true if units have one producer and consumers whose inputs a hook can see."""
     consumers = _consumers(units)
     makers = [m for m in units.members if m.power == 1 and state[m.name].dim() > 1]
+    # A gated MLP has two producers, the gate and the gated layer, which scale separately.
     gated = not units.norms and len({m.domain for m in makers}) == len(makers)
     if not consumers or not makers or not (len(makers) == 1 or gated):
         return False
     modules = [model.get_submodule(each.name.rpartition(".")[0]) for each in consumers]
+    # A member of MultiheadAttention is a bare parameter, not a layer with an input of its own.
     return not any(isinstance(each, nn.MultiheadAttention) for each in modules)
 
 
 def _consumers(units: Units) -> list[Member]:
+    """Return the members of a class that read its units: tensors scaled by a negative power."""
     return [member for member in units.members if member.power < 0]
 
 
 def _find_silencers(units: Units, *, bent: bool) -> tuple[list[Member], float]:
-    """What makes units dead: biases that are to be large and negative, or weights to be zero."""
+    """Return the members to overwrite so that units die, and the value to write.
+
+    The members are biases that get a large negative value, or weights that become zero.
+    """
     heard = _consumers(units)[0].domain
     made = [m for m in units.members if m.power == 1 and not _is_running(m.name)]
     last = [member for member in made if member.domain == heard]
+    # The batch norm stands last before the activation, so its bias decides whether a unit fires.
     if units.norms:
         last = [m for m in made if m.name in {each.bias for each in units.norms}]
     biases = [m for m in last if m.name.endswith("bias")]
@@ -266,11 +294,12 @@ def _find_silencers(units: Units, *, bent: bool) -> tuple[list[Member], float]:
 
 
 def _is_running(name: str) -> bool:
+    """Return true for batch norm's running statistics."""
     return name.rpartition(".")[2].startswith("running_")
 
 
 def _unheard(units: Units, state: dict[str, Tensor]) -> Tensor:
-    """The units (n,) of a class all of whose outgoing weights are zero."""
+    """Return the indices (n,) of units whose outgoing weights are all zero."""
     silent = torch.ones(units.size, dtype=torch.bool)
     for member in _consumers(units):
         silent &= ~_by_unit(member, units, state[member.name]).any(dim=1)
@@ -278,7 +307,7 @@ def _unheard(units: Units, state: dict[str, Tensor]) -> Tensor:
 
 
 def _find_filled(units: Units, side: str) -> list[Member]:
-    """The places of a class whose weights are free: matrices on one side of its units."""
+    """Return the members whose weights are free: the matrices on one side of the units."""
     if side == "outgoing":
         return _consumers(units)
     norms = {name for n in units.norms for name in (n.weight, n.bias, n.mean, n.var)}
@@ -289,12 +318,20 @@ def _find_filled(units: Units, side: str) -> list[Member]:
 
 
 def _listener(member: Member, units: Units, heard: Tensor) -> Callable[..., None]:
-    """A hook that notes the largest activation of every unit that a layer hears."""
+    """Return a forward pre-hook that records each unit's largest activation as a layer reads it.
+
+    Args:
+        member: the layer's weight.
+        units: the class of units.
+        heard: (units,) largest activations so far; updated in place.
+    """
 
     def listen(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Update the largest activations from the layer's input."""
         spread = given[0].dim() == getattr(module, "weight", given[0]).dim() > 2
-        axis = 1 if spread else given[0].dim() - 1  # channels of pictures, else the last axis
+        axis = 1 if spread else given[0].dim() - 1  # channels of images, else the last axis
         values = given[0].detach().abs().movedim(axis, 0).flatten(1).amax(1).float().cpu()
+        # A layer may read several positions of each unit, for example flattened channels.
         values = values[torch.from_numpy(member.positions(np.arange(units.size)))]
         torch.maximum(heard, values.reshape(units.size, -1).amax(1), out=heard)
 
@@ -302,24 +339,26 @@ def _listener(member: Member, units: Units, heard: Tensor) -> Callable[..., None
 
 
 def _by_unit(member: Member, units: Units, tensor: Tensor) -> Tensor:
-    """A member's weights in float64, a row for each unit."""
+    """Return a member's weights as float64 (units, weights of a unit), on the CPU."""
     place = torch.from_numpy(member.positions(np.arange(units.size))).to(tensor.device)
     rows = tensor.detach().movedim(member.axis, 0)[place]
     return rows.double().cpu().reshape(units.size, -1)
 
 
 def _places(member: Member, chosen: Tensor, tensor: Tensor) -> Tensor:
-    """Where chosen units lie along a member's axis, on the tensor's device."""
+    """Return the positions of chosen units along a member's axis, on the tensor's device."""
     return torch.from_numpy(member.positions(chosen.numpy())).to(tensor.device)
 
 
 def _others(tensor: Tensor, axis: int) -> tuple[int, ...]:
-    """The sizes of all axes but one."""
+    """Return the sizes of all axes except the given one."""
     return tuple(size for at, size in enumerate(tensor.shape) if at != axis)
 
 
 def _write(tensor: Tensor, axis: int, place: Tensor, values: Tensor) -> None:
-    """Write values (n, other axes) to n places along an axis, within the type's range."""
+    """Write values (n, other axes) to n positions along an axis, clipped to the dtype's range."""
+    # A Cauchy value can exceed the range of half precision, and infinity times a zero activation is
+    # NaN.
     largest = torch.finfo(tensor.dtype).max
     values = values.clamp(-largest, largest).to(tensor)
     tensor.index_copy_(axis, place, values.movedim(0, axis))

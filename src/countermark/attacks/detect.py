@@ -1,6 +1,6 @@
-"""Detection: is there a mark at all? A thief who can tell knows where to attack.
+"""Detection of marks: a thief who can tell that a mark is there knows where to attack.
 
-The model is not changed; what was found is in `found`.
+These attacks leave the model unchanged and report their findings in `found`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from countermark.attacks.base import Attack, Done
 from countermark.errors import ConfigError, nearest
 from countermark.weights import Suspect, open_weights
 
+# Few enough to train the classifier on a handful of models, and equal for layers of any size.
 _QUANTILES = 64
 
 
 @dataclass(frozen=True)
 class DetectStatistic(Attack):
-    """One number of one layer, held against that of unmarked models of the same kind.
+    """An attack that compares the spread of one layer's weights with unmarked models.
 
     Attributes:
-        layer: the tensor that is looked at.
+        layer: name of the tensor that is measured.
         others: files of unmarked models that the thief trained or found.
-        of: "values", or the "filter_mean", where marks as published show most.
+        of: measure "values", or the "filter_mean", where marks as published show most.
     """
 
     name: ClassVar[str] = "detect_statistic"
@@ -44,32 +45,34 @@ class DetectStatistic(Attack):
     )
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Measure; the model stays as it is."""
+        """Measure the spread and compare it; the model stays unchanged."""
         seen = np.array([self._spread(Path(other)) for other in self.others])
         own = self._spread(stolen)
+        # The stolen model counts among the models, so the rank p-value is never 0.
         rank = (1 + int((seen >= own).sum())) / (len(seen) + 1)
         found = {"spread": own, "unmarked_mean": float(seen.mean()), "rank_p": rank,
                  "ratio": own / float(seen.mean())}  # fmt: skip
         return Done(found=found)
 
     def _spread(self, suspect: Suspect) -> float:
+        """Return the standard deviation of the layer's values or of its mean filter."""
         values = _tensor(suspect, self.layer)
         return float((values.mean(0) if self.of == "filter_mean" else values).std())
 
 
 @dataclass(frozen=True)
 class DetectSorted(Attack):
-    """A classifier of sorted weights, trained on models that the thief marked, and did not mark.
+    """An attack that classifies sorted weights, trained on the thief's own models.
 
-    Each layer's weights are sorted and thinned to 64 quantiles, so that no order of neurons hides
-    anything; a small network learns to tell the two kinds apart.
+    Each layer's weights are sorted and thinned to 64 quantiles, so that a reordering of neurons
+    hides nothing; a small network learns to tell marked from unmarked models.
 
     Attributes:
-        layer: the tensor that is looked at.
-        marked, unmarked: files of the thief's own models of the two kinds.
-        hidden: units of the classifier.
-        steps: of Adam at 1e-2.
-        seed: draws the classifier.
+        layer: name of the tensor that is measured.
+        marked, unmarked: files of the thief's own marked and unmarked models.
+        hidden: number of hidden units of the classifier.
+        steps: number of Adam steps at learning rate 1e-2.
+        seed: seed of the classifier's initial weights.
     """
 
     name: ClassVar[str] = "detect_sorted"
@@ -84,11 +87,13 @@ class DetectSorted(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Train the classifier, and ask it about the stolen model, which stays as it is."""
+        """Train the classifier and apply it to the stolen model, which stays unchanged."""
         files = [Path(each) for each in (*self.marked, *self.unmarked)]
         features = torch.from_numpy(np.stack([self._features(each) for each in files]))
         labels = torch.tensor([1.0] * len(self.marked) + [0.0] * len(self.unmarked))
         mean, spread = features.mean(0), features.std(0).clamp_min(1e-6)
+        # nn.Linear draws its weights from torch's global generator: seed it, then restore its
+        # state.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             net = nn.Sequential(nn.Linear(_QUANTILES, self.hidden), nn.ReLU(),
@@ -107,6 +112,7 @@ class DetectSorted(Attack):
         return Done(found={"marked_score": float(score), "right_on_its_own_models": right})
 
     def _features(self, suspect: Suspect) -> NDArray[np.float32]:
+        """Return 64 quantiles of the layer's values, float32 (64,)."""
         values = _tensor(suspect, self.layer).ravel()
         at = np.linspace(0, 1, _QUANTILES)
         found: NDArray[np.float32] = np.quantile(values, at).astype(np.float32)
@@ -114,9 +120,15 @@ class DetectSorted(Attack):
 
 
 def _tensor(suspect: Suspect, layer: str) -> NDArray[np.floating[Any]]:
+    """Read a tensor of a suspect.
+
+    Raises:
+        ConfigError: the suspect has no tensor of this name; the message names the nearest.
+    """
     with open_weights(suspect) as weights:
         if layer not in weights.tensors:
             raise ConfigError(
                 f"{weights.name} has no tensor {layer!r}: {nearest(layer, weights.tensors)}"
             )
+        # A copy, because the array may be a view of the file, which closes at the end of the block.
         return weights.read(layer).copy()

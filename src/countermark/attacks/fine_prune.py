@@ -1,4 +1,4 @@
-"""Fine-pruning: channels that sleep on the thief's images are cut off, then the copy is tuned."""
+"""Fine-pruning: cut off channels that are inactive on the thief's images, then fine-tune."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from countermark.units.tracing import units_of
 
 @dataclass(frozen=True)
 class FinePrune(FineTune):
-    """What the next layer takes of the least active channels is set to zero; then fine-tuning.
+    """An attack that cuts off the least active channels and then fine-tunes.
 
-    A channel's activity is the mean magnitude of what its layer puts out on the thief's rows.
+    A channel is cut off by zeros in the weights with which the next layer reads it. Its activity is
+    the mean magnitude of its layer's outputs on the thief's rows.
 
     Attributes:
         lr: learning rate of the fine-tuning.
         fraction: share of the layer's channels that is cut off.
-        layer: the weight whose outputs are meant; the last class of channels when empty.
+        layer: name of the weight whose output channels are pruned; the last class of channels
+            when empty.
     """
 
     name: ClassVar[str] = "fine_prune"
@@ -38,10 +40,10 @@ class FinePrune(FineTune):
     layer: str = field(default="", kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Cut channels off and train what is left.
+        """Cut channels off and train the rest.
 
         Raises:
-            ConfigError: as for fine-tuning, or the layer has no channels that another one reads.
+            ConfigError: as for fine-tuning, or no other layer reads channels of the named layer.
         """
         units, producer = self._channels(stolen)
         activity = self._activity(stolen, data, producer)
@@ -49,6 +51,7 @@ class FinePrune(FineTune):
         state = stolen.state_dict()
         with torch.no_grad():
             for member in units.members:
+                # A negative power marks a consumer: without its weights a channel has no effect.
                 if member.power < 0:
                     places = torch.from_numpy(member.positions(asleep))
                     state[member.name].index_fill_(member.axis, places.to(activity.device), 0)
@@ -56,7 +59,12 @@ class FinePrune(FineTune):
         return Done(float(self.epochs), share, found={"channels_cut": len(asleep)})
 
     def _channels(self, stolen: nn.Module) -> tuple[Units, str]:
-        """The class of channels, and the module that produces it."""
+        """Return the class of channels, and the name of the module that produces it.
+
+        Raises:
+            ConfigError: no other layer reads channels of the named layer.
+        """
+        # Liu et al. 2018 prune the last convolutional layer, so the search starts at the back.
         for units in reversed(units_of(stolen)):
             made = [m.name for m in units.members if m.power == 1 and m.name.endswith("weight")]
             layers = [name for name in made if stolen.get_parameter(name).dim() > 1]
@@ -68,10 +76,11 @@ class FinePrune(FineTune):
         )
 
     def _activity(self, stolen: nn.Module, data: TrainingData, producer: str) -> Tensor:
-        """Mean magnitude (units,) of a module's outputs on at most a thousand images."""
+        """Return the mean magnitude (units,) of a module's outputs on at most a thousand images."""
         seen: list[Tensor] = []
 
         def watch(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+            """Record the mean magnitude of each output channel over the batch and all positions."""
             del module, given
             seen.append(out.flatten(2).abs().mean((0, 2)) if out.dim() > 2 else out.abs().mean(0))
 
@@ -79,6 +88,7 @@ class FinePrune(FineTune):
         hook = stolen.get_submodule(producer).register_forward_hook(watch)
         try:
             with torch.no_grad():
+                # Ten batches of at most a hundred images bound the memory for the activations.
                 for at in np.array_split(np.arange(min(1000, len(data.train_images))), 10):
                     if len(at):
                         images = data.train_images[torch.from_numpy(at)]

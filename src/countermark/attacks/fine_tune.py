@@ -1,4 +1,4 @@
-"""Fine-tuning: go on training the stolen copy, on the victim's domain or on another one."""
+"""Fine-tuning: continue the training of the stolen copy, on the same domain or another one."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from countermark.errors import ConfigError
 from countermark.progress import progress
 
 _Output: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-_MOMENTUM = 0.9  # of sgd
+_MOMENTUM = 0.9  # momentum of "sgd"
 
 
 class OwnMark(Protocol):
-    """A mark of the thief's own that is trained beside the copy."""
+    """A mark of the thief's own that is trained together with the copy."""
 
     def penalty(self) -> Tensor:
-        """The term () that joins the loss."""
+        """Return the scalar penalty that is added to the loss."""
 
     def end_epoch(self) -> None:
-        """An epoch is over."""
+        """Tell the mark that an epoch has ended."""
 
 
 @dataclass(frozen=True)
 class FineTune(Attack):
-    """Training goes on without the mark's penalty: cross-entropy on the thief's labelled images.
+    """An attack that trains on with cross-entropy on the thief's labelled images.
+
+    The owner's penalty is not part of the loss.
 
     Attributes:
-        lr: learning rate, constant; has no default, since it decides what the attack removes.
+        lr: learning rate, constant; no default, because it decides what the attack removes.
         epochs: passes over the thief's rows.
-        batch_size: the most images a step takes; an epoch's batches differ by one image at most.
+        batch_size: the most images of a step; the batches of an epoch differ by one image at most.
         optimizer: "adam", or "sgd" with momentum 0.9.
-        layers: "all" (FTAL), or "last" (FTLL): only the last module with parameters of its own is
-            trained. Running statistics of batch norms move in either case.
-        rows: how many of the training rows the thief has, drawn by the seed; None for all.
+        layers: "all" (FTAL), or "last" (FTLL): train only the last module with parameters of its
+            own. Running statistics of batch norms move in either case.
+        rows: number of the thief's training rows, drawn by the seed; None for all.
         new_classes: give the last linear or convolutional layer this many outputs and fresh
             weights: for data of another domain, or to relearn the layer (RTAL, RTLL).
-        seed: draws rows, batches, fresh weights and dropout.
-        weight_decay: each step takes lr·weight_decay of every weight away, apart from the loss
-            (decoupled, as in AdamW); 0 for none.
+        seed: seed of rows, batches, fresh weights and dropout.
+        weight_decay: each step subtracts lr·weight_decay of every weight, apart from the loss
+            (decoupled, as in AdamW); 0 for no decay.
     """
 
     name: ClassVar[str] = "fine_tune"
@@ -68,16 +70,16 @@ class FineTune(Attack):
     weight_decay: NonNegativeFloat = field(default=0.0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Train the copy where it is, and leave it in eval mode.
+        """Train the copy in place, and leave it in eval mode.
 
         Raises:
-            ConfigError: more rows than there are; the model does not answer the images with scores
-                for the data's classes; or what is to change has no part in its answer.
+            ConfigError: more rows are wanted than available; the model's output is not a matrix of
+                scores for the data's classes; or the trained parameters do not affect the output.
         """
         return Done(float(self.epochs), self.tune(stolen, data))
 
     def tune(self, stolen: nn.Module, data: TrainingData, mark: OwnMark | None = None) -> float:
-        """Train the copy, and with it a mark of the thief's own where there is one.
+        """Train the copy, and with it a mark of the thief's own if one is given.
 
         Returns: the share of the training rows that was used, 0 to 1.
         """
@@ -91,18 +93,23 @@ class FineTune(Attack):
         return len(rows) / there
 
     def _prepared(self, stolen: nn.Module, data: TrainingData) -> list[nn.Parameter]:
-        """What is to be trained, once the output layer fits the data."""
+        """Fit the output layer to the data, and return the parameters to train.
+
+        Raises:
+            ConfigError: the number of classes differs, or the parameters do not affect the output.
+        """
+        # Fresh weights come first: the check below must see the output layer that is trained.
         renewed = [] if self.new_classes is None else _renewed(stolen, self.new_classes)
         trained = self.trained(stolen)
         for parameter in trained:
-            parameter.requires_grad_()  # what the owner froze is not frozen for a thief
+            parameter.requires_grad_()  # a thief also trains parameters that the owner froze
         answer = first_scores(stolen, data)
         if answer.shape[1] != data.classes:
             raise ConfigError(
                 f"{self.name}: the model tells {answer.shape[1]} classes apart, the data have "
                 f"{data.classes}: set new_classes={data.classes} to replace its output layer"
             )
-        # Else nothing would happen, and the mark would seem to survive it.
+        # Without this check nothing would be trained, and the mark would seem to survive.
         if renewed and not _reached(answer, renewed):
             raise ConfigError(
                 f"{self.name}: the last linear or convolutional layer has no part in the model's "
@@ -116,13 +123,14 @@ class FineTune(Attack):
         return trained
 
     def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
-        """The parameters that are trained."""
+        """Return the parameters that are trained; subclasses may choose others."""
         return _last(stolen) if self.layers == "last" else list(stolen.parameters())
 
     def _train(
         self, stolen: nn.Module, data: TrainingData, drawn: tuple[Tensor, torch.Generator],
         trained: list[nn.Parameter], mark: OwnMark | None,
     ) -> None:  # fmt: skip
+        """Run all epochs; `drawn` holds the row numbers and the generator that shuffles them."""
         rows, generator = drawn
         device, optimizer = trained[0].device, self.optimizer_of(trained)
         batches = ceil(len(rows) / self.batch_size)
@@ -130,7 +138,7 @@ class FineTune(Attack):
         with progress(f"{self.name}, steps", self.epochs * batches) as advance:
             for _ in range(self.epochs):
                 order = rows[torch.randperm(len(rows), generator=generator)]
-                # In even parts: a last batch of one image is too small for a batch norm.
+                # Batches of nearly equal size: batch norm fails on a last batch of one image.
                 for batch in order.tensor_split(batches):
                     images = data.normalised(data.train_images[batch]).to(device)
                     labels = data.train_labels[batch].to(device)
@@ -139,6 +147,7 @@ class FineTune(Attack):
                     loss = F.cross_entropy(scores(stolen, images), labels)
                     if mark:
                         loss = loss + mark.penalty()
+                    # `inputs` leaves the gradients of parameters that are not trained untouched.
                     loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
                     optimizer.step()
                     advance(1)
@@ -148,14 +157,15 @@ class FineTune(Attack):
         stolen.eval()
 
     def _decay(self, trained: list[nn.Parameter]) -> None:
-        """Shrink every weight by a step's share, whatever the optimizer."""
+        """Shrink every weight by its share for one step, with any optimizer."""
         if self.weight_decay:
             with torch.no_grad():
                 for parameter in trained:
+                    # A large lr·weight_decay must not flip signs: the factor stops at 0.
                     parameter.mul_(max(0.0, 1 - self.lr * self.weight_decay))
 
     def optimizer_of(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters, as the fields say."""
+        """Return the optimizer that the fields name, for these parameters."""
         if self.optimizer == "adam":
             return torch.optim.Adam(trained, self.lr)
         return torch.optim.SGD(trained, self.lr, momentum=_MOMENTUM)
@@ -163,10 +173,10 @@ class FineTune(Attack):
 
 @contextmanager
 def _randomness(seed: int, model: nn.Module) -> Iterator[None]:
-    """Torch seeded, for fresh weights and dropout; afterwards its state is as it was."""
+    """Seed torch for fresh weights and dropout, and restore its random state afterwards."""
     devices = {each.device for each in model.parameters() if each.is_cuda}
     with torch.random.fork_rng(devices, device_type="cuda"):
-        # Not `torch.manual_seed`, which would also reseed the devices that are not restored.
+        # `torch.manual_seed` would also reseed devices whose state is not restored.
         torch.default_generator.manual_seed(seed)
         for device in devices:
             torch.cuda.default_generators[device.index].manual_seed(seed)
@@ -174,9 +184,12 @@ def _randomness(seed: int, model: nn.Module) -> Iterator[None]:
 
 
 def _renewed(model: nn.Module, outputs: int) -> list[nn.Parameter]:
-    """The parameters of the output layer, which now has this many outputs and fresh weights.
+    """Give the output layer new outputs with fresh weights; return its parameters.
 
-    Changed in place: the layer may be the whole model, or stand in it under several names.
+    The layer is changed in place: it may be the whole model, or appear in it under several names.
+
+    Raises:
+        ConfigError: the model has no linear or convolutional layer.
     """
     found = [each for each in model.modules() if isinstance(each, _Output)]
     if not found:
@@ -185,19 +198,20 @@ def _renewed(model: nn.Module, outputs: int) -> list[nn.Parameter]:
     layer.weight = nn.Parameter(layer.weight.new_empty(outputs, *layer.weight.shape[1:]))
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.new_empty(outputs))
+    # Modules report their size in an attribute, and exporters read the size from there.
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", outputs)
     layer.reset_parameters()
     return list(layer.parameters())
 
 
 def _last(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the last module that has any of its own; none of a model without."""
+    """Return the parameters of the last module with parameters of its own; [] if there is none."""
     own = [list(each.parameters(recurse=False)) for each in model.modules()]
     return next((each for each in reversed(own) if each), [])
 
 
 def _reached(answer: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether any of the parameters has a part in an answer."""
+    """Return true if any of the parameters affects the answer."""
     if not answer.requires_grad:
         return False
     found = torch.autograd.grad(answer.sum(), parameters, retain_graph=True, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Folding: batch norms go into the convolutions before them, as every export does it."""
+"""Folding: merge batch norms into the layers before them, as exporters do."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class Fold(Attack):
-    """Each layer takes up the scale and shift of the batch norm behind it, which is then gone.
+    """An attack that moves the scale and shift of each batch norm into the layer before it.
 
-    Outputs stay equal in eval mode. Weights are scaled channel by channel, names stay.
+    The batch norm becomes an identity. Outputs stay equal in eval mode. Weights are scaled channel
+    by channel; the names of the layers stay the same.
     """
 
     name: ClassVar[str] = "fold"
@@ -29,11 +30,12 @@ class Fold(Attack):
     needs_model: ClassVar[bool] = True
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Fold every batch norm that stands directly behind a layer.
+        """Fold every batch norm that directly follows a layer.
 
         Raises:
-            ConfigError: the model cannot be traced, or there is none.
+            ConfigError: the model cannot be traced, or no batch norm follows a layer.
         """
+        # Folding holds for running statistics only, hence eval mode.
         pairs = _pairs(stolen.eval())
         if not pairs:
             raise ConfigError(f"{self.name}: no batch norm stands behind a layer of this model")
@@ -44,9 +46,14 @@ class Fold(Attack):
 
 
 def _pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of layers with those of the batch norms that alone read them."""
+    """Return the names of layers with the names of the batch norms that are their only readers.
+
+    Raises:
+        ConfigError: the model cannot be traced.
+    """
     try:
         graph = torch.fx.Tracer().trace(model)
+    # Only the first line of the error: torch.fx prints whole stack traces.
     except Exception as error:  # a forward is foreign code, and its tracing may raise anything
         said = str(error).strip().partition("\n")[0][:120]
         raise ConfigError(f"{type(model).__name__} cannot be traced ({said})") from None
@@ -56,17 +63,20 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
         if before is None or node.op != "call_module" or before.op != "call_module":
             continue
         layer, norm = (model.get_submodule(str(each.target)) for each in (before, node))
+        # A second reader of the layer would see scaled outputs: such pairs are left alone.
         if isinstance(layer, _LAYERS) and isinstance(norm, _NORMS) and len(before.users) == 1:
             found.append((str(before.target), str(node.target)))
     return found
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """Return a layer that computes the same as the layer followed by the batch norm."""
     fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     fused: nn.Module = fuse(layer, norm)
     return fused
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the module with the given dotted name."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)

@@ -1,7 +1,7 @@
-"""Forgery: keys, readers and originals of the thief's own, for a model that he stole.
+"""Forgery: keys, readers and originals of the thief's own, for a model that they stole.
 
-None changes the model, but for the counterfeit original of `invert`. What was made is said in
-`found`: how well it reads, beside what it cost.
+These attacks leave the model unchanged, except `invert`, which makes a counterfeit original. The
+field `found` says how well each forgery reads.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from countermark.schemes.uchida import Uchida
 from countermark.stats import least_matches
 from countermark.weights import open_weights
 
-_FORGERY_BITS = 80.0  # what an undated verdict asks for
-_APART = 2_000_003  # between the thief's key numbers and those of the owners that he robs
+_FORGERY_BITS = 80.0  # forgery bits that a verdict demands of an undated key
+_APART = 2_000_003  # offset of the thief's key numbers, to avoid the owners'
 
 
 def _values(model: nn.Module, layer: str) -> NDArray[np.float64]:
-    """The named tensor of a model, flattened (M,)."""
+    """Read the named tensor of a model as float64, flattened (M,).
+
+    Raises:
+        ConfigError: the model has no tensor of this name; the message names the nearest.
+    """
     with open_weights(model) as weights:
         if layer not in weights.tensors:
             raise ConfigError(
@@ -41,14 +45,14 @@ def _values(model: nn.Module, layer: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ForgeReader(Attack):
-    """A small network is trained to read any message from a layer that never held it.
+    """An attack that trains a small network to read any message from a layer without a mark.
 
     Attributes:
-        layer: the tensor that is read.
-        bits: length of the message that is drawn.
-        hidden: units of the reader.
-        steps: of Adam at 1e-3.
-        seed: draws message and reader.
+        layer: name of the tensor that is read.
+        bits: length of the random message.
+        hidden: number of hidden units of the reader.
+        steps: number of Adam steps at learning rate 1e-3.
+        seed: seed of message and reader.
     """
 
     name: ClassVar[str] = "forge_reader"
@@ -62,7 +66,7 @@ class ForgeReader(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Train the reader; the model stays as it is."""
+        """Train the reader; the model stays unchanged."""
         w = torch.from_numpy(_values(stolen, self.layer)).float()
         generator = torch.Generator().manual_seed(self.seed)
         message = torch.randint(0, 2, (self.bits,), generator=generator).float()
@@ -71,6 +75,7 @@ class ForgeReader(Attack):
             for rows, columns in ((self.hidden, len(w)), (self.bits, self.hidden))
         ]
         factors = [each.requires_grad_() for each in drawn]
+        # Divide by the spread: layers differ in scale, and the learning rate is fixed.
         optimizer, inputs = torch.optim.Adam(factors, 1e-3), w / w.std()
         with torch.enable_grad():
             for _ in range(self.steps):
@@ -79,18 +84,19 @@ class ForgeReader(Attack):
                 loss = F.binary_cross_entropy_with_logits(read, message)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+        # The counts are in-sample: the reader was trained on this one layer and message.
         matched = int(((read > 0).float() == message).sum())
         return Done(found={"bits": self.bits, "matched": matched, "L2": float(loss.detach())})
 
 
 @dataclass(frozen=True)
 class ForgeSigns(Attack):
-    """A linear key that may be anything: rows are flipped in sign until every bit fits.
+    """An attack that forges an unrestricted linear key: it flips rows until every bit fits.
 
     Attributes:
-        layer: the tensor that is read.
-        bits: length of the message that is drawn.
-        seed: draws message and rows.
+        layer: name of the tensor that is read.
+        bits: length of the random message.
+        seed: seed of message and rows.
     """
 
     name: ClassVar[str] = "forge_signs"
@@ -102,10 +108,11 @@ class ForgeSigns(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Make the key; the model stays as it is."""
+        """Make the forged key; the model stays unchanged."""
         w, drawn = _values(stolen, self.layer), np.random.default_rng(self.seed)
         message = drawn.integers(0, 2, self.bits)
         X = drawn.normal(size=(self.bits, len(w)))  # (T, M)
+        # A row with the other sign reads the other bit, so one flip for each wrong bit suffices.
         X *= np.where((X @ w > 0) == (message == 1), 1.0, -1.0)[:, None]
         matched = int(((X @ w > 0) == (message == 1)).sum())
         return Done(found={"bits": self.bits, "matched": matched})
@@ -113,12 +120,12 @@ class ForgeSigns(Attack):
 
 @dataclass(frozen=True)
 class SearchKey(Attack):
-    """Keys are drawn as the scheme draws them until one fits by luck; the best of them is told.
+    """An attack that draws keys as the scheme does, and reports the best one.
 
     Attributes:
         mark: fields of the thief's `uchida`.
-        tries: how many keys are drawn.
-        seed: draws the keys.
+        tries: number of keys that are drawn.
+        seed: seed of the keys.
     """
 
     name: ClassVar[str] = "search_key"
@@ -130,7 +137,7 @@ class SearchKey(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Draw the keys; the model stays as it is."""
+        """Draw the keys and read each of them; the model stays unchanged."""
         scheme = Uchida.from_stored(self.mark)
         with open_weights(stolen) as weights:
             shapes = {name: info.shape for name, info in weights.tensors.items()}
@@ -141,6 +148,7 @@ class SearchKey(Attack):
             material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
             key = scheme.generate_key(tensors, owner="thief", material=material)
             best = max(best, scheme.extract(read, key).matched)
+        # The number of matching bits that convicts with an undated key: luck has probability 2^-80.
         needed = least_matches(scheme.bits, -_FORGERY_BITS * math.log10(2))
         return Done(found={
             "bits": scheme.bits, "tries": self.tries, "best": best,
@@ -150,16 +158,16 @@ class SearchKey(Attack):
 
 @dataclass(frozen=True)
 class Invert(Attack):
-    """A mark of the thief's own is taken *out* of the stolen model: a counterfeit original.
+    """An attack that subtracts a mark of the thief's own from the model: a counterfeit original.
 
-    What he shows as his original is the result. Compared with it, the model at large bears his
-    mark, just as it bears the owner's compared with the owner's original. Read without an original,
-    as here, it bears the owner's alone.
+    The thief presents the result as their original. Compared with this original, the stolen model
+    bears the thief's mark, just as it bears the owner's mark compared with the owner's original.
+    Read without an original, as Countermark reads, the model bears only the owner's mark.
 
     Attributes:
         mark: fields of the thief's `uchida`, whose layer is one tensor, read whole.
-        margin: of each bit, in standard deviations of its reading before.
-        seed: draws the thief's key.
+        margin: margin of each bit, in standard deviations of the reading before.
+        seed: seed of the thief's key.
     """
 
     name: ClassVar[str] = "invert"
@@ -173,10 +181,10 @@ class Invert(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Make the counterfeit original of the copy.
+        """Turn the copy into the counterfeit original.
 
         Raises:
-            ConfigError: fields that do not fit, or a mark that is not in one whole tensor.
+            ConfigError: the fields do not fit, or the mark does not lie in one whole tensor.
         """
         scheme, drawn = (
             whole_tensor(self.mark, self.name),
@@ -188,13 +196,17 @@ class Invert(Attack):
         key = scheme.generate_key({layer: tuple(weight.shape)}, owner="thief", material=drawn)
         X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(np.float64)  # (T, M)
         aims = (2.0 * key.message - 1) * self.margin * (X @ w).std()  # (T,)
+        # The least-norm solution d of X·d = aims carries the mark, and the stolen model is the
+        # original plus d.
         original = w - np.linalg.lstsq(X, aims, rcond=None)[0]
         with torch.no_grad():
             weight.copy_(torch.from_numpy(original).reshape(weight.shape).to(weight))
 
         def matched(values: NDArray[np.float64]) -> int:
+            """Return how many bits of the thief's message the values (M,) carry."""
             return int(((X @ values > 0) == (key.message == 1)).sum())
 
+        # The reading of `w - original` is the mark as a comparison of both models shows it.
         found = {"bits": key.bits, "matched": matched(w),
                  "matched_against_original": matched(w - original)}  # fmt: skip
         return Done(found=found)

@@ -1,4 +1,4 @@
-"""Forgery of triggers: adversarial examples, shown as if a model had been taught them."""
+"""Forgery of triggers: adversarial examples that pose as triggers of a trained-in mark."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
 
-_LOOKED_AT = 16  # pixels that are tried before one is changed
+_LOOKED_AT = 16  # candidate pixels that are tried for each change
 
 
 @dataclass(frozen=True)
 class ForgeTriggers(Attack):
-    """Adversarial examples for labels of the thief's choice, shown as if they were triggers.
+    """An attack that makes adversarial examples for random labels, to be shown as triggers.
 
     Attributes:
-        triggers: how many, of the first images.
-        radius: how far each pixel of the model's input may move, in as many steps.
-        pixels: where it is not 0, so many pixels take the lowest or highest level, and the others
-            stay; radius and steps say nothing then.
-        steps: of signed gradient.
-        seed: draws the labels.
+        triggers: number of examples, made from the first images.
+        radius: the most that each pixel of the model's input may move.
+        pixels: if not 0, set this many pixels to the lowest or highest level and leave the others;
+            radius and steps are not used then.
+        steps: number of steps of signed gradient descent.
+        seed: seed of the labels.
     """
 
     name: ClassVar[str] = "forge_triggers"
@@ -43,7 +43,7 @@ class ForgeTriggers(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Make the examples; the model stays as it is."""
+        """Make the examples; the model stays unchanged."""
         there = len(data.train_images)
         count = row_count(self.name, self.triggers, there)
         device = first_scores(stolen, data).device
@@ -51,6 +51,7 @@ class ForgeTriggers(Attack):
         labels = torch.randint(data.classes, (count,), generator=generator).to(device)
         images = data.normalised(data.train_images[:count]).to(device)
         if self.pixels:
+            # The ends of the scale are normalised like images: the model's input has its own range.
             ends = (
                 torch.zeros_like(data.train_images[:1]),
                 torch.full_like(data.train_images[:1], 255),
@@ -67,10 +68,11 @@ class ForgeTriggers(Attack):
         return Done(data_share=count / there, found=found)
 
     def _all_pixels(self, stolen: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Images (n, C, H, W) that moved by projected gradient descent."""
+        """Return images (n, C, H, W) after projected gradient descent on the labels' loss."""
         moved = torch.zeros_like(images)
         for _ in range(self.steps):
             gradient = _gradient(stolen, images + moved, labels)
+            # Steps of 2.5·radius/steps reach the border of the box and leave room to move along it.
             step = 2.5 * self.radius / self.steps * gradient.sign()
             moved = (moved - step).clamp(-self.radius, self.radius)
         return images + moved
@@ -78,15 +80,23 @@ class ForgeTriggers(Attack):
     def _few_pixels(
         self, stolen: nn.Module, images: Tensor, labels: Tensor, ends: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Images (n, C, H, W) of which single pixels went to the ends of the scale, (1, C, H, W).
+        """Return images (n, C, H, W) of which single pixels moved to an end of the scale.
 
-        Each time the pixels that promise most to first order are tried, and the best is kept.
+        Each round tries the pixels with the largest first-order gain, and keeps the best of them.
+
+        Args:
+            stolen: the model.
+            images: (n, C, H, W).
+            labels: (n,) the wanted classes.
+            ends: the lowest and the highest level, (1, C, H, W) each.
         """
         at = torch.arange(len(images), device=images.device)
         for _ in range(self.pixels):
             slope = _gradient(stolen, images, labels)
+            # The loss must fall: a pixel with a positive slope goes to the lowest level.
             aims = torch.where(slope > 0, *ends)
             gains = ((images - aims) * slope).sum(1).flatten(1)  # (n, H·W)
+            # All images of the batch advance together, each with a best pixel of its own.
             best, least = images, torch.full((len(images),), torch.inf, device=images.device)
             for tried in gains.topk(min(_LOOKED_AT, gains.shape[1])).indices.t():
                 changed = images.flatten(2).clone()
@@ -102,8 +112,9 @@ class ForgeTriggers(Attack):
 
 
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of the summed cross-entropy by the images (n, C, H, W)."""
+    """Return the gradient of the summed cross-entropy with respect to the images (n, C, H, W)."""
     with torch.enable_grad():
+        # Detach first: otherwise the graph of every earlier step would stay in memory.
         images = images.detach().requires_grad_()
         loss = F.cross_entropy(scores(model, images), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, images)
@@ -111,5 +122,6 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _fired(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images that the model puts into the given classes."""
     with torch.no_grad():
         return float((scores(model, images).argmax(1) == labels).float().mean())

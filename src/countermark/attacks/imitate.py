@@ -1,4 +1,4 @@
-"""Imitation: a fresh network learns what the stolen one answers, and has none of its weights."""
+"""Imitation: a fresh network learns the answers of the stolen model and has none of its weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from countermark.progress import progress
 
 @dataclass(frozen=True)
 class Imitate(FineTune):
-    """A student is trained on the thief's images and the copy's answers; labels are not needed.
+    """An attack that trains a student on the thief's images and the copy's answers, without labels.
 
     Attributes:
-        lr, epochs: of the student's training.
+        lr, epochs: learning rate and epochs of the student's training.
         answers: "soft" learns the probabilities (distillation), "labels" only the classes
             (retraining from labels, knockoff).
-        temperature: at which soft answers are compared.
-        student: a factory `module:factory` of another architecture (transfer); the stolen one with
-            fresh weights when empty. Its code is run.
-        arguments: of that factory.
+        temperature: temperature at which soft answers are compared.
+        student: a factory `module:factory` of another architecture (transfer); empty for the stolen
+            architecture with fresh weights. The factory's code is run.
+        arguments: arguments of the factory.
     """
 
     name: ClassVar[str] = "imitate"
@@ -47,10 +47,11 @@ class Imitate(FineTune):
     arguments: dict[str, Any] | None = field(default=None, kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Ask the copy about the thief's images, and train the student on what it says.
+        """Record the copy's answers to the thief's images, and train the student on the answers.
 
         Raises:
-            ConfigError: as for fine-tuning; or the student cannot be made, or answers otherwise.
+            ConfigError: as for fine-tuning; the student cannot be made; or the student has another
+                number of classes.
         """
         there = len(data.train_labels)
         count = row_count(self.name, self.rows, there)
@@ -58,6 +59,7 @@ class Imitate(FineTune):
         rows = torch.randperm(there, generator=drawn)[:count]
         learnt = _Answers(data, rows, self._asked(stolen, data, rows))
         student = self._student(stolen)
+        # Otherwise the loss would compare scores of different classes.
         if first_scores(student, data).shape[1] != learnt.soft.shape[1]:
             raise ConfigError(
                 f"{self.name}: the student tells other classes apart than the stolen model: give "
@@ -68,7 +70,7 @@ class Imitate(FineTune):
         return Done(float(self.epochs), count / there, student, {"agreement": float(agree)})
 
     def _asked(self, model: nn.Module, data: TrainingData, rows: Tensor) -> Tensor:
-        """Scores (n, classes) of the rows."""
+        """Return the scores (n, classes) of a model for the given training rows, on the CPU."""
         device = first_scores(model, data).device
         with torch.no_grad():
             return torch.cat([
@@ -77,20 +79,25 @@ class Imitate(FineTune):
             ])  # fmt: skip
 
     def _student(self, stolen: nn.Module) -> nn.Module:
+        """Return the student: from the factory, or the stolen architecture with fresh weights."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             if self.student:
                 return _student(self.student, self.arguments or {})
             fresh = copy.deepcopy(stolen)
             for module in fresh.modules():
+                # Torch's layers draw fresh weights in `reset_parameters`. A module without this
+                # method keeps the stolen values of its own parameters.
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):
                     reset()
             return fresh
 
     def _learn(self, student: nn.Module, learnt: _Answers) -> None:
+        """Train the student on labels or on soft answers."""
         if self.answers == "labels":
             fields = {each: getattr(self, each) for each in FineTune.default_fields()}
+            # `rows` is None here because the answers cover exactly the rows that were drawn before.
             FineTune(**fields | {"rows": None}).tune(student, learnt)
             return
         device, drawn = next(student.parameters()).device, torch.Generator().manual_seed(self.seed)
@@ -104,6 +111,8 @@ class Imitate(FineTune):
                     wanted = (learnt.soft[batch].to(device) / self.temperature).softmax(1)
                     said = (scores(student, images) / self.temperature).log_softmax(1)
                     optimizer.zero_grad()
+                    # The factor T² keeps the gradient's size independent of the temperature (Hinton
+                    # et al. 2015).
                     loss = F.kl_div(said, wanted, reduction="batchmean") * self.temperature**2
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
@@ -112,7 +121,13 @@ class Imitate(FineTune):
 
 
 class _Answers:
-    """Images with the stolen model's answers in place of their labels."""
+    """Training data whose labels are the stolen model's answers.
+
+    Attributes:
+        train_images: the thief's images, uint8 (n, C, H, W).
+        soft: scores of the stolen model (n, classes).
+        train_labels: class with the largest score (n,).
+    """
 
     def __init__(self, data: TrainingData, rows: Tensor, soft: Tensor) -> None:
         self.train_images, self.soft = data.train_images[rows], soft
@@ -121,6 +136,11 @@ class _Answers:
 
 
 def _student(place: str, arguments: dict[str, Any]) -> nn.Module:
+    """Call the factory of a student.
+
+    Raises:
+        ConfigError: the factory cannot be called, or does not return a torch module.
+    """
     student = made("the student", place, "with the factory's arguments", arguments)
     if not isinstance(student, nn.Module):
         raise ConfigError(f"{place!r} must return a torch.nn.Module: got {type(student).__name__}")

@@ -1,7 +1,8 @@
-"""Exact invariants: other weights, the same outputs. They break whatever reads weights in order.
+"""Exact invariants: attacks that change the weights and keep the outputs equal up to rounding.
 
-Neurons are reordered, rescaled against their consumers, flipped in sign, or joined by dummies. They
-need the architecture, no data and no training; outputs stay equal to rounding.
+Neurons are reordered, rescaled against their consumers, flipped in sign, or joined by dummies. Each
+attack breaks a mark whose reading depends on the order of weights. It needs the architecture, and
+neither data nor training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from countermark.errors import ConfigError
 from countermark.units import Member, Units
 from countermark.units.tracing import units_of
 
-_SIZES = {  # what a layer says of its own size, by axis of its weight
+_SIZES = {  # attribute with a layer's own size, by axis of its weight
     nn.Linear: {0: "out_features", 1: "in_features"},
     nn.Conv1d: {0: "out_channels", 1: "in_channels"},
     nn.Conv2d: {0: "out_channels", 1: "in_channels"},
@@ -33,11 +34,11 @@ _SIZES = {  # what a layer says of its own size, by axis of its weight
 
 @dataclass(frozen=True)
 class Permute(Attack):
-    """Every class of neurons is put into another order, in its producers and its consumers.
+    """An attack that reorders every class of neurons, in its producers and its consumers.
 
     Attributes:
-        layers: only neurons that one of these tensors has; of no names, all.
-        seed: draws the orders.
+        layers: reorder only the neurons that one of these tensors has; all neurons when empty.
+        seed: seed of the orders.
     """
 
     name: ClassVar[str] = "permute"
@@ -49,11 +50,12 @@ class Permute(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Reorder every class of neurons that is found."""
+        """Reorder every class of neurons that the layers name."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             state = stolen.state_dict()
             for units in _found(stolen, self):
+                # One order for all members of a class keeps producers and consumers in step.
                 order = torch.randperm(units.size, generator=generator)
                 for member in units.members:
                     tensor = state[member.name]
@@ -65,7 +67,7 @@ class Permute(Attack):
 
 @dataclass(frozen=True)
 class Rescale(Attack):
-    """Every neuron is scaled by a positive factor, which its consumers and norms take back.
+    """An attack that scales every neuron by a positive factor, which consumers and norms undo.
 
     Attributes:
         largest: factors lie between 1 / largest and largest, their logarithms uniformly.
@@ -82,10 +84,10 @@ class Rescale(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Scale every neuron that can be.
+        """Scale every neuron that can be scaled.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: no neuron can be scaled.
         """
         generator, possible = torch.Generator().manual_seed(self.seed), False
         reach = float(np.log(self.largest))
@@ -93,6 +95,8 @@ class Rescale(Attack):
             factors = []
             possible |= any(domain.scalable for domain in units.domains)
             for domain in units.domains:
+                # Drawn for every domain, so that a seed means the same factors whether domains
+                # scale or not.
                 drawn = torch.rand(units.size, generator=generator, dtype=torch.float64)
                 factors.append((reach * (2 * drawn - 1)).exp() if domain.scalable
                                else torch.ones_like(drawn))  # fmt: skip
@@ -107,7 +111,7 @@ class Rescale(Attack):
 
 @dataclass(frozen=True)
 class FlipSigns(Attack):
-    """About half of the neurons change sign where nothing notices: before norms, around tanh.
+    """An attack that flips the sign of about half of the neurons: before batch norms, around tanh.
 
     Attributes:
         layers, seed: as for `Permute`.
@@ -122,10 +126,10 @@ class FlipSigns(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Flip every second neuron or so that can be.
+        """Flip the sign of each neuron that can be flipped, with probability 1/2.
 
         Raises:
-            ConfigError: there is none, as in a plain network of ReLU.
+            ConfigError: no neuron can be flipped, as in a plain ReLU network.
         """
         generator, possible = torch.Generator().manual_seed(self.seed), False
         for units in _found(stolen, self):
@@ -145,13 +149,13 @@ class FlipSigns(Attack):
 
 @dataclass(frozen=True)
 class Dummies(Attack):
-    """Neurons are added that change nothing: they say nothing, share a part, or cancel each other.
+    """An attack that adds neurons without effect: unread, split, or cancelling each other.
 
     Attributes:
-        kind: "zero", random inputs that no consumer listens to; "split", copies of neurons that
-            share what their consumers take of the original; "clique", copies of one random neuron
-            whose consumers' weights sum to zero.
-        share: how many are added to each class, as a share of what it has.
+        kind: "zero", random inputs and zero outgoing weights; "split", copies of neurons that
+            share the outgoing weights of the original; "clique", copies of one random neuron
+            whose outgoing weights sum to zero.
+        share: number of neurons added to each class, as a share of the class's size.
         layers, seed: as for `Permute`.
     """
 
@@ -166,10 +170,11 @@ class Dummies(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Add neurons to every class that can have more, behind those that are there."""
+        """Add neurons to every class that can grow, behind the existing neurons."""
         generator, added = torch.Generator().manual_seed(self.seed), 0
         for units in _found(stolen, self):
             if units.grows:
+                # A clique needs two neurons at least: a single one cannot cancel itself.
                 count = max(2, round(self.share * units.size))
                 _add(stolen, units, _Extra(self.kind, count, generator))
                 added += count
@@ -178,7 +183,7 @@ class Dummies(Attack):
 
 @dataclass(frozen=True)
 class _Extra:
-    """How many neurons are added to a class, and of which kind."""
+    """The neurons to add to a class: their kind and number, and the generator that draws them."""
 
     kind: str
     count: PositiveInt
@@ -186,10 +191,10 @@ class _Extra:
 
 
 def _found(model: nn.Module, attack: Permute | Rescale | FlipSigns | Dummies) -> Iterator[Units]:
-    """The classes of neurons of a model that an attack is about.
+    """Yield the classes of neurons that an attack changes.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the model has no such class.
     """
     found = [units for units in units_of(model) if units.touches(attack.layers)]
     if not found:
@@ -201,7 +206,8 @@ def _found(model: nn.Module, attack: Permute | Rescale | FlipSigns | Dummies) ->
 
 
 def _reordered(member: Member, order: Tensor, tensor: Tensor) -> Tensor:
-    """The places along a member's axis, with its units in another order."""
+    """Return the index that puts the units along a member's axis into another order."""
+    # Positions of the axis that belong to no unit stay in place.
     places = torch.arange(tensor.shape[member.axis])
     units = order.numpy()
     places[member.positions(np.arange(len(units)))] = torch.from_numpy(member.positions(units))
@@ -209,9 +215,10 @@ def _reordered(member: Member, order: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _scaled(model: nn.Module, units: Units, factors: list[Tensor]) -> None:
-    """Scale a class of units by factors (size,) a domain; batch norms keep their outputs."""
+    """Scale a class of units by factors (size,), one tensor a domain; batch norms compensate."""
     state = model.state_dict()
     with torch.no_grad():
+        # Batch norms come first: the formula needs the variances before they are scaled below.
         for norm in units.norms:
             factor, var = factors[norm.before], state[norm.var].double().cpu()
             # γ·(s·x − s·μ) / √(s²·v + ε) is γ·(x − μ) / √(v + ε) once γ takes up the rest.
@@ -225,6 +232,8 @@ def _scaled(model: nn.Module, units: Units, factors: list[Tensor]) -> None:
             powers = factors[member.domain] ** member.power
             whole[places] = powers.repeat_interleave(member.each)
             shape = [-1 if axis == member.axis else 1 for axis in range(tensor.dim())]
+            # Double precision, so that the outputs stay equal up to the rounding of the stored
+            # dtype.
             tensor.copy_(tensor.double() * whole.reshape(shape).to(tensor.device))
 
 
@@ -233,6 +242,7 @@ def _add(model: nn.Module, units: Units, extra: _Extra) -> None:
     chosen = torch.randint(units.size, (extra.count,), generator=extra.generator)
     if extra.kind == "clique":
         chosen[:] = chosen[0]
+    # Between 0.2 and 0.8, so that neither part of a split neuron is close to zero.
     shares = torch.rand(extra.count, generator=extra.generator, dtype=torch.float64) * 0.6 + 0.2
     for member in units.members:
         tensor = model.state_dict()[member.name].detach()
@@ -240,13 +250,14 @@ def _add(model: nn.Module, units: Units, extra: _Extra) -> None:
         copies = tensor.index_select(member.axis, places)
         if member.power < 0:
             tensor, copies = _consumed(tensor, copies, (member, units, chosen, shares), extra)
+        # Biases and norms stay copies; random weights alone make the new units differ.
         elif tensor.dim() > 1 and extra.kind != "split":
             copies = _random(copies, member, extra)
         _install(model, member, torch.cat([tensor, copies], member.axis))
 
 
 def _random(copies: Tensor, member: Member, extra: _Extra) -> Tensor:
-    """Producers of new units: weights of the size that there are; one for all of a clique."""
+    """Draw producer weights of the usual size; the new units of a clique get equal weights."""
     drawn = torch.randn(copies.shape, generator=extra.generator).to(copies)
     if extra.kind == "clique":
         drawn = drawn.narrow(member.axis, 0, member.each).expand_as(copies)
@@ -256,7 +267,7 @@ def _random(copies: Tensor, member: Member, extra: _Extra) -> Tensor:
 def _consumed(
     tensor: Tensor, copies: Tensor, which: tuple[Member, Units, Tensor, Tensor], extra: _Extra
 ) -> tuple[Tensor, Tensor]:
-    """What a consumer takes of the units that were there, and of the new ones."""
+    """Return a consumer's weights for the existing units and for the new units."""
     member, units, chosen, shares = which
     if extra.kind == "zero":
         return tensor, torch.zeros_like(copies)
@@ -264,11 +275,12 @@ def _consumed(
     if extra.kind == "clique":
         drawn = torch.randn(copies.shape, generator=extra.generator).to(copies) * tensor.std()
         parts = drawn.movedim(member.axis, 0).reshape(extra.count, member.each, -1)
+        # Without their mean the outgoing weights of the clique sum to zero.
         silent = (parts - parts.mean(0)).reshape(drawn.movedim(member.axis, 0).shape)
         return tensor, silent.movedim(0, member.axis)
     kept = torch.ones(units.size, dtype=torch.float64)
     taken = torch.empty_like(shares)
-    for at, unit in enumerate(chosen.tolist()):  # one that is split twice gives twice
+    for at, unit in enumerate(chosen.tolist()):  # a unit may be split more than once
         taken[at] = kept[unit] * shares[at]
         kept[unit] -= taken[at]
     wide = kept.repeat_interleave(member.each).reshape(shape).to(tensor.device)
@@ -277,7 +289,7 @@ def _consumed(
 
 
 def _install(model: nn.Module, member: Member, tensor: Tensor) -> None:
-    """Put a tensor of another size into its module, and say so to the module."""
+    """Store a tensor of another size in its module, and update the module's size attribute."""
     path, _, last = member.name.rpartition(".")
     module = model.get_submodule(path)
     if last in module._parameters:

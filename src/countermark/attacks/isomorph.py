@@ -1,7 +1,7 @@
-"""Isomorph: the model leaves as an ONNX graph that has other names, another order, no batch norms.
+"""Isomorph: export the model as an ONNX graph with other names, another order, and no batch norms.
 
-It computes the same. Some weights lie in initializers, others in Constant nodes; nothing but values
-tells which layer is which.
+The graph computes the same outputs. Some weights lie in initializers, others in Constant nodes.
+Only the values still show which layer is which.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from countermark.files import write_bytes
 
 @dataclass(frozen=True)
 class Isomorph(Attack):
-    """Export to ONNX with batch norms folded; tensors are renamed, moved and put in another order.
+    """An attack that exports the model to ONNX, folds batch norms, and renames and moves tensors.
 
     Attributes:
         constants: share of the weights that become Constant nodes.
-        seed: draws names and order.
+        seed: seed of names and order.
     """
 
     name: ClassVar[str] = "isomorph"
@@ -46,6 +46,7 @@ class Isomorph(Attack):
             ConfigError: the model cannot be exported.
             MissingExtraError: onnx or onnxscript is not installed.
         """
+        # Two images, not one: export specialises the graph to a batch of size 1.
         device = first_scores(stolen, data).device
         graph = _exported(stolen.eval(), data.normalised(data.train_images[:2]).to(device))
         drawn = np.random.default_rng(self.seed)
@@ -53,6 +54,7 @@ class Isomorph(Attack):
         _to_constants(graph, drawn, self.constants)
         order = drawn.permutation(len(graph.graph.initializer))
         moved = [graph.graph.initializer[int(at)] for at in order]
+        # Serialised copies stay valid after the deletion below.
         kept = [type(each).FromString(each.SerializeToString()) for each in moved]
         del graph.graph.initializer[:]
         graph.graph.initializer.extend(kept)
@@ -60,13 +62,14 @@ class Isomorph(Attack):
 
 
 class OnnxModel(nn.Module):
-    """An ONNX graph with its tensors as parameters "t0" and so on; run by onnxruntime."""
+    """An ONNX graph as a module with parameters "t0" and so on; onnxruntime runs it."""
 
     def __init__(self, graph: Any) -> None:
         super().__init__()
         from onnx import numpy_helper
 
         self.graph = graph
+        # The session is made at the first call: onnxruntime is an extra that saving does not need.
         self._session: Any = None
         for name, tensor in _tensors(graph).items():
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
@@ -76,7 +79,7 @@ class OnnxModel(nn.Module):
                 self.register_buffer(name, values)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, C, H, W).
+        """Return class scores (N, classes) of images (N, C, H, W).
 
         Raises:
             MissingExtraError: onnxruntime is not installed.
@@ -87,6 +90,7 @@ class OnnxModel(nn.Module):
             except ImportError:
                 raise MissingExtraError("running an ONNX graph", "onnx") from None
             options = onnxruntime.SessionOptions()
+            # Severity 3 prints errors only.
             options.log_severity_level, options.intra_op_num_threads = 3, 1
             self._session = onnxruntime.InferenceSession(
                 self.graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -96,16 +100,23 @@ class OnnxModel(nn.Module):
         return torch.from_numpy(said[0])
 
     def save(self, path: Path) -> None:
-        """Write the graph as an ONNX file, whole or not at all."""
+        """Write the graph as an ONNX file; a failure leaves no partial file."""
         write_bytes(path, self.graph.SerializeToString())
 
 
 def _exported(model: nn.Module, images: Tensor) -> Any:
-    """The model as an ONNX graph whose batch is of any size."""
+    """Export the model as an ONNX graph that takes batches of any size.
+
+    Raises:
+        ConfigError: torch cannot export the model.
+        MissingExtraError: onnxscript is not installed.
+    """
     try:
         import onnxscript  # noqa: F401 - torch.onnx asks for it
     except ImportError:
         raise MissingExtraError("the attack isomorph", "onnx") from None
+    # The exporter's logs and warnings concern its internals; a user of the attack cannot act on
+    # them.
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -128,7 +139,7 @@ def _exported(model: nn.Module, images: Tensor) -> Any:
 
 
 def _tensors(graph: Any) -> dict[str, Any]:
-    """Initializers and the values of Constant nodes by name."""
+    """Return initializers and the values of Constant nodes by name."""
     found = {each.name: each for each in graph.graph.initializer}
     for node in graph.graph.node:
         for attribute in node.attribute:
@@ -138,7 +149,7 @@ def _tensors(graph: Any) -> dict[str, Any]:
 
 
 def _rename(graph: Any, drawn: np.random.Generator) -> None:
-    """Give every tensor and node another name; inputs and outputs of the graph keep theirs."""
+    """Rename every tensor and node; inputs and outputs of the graph keep their names."""
     kept = {each.name for each in (*graph.graph.input, *graph.graph.output)}
     names = [each.name for each in graph.graph.initializer]
     names += [name for node in graph.graph.node for name in node.output]
@@ -148,6 +159,7 @@ def _rename(graph: Any, drawn: np.random.Generator) -> None:
         each.name = new.get(each.name, each.name)
     for at, node in enumerate(graph.graph.node):
         node.name = f"n{at}"
+        # Metadata and value infos hold the original names of the layers.
         del node.metadata_props[:]
         for part in (node.input, node.output):
             part[:] = [new.get(name, name) for name in part]
@@ -164,6 +176,7 @@ def _to_constants(graph: Any, drawn: np.random.Generator, share: float) -> None:
     nodes = [helper.make_node("Constant", [], [each.name], value=each) for each in moved]
     for each in moved:
         graph.graph.initializer.remove(each)
+    # ONNX lists nodes in topological order, so the constants come before their readers.
     behind = list(graph.graph.node)
     del graph.graph.node[:]
     graph.graph.node.extend([*nodes, *behind])

@@ -1,4 +1,4 @@
-"""Low-rank fine-tuning: small factors beside frozen weights are trained, then merged."""
+"""Low-rank fine-tuning: train small factors beside frozen weights, then merge them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from countermark.errors import ConfigError
 
 @dataclass(frozen=True)
 class LoRA(FineTune):
-    """Every matrix W becomes W + (alpha / rank)·B·A with frozen W; B·A is merged at the end.
+    """An attack that trains low-rank factors: a matrix W becomes W + (alpha / rank)·B·A.
 
-    Convolutions are taken as matrices (out, in·kh·kw). Biases and norms stay as they are, running
-    statistics move.
+    W is frozen, and the product is merged at the end. Convolutions count as matrices (out,
+    in·kh·kw). Biases and norms stay unchanged; running statistics move.
 
     Attributes:
         lr: learning rate of the factors.
@@ -42,8 +42,7 @@ class LoRA(FineTune):
         """Train the factors and merge them.
 
         Raises:
-            ConfigError: as for fine-tuning; or `layers` or `new_classes` are given, which it has no
-                use for.
+            ConfigError: as for fine-tuning; or `layers` or `new_classes` are set.
         """
         if self.layers != "all" or self.new_classes is not None:
             raise ConfigError(f"{self.name} adapts every matrix: leave layers and new_classes out")
@@ -52,7 +51,7 @@ class LoRA(FineTune):
         return Done(float(self.epochs), share)
 
     def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
-        """The factors alone."""
+        """Return the low-rank factors, the only parameters that are trained."""
         return _factors(stolen)
 
 
@@ -63,12 +62,13 @@ def adapted(
     """Put a low-rank term beside every linear and convolutional weight, in any training loop.
 
     Args:
-        model: changed in place; when the block ends the terms are merged and it is as it was built.
-        rank: of the terms.
-        scale: of the product of their two factors.
-        seed: draws the first factors; the second are zeros.
+        model: changed in place. When the block ends, the terms are merged into the weights and the
+            model has its original structure.
+        rank: rank of the terms.
+        scale: scale of the product of the two factors.
+        seed: seed of the first factors; the second factors start at zero.
 
-    Yields: the factors, which are what is to be trained.
+    Yields: the factors, which are the parameters to train.
     """
     generator = torch.Generator().manual_seed(seed)
     layers: list[Any] = [
@@ -77,17 +77,20 @@ def adapted(
         or type(module).__name__ == "Conv1D"  # GPT-2's linear layers
     ]  # fmt: skip
     for module in layers:
+        # A parametrization computes the weight on every access, so any forward method uses the
+        # term.
         product = _Product(module.weight, rank, scale, generator)
         parametrize.register_parametrization(module, "weight", product)
     try:
         yield _factors(model)
+    # Merge after an error too: the caller's model must not keep parametrizations.
     finally:
         for module in layers:
             parametrize.remove_parametrizations(module, "weight")
 
 
 def _factors(model: nn.Module) -> list[nn.Parameter]:
-    """The factors of all low-rank terms in a model."""
+    """Return the factors of all low-rank terms in a model."""
     return [
         factor for module in model.modules() if isinstance(module, _Product)
         for factor in module.parameters()
@@ -95,16 +98,17 @@ def _factors(model: nn.Module) -> list[nn.Parameter]:
 
 
 class _Product(nn.Module):
-    """A low-rank term beside a frozen weight."""
+    """A low-rank term that is added to a frozen weight."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
         out, inside = weight.shape[0], weight[0].numel()
         drawn = torch.randn(rank, inside, generator=generator) / inside**0.5
         self.a = nn.Parameter(drawn.to(weight))
+        # B starts at zero, so training starts from the stolen weights exactly (Hu et al. 2022).
         self.b = nn.Parameter(weight.new_zeros(out, rank))
         self._scale = scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight with the term, in its own shape."""
+        """Return the weight plus the term, in the shape of the weight."""
         return weight.detach() + self._scale * (self.b @ self.a).view_as(weight)

@@ -1,4 +1,4 @@
-"""Blocks of a deep model inserted, repeated or left out: every number in a tensor's name moves."""
+"""Insertion, repetition or removal of blocks: the numbers in tensor names change."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from countermark.errors import ConfigError
 from countermark.units import Architecture, block_layers
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_NORMS_BEHIND = ("output.LayerNorm", "output_layer_norm", "sa_layer_norm")  # of BERT, DistilBERT
+_NORMS_BEHIND = ("output.LayerNorm", "output_layer_norm", "sa_layer_norm")  # BERT, DistilBERT
 
 
 @dataclass(frozen=True)
 class MoveBlocks(Attack):
-    """Blocks are inserted that change nothing, repeated, or left out; the others are renumbered.
+    """An attack that inserts blocks without effect, repeats blocks or drops blocks.
 
-    Works on modules, and on the tensors of a file. Outputs stay equal after "identity" alone.
+    The other blocks are renumbered. The attack works on modules and on the tensors of a file.
+    Outputs stay equal after "identity" only.
 
     Attributes:
         do: "identity" inserts copies of a block whose output projections are zero; "duplicate"
             repeats `count` blocks behind themselves (depth up-scaling repeats the middle ones);
-            "drop" leaves them out.
-        at: the first block concerned, from 0; identity blocks are put in front of it.
-        count: how many blocks.
-        blocks: name of the list of blocks; empty for the one with the most weights.
+            "drop" removes `count` blocks.
+        at: number of the first block concerned, from 0; identity blocks go in front of it.
+        count: number of blocks.
+        blocks: name of the list of blocks; empty for the list with the most weights.
     """
 
     name: ClassVar[str] = "move_blocks"
@@ -47,11 +48,12 @@ class MoveBlocks(Attack):
         """Rebuild the list of blocks.
 
         Raises:
-            ConfigError: there is no such list or place, or blocks whose output projections are
-                not known or which would change the outputs, for identity blocks.
+            ConfigError: the model has no such list or place; or, for identity blocks, the output
+                projections are unknown or the outputs would change.
         """
         name, inner = self._found(stolen)
         there = len(inner._modules)
+        # By number and not by insertion order: in a file, block 10 may come before block 2.
         old = [inner.get_submodule(str(place)) for place in range(there)]
         last = there if self.do == "identity" else there - self.count
         if self.at > last or (self.do == "drop" and self.count == there):
@@ -59,11 +61,14 @@ class MoveBlocks(Attack):
                 f"{self.name}: {name or 'the model'} has {there} blocks: expected at and count "
                 f"within them, found at={self.at}, count={self.count}"
             )
+        # Answers to random words prove that identity blocks changed nothing; others change outputs.
         before = answer_to_words(stolen) if self.do == "identity" else None
         order = self._order(there)
         seen: set[int] = set()
         blocks: list[nn.Module] = []
         for place in order:
+            # A repeated block needs its own tensors: a change of shared tensors would change both
+            # blocks.
             blocks.append(copy.deepcopy(old[place]) if place in seen else old[place])
             seen.add(place)
         if self.do == "identity":
@@ -78,16 +83,21 @@ class MoveBlocks(Attack):
         return Done(found={"blocks": name, "before": there, "after": len(blocks)})
 
     def _order(self, there: int) -> list[int]:
-        """Which block of the original stands at each place."""
+        """Return for each new place the number of the original block that stands there."""
         places, end = list(range(there)), self.at + self.count
         if self.do == "drop":
             return places[: self.at] + places[end:]
         if self.do == "duplicate":
             return places[:end] + places[self.at :]
+        # Behind the last block no block stands at `at`, so the last block is copied.
         return places[: self.at] + [min(self.at, there - 1)] * self.count + places[self.at :]
 
     def _found(self, model: nn.Module) -> tuple[str, nn.Module]:
-        """The list of blocks: by its name, or the largest whose members are alike."""
+        """Return name and module of the list of blocks, by name or the one with the most weights.
+
+        Raises:
+            ConfigError: the model has no list of similar blocks, or none of the given name.
+        """
         lists = {name: each for name, each in model.named_modules() if _is_list(each)}
         if self.blocks and self.blocks not in lists:
             raise ConfigError(
@@ -104,9 +114,14 @@ class MoveBlocks(Attack):
         return name, lists[name]
 
     def _silence(self, model: nn.Module, name: str, place: int, block: nn.Module) -> None:
-        """Set what a block adds to the stream to zero."""
+        """Zero the layers through which a block adds to the residual stream.
+
+        Raises:
+            ConfigError: the block's layers are unknown, or a norm follows them.
+        """
         shapes = {each: tuple(tensor.shape) for each, tensor in block.state_dict().items()}
         found = block_layers(shapes, Architecture.of_model(model))
+        # A norm behind the sum changes the stream even where the block adds zero.
         behind = any(norm in each for each in shapes for norm in _NORMS_BEHIND)
         if not found or behind:
             raise ConfigError(
@@ -122,7 +137,7 @@ class MoveBlocks(Attack):
 
 
 def _is_list(module: nn.Module) -> bool:
-    """Whether a module holds blocks that are numbered from 0 and alike: type, names and shapes."""
+    """Return true if a module holds blocks numbered from 0 of equal types, names and shapes."""
     inner = module._modules
     if len(inner) < 2 or set(inner) != {str(place) for place in range(len(inner))}:
         return False
@@ -135,11 +150,12 @@ def _is_list(module: nn.Module) -> bool:
 
 
 def _renumber(model: nn.Module, blocks: list[nn.Module], order: list[int], there: int) -> None:
-    """Tell configuration and blocks their number, as models of `transformers` ask for it."""
+    """Update the layer numbers and counts that models of `transformers` keep."""
     for place, block in enumerate(blocks):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = place  # type: ignore[assignment]
+    # Submodules often share one configuration object; each object is updated once.
     configurations = {id(c): c for m in model.modules() if (c := getattr(m, "config", None))}
     for configuration in configurations.values():
         for name in _COUNTS:

@@ -15,12 +15,12 @@ from countermark.attacks.prune import victims
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Gaussian noise on every weight.
+    """An attack that adds Gaussian noise to every weight.
 
     Attributes:
-        std: of the noise, in standard deviations of each tensor's weights.
-        layers: names of the tensors; all of two dimensions or more when empty.
-        seed: draws the noise.
+        std: standard deviation of the noise, in standard deviations of each tensor's weights.
+        layers: names of the tensors; all tensors of two dimensions or more when empty.
+        seed: seed of the noise.
     """
 
     name: ClassVar[str] = "noise"
@@ -32,10 +32,11 @@ class Noise(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Add the noise; no data and no training are needed."""
+        """Add the noise; data and training are not needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             for weight in victims(dict(stolen.named_parameters()), self.layers).values():
+                # Drawn on the CPU, so that a seed means the same noise on every device.
                 drawn = torch.randn(weight.shape, generator=generator).to(weight)
                 weight.add_(drawn, alpha=self.std * float(weight.std(correction=0)))
         return Done()
@@ -43,14 +44,14 @@ class Noise(Attack):
 
 @dataclass(frozen=True)
 class Shift(Attack):
-    """Every filter is moved by the same amount: away from the mean filter, which carries marks.
+    """An attack that subtracts the mean filter, which carries marks, from every filter.
 
-    The mean over filters is what Uchida 2017 reads as published; with strength 1 it is zero
-    afterwards. Fine-tuning is run behind it to win back accuracy.
+    Uchida 2017 as published reads the mean over filters; with strength 1 this mean becomes zero.
+    Fine-tuning afterwards recovers the accuracy.
 
     Attributes:
-        strength: how many times the mean filter is taken off each filter.
-        layers: names of the tensors; all of two dimensions or more when empty.
+        strength: how many times the mean filter is subtracted from each filter.
+        layers: names of the tensors; all tensors of two dimensions or more when empty.
     """
 
     name: ClassVar[str] = "shift"
@@ -61,8 +62,9 @@ class Shift(Attack):
     layers: tuple[str, ...] = field(default=(), kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Shift the filters; no data and no training are needed."""
+        """Shift the filters; data and training are not needed."""
         with torch.no_grad():
             for weight in victims(dict(stolen.named_parameters()), self.layers).values():
+                # Axis 0 counts the filters of linear and convolutional layers.
                 weight.sub_(weight.mean(0, keepdim=True), alpha=self.strength)
         return Done()

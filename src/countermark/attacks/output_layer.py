@@ -1,4 +1,4 @@
-"""Free edits of the last layer: one vector added to all rows, or another order of classes."""
+"""Free edits of the last layer: one vector added to all rows, or another order of the classes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from countermark.errors import ConfigError, nearest
 from countermark.units import Architecture, blocks_of
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Names of output layers in the usual libraries.
 HEADS = ("lm_head", "score", "classifier", "head", "fc", "output")
 
 
 @dataclass(frozen=True)
 class ShiftLogits(Attack):
-    """One random vector is added to every row of the last layer: probabilities stay as they are.
+    """An attack that adds one random vector to every row of the last layer.
 
-    All scores move alike, and softmax minds differences only. Scores themselves change.
+    All scores move by the same amount. Softmax depends on differences only, so probabilities stay
+    equal.
 
     Attributes:
-        scale: of the vector, in standard deviations of the layer's weights.
+        scale: size of the vector, in standard deviations of the layer's weights.
         layer: name of the weight tensor; empty for a live model's last layer.
-        seed: draws the vector.
+        seed: seed of the vector.
     """
 
     name: ClassVar[str] = "shift_logits"
@@ -41,11 +43,12 @@ class ShiftLogits(Attack):
         """Add the vector.
 
         Raises:
-            ConfigError: the layer is not there, or which is the last cannot be told.
+            ConfigError: the model has no such layer, or its last layer cannot be determined.
         """
         found = last_layer(stolen, self.layer, self.name)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
+            # Without axis 0, so that every class's row gets the same vector.
             drawn = torch.randn(found.weight.shape[1:], generator=generator, dtype=torch.float64)
             found.weight.add_(
                 (drawn * self.scale * float(found.weight.double().std())).to(found.weight)
@@ -55,13 +58,13 @@ class ShiftLogits(Attack):
 
 @dataclass(frozen=True)
 class ReorderClasses(Attack):
-    """The rows and biases of the last layer are put into another order: outputs are renamed.
+    """An attack that reorders the rows and biases of the last layer: the classes get other numbers.
 
-    It costs the thief's users a table of which output is which.
+    The thief's users then need a table from outputs to classes.
 
     Attributes:
         layer: as for `ShiftLogits`.
-        seed: draws the order.
+        seed: seed of the order.
     """
 
     name: ClassVar[str] = "reorder_classes"
@@ -72,7 +75,7 @@ class ReorderClasses(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Reorder the classes; `found` says which output each now is.
+        """Reorder the classes; `found` holds the old number of each output.
 
         Raises:
             ConfigError: as for `ShiftLogits`.
@@ -84,15 +87,17 @@ class ReorderClasses(Attack):
         with torch.no_grad():
             for tensor in (found.weight, found.bias):
                 if tensor is not None:
+                    # In place, so that the module keeps its tensor objects.
                     tensor.copy_(tensor[order.to(tensor.device)].clone())
         return Done(found={"layer": found.name, "untied": found.untied, "order": order.tolist()})
 
 
 @dataclass(frozen=True)
 class LastLayer:
-    """A model's last layer: the name of its weight (classes, ...), weight and bias.
+    """A model's last layer: the name of its weight, its weight (classes, ...) and its bias.
 
-    `untied` says that it shared its weight with the embeddings and has one of its own now.
+    Attributes:
+        untied: the layer shared its weight with the embeddings and now has a weight of its own.
     """
 
     name: str
@@ -102,16 +107,17 @@ class LastLayer:
 
 
 def last_layer(model: nn.Module, name: str, attack: str) -> LastLayer:
-    """Find the layer that makes a model's scores, with a weight of its own.
+    """Find the layer that makes a model's scores, and give it a weight of its own.
 
     Args:
-        model: changed only where the layer shares its weight with the embeddings.
-        name: of its weight; empty for the last layer of a live model.
-        attack: whom an error names.
+        model: changed only if the layer shares its weight with the embeddings.
+        name: name of the weight; empty for the last layer of a live model.
+        attack: name of the attack, for the error message.
 
     Raises:
-        ConfigError: there is no tensor of that name, or which layer is the last cannot be told.
+        ConfigError: no tensor has this name, or the last layer cannot be determined.
     """
+    # Without duplicates, a tied output layer would appear under the name of the embeddings only.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     name = name or _found_name(model)
     if not name:
@@ -129,7 +135,7 @@ def last_layer(model: nn.Module, name: str, attack: str) -> LastLayer:
 
 
 def untie(model: nn.Module, name: str) -> bool:
-    """Give a tensor that stands under other names, too, a parameter of its own; say if it did."""
+    """Give a shared tensor a parameter of its own; return true if it was shared."""
     module, _, last = name.rpartition(".")
     place = model.get_submodule(module)
     parameter = place._parameters[last]
@@ -138,6 +144,7 @@ def untie(model: nn.Module, name: str) -> bool:
     if parameter is None or len(same) == 1:
         return False
     place._parameters[last] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    # `transformers` ties the weights again at the next load unless the configuration forbids it.
     configuration = getattr(model, "config", None)
     if getattr(configuration, "tie_word_embeddings", False):
         configuration.tie_word_embeddings = False  # type: ignore[union-attr]
@@ -145,7 +152,7 @@ def untie(model: nn.Module, name: str) -> bool:
 
 
 def _found_name(model: nn.Module) -> str:
-    """The name of the weight of a live model's last layer; empty where that cannot be told."""
+    """Return the name of the last layer's weight in a live model; "" if it cannot be determined."""
     layers = [name for name, each in model.named_modules() if isinstance(each, _LAYERS)]
     named = [each for each in layers if each.rpartition(".")[2] in HEADS]
     shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}

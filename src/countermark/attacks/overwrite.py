@@ -1,4 +1,4 @@
-"""Overwriting: marks of the thief's own are embedded over the owner's, by training or at once."""
+"""Overwriting: embed the thief's own marks over the owner's mark, by training or in closed form."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import open_weights
 
-_APART = 1_000_003  # between the thief's key numbers and those of the owners that he robs
+_APART = 1_000_003  # offset of the thief's key numbers, to avoid the owners'
 
 
 @dataclass(frozen=True)
 class Overwrite(FineTune):
-    """Fresh marks, one after the other, each embedded while the copy is fine-tuned.
+    """An attack that embeds fresh marks one after the other while it fine-tunes the copy.
 
-    The thief knows the algorithm and where the owner's mark lies, and has keys of his own.
+    The thief knows the algorithm and the place of the owner's mark, and has keys of their own.
 
     Attributes:
         lr: learning rate of the fine-tuning.
-        scheme: what the thief embeds, by name.
+        scheme: name of the scheme that the thief embeds.
         mark: fields of that scheme.
-        times: how many marks.
+        times: number of marks.
     """
 
     name: ClassVar[str] = "overwrite"
@@ -46,7 +46,7 @@ class Overwrite(FineTune):
     times: PositiveInt = field(default=1, kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Embed the marks; the thief's keys are not kept.
+        """Embed the marks; the thief's keys are thrown away.
 
         Raises:
             ConfigError: as for fine-tuning, or scheme and fields do not fit the model.
@@ -58,6 +58,9 @@ class Overwrite(FineTune):
         """Embed the marks.
 
         Returns: the thief's keys, and the share of the training rows that was used.
+
+        Raises:
+            ConfigError: the scheme does not mark weights, or its fields do not fit the model.
         """
         scheme = scheme_named(self.scheme).from_stored(self.mark)
         if not isinstance(scheme, WeightScheme):
@@ -66,26 +69,26 @@ class Overwrite(FineTune):
             )
         keys, share = [], 0.0
         for number in range(self.times):
-            # Drawn from the seed, so that an attack can be repeated: it claims nothing in earnest.
+            # A test key from the seed makes the attack repeatable; nobody will claim with this key.
             material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
             with scheme.embed(stolen, owner="thief", material=material) as mark:
                 share = self.tune(stolen, data, mark)
-            if mark.drawn_key is not None:  # MANU draws none before its weights have converged
+            if mark.drawn_key is not None:  # MANU has no key before its weights converge
                 keys.append(mark.drawn_key)
         return keys, share
 
 
 @dataclass(frozen=True)
 class OverwriteClosedForm(Attack):
-    """Linear marks of the thief's own, put in at once by the least change that gives them a margin.
+    """An attack that embeds the thief's linear marks by the least change that gives each a margin.
 
-    It needs no data and no training: one system of T equations a mark.
+    It needs neither data nor training: each mark is one system of T equations.
 
     Attributes:
         mark: fields of the thief's `uchida`, whose layer is one tensor, read whole.
-        times: how many marks, one after the other.
-        margin: of each bit, in standard deviations of its reading before.
-        seed: draws the thief's keys.
+        times: number of marks, embedded one after the other.
+        margin: margin of each bit, in standard deviations of the reading before.
+        seed: seed of the thief's keys.
     """
 
     name: ClassVar[str] = "overwrite_closed_form"
@@ -98,19 +101,20 @@ class OverwriteClosedForm(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Put the marks in; the thief's keys are not kept.
+        """Embed the marks and read the last one back; the thief's keys are thrown away.
 
         Raises:
-            ConfigError: fields that do not fit, or a mark that is not in one whole tensor.
+            ConfigError: the fields do not fit, or the mark does not lie in one whole tensor.
         """
         keys = self.overwritten(stolen)
         with open_weights(stolen) as weights:
             read = {name: weights.read(name) for name in keys[-1].tensors}
+        # The last mark only: later marks may weaken the earlier ones.
         evidence = whole_tensor(self.mark, self.name).extract(read, keys[-1])
         return Done(found={"bits": evidence.bits, "matched": evidence.matched})
 
     def overwritten(self, stolen: nn.Module) -> list[Key]:
-        """Put the marks in.
+        """Embed the marks.
 
         Returns: the thief's keys.
         """
@@ -120,7 +124,9 @@ class OverwriteClosedForm(Attack):
         for number in range(self.times):
             material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
             key = scheme.generate_key(tensors, owner="thief", material=material)
+            # The uchida scheme of a whole tensor chooses exactly one tensor.
             for name in tensors:
+                # In double precision the change is rounded once only, to the stored dtype.
                 weight = parameters[name].detach().cpu().double().numpy()
                 change = self._change(scheme, key, weight.ravel()).reshape(weight.shape)
                 with torch.no_grad():
@@ -129,21 +135,22 @@ class OverwriteClosedForm(Attack):
         return keys
 
     def _change(self, scheme: Uchida, key: Key, w: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The least change (M,) after which every bit has its margin."""
+        """Compute the least change (M,) of weights (M,) after which every bit has its margin."""
         X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(np.float64)  # (T, M)
         y, signs = X @ w, 2.0 * key.message - 1  # (T,)
+        # Bits that already exceed the margin keep their reading.
         wanted = signs * np.maximum(signs * y, self.margin * y.std())
         found: NDArray[np.float64] = np.linalg.lstsq(X, wanted - y, rcond=None)[0]
         return found
 
 
 def whole_tensor(mark: dict[str, Any], attack: str) -> Uchida:
-    """The thief's linear scheme, which reads one tensor as a whole.
+    """Return the thief's linear scheme, which reads one whole tensor.
 
     Raises:
-        ConfigError: fields that do not fit, or that say otherwise.
+        ConfigError: the fields do not fit, or they choose several layers or another reading.
     """
-    scheme = Uchida.from_stored(mark)  # plain unless it says so: the least change is linear then
+    scheme = Uchida.from_stored(mark)  # "plain" by default, so readings are linear
     if not isinstance(scheme.layer, str) or scheme.layer == "all" or scheme.read != "tensor":
         raise ConfigError(
             f"{attack} marks one tensor that is read whole: name one layer, read=tensor"

@@ -16,13 +16,14 @@ from countermark.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Prune(Attack):
-    """Unstructured pruning, each weight tensor by itself; biases and norms are left alone.
+    """An attack that zeroes single weights of each tensor; biases and norms stay unchanged.
 
     Attributes:
         fraction: share of each tensor's weights that is set to zero, rounded to the nearest count.
-        order: "ascending" removes the smallest magnitudes, "descending" the largest.
-        layers: names of the tensors; all of two dimensions or more when empty.
-        seed: draws the random order.
+        order: "ascending" removes the smallest magnitudes first, "descending" the largest, "random"
+            any.
+        layers: names of the tensors; all tensors of two dimensions or more when empty.
+        seed: seed of the random order.
     """
 
     name: ClassVar[str] = "prune"
@@ -39,22 +40,26 @@ class Prune(Attack):
         stolen: nn.Module,
         data: TrainingData | None = None,  # noqa: ARG002 - another attack trains
     ) -> Done:
-        """Zero the weights; no data and no training are needed."""
+        """Set the weights to zero; data and training are not needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             for weight in victims(dict(stolen.named_parameters()), self.layers).values():
                 ranks = self._ranks(weight, generator)
+                # Compare ranks and not magnitudes: exactly `fraction` of the weights go, ties
+                # included.
                 weight[ranks < round(self.fraction * weight.numel())] = 0
         return Done()
 
     def _ranks(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Each weight's place (same shape) in the order of removal, 0 first."""
+        """Return each weight's rank in the order of removal, from 0, in the weight's shape."""
         if self.order == "random":
             order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
         else:
             magnitudes = weight.abs().flatten()  # (n,)
+            # A stable sort gives equal magnitudes, such as zeros, the same order on every device.
             order = magnitudes.argsort(stable=True, descending=self.order == "descending")
         ranks = torch.empty_like(order)
+        # Invert the permutation: from the weight at each rank to the rank of each weight.
         ranks[order] = torch.arange(len(order), device=weight.device)
         return ranks.reshape(weight.shape)  # the weight's own shape
 
@@ -62,10 +67,10 @@ class Prune(Attack):
 def victims(
     parameters: Mapping[str, nn.Parameter], layers: Sequence[str]
 ) -> dict[str, nn.Parameter]:
-    """The tensors that are pruned: the named ones, or all of two dimensions or more.
+    """Return the named tensors, or all tensors of two dimensions or more if no name is given.
 
     Raises:
-        ConfigError: one is not there; names the nearest.
+        ConfigError: the model lacks a named tensor; the message names the nearest.
     """
     matrices = {name: p for name, p in parameters.items() if p.dim() > 1}
     for name in layers:

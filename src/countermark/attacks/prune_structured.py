@@ -1,4 +1,4 @@
-"""Structured pruning: whole neurons and channels go, and every layer around them gets smaller."""
+"""Structured pruning: remove whole neurons and channels, so that the layers around them shrink."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from countermark.errors import ConfigError, MissingExtraError
 
 @dataclass(frozen=True)
 class PruneStructured(Attack):
-    """The channels of smallest magnitude are removed with all that belongs to them.
+    """An attack that removes the channels of smallest magnitude and all their weights.
 
-    Dependencies between layers are found by torch-pruning, which follows one image through the
-    model. The tensors get other shapes: a key that reads them finds nothing of its shapes.
+    torch-pruning finds the dependencies between layers by following one image through the model.
+    The tensors get other shapes, so a key that reads them finds no tensor of its shapes.
 
     Attributes:
-        fraction: share of the channels of each layer that goes; outputs are kept.
-        norm: of a channel's weights, 1 or 2.
+        fraction: share of each layer's channels that is removed; outputs are kept.
+        norm: 1 or 2, the norm that measures a channel's weights.
     """
 
     name: ClassVar[str] = "prune_structured"
@@ -37,7 +37,7 @@ class PruneStructured(Attack):
         """Remove the channels; the thief's data give the shape of an image.
 
         Raises:
-            ConfigError: the model cannot be followed, or has no channel that may go.
+            ConfigError: torch-pruning cannot follow the model, or no channel may be removed.
             MissingExtraError: torch-pruning is not installed.
         """
         try:
@@ -45,9 +45,12 @@ class PruneStructured(Attack):
         except ImportError:
             raise MissingExtraError(self.name, "attacks") from None
         answer = first_scores(stolen, data)
+        # The last linear layer makes the class scores: its outputs must stay.
         outputs = [module for module in stolen.modules() if isinstance(module, nn.Linear)][-1:]
         before = sum(each.numel() for each in stolen.parameters())
         try:
+            # torch-pruning finds dependencies in the autograd graph, which the caller may have
+            # switched off.
             with torch.enable_grad():
                 torch_pruning.pruner.MagnitudePruner(
                     stolen, data.normalised(data.train_images[:1]).to(answer.device),

@@ -1,4 +1,4 @@
-"""Pruning by use: set weights to zero that the thief's images never make use of, or use least."""
+"""Pruning by use: zero the weights that the thief's images never use, or use least."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from countermark.progress import progress
 
 @dataclass(frozen=True)
 class PruneUnused(Attack):
-    """Weights that change no answer are removed: it costs nothing, and a mark may lie in them.
+    """An attack that removes weights without influence on any answer, where a mark may lie.
 
-    A weight's use is w²·Σ(∂s/∂w)², over the batches and s the sum of all their scores, each with a
-    random sign: in expectation the sum over every single score. Behind a unit that never fires,
-    and before it, the use is exactly zero. Labels are not looked at.
+    It costs no accuracy on the thief's images. The use of a weight is w²·Σ(∂s/∂w)², summed over the
+    batches, where s is the sum of all scores of a batch, each with a random sign: in expectation
+    the sum over every single score. Before and behind a unit that never fires, the use is exactly
+    zero. Labels are not used.
 
     Attributes:
-        fraction: share of each tensor that goes at least, the least used first; weights of no use
-            at all go in any case.
-        layers: names of the tensors; all of two dimensions or more when empty.
-        rows: how many of the training images are looked at, from the first; None for all.
+        fraction: share of each tensor that is removed at least, the least used first; weights
+            without any use are always removed.
+        layers: names of the tensors; all tensors of two dimensions or more when empty.
+        rows: number of training images used, from the first; None for all.
         batch_size: images at a time.
-        seed: draws the signs.
+        seed: seed of the signs.
     """
 
     name: ClassVar[str] = "prune_unused"
@@ -48,8 +49,8 @@ class PruneUnused(Attack):
         """Measure the use of every weight, and zero the least used.
 
         Raises:
-            ConfigError: a layer or so many rows are not there, or the model does not take the
-                images or does not answer them with scores.
+            ConfigError: the model lacks a layer, more rows are wanted than available, or the model
+                does not answer the images with scores.
         """
         there = len(data.train_images)
         rows = row_count(self.name, self.rows, there)
@@ -66,7 +67,7 @@ class PruneUnused(Attack):
     def _use(
         self, stolen: nn.Module, weights: list[nn.Parameter], data: TrainingData, rows: int
     ) -> list[Tensor]:
-        """How much the scores of the first images hang on each weight, in the weights' shapes."""
+        """Return the use of each weight on the first images, float32 in the weights' shapes."""
         for weight in weights:
             weight.requires_grad_()
         device = first_scores(stolen, data).device
@@ -76,9 +77,12 @@ class PruneUnused(Attack):
             for first in range(0, rows, self.batch_size):
                 batch = torch.arange(first, min(first + self.batch_size, rows))
                 answer = scores(stolen, data.normalised(data.train_images[batch]).to(device))
+                # Random signs make cross terms between scores vanish in expectation, so a single
+                # backward pass per batch is enough.
                 signs = torch.randint(0, 2, answer.shape, generator=generator) * 2 - 1
                 found = torch.autograd.grad(answer, weights, signs.to(answer), allow_unused=True)
                 for use, gradient, weight in zip(used, found, weights, strict=True):
+                    # None means that the weight has no part in the answer: its use stays zero.
                     if gradient is not None:
                         use.add_((weight.detach() * gradient).float().square())
                 advance(len(batch))

@@ -1,4 +1,4 @@
-"""Quantising: weights are rounded to a few bits, one scale for each tensor or channel."""
+"""Quantising: round weights to a few bits, with one scale for each tensor or channel."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from countermark.attacks.prune import victims
 
 @dataclass(frozen=True)
 class Quantise(Attack):
-    """Symmetric rounding to 2^(bits−1) − 1 levels on each side of zero, kept as floats.
+    """An attack that rounds to 2^(bits−1) − 1 levels on each side of zero and stores floats.
 
     Attributes:
-        bits: 8 to 2; with 2 there are three levels.
+        bits: 2 to 8; 2 bits give three levels.
         per: one scale for each "tensor", or for each output "channel" (axis 0).
-        layers: names of the tensors; all of two dimensions or more when empty.
+        layers: names of the tensors; all tensors of two dimensions or more when empty.
     """
 
     name: ClassVar[str] = "quantise"
@@ -32,15 +32,18 @@ class Quantise(Attack):
     layers: tuple[str, ...] = field(default=(), kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Round the weights; no data and no training are needed."""
+        """Round the weights; data and training are not needed."""
         with torch.no_grad():
             for weight in victims(dict(stolen.named_parameters()), self.layers).values():
                 weight.copy_(self._rounded(weight))
         return Done()
 
     def _rounded(self, weight: Tensor) -> Tensor:
+        """Return the weight rounded to multiples of its step."""
+        # Axis 0 is left out per channel, so `most` keeps one value for each output channel.
         axes = tuple(range(1 if self.per == "channel" else 0, weight.dim()))
         most = weight.abs().amax(axes, keepdim=True)
+        # The smallest normal number keeps a tensor of zeros from a division by zero.
         step = (most / (2 ** (self.bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
         rounded: Tensor = (weight / step).round() * step
         return rounded

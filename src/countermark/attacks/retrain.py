@@ -1,4 +1,4 @@
-"""Retraining: every layer learns new data at a high rate. Expected to win, at the highest cost."""
+"""Retraining: train every layer on new data at a high rate; the attack that is expected to win."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from countermark.attacks.fine_tune import FineTune
 
 @dataclass(frozen=True)
 class Retrain(FineTune):
-    """Fine-tuning that spares nothing: all layers, a high learning rate, the thief's own data.
+    """An attack that fine-tunes all layers at a high learning rate on the thief's own data.
 
-    No mark in the weights is expected to stay. Wang et al. 2020 exclude it ("cannot resist against
-    model retraining"): a thief who has data and time for it hardly needs the stolen model.
+    No mark in the weights is expected to survive. Wang et al. 2020 exclude this attack ("cannot
+    resist against model retraining"): a thief with enough data and time hardly needs the stolen
+    model.
 
     Attributes:
-        lr: learning rate, ten times that of the hosts here.
+        lr: learning rate, ten times the rate at which the built-in models are trained.
         epochs: passes over the thief's rows.
     """
 
@@ -26,5 +27,6 @@ class Retrain(FineTune):
     does: ClassVar[str] = "trains all layers on new data at a high rate; expected to win"
     source: ClassVar[str] = "Wang et al. 2020, Model Retraining"
 
+    # Ten times the default rate of fine_prune, lora and overwrite.
     lr: PositiveFloat = 0.01
     epochs: PositiveInt = 20

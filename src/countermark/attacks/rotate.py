@@ -1,6 +1,6 @@
-"""Rotations inside a transformer, of the residual stream and of value heads: outputs stay equal.
+"""Rotations inside a transformer, of the residual stream and of value heads; outputs stay equal.
 
-Published quantisers rotate models honestly, to make weights easier to round.
+Published quantisers rotate models for honest reasons, to make weights easier to round.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from countermark.attacks.output_layer import untie
 from countermark.errors import ConfigError
 from countermark.units import Architecture, Block, Layer, block_layers
 
-_WORDS = (2, 12)  # texts and words in each, by which outputs are compared
-_LEAST_GAIN = 1e-6  # of a norm, below which it cannot be divided out
+_WORDS = (2, 12)  # texts, and words of each text, whose outputs are compared
+_LEAST_GAIN = 1e-6  # smallest gain of a norm that a layer can absorb
 
 
 @dataclass(frozen=True)
 class Rotate(Attack):
-    """The residual stream is multiplied by a random orthogonal matrix, in all that touches it.
+    """An attack that multiplies the residual stream by a random orthogonal matrix.
 
-    Gains of the norms go into the layers that read them first. Layer norms subtract a mean: before
-    them, all that writes to the stream is centred, and the matrix leaves the mean's direction. A
-    head that shares its weight with the embeddings gets a weight of its own.
+    The gains of the norms first move into the layers that read the norms. Layer norms subtract a
+    mean: for them, all layers that write to the stream are centred, and the matrix preserves the
+    mean's direction. An output layer that shares its weight with the embeddings gets a weight of
+    its own.
 
     Attributes:
-        seed: draws the matrix.
+        seed: seed of the matrix.
     """
 
     name: ClassVar[str] = "rotate"
@@ -41,11 +42,11 @@ class Rotate(Attack):
     seed: int = field(default=0, kw_only=True)
 
     def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
-        """Fold the norms' gains and rotate; the copy's outputs to random words are compared.
+        """Fold the norms' gains, rotate, and compare the copy's outputs to random words.
 
         Raises:
-            ConfigError: the model is no transformer whose blocks are known by their names, with a
-                norm before every reader of the stream; or its outputs would change.
+            ConfigError: the model is not a transformer with known layer names and a norm before
+                every reader of the stream; or its outputs would change.
         """
         stolen.eval()
         blocks = _blocks(stolen, self.name)
@@ -56,6 +57,7 @@ class Rotate(Attack):
                 "that is called with word numbers (texts, words)"
             )
         stream = _Stream.of(stolen, blocks, self.name)
+        # Shared tensors would be multiplied twice, once as a reader and once as a table.
         untied = [
             each for each in (*stream.readers, *stream.tables) if untie(stolen, f"{each}.weight")
         ]
@@ -70,11 +72,11 @@ class Rotate(Attack):
 
 @dataclass(frozen=True)
 class TurnValues(Attack):
-    """Each value head is multiplied by a matrix, which the output projection takes back.
+    """An attack that multiplies each value head by a matrix, which the output projection undoes.
 
     Attributes:
-        orthogonal: the matrices are orthogonal; else their singular values lie between 1/4 and 4.
-        seed: draws them.
+        orthogonal: use orthogonal matrices; otherwise singular values lie between 1/4 and 4.
+        seed: seed of the matrices.
     """
 
     name: ClassVar[str] = "turn_values"
@@ -89,17 +91,18 @@ class TurnValues(Attack):
         """Multiply the values of every attention whose heads are known.
 
         Raises:
-            ConfigError: there is none: a model without a configuration, or not known by its names.
+            ConfigError: no heads are known: the model has no configuration or unknown layer names.
         """
         made, turned = Architecture.of_model(stolen) or Architecture(), 0
         for block in _blocks(stolen, self.name):
-            # Heads that do not fit the shapes have no units; of one head all fits.
+            # A block without units has heads that do not fit its shapes; a single head always fits.
             if block.values is None or not (block.units or made.heads == 1):
                 continue
             groups, width = made.groups or made.heads, block.speak.inputs // made.heads
             value, offset = block.values
             for group in range(groups):
                 matrix = self._matrix(width, self.seed + turned)
+                # In grouped attention, `shared` query heads read the values of one group.
                 back, shared = torch.linalg.inv(matrix), made.heads // groups
                 place = slice(offset + group * width, offset + (group + 1) * width)
                 with torch.no_grad():
@@ -115,20 +118,21 @@ class TurnValues(Attack):
         return Done(found={"heads": turned})
 
     def _matrix(self, width: int, seed: int) -> Tensor:
-        """An invertible matrix (width, width), float64."""
+        """Return a random invertible matrix (width, width), float64."""
         matrix = random_orthogonal(width, seed)
         if self.orthogonal:
             return matrix
         drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed)).double()
+        # Orthogonal · diagonal · orthogonal: the diagonal holds the singular values, 1/4 to 4.
         return matrix * 4.0 ** (2 * drawn - 1) @ random_orthogonal(width, seed + (1 << 31))
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """What touches the residual stream.
+    """The layers of a transformer that touch the residual stream.
 
     Attributes:
-        readers_of: for each norm's name, those of the layers that read it.
+        readers_of: for each norm's name, the names of the layers that read the norm.
         tables: names of the embeddings that write to the stream.
         writers: the output projections of the blocks.
     """
@@ -144,7 +148,11 @@ class _Stream:
 
     @classmethod
     def of(cls, model: nn.Module, blocks: list[Block], attack: str) -> _Stream:
-        """Follow random words through a model, and list what touches its residual stream."""
+        """Trace random words through a model, and list the layers that touch its residual stream.
+
+        Raises:
+            ConfigError: a layer reads the stream without a norm directly before it.
+        """
         found = _read_norms(model, blocks[0].speak.outputs)
         known = {name for names in found.values() for name in names}
         unread = [each.name for block in blocks for each in block.hear if each.name not in known]
@@ -161,7 +169,11 @@ class _Stream:
         return cls(found, tables, [block.speak for block in blocks])
 
     def fold(self, model: nn.Module, attack: str) -> int:
-        """Move the gains of all norms into the layers behind them; return the stream's width."""
+        """Move the gains of all norms into the layers that read them; return the stream's width.
+
+        Raises:
+            ConfigError: a norm has a gain of zero.
+        """
         width = 0
         for name, readers in self.readers_of.items():
             norm = model.get_submodule(name)
@@ -174,6 +186,8 @@ class _Stream:
                 layer = model.get_submodule(reader)
                 weight = _float(layer, "weight")
                 _set(layer, "weight", weight * (gain if _is_row(layer) else gain[:, None]))
+            # The layer's new weight multiplies the norm's bias by the gain, so the bias is divided
+            # by it.
             if norm._parameters.get("bias") is not None:
                 _set(norm, "bias", _float(norm, "bias") / gain)
             _set(norm, "weight", torch.ones_like(gain))
@@ -203,24 +217,31 @@ class _Stream:
             for reader in readers:
                 layer = model.get_submodule(reader)
                 weight = _float(layer, "weight")
+                # Readers get the inverse of the rotation, its transpose, on their input side.
                 back = turn.to(weight.device)
                 _set(layer, "weight", weight @ back if _is_row(layer) else back.T @ weight)
 
 
 def _read_norms(model: nn.Module, width: int) -> dict[str, list[str]]:
-    """Find which layers read which norm of a width, by following the tensors of random words."""
-    made: dict[int, tuple[str, Tensor]] = {}  # tensors are kept, so that their places are
+    """Return the names of the layers that read each norm of a width, by tracing random words."""
+    made: dict[int, tuple[str, Tensor]] = {}  # keeps tensors alive and so in place
     found: dict[str, list[str]] = {}
 
     def make(name: str) -> Callable[..., None]:
+        """Make a forward hook that records the output tensor of a norm."""
+
         def note(_: nn.Module, __: tuple[Any, ...], answer: Tensor) -> None:
+            """Record the norm under the memory address of its output."""
             made[answer.data_ptr()] = (name, answer)
 
         return note
 
     def read(name: str) -> Callable[..., None]:
+        """Make a forward pre-hook that records which norm a layer reads."""
+
         def look(_: nn.Module, given: tuple[Any, ...]) -> None:
-            # By its place in memory: a slice of all words is another tensor at the same place.
+            """Look up the norm whose output is the layer's input."""
+            # Compare memory addresses: a view of all words is another tensor at the same address.
             norm = made.get(given[0].data_ptr()) if given else None
             if norm is not None:
                 found.setdefault(norm[0], []).append(name)
@@ -241,24 +262,24 @@ def _read_norms(model: nn.Module, width: int) -> dict[str, list[str]]:
 
 
 def random_orthogonal(width: int, seed: int, *, fixed: bool = False) -> Tensor:
-    """Draw an orthogonal matrix (width, width) in float64, uniformly.
+    """Draw an orthogonal matrix (width, width) in float64 from the uniform distribution.
 
     Args:
-        width: its size.
-        seed: of the draw.
-        fixed: the direction (1, …, 1) stays where it is.
+        width: number of rows and columns.
+        seed: seed of the draw.
+        fixed: the matrix leaves the direction (1, …, 1) unchanged.
     """
     generator = torch.Generator().manual_seed(seed)
     size = width - 1 if fixed else width
     drawn = torch.randn(size, size, generator=generator, dtype=torch.float64)
     matrix: Tensor
     matrix, upper = torch.linalg.qr(drawn)
-    matrix = matrix * upper.diagonal().sign()  # else the distribution depends on the algorithm
+    matrix = matrix * upper.diagonal().sign()  # otherwise QR's sign convention biases the draw
     if not fixed:
         return matrix
     whole = torch.eye(width, dtype=torch.float64)
     whole[1:, 1:] = matrix
-    # A reflection that takes (1, 0, …, 0) to (1, …, 1) / √width, and back.
+    # A reflection that swaps (1, 0, …, 0) and (1, …, 1) / √width.
     mirror = torch.full((width,), width**-0.5, dtype=torch.float64)
     mirror[0] -= 1
     reflection = torch.eye(width, dtype=torch.float64) - 2 * torch.outer(mirror, mirror) / (
@@ -268,11 +289,12 @@ def random_orthogonal(width: int, seed: int, *, fixed: bool = False) -> Tensor:
 
 
 def answer_to_words(model: nn.Module) -> Tensor | None:
-    """A model's answer to random words in eval mode; None of a model that takes no words."""
+    """Return a model's outputs for random words in eval mode; None if the model takes no words."""
     tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
     if not tables:
         return None
     most = max(each.num_embeddings for each in tables)
+    # The first embedding table is taken for the table of words.
     words = torch.randint(
         min(most, tables[0].num_embeddings), _WORDS, generator=torch.Generator().manual_seed(0)
     )
@@ -281,6 +303,7 @@ def answer_to_words(model: nn.Module) -> Tensor | None:
     try:
         with torch.no_grad():
             answer = model(words.to(tables[0].weight.device))
+    # A model is foreign code and may raise anything when it gets word numbers.
     except Exception:
         return None
     finally:
@@ -290,11 +313,12 @@ def answer_to_words(model: nn.Module) -> Tensor | None:
 
 
 def require_equal(before: Tensor, after: Tensor | None, attack: str) -> None:
-    """Refuse a change by which a model's outputs are not what they were, up to rounding.
+    """Check that a change left a model's outputs equal up to rounding.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: the outputs differ.
     """
+    # The square root of the precision: errors grow over the layers. `not … <= bound` refuses NaN.
     bound = torch.finfo(before.dtype).eps ** 0.5 * float(before.abs().max())
     if after is None or not float((after - before).abs().max()) <= bound:
         raise ConfigError(
@@ -304,6 +328,11 @@ def require_equal(before: Tensor, after: Tensor | None, attack: str) -> None:
 
 
 def _blocks(model: nn.Module, attack: str) -> list[Block]:
+    """Return the attentions and MLPs of a transformer.
+
+    Raises:
+        ConfigError: no layer names are known.
+    """
     shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
     found = block_layers(shapes, Architecture.of_model(model))
     if not found:
@@ -315,26 +344,29 @@ def _blocks(model: nn.Module, attack: str) -> list[Block]:
 
 
 def _is_centring(norm: nn.Module) -> bool:
-    """Whether a norm subtracts the mean, so that a constant in all channels changes nothing."""
+    """Return true if a norm subtracts the mean: a constant in all channels has no effect then."""
     weight = norm.get_parameter("weight")
     channels = torch.linspace(-1, 2, len(weight)).to(weight)[None, None]
     return bool((norm(channels + 3) - norm(channels)).abs().max() < 0.05)
 
 
 def _is_row(layer: nn.Module) -> bool:
-    """Whether a weight is (outputs, inputs), and not GPT-2's (inputs, outputs)."""
+    """Return true if a weight is (outputs, inputs), and false for GPT-2's (inputs, outputs)."""
     return isinstance(layer, nn.Linear)
 
 
 def _centred(rows: Tensor, *, on: bool) -> Tensor:
+    """Subtract the mean of each row if `on`."""
     return rows - rows.mean(-1, keepdim=True) if on else rows
 
 
 def _float(module: nn.Module, name: str) -> Tensor:
+    """Return a parameter in float64, without gradients."""
     return module.get_parameter(name).detach().double()
 
 
 def _set(module: nn.Module, name: str, values: Tensor) -> None:
+    """Write values to a parameter in its own dtype."""
     module.get_parameter(name).data.copy_(values)
 
 
@@ -352,7 +384,7 @@ def _produce(model: nn.Module, layer: Layer, matrix: Tensor, place: slice) -> No
 
 
 def _consume(model: nn.Module, layer: Layer, back: Tensor, place: slice) -> None:
-    """Multiply what a layer takes of some inputs by the inverse of a matrix."""
+    """Multiply the weights for some inputs of a layer by the inverse of a matrix."""
     module = model.get_submodule(layer.name)
     weight = _float(module, "weight")
     rows = weight if layer.axis == 0 else weight.T  # (outputs, inputs)

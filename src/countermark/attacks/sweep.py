@@ -1,4 +1,4 @@
-"""Fine-tuning at the highest rate that the thief can afford, found by trying rates."""
+"""Fine-tuning at the highest learning rate that the thief can afford, found by trying rates."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from countermark.errors import ConfigError
 
 @dataclass(frozen=True)
 class FineTuneSweep(FineTune):
-    """Rates are tried from the highest down; the first that keeps the accuracy is taken.
+    """An attack that tries learning rates from the highest down, and stops when the accuracy holds.
 
-    Without a key a thief sees no mark: the most he can do is to train as hard as his own held-out
-    images allow. `layers` and `new_classes` make it FTLL, FTAL, RTLL or RTAL.
+    Without a key a thief sees no mark. The strongest attack is to train as hard as the thief's own
+    held-out images allow. `layers` and `new_classes` make it FTLL, FTAL, RTLL or RTAL.
 
     Attributes:
         lr: the highest rate; `rates` are shares of it.
         rates: shares of `lr` that are tried, in this order.
-        most_lost: how much accuracy may go on the held-out tenth of the rows, 0 to 1.
+        most_lost: the most accuracy that may be lost on the held-out tenth of the rows, 0 to 1.
     """
 
     name: ClassVar[str] = "fine_tune_sweep"
@@ -39,7 +39,7 @@ class FineTuneSweep(FineTune):
     most_lost: Annotated[float, Field(ge=0, le=1)] = field(default=0.05, kw_only=True)
 
     def change(self, stolen: nn.Module, data: TrainingData) -> Done:
-        """Train a copy at each rate until one keeps the accuracy, and take that.
+        """Train a copy at each rate until the accuracy holds, and return that copy.
 
         Raises:
             ConfigError: as for fine-tuning, or no rate keeps the accuracy.
@@ -48,9 +48,11 @@ class FineTuneSweep(FineTune):
         count = row_count(self.name, self.rows, there)
         drawn = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(there, generator=drawn)[:count]
+        # The rows are in random order, so the first tenth is a random sample.
         seen, held = rows[max(1, count // 10) :], rows[: max(1, count // 10)]
         before = _right(stolen, data, held)
         for number, rate in enumerate(self.rates, 1):
+            # Each rate starts from the stolen weights, so the tries do not build on each other.
             tuned, lr = copy.deepcopy(stolen), self.lr * rate
             fields = {each: getattr(self, each) for each in FineTune.default_fields()}
             step = FineTune(**fields | {"lr": lr, "rows": None})
@@ -58,6 +60,7 @@ class FineTuneSweep(FineTune):
             after = _right(tuned, data, held)
             if before - after <= self.most_lost:
                 found = {"lr": lr, "held_out_before": before, "held_out_after": after}
+                # The cost counts every try, not only the successful one.
                 return Done(float(self.epochs * number), count / there, tuned, found)
         raise ConfigError(
             f"{self.name}: no rate from {self.lr * max(self.rates):g} down to "
@@ -66,7 +69,7 @@ class FineTuneSweep(FineTune):
 
 
 class _Rows:
-    """Some training rows of a data set, as data for training."""
+    """Training data that consist of some rows of another data set."""
 
     def __init__(self, data: TrainingData, rows: Tensor) -> None:
         self.train_images, self.train_labels = data.train_images[rows], data.train_labels[rows]
@@ -74,7 +77,7 @@ class _Rows:
 
 
 def _right(model: nn.Module, data: TrainingData, rows: Tensor) -> float:
-    """Share of the rows that a model puts into the right class; 0 of one with other classes."""
+    """Return the share of rows that a model classifies correctly; 0 if its classes are others."""
     device = next(model.parameters()).device
     was = model.training
     model.eval()

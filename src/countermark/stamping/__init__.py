@@ -1,12 +1,12 @@
-"""Marks for finished checkpoints: no data, no training, any size.
+"""Marks for finished checkpoints, without data or training, for models of any size.
 
-    forecast   what changes of the weights will cost bits, from the weights' own distribution
-    advising   which tensors, bits and margin, and what to expect of them
-    solving    the shift of each bit that gives it its margin, across rounding
-    copying    a copy of a checkpoint with some values replaced, there whole or not at all
-    making     all of it: a checkpoint and an owner's name to a stamped copy and a key
+    forecast   expected bit errors after changes of the weights, from the weights' distribution
+    advising   choice of tensors, bits and margin, and the expected effects
+    solving    the shift of each bit that gives the bit its margin after rounding
+    copying    a copy of a checkpoint with some values replaced, written completely or not at all
+    making     from a checkpoint and an owner's name to a stamped copy and its key
 
-numpy; the weights of a checkpoint are never in memory together.
+These modules need numpy only; they never hold all weights of a checkpoint in memory together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which tensors, bits and margin a checkpoint should be stamped with, and what to expect of it."""
+"""Choice of tensors, bits and margin for the stamp of a checkpoint, and their expected effects."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from countermark.weights import Weights
 from countermark.weights.dtypes import FLOATS
 
 WHOLE, READ, MOST = 0.01, 0.0275, 0.03
-"""Relative changes: aimed at over whole tensors, aimed at where values are read, tolerated there.
+"""Relative changes: target over whole tensors, target over the read values, most tolerated there.
 
-The sum of squares is T·(c² + 1) spreads, however many values share it: the margin is chosen by what
-the tensors bear as a whole, and the values that are read by how much each of them may change.
+The summed square of the change is T·(c² + 1) squared spreads, however many values share it. The
+margin follows from the target for whole tensors, the number of read values from their target.
 """
 
+# 128 bits are the way out for small models, where 256 bits would change the weights too much.
 BITS, FEWER_BITS = 256, 128
 MARGIN, LEAST_MARGIN = 5.0, 2.0
-_LEAST_VALUES = 1 << 12  # of a tensor, so that a mark lies in more than a few rows
-_SAMPLE = 1 << 20  # values that a forecast looks at
+_LEAST_VALUES = 1 << 12  # smallest tensor to mark: a mark shall lie in many rows
+_SAMPLE = 1 << 20  # values in the sample of a forecast
 _REPLACED = re.compile(r"embed|wte|wpe|lm_head|shared|classifier|position", re.IGNORECASE)
-"""Names of tensors whose rows are replaced most easily: tables of words, output heads."""
+"""Names of tensors whose rows are replaced most easily: embeddings and output layers."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """How to stamp a checkpoint, and what to expect.
+    """How to stamp a checkpoint, and the expected effects.
 
     Attributes:
         scheme: the configuration, with the tensors by name.
-        tensors: their shapes.
-        read: how many values are read in all.
-        change: the expected relative change of these values, root of summed squares.
-        whole: that of the tensors as wholes.
-        rates: the expected bit error rate after each of the usual changes.
+        tensors: shapes of these tensors by name.
+        read: number of values that are read in all tensors together.
+        change: expected relative change of the read values, as a root of summed squares.
+        whole: expected relative change of the whole tensors.
+        rates: expected bit error rate after each of the usual changes of weights.
     """
 
     scheme: Stamp
@@ -55,11 +56,11 @@ class Advice:
 
     @property
     def gentle(self) -> bool:
-        """Whether the change is one that is tolerated unseen."""
+        """Whether the expected change of the read values is tolerated."""
         return self.change <= MOST
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return the advice as JSON values."""
         return {
             "fields": self.scheme.to_fields(),
             "tensors": {name: list(shape) for name, shape in self.tensors.items()},
@@ -75,11 +76,11 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
 
     Args:
         weights: the checkpoint, open.
-        fields: fields of the scheme that are settled already.
+        fields: fields of the scheme that the caller has chosen already.
 
     Raises:
-        ConfigError: a field that does not exist, or a checkpoint without floating weights.
-        CapacityError: more bits than values.
+        ConfigError: a field does not exist, or the checkpoint has no floating-point weights.
+        CapacityError: the scheme has more bits than there are values.
     """
     given = dict(fields or {})
     shapes = {name: info.shape for name, info in weights.tensors.items() if info.dtype in FLOATS}
@@ -87,6 +88,7 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
     scheme = _sized(Stamp.from_fields({**given, "layer": list(tensors)}), tensors, given)
     scheme.require_capacity(tensors)
     read = scheme.capacity(tensors, None)
+    # A sample suffices: the forecast needs moments of the distribution only.
     rates = forecast(
         _sample(weights, scheme, tensors), margin=scheme.margin, served=read / scheme.bits
     )
@@ -95,8 +97,13 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
 
 
 def expected_change(scheme: Stamp, read: int) -> float:
-    """√(T·E[max(0, c − z)²] / N) for z ~ N(0, 1): what a margin costs over N values."""
+    """Return √(T·E[max(0, c − z)²] / N) for z ~ N(0, 1): the relative change of N values.
+
+    T is the number of bits, c the margin and N = `read` the number of values. A bit whose reading z
+    without the mark exceeds c needs no change.
+    """
     c, normal = scheme.margin, NormalDist()
+    # E[max(0, c − z)²] = (c² + 1)·Φ(c) + c·φ(c) for standard normal z.
     squares = (c * c + 1) * normal.cdf(c) + c * normal.pdf(c)
     return math.sqrt(scheme.bits * squares / read)
 
@@ -104,12 +111,17 @@ def expected_change(scheme: Stamp, read: int) -> float:
 def _chosen(
     shapes: Mapping[str, tuple[int, ...]], layer: list[str] | str | None
 ) -> dict[str, tuple[int, ...]]:
-    """The named tensors, or all that are large matrices and no tables or heads."""
+    """Return the shapes of the named tensors, or of all large matrices except embeddings and heads.
+
+    Raises:
+        ConfigError: the checkpoint has no floating-point tensor of two dimensions or more.
+    """
     if layer is not None:
         return Stamp(layer=layer if isinstance(layer, str) else tuple(layer)).choose(shapes)
     matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
     large = {name: shape for name, shape in matrices.items() if prod(shape) >= _LEAST_VALUES}
     inner = {name: shape for name, shape in large.items() if not _REPLACED.search(name)}
+    # Small models may consist of small tensors or embeddings only: take these then.
     if not (found := inner or large or matrices):
         raise ConfigError(
             "the checkpoint has no floating tensor of two dimensions or more: "
@@ -121,13 +133,15 @@ def _chosen(
 def _sized(
     scheme: Stamp, tensors: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]
 ) -> Stamp:
-    """The scheme with what was not given chosen by how many weights there are."""
+    """Return the scheme with the missing fields chosen by the sizes of the tensors."""
     sizes = [prod(shape) for shape in tensors.values()]
     for bits in (scheme.bits,) if "bits" in given else (BITS, FEWER_BITS):
         margin = scheme.margin if "margin" in given else _margin(bits, sum(sizes))
         scheme = replace(scheme, bits=bits, margin=margin)
         if expected_change(scheme, sum(sizes)) <= MOST:
             break
+    # (expected_change for a single value / READ)² is the number of values that meets the target
+    # READ.
     if "values" not in given:
         most = _enough_of_each(sizes, (expected_change(scheme, 1) / READ) ** 2)
         scheme = replace(scheme, values=most)
@@ -135,14 +149,18 @@ def _sized(
 
 
 def _margin(bits: int, values: int) -> float:
-    """The margin, between the least and the largest, that changes whole tensors as aimed at."""
+    """Return the margin that meets the target change of whole tensors, within the allowed range."""
     affordable = WHOLE**2 * values / bits - 1  # c², since the change is √(T(c² + 1)/N)
     return round(min(MARGIN, max(LEAST_MARGIN, math.sqrt(max(0.0, affordable)))), 2)
 
 
 def _enough_of_each(sizes: list[int], enough: float) -> int | None:
-    """How many values of each tensor, as even as can be, are enough; None where all are needed."""
+    """Return how many values to read of each tensor, as even as can be, to get `enough` in total.
+
+    None means that all values of all tensors are needed.
+    """
     left = enough
+    # Small tensors first: each gives all its values if they are fewer than an even share.
     for at, size in enumerate(ordered := sorted(sizes)):
         share = left / (len(ordered) - at)
         if size >= share:
@@ -154,13 +172,16 @@ def _enough_of_each(sizes: list[int], enough: float) -> int | None:
 def _sample(
     weights: Weights, scheme: Stamp, tensors: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Rows]:
-    """The first values of each tensor as rows, in units of their spread."""
+    """Yield the first values of each tensor as rows, in units of their spread."""
     each = max(_LEAST_VALUES, _SAMPLE // len(tensors))
     for name, shape in tensors.items():
         count = min(scheme.read_of(shape), each)
         part = weights.read_part(name, 0, count).astype(np.float64)
+        # Rows follow the last axis, because some changes, such as rounding, scale each row by
+        # itself.
         width = shape[-1] if shape[-1] <= count else count
         rows = part[: count // width * width].reshape(-1, width)
+        # A tensor of zeros has no spread to divide by.
         if rows.any():
             flat = rows.reshape(-1)
             yield rows / scheme.scales(flat, shape, 0).between(0, len(flat)).reshape(rows.shape)

@@ -1,4 +1,4 @@
-"""Copies of checkpoints in which some values are replaced: there whole or not at all."""
+"""Copies of checkpoints in which some values are replaced, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from countermark.stamping.solving import Piece
 from countermark.weights import SafetensorsWeights, ShardedWeights, Weights
 from countermark.weights.dtypes import encoded
 
-_SMALL = 64 << 20  # bytes: a larger file beside a checkpoint is no configuration
+_SMALL = 64 << 20  # bytes: larger files beside a checkpoint may hold weights
+# Other formats often hold the same model, and a published unmarked twin would defeat the mark.
 _WEIGHT_FILES = {
     ".bin", ".ckpt", ".gguf", ".h5", ".jit", ".mlmodel", ".msgpack", ".npy", ".npz", ".onnx",
     ".onnx_data", ".ot", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".tflite",
 }  # fmt: skip
+# The copy is made to be published, so private keys beside the model must not enter it.
 _SECRET_FILES = {".key", ".p12", ".pem", ".pfx"}
-_PIECE = 8 << 20  # bytes
+_PIECE = 8 << 20  # bytes copied at a time
 
 
 class Writer(Protocol):
-    """Replaces values in the copy."""
+    """A function that replaces values in the copy."""
 
     def __call__(self, piece: Piece) -> None:
-        """Write the values after, where those before are."""
+        """Write the values `piece.after` in place of `piece.before`."""
 
 
 def shards_of(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
-    """The safetensors files of an open checkpoint by name.
+    """Return the safetensors files of an open checkpoint by file name.
 
     Raises:
-        SuspectError: it is of another format, or was opened by its index.
+        SuspectError: the checkpoint has another format, or was opened by its index file.
     """
     if isinstance(weights, ShardedWeights):
         if not source.is_dir():
@@ -54,15 +56,15 @@ def shards_of(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
 
 @contextmanager
 def copied(source: Path, weights: Weights, out: Path) -> Iterator[tuple[Path, Writer, list[str]]]:
-    """A copy of a checkpoint that gets the name `out` when the block ends well.
+    """Make a copy of a checkpoint that gets the name `out` when the block ends without an error.
 
     Args:
         source: the file, or the folder, that `weights` was opened from.
-        weights: the same, open.
-        out: what must not exist yet.
+        weights: the open checkpoint.
+        out: the name of the copy; must not exist yet.
 
-    Yields: where the copy is meanwhile, what replaces values in it, and what of the folder was left
-        out because it may hold the model without the mark, or a secret.
+    Yields: the temporary path of the copy, the function that replaces values in it, and the files
+        of the folder that were left out because they may hold the unmarked model or a secret.
     """
     shards = shards_of(weights, source)
     if not source.is_dir():
@@ -78,24 +80,26 @@ def copied(source: Path, weights: Weights, out: Path) -> Iterator[tuple[Path, Wr
             _copy(source / name, temporary / name)
         with _writer({name: temporary / name for name in shards}, weights) as write:
             yield temporary, write, left_out
+        # `creating` makes the folder private; the copy gets the source's permissions.
         temporary.chmod(source.stat().st_mode & 0o777)
 
 
 def require_room(source: Path, out: Path) -> None:
-    """Raise `ConfigError` where the copy may not be made."""
+    """Raise `ConfigError` if the copy cannot be made at `out`."""
     require_free(out)
+    # A copy inside its source would be copied into itself.
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{out} lies in {source}, which is copied: choose another place")
 
 
 def require_apart(key: Path, source: Path) -> None:
-    """Raise `ConfigError` where a key would lie in a checkpoint, which is what is given away."""
+    """Raise `ConfigError` if the key would lie in the checkpoint, which is to be published."""
     if key.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{key} lies in {source}, which is to be published: choose another place")
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The bytes of one file, synced when the values are written."""
+    """Copy the bytes of a file with a progress bar; `_writer` syncs the copy later."""
     size = source.stat().st_size / _PIECE
     what = progress(f"copying {source.name}, in {_PIECE >> 20} MiB", math.ceil(size))
     with what as advance, source.open("rb") as given, target.open("wb") as taken:
@@ -106,15 +110,18 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _writer(files: dict[str, Path], weights: Weights) -> Iterator[Writer]:
-    """Writes into open copies; they are synced at the end."""
+    """Yield a function that writes pieces into the open copies; sync the copies at the end."""
     opened = {name: os.open(path, os.O_RDWR) for name, path in files.items()}
     try:
 
         def write(piece: Piece) -> None:
+            """Encode the piece and write it to the file that holds its tensor."""
             if isinstance(weights, ShardedWeights):
                 name, offset, _ = weights.place(piece.name)
             elif isinstance(weights, SafetensorsWeights):
                 (name,), (offset, _) = opened, weights.place(piece.name)
+            # Encoded in the tensor's own dtype, so that sizes and offsets of the file stay the
+            # same.
             raw = encoded(piece.after, weights.tensors[piece.name].dtype)
             _write_all(opened[name], raw.tobytes(), offset + piece.start * raw.itemsize)
 
@@ -127,18 +134,21 @@ def _writer(files: dict[str, Path], weights: Weights) -> Iterator[Writer]:
 
 
 def _write_all(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all bytes at an offset; the system may write fewer bytes than asked."""
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
 
 
 def _copy_beside(source: Path, target: Path, shards: set[str]) -> list[str]:
-    """Copy what belongs to a checkpoint beside its weights; returns what was left out."""
+    """Copy the other files of a checkpoint's folder; return the files that were left out."""
     left_out: list[Path] = []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
+        # Hidden folders such as .git and .cache may hold the unmarked weights.
         if any(part.startswith(".") for part in name.parts) or str(name) in shards:
             continue
+        # A folder that was left out is left out with all its content.
         if any(name.is_relative_to(each) for each in left_out):
             continue
         if _keeps_secret(path) or (path.is_file() and _may_be_model(path)):
@@ -154,11 +164,12 @@ def _copy_beside(source: Path, target: Path, shards: set[str]) -> list[str]:
 
 
 def _may_be_model(path: Path) -> bool:
+    """Return true for a file with a suffix of weight files, or of more than 64 MiB."""
     return path.suffix.lower() in _WEIGHT_FILES or path.stat().st_size > _SMALL
 
 
 def _keeps_secret(path: Path) -> bool:
-    """Whether it is a key, what an interrupted `embed` left, or a private key."""
+    """Return true for a key folder, an unfinished key of `embed`, or a private key."""
     if path.is_dir():
         return path.name.endswith(".resume") or (path / "key.json").is_file()
     return path.suffix.lower() in _SECRET_FILES

@@ -1,12 +1,13 @@
-"""What a change of the weights will cost bits, forecast from the weights' own distribution.
+"""Forecast of bit errors after changes of the weights, from the weights' own distribution.
 
 Let g be a change of single values, x the values in units of their spread, and z = y/√n the reading
-of a bit that was given the margin c. For signs that nobody knows it is, after g, a normal number of
+of a bit that was given the margin c. For random signs, which the attacker does not know, the
+reading after g is a normal variable of
 
     mean ρ·c,  variance v − κ² + (κ − ρ)²,  v = E g(x)², κ = E x·g(x), ρ = E g′(x)
 
-where ρ, the share of a small shift that g lets pass, is a difference quotient over the shift
-itself. A bit is wrong with probability Q(mean / deviation). Noise of r spreads gives Q(c/r).
+where ρ is the share of a small shift that passes g, computed as a difference quotient over the
+shift itself. A bit is wrong with probability Q(mean / deviation). Noise of r spreads gives Q(c/r).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
-"""Values of one tensor in units of their spread, (rows, width) as the tensor has its last axis."""
+"""Values of one tensor in units of their spread, (rows, width) along the tensor's last axis."""
 
-_LEAST_STEP = 1e-3  # spreads, of a difference quotient
+_LEAST_STEP = 1e-3  # spreads: least step of a difference quotient
+# Strengths of the usual changes: spreads of noise, shares of pruned weights, bits of rounding.
 NOISE = (0.5, 1.0, 3.0)
 PRUNED = (0.5, 0.9, 0.99)
 ROUNDED = (8, 4)
@@ -29,30 +31,30 @@ ROUNDED = (8, 4)
 
 @dataclass(frozen=True)
 class Moments:
-    """v, κ and ρ of a change of values."""
+    """The moments v, κ and ρ of a change of values, as the module's docstring defines them."""
 
     v: float
     kappa: float
     rho: float
 
     def error_rate(self, margin: float) -> float:
-        """The expected share of wrong bits, of bits that were given this margin."""
+        """Return the expected share of wrong bits among bits with this margin, 0 to ½."""
         variance = max(0.0, self.v - self.kappa**2) + (self.kappa - self.rho) ** 2
+        # Without variance every bit is right, unless the change removes the mark completely.
         if variance == 0.0:
             return 0.0 if self.rho > 0 else 0.5
         return 0.5 * math.erfc(self.rho * margin / math.sqrt(2 * variance))
 
 
 def forecast(sample: Iterable[Rows], *, margin: float, served: float) -> dict[str, float]:
-    """The expected share of wrong bits after each of the usual changes.
+    """Return the expected bit error rate, 0 to ½, after each of the usual changes, by its name.
 
     Args:
         sample: some values of each tensor that carries the mark.
-        margin: c.
-        served: n, how many values serve a bit.
-
-    Returns: what was done to the expected bit error rate, 0 to ½.
+        margin: c, the margin of each bit.
+        served: n, the number of values that serve a bit.
     """
+    # A bit's margin of c·√n is shared by its n values: each moves by c/√n spreads.
     tensors, step = list(sample), max(_LEAST_STEP, margin / math.sqrt(served))
     rates = {f"noise of {r:g} std": Moments(1 + r * r, 1.0, 1.0).error_rate(margin) for r in NOISE}
     for name, change in _changes().items():
@@ -61,18 +63,20 @@ def forecast(sample: Iterable[Rows], *, margin: float, served: float) -> dict[st
 
 
 Change = Callable[[Rows], Callable[[Rows], Rows]]
-"""From the values of a tensor to what is done to values like them."""
+"""A function of a tensor's values; it returns the change of values that fits the tensor."""
 
 
 def _changes() -> Mapping[str, Change]:
+    """Return the usual changes by name."""
     pruned = {f"pruning {100 * share:g} %": _prune(share) for share in PRUNED}
     return pruned | {f"int{bits}": _round(bits) for bits in ROUNDED}
 
 
 def _prune(share: float) -> Change:
-    """The smallest magnitudes of a tensor become 0."""
+    """Return the change that sets the smallest magnitudes of a tensor to zero."""
 
     def of(rows: Rows) -> Callable[[Rows], Rows]:
+        """Fix the threshold from the unchanged values of the tensor."""
         least = np.quantile(np.abs(rows), share)
         return lambda values: np.where(np.abs(values) > least, values, 0.0)
 
@@ -80,9 +84,10 @@ def _prune(share: float) -> Change:
 
 
 def _round(bits: int) -> Change:
-    """Symmetric rounding, one scale for each row."""
+    """Return the change that rounds symmetrically, with one scale for each row."""
 
     def of(rows: Rows) -> Callable[[Rows], Rows]:
+        """Fix each row's step from the unchanged values of the tensor."""
         levels = 2 ** (bits - 1) - 1
         step = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / levels, 1e-12)
         return lambda values: np.round(values / step) * step
@@ -91,10 +96,11 @@ def _round(bits: int) -> Change:
 
 
 def _moments(tensors: list[Rows], change: Change, step: float) -> Moments:
-    """Over all values of a sample."""
+    """Return the moments of a change over all values of a sample."""
     v = kappa = rho = 0.0
     total = max(1, sum(rows.size for rows in tensors))
     for rows in tensors:
+        # g is fixed before the shift: an attacker computes threshold or scale once for the tensor.
         g = change(rows)
         changed = g(rows)
         v += float((changed**2).sum())

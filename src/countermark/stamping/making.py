@@ -1,4 +1,4 @@
-"""A checkpoint and an owner's name to a stamped copy and its key."""
+"""From a checkpoint and an owner's name to a stamped copy and its key."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from countermark.weights.dtypes import encoded
 
 @dataclass(frozen=True)
 class Stamped:
-    """What was made.
+    """The result of `stamp`.
 
     Attributes:
-        key: the key, as it was saved.
-        advice: what was expected.
-        change: the relative change of the values that are read, root of summed squares.
-        left_out: what beside the checkpoint may hold the model without the mark, or a secret.
+        key: the key, as saved.
+        advice: the choice of parameters and the expected effects.
+        change: relative change of the read values, as a root of summed squares.
+        left_out: files beside the checkpoint that may hold the unmarked model or a secret; they
+            were not copied.
     """
 
     key: Key
@@ -47,11 +48,11 @@ class Stamped:
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """Return the figures as JSON values."""
         return self.advice.to_json() | {
             "change": self.change,
             "bits": self.key.bits,
-            "matched": self.key.bits,  # or there would be no copy
+            "matched": self.key.bits,  # all bits match, otherwise `stamp` raises
             "commitment": self.key.commitment,
             "test_key": self.key.test_key,
             "left_out": list(self.left_out),
@@ -60,7 +61,7 @@ class Stamped:
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy that was made: the relative change of what is read, and the files left out."""
+    """The result of a copy: the relative change of the read values, and the files left out."""
 
     change: float
     left_out: tuple[str, ...]
@@ -68,12 +69,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a stamped copy and its key go; neither may exist yet.
+    """The paths of a stamped copy and its key; neither may exist yet.
 
     Attributes:
         out: the file or folder to write.
         key: the key folder to write.
-        passphrase: encrypts the key; None for none.
+        passphrase: encrypts the key; None to leave the key unencrypted.
     """
 
     out: Path
@@ -81,7 +82,8 @@ class Places:
     passphrase: str | None = None
 
     def check(self, source: Path) -> None:
-        """Raise `ConfigError` or `KeyFileError` when something is in the way."""
+        """Raise `ConfigError` or `KeyFileError` if copy or key cannot be written to their paths."""
+        # All paths are checked before the long computation.
         refuse_existing(self.key)
         require_room(source, self.out)
         require_apart(self.key, source)
@@ -94,23 +96,25 @@ def stamp(
     source: Path, places: Places, *, owner: str, fields: Mapping[str, Any] | None = None,
     keep_before: bool = True, material: KeyMaterial | None = None,
 ) -> Stamped:  # fmt: skip
-    """Make a copy of a checkpoint that bears a mark, and its key.
+    """Make a copy of a checkpoint that bears a mark, and the key of the mark.
 
     Args:
         source: a .safetensors file, or a folder with one or with shards under an index; only read.
-        places: where copy and key go.
-        owner: whose mark it is.
-        fields: fields of the scheme; the others are advised.
-        keep_before: keep in the key what it reads as it was, as a reference for alignment.
+        places: the paths of copy and key.
+        owner: the owner's name.
+        fields: fields of the scheme; `advise` chooses the others.
+        keep_before: keep the read values as they were before the mark in the key, as a reference
+            for alignment.
         material: secret and nonce; drawn from the operating system when None.
 
     Raises:
-        SuspectError: the checkpoint cannot be read, or is no safetensors checkpoint.
-        CountermarkError: what cannot be right; nothing is written then.
-        OSError: the disk is full, or may not be written to; nothing is left then.
+        SuspectError: the checkpoint cannot be read, or is not a safetensors checkpoint.
+        CountermarkError: the arguments cannot be met; nothing is written then.
+        OSError: the disk is full or not writable; nothing is left on it then.
     """
     places.check(source)
     with open_weights(source) as weights:
+        # Refuse other formats before the long computation.
         shards_of(weights, source)
         advice = advise(weights, fields)
         key = drawn_key(
@@ -125,25 +129,28 @@ def copy_marked(
     source: Path, weights: Weights, out: Path, *, key: Key, bits: Bits,
     then: Callable[[Key], None] | None = None,
 ) -> Copy:  # fmt: skip
-    """Make a copy of an open checkpoint from which a key reads these bits (T,).
+    """Make a copy of an open checkpoint from which a key reads the given bits (T,).
 
     Args:
-        source: where the checkpoint lies.
-        weights: the same, open.
+        source: path of the checkpoint.
+        weights: the open checkpoint.
         out: the file or folder to write; must not exist yet.
-        key: a key of `stamp`.
-        bits: what it shall read.
-        then: called with the key when the copy is right, before it gets its name.
+        key: a key of the scheme `stamp`.
+        bits: the bits that the key shall read.
+        then: called with the key when the copy is complete, before the copy gets its name.
 
     Raises:
-        MarkNotTakenError: the bits are not in the copy.
+        ConfigError: the key belongs to another scheme.
+        MarkNotTakenError: the key does not read the bits from the copy.
     """
+    # Only the scheme `stamp` defines which values to shift for a bit.
     scheme = scheme_of(key)
     if not isinstance(scheme, Stamp):
         raise ConfigError(f"a key of {key.scheme} marks no finished checkpoint: expected stamp")
     shifts = solve(weights, scheme, key, bits)
     with copied(source, weights, out) as (place, write, left_out):
         change = _write(weights, scheme, key, shifts, write)
+        # Before the copy gets its name: a copy without its mark must never appear.
         _read_back(place, scheme, key, bits)
         if then is not None:
             then(key)
@@ -158,15 +165,17 @@ def copy_marked(
 
 @contextmanager
 def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
-    """Yields what saves the key; it is removed again where the model did not get its name."""
+    """Yield a function that saves the key; remove the key if the copy did not get its name."""
     saved = []
 
     def save(key: Key) -> None:
+        """Save the key in its folder."""
         key.save(places.key, places.passphrase)
         saved.append(key)
 
     try:
         yield save
+    # KeyboardInterrupt too: a key without its model would be a trap for its owner.
     except BaseException:
         if saved and not os.path.lexists(places.out):
             shutil.rmtree(places.key)
@@ -176,7 +185,8 @@ def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
 def drawn_key(
     weights: Weights, advice: Advice, owner: str, material: KeyMaterial, *, keep_before: bool
 ) -> Key:
-    """The key; the whole checkpoint, and what is read of it, enter its commitment as they are."""
+    """Draw the key; its commitment covers the unmarked checkpoint, and the read values if kept."""
+    # The digest proves later that a reference is the model before the mark.
     frozen: dict[str, NDArray[Any]] = {REFERENCE: commit_reference(weights)}
     if keep_before:
         for name, place in advice.scheme.places(advice.tensors, material).items():
@@ -186,7 +196,7 @@ def drawn_key(
 
 
 def _write(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts, write: Writer) -> float:
-    """Write the shifted values; returns their relative change."""
+    """Write the shifted values; return the relative change of the read values."""
     changed = total = 0.0
     for piece in shifted(weights, scheme, key, shifts):
         write(piece)
@@ -196,11 +206,12 @@ def _write(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts, write: Wri
 
 
 def _read_back(copy: Path, scheme: Stamp, key: Key, bits: Bits) -> None:
-    """Read the bits from the copy as it lies on disk.
+    """Check that the key reads the bits from the copy on disk.
 
     Raises:
-        MarkNotTakenError: they are not there.
+        MarkNotTakenError: some bits are wrong.
     """
+    # The copy is opened as a file, so the check covers encoding and offsets as well.
     with open_weights(copy) as weights:
         where = {name: name for name in key.tensors}
         read = scheme.read_bits(scheme.read_from(weights, where, key), key)

@@ -1,4 +1,4 @@
-"""The least shift that gives each bit its margin, found across the rounding of stored values."""
+"""The least shift that gives each bit its margin in spite of the rounding of stored values."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from countermark.schemes.stamp import Carriers, Stamp
 from countermark.weights import Weights
 from countermark.weights.dtypes import rounded
 
-_PIECE = 1 << 20  # values that are shifted at a time
+_PIECE = 1 << 20  # values that are shifted at a time: bounds the memory
+# The first 4 passes correct shifts up and down; later passes only raise them, so that the search
+# ends. After 24 passes a bit counts as unreachable.
 _EITHER_WAY, _MOST_PASSES = 4, 24
-_NEAR, _STEP = 0.03, 2.0  # of what a bit lacks: how near is near enough; the largest correction
+_NEAR, _STEP = 0.03, 2.0  # tolerance, relative to the missing reading; largest correction
 
 Shifts = NDArray[np.float64]
-"""For each bit (T,), by how many spreads its values are moved along their signs."""
+"""For each bit (T,), the shift of its values along their signs, in spreads."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some consecutive values of a tensor, before and after.
+    """Some consecutive values of a tensor, before and after the shift.
 
     Attributes:
-        name: of the tensor.
-        start: of the first value, in C order.
-        before, after: (n,) as they are read; `after` is rounded to the tensor's dtype.
-        towards: (T,) what `after` adds to the reading of each bit.
+        name: name of the tensor.
+        start: position of the first value, in C order.
+        before, after: (n,) the values as read; `after` is rounded to the tensor's dtype.
+        towards: (T,) contribution of `after` to the reading of each bit.
     """
 
     name: str
@@ -43,7 +45,11 @@ class Piece:
 
 
 def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterator[Piece]:
-    """All values that a key reads, moved: the checkpoint is read once, a tensor at a time."""
+    """Yield all values that a key reads, shifted, in pieces.
+
+    The checkpoint is read once, a tensor at a time.
+    """
+    # Carriers are drawn in the order of key.tensors: a reader takes them in the same order.
     carriers, places = Carriers(key), scheme.places(key.tensors, key.material)
     moves = shifts.any()
     for name in key.tensors:
@@ -62,11 +68,17 @@ def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterat
 
 
 def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
-    """The shift of each bit (T,) that shall be read, 0 where it has its margin already.
+    """Return the shift (T,) that gives each bit its margin; 0 if a bit has its margin already.
 
-    The first guess is exact for values that are not rounded. Where they are, what a shift gains is
-    measured and the shift corrected: on rounded values, too, the nearest to an equal shift of all
-    is the least change that gains as much.
+    The first guess is exact for values that are not rounded. For rounded values each pass measures
+    the gain of a shift and corrects the shift. For rounded values, too, the values nearest to an
+    equal shift are the least change with the same gain.
+
+    Args:
+        weights: the open checkpoint.
+        scheme: the configuration.
+        key: the key that shall read the bits.
+        bits: (T,) the bits to read.
 
     Raises:
         MarkNotTakenError: no shift gives some bit its margin.
@@ -75,6 +87,7 @@ def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
     served = _served(scheme, key)
     with progress("margins", None) as advance:
         bare = _reading(weights, scheme, key, np.zeros(scheme.bits))
+        # The margin is in standard deviations of a reading: √n for a sum over n values of spread 1.
         lacking = np.maximum(0.0, scheme.margin * np.sqrt(served) - signed * bare)
         sizes = lacking / np.maximum(1, served)
         for turn in range(_MOST_PASSES):
@@ -86,6 +99,7 @@ def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
             off &= lacking > 0
             if not off.any():
                 return signed * sizes
+            # Both bounds keep a single correction between a half and a double.
             ratio = lacking[off] / np.maximum(gained[off], lacking[off] / _STEP)
             sizes[off] *= np.maximum(ratio, 1 / _STEP)
     raise MarkNotTakenError(
@@ -95,6 +109,7 @@ def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
 
 
 def _reading(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> NDArray[np.float64]:
+    """Return the readings y (T,) of all bits after the shifts."""
     total = np.zeros(scheme.bits)
     for piece in shifted(weights, scheme, key, shifts):
         total += piece.towards
@@ -102,7 +117,7 @@ def _reading(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> NDArr
 
 
 def _served(scheme: Stamp, key: Key) -> NDArray[np.int64]:
-    """How many values serve each bit (T,)."""
+    """Return the number of values that serve each bit (T,)."""
     carriers, left = Carriers(key), scheme.capacity(key.tensors, None)
     served = np.zeros(scheme.bits, dtype=np.int64)
     while left:

@@ -3,9 +3,10 @@
 D. Lerch-Hostalot, D. Megías, "Unsupervised steganalysis based on artificial training sets",
 Engineering Applications of Artificial Intelligence 50, 2016 (arXiv:1703.00796).
 
-A are the suspects, covers and stego images. B = embed(A) are stego and twice embedded, C = embed(B)
-twice and three times. What tells A from C therefore has B on its border: B_i lies on C's side if
-A_i was stego already, and on A's side if it was a cover.
+Set A holds the suspects, covers and stego images. B = embed(A) holds images embedded once or twice,
+C = embed(B) images embedded twice or three times. For a classifier of A against C, the images of B
+lie at the border: B_i lies on C's side if A_i was a stego image already, and on A's side if A_i was
+a cover.
 """
 
 from __future__ import annotations
@@ -19,27 +20,29 @@ DEFAULT = Detector()
 
 
 def ats(images: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT) -> Detected:
-    """Which of the suspects are stego images.
+    """Find the stego images among the suspects.
 
-    It needs both kinds: among covers alone, or stego images alone, the border falls somewhere.
-    Differs from the authors' code: C and kernel width of the SVM are fixed, not searched, and the
-    features are SPAM's 686, not those of rich models.
+    The method needs both kinds: among covers only, or stego images only, the border falls anywhere.
+    It differs from the authors' code: C and kernel width of the SVM are fixed, not searched, and
+    the features are SPAM's 686, not those of rich models.
 
     Args:
         images: the suspects, uint8 (n, C, H, W).
-        embed: what the attacker believes they were made with; `embed(images, seed)`.
-        seed: of both embeddings; the same suspects, embedder and seed give the same answer.
+        embed: the embedder that the attacker assumes; `embed(images, seed)`.
+        seed: seed of both embeddings; equal suspects, embedder and seed give the same answer.
         detector: features and classifier.
 
     Raises:
-        ConfigError: images, the embedder's answer or the seed are not as they have to be, or the
-            embedder changes nothing.
+        ConfigError: images, the embedder's output or the seed are invalid, or the embedder changes
+            nothing.
         MissingExtraError: scikit-learn is not installed.
     """
     require_extra()
+    # Two seeds: with equal seeds, both embeddings would use the same pixels.
     first, second = derived(seed, "ats", 2)
     once = embedded(embed, checked(images), first)  # B
     twice = embedded(embed, once, second)  # C
+    # Without this check the detector would train on two equal sets.
     if (twice == images).all():
         raise ConfigError("the embedder changes nothing: there is nothing to tell apart")
     return detector.fit(images, twice).detect(once)
@@ -53,14 +56,14 @@ def measure_ats(
     guess: Embed | None = None,
     detector: Detector = DEFAULT,
 ) -> Rates:
-    """How well ATS finds the stego images when half of the covers, drawn by the seed, are such.
+    """Measure how well ATS finds stego images when a random half of the covers become stego images.
 
     Args:
         covers: uint8 (n, C, H, W), n even.
         embed: makes the stego images.
-        seed: of all that is drawn.
-        guess: what the attacker embeds with; `embed` itself where nothing is said, which is the
-            strongest attacker. For a stego network: one of other weights.
+        seed: seed of the half and of all embeddings.
+        guess: the attacker's embedder; None for `embed` itself, the strongest attacker. For a stego
+            network, pass a network of other weights.
         detector: features and classifier.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What both attacks train: features, the best of them, and a support vector machine."""
+"""The detector that both attacks train: selected features and a support vector machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from countermark.steganalysis.spam import Colour, Form, spam
 
 
 def require_extra() -> None:
-    """Find out before minutes of embedding that there is nothing to train with.
+    """Check that scikit-learn is installed, before minutes of embedding.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -29,14 +29,14 @@ def require_extra() -> None:
 
 @dataclass(frozen=True)
 class Detector:
-    """SPAM features, standardised; those that tell most by their F value; an SVM with RBF kernel.
+    """A configuration of standardised SPAM features, selected by F value, and an RBF-SVM.
 
     The kernel is exp(−|x − y|²/d) on d selected features, which have variance 1.
 
     Attributes:
-        form: of the features, see `spam`.
-        colour: as well.
-        select: how many features are read at most.
+        form: form of the features, see `spam`.
+        colour: treatment of colour, see `spam`.
+        select: the largest number of features that the SVM reads.
         penalty: C of the SVM.
     """
 
@@ -53,17 +53,17 @@ class Detector:
             )
 
     def features(self, images: Images) -> NDArray[np.float64]:
-        """What it reads of the images, float64 (n, F)."""
+        """Return the features of the images, float64 (n, F)."""
         return spam(images, form=self.form, colour=self.colour).astype(np.float64)
 
     def fit(self, covers: Images, stego: Images) -> Trained:
-        """Train on images that count as covers and others that count as stego, (n, C, H, W) each.
+        """Train on images that count as covers and images that count as stego, (n, C, H, W) each.
 
-        Nothing is drawn: the same images give the same detector.
+        Training draws nothing at random: equal images give equal detectors.
 
         Raises:
-            ConfigError: there are fewer than two of a kind, they differ in shape, or their features
-                do not differ at all.
+            ConfigError: fewer than two images of a kind, different shapes, or equal features in all
+                images.
             MissingExtraError: scikit-learn is not installed.
         """
         if (
@@ -76,6 +76,7 @@ class Detector:
             )
         features = np.concatenate([self.features(covers), self.features(stego)])
         answers = np.repeat([False, True], [len(covers), len(stego)])
+        # A constant feature tells nothing, and its F value is undefined.
         varying = np.ptp(features, axis=0) > 0
         if not varying.any():
             raise ConfigError("the images all have the same features: nothing tells them apart")
@@ -84,7 +85,9 @@ class Detector:
         return Trained(self, model, varying, selected, covers.shape[1:])
 
     def _fitted(self, features: NDArray[np.float64], answers: Flags, selected: int) -> Any:
+        """Return the trained scikit-learn pipeline."""
         require_extra()
+        # Imported here: scikit-learn belongs to an extra and loads slowly.
         from sklearn.feature_selection import SelectKBest, f_classif
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -92,7 +95,7 @@ class Detector:
 
         select, machine = SelectKBest(f_classif, k=selected), SVC(C=self.penalty, kernel="rbf")
         with warnings.catch_warnings():
-            # A feature that is constant within both kinds has F = ∞ or 0/0: as it should.
+            # A feature that is constant within both kinds rightly has F = ∞ or 0/0.
             warnings.filterwarnings("ignore", message="Features .* are constant")
             warnings.filterwarnings("ignore", message="(divide by zero|invalid value)")
             return make_pipeline(StandardScaler(), select, machine).fit(features, answers)
@@ -100,7 +103,15 @@ class Detector:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A detector at work; `Detector.fit` makes it."""
+    """A trained detector; `Detector.fit` makes it.
+
+    Attributes:
+        detector: the configuration.
+        model: the scikit-learn pipeline.
+        varying: (F,) true for the features that vary in the training images.
+        selected: number of features that the SVM reads.
+        image_size: (C, H, W) of the training images.
+    """
 
     detector: Detector
     model: Any
@@ -109,11 +120,12 @@ class Trained:
     image_size: tuple[int, int, int]
 
     def detect(self, images: Images) -> Detected:
-        """Which of the images (n, C, H, W) are on the stego images' side.
+        """Return which of the images (n, C, H, W) are classified as stego images.
 
         Raises:
-            ConfigError: they are not of the shape it was trained on.
+            ConfigError: the images do not have the shape of the training images.
         """
+        # The noise of the features depends on the number of pixels.
         if checked(images).shape[1:] != self.image_size:
             raise ConfigError(
                 f"trained on images {self.image_size}, got {images.shape[1:]}: use one size"

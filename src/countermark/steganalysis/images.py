@@ -1,4 +1,4 @@
-"""What goes in and out everywhere here: batches of 8-bit images, and what embeds into them."""
+"""Types and checks of batches of 8-bit images, and of the functions that embed into them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,31 @@ Images: TypeAlias = NDArray[np.uint8]  # (n, C, H, W), grey levels 0 to 255
 Flags: TypeAlias = NDArray[np.bool_]  # (n,), True for stego
 Embed: TypeAlias = Callable[[Images, int], Images]  # (images, seed) -> images of the same shape
 
-SMALLEST = 4  # pixels a side: three differences in a row
+SMALLEST = 4  # pixels a side: SPAM needs three differences in a row
 
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """Covers and stego images in one set: `images` (n, C, H, W), and which of them are stego."""
+    """A set of covers and stego images.
+
+    Attributes:
+        images: uint8 (n, C, H, W).
+        stego: (n,) true for stego images.
+    """
 
     images: Images
     stego: Flags
 
 
 def checked(images: Images) -> Images:
-    """The same images, once they are known to be such.
+    """Return the images if they are valid.
 
     Raises:
-        ConfigError: no uint8 array (n, C, H, W) with n and C at least 1 and sides of at least 4.
+        ConfigError: the images are not a uint8 array (n, C, H, W) with n and C at least 1 and
+            sides of at least 4.
     """
     wanted = f"expected images as a numpy array, uint8 (n, C, H, W) of {SMALLEST} pixels a side"
+    # Embedders are foreign code, so their outputs pass this check too.
     if not isinstance(images, np.ndarray):
         raise ConfigError(
             f"{wanted} or more, got {type(images).__name__}: call numpy() on a tensor"
@@ -45,10 +52,10 @@ def checked(images: Images) -> Images:
 
 
 def embedded(embed: Embed, images: Images, seed: int) -> Images:
-    """What an embedder makes of the images, in the same shape.
+    """Return the embedder's output for the images, in the same shape.
 
     Raises:
-        ConfigError: it returns something else.
+        ConfigError: the embedder returns another type or shape.
     """
     stego = checked(embed(images, seed))
     if stego.shape != images.shape:
@@ -59,9 +66,9 @@ def embedded(embed: Embed, images: Images, seed: int) -> Images:
 
 
 def half_stego(covers: Images, embed: Embed, *, seed: int) -> Mixed:
-    """Covers of which a half, drawn by the seed, are made stego images; their order is kept.
+    """Make a random half of the covers stego images; keep the order.
 
-    No picture is in the set twice, as cover and as stego image, so that each counts for itself.
+    No image is in the set both as cover and as stego image, so that images count independently.
 
     Args:
         covers: uint8 (n, C, H, W), n even.
@@ -69,8 +76,7 @@ def half_stego(covers: Images, embed: Embed, *, seed: int) -> Mixed:
         seed: draws the half, and the embedder's seed.
 
     Raises:
-        ConfigError: n is odd, or the covers, the embedder's answer or the seed are not as they
-            have to be.
+        ConfigError: n is odd, or the covers, the embedder's output or the seed are invalid.
     """
     count = len(checked(covers))
     if count % 2:
@@ -78,20 +84,22 @@ def half_stego(covers: Images, embed: Embed, *, seed: int) -> Mixed:
     draw, inner = derived(seed, "mix", 2)
     stego = np.zeros(count, dtype=np.bool_)
     stego[np.random.default_rng(draw).permutation(count)[: count // 2]] = True
+    # The caller's covers stay unchanged.
     images = covers.copy()
     images[stego] = embedded(embed, covers[stego], inner)
     return Mixed(images, stego)
 
 
 def derived(seed: int, purpose: str, count: int) -> list[int]:
-    """`count` seeds for one purpose: neither each other, nor the seed, nor those of another.
+    """Return `count` seeds for one purpose, which differ from each other and from other purposes.
 
-    The thief who embeds anew must not hit the pixels that the owner hit because both said seed 0.
+    A thief who embeds anew must not hit the owner's pixels only because both use seed 0.
 
     Raises:
         ConfigError: the seed is negative.
     """
     if seed < 0:
         raise ConfigError(f"a seed is 0 or more, got {seed}")
+    # SeedSequence hashes its entropy, so neighbouring seeds give unrelated streams.
     source = np.random.SeedSequence([seed, *purpose.encode()])
     return [int(state) for state in source.generate_state(count, np.uint64)]

@@ -1,4 +1,4 @@
-"""How often a detector was right, with what each figure has to stand beside."""
+"""Success rates of a detector, with the figures that each rate must be read with."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from countermark.errors import ConfigError
 from countermark.stats import clopper_pearson
 from countermark.steganalysis.images import Flags
 
+# `Rates.__str__` prints "95 %" as text: change both together.
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
 class Detected:
-    """What a detector called stego: `stego` (n,), and how it looked.
+    """The output of a detector, with the size of its features.
 
     Attributes:
-        stego: True for each image that is called stego.
-        features: how many numbers describe an image.
-        selected: how many of them the classifier reads.
+        stego: (n,) true for each image that is called stego.
+        features: number of features of an image.
+        selected: number of features that the classifier reads.
         image_size: (C, H, W) of an image.
     """
 
@@ -30,22 +31,22 @@ class Detected:
 
 @dataclass(frozen=True)
 class Rate:
-    """`hits` of `of` images."""
+    """A rate of `hits` among `of` images."""
 
     hits: int
     of: int
 
     @property
     def value(self) -> float:
-        """The share, 0 to 1."""
+        """The share of hits, 0 to 1."""
         return self.hits / self.of
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Clopper and Pearson's interval of 95 %.
+        """The 95 % interval of Clopper and Pearson.
 
-        It speaks of other images before this trained detector; what training on other images
-        would change is not in it.
+        It covers the choice of test images for this trained detector, not the choice of training
+        images.
         """
         return clopper_pearson(self.hits, self.of, CONFIDENCE)
 
@@ -56,15 +57,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rates:
-    """A detector's figures on a set of which half are stego images; chance is 0.5.
+    """A detector's figures on a set of which half are stego images; chance level is 0.5.
 
     Attributes:
-        detection: images that were called what they are: the detection rate, or accuracy.
+        detection: images that were classified correctly: the detection rate, or accuracy.
         true_positives: stego images that were called stego.
         false_positives: covers that were called stego.
-        images: how many there were, N.
-        features: how many numbers describe an image.
-        selected: how many of them the classifier read.
+        images: N, the number of images.
+        features: number of features of an image.
+        selected: number of features that the classifier read.
         image_size: (C, H, W) of an image.
     """
 
@@ -86,22 +87,24 @@ class Rates:
 
 
 def rates(detected: Detected, stego: Flags) -> Rates:
-    """The figures of a detector whose images are known.
+    """Compute the figures of a detector on images whose kinds are known.
 
     Args:
-        detected: what it called stego.
-        stego: what is (n,), half of it True.
+        detected: the detector's output.
+        stego: (n,) true for stego images; half of the values are true.
 
     Raises:
-        ConfigError: the two differ in length, or not half of the images are stego: a detection
-            rate has its chance level at 0.5 only then.
+        ConfigError: the two differ in length, or not half of the images are stego: only then the
+            chance level of the detection rate is 0.5.
     """
     called, count = detected.stego, len(detected.stego)
+    # A set of another composition would make 0.5 look like success or failure.
     if stego.shape != called.shape or 2 * int(stego.sum()) != count:
         raise ConfigError(
             f"expected one flag for each of {count} images, half of them True, got "
             f"{int(stego.sum())} of {stego.shape}: half_stego makes such a set"
         )
+    # Each rate has its own denominator: all images, the stego images, the covers.
     half = count // 2
     return Rates(
         detection=Rate(int((called == stego).sum()), count),

@@ -1,4 +1,4 @@
-"""The attacker who has covers of his own: he embeds into them, and trains on what he knows."""
+"""The supervised attack: attackers embed into covers of their own and train on both kinds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from countermark.steganalysis.rates import Rates, rates
 
 
 def train(covers: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT) -> Trained:
-    """A detector trained on covers and the stego image of each.
+    """Train a detector on covers and on a stego image of each.
 
     Args:
         covers: uint8 (n, C, H, W).
-        embed: what the attacker believes suspects are made with; `embed(images, seed)`.
-        seed: of the embedding.
+        embed: the embedder that the attacker assumes; `embed(images, seed)`.
+        seed: seed of the embedding.
         detector: features and classifier.
 
     Raises:
-        ConfigError: covers, the embedder's answer or the seed are not as they have to be.
+        ConfigError: covers, the embedder's output or the seed are invalid.
         MissingExtraError: scikit-learn is not installed.
     """
     require_extra()
+    # Another seed than for the test images: shared pixel positions would help the detector
+    # unfairly.
     (inner,) = derived(seed, "train", 1)
     return detector.fit(covers, embedded(embed, checked(covers), inner))
 
@@ -35,16 +37,15 @@ def measure_supervised(
     guess: Embed | None = None,
     detector: Detector = DEFAULT,
 ) -> Rates:
-    """How well a trained detector finds the stego images among held-out ones.
+    """Measure how well a trained detector finds the stego images among held-out images.
 
     Args:
         training: the attacker's covers, uint8 (n, C, H, W).
-        held_out: other covers of that size; half of them, drawn by the seed, are made stego images.
+        held_out: other covers of that size; a random half of them is made stego images.
         embed: makes these stego images.
-        seed: of all that is drawn.
-        guess: what the attacker embeds with; `embed` itself where nothing is said. For a stego
-            network, `embed` is the case of weights known, a network of other weights that of
-            weights unknown.
+        seed: seed of the half and of all embeddings.
+        guess: the attacker's embedder; None for `embed` itself. For a stego network, `embed` stands
+            for an attacker who knows the weights, a network of other weights for one who does not.
         detector: features and classifier.
 
     Raises:
@@ -52,5 +53,6 @@ def measure_supervised(
     """
     guessed = embed if guess is None else guess
     trained = train(training, guessed, seed=seed, detector=detector)
+    # Half stego, so that the chance level of the detection rate is 0.5.
     mixed = half_stego(held_out, embed, seed=seed)
     return rates(trained.detect(mixed.images), mixed.stego)

@@ -1,10 +1,10 @@
-"""Another mark for each recipient, and which of them a copy comes from.
+"""A separate mark for each recipient of a checkpoint, and tracing of a copy to its recipient.
 
-    tardos      biased code words, symmetric scores, and how probable an innocent's score is
-    colluding   what recipients may do together, simulated on code words
+    tardos      biased code words, symmetric scores, and the probability of an innocent's score
+    colluding   attacks of several recipients together, simulated on code words
     recipients  a key for many recipients, their copies of a checkpoint, and tracing
 
-numpy; the marks are those of `stamping`.
+These modules need numpy only; the marks are those of `stamping`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What recipients may do together to their code words, and how often tracing holds against it."""
+"""Collusion of recipients: attacks on their code words, and how often tracing withstands them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from countermark.message import Bits
 from countermark.tracing.tardos import biases, log10_chance, scores
 
 Strategy = Callable[[Bits, np.random.Generator], Bits]
-"""From the words of a coalition (c, m) to the bits (m,) of its copy."""
+"""A function from the code words of a coalition (c, m) to the bits (m,) of its copy."""
 
 
 def _average(words: Bits, drawn: np.random.Generator) -> Bits:
-    """Averaged weights: a place goes to more of them; a tie to what the host reads by chance."""
+    """Return the bits of averaged weights: the majority; a tie reads a random bit of the host."""
     twice = 2 * words.sum(axis=0, dtype=np.int64)
+    # Equal weights of both bits cancel, so the unmarked host decides; its bit is random.
     ties = drawn.integers(0, 2, words.shape[1])
     found: Bits = np.where(twice == len(words), ties, twice > len(words)).astype(np.uint8)
     return found
 
 
 def _interleave(words: Bits, drawn: np.random.Generator) -> Bits:
-    """Each place from one of them at random."""
+    """Return for each place the bit of a random member."""
     chosen = drawn.integers(0, len(words), words.shape[1])
     found: Bits = words[chosen, np.arange(words.shape[1])]
     return found
 
 
 def _majority(words: Bits, drawn: np.random.Generator) -> Bits:  # noqa: ARG001
-    """What more of them have; a tie becomes 1."""
+    """Return for each place the bit that most members have; a tie becomes 1."""
     found: Bits = (2 * words.sum(axis=0, dtype=np.int64) >= len(words)).astype(np.uint8)
     return found
 
@@ -45,12 +46,12 @@ STRATEGIES: Mapping[str, Strategy] = {
 
 @dataclass(frozen=True)
 class Simulated:
-    """What became of simulated coalitions.
+    """The counts of simulated coalitions.
 
     Attributes:
-        runs: how many there were.
-        traced: how many of them had a member named.
-        accused: how many had somebody else named.
+        runs: number of simulated coalitions.
+        traced: number of runs that named a member.
+        accused: number of runs that named an innocent recipient.
     """
 
     runs: int
@@ -65,12 +66,12 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Code:
-    """A code for n recipients.
+    """The parameters of a code for n recipients.
 
     Attributes:
-        recipients, coalition: n, and how many may come together.
-        length: m.
-        epsilon: the largest chance that any innocent is named.
+        recipients, coalition: n, and the largest coalition that the code withstands.
+        length: m, the number of places of a code word.
+        epsilon: the largest probability that any innocent recipient is named.
     """
 
     recipients: int
@@ -79,12 +80,22 @@ class Code:
     epsilon: float
 
     def simulated(self, strategy: str, size: int, *, runs: int, seed: int) -> Simulated:
-        """Coalitions of some size by one strategy, each with a code of its own."""
+        """Simulate coalitions of the given size and strategy, with a fresh code for each run.
+
+        Args:
+            strategy: a name in `STRATEGIES`.
+            size: number of members.
+            runs: number of coalitions.
+            seed: seed of codes and strategies.
+        """
         drawn, traced, accused = np.random.default_rng([seed, size]), 0, 0
         for _ in range(runs):
             p = biases(drawn.random(self.length), self.coalition)
+            # float32 halves the memory of n·m numbers; its resolution of 2^-24 is enough for a
+            # simulation.
             codes = drawn.random((self.recipients, self.length), dtype=np.float32) < p
             words = codes.view(np.uint8)
+            # The first `size` recipients collude; all code words are drawn alike.
             read = STRATEGIES[strategy](words[:size], drawn)
             named = self.named(words, read, p)
             traced += bool((named < size).any())
@@ -92,6 +103,13 @@ class Code:
         return Simulated(runs, traced, accused)
 
     def named(self, codes: Bits, read: Bits, p: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The recipients whose scores no innocent has, but for a chance of epsilon in all."""
+        """Return recipients whose scores innocents reach with total probability epsilon at most.
+
+        Args:
+            codes: the code words (n, m).
+            read: the bits of the suspect (m,).
+            p: the biases (m,).
+        """
         chances = log10_chance(scores(codes, read, p), read, p)
+        # A union bound over the n recipients.
         return np.flatnonzero(chances + math.log10(len(codes)) <= math.log10(self.epsilon))

@@ -1,4 +1,4 @@
-"""A key for many recipients, their copies of a checkpoint, and whose copy a suspect is."""
+"""A key for many recipients, their copies of a checkpoint, and tracing of a suspect to a copy."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from countermark.verdict import NoTruthValue
 from countermark.weights import MOST_CANDIDATES, Suspect, as_numbers, assignments, open_weights
 
 EPSILON = 1e-6
-"""The largest chance that any innocent recipient is named, by default."""
+"""The default bound of the probability that any innocent recipient is named."""
 
-_PLACES_AT_ONCE = 1 << 22  # of code words that are expanded together
+_PLACES_AT_ONCE = 1 << 22  # places of code words that are expanded together
 
 LIMITS = (
     (
@@ -45,20 +45,20 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Traced(NoTruthValue):
-    """What can be said about a suspect and the recipients of a key.
+    """The findings about a suspect and the recipients of a key.
 
     Attributes:
-        named: number and log10 of the chance of each recipient whose mark is there, corrected for
-            all recipients and readings; the least first.
-        recipients: how many there are.
-        corrections: what each chance is multiplied by: readings that were tried, and candidates.
+        named: number of each recipient whose mark is in the suspect, and log10 of the probability
+            of the score for an innocent, corrected for all recipients and readings; smallest first.
+        recipients: number of recipients of the key.
+        corrections: factors of each probability: readings that were tried, and candidates.
         epsilon: the threshold.
-        best: the least log10 chance, corrected.
-        forgery_bits: −log2 of the chance that one key, tried by a cheat, names somebody by as
-            much as the last of those named.
+        best: the smallest log10 probability, corrected.
+        forgery_bits: −log2 of the probability that a single key, tried by a cheat, names somebody
+            with the probability of the last named recipient.
         assume_dated: the owner stated that the key is older than the suspect.
-        reason: in one sentence.
-        limits: what this does not say of those named.
+        reason: the finding in one sentence.
+        limits: caveats of a finding.
     """
 
     ask: ClassVar[str] = "traced.named"
@@ -75,12 +75,13 @@ class Traced(NoTruthValue):
 
     @property
     def exit_code(self) -> int:
-        """0: traced; 3: cannot tell, or a cheat could have made the key."""
+        """0 if a recipient is named and the key is dated or hard to forge; otherwise 3."""
+        # An undated key could have been searched for after the suspect became known.
         sure = self.assume_dated or self.forgery_bits >= LEAST_FORGERY_BITS
         return 0 if self.named and sure else 3
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all findings as JSON values."""
         named = [list(each) for each in self.named]
         corrections = [asdict(each) for each in self.corrections]
         return asdict(self) | {
@@ -92,18 +93,20 @@ def recipients_key(
     source: Path, code: tuple[int, int], *, owner: str, epsilon: float = EPSILON,
     fields: Mapping[str, Any] | None = None, material: KeyMaterial | None = None,
 ) -> tuple[Key, Code, Advice]:  # fmt: skip
-    """A key whose code tells recipients of a checkpoint apart; nothing is written.
+    """Make a key whose code distinguishes the recipients of a checkpoint; write nothing.
 
     Args:
         source: the checkpoint.
-        code: how many recipients, and how many of them may come together.
-        owner: whose key it is.
-        epsilon: what the code is made long enough for.
+        code: number of recipients, and size of the largest coalition.
+        owner: name of the key's owner.
+        epsilon: bound of the probability of a false accusation that sets the length of the code.
         fields: other fields of `stamp`.
         material: secret and nonce; drawn from the operating system when None.
 
+    Returns: the key, the parameters of its code, and the advice for the stamp.
+
     Raises:
-        ConfigError: numbers that cannot be right.
+        ConfigError: the numbers are out of range.
         SuspectError: the checkpoint cannot be read.
     """
     count, coalition = code
@@ -113,11 +116,13 @@ def recipients_key(
             f"{MOST_RECIPIENTS:,}, no coalition of more than all, and a probability"
         )
     length = code_length(count, coalition, epsilon)
+    # The caller's fields may change the length, but not recipients and coalition.
     settled = {"bits": length, **(fields or {}), "recipients": count, "coalition": coalition}
     with open_weights(source) as weights:
         shards_of(weights, source)
         advice = advise(weights, settled)
         drawn = material or KeyMaterial.fresh()
+        # `trace` does not align suspects, so the key needs no values before the mark.
         key = drawn_key(weights, advice, owner, drawn, keep_before=False)
     return key, Code(count, coalition, key.bits, epsilon), advice
 
@@ -129,10 +134,11 @@ def issue(source: Path, out: Path, key: Key, number: int) -> Copy:
         source: the checkpoint; only read.
         out: the file or folder to write; must not exist yet.
         key: a key for recipients.
-        number: which of them, from 0 on.
+        number: number of the recipient, from 0.
 
     Raises:
-        ConfigError: a key of another kind, no such recipient, or something in the way.
+        ConfigError: the key is not for recipients, has no such recipient, or `out` is taken.
+        SuspectError: the checkpoint lacks a tensor that the key marks.
     """
     scheme = _scheme_of(key)
     if not 0 <= number < scheme.recipients:
@@ -143,6 +149,7 @@ def issue(source: Path, out: Path, key: Key, number: int) -> Copy:
         for name, shape in key.tensors.items():
             if name not in weights.tensors or weights.tensors[name].shape != shape:
                 raise SuspectError(f"{source} has no {name} {list(shape)}, which the key marks")
+        # Only this recipient's word is expanded: a key may serve very many recipients.
         word = codewords(key, range(number, number + 1))[0]
         return copy_marked(source, weights, out, key=key, bits=word)
 
@@ -150,27 +157,29 @@ def issue(source: Path, out: Path, key: Key, number: int) -> Copy:
 def trace(
     suspect: Suspect, key: Key, *, epsilon: float = EPSILON, assume_dated: bool = False
 ) -> Traced:
-    """Say which recipients' marks are in a suspect.
+    """Find the recipients whose marks are in a suspect.
 
     Args:
         suspect: a weight file, a folder of shards, or a live module.
         key: a key for recipients.
-        epsilon: the largest chance that any innocent one is named.
-        assume_dated: the owner states that the key is older than the suspect; else whoever could
-            have made it by trying fewer than 2^80 keys names nobody.
+        epsilon: the largest probability that any innocent recipient is named.
+        assume_dated: the owner states that the key is older than the suspect. Otherwise nobody is
+            accused by a key that could have been found by trying fewer than 2^80 keys.
 
     Raises:
         SuspectError: the suspect cannot be read.
-        ConfigError: a key of another kind.
+        ConfigError: the key is not for recipients.
     """
     scheme, p = _scheme_of(key), code_biases(key)
     with as_numbers(open_weights(suspect)) as weights:
         ways = assignments(weights, key.tensors, partial=scheme.partial)
         found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
+        # Every assignment of tensors is a test that is corrected for; too many would take too long.
         if not 1 <= len(found) <= MOST_CANDIDATES:
             return _cannot(scheme, epsilon, "the suspect has not the tensors that this key reads")
         readings = [scheme.read_bits(scheme.read_from(weights, where, key), key) for where in found]
     found_scores = _scores(key, readings, p)  # (readings, n)
+    # The best reading counts for each recipient; the correction below pays for the choice.
     chances = np.min(
         [log10_chance(each, read, p) for each, read in zip(found_scores, readings, strict=True)],
         axis=0,
@@ -181,6 +190,7 @@ def trace(
     corrected = np.minimum(0.0, chances + math.log10(total_factor(corrections)))
     order = np.argsort(corrected, kind="stable")
     named = [(int(j), float(corrected[j])) for j in order if corrected[j] <= math.log10(epsilon)]
+    # Anyone can compute the secret of a test key, and thus any recipient's mark.
     if key.test_key:
         return _cannot(scheme, epsilon, "this is a test key: anybody can make it again")
     best = float(corrected.min())
@@ -189,10 +199,12 @@ def trace(
         tuple(named), scheme.recipients, corrections, epsilon, best, bits, assume_dated,
         f"{len(named)} of {scheme.recipients} recipients are named",
     )  # fmt: skip
+    # A finding that anyone could have forged is reported, but with the reason for the doubt.
     return done if done.exit_code == 0 else replace(done, reason=_why_not(done))
 
 
 def _why_not(done: Traced) -> str:
+    """Return the reason for a finding without effect."""
     if not done.named:
         return "cannot tell: no recipient's mark is there, or a larger coalition mixed theirs"
     return (
@@ -203,8 +215,12 @@ def _why_not(done: Traced) -> str:
 
 
 def _scores(key: Key, readings: Sequence[Bits], p: Biases) -> NDArray[np.float64]:
-    """The score of each recipient by each reading (readings, n), some code words at a time."""
+    """Return the score of each recipient by each reading (readings, n).
+
+    Code words are expanded in parts, to bound the memory.
+    """
     count = _scheme_of(key).recipients
+    # A key from a file may declare many recipients: code words must not fill the memory.
     step = max(1, _PLACES_AT_ONCE // len(p))
     parts = []
     for first in range(0, count, step):
@@ -214,18 +230,23 @@ def _scores(key: Key, readings: Sequence[Bits], p: Biases) -> NDArray[np.float64
 
 
 def codewords(key: Key, numbers: range) -> NDArray[np.uint8]:
-    """The code words (n, m) of some recipients: each from the stream "code" of its number."""
+    """Return code words (n, m) of recipients, each from the key's stream "code" and the number."""
     p = code_biases(key)
     rows = [keyed(key.stream("code", str(number)), len(p)) < p for number in numbers]
     return np.array(rows, dtype=np.uint8)  # (n, m)
 
 
 def code_biases(key: Key) -> Biases:
-    """The biases (m,) of a key's code, from the stream "biases"."""
+    """Return the biases (m,) of a key's code, from the key's stream "biases"."""
     return biases(keyed(key.stream("biases"), key.bits), _scheme_of(key).coalition)
 
 
 def _scheme_of(key: Key) -> Stamp:
+    """Return the stamp scheme of a key for recipients.
+
+    Raises:
+        ConfigError: the key is not for recipients.
+    """
     scheme = scheme_of(key)
     if not isinstance(scheme, Stamp) or not scheme.recipients:
         raise ConfigError("this key tells no recipients apart: expected one of `recipient new`")
@@ -233,4 +254,5 @@ def _scheme_of(key: Key) -> Stamp:
 
 
 def _cannot(scheme: Stamp, epsilon: float, reason: str) -> Traced:
+    """Return a finding that names nobody, with the reason."""
     return Traced((), scheme.recipients, (), epsilon, 0.0, 0.0, False, f"cannot tell: {reason}")
