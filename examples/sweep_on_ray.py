@@ -31,12 +31,12 @@ def tried(source: str, margin: float) -> dict[str, Any]:
     from countermark.attacks.quantise import Quantise
     from countermark.examine import verify
     from countermark.stamping import stamp
-    from countermark.stamping.making import Places
+    from countermark.stamping.making import StampPaths
     from countermark.weights import load_state
 
     attacks = {"noise": Noise(1.0), "pruned": Prune(0.9), "int4": Quantise(4, "channel")}
     with tempfile.TemporaryDirectory() as folder:
-        places = Places(Path(folder) / "m.safetensors", Path(folder) / "a.key")
+        places = StampPaths(Path(folder) / "m.safetensors", Path(folder) / "a.key")
         fields = {"bits": BITS, "margin": margin}
         done = stamp(Path(source), places, owner="ACME Inc.", fields=fields)
         host = NamedTensors(load_state(places.out))

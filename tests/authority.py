@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import Commitment
-from countermark.claims.timestamp import Authority, request_for
+from countermark.claims.timestamp import Authority, make_request
 
 Document = TypeVar("Document", Claim, TreeHead)
 
@@ -90,7 +90,7 @@ class LocalAuthority:
 
     def stamp(self, document: Document) -> Document:
         """The same document, stamped now."""
-        return document.stamped(self.reply(request_for(document)))
+        return document.with_timestamp(self.reply(make_request(document)))
 
 
 def some_claim(
@@ -98,9 +98,9 @@ def some_claim(
 ) -> Claim:
     """A signed claim, of a commitment of its own by default."""
     digest = commitment or os.urandom(32).hex()
-    claim = Claim.new(Commitment(kind="C0", sha256=digest), "ACME Inc.", model, 4)
+    claim = Claim.make_unsigned(Commitment(kind="C0", sha256=digest), "ACME Inc.", model, 4)
     for each in signers:
-        claim = claim.signed(each)
+        claim = claim.with_signature(each)
     return claim
 
 

@@ -14,7 +14,7 @@ from countermark.claims import statement
 _AHEAD_BY = timedelta(hours=1)
 AFTER_STAMPS = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=30)
 """Later than every stamp of a test run, and past by the library's clock."""
-AFTER_STAMPS_TEXT = statement.instant(AFTER_STAMPS)
+AFTER_STAMPS_TEXT = statement.format_time(AFTER_STAMPS)
 NEXT_YEAR = f"{datetime.now(UTC).year + 1}-12-31"
 BEFORE_STAMPS = datetime.now(UTC) - timedelta(days=1)
 
@@ -31,4 +31,4 @@ def _an_hour_ahead() -> datetime:
 def wait_for_stamps() -> str:
     """Wait until all stamps so far lie in the past by the real clock; return that moment."""
     time.sleep(2.5)  # an accuracy of one second, and one for the fraction
-    return statement.instant(datetime.now(UTC).replace(microsecond=0))
+    return statement.format_time(datetime.now(UTC).replace(microsecond=0))

@@ -129,7 +129,7 @@ def _stego_networks_are_trained_once() -> Iterator[None]:
     """Training one is a function of its arguments, and many tests want the same."""
     from countermark.schemes.training import makers
 
-    whole, made = makers.train_keyed, dict[str, bytes]()
+    whole, made = makers.train_keyed_network, dict[str, bytes]()
 
     def remembered(covers: Any, tile: Any, course: Any) -> Any:
         given = pickle.dumps((covers, tile.numpy(), course))
@@ -138,9 +138,9 @@ def _stego_networks_are_trained_once() -> Iterator[None]:
             made[case] = pickle.dumps(whole(covers, tile, course))
         return pickle.loads(made[case])  # noqa: S301 - a copy of our own
 
-    makers.train_keyed = remembered
+    makers.train_keyed_network = remembered
     yield
-    makers.train_keyed = whole
+    makers.train_keyed_network = whole
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
 """What tests draw at random follows from a text, so that no test passes or fails by luck.
 
 Four sources are seeded: `random`, the global generators of numpy and torch, and the secrets and
-nonces of `KeyMaterial.fresh`. `conftest` seeds them anew before each module is imported, before
+nonces of `KeyMaterial.generate`. `conftest` seeds them anew before each module is imported, before
 each fixture is set up and before each test is called. Child processes call `draw_from` themselves.
 """
 
@@ -24,7 +24,7 @@ VARIABLE = "COUNTERMARK_TESTS_SEED"
 
 _Given, _Result = ParamSpec("_Given"), TypeVar("_Result")
 
-_fresh_of_the_system = KeyMaterial.fresh
+_fresh_of_the_system = KeyMaterial.generate
 _secrets: random.Random | None = None
 
 
@@ -48,7 +48,7 @@ def draw_from(text: str, secrets: str | None = None) -> None:
     if torch is not None:  # importing it takes seconds, and some children may not have it
         torch.manual_seed(drawn.getrandbits(63))
     _secrets = random.Random(f"secrets/{secrets or text}")  # noqa: S311 - nobody's secrets
-    KeyMaterial.fresh = classmethod(_draw_material)  # type: ignore[assignment, method-assign]
+    KeyMaterial.generate = classmethod(_draw_material)  # type: ignore[assignment, method-assign]
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def drawing_from(text: str, secrets: str | None = None) -> Iterator[None]:
     """Draw as `draw_from` inside the block; afterwards all sources go on where they stood."""
     global _secrets
     torch = sys.modules.get("torch")
-    going_on, fresh = _secrets, KeyMaterial.__dict__["fresh"]
+    going_on, fresh = _secrets, KeyMaterial.__dict__["generate"]
     before: tuple[Any, ...] = (random.getstate(), np.random.get_state())
     numbers = None if torch is None else torch.get_rng_state()
     draw_from(text, secrets)
@@ -67,7 +67,7 @@ def drawing_from(text: str, secrets: str | None = None) -> Iterator[None]:
         np.random.set_state(before[1])
         if torch is not None:
             torch.set_rng_state(numbers)
-        _secrets, KeyMaterial.fresh = going_on, fresh  # type: ignore[method-assign]
+        _secrets, KeyMaterial.generate = going_on, fresh  # type: ignore[method-assign]
 
 
 def remember(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
@@ -88,13 +88,13 @@ def remember(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
 
 @contextmanager
 def drawing_secrets_from_the_system() -> Iterator[None]:
-    """Let `KeyMaterial.fresh` ask the operating system inside the block, as in the product."""
-    replaced = KeyMaterial.__dict__["fresh"]
-    KeyMaterial.fresh = _fresh_of_the_system  # type: ignore[method-assign]
+    """Let `KeyMaterial.generate` ask the operating system inside the block, as in the product."""
+    replaced = KeyMaterial.__dict__["generate"]
+    KeyMaterial.generate = _fresh_of_the_system  # type: ignore[method-assign]
     try:
         yield
     finally:
-        KeyMaterial.fresh = replaced
+        KeyMaterial.generate = replaced
 
 
 def _draw_material(cls: type[KeyMaterial]) -> KeyMaterial:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import countermark as cm
 from countermark._version import VERSION
-from countermark.alignment import Disguised
+from countermark.alignment import SuspectWithReference
 from countermark.attacks.base import Attack
 from countermark.attacks.dead_units import DeadUnits
 from countermark.attacks.move_blocks import MoveBlocks
@@ -35,7 +35,7 @@ from countermark.bench.models import build
 from countermark.errors import CountermarkError
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
+from countermark.stamping.making import StampPaths
 from countermark.weights import save_weights
 
 SEED, BITS = 1, 256
@@ -95,7 +95,7 @@ def stamped(model: nn.Module, folder: Path) -> tuple[Key, Path]:
     source = {name: each.detach().contiguous().clone() for name, each in model.named_parameters()}
     save_weights(source, folder / "in.safetensors")
     model.config.to_json_file(folder / "config.json")  # says what the neurons are
-    places = Places(folder / "out.safetensors", folder / "a.key")
+    places = StampPaths(folder / "out.safetensors", folder / "a.key")
     stamp(
         folder / "in.safetensors", places, owner="Measured", fields={"bits": BITS},
         material=MATERIAL,
@@ -148,7 +148,13 @@ def rows_of(
     """Yield table rows of one host: before, and after every edit that it allows."""
     key, reference = marked
     before = answers(model, given)
-    yield [kind, "as it is", "0", wrong(model, key), wrong(Disguised(model, reference), key)]
+    yield [
+        kind,
+        "as it is",
+        "0",
+        wrong(model, key),
+        wrong(SuspectWithReference(model, reference), key),
+    ]
     for what, attack in EDITS:
         try:
             attacked = attack.run(copy.deepcopy(model)).model.eval()
@@ -156,7 +162,13 @@ def rows_of(
             continue
         far = float((answers(attacked, given) - before).abs().max())
         plain = wrong(attacked, key)
-        yield [kind, what, f"{far:.1g}", plain, wrong(Disguised(attacked, reference), key)]
+        yield [
+            kind,
+            what,
+            f"{far:.1g}",
+            plain,
+            wrong(SuspectWithReference(attacked, reference), key),
+        ]
 
 
 def main() -> None:

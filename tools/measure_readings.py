@@ -27,9 +27,9 @@ from countermark._version import VERSION
 from countermark.attacks.overwrite import OverwriteClosedForm
 from countermark.bench.data import load_data
 from countermark.bench.models import build
-from countermark.examine import read_evidence
+from countermark.examine import read_suspect
 from countermark.key import Key, KeyMaterial
-from countermark.schemes.bounded import line_scales
+from countermark.schemes.bounded import compute_line_scales
 from countermark.schemes.uchida import Uchida
 
 Layer = NDArray[np.float64]
@@ -56,7 +56,9 @@ def redescending(w: Layer) -> Layer:
 
 
 def lines(w: Layer) -> Layer:
-    return line_scales(w.reshape(-1), w.shape).read(w.reshape(-1), 0, w.size).reshape(w.shape)
+    return (
+        compute_line_scales(w.reshape(-1), w.shape).read(w.reshape(-1), 0, w.size).reshape(w.shape)
+    )
 
 
 FORMS: Mapping[str, Callable[[Layer], Layer]] = {
@@ -195,7 +197,7 @@ def trained(host: str, seed: int, reading: str) -> tuple[nn.Module, Key, float]:
         model = build(host, {})
         if marks:
             scheme = Uchida(layer, 256, reading=reading)  # type: ignore[arg-type]
-            material = KeyMaterial.for_tests(seed)
+            material = KeyMaterial.from_test_seed(seed)
             with scheme.embed(model, owner="ACME Inc.", material=material) as mark:
                 train(model, epochs, 1e-3, mark)
         else:
@@ -266,7 +268,7 @@ def compare_networks(host: str) -> list[str]:
             twins.append(twin)
             for name, attack in attacks(layer).items():
                 copied = attack(model)
-                wrong = 256 - read_evidence(copied, key).matched
+                wrong = 256 - read_suspect(copied, key).match_count
                 found = (wrong, accuracy(copied))
                 rows.setdefault(name, {}).setdefault(reading, []).append(found)
     head = [

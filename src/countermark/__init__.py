@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from countermark.attacks.retrain import Retrain
     from countermark.embedding import Embedding, KeyPlace
     from countermark.errors import CountermarkError
-    from countermark.evidence import Evidence
+    from countermark.evidence import Reading
     from countermark.examine import verify
     from countermark.key import Key
     from countermark.schemes.deep_watermarking import DeepWatermarking
@@ -55,7 +55,6 @@ _PLACES = {
     "DeepStego": "schemes.deepstego",
     "DeepWatermarking": "schemes.deep_watermarking",
     "Embedding": "embedding",
-    "Evidence": "evidence",
     "FineTune": "attacks.fine_tune",
     "HashFilter": "schemes.hash_filter",
     "IndependentNetwork": "schemes.independent_network",
@@ -64,6 +63,7 @@ _PLACES = {
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",
+    "Reading": "evidence",
     "Retrain": "attacks.retrain",
     "Stamp": "schemes.stamp",
     "Uchida": "schemes.uchida",
@@ -76,7 +76,6 @@ __all__ = [
     "DeepStego",
     "DeepWatermarking",
     "Embedding",
-    "Evidence",
     "FineTune",
     "HashFilter",
     "IndependentNetwork",
@@ -85,6 +84,7 @@ __all__ = [
     "Overwrite",
     "Prune",
     "PruneUnused",
+    "Reading",
     "Retrain",
     "Stamp",
     "Uchida",

@@ -21,7 +21,7 @@ Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int64]
 """Classes (n,); −1 where there was no answer, or none that could be read."""
 
-Predict: TypeAlias = Callable[[Images], Labels]
+Predictor: TypeAlias = Callable[[Images], Labels]
 """A suspect that is asked."""
 
 # Images in one forward pass, so that memory does not grow with the number of images.
@@ -29,7 +29,7 @@ _BATCH = 256
 
 
 @runtime_checkable
-class Recorded(Protocol):
+class DescribedPredictor(Protocol):
     """A function from images to classes that also describes itself for a verdict."""
 
     def __call__(self, images: Images, /) -> Labels:
@@ -43,15 +43,15 @@ class Recorded(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictorWithSubject:
     """A function from images to classes, together with its description for a verdict.
 
     Attributes:
         predict: the function.
-        subject: returns the description, as in `Recorded`.
+        subject: returns the description, as in `DescribedPredictor`.
     """
 
-    predict: Predict
+    predict: Predictor
     subject: Callable[[], Subject]
 
     def __call__(self, images: Images, /) -> Labels:
@@ -59,7 +59,7 @@ class Asked:
         return self.predict(images)
 
 
-def fed(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+def normalise_images(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
     """Normalise images (n, C, H, W) in grey levels for a model: (image − mean) / deviation.
 
     Args:
@@ -78,7 +78,9 @@ def fed(images: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Te
     return (images.float() - offset) / scale
 
 
-def of_module(model: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> Predict:
+def make_module_predictor(
+    model: nn.Module, mean: Sequence[float], deviation: Sequence[float]
+) -> Predictor:
     """Wrap a live classifier as a function from images to classes.
 
     The classifier is in eval mode while it answers, and in its former mode afterwards. An image
@@ -107,7 +109,11 @@ def of_module(model: nn.Module, mean: Sequence[float], deviation: Sequence[float
                     # Copied, because torch warns about arrays that cannot be written to, such as
                     # those of a key.
                     part = torch.from_numpy(images[first : first + _BATCH].copy()).to(where)
-                    found.append(_classes(_answer(model, fed(part, mean, deviation)), len(part)))
+                    found.append(
+                        _select_classes(
+                            _call_model(model, normalise_images(part, mean, deviation)), len(part)
+                        )
+                    )
         finally:
             model.train(was_training)
         return torch.cat(found).numpy()
@@ -115,7 +121,7 @@ def of_module(model: nn.Module, mean: Sequence[float], deviation: Sequence[float
     return predict
 
 
-def asked_of(suspect: object, mean: Sequence[float], deviation: Sequence[float]) -> Predict:
+def make_predictor(suspect: object, mean: Sequence[float], deviation: Sequence[float]) -> Predictor:
     """Return a suspect as a function from images to classes.
 
     Args:
@@ -129,7 +135,7 @@ def asked_of(suspect: object, mean: Sequence[float], deviation: Sequence[float])
     # Torch modules are callable as well, hence asked about first. Without torch installed an
     # isinstance check would not be possible.
     if hasattr(suspect, "state_dict"):
-        return of_module(cast("nn.Module", suspect), mean, deviation)
+        return make_module_predictor(cast("nn.Module", suspect), mean, deviation)
     if callable(suspect):
         return suspect
     raise SuspectError(
@@ -139,7 +145,7 @@ def asked_of(suspect: object, mean: Sequence[float], deviation: Sequence[float])
     )
 
 
-def _answer(model: nn.Module, images: Tensor) -> object:
+def _call_model(model: nn.Module, images: Tensor) -> object:
     """Call a model that may raise anything.
 
     Raises:
@@ -155,7 +161,7 @@ def _answer(model: nn.Module, images: Tensor) -> object:
         ) from None
 
 
-def _classes(answer: object, count: int) -> Tensor:
+def _select_classes(answer: object, count: int) -> Tensor:
     """Return the class with the largest score of each image, −1 where a score is not finite.
 
     Raises:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.alignment import Reference, realigned
+from countermark.alignment import Reference, realign_suspect
 from countermark.errors import AlignmentError, ConfigError
 from countermark.weights import Array, Suspect, Weights, open_weights
 
@@ -34,7 +34,7 @@ _COMPUTED = re.compile(r"position|pos_|wpe|(^|[._])pe($|[._])|relative|rotary|ma
 
 
 @dataclass(frozen=True)
-class Likeness:
+class CopyComparison:
     """How many units of a suspect are the same as those of a model.
 
     Attributes:
@@ -67,7 +67,7 @@ class Likeness:
         return found
 
 
-def likeness(suspect: Suspect, model: Suspect, base: Suspect | None = None) -> Likeness:
+def compare_units(suspect: Suspect, model: Suspect, base: Suspect | None = None) -> CopyComparison:
     """Compare a suspect's units with a model's, in the same places, then after alignment.
 
     A unit is a row or a column of a tensor; of each tensor the axis with more units in common
@@ -86,14 +86,14 @@ def likeness(suspect: Suspect, model: Suspect, base: Suspect | None = None) -> L
     """
     with open_weights(suspect) as one, open_weights(model) as other:
         if base is None:
-            found = _in_place(one, other, None)
-            aligned = None if found.is_copy else _aligned(one, model)
+            found = _compare_in_place(one, other, None)
+            aligned = None if found.is_copy else _compare_aligned(one, model)
             return aligned if aligned is not None and aligned.is_copy else found
         with open_weights(base) as begun:
-            return _in_place(one, other, begun)
+            return _compare_in_place(one, other, begun)
 
 
-def _in_place(suspect: Weights, model: Weights, base: Weights | None) -> Likeness:
+def _compare_in_place(suspect: Weights, model: Weights, base: Weights | None) -> CopyComparison:
     """Compare units of tensors that have one name and one shape in all models."""
     shared = [
         name for name, info in model.tensors.items()
@@ -106,16 +106,16 @@ def _in_place(suspect: Weights, model: Weights, base: Weights | None) -> Likenes
     shared.sort(key=lambda name: -math.prod(model.tensors[name].shape))
     pairs = []
     for name in shared[:_MOST_TENSORS]:
-        one, other = _part(suspect, name), _part(model, name)
+        one, other = _read_rows(suspect, name), _read_rows(model, name)
         if base is not None:
-            begun = _part(base, name)
+            begun = _read_rows(base, name)
             one, other = one - begun, other - begun
         if not np.array_equal(other, np.rint(other)):  # whole numbers are indices, not weights
             pairs.append((one, other))
     near = _NEAR if base is None else _NEAR_CHANGES
     alike = compared = most = tests = 0
     for one, other in pairs:
-        counts = [count for axis in (0, 1) if (count := _alike(one, other, axis, near))[1]]
+        counts = [count for axis in (0, 1) if (count := _count_alike(one, other, axis, near))[1]]
         # Every axis of every tensor is one more chance for a lucky match (union bound).
         tests += len(counts)
         if counts:
@@ -124,10 +124,10 @@ def _in_place(suspect: Weights, model: Weights, base: Weights | None) -> Likenes
             most = max(most, *(count[0] for count in counts))
     # The first inequality of Bonferroni: k given units stand right with a chance of (n-k)!/n!.
     log10_p = math.log10(max(1, tests)) - math.lgamma(most + 1) / math.log(10)
-    return Likeness(alike, compared, min(0.0, log10_p))
+    return CopyComparison(alike, compared, min(0.0, log10_p))
 
 
-def _aligned(suspect: Weights, model: Suspect) -> Likeness | None:
+def _compare_aligned(suspect: Weights, model: Suspect) -> CopyComparison | None:
     """Compare units after putting the suspect's units into the model's order.
 
     Returns: None if the models are too large to align, or cannot be aligned.
@@ -138,7 +138,9 @@ def _aligned(suspect: Weights, model: Suspect) -> Likeness | None:
         return None
     try:
         # All tensors count as unmarked: the mark plays no part in this comparison.
-        found = realigned(suspect, Reference.of(model), sizes, unmarked=sizes, partial=True)
+        found = realign_suspect(
+            suspect, Reference.from_source(model), sizes, unmarked=sizes, partial=True
+        )
     except (AlignmentError, ConfigError):
         return None
     alike = compared = 0
@@ -146,12 +148,12 @@ def _aligned(suspect: Weights, model: Suspect) -> Likeness | None:
         one, other = (each.reshape(len(each), -1) for each in (tensor, found.reference[name]))
         # Alignment matched units by similarity: among units of few values some are always near.
         if one.shape == other.shape and one.shape[1] >= _LEAST_WIDTH_ALIGNED:
-            count = _alike(one[:, :, None], other[:, :, None], 0, _NEAR_ALIGNED)
+            count = _count_alike(one[:, :, None], other[:, :, None], 0, _NEAR_ALIGNED)
             alike, compared = alike + count[0], compared + count[1]
-    return Likeness(alike, compared, aligned=True)
+    return CopyComparison(alike, compared, aligned=True)
 
 
-def _part(weights: Weights, name: str) -> Array:
+def _read_rows(weights: Weights, name: str) -> Array:
     """Read the first rows of a tensor, as (rows, columns, values of both), as far as compared."""
     shape = weights.tensors[name].shape
     width = math.prod(shape[1:])
@@ -161,7 +163,7 @@ def _part(weights: Weights, name: str) -> Array:
     return weights.read_part(name, 0, rows * width).reshape(rows, shape[1], -1)
 
 
-def _alike(one: Array, other: Array, axis: int, near: float) -> tuple[int, int]:
+def _count_alike(one: Array, other: Array, axis: int, near: float) -> tuple[int, int]:
     """Count the units along an axis that are near to their own counterpart alone.
 
     Args:
@@ -176,7 +178,7 @@ def _alike(one: Array, other: Array, axis: int, near: float) -> tuple[int, int]:
         return 0, 0
     units = one.shape[axis]
     chosen = np.unique(np.linspace(0, units - 1, min(units, _MOST_UNITS)).astype(np.int64))
-    rows = [_rows(each, axis, chosen) for each in (one, other)]
+    rows = [_make_unit_rows(each, axis, chosen) for each in (one, other)]
     there = rows[0].any(axis=1) & rows[1].any(axis=1)  # a unit of zeros says nothing
     if there.sum() < _LEAST_UNITS or rows[0].shape[1] < _LEAST_WIDTH:
         return 0, 0
@@ -187,7 +189,7 @@ def _alike(one: Array, other: Array, axis: int, near: float) -> tuple[int, int]:
     return int(((own >= near) & (own > cosines.max(axis=1))).sum()), int(there.sum())
 
 
-def _rows(values: Array, axis: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+def _make_unit_rows(values: Array, axis: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the chosen units as rows of length 1 (n, values), with large weights cut off."""
     sizes = np.abs(values)
     bound = _CLIP * float(np.median(sizes[sizes > 0])) if sizes.any() else 1.0

@@ -14,28 +14,28 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from countermark.alignment import Disguised
-from countermark.answers import Predict
-from countermark.claims.audit import Audit, audit
-from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
+from countermark.alignment import SuspectWithReference
+from countermark.answers import Predictor
+from countermark.claims.audit import Audit, audit_ledger
+from countermark.claims.dispute import PLACES, SIDES, DisputeDecision, Party, Place, Side, resolve
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.timestamp import Authority
-from countermark.copies import likeness
+from countermark.copies import compare_units
 from countermark.errors import AlignmentError
 from countermark.examine import examine
-from countermark.examine_aligned import perhaps_disguised
+from countermark.examine_aligned import is_possible_reordered_copy
 from countermark.key import Key
-from countermark.verdict import Terms, Verdict
-from countermark.weights import Suspect, model_digest, open_weights
+from countermark.verdict import Verdict, VerificationOptions
+from countermark.weights import Suspect, compute_model_digest, open_weights
 
 READINGS = len(SIDES) * len(PLACES)
-Opened = Callable[[Path, Key], AbstractContextManager["Suspect | Predict | Disguised"]]
+Opened = Callable[[Path, Key], AbstractContextManager["Suspect | Predictor | SuspectWithReference"]]
 Readings = dict[tuple[Side, Place], Verdict]
 
 
 @dataclass(frozen=True)
-class Shown:
+class PartyExhibits:
     """The exhibits of one party.
 
     Attributes:
@@ -50,7 +50,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Examiner:
+class ExaminerSettings:
     """The settings by which an examiner decides a dispute.
 
     Attributes:
@@ -67,13 +67,13 @@ class Examiner:
     base: Path | None = None
 
 
-def audited(url: str) -> Audit:
+def audit_ledger_at(url: str) -> Audit:
     """Check the whole ledger in which claims are counted, and return the audit."""
     with Ledger(url) as opened:
-        return audit(opened)
+        return audit_ledger(opened)
 
 
-def terms_of(alpha: float, counted: Audit | None) -> Terms:
+def make_dispute_options(alpha: float, counted: Audit | None) -> VerificationOptions:
     """Return the options of the six readings of a dispute.
 
     Args:
@@ -82,12 +82,14 @@ def terms_of(alpha: float, counted: Audit | None) -> Terms:
     """
     # Whoever registers many commitments gets as many chances to match a suspect, so p is multiplied
     # by their number.
-    commitments = max(1, counted.count()) if counted else 1
-    return Terms(alpha, assume_dated=True, dispute_readings=READINGS, claims=commitments)
+    commitments = max(1, counted.count_commitments()) if counted else 1
+    return VerificationOptions(
+        alpha, assume_dated=True, dispute_readings=READINGS, claims=commitments
+    )
 
 
 def read_parties(
-    suspect: Path, shown: Sequence[Shown], terms: Terms, opened: Opened
+    suspect: Path, shown: Sequence[PartyExhibits], terms: VerificationOptions, opened: Opened
 ) -> tuple[tuple[Party, Party], Readings]:
     """Read both keys from all three models.
 
@@ -107,7 +109,7 @@ def read_parties(
         with open_weights(each.model) as weights:
             # The decision compares these digests with the claim, which must be about this key and
             # model.
-            parties.append(Party(each.claim, each.key.commitment, model_digest(weights)))
+            parties.append(Party(each.claim, each.key.commitment, compute_model_digest(weights)))
     # In the order of `PLACES`: the suspect, then the model of each party.
     files = (suspect, *(each.model for each in shown))
     readings: Readings = {}
@@ -118,7 +120,9 @@ def read_parties(
     return (parties[0], parties[1]), readings
 
 
-def settle(suspect: Path, shown: Sequence[Shown], opened: Opened, examiner: Examiner) -> Resolution:
+def settle_dispute(
+    suspect: Path, shown: Sequence[PartyExhibits], opened: Opened, examiner: ExaminerSettings
+) -> DisputeDecision:
     """Read both keys from all three models, and decide between the two parties.
 
     Args:
@@ -132,15 +136,15 @@ def settle(suspect: Path, shown: Sequence[Shown], opened: Opened, examiner: Exam
         ClaimError: a claim is incomplete, or not about its party's key and model.
     """
     parties, readings = read_parties(
-        suspect, shown, terms_of(examiner.alpha, examiner.counted), opened
+        suspect, shown, make_dispute_options(examiner.alpha, examiner.counted), opened
     )
-    why = doubt(suspect, shown, readings)
-    copies = copies_of(suspect, shown, readings, examiner.base)
+    why = explain_doubt(suspect, shown, readings)
+    copies = find_copies(suspect, shown, readings, examiner.base)
     return resolve(parties, readings, examiner.believed, examiner.counted, doubt=why, copies=copies)
 
 
-def copies_of(
-    suspect: Path, shown: Sequence[Shown], readings: Readings, base: Path | None = None
+def find_copies(
+    suspect: Path, shown: Sequence[PartyExhibits], readings: Readings, base: Path | None = None
 ) -> dict[Side, str]:
     """Find the parties whose mark is missing in a suspect that is a copy of their model.
 
@@ -159,13 +163,13 @@ def copies_of(
     for side, each in zip(SIDES, shown, strict=True):
         # A mark that is not even in the party's own model says nothing about copies of this model.
         if readings[side, side].owned and not readings[side, "suspect"].owned:
-            compared = likeness(suspect, each.model, base)
+            compared = compare_units(suspect, each.model, base)
             if compared.is_copy:
                 found[side] = str(compared)
     return found
 
 
-def doubt(suspect: Path, shown: Sequence[Shown], readings: Readings) -> str | None:
+def explain_doubt(suspect: Path, shown: Sequence[PartyExhibits], readings: Readings) -> str | None:
     """Explain why a mark may be in the suspect, although it was not found in this order of neurons.
 
     Args:
@@ -182,7 +186,7 @@ def doubt(suspect: Path, shown: Sequence[Shown], readings: Readings) -> str | No
         return None
     side, own = missing[0], shown[SIDES.index(missing[0])]
     try:
-        hidden = perhaps_disguised(suspect, own.model, own.key)
+        hidden = is_possible_reordered_copy(suspect, own.model, own.key)
     except AlignmentError as error:
         return (
             f"the {side}'s may be there behind another order of the neurons, which cannot be "

@@ -32,7 +32,7 @@ class CountermarkError(Exception):
 
     def __init__(self, message: str = "") -> None:
         # Messages quote names out of hostile files, which may hold terminal escape sequences.
-        super().__init__(printable(message))
+        super().__init__(make_printable(message))
 
 
 class ConfigError(CountermarkError):
@@ -87,7 +87,7 @@ class MissingExtraError(CountermarkError):
         super().__init__(f"{feature} needs an extra: pip install 'countermark[{extra}]'")
 
 
-def printable(text: str, longest: int = 2000) -> str:
+def make_printable(text: str, longest: int = 2000) -> str:
     """Return a text as one line that a terminal shows unchanged.
 
     Control characters are escaped, and a text of more than `longest` characters is cut.
@@ -101,7 +101,7 @@ def printable(text: str, longest: int = 2000) -> str:
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
     """Suggest the nearest known name for a misspelt name, or list known names if none is near.
 
     Returns: a clause for the end of an error message, at most six names long.
@@ -115,7 +115,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"there are: {shown}" if choices else "there are none"
 
 
-def named(kind: str, name: str, known: Mapping[str, _Value]) -> _Value:
+def find_by_name(kind: str, name: str, known: Mapping[str, _Value]) -> _Value:
     """Look up a value by its name.
 
     Args:
@@ -127,5 +127,5 @@ def named(kind: str, name: str, known: Mapping[str, _Value]) -> _Value:
         ConfigError: the name is unknown; the message suggests the nearest known name.
     """
     if name not in known:
-        raise ConfigError(f"there is no {kind} {name!r}: {nearest(name, known)}")
+        raise ConfigError(f"there is no {kind} {name!r}: {suggest_nearest(name, known)}")
     return known[name]

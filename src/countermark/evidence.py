@@ -13,7 +13,7 @@ from countermark.subject import STORED
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReaderFacts:
     """Facts about the learnt reader that read a suspect.
 
     Attributes:
@@ -76,7 +76,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class ImageSimilarity:
     """Similarity of the hidden and the revealed image, as normalised correlation (NC).
 
     Attributes:
@@ -91,7 +91,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Reading:
     """The values that a key read from a suspect, beside the values that the key expects.
 
     Attributes:
@@ -116,12 +116,12 @@ class Evidence:
     committed: bool = True
     payload: bool | None = None
     scores: NDArray[np.float64] | None = field(default=None, repr=False)
-    reader: Reader | None = None
+    reader: ReaderFacts | None = None
     choices: int = 2
     unit: Literal["bits", "triggers", "images"] = "bits"
     disclosure: Disclosure | None = None
     alignment: Alignment | None = None
-    likeness: Likeness | None = None
+    likeness: ImageSimilarity | None = None
 
     @property
     def bits(self) -> int:
@@ -129,18 +129,18 @@ class Evidence:
         return len(self.expected)
 
     @property
-    def readable(self) -> int:
+    def readable_count(self) -> int:
         """Number of entries that could agree: the opened triggers, if not all were opened."""
         return self.bits if self.disclosure is None else self.disclosure.opened
 
     @property
-    def answered(self) -> int:
+    def answer_count(self) -> int:
         """Number of entries for which the suspect gave a value."""
         # −1 stands for a trigger without an answer; it never equals a label, so it is a miss.
         return int(np.count_nonzero(self.read >= 0))
 
     @property
-    def matched(self) -> int:
+    def match_count(self) -> int:
         """Number of entries that agree with the expected values."""
         return int(np.count_nonzero(self.read == self.expected))
 
@@ -154,7 +154,7 @@ class Evidence:
         return float(np.logaddexp(0.0, -agreement).mean())
 
     @property
-    def distance(self) -> float | None:
+    def mark_distance(self) -> float | None:
         """Distance of the reading from the mark, by which models are ranked; None for plain bits.
 
         For bits with scores: their cross-entropy. With a learnt reader: the `quiet_loss` if that is
@@ -167,11 +167,13 @@ class Evidence:
             return max(loss, self.reader.quiet_loss)
         # The suspect decides how many images there are, so a count would not be comparable.
         if self.unit == "images":
-            return (self.bits - self.matched) / self.bits
-        return float(self.bits - self.matched) if self.unit == "triggers" else self.cross_entropy
+            return (self.bits - self.match_count) / self.bits
+        return (
+            float(self.bits - self.match_count) if self.unit == "triggers" else self.cross_entropy
+        )
 
     @property
-    def quality(self) -> tuple[int, float]:
+    def sort_key(self) -> tuple[int, float]:
         """Sort key for the best of several readings: matching bits, then the smaller loss."""
         # Bits without scores tie in the loss: `max` then keeps the first of equal readings.
-        return self.matched, -(self.cross_entropy or 0.0)
+        return self.match_count, -(self.cross_entropy or 0.0)

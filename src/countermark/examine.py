@@ -10,42 +10,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from countermark.alignment import Disguised, Reference
-from countermark.answers import Predict, Recorded, asked_of
+from countermark.alignment import Reference, SuspectWithReference
+from countermark.answers import DescribedPredictor, Predictor, make_predictor
 from countermark.errors import ConfigError, KeyFileError, SuspectError
-from countermark.evidence import Evidence
-from countermark.examine_aligned import Reading, after_alignment, aligned, reference_for
+from countermark.evidence import Reading
+from countermark.examine_aligned import (
+    WeightReading,
+    prepare_reference,
+    read_aligned,
+    select_nulls_after_alignment,
+)
 from countermark.hidden_units import find_hidden_units
 from countermark.key import Key
 from countermark.keyfile import load_header
-from countermark.limits import names_stated
-from countermark.nulls import FairCoin, Null, SecretLabels
-from countermark.openings import Openings
-from countermark.passphrase import VARIABLE, passphrase_file
+from countermark.limits import is_name_order_stated
+from countermark.nulls import FairCoin, NullHypothesis, SecretLabels
+from countermark.openings import TriggerDisclosure
+from countermark.passphrase import VARIABLE, read_passphrase_file
 from countermark.pictures import Pixels
-from countermark.readings import Read, read_folder, read_images
-from countermark.schemes import as_trigger_scheme, as_weight_scheme, scheme_of
+from countermark.readings import ImageSetReading, read_folder, read_images
+from countermark.schemes import load_scheme, require_trigger_scheme, require_weight_scheme
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import FreshTriggers, TriggerScheme
 from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
 from countermark.subject import ReferenceFacts, Subject, UnmarkedModel
-from countermark.test_result import MOST_ORDERED, corrections_of, total_factor
+from countermark.test_result import MOST_ORDERED, list_corrections, multiply_factors
 from countermark.unmarked import (
     Supplied,
-    ask_unmarked,
-    look_at_unmarked,
-    ranked_among,
-    read_unmarked,
+    add_unmarked_rank,
+    query_unmarked_models,
+    read_unmarked_images,
+    read_unmarked_weights,
 )  # fmt: skip
-from countermark.verdict import KeyIdentity, Terms, Verdict, judge, no_verdict
+from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge, make_no_verdict
 from countermark.weights import (
     IN_PART,
     MOST_CANDIDATES,
     Suspect,
     Weights,
-    as_numbers,
-    assignments,
+    dequantise_weights,
+    find_assignments,
     open_weights,
 )  # fmt: skip
 
@@ -53,10 +58,10 @@ _REFUSED_DRAWS = 256  # for a rank that cannot count: its axis is not shown to h
 
 
 def verify(  # noqa: PLR0913 - every statement is a keyword argument
-    suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
-    key: Key | Openings | FreshTriggers | str | Path,
+    suspect: Suspect | Predictor | Iterable[Pixels] | SuspectWithReference,
+    key: Key | TriggerDisclosure | FreshTriggers | str | Path,
     *,
-    alpha: float = Terms.alpha,
+    alpha: float = VerificationOptions.alpha,
     assume_dated: bool = False,
     blind_choice: bool = False,
     null: str | None = None,
@@ -68,7 +73,7 @@ def verify(  # noqa: PLR0913 - every statement is a keyword argument
     Args:
         suspect: a .safetensors, torch, TorchScript or ONNX file, a folder of shards, or a live
             module; quantised models (codes with scales) are read as well. With a reference, one of
-            these in a `Disguised`, which adds a second reading after alignment. For a key of
+            these in a `SuspectWithReference`, which adds a second reading after alignment. For a key of
             triggers: a live module, or a function from images uint8 (n, C, H, W) to classes (n,).
             For a key of outputs: a folder of images, or images uint8 (C, H, W).
         key: the owner's key; or some opened triggers of a key, where the unopened triggers count
@@ -89,18 +94,18 @@ def verify(  # noqa: PLR0913 - every statement is a keyword argument
     Raises:
         SuspectError: the suspect cannot be read.
         ConfigError: the key's fields and tensors do not fit each other, the null hypothesis is
-            unknown, or the key has a reader of its own that was not trusted (`Key.trusting`).
+            unknown, or the key has a reader of its own that was not trusted (`Key.with_trusted_code`).
         KeyFileError: a key folder cannot be loaded, or opened triggers do not belong to their
             commitment.
     """
-    key = load_key_like(key)
-    terms = Terms(alpha, assume_dated, blind_choice)
+    key = load_judging_key(key)
+    terms = VerificationOptions(alpha, assume_dated, blind_choice)
     return examine(suspect, key, terms, null=null, digest=digest, unmarked=unmarked)
 
 
-def load_key_like(
-    key: Key | Openings | FreshTriggers | str | Path,
-) -> Key | Openings | FreshTriggers:
+def load_judging_key(
+    key: Key | TriggerDisclosure | FreshTriggers | str | Path,
+) -> Key | TriggerDisclosure | FreshTriggers:
     """Return the key, opened triggers or fresh triggers to judge by; load a path as a key folder.
 
     An encrypted key folder is opened with the passphrase from COUNTERMARK_PASSPHRASE_FILE.
@@ -109,14 +114,14 @@ def load_key_like(
         KeyFileError: the folder cannot be loaded, or is encrypted and there is no passphrase.
         ConfigError: the argument is neither a key nor a path.
     """
-    if isinstance(key, Key | Openings | FreshTriggers):
+    if isinstance(key, Key | TriggerDisclosure | FreshTriggers):
         return key
     if not isinstance(key, str | Path):
         raise ConfigError(
             f"the key is a {type(key).__name__}: expected a Key, or the path of a key folder"
         )
     # The header is read first: without a passphrase an encrypted key should say how to give one.
-    passphrase = passphrase_file()
+    passphrase = read_passphrase_file()
     if passphrase is None and load_header(Path(key)).encryption is not None:
         raise KeyFileError(
             f"{key} is encrypted: give Key.load(path, passphrase=…) instead of its path, or name a "
@@ -126,9 +131,9 @@ def load_key_like(
 
 
 def examine(  # noqa: PLR0913 - as above
-    suspect: Suspect | Predict | Iterable[Pixels] | Disguised,
-    key: Key | Openings | FreshTriggers,
-    terms: Terms,
+    suspect: Suspect | Predictor | Iterable[Pixels] | SuspectWithReference,
+    key: Key | TriggerDisclosure | FreshTriggers,
+    terms: VerificationOptions,
     *,
     null: str | None = None,
     digest: bool = False,
@@ -149,30 +154,30 @@ def examine(  # noqa: PLR0913 - as above
     """
     reference = None
     # The reference is refused here, before the suspect is opened, if the key cannot use one.
-    if isinstance(suspect, Disguised):
-        reference = reference_for(suspect.reference, key)
+    if isinstance(suspect, SuspectWithReference):
+        reference = prepare_reference(suspect.reference, key)
         suspect = suspect.suspect
-    scheme = scheme_of(key) if isinstance(key, Key) else None
+    scheme = load_scheme(key) if isinstance(key, Key) else None
     if isinstance(key, Key) and isinstance(scheme, OutputScheme):
-        return _look(suspect, scheme, key, terms, (null, resume, unmarked))
-    suspect = cast("Suspect | Predict", suspect)
+        return _examine_images(suspect, scheme, key, terms, (null, resume, unmarked))
+    suspect = cast("Suspect | Predictor", suspect)
     # Opened and fresh triggers are not ranked among unmarked models; supplied models would be
     # ignored silently, so they are refused.
     if unmarked and not isinstance(key, Key):
         raise ConfigError("opened and fresh triggers are judged by no unmarked models: leave them")
-    if isinstance(key, Openings):
-        return _ask(suspect, key.trigger_scheme, key, terms, (null, ()))
+    if isinstance(key, TriggerDisclosure):
+        return _examine_triggers(suspect, key.trigger_scheme, key, terms, (null, ()))
     if isinstance(key, FreshTriggers):
-        return _ask_fresh(suspect, key, terms, null)
+        return _examine_fresh_triggers(suspect, key, terms, null)
     if isinstance(scheme, TriggerScheme):
-        return _ask(suspect, scheme, key, terms, (null, unmarked))
-    asked = _Asked(null, digest, reference, unmarked)
-    weight_scheme = as_weight_scheme(scheme_of(key))
-    return _read(cast(Suspect, suspect), weight_scheme, key, terms, asked)
+        return _examine_triggers(suspect, scheme, key, terms, (null, unmarked))
+    asked = _WeightReadingOptions(null, digest, reference, unmarked)
+    weight_scheme = require_weight_scheme(load_scheme(key))
+    return _examine_weights(cast(Suspect, suspect), weight_scheme, key, terms, asked)
 
 
-def _look(
-    suspect: object, scheme: OutputScheme, key: Key, terms: Terms,
+def _examine_images(
+    suspect: object, scheme: OutputScheme, key: Key, terms: VerificationOptions,
     asked: tuple[str | None, Path | None, Sequence[Supplied]],
 ) -> Verdict:  # fmt: skip
     """Judge a set of images that somebody published.
@@ -185,25 +190,27 @@ def _look(
         asked: null hypothesis by name, file to resume from, and unmarked sets of images.
     """
     null, resume, unmarked = asked
-    found = _looked(suspect, scheme, key, resume)
+    found = _read_image_set(suspect, scheme, key, resume)
     subject = Subject(
         name=str(suspect) if isinstance(suspect, str | Path) else "images",
         # All images are one suspect with one message: `readings` counts tests, not images.
-        readings=scheme.tests,
+        readings=scheme.test_count,
         images=found.images,
         skipped=found.skipped.to_facts(),
         sha256=found.digest,
-        unmarked=look_at_unmarked(unmarked, scheme, key) if unmarked else (),
+        unmarked=read_unmarked_images(unmarked, scheme, key) if unmarked else (),
     )
-    identity = KeyIdentity.of(key)
+    identity = KeyIdentity.from_key(key)
     if found.evidence is None:
         reason = "the suspect has no image that could be read"
-        return no_verdict(reason, bits=scheme.bits, subject=subject, key=identity, terms=terms)
-    chosen = _chosen(scheme, ranked_among(scheme.nulls(key), subject.unmarked), null)
+        return make_no_verdict(reason, bits=scheme.bits, subject=subject, key=identity, terms=terms)
+    chosen = _choose_null(scheme, add_unmarked_rank(scheme.nulls(key), subject.unmarked), null)
     return judge(found.evidence, chosen, subject=subject, key=identity, terms=terms)
 
 
-def _looked(suspect: object, scheme: OutputScheme, key: Key, resume: Path | None) -> Read:
+def _read_image_set(
+    suspect: object, scheme: OutputScheme, key: Key, resume: Path | None
+) -> ImageSetReading:
     """Read a folder of images, or images in memory.
 
     Raises:
@@ -219,9 +226,9 @@ def _looked(suspect: object, scheme: OutputScheme, key: Key, resume: Path | None
     )
 
 
-def _ask(
-    suspect: Suspect | Predict, scheme: TriggerScheme, key: Key | Openings, terms: Terms,
-    asked: tuple[str | None, Sequence[Supplied]],
+def _examine_triggers(
+    suspect: Suspect | Predictor, scheme: TriggerScheme, key: Key | TriggerDisclosure,
+    terms: VerificationOptions, asked: tuple[str | None, Sequence[Supplied]],
 ) -> Verdict:  # fmt: skip
     """Judge the suspect's answers to a key's triggers, or to the opened triggers of a key.
 
@@ -232,45 +239,58 @@ def _ask(
         terms: thresholds and statements.
         asked: null hypothesis by name, and unmarked models.
     """
-    predict = asked_of(suspect, scheme.mean, scheme.deviation)
-    nulls: dict[str, Null]
+    predict = make_predictor(suspect, scheme.mean, scheme.deviation)
+    nulls: dict[str, NullHypothesis]
     null, supplied = asked
     unmarked: tuple[UnmarkedModel, ...] = ()
-    if isinstance(key, Openings):
+    if isinstance(key, TriggerDisclosure):
         evidence = key.extract(predict, blind_choice=terms.blind_choice)
         # Opened triggers are judged by their secret labels alone: no rank is offered.
         nulls = {SecretLabels.name: SecretLabels()}
     else:
-        unmarked = ask_unmarked(supplied, scheme, key) if supplied else ()
-        evidence, nulls = scheme.extract(predict, key), ranked_among(scheme.nulls(key), unmarked)
-    subject = replace(_describe_asked(suspect), unmarked=unmarked)
-    return _judge_answers(evidence, _chosen(scheme, nulls, null), subject, key, terms)
+        unmarked = query_unmarked_models(supplied, scheme, key) if supplied else ()
+        evidence, nulls = (
+            scheme.extract(predict, key),
+            add_unmarked_rank(scheme.nulls(key), unmarked),
+        )
+    subject = replace(_describe_predictor(suspect), unmarked=unmarked)
+    return _judge_answers(evidence, _choose_null(scheme, nulls, null), subject, key, terms)
 
 
-def _ask_fresh(
-    suspect: Suspect | Predict, fresh: FreshTriggers, terms: Terms, null: str | None
+def _examine_fresh_triggers(
+    suspect: Suspect | Predictor, fresh: FreshTriggers, terms: VerificationOptions, null: str | None
 ) -> Verdict:
     """Judge the suspect's answers to triggers that were freshly made from covers."""
-    scheme = as_trigger_scheme(scheme_of(fresh.key))
-    evidence, own = scheme.ask_fresh(asked_of(suspect, scheme.mean, scheme.deviation), fresh)
-    subject = _describe_asked(suspect)
-    null_hypothesis = _chosen(scheme, {own.name: own}, null)
+    scheme = require_trigger_scheme(load_scheme(fresh.key))
+    evidence, own = scheme.query_fresh_triggers(
+        make_predictor(suspect, scheme.mean, scheme.deviation), fresh
+    )
+    subject = _describe_predictor(suspect)
+    null_hypothesis = _choose_null(scheme, {own.name: own}, null)
     return _judge_answers(evidence, null_hypothesis, subject, fresh.key, terms)
 
 
-def _describe_asked(suspect: object) -> Subject:
+def _describe_predictor(suspect: object) -> Subject:
     """Return the suspect's own description, or a description by its type if it has none."""
-    return suspect.subject() if isinstance(suspect, Recorded) else Subject(type(suspect).__name__)
+    return (
+        suspect.subject()
+        if isinstance(suspect, DescribedPredictor)
+        else Subject(type(suspect).__name__)
+    )
 
 
 def _judge_answers(
-    evidence: Evidence, null: Null, subject: Subject, key: Key | Openings, terms: Terms
+    evidence: Reading,
+    null: NullHypothesis,
+    subject: Subject,
+    key: Key | TriggerDisclosure,
+    terms: VerificationOptions,
 ) -> Verdict:
     """Judge answers to triggers; without a readable answer, return no verdict."""
-    identity, bits = KeyIdentity.of(key), evidence.bits
-    if evidence.answered:
+    identity, bits = KeyIdentity.from_key(key), evidence.bits
+    if evidence.answer_count:
         names = subject.class_names
-        ordered = not names_stated(terms, opened=evidence.disclosure is not None)
+        ordered = not is_name_order_stated(terms, opened=evidence.disclosure is not None)
         # Of all orders of many names, some order fits any answers: p cannot be corrected for that.
         if not ordered or names <= MOST_ORDERED:
             return judge(evidence, null, subject=subject, key=identity, terms=terms)
@@ -280,17 +300,19 @@ def _judge_answers(
             + ("" if evidence.disclosure else ", which you may state (--blind-choice)")
         )
     else:
-        asked = evidence.readable
+        asked = evidence.readable_count
         reason = f"the suspect gave no answer that could be read to any of {asked} triggers"
         # The most frequent failure tells the user what to mend, for example a refused connection.
         if subject.why:
             reason += f"; most often: {subject.why}"
-    return no_verdict(
+    return make_no_verdict(
         reason, bits=bits, subject=subject, key=identity, terms=terms, unit="triggers"
     )
 
 
-def _chosen(scheme: Scheme, nulls: Mapping[str, Null], name: str | None) -> Null:
+def _choose_null(
+    scheme: Scheme, nulls: Mapping[str, NullHypothesis], name: str | None
+) -> NullHypothesis:
     """Return the null hypothesis of a given name, or the scheme's own (first) one.
 
     Raises:
@@ -302,7 +324,7 @@ def _chosen(scheme: Scheme, nulls: Mapping[str, Null], name: str | None) -> Null
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _WeightReadingOptions:
     """Options of a reading of weights.
 
     Attributes:
@@ -318,62 +340,68 @@ class _Asked:
     unmarked: Sequence[Supplied]
 
 
-def _read(suspect: Suspect, scheme: WeightScheme, key: Key, terms: Terms, asked: _Asked) -> Verdict:
+def _examine_weights(
+    suspect: Suspect,
+    scheme: WeightScheme,
+    key: Key,
+    terms: VerificationOptions,
+    asked: _WeightReadingOptions,
+) -> Verdict:
     """Judge the readings of a suspect's weights: as stored, and aligned to a reference."""
-    with as_numbers(open_weights(suspect)) as weights:
-        identity = KeyIdentity.of(key)
-        ways = assignments(weights, key.tensors, partial=scheme.partial)
+    with dequantise_weights(open_weights(suspect)) as weights:
+        identity = KeyIdentity.from_key(key)
+        ways = find_assignments(weights, key.tensors, partial=scheme.partial)
         # One way more than the limit is enough to know that there are too many.
         found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
-        reason = _unreadable(weights, key, found)
-        readings = [] if reason else [_best(weights, scheme, key, found)]
+        reason = _find_tensor_problem(weights, key, found)
+        readings = [] if reason else [_find_best_reading(weights, scheme, key, found)]
         reference: ReferenceFacts | None = None
         if asked.reference is not None:
-            more, reference = aligned(weights, scheme, key, asked.reference)
+            more, reference = read_aligned(weights, scheme, key, asked.reference)
             readings += more
         if not readings:
             why = f"; aligned: {reference.refused}" if reference else ""
             subject = Subject(name=weights.name)
-            return no_verdict(
+            return make_no_verdict(
                 f"{reason}{why}", bits=key.bits, subject=subject, key=identity, terms=terms
             )
         # Each assignment of tensors and the aligned reading is one test that p is corrected for.
         tried = (0 if reason else len(found)) + (asked.reference is not None)
-        best = _chosen_reading(readings, math.log10(terms.alpha / tried))
-        axes = scheme.unit_axes(key)
+        best = _choose_reading(readings, math.log10(terms.alpha / tried))
+        axes = scheme.get_unit_axes(key)
         subject = Subject(
             name=weights.name,
             readings=tried,
             tensors=best.where,
             missing=tuple(name for name in key.tensors if name not in best.where),
             # The digests cover the tensors read so far, so this line must follow the readings.
-            sha256=_told(weights.digests, key),
-            file_sha256=weights.file_digest() if asked.digest else None,
+            sha256=_protect_part_digests(weights.digests, key),
+            file_sha256=weights.compute_file_digest() if asked.digest else None,
             reference=reference,
             hidden_units=find_hidden_units(suspect, weights, best.where, axes) if axes else None,
-            unmarked=read_unmarked(asked.unmarked, scheme, key, best.tensors)
+            unmarked=read_unmarked_weights(asked.unmarked, scheme, key, best.tensors)
             if asked.unmarked
             else (),
         )
-    corrections = corrections_of(subject, terms.freedoms(opened=False))
+    corrections = list_corrections(subject, terms.make_freedoms(opened=False))
     # A rank reaches alpha only with at least factor/alpha draws, since its floor is 1/(draws + 1).
-    draws = math.ceil(total_factor(corrections) / terms.alpha)
+    draws = math.ceil(multiply_factors(corrections) / terms.alpha)
     if subject.hidden_units is not None and subject.hidden_units.refused:
         # The refused axis gives no verdict anyway; few draws keep the figure cheap.
         draws = min(draws, _REFUSED_DRAWS)
-    nulls = after_alignment(scheme.nulls(best.tensors, key, draws), best.evidence)
-    chosen = _chosen(scheme, ranked_among(nulls, subject.unmarked), asked.null)
+    nulls = select_nulls_after_alignment(scheme.nulls(best.tensors, key, draws), best.evidence)
+    chosen = _choose_null(scheme, add_unmarked_rank(nulls, subject.unmarked), asked.null)
     return judge(best.evidence, chosen, subject=subject, key=identity, terms=terms)
 
 
-def _told(digests: Mapping[str, str], key: Key) -> dict[str, str]:
+def _protect_part_digests(digests: Mapping[str, str], key: Key) -> dict[str, str]:
     """Return the digests of the tensors that were read, with digests of tensor parts keyed.
 
     A digest of a part is an HMAC under the key's secret, so only the key's holder can compute it.
     With a plain digest anybody who has the suspect could find by trial which part a key reads.
     """
     # A stream label of its own keeps these bytes apart from the key's other uses of the secret.
-    secret = key.stream("digests of parts").take(32)
+    secret = key.make_stream("digests of parts").take(32)
     return {
         name: hmac.new(secret, digest.encode(), "sha256").hexdigest()
         if name.endswith(IN_PART) else digest
@@ -381,53 +409,55 @@ def _told(digests: Mapping[str, str], key: Key) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _chosen_reading(readings: list[Reading], log10_alpha: float) -> Reading:
+def _choose_reading(readings: list[WeightReading], log10_alpha: float) -> WeightReading:
     """Return the plain reading if its p is small enough, else the best reading.
 
     The plain reading is preferred because nobody can fabricate it, unlike a reference.
     """
     plain = readings[0].evidence
     # The first reading is an aligned one if the tensors could not be read as stored.
-    if plain.alignment is None and FairCoin().log10_p(plain) <= log10_alpha:
+    if plain.alignment is None and FairCoin().compute_log10_p(plain) <= log10_alpha:
         return readings[0]
-    return max(readings, key=lambda each: each.evidence.quality)
+    return max(readings, key=lambda each: each.evidence.sort_key)
 
 
-def read_evidence(suspect: Suspect | Predict | Iterable[Pixels], key: Key) -> Evidence:
+def read_suspect(suspect: Suspect | Predictor | Iterable[Pixels], key: Key) -> Reading:
     """Read a suspect with a key and return the reading without judging it.
 
     Weights are read from tensors with exactly the key's own names.
     """
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if isinstance(scheme, OutputScheme):
         return scheme.extract(cast(Iterable[Pixels], suspect), key)
     if isinstance(scheme, TriggerScheme):
-        return scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
-    weight_scheme = as_weight_scheme(scheme)
-    with as_numbers(open_weights(cast(Suspect, suspect))) as weights:
+        return scheme.extract(make_predictor(suspect, scheme.mean, scheme.deviation), key)
+    weight_scheme = require_weight_scheme(scheme)
+    with dequantise_weights(open_weights(cast(Suspect, suspect))) as weights:
         where = {name: name for name in key.tensors}
-        return weight_scheme.extract(weight_scheme.read_from(weights, where, key), key)
+        return weight_scheme.extract(weight_scheme.read_suspect_tensors(weights, where, key), key)
 
 
-def _best(weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]) -> Reading:
+def _find_best_reading(
+    weights: Weights, scheme: WeightScheme, key: Key, found: list[dict[str, str]]
+) -> WeightReading:
     """Return the best reading over all ways to assign the suspect's tensors to the key's."""
 
-    def reading(where: dict[str, str]) -> Reading:
+    def read_assignment(where: dict[str, str]) -> WeightReading:
         """Read the suspect with one assignment of the key's tensor names to the suspect's."""
-        tensors = scheme.read_from(weights, where, key)
-        return Reading(scheme.extract(tensors, key), tensors, where)
+        tensors = scheme.read_suspect_tensors(weights, where, key)
+        return WeightReading(scheme.extract(tensors, key), tensors, where)
 
-    return max(map(reading, found), key=lambda each: each.evidence.quality)
+    return max(map(read_assignment, found), key=lambda each: each.evidence.sort_key)
 
 
-def _unreadable(weights: Weights, key: Key, found: list[dict[str, str]]) -> str:
+def _find_tensor_problem(weights: Weights, key: Key, found: list[dict[str, str]]) -> str:
     """Return why the key's tensors cannot be read as stored; empty if they can be read."""
     if not found:
-        return _missing(weights, key)
-    return _too_many(weights, key) if len(found) > MOST_CANDIDATES else ""
+        return _describe_missing_tensors(weights, key)
+    return _describe_ambiguous_tensors(weights, key) if len(found) > MOST_CANDIDATES else ""
 
 
-def _missing(weights: Weights, key: Key) -> str:
+def _describe_missing_tensors(weights: Weights, key: Key) -> str:
     """Describe the tensors that the suspect lacks."""
     wanted = ", ".join(f"{name} {list(shape)}" for name, shape in key.tensors.items())
     return (
@@ -436,7 +466,7 @@ def _missing(weights: Weights, key: Key) -> str:
     )
 
 
-def _too_many(weights: Weights, key: Key) -> str:
+def _describe_ambiguous_tensors(weights: Weights, key: Key) -> str:
     """Describe why the suspect's tensors fit the key's in too many ways."""
     return (
         f"the tensors that this key reads were renamed, and {len(weights.tensors)} tensors of the "

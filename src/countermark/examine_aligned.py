@@ -8,22 +8,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from countermark.alignment import Realigned, Reference, is_committed, realigned, turned_back
-from countermark.alignment.reference import guess_units
+from countermark.alignment import (
+    RealignedTensors,
+    Reference,
+    is_committed,
+    realign_suspect,
+    undo_rotation,
+)
+from countermark.alignment.reference import guess_permutation_groups
 from countermark.errors import AlignmentError, ConfigError
-from countermark.evidence import Alignment, Evidence
+from countermark.evidence import Alignment, Reading
 from countermark.key import REFERENCE, Key
-from countermark.nulls import AlignedCoin, FairCoin, Null
-from countermark.openings import Openings
-from countermark.schemes import scheme_of
+from countermark.nulls import AlignedCoin, FairCoin, NullHypothesis
+from countermark.openings import TriggerDisclosure
+from countermark.schemes import load_scheme
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.white_box import WeightScheme
 from countermark.subject import ReferenceFacts
-from countermark.units import Units
+from countermark.units import PermutationGroup
 from countermark.weights import (
     Array,
-    Restored,
-    Stored,
+    PatchedWeights,
+    StoredWeights,
     Suspect,
     Weights,
     open_weights,
@@ -37,7 +43,7 @@ _EXACT, _LEAST_KNOWN_EXACTLY = 0.999, 8  # of a suspect with fewer known values
 
 
 @dataclass(frozen=True)
-class Reading:
+class WeightReading:
     """A reading of weights, with the tensors that were read.
 
     Attributes:
@@ -46,29 +52,31 @@ class Reading:
         where: for each of the key's names the name in the suspect.
     """
 
-    evidence: Evidence
+    evidence: Reading
     tensors: dict[str, Array]
     where: dict[str, str]
 
 
-def reference_for(reference: Reference | Suspect, key: Key | Openings | FreshTriggers) -> Reference:
+def prepare_reference(
+    reference: Reference | Suspect, key: Key | TriggerDisclosure | FreshTriggers
+) -> Reference:
     """Return the reference for a key that can use one.
 
     Raises:
         ConfigError: the key does not read bits from weights by a linear rule.
     """
-    scheme = scheme_of(key) if isinstance(key, Key) else None
+    scheme = load_scheme(key) if isinstance(key, Key) else None
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
         raise ConfigError(
             "a reference is for keys that read bits from weights by a linear rule: a rank among "
             "permuted neurons says nothing once they are in order, and triggers need none"
         )
-    return Reference.of(reference)
+    return Reference.from_source(reference)
 
 
-def aligned(
+def read_aligned(
     weights: Weights, scheme: WeightScheme, key: Key, reference: Reference
-) -> tuple[list[Reading], ReferenceFacts]:
+) -> tuple[list[WeightReading], ReferenceFacts]:
     """Read a suspect after alignment to a reference.
 
     Args:
@@ -82,25 +90,29 @@ def aligned(
     """
     # The reference's facts are recorded even if alignment is refused: the verdict names the file.
     with open_weights(reference.weights) as opened:
-        facts = ReferenceFacts(name=opened.name, sha256=opened.file_digest())
+        facts = ReferenceFacts(name=opened.name, sha256=opened.compute_file_digest())
         try:
-            if REFERENCE in key.frozen and _is_own(opened, reference.units, key):
-                return _aligned_to_committed(weights, scheme, key, reference, facts)
-            before = scheme.before(key)
+            if REFERENCE in key.frozen and _is_committed_reference(opened, reference.units, key):
+                return _read_aligned_to_committed(weights, scheme, key, reference, facts)
+            before = scheme.get_original_values(key)
             # Neurons may be matched only by tensors that cannot depend on the message.
-            unmarked = {name for name, kept in before.items() if _as_it_was(opened, name, *kept)}
+            unmarked = {
+                name for name, kept in before.items() if _has_pre_mark_values(opened, name, *kept)
+            }
             if before:
-                reference = replace(reference, weights=Restored(opened, before))
+                reference = replace(reference, weights=PatchedWeights(opened, before))
                 facts = replace(facts, restored=tuple(sorted(before)))
             # Restored values do not suffice: the other tensors were trained together with the mark.
-            bears_mark = bool(before) and _bears_mark(_as_it_is(opened, scheme, key), scheme, key)
-            found = realigned(
+            bears_mark = bool(before) and _has_mark(
+                _read_as_stored(opened, scheme, key), scheme, key
+            )
+            found = realign_suspect(
                 weights, reference, key.tensors, unmarked=unmarked, partial=scheme.partial
             )
             # The check above covers the file as stored; this one the values used for alignment.
-            bears_mark = bears_mark or _bears_mark(found.reference, scheme, key)
+            bears_mark = bears_mark or _has_mark(found.reference, scheme, key)
             if bears_mark:
-                _require_unmistakable(found)
+                _require_unmistakable_copy(found)
         except AlignmentError as error:
             return [], replace(facts, refused=str(error))
     evidence = replace(
@@ -109,21 +121,23 @@ def aligned(
         committed=False,  # the reference may have been made to fit
     )
     facts = replace(facts, bears_mark=bears_mark, similarity=found.similarity, folded=found.folded)
-    return [Reading(evidence, found.tensors, found.where)], facts
+    return [WeightReading(evidence, found.tensors, found.where)], facts
 
 
-def _is_own(reference: Weights, units: Sequence[Units] | None, key: Key) -> bool:
+def _is_committed_reference(
+    reference: Weights, units: Sequence[PermutationGroup] | None, key: Key
+) -> bool:
     """Return true if the key commits to this open reference, neurons included."""
     try:
-        units = guess_units(reference) if units is None else units
+        units = guess_permutation_groups(reference) if units is None else units
     except ConfigError:  # without neurons it is not the committed reference
         return False
     return is_committed(key.frozen[REFERENCE], reference, units)
 
 
-def _aligned_to_committed(
+def _read_aligned_to_committed(
     weights: Weights, scheme: WeightScheme, key: Key, reference: Reference, facts: ReferenceFacts
-) -> tuple[list[Reading], ReferenceFacts]:
+) -> tuple[list[WeightReading], ReferenceFacts]:
     """Read a suspect after alignment to the committed reference, by all of its tensors.
 
     The reference was fixed before the message was drawn, so neither its choice nor the result of
@@ -133,16 +147,16 @@ def _aligned_to_committed(
     Raises:
         AlignmentError: the suspect cannot be aligned.
     """
-    opened, units = reference.opened()
+    opened, units = reference.open_reference()
     # Digests of a model do not cover views, so the commitment does not hold them.
     if opened.views:
-        stored = Stored(opened)
+        stored = StoredWeights(opened)
         reference = _drop_views(stored, reference)
-        opened, units = reference.opened()
+        opened, units = reference.open_reference()
     with opened:
         # Rotated channels match no reordering of channels: the rotation is undone first.
-        suspect = turned_back(weights, opened, units) or weights
-        found = realigned(
+        suspect = undo_rotation(weights, opened, units) or weights
+        found = realign_suspect(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
         )
     alignment = Alignment(bears_mark=False, similarity=found.similarity, is_committed=True)
@@ -153,7 +167,7 @@ def _aligned_to_committed(
     facts = replace(
         facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
     )
-    return [Reading(evidence, tensors, found.where)], facts
+    return [WeightReading(evidence, tensors, found.where)], facts
 
 
 def _level_means(tensor: Array, reference: Array) -> Array:
@@ -181,7 +195,7 @@ def _level_means(tensor: Array, reference: Array) -> Array:
     return tensor
 
 
-def _drop_views(stored: Stored, reference: Reference) -> Reference:
+def _drop_views(stored: StoredWeights, reference: Reference) -> Reference:
     """Return the reference with stored tensors only, and the neurons found in them.
 
     Raises:
@@ -194,13 +208,13 @@ def _drop_views(stored: Stored, reference: Reference) -> Reference:
         )
         return Reference(stored, tuple(each for each in units if each.members))
     try:
-        _, found = Reference(stored).opened()
+        _, found = Reference(stored).open_reference()
     except ConfigError as error:
         raise AlignmentError(str(error)) from None
     return Reference(stored, found)
 
 
-def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
+def is_possible_reordered_copy(suspect: Suspect, marked: Suspect, key: Key) -> bool:
     """Return true if a suspect may be a copy of a marked model with reordered neurons.
 
     Neurons are matched by all tensors, marked tensors too, so the result is a suspicion and no
@@ -210,7 +224,7 @@ def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
         AlignmentError: the suspect has tensors of the shapes that the key reads, but the neurons of
             the marked model cannot be determined.
     """
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     # Reordered neurons change neither answers nor images, and learnt readers are never aligned.
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
         return False
@@ -220,17 +234,17 @@ def perhaps_disguised(suspect: Suspect, marked: Suspect, key: Key) -> bool:
         if any(shape not in shapes for shape in key.tensors.values()):
             return False
         try:
-            found = realigned(
-                weights, Reference.of(marked), key.tensors, unmarked=key.tensors,
+            found = realign_suspect(
+                weights, Reference.from_source(marked), key.tensors, unmarked=key.tensors,
                 partial=scheme.partial,
             )  # fmt: skip
         except ConfigError as error:
             raise AlignmentError(str(error)) from None
     alike = found.similarity >= _LEAST_SIMILARITY and found.known >= _LEAST_KNOWN
-    return alike and _bears_mark(found.tensors, scheme, key)
+    return alike and _has_mark(found.tensors, scheme, key)
 
 
-def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool:
+def _has_pre_mark_values(reference: Weights, name: str, start: int, before: Array) -> bool:
     """Return true if the reference still has the values from before the mark.
 
     The key's commitment holds these values. Neurons may then be matched by this tensor, because
@@ -249,18 +263,18 @@ def _as_it_was(reference: Weights, name: str, start: int, before: Array) -> bool
     return np.array_equal(reference.read_part(name, start, len(before)), before)
 
 
-def _as_it_is(reference: Weights, scheme: WeightScheme, key: Key) -> dict[str, Array]:
+def _read_as_stored(reference: Weights, scheme: WeightScheme, key: Key) -> dict[str, Array]:
     """Read the key's tensors from the reference as stored, without restored values."""
     there = {name: name for name in key.tensors if name in reference.tensors}
-    return scheme.read_from(reference, there, key)
+    return scheme.read_suspect_tensors(reference, there, key)
 
 
-def _bears_mark(tensors: Mapping[str, Array], scheme: WeightScheme, key: Key) -> bool:
+def _has_mark(tensors: Mapping[str, Array], scheme: WeightScheme, key: Key) -> bool:
     """Return true if the key matches more bits of these tensors than chance explains."""
-    return FairCoin().log10_p(scheme.extract(tensors, key)) < _BEARS_MARK
+    return FairCoin().compute_log10_p(scheme.extract(tensors, key)) < _BEARS_MARK
 
 
-def _require_unmistakable(found: Realigned) -> None:
+def _require_unmistakable_copy(found: RealignedTensors) -> None:
     """Refuse a reading in which a suspect that is no copy of a marked reference seems marked.
 
     Neurons with similar functions have similar weights, and the mark shapes the neurons of a marked
@@ -280,7 +294,9 @@ def _require_unmistakable(found: Realigned) -> None:
         )
 
 
-def after_alignment(nulls: Mapping[str, Null], evidence: Evidence) -> Mapping[str, Null]:
+def select_nulls_after_alignment(
+    nulls: Mapping[str, NullHypothesis], evidence: Reading
+) -> Mapping[str, NullHypothesis]:
     """Return the nulls for a reading: only `AlignedCoin` after alignment to a marked reference."""
     if evidence.alignment is not None and evidence.alignment.bears_mark:
         return {AlignedCoin.name: AlignedCoin()}

@@ -9,12 +9,12 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from countermark.errors import ConfigError, printable
+from countermark.errors import ConfigError, make_printable
 
 Arguments: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
 
-def made(what: str, place: str, expected: str, arguments: Arguments = ()) -> Any:
+def call_factory(what: str, place: str, expected: str, arguments: Arguments = ()) -> Any:
     """Import a factory, call it and return its result.
 
     Args:
@@ -32,7 +32,7 @@ def made(what: str, place: str, expected: str, arguments: Arguments = ()) -> Any
         return run(**arguments) if isinstance(arguments, Mapping) else run(*arguments)
     except Exception as error:  # foreign code may raise anything
         # One line, since an error of foreign code may span several or hold escape sequences.
-        said = printable(" ".join(str(error).split()), 200)
+        said = make_printable(" ".join(str(error).split()), 200)
         raise ConfigError(
             f"{what} {place!r} cannot be made ({type(error).__name__}: {said}): expected "
             f"module:factory, {expected}; PYTHONPATH must hold its folder"

@@ -27,14 +27,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _MOST_PARTS = 1 << 21  # values in a document; pydantic takes a kilobyte for each empty list
 
 
-class Stored(BaseModel):
+class StoredDocument(BaseModel):
     """A stored document: no unknown field, no missing field, no value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """Open a temporary file beside `path` that replaces `path` when the block ends well.
 
     Yields: the temporary path, for the block to write to. After an exception it is removed and
@@ -44,16 +44,16 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        sync(temporary)
+        sync_to_disk(temporary)
         # Atomic within a directory. Syncing the parent makes the new name survive a power cut.
         temporary.replace(path)
-        sync(path.parent)
+        sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def creating_file(path: Path) -> Iterator[Path]:
+def create_file(path: Path) -> Iterator[Path]:
     """Open a temporary file beside `path` that gets this name when the block ends well.
 
     Yields: the temporary path, for the block to write to; it is removed in any case.
@@ -70,9 +70,9 @@ def creating_file(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        sync(temporary)
+        sync_to_disk(temporary)
         _take_name(temporary, path)
-        sync(path.parent)
+        sync_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -94,7 +94,7 @@ def _take_name(temporary: Path, path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -104,7 +104,7 @@ def write_secret(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: the name is taken; the existing file or folder is left untouched.
     """
-    with creating_file(path) as temporary:
+    with create_file(path) as temporary:
         # The mode is set on creation: a later chmod would leave a moment in which others can read.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -112,7 +112,7 @@ def write_secret(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def creating(folder: Path) -> Iterator[Path]:
+def create_folder(folder: Path) -> Iterator[Path]:
     """Make a temporary folder (0700) beside `folder` that gets this name when the block ends well.
 
     Yields: the temporary folder, for the block to fill. The block has to sync its files itself.
@@ -128,9 +128,9 @@ def creating(folder: Path) -> Iterator[Path]:
     temporary.mkdir(mode=0o700)
     try:
         yield temporary
-        sync(temporary)
+        sync_to_disk(temporary)
         temporary.rename(folder)
-        sync(folder.parent)
+        sync_to_disk(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -141,7 +141,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         FileExistsError: the name is taken; the existing file or folder is left untouched.
     """
-    with creating(folder) as temporary:
+    with create_folder(folder) as temporary:
         for name, content in files.items():
             descriptor = os.open(temporary / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -157,7 +157,7 @@ def read_regular(path: Path, largest: int) -> bytes:
         ValueError: the file is missing, not regular or larger. The message says which of these,
             without the file's name.
     """
-    with _opened_regular(path, largest) as (file, size):
+    with _open_regular(path, largest) as (file, size):
         content = file.read(size + 1)  # not `largest`: Python allocates the whole buffer first
     if len(content) > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
@@ -171,12 +171,12 @@ def digest_regular(path: Path, largest: int) -> str:
         ValueError: the file is missing, not regular or larger. The message says which of these,
             without the file's name.
     """
-    with _opened_regular(path, largest) as (file, _):
+    with _open_regular(path, largest) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def _opened_regular(path: Path, largest: int) -> Iterator[tuple[BufferedReader, int]]:
+def _open_regular(path: Path, largest: int) -> Iterator[tuple[BufferedReader, int]]:
     """Open a regular file of at most `largest` bytes; yield the file and its size.
 
     Raises:
@@ -195,7 +195,7 @@ def _opened_regular(path: Path, largest: int) -> Iterator[tuple[BufferedReader, 
         raise ValueError(f"it cannot be read ({error.strerror})") from None
 
 
-def parse_as(model: type[_Model], content: bytes) -> _Model:
+def parse_document(model: type[_Model], content: bytes) -> _Model:
     """Parse a JSON document strictly into a pydantic model.
 
     Args:
@@ -237,16 +237,18 @@ def parse_json(content: bytes, *, non_finite: bool = False) -> Any:
     Raises:
         ValueError: the content is no such document, or nests too deeply.
     """
-    constant = float if non_finite else _refuse
+    constant = float if non_finite else _refuse_constant
     try:
         # Some readers take the first of two equal names and some the last: a signed document could
         # then mean two things.
-        return json.loads(content.decode(), object_pairs_hook=_named_once, parse_constant=constant)
+        return json.loads(
+            content.decode(), object_pairs_hook=_require_unique_names, parse_constant=constant
+        )
     except RecursionError:
         raise ValueError("it nests too deeply") from None
 
 
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _require_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object out of its pairs; raise `ValueError` if two pairs have one name."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -255,12 +257,12 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse(constant: str) -> NoReturn:
+def _refuse_constant(constant: str) -> NoReturn:
     """Raise `ValueError` for NaN or an infinity, which are no JSON."""
     raise ValueError(f"{constant} is no JSON number")
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Force a file or directory to disk; skip directories that Windows does not open."""
     with suppress(PermissionError):
         # Windows syncs a file through a descriptor that may write, and opens no directory.

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
 from countermark.subject import HiddenUnits
-from countermark.units import Architecture, blocks_of
+from countermark.units import Architecture, find_block_groups
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from countermark.units import Units
+    from countermark.units import PermutationGroup
     from countermark.weights import Suspect, Weights
 
 _Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -54,13 +54,13 @@ def find_hidden_units(
     shapes = {name: info.shape for name, info in weights.tensors.items()}
     wanted = {(where[name], axis) for name, axis in axes.items() if axis >= 0}
     size = next((shapes[name][axis] for name, axis in sorted(wanted)), 0)
-    shown_by, places, refused = _seen(suspect, weights, set(where.values()), wanted)
+    shown_by, places, refused = _locate_units(suspect, weights, set(where.values()), wanted)
     if refused is None:
-        refused = _find_order(weights, places, size)
+        refused = _find_order_problem(weights, places, size)
     return HiddenUnits(dict(sorted(wanted)), size, None if refused else shown_by, refused)
 
 
-def _seen(
+def _locate_units(
     suspect: Suspect, weights: Weights, read: set[str], wanted: set[_Place]
 ) -> tuple[_Shower, list[_Place], str | None]:
     """Locate the hidden units in the suspect.
@@ -77,32 +77,32 @@ def _seen(
     shapes = {name: info.shape for name, info in weights.tensors.items()}
     # A live module is preferred: its traced forward leaves nothing to guess.
     if hasattr(suspect, "named_parameters"):
-        from countermark.units.tracing import units_of
+        from countermark.units.tracing import trace_permutation_groups
 
         try:
-            classes = units_of(cast("nn.Module", suspect))
+            classes = trace_permutation_groups(cast("nn.Module", suspect))
         except ConfigError:
             pass  # the forward cannot be traced: shapes may still allow only one explanation
         else:
-            found = _class_of(classes, shapes, read, wanted)
+            found = _find_unit_class(classes, shapes, read, wanted)
             why = None if found else (
-                f"{_in_words(wanted)} is no axis of hidden units in the traced architecture of the "
+                f"{_describe_places(wanted)} is no axis of hidden units in the traced architecture of the "
                 "suspect: inputs, classes, tokens, positions, kernels and units that are also "
                 "another axis of what is read are not exchangeable"
             )  # fmt: skip
             return "architecture", found or [], why
     path = Path(weights.name)
     # The configuration is a file beside the suspect; a live module's name is no path.
-    architecture = Architecture.beside(path) if path.exists() else None
+    architecture = Architecture.load_beside(path) if path.exists() else None
     if architecture is not None:
-        found = _class_of(blocks_of(shapes, architecture), shapes, read, wanted)
+        found = _find_unit_class(find_block_groups(shapes, architecture), shapes, read, wanted)
         if found:
             return "configuration", found, None
-    return "shapes", *_by_shapes(_without_views(weights), read, wanted)
+    return "shapes", *_locate_by_shapes(_collect_distinct_shapes(weights), read, wanted)
 
 
-def _class_of(
-    classes: Sequence[Units], shapes: _Shapes, read: set[str], wanted: set[_Place]
+def _find_unit_class(
+    classes: Sequence[PermutationGroup], shapes: _Shapes, read: set[str], wanted: set[_Place]
 ) -> list[_Place] | None:
     """Return all places of the class of units whose members among the read tensors are `wanted`.
 
@@ -124,7 +124,7 @@ def _class_of(
     return None
 
 
-def _without_views(weights: Weights) -> _Shapes:
+def _collect_distinct_shapes(weights: Weights) -> _Shapes:
     """Return shapes with each tensor once: a view replaces a stored tensor of the same sizes."""
     shapes = {n: each.shape for n, each in weights.tensors.items() if n not in weights.views}
     for view in weights.views:
@@ -137,7 +137,7 @@ def _without_views(weights: Weights) -> _Shapes:
     return shapes
 
 
-def _by_shapes(
+def _locate_by_shapes(
     shapes: _Shapes, read: set[str], wanted: set[_Place]
 ) -> tuple[list[_Place], str | None]:
     """Return all places of the units if shapes allow one explanation only, else the reason.
@@ -148,7 +148,9 @@ def _by_shapes(
         wanted: the tensors and axes that the key permutes.
     """
     sizes = {shapes.get(name, ())[axis : axis + 1] for name, axis in wanted}
-    what = f"that {_in_words(wanted)} holds hidden units cannot be seen in the suspect's shapes"
+    what = (
+        f"that {_describe_places(wanted)} holds hidden units cannot be seen in the suspect's shapes"
+    )
     if len(sizes) != 1 or not all(sizes):
         return [], f"{what}: its sizes differ"
     (size,) = sizes.pop()
@@ -169,14 +171,16 @@ def _by_shapes(
             "exactly one other and of nothing else but vectors; give a live module, which is traced"
         )
     maker, hearer = makers[0], hearers[0]
-    biased = any(f"{_module(each)}.bias".lstrip(".") in vectors for each in (maker, hearer))
+    biased = any(
+        f"{_get_module_name(each)}.bias".lstrip(".") in vectors for each in (maker, hearer)
+    )
     # An embedding table has the shape of a linear layer without bias, and its rows are tokens.
     if len(matrices[maker]) == 2 and not biased:
         return [], (
             f"{what}: neither {maker} nor {hearer} has a bias of {size}, so {maker} may be a table "
             "of tokens or positions; give a live module, which is traced"
         )
-    if _leads(matrices, maker, hearer):
+    if _has_return_path(matrices, maker, hearer):
         return [], (
             f"{what}: the outputs of {hearer} may lead to {maker}, so {size} may be both the input "
             "and the output of the network; give a live module, which is traced"
@@ -187,7 +191,7 @@ def _by_shapes(
     return found, None
 
 
-def _leads(matrices: _Shapes, maker: str, hearer: str) -> bool:
+def _has_return_path(matrices: _Shapes, maker: str, hearer: str) -> bool:
     """Return true if, by their sizes, layers may lead from the hearer's outputs to the maker.
 
     The outputs of a layer may be read as they are, flattened, or concatenated with the outputs of
@@ -205,7 +209,7 @@ def _leads(matrices: _Shapes, maker: str, hearer: str) -> bool:
     given = {shape[0] for shape in matrices.values()}
     mapped = any(len(shape) > 2 for shape in matrices.values())
 
-    def heard(size: int, by: int) -> bool:
+    def is_compatible(size: int, by: int) -> bool:
         """Return true if a layer with `by` inputs may take the `size` outputs of another layer."""
         flattened = mapped and size > 1 and by % size == 0
         return by == size or flattened or by - size in given
@@ -213,24 +217,24 @@ def _leads(matrices: _Shapes, maker: str, hearer: str) -> bool:
     reached, new = set[int](), {matrices[hearer][0]}
     # Each pass adds the sizes that can be reached by one more layer, until no new size appears.
     while new:
-        if any(heard(size, target) for size in new):
+        if any(is_compatible(size, target) for size in new):
             return True
         reached |= new
-        new = {s[0] for s in between if any(heard(size, s[1]) for size in new)} - reached
+        new = {s[0] for s in between if any(is_compatible(size, s[1]) for size in new)} - reached
     return False
 
 
-def _module(name: str) -> str:
+def _get_module_name(name: str) -> str:
     """Return the name of the module that a tensor belongs to."""
     return name.rpartition(".")[0]
 
 
-def _in_words(places: set[_Place]) -> str:
+def _describe_places(places: set[_Place]) -> str:
     """Describe tensors and their axes in words."""
     return " with ".join(f"axis {axis} of {name}" for name, axis in sorted(places))
 
 
-def _find_order(weights: Weights, places: Sequence[_Place], size: int) -> str | None:
+def _find_order_problem(weights: Weights, places: Sequence[_Place], size: int) -> str | None:
     """Return why the order of the units has a meaning; None if no statistic shows an order.
 
     The statistics are the norms of each unit's weights, and the values of vectors: biases, gains,
@@ -239,9 +243,9 @@ def _find_order(weights: Weights, places: Sequence[_Place], size: int) -> str | 
     # Vectors come first: they are the cheapest to read, and the number of statistics is limited.
     vectors = [each for each in places if len(weights.tensors[each[0]].shape) == 1]
     ordered = [*vectors, *(each for each in places if each not in vectors)]
-    found = list(islice(_statistics(weights, ordered), _MOST_STATISTICS))
+    found = list(islice(_iterate_statistics(weights, ordered), _MOST_STATISTICS))
     for name, values in found:
-        p = _rank_correlation_p(values)
+        p = _compute_rank_correlation_p(values)
         # Bonferroni over the statistics: unordered units must not be refused by chance.
         if p * len(found) < ORDERED:
             return (
@@ -252,7 +256,7 @@ def _find_order(weights: Weights, places: Sequence[_Place], size: int) -> str | 
     return None
 
 
-def _statistics(
+def _iterate_statistics(
     weights: Weights, places: Sequence[_Place]
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield one number per unit (size,) for each tensor, with its name; constants are left out."""
@@ -268,7 +272,7 @@ def _statistics(
             yield what, each
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ranks (n,) from 0; equal values share their mean rank."""
     _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
@@ -276,9 +280,9 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def _rank_correlation_p(values: NDArray[np.float64]) -> float:
+def _compute_rank_correlation_p(values: NDArray[np.float64]) -> float:
     """Return the two-sided p-value of Spearman's correlation of values (n,) with their index."""
-    n, ranks = len(values), _ranks(values)
+    n, ranks = len(values), _compute_ranks(values)
     ranks = (ranks - ranks.mean()) / ranks.std()
     index = np.arange(n) - (n - 1) / 2
     index = index / index.std()

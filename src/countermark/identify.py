@@ -20,16 +20,16 @@ from countermark.errors import ConfigError, CountermarkError, KeyFileError
 from countermark.examine import examine
 from countermark.key import Key
 from countermark.keyfile import load_header, load_key
-from countermark.progress import progress
-from countermark.schemes import scheme_of
+from countermark.progress import show_progress
+from countermark.schemes import load_scheme
 from countermark.schemes.white_box import WeightScheme
-from countermark.verdict import NoTruthValue, Terms, Verdict
+from countermark.verdict import NoTruthValue, Verdict, VerificationOptions
 from countermark.weights import (
     MOST_CANDIDATES,
-    Remembered,
+    CachedWeights,
     Weights,
-    as_numbers,
-    assignments,
+    dequantise_weights,
+    find_assignments,
     open_weights,
 )
 
@@ -44,7 +44,7 @@ _Ways: TypeAlias = "dict[_Wanted, list[dict[str, str]]]"
 
 
 @dataclass(frozen=True)
-class Tried:
+class KeyAttempt:
     """The result of trying one key.
 
     Attributes:
@@ -63,12 +63,12 @@ class Tried:
     @property
     def log10_p(self) -> float:
         """log10 of p by fair coins, corrected for the readings of this key."""
-        tail = stats.log10_binomial_tail(self.matched, self.bits)
+        tail = stats.compute_log10_binomial_tail(self.matched, self.bits)
         return min(0.0, tail + math.log10(self.tests))
 
 
 @dataclass(frozen=True)
-class Identified(NoTruthValue):
+class Identification(NoTruthValue):
     """The answer about one suspect and many keys.
 
     Attributes:
@@ -106,8 +106,12 @@ class Identified(NoTruthValue):
 
 
 def identify(
-    suspect: Path, folders: Sequence[Path], terms: Terms, *, passphrase: str | None = None
-) -> Identified:
+    suspect: Path,
+    folders: Sequence[Path],
+    terms: VerificationOptions,
+    *,
+    passphrase: str | None = None,
+) -> Identification:
     """Try keys on a suspect, which is read once, and judge the keys that find their marks.
 
     Args:
@@ -121,24 +125,24 @@ def identify(
     """
     with open_weights(suspect) as weights:
         name = weights.name
-    outcomes = list(_all_tried(suspect, folders, passphrase))
+    outcomes = list(_try_all_keys(suspect, folders, passphrase))
     # Keys that could not be tried are no tests: they do not enter the correction.
     tried = [each for each in outcomes if not each.problem]
     problems = Counter(each.problem for each in outcomes if each.problem)
     tried.sort(key=lambda each: each.log10_p)
-    adjusted = stats.holm([each.log10_p for each in tried])
+    adjusted = stats.adjust_by_holm([each.log10_p for each in tried])
     found = {}
     for rank, (each, log10_p) in enumerate(zip(tried, adjusted, strict=True)):
         # The adjusted values never decrease with the rank: after the first failure all others fail.
         if log10_p > math.log10(terms.alpha):
             break
         # Keys are loaded again instead of kept: a million keys would not fit into memory.
-        key = load_key(Path(each.folder), _passphrase_for(Path(each.folder), passphrase))
+        key = load_key(Path(each.folder), _choose_passphrase(Path(each.folder), passphrase))
         found[each.folder] = examine(suspect, key, replace(terms, keys=len(tried) - rank))
-    return Identified(name, found, len(tried), min(adjusted, default=None), problems)
+    return Identification(name, found, len(tried), min(adjusted, default=None), problems)
 
 
-def keys_in(folder: Path) -> list[Path]:
+def list_key_folders(folder: Path) -> list[Path]:
     """List the key folders directly in a folder, or the folder itself if it is a key.
 
     Raises:
@@ -157,51 +161,59 @@ def keys_in(folder: Path) -> list[Path]:
     return inside
 
 
-def _all_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
+def _try_all_keys(
+    suspect: Path, folders: Sequence[Path], passphrase: str | None
+) -> Iterator[KeyAttempt]:
     """Try every key, in two processes if there are many keys, and yield the results in order."""
     parts = [folders[at : at + _AT_ONCE] for at in range(0, len(folders), _AT_ONCE)]
     processes = min(_PROCESSES, os.cpu_count() or 1, len(parts))
-    with progress("keys", len(folders)) as advance:
+    with show_progress("keys", len(folders)) as advance:
         if processes == 1:
             for part in parts:
-                yield from _some_tried(suspect, part, passphrase)
+                yield from _try_keys(suspect, part, passphrase)
                 advance(len(part))
             return
         # Spawned, not forked: a fork copies locks that other threads of the caller may hold.
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            work = [pool.submit(_some, suspect, part, passphrase) for part in parts]
+            work = [pool.submit(_try_keys_in_worker, suspect, part, passphrase) for part in parts]
             for part, done in zip(parts, work, strict=True):
                 yield from done.result()
                 advance(len(part))
 
 
-def _some(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> list[Tried]:
+def _try_keys_in_worker(
+    suspect: Path, folders: Sequence[Path], passphrase: str | None
+) -> list[KeyAttempt]:
     """Try a batch of keys in a worker process."""
-    return list(_some_tried(suspect, folders, passphrase))
+    return list(_try_keys(suspect, folders, passphrase))
 
 
-def _some_tried(suspect: Path, folders: Sequence[Path], passphrase: str | None) -> Iterator[Tried]:
+def _try_keys(
+    suspect: Path, folders: Sequence[Path], passphrase: str | None
+) -> Iterator[KeyAttempt]:
     """Try keys on a suspect that is opened once for all of them."""
     # Keys from one owner often read the same tensors: one search serves all of them.
     ways: _Ways = {}
-    with Remembered(as_numbers(open_weights(suspect))) as weights:
+    with CachedWeights(dequantise_weights(open_weights(suspect))) as weights:
         for folder in folders:
             try:
-                key = load_key(folder, _passphrase_for(folder, passphrase))
-                yield _tried(weights, key, str(folder), ways)
+                key = load_key(folder, _choose_passphrase(folder, passphrase))
+                yield _try_key(weights, key, str(folder), ways)
             # One damaged key among a million must not end the run: the reason is counted instead.
             except KeyFileError:
-                yield Tried(str(folder), problem="damaged, or encrypted with another passphrase")
+                yield KeyAttempt(
+                    str(folder), problem="damaged, or encrypted with another passphrase"
+                )
             except CountermarkError:
-                yield Tried(str(folder), problem="not to be read as it is: ask verify why")
+                yield KeyAttempt(str(folder), problem="not to be read as it is: ask verify why")
 
 
-def _passphrase_for(folder: Path, passphrase: str | None) -> str | None:
+def _choose_passphrase(folder: Path, passphrase: str | None) -> str | None:
     """Return the passphrase for an encrypted key, and None for a key that is not encrypted."""
     return passphrase if passphrase and load_header(folder).encryption else None
 
 
-def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
+def _try_key(weights: Weights, key: Key, folder: str, ways: _Ways) -> KeyAttempt:
     """Try one key and return its best reading.
 
     Args:
@@ -211,26 +223,27 @@ def _tried(weights: Weights, key: Key, folder: str, ways: _Ways) -> Tried:
         ways: cache of tensor assignments, shared by keys that read tensors of the same names and
             shapes.
     """
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
-        return Tried(folder, problem=f"a key of {key.scheme}, which reads by no linear rule")
+        return KeyAttempt(folder, problem=f"a key of {key.scheme}, which reads by no linear rule")
     # Bits of a recipient code are biased, so fair coins do not give their probability.
     if key.fields.get("recipients"):
-        return Tried(folder, problem="a key of recipients: use recipient trace")
+        return KeyAttempt(folder, problem="a key of recipients: use recipient trace")
     wanted = tuple(key.tensors.items())
     if (wanted, scheme.partial) not in ways:
-        found = assignments(weights, key.tensors, partial=scheme.partial)
+        found = find_assignments(weights, key.tensors, partial=scheme.partial)
         ways[wanted, scheme.partial] = list(islice(found, MOST_CANDIDATES + 1))
     tried = ways[wanted, scheme.partial]
     if not 1 <= len(tried) <= MOST_CANDIDATES:
-        return Tried(folder, problem="its tensors are not in the suspect, or in too many ways")
+        return KeyAttempt(folder, problem="its tensors are not in the suspect, or in too many ways")
     # Bits alone are compared here: decoding the payload is slow and changes no probability.
     matched = max(
         int(
             np.count_nonzero(
-                scheme.read_bits(scheme.read_from(weights, where, key), key) == key.message
+                scheme.read_bits(scheme.read_suspect_tensors(weights, where, key), key)
+                == key.message
             )
         )
         for where in tried
     )
-    return Tried(folder, matched, key.bits, len(tried))
+    return KeyAttempt(folder, matched, key.bits, len(tried))

@@ -2,7 +2,7 @@
 
     C0 = SHA-256(frame("countermark/C0/v1", context, SHA-256(secret), frozen, owner, nonce))
 
-`context` is the canonical JSON of the scheme, all its fields, the tensors that it reads with their
+`commitment_context` is the canonical JSON of the scheme, all its fields, the tensors that it reads with their
 shapes, and the test flag. `frozen` holds the digests of all tensors that are fixed before the
 message is drawn. Key rows and message are expanded from (secret, C0). Nobody can therefore fit them
 to a victim's model: one changed field redraws every bit. A reader that is trained on the message is
@@ -30,8 +30,15 @@ import rfc8785
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
-from countermark.message import Bits, decode, labels, message, payload, payload_bytes
-from countermark.xof import Stream, frame
+from countermark.message import (
+    Bits,
+    count_payload_bytes,
+    decode_payload,
+    derive_message,
+    derive_payload,
+    draw_trigger_labels,
+)
+from countermark.xof import KeyStream, frame
 
 SECRET_BYTES, NONCE_BYTES, SALT_BYTES = 32, 16, 32
 REFERENCE = "reference"
@@ -51,35 +58,35 @@ class KeyMaterial:
 
     secret: bytes = field(repr=False)
     nonce: bytes = field(repr=False)
-    # Part of `Key.context`, hence of C0: nobody can pass a test key off as a real one later.
+    # Part of `Key.commitment_context`, hence of C0: nobody can pass a test key off as a real one later.
     test_key: bool = False
 
     @classmethod
-    def fresh(cls) -> KeyMaterial:
+    def generate(cls) -> KeyMaterial:
         """Draw a secret and a nonce from the operating system."""
         return cls(os.urandom(SECRET_BYTES), os.urandom(NONCE_BYTES))
 
     @classmethod
-    def for_tests(cls, seed: int) -> KeyMaterial:
+    def from_test_seed(cls, seed: int) -> KeyMaterial:
         """Derive a secret and a nonce from a number, for benchmarks and tests."""
         # The test prefix keeps these secrets apart from every other use of SHAKE-256 in a key.
         drawn = hashlib.shake_256(frame(b"countermark/test-key/v1", str(seed).encode())).digest(48)
         return cls(drawn[:SECRET_BYTES], drawn[SECRET_BYTES:], test_key=True)
 
-    def stream(self, purpose: str) -> Stream:
+    def make_stream(self, purpose: str) -> KeyStream:
         """Return the random stream for values that are made before the commitment and enter it.
 
         Args:
             purpose: name of the stream; streams of different names are independent.
         """
-        return Stream(self.secret, self.nonce, purpose)
+        return KeyStream(self.secret, self.nonce, purpose)
 
-    def salts(self, count: int) -> list[bytes]:
+    def draw_salts(self, count: int) -> list[bytes]:
         """Draw the salts of `count` triggers, 32 bytes each.
 
         A salt hides its trigger in the key's tree, and draws the trigger's label.
         """
-        drawn = self.stream("salts").take(SALT_BYTES * count)
+        drawn = self.make_stream("salts").take(SALT_BYTES * count)
         return [drawn[at : at + SALT_BYTES] for at in range(0, len(drawn), SALT_BYTES)]
 
 
@@ -123,7 +130,7 @@ class Key:
         return self.material.test_key
 
     @property
-    def context(self) -> dict[str, Any]:
+    def commitment_context(self) -> dict[str, Any]:
         """The part of C0 that is no secret, as JSON values: scheme, fields, tensors, test flag."""
         return {
             "scheme": self.scheme,
@@ -139,9 +146,9 @@ class Key:
         Raises:
             ConfigError: a field has no canonical JSON (RFC 8785).
         """
-        return commit(
-            self.context,
-            digests(self.frozen),
+        return compute_c0(
+            self.commitment_context,
+            digest_tensors(self.frozen),
             # Only the digest of the secret enters C0, so that C0 can be checked without the secret.
             secret=hashlib.sha256(self.material.secret).digest(),
             owner=self.owner,
@@ -151,32 +158,32 @@ class Key:
     @cached_property
     def c1(self) -> bytes | None:
         """C1, the 32-byte commitment to C0 and the learnt tensors; None if nothing was learnt."""
-        return commit_learnt(self.c0, digests(self.learnt)) if self.learnt else None
+        return compute_c1(self.c0, digest_tensors(self.learnt)) if self.learnt else None
 
     @property
     def commitment(self) -> str:
         """C1 if the key has one, else C0, in hexadecimal; reveals nothing of the secret."""
         return (self.c1 or self.c0).hex()
 
-    def stream(self, purpose: str, tensor: str = "") -> Stream:
+    def make_stream(self, purpose: str, tensor: str = "") -> KeyStream:
         """Return the key's random stream for one purpose and one tensor."""
-        return Stream(self.material.secret, self.c0, purpose, tensor)
+        return KeyStream(self.material.secret, self.c0, purpose, tensor)
 
     @cached_property
     def message(self) -> Bits:
         """The raw message bits (T,)."""
-        return message(self.material.secret, self.c0, self.owner, self.bits)
+        return derive_message(self.material.secret, self.c0, self.owner, self.bits)
 
-    def labels(self, count: int, classes: int) -> NDArray[np.int64]:
+    def draw_labels(self, count: int, classes: int) -> NDArray[np.int64]:
         """Draw the labels (count,) of the key's triggers, each uniform over 0 … classes − 1.
 
         Args:
             count: number of triggers.
             classes: number of classes of the model.
         """
-        return labels(self.material.salts(count), self.c0, classes)
+        return draw_trigger_labels(self.material.draw_salts(count), self.c0, classes)
 
-    def payload_in(self, read: Bits) -> bool | None:
+    def check_payload(self, read: Bits) -> bool | None:
         """Return whether raw bits decode to this key's payload.
 
         Args:
@@ -184,10 +191,10 @@ class Key:
 
         Returns: None if T is too short for a payload.
         """
-        if not payload_bytes(self.bits):
+        if not count_payload_bytes(self.bits):
             return None
-        decoded = decode(read, self.material.secret, self.c0)
-        return decoded == payload(self.c0, self.owner, self.bits)
+        decoded = decode_payload(read, self.material.secret, self.c0)
+        return decoded == derive_payload(self.c0, self.owner, self.bits)
 
     def with_model(self, name: str, arguments: Mapping[str, Any]) -> Key:
         """Return a copy that also records how the command line built the marked model.
@@ -198,7 +205,7 @@ class Key:
         """
         return replace(self, model=name, model_arguments=dict(arguments))
 
-    def trusting(self, code: str | None) -> Key:
+    def with_trusted_code(self, code: str | None) -> Key:
         """Return a copy whose reader may run this module:factory; None allows no code."""
         # Not part of C0: trust is a decision of whoever reads the key, not a property of the key.
         return replace(self, trusted=code)
@@ -218,13 +225,13 @@ class Key:
         return load_key(Path(path), passphrase)
 
 
-def commit(
+def compute_c0(
     context: Mapping[str, Any], frozen: Sequence[bytes], *, secret: bytes, owner: str, nonce: bytes
 ) -> bytes:
     """Compute the commitment C0 (32 bytes) of a key, from values that may be shown to others.
 
     Args:
-        context: as `Key.context`.
+        context: as `Key.commitment_context`.
         frozen: digests of the frozen tensors, in the order in which a key lists them.
         secret: SHA-256 of the secret.
         owner: the owner's name.
@@ -245,22 +252,22 @@ def commit(
     return hashlib.sha256(frame(b"countermark/C0/v1", *parts)).digest()
 
 
-def commit_learnt(c0: bytes, learnt: Sequence[bytes]) -> bytes:
+def compute_c1(c0: bytes, learnt: Sequence[bytes]) -> bytes:
     """Compute C1 (32 bytes) from C0 and the ordered digests of the learnt tensors."""
     return hashlib.sha256(frame(b"countermark/C1/v1", c0, frame(*learnt))).digest()
 
 
-def digests(tensors: Mapping[str, NDArray[Any]]) -> list[bytes]:
+def digest_tensors(tensors: Mapping[str, NDArray[Any]]) -> list[bytes]:
     """Return the digests of named tensors, in the order of their names, but `OPENINGS` first.
 
     A digest does not show the name that went into it. Because the place of `OPENINGS` is fixed,
     nobody can commit to several trigger trees and later show the one that suits them.
     """
     names = sorted(tensors, key=lambda name: (name != OPENINGS, name))
-    return [tensor_digest(name, tensors[name]) for name in names]
+    return [digest_tensor(name, tensors[name]) for name in names]
 
 
-def tensor_digest(name: str, tensor: NDArray[Any]) -> bytes:
+def digest_tensor(name: str, tensor: NDArray[Any]) -> bytes:
     """Compute SHA-256 over a tensor's name, dtype, shape and little-endian bytes in C order."""
     # Byte order and memory layout depend on the machine, and a digest must not. The shape is taken
     # from `tensor`, as numpy's `ascontiguousarray` turns a scalar into an array of one axis.

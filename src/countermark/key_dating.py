@@ -48,7 +48,7 @@ class KeyDating:
     why: str | None
 
     @property
-    def dated(self) -> bool:
+    def is_dated(self) -> bool:
         """Whether the claim shows that the key is older than the suspect."""
         return self.committed is not None
 
@@ -60,10 +60,10 @@ class KeyDating:
     def multiplier(self) -> int:
         """Factor that p is multiplied by; 1 for an undated claim, which excludes no cheat."""
         # Zero or unknown commitments must not make p smaller.
-        return max(1, self.commitments or 1) if self.dated else 1
+        return max(1, self.commitments or 1) if self.is_dated else 1
 
 
-def explained(dating: KeyDating) -> str:
+def describe_dating(dating: KeyDating) -> str:
     """Describe the dating for people, in one sentence."""
     if dating.committed is None:
         return f"no: {dating.why}"
@@ -74,7 +74,7 @@ def explained(dating: KeyDating) -> str:
     )
 
 
-def limits_of(dating: KeyDating) -> list[str]:
+def list_dating_caveats(dating: KeyDating) -> list[str]:
     """List the caveats of a dating: the statements and authorities that it rests on."""
     # The date of the suspect is a statement even if the claim dates nothing.
     stated = f"that the suspect is not older than {dating.suspect_date} is the examiner's statement"

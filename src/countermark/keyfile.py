@@ -25,8 +25,8 @@ from safetensors.numpy import load, save
 
 from countermark import files
 from countermark._version import VERSION
-from countermark.errors import KeyFileError, printable
-from countermark.files import Hex32, Stored
+from countermark.errors import KeyFileError, make_printable
+from countermark.files import Hex32, StoredDocument
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 
 # Bytes that are read at most, 1 MiB and 4 GiB: a key folder may come from anybody.
@@ -40,7 +40,7 @@ Hex12 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{24}$")]
 Size = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
-class Encryption(Stored):
+class Encryption(StoredDocument):
     """Parameters of the encryption: Argon2id (RFC 9106) and AES-256-GCM-SIV (RFC 8452)."""
 
     kdf: Literal["argon2id"]
@@ -54,7 +54,7 @@ class Encryption(Stored):
     memory_kib: Annotated[int, Field(ge=8 * 1024, le=1 << 20)]
 
     @model_validator(mode="after")
-    def _is_soon_derived(self) -> Self:
+    def _check_derivation_cost(self) -> Self:
         """Refuse parameters that would keep the reader of a hostile key busy too long."""
         if self.iterations * self.memory_kib > _MOST_PASSES_KIB:
             raise ValueError(
@@ -64,7 +64,7 @@ class Encryption(Stored):
         return self
 
     @classmethod
-    def fresh(cls) -> Encryption:
+    def generate(cls) -> Encryption:
         """Return today's parameters, with a salt and a nonce from the operating system."""
         return cls(
             kdf="argon2id",
@@ -79,7 +79,7 @@ class Encryption(Stored):
         )
 
 
-class KeyHeader(Stored):
+class KeyHeader(StoredDocument):
     """The content of `key.json`: exactly these fields, all of them, and no secret among them."""
 
     type: Literal["countermark/key/v1"]
@@ -97,7 +97,7 @@ class KeyHeader(Stored):
     model_arguments: dict[str, Any]
     version: str
 
-    def associated_data(self) -> bytes:
+    def encode_associated_data(self) -> bytes:
         """Return the bytes that the cipher authenticates beside the tensors.
 
         Returns: the canonical JSON of the header without the digest of `key.safetensors`.
@@ -140,12 +140,12 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
     refuse_existing(folder)
     if passphrase == "":
         raise KeyFileError("an empty passphrase protects nothing: give one, or None for no cipher")
-    encryption = None if passphrase is None else Encryption.fresh()
-    header = _header(key, encryption)
-    authenticated = header.associated_data()
-    content = _plain_tensors(key)
+    encryption = None if passphrase is None else Encryption.generate()
+    header = _make_header(key, encryption)
+    authenticated = header.encode_associated_data()
+    content = _encode_tensors(key)
     if encryption and passphrase is not None:
-        cipher = AESGCMSIV(_derive(encryption, passphrase))
+        cipher = AESGCMSIV(_derive_cipher_key(encryption, passphrase))
         sealed = cipher.encrypt(bytes.fromhex(encryption.nonce), content, authenticated)
         content = save({"ciphertext": np.frombuffer(sealed, dtype=np.uint8)})
     header = header.model_copy(update={"tensors_sha256": hashlib.sha256(content).hexdigest()})
@@ -176,20 +176,20 @@ def load_header(folder: Path) -> KeyHeader:
         KeyFileError: the file is missing, too large, not a key or of an unknown version, or a field
             is unknown, missing or there twice.
     """
-    content = _read(folder, "key.json", _LARGEST_JSON)
+    content = _read_file(folder, "key.json", _LARGEST_JSON)
     try:
-        header = files.parse_as(KeyHeader, content)
+        header = files.parse_document(KeyHeader, content)
     except ValueError as error:
-        raise _no_header(folder, str(error)) from None
+        raise _make_header_error(folder, str(error)) from None
     # Raises here for values without canonical JSON, not only when the commitment is computed.
-    header.associated_data()
+    header.encode_associated_data()
     return header
 
 
-def _no_header(folder: Path, why: str) -> KeyFileError:
+def _make_header_error(folder: Path, why: str) -> KeyFileError:
     """Return the error for a `key.json` that cannot be used."""
     return KeyFileError(
-        f"{folder / 'key.json'}: {printable(why, 200)}; "
+        f"{folder / 'key.json'}: {make_printable(why, 200)}; "
         "expected a key of type countermark/key/v1 as `countermark embed` writes it"
     )
 
@@ -202,20 +202,20 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
             or it is encrypted and the passphrase is missing or wrong.
     """
     header = load_header(folder)
-    content = _read(folder, "key.safetensors", _LARGEST_TENSORS)
+    content = _read_file(folder, "key.safetensors", _LARGEST_TENSORS)
     if hashlib.sha256(content).hexdigest() != header.tensors_sha256:
         raise KeyFileError(
             f"{folder}: key.safetensors is not the file that key.json describes "
             "(truncated or exchanged): restore both from one backup"
         )
-    tensors = _tensors(folder, content, header, passphrase)
+    tensors = _decode_tensors(folder, content, header, passphrase)
     secret = tensors.pop("secret", np.zeros(0, dtype=np.uint8))
     if secret.shape != (SECRET_BYTES,) or secret.dtype != np.uint8:
         raise KeyFileError(f"{folder}: key.safetensors holds no secret of {SECRET_BYTES} bytes")
     for name in tensors:
         if not name.startswith((_FROZEN, _LEARNT)):
             raise KeyFileError(
-                f"{folder}: key.safetensors holds {printable(name, 200)!r}: "
+                f"{folder}: key.safetensors holds {make_printable(name, 200)!r}: "
                 f"expected the secret and names that begin with {_FROZEN!r} or {_LEARNT!r}"
             )
     key = Key(
@@ -224,8 +224,8 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
         tensors={name: tuple(shape) for name, shape in header.tensors.items()},
         owner=header.owner,
         material=KeyMaterial(secret.tobytes(), bytes.fromhex(header.nonce), header.test_key),
-        frozen=_named(_FROZEN, tensors),
-        learnt=_named(_LEARNT, tensors),
+        frozen=_select_tensors(_FROZEN, tensors),
+        learnt=_select_tensors(_LEARNT, tensors),
         model=header.model,
         model_arguments=header.model_arguments,
     )
@@ -233,7 +233,7 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
     # belong to the commitment, which a claim may have dated.
     for which, follows, written in (
         ("C0", key.c0.hex(), header.C0),
-        ("C1", _hex(key.c1), header.C1),
+        ("C1", _encode_hex(key.c1), header.C1),
     ):
         if follows != written:
             raise KeyFileError(
@@ -243,17 +243,17 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
     return key
 
 
-def _hex(digest: bytes | None) -> str | None:
+def _encode_hex(digest: bytes | None) -> str | None:
     """Return a digest in hexadecimal, and None for None."""
     return None if digest is None else digest.hex()
 
 
-def _named(prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _select_tensors(prefix: str, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the tensors whose names have a prefix, under their names without it."""
     return {n.removeprefix(prefix): each for n, each in tensors.items() if n.startswith(prefix)}
 
 
-def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
+def _make_header(key: Key, encryption: Encryption | None) -> KeyHeader:
     """Build the header of a key; the digest of `key.safetensors` is filled in later."""
     return KeyHeader(
         type="countermark/key/v1",
@@ -263,7 +263,7 @@ def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
         owner=key.owner,
         nonce=key.material.nonce.hex(),
         C0=key.c0.hex(),
-        C1=_hex(key.c1),
+        C1=_encode_hex(key.c1),
         # A stand-in: the header is authenticated before the content has its digest.
         tensors_sha256="0" * 64,
         test_key=key.test_key,
@@ -274,7 +274,7 @@ def _header(key: Key, encryption: Encryption | None) -> KeyHeader:
     )
 
 
-def _plain_tensors(key: Key) -> bytes:
+def _encode_tensors(key: Key) -> bytes:
     """Return secret, frozen and learnt tensors as the content of a safetensors file."""
     tensors = {"secret": np.frombuffer(key.material.secret, dtype=np.uint8)}
     for prefix, named in ((_FROZEN, key.frozen), (_LEARNT, key.learnt)):
@@ -282,7 +282,7 @@ def _plain_tensors(key: Key) -> bytes:
     return save(tensors)
 
 
-def _read(folder: Path, name: str, largest: int) -> bytes:
+def _read_file(folder: Path, name: str, largest: int) -> bytes:
     """Read one file of a key folder, of at most `largest` bytes.
 
     Raises:
@@ -309,7 +309,7 @@ def _read(folder: Path, name: str, largest: int) -> bytes:
     return content
 
 
-def _tensors(
+def _decode_tensors(
     folder: Path, content: bytes, header: KeyHeader, passphrase: str | None
 ) -> dict[str, NDArray[Any]]:
     """Decode the content of `key.safetensors`, after decrypting it if the header says so.
@@ -325,13 +325,15 @@ def _tensors(
             if tensors.keys() != {"ciphertext"}:
                 raise ValueError("expected one tensor, ciphertext")
             sealed = tensors["ciphertext"].tobytes()
-            tensors = load(_unseal(folder, sealed, header, passphrase))
+            tensors = load(_decrypt_tensors(folder, sealed, header, passphrase))
     except (SafetensorError, KeyError, ValueError) as error:
         raise KeyFileError(f"{folder}: key.safetensors is damaged ({error})") from None
     return tensors
 
 
-def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | None) -> bytes:
+def _decrypt_tensors(
+    folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | None
+) -> bytes:
     """Decrypt the tensors of an encrypted key.
 
     Raises:
@@ -343,19 +345,19 @@ def _unseal(folder: Path, sealed: bytes, header: KeyHeader, passphrase: str | No
             f"{folder} is encrypted: give the passphrase at the prompt, "
             "or a file with it in COUNTERMARK_PASSPHRASE_FILE"
         )
-    cipher = AESGCMSIV(_derive(encryption, passphrase))
+    cipher = AESGCMSIV(_derive_cipher_key(encryption, passphrase))
     try:
         # The associated data is computed from the header as read, so a changed `key.json` fails
         # here and looks like a wrong passphrase: the cipher cannot tell the two apart.
         nonce = bytes.fromhex(encryption.nonce)
-        return cipher.decrypt(nonce, sealed, header.associated_data())
+        return cipher.decrypt(nonce, sealed, header.encode_associated_data())
     except InvalidTag:
         raise KeyFileError(
             f"{folder}: wrong passphrase, or key.json was changed after the key was made"
         ) from None
 
 
-def _derive(encryption: Encryption, passphrase: str) -> bytes:
+def _derive_cipher_key(encryption: Encryption, passphrase: str) -> bytes:
     """Derive the 32-byte cipher key from a passphrase with Argon2id.
 
     Raises:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from countermark import key_dating
-from countermark.evidence import Disclosure, Evidence
+from countermark.evidence import Disclosure, Reading
 from countermark.nulls import PermutedUnits, SecretClassMap, UnmarkedModels
-from countermark.owners_word import shown_in_words
+from countermark.owners_word import describe_hidden_units
 from countermark.subject import Subject
 from countermark.test_result import TestResult
 
 if TYPE_CHECKING:
-    from countermark.verdict import Outcome, Terms
+    from countermark.verdict import Outcome, VerificationOptions
 
 ALIGNED = (
     "the suspect's neurons were put into the order and scale of a reference (mean cosine "
@@ -76,7 +76,7 @@ OPENED_LATER = (
 )
 
 
-def _opened(shown: Disclosure) -> str:
+def _describe_disclosure(shown: Disclosure) -> str:
     """Describe how many triggers were opened, and how that limits p."""
     if shown.opened == shown.committed:
         return f"all {shown.committed} of the key's triggers were opened"
@@ -142,8 +142,12 @@ BITS_MEAN_NOTHING = (
 )
 
 
-def limits_of(
-    evidence: Evidence, result: TestResult, outcome: Outcome, terms: Terms, subject: Subject
+def list_caveats(
+    evidence: Reading,
+    result: TestResult,
+    outcome: Outcome,
+    terms: VerificationOptions,
+    subject: Subject,
 ) -> tuple[str, ...]:
     """List the caveats of a verdict, each a sentence without its full stop.
 
@@ -155,33 +159,33 @@ def limits_of(
         subject: description of the suspect.
     """
     # The two general caveats come first in every verdict, whatever the outcome.
-    limits = [WHOSE, WHAT_P_IS, *_of_reading(evidence, result, subject)]
+    limits = [WHOSE, WHAT_P_IS, *_list_reading_caveats(evidence, result, subject)]
     # Each family of schemes has its own ways to lose a mark; an owned verdict has no such caveat.
     if outcome == "not_proven":
-        limits.append(_not_innocent(evidence))
-    limits += _of_subject(subject)
+        limits.append(_choose_innocence_caveat(evidence))
+    limits += _list_subject_caveats(subject)
     if names := subject.class_names:
-        blind = names_stated(terms, opened=evidence.disclosure is not None)
+        blind = is_name_order_stated(terms, opened=evidence.disclosure is not None)
         limits.append(NAMED_BLINDLY if blind else NAMED.format(names=names))
-    if terms.blind_choice and images_chosen(evidence, result.null):
+    if terms.blind_choice and describe_image_choice(evidence, result.null):
         limits.append(CHOSEN_BLINDLY)
     if terms.assume_dated:
         limits.append("that the key is older than the suspect is the owner's own statement")
     if terms.dating is not None:
-        limits += key_dating.limits_of(terms.dating)
+        limits += key_dating.list_dating_caveats(terms.dating)
     # The payload needs error correction to succeed; p is about raw bits and stands without it.
     if evidence.payload is False and outcome == "owned":
         limits.append("the payload is lost: the mark is present by its raw bits only")
     return tuple(limits)
 
 
-def names_stated(terms: Terms, *, opened: bool) -> bool:
+def is_name_order_stated(terms: VerificationOptions, *, opened: bool) -> bool:
     """Return true if the stated blind choice covers class names, not opened triggers."""
     # With opened triggers a blind choice already states how the triggers were chosen.
     return terms.blind_choice and not opened
 
 
-def images_chosen(evidence: Evidence, null: str) -> str | None:
+def describe_image_choice(evidence: Reading, null: str) -> str | None:
     """Describe how somebody could choose images or covers that fit; None if nobody could."""
     if evidence.likeness is not None:
         return (
@@ -196,7 +200,7 @@ def images_chosen(evidence: Evidence, null: str) -> str | None:
     return None
 
 
-def blind_choice_of(evidence: Evidence, null: str, subject: Subject) -> str | None:
+def describe_blind_choice(evidence: Reading, null: str, subject: Subject) -> str | None:
     """Return what a blind choice states about a reading; None if nothing could be chosen."""
     if evidence.likeness is not None:
         return "whoever chose the images did not know what the key reads in them"
@@ -213,12 +217,12 @@ def blind_choice_of(evidence: Evidence, null: str, subject: Subject) -> str | No
     return None
 
 
-def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> list[str]:
+def _list_reading_caveats(evidence: Reading, result: TestResult, subject: Subject) -> list[str]:
     """List the caveats that follow from the way in which the suspect was read."""
     limits = []
     if evidence.reader is not None:
         limits += [BITS_MEAN_NOTHING, NOT_COMPARED]
-    limits += _of_null(result, evidence, subject)
+    limits += _list_null_caveats(result, evidence, subject)
     if subject.unmarked:
         limits.append(COMPARED.format(more=len(subject.unmarked) + 1))
     if evidence.likeness is not None:
@@ -232,11 +236,11 @@ def _of_reading(evidence: Evidence, result: TestResult, subject: Subject) -> lis
         limits.append(ALIGNED.format(alike=aligned.similarity))
         limits.append(MARKED_REFERENCE if aligned.bears_mark else UNMARKED_REFERENCE)
     if evidence.disclosure is not None:
-        limits += [_opened(evidence.disclosure), OPENED_LATER]
+        limits += [_describe_disclosure(evidence.disclosure), OPENED_LATER]
     return limits
 
 
-def _of_subject(subject: Subject) -> list[str]:
+def _list_subject_caveats(subject: Subject) -> list[str]:
     """List the caveats about tensors that were renamed or missing, and about records."""
     found, limits = subject.tensors or {}, []
     if subject.recorded:
@@ -261,25 +265,27 @@ def _of_subject(subject: Subject) -> list[str]:
     return limits
 
 
-def _not_innocent(evidence: Evidence) -> str:
+def _choose_innocence_caveat(evidence: Reading) -> str:
     """Return the caveat of a `not_proven` verdict: ways in which a mark can be lost or hidden."""
     if evidence.likeness is not None:
         return NOT_INNOCENT_OF_OUTPUTS
     return NOT_INNOCENT if evidence.unit == "bits" else NOT_INNOCENT_OF_TRIGGERS
 
 
-def _of_null(result: TestResult, evidence: Evidence, subject: Subject) -> list[str]:
+def _list_null_caveats(result: TestResult, evidence: Reading, subject: Subject) -> list[str]:
     """List the caveats of a null hypothesis: assumptions, and models that it does not cover."""
     if result.null == PermutedUnits.name:
         # p assumes exchangeable units: the caveat repeats how the suspect shows that they are.
         units = subject.hidden_units
-        shown = [] if units is None else [UNITS_ARE_HIDDEN.format(shown=shown_in_words(units))]
+        shown = (
+            [] if units is None else [UNITS_ARE_HIDDEN.format(shown=describe_hidden_units(units))]
+        )
         return [INDEPENDENT_ONLY, *shown]
     if result.null == SecretClassMap.name:
         return [BLIND_COVERS]
     if result.null != UnmarkedModels.name:
         return []
-    n = result.unmarked_models or 0
+    n = result.unmarked_model_count or 0
     whose = EXAMINERS_MODELS if subject.unmarked else OWNERS_MODELS
     ranked = RANK_AMONG_UNMARKED.format(n=n, more=n + 1, whose=whose)
     return [ranked, ANYBODYS] if evidence.unit == "triggers" else [ranked]

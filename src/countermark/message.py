@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from reedsolo import ReedSolomonError, RSCodec
 
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 Bits = NDArray[np.uint8]
 """Bits as an array (T,) of 0 and 1."""
@@ -27,17 +27,17 @@ LEAST_BITS_FOR_PAYLOAD = 128
 _LONGEST_CODEWORD = 255  # bytes, a Reed-Solomon code over GF(256)
 
 
-def payload_bytes(bits: int) -> int:
+def count_payload_bytes(bits: int) -> int:
     """Return how many payload bytes a message of `bits` raw bits carries; 0 below 128 bits."""
     return 0 if bits < LEAST_BITS_FOR_PAYLOAD else min(32, bits // 32)
 
 
-def payload(commitment: bytes, owner: str, bits: int) -> bytes:
+def derive_payload(commitment: bytes, owner: str, bits: int) -> bytes:
     """Compute the payload of a message of `bits` raw bits: a digest that names the owner."""
-    return hashlib.sha256(commitment + owner.encode()).digest()[: payload_bytes(bits)]
+    return hashlib.sha256(commitment + owner.encode()).digest()[: count_payload_bytes(bits)]
 
 
-def message(secret: bytes, commitment: bytes, owner: str, bits: int) -> Bits:
+def derive_message(secret: bytes, commitment: bytes, owner: str, bits: int) -> Bits:
     """Derive the raw message bits (bits,) of a key.
 
     Args:
@@ -48,13 +48,13 @@ def message(secret: bytes, commitment: bytes, owner: str, bits: int) -> Bits:
     """
     # Bits behind the codeword stay zero and become pad alone: they count for p all the same.
     codeword = np.zeros(bits, dtype=np.uint8)
-    if payload_bytes(bits):
-        coded = bytes(_code(bits).encode(payload(commitment, owner, bits)))
+    if count_payload_bytes(bits):
+        coded = bytes(_make_code(bits).encode(derive_payload(commitment, owner, bits)))
         codeword[: 8 * len(coded)] = np.unpackbits(np.frombuffer(coded, dtype=np.uint8))
-    return codeword ^ _pad(secret, commitment, bits)
+    return codeword ^ _derive_pad(secret, commitment, bits)
 
 
-def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
+def decode_payload(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
     """Decode the payload out of raw bits that were read from a suspect.
 
     Corrects up to ⌊(codeword − payload) / 2⌋ wrong bytes, wherever they lie.
@@ -66,17 +66,19 @@ def decode(read: Bits, secret: bytes, commitment: bytes) -> bytes | None:
 
     Returns: the payload; None if T is too short for one, or too many bytes are wrong.
     """
-    if not payload_bytes(len(read)):
+    if not count_payload_bytes(len(read)):
         return None
-    unpadded = read.astype(np.uint8) ^ _pad(secret, commitment, len(read))
-    coded = np.packbits(unpadded[: 8 * _codeword_bytes(len(read))]).tobytes()
+    unpadded = read.astype(np.uint8) ^ _derive_pad(secret, commitment, len(read))
+    coded = np.packbits(unpadded[: 8 * _count_codeword_bytes(len(read))]).tobytes()
     try:
-        return bytes(_code(len(read)).decode(coded)[0])
+        return bytes(_make_code(len(read)).decode(coded)[0])
     except ReedSolomonError:
         return None
 
 
-def labels(salts: Sequence[bytes], commitment: bytes, classes: int) -> NDArray[np.int64]:
+def draw_trigger_labels(
+    salts: Sequence[bytes], commitment: bytes, classes: int
+) -> NDArray[np.int64]:
     """Draw the labels (n,) of n triggers, each uniform over 0 … classes − 1.
 
     Each label is drawn by its own salt: a third party who is shown some of the salts learns nothing
@@ -87,30 +89,30 @@ def labels(salts: Sequence[bytes], commitment: bytes, classes: int) -> NDArray[n
         commitment: C0, which binds the salts and the triggers.
         classes: C, the number of classes.
     """
-    return np.array([_label(salt, commitment, classes) for salt in salts], dtype=np.int64)
+    return np.array([_draw_label(salt, commitment, classes) for salt in salts], dtype=np.int64)
 
 
-def _label(salt: bytes, commitment: bytes, classes: int) -> int:
+def _draw_label(salt: bytes, commitment: bytes, classes: int) -> int:
     """Draw one label: the first word of a stream below the last multiple of C, modulo C."""
-    stream, end = Stream(salt, commitment, "label"), (1 << 64) // classes * classes
+    stream, end = KeyStream(salt, commitment, "label"), (1 << 64) // classes * classes
     # Words at or above `end` are thrown away: modulo C they would favour the small labels.
     while (word := int.from_bytes(stream.take(8), "big")) >= end:
         pass
     return word % classes
 
 
-def _pad(secret: bytes, commitment: bytes, bits: int) -> Bits:
+def _derive_pad(secret: bytes, commitment: bytes, bits: int) -> Bits:
     """Expand the pad (bits,) that hides the codeword."""
-    return Stream(secret, commitment, "message").bits(bits)
+    return KeyStream(secret, commitment, "message").take_bits(bits)
 
 
-def _codeword_bytes(bits: int) -> int:
+def _count_codeword_bytes(bits: int) -> int:
     """Return the length in bytes of the codeword in a message of `bits` raw bits."""
     return min(_LONGEST_CODEWORD, bits // 8)
 
 
 @lru_cache(maxsize=8)
-def _code(bits: int) -> RSCodec:
+def _make_code(bits: int) -> RSCodec:
     """Return the Reed-Solomon code of a message of `bits` raw bits."""
     # All bytes beyond the payload are parity, three quarters of the codeword.
-    return RSCodec(_codeword_bytes(bits) - payload_bytes(bits))
+    return RSCodec(_count_codeword_bytes(bits) - count_payload_bytes(bits))

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark import stats
-from countermark.evidence import Evidence
-from countermark.xof import Stream
+from countermark.evidence import Reading
+from countermark.xof import KeyStream
 
 _MOST_TRIED = 10  # classes: 9! maps take half a second, 10! would take ten times as long
 # A batch of maps bounds the memory; it does not change which maps are drawn.
@@ -29,16 +29,16 @@ LEAST_SIBLINGS = 2
 """Fewer have no spread, and set no sibling threshold."""
 
 
-class Null(Protocol):
+class NullHypothesis(Protocol):
     """A null hypothesis: the probability of a reading on a model that never saw the mark."""
 
     name: ClassVar[str]
     says: ClassVar[str]
 
-    def log10_p(self, evidence: Evidence) -> float:
+    def compute_log10_p(self, evidence: Reading) -> float:
         """Return log10 of the probability of a reading that is at least as good."""
 
-    def log10_floor(self, evidence: Evidence) -> float:
+    def compute_log10_floor(self, evidence: Reading) -> float:
         """Return log10 of the smallest p that this null hypothesis can give."""
 
 
@@ -56,11 +56,11 @@ class FairCoin:
         "independently, because the message is keyed random output fixed by the commitment"
     )
 
-    def log10_p(self, evidence: Evidence) -> float:
+    def compute_log10_p(self, evidence: Reading) -> float:
         """Compute the exact binomial tail."""
-        return stats.log10_binomial_tail(evidence.matched, evidence.bits)
+        return stats.compute_log10_binomial_tail(evidence.match_count, evidence.bits)
 
-    def log10_floor(self, evidence: Evidence) -> float:
+    def compute_log10_floor(self, evidence: Reading) -> float:
         """Return log10 of 2^−T, the probability of T matches out of T."""
         return -evidence.bits * math.log10(2)
 
@@ -98,16 +98,18 @@ class SecretLabels:
         "classes and fixed by the commitment after the triggers were"
     )
 
-    def log10_p(self, evidence: Evidence) -> float:
+    def compute_log10_p(self, evidence: Reading) -> float:
         """Compute the exact binomial tail."""
-        return stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)
+        return stats.compute_log10_binomial_tail(
+            evidence.match_count, evidence.bits, 1 / evidence.choices
+        )
 
-    def log10_floor(self, evidence: Evidence) -> float:
+    def compute_log10_floor(self, evidence: Reading) -> float:
         """Return log10 of C^−T, for T matches out of T; larger if not all triggers were opened."""
         # Unopened triggers count as misses, so even the best answers match only the opened ones.
-        if evidence.readable < evidence.bits:
+        if evidence.readable_count < evidence.bits:
             rate = 1 / evidence.choices
-            return stats.log10_binomial_tail(evidence.readable, evidence.bits, rate)
+            return stats.compute_log10_binomial_tail(evidence.readable_count, evidence.bits, rate)
         return -evidence.bits * math.log10(evidence.choices)
 
 
@@ -135,10 +137,10 @@ class SecretClassMap:
     )
 
     classes: NDArray[np.int64] = field(repr=False)
-    stream: Stream = field(repr=False)
+    stream: KeyStream = field(repr=False)
     draws: int = 999_999
 
-    def log10_p(self, evidence: Evidence) -> float:
+    def compute_log10_p(self, evidence: Reading) -> float:
         """Compute the rank of the key's map; maps that match equally well count against it."""
         count = evidence.choices
         answers = np.zeros((count, count), dtype=np.int64)  # [c, a]: answers a to class c
@@ -146,33 +148,33 @@ class SecretClassMap:
         readable = (evidence.read >= 0) & (evidence.read < count)
         np.add.at(answers, (self.classes[readable], evidence.read[readable]), 1)
         total = reached = 0
-        for maps in self._maps(count):
+        for maps in self._iterate_maps(count):
             matched = answers[np.arange(count), maps].sum(axis=1)
-            reached += int(np.count_nonzero(matched >= evidence.matched))
+            reached += int(np.count_nonzero(matched >= evidence.match_count))
             total += len(maps)
         if count <= _MOST_TRIED:  # the key's own map is among them
             return math.log10(reached / total)
-        return stats.empirical_log10_p(reached, total)
+        return stats.compute_empirical_log10_p(reached, total)
 
-    def log10_floor(self, evidence: Evidence) -> float:
+    def compute_log10_floor(self, evidence: Reading) -> float:
         """Return log10 of 1 / (C − 1)!, or of the smallest p that the draws support."""
         if evidence.choices <= _MOST_TRIED:
             return 0.0 - math.lgamma(evidence.choices) / math.log(10)
-        return stats.empirical_log10_floor(self.draws)
+        return stats.compute_empirical_log10_floor(self.draws)
 
-    def _maps(self, count: int) -> Iterator[NDArray[np.int64]]:
+    def _iterate_maps(self, count: int) -> Iterator[NDArray[np.int64]]:
         """Yield batches of maps (m, C): all maps for few classes, else random maps."""
         if count <= _MOST_TRIED:
             # A cycle can start at any class: with class 0 first, (C − 1)! orders remain.
             others = np.array(list(itertools.permutations(range(1, count))), dtype=np.int64)
-            yield _cycles(np.insert(others, 0, 0, axis=1))
+            yield _make_cycles(np.insert(others, 0, 0, axis=1))
             return
         for first in range(0, self.draws, _MAPS):
             size = min(_MAPS, self.draws - first)
-            yield _cycles(np.stack([self.stream.permutation(count) for _ in range(size)]))
+            yield _make_cycles(np.stack([self.stream.draw_permutation(count) for _ in range(size)]))
 
 
-def _cycles(orders: NDArray[np.int64]) -> NDArray[np.int64]:
+def _make_cycles(orders: NDArray[np.int64]) -> NDArray[np.int64]:
     """Turn orders (m, C) of the classes into maps (m, C): each class goes to the one before it."""
     maps = np.empty_like(orders)
     np.put_along_axis(maps, orders, np.roll(orders, 1, axis=1), axis=1)
@@ -203,15 +205,17 @@ class FreshKeys:
     draws: int = 1999
     stop_at: int = 10
 
-    def log10_p(self, evidence: Evidence) -> float:
+    def compute_log10_p(self, evidence: Reading) -> float:
         """Compute the rank of the owner's key among fresh keys."""
         # A generator: keys are drawn one by one and only until `stop_at` is reached.
-        drawn = (np.array([self.redraw() >= evidence.matched]) for _ in range(self.draws))
-        return stats.sequential_log10_p(*_counts(drawn, self.stop_at), self.stop_at)
+        drawn = (np.array([self.redraw() >= evidence.match_count]) for _ in range(self.draws))
+        return stats.compute_sequential_log10_p(
+            *_count_exceedances(drawn, self.stop_at), self.stop_at
+        )
 
-    def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
+    def compute_log10_floor(self, evidence: Reading) -> float:  # noqa: ARG002 - the same for any evidence
         """Return log10 of 1 / (draws + 1)."""
-        return stats.empirical_log10_floor(self.draws)
+        return stats.compute_empirical_log10_floor(self.draws)
 
 
 @dataclass(frozen=True)
@@ -243,17 +247,19 @@ class PermutedUnits:
     draws: int
     stop_at: int = 10
 
-    def counts(self) -> tuple[int, int]:
+    def count_exceedances(self) -> tuple[int, int]:
         """Return how many permutations have a loss at least as small, and how many were drawn."""
-        return _counts((batch <= self.loss for batch in self.losses(self.draws)), self.stop_at)
+        return _count_exceedances(
+            (batch <= self.loss for batch in self.losses(self.draws)), self.stop_at
+        )
 
-    def log10_p(self, evidence: Evidence) -> float:  # noqa: ARG002 - the loss says it all
+    def compute_log10_p(self, evidence: Reading) -> float:  # noqa: ARG002 - the loss says it all
         """Compute the rank of the suspect's loss among its permutations."""
-        return stats.sequential_log10_p(*self.counts(), self.stop_at)
+        return stats.compute_sequential_log10_p(*self.count_exceedances(), self.stop_at)
 
-    def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
+    def compute_log10_floor(self, evidence: Reading) -> float:  # noqa: ARG002 - the same for any evidence
         """Return log10 of 1 / (draws + 1)."""
-        return stats.empirical_log10_floor(self.draws)
+        return stats.compute_empirical_log10_floor(self.draws)
 
 
 @dataclass(frozen=True)
@@ -269,7 +275,7 @@ class UnmarkedModels:
     often than models of the task, and the rank does not account for them.
 
     Attributes:
-        distances: distances (n,) of the unmarked models, see `Evidence.distance`.
+        distances: distances (n,) of the unmarked models, see `Reading.mark_distance`.
     """
 
     name: ClassVar[str] = "unmarked_models"
@@ -280,21 +286,21 @@ class UnmarkedModels:
 
     distances: NDArray[np.float64] = field(repr=False)
 
-    def log10_p(self, evidence: Evidence) -> float:
+    def compute_log10_p(self, evidence: Reading) -> float:
         """Compute the rank of the suspect among the unmarked models."""
         # The rank assumes a model of the task; a suspect that fails most entries may be none.
-        if evidence.unit != "bits" and 2 * evidence.matched < evidence.bits:
+        if evidence.unit != "bits" and 2 * evidence.match_count < evidence.bits:
             return 0.0
-        distance = math.inf if evidence.distance is None else evidence.distance
+        distance = math.inf if evidence.mark_distance is None else evidence.mark_distance
         exceedances = int(np.count_nonzero(self.distances <= distance))
-        return stats.empirical_log10_p(exceedances, len(self.distances))
+        return stats.compute_empirical_log10_p(exceedances, len(self.distances))
 
-    def log10_floor(self, evidence: Evidence) -> float:  # noqa: ARG002 - the same for any evidence
+    def compute_log10_floor(self, evidence: Reading) -> float:  # noqa: ARG002 - the same for any evidence
         """Return log10 of 1 / (n + 1)."""
-        return stats.empirical_log10_floor(len(self.distances))
+        return stats.compute_empirical_log10_floor(len(self.distances))
 
 
-def _counts(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]:
+def _count_exceedances(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]:
     """Count exceedances in batches of draws, up to the `stop_at`-th exceedance.
 
     Args:
@@ -314,7 +320,7 @@ def _counts(drawn: Iterator[NDArray[np.bool_]], stop_at: int) -> tuple[int, int]
     return exceedances, seen
 
 
-def forgery_bits(evidence: Evidence, tests: int = 1) -> float:
+def compute_forgery_bits(evidence: Reading, tests: int = 1) -> float:
     """Return −log2 of the chance that one key, tried by a cheat, reads at least as well by luck.
 
     0 if the expected bits are not XOF output over a commitment, since a cheat need not search then.
@@ -326,5 +332,7 @@ def forgery_bits(evidence: Evidence, tests: int = 1) -> float:
     # A key that is not drawn from its commitment can be built to fit; nothing needs to be searched.
     if not evidence.committed:
         return 0.0
-    tail = stats.log10_binomial_tail(evidence.matched, evidence.bits, 1 / evidence.choices)
+    tail = stats.compute_log10_binomial_tail(
+        evidence.match_count, evidence.bits, 1 / evidence.choices
+    )
     return max(0.0, -tail / math.log10(2) - math.log2(tests))

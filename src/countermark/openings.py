@@ -23,16 +23,16 @@ import rfc8785
 from pydantic import Field, model_validator
 
 from countermark import files, merkle
-from countermark.answers import Images, Predict
-from countermark.errors import ConfigError, KeyFileError, printable
-from countermark.evidence import Disclosure, Evidence
-from countermark.files import Hex32, Stored
-from countermark.key import OPENINGS, Key, commit, commit_learnt, digests, tensor_digest
+from countermark.answers import Images, Predictor
+from countermark.errors import ConfigError, KeyFileError, make_printable
+from countermark.evidence import Disclosure, Reading
+from countermark.files import Hex32, StoredDocument
+from countermark.key import OPENINGS, Key, compute_c0, compute_c1, digest_tensor, digest_tensors
 from countermark.keyfile import Hex16, Size
-from countermark.message import labels
-from countermark.places import write_new
-from countermark.schemes import as_trigger_scheme, scheme_from, scheme_of
-from countermark.schemes.black_box import TriggerScheme, leaf
+from countermark.message import draw_trigger_labels
+from countermark.places import write_new_file
+from countermark.schemes import load_scheme, make_scheme, require_trigger_scheme
+from countermark.schemes.black_box import TriggerScheme, compute_leaf
 
 TYPE: Final = "countermark/openings/v1"
 _LARGEST = 64 << 20  # bytes of a file
@@ -41,7 +41,7 @@ _MOST, _DEEPEST = 1 << 16, 16  # triggers of a key, and digests of a path in the
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckedTrigger:
     """A disclosed trigger that was checked against the commitment.
 
     Attributes:
@@ -55,8 +55,8 @@ class Opened:
     label: int
 
 
-class Context(Stored):
-    """The part of C0 that is no secret, as a stored document (`Key.context`)."""
+class CommitmentContext(StoredDocument):
+    """The part of C0 that is no secret, as a stored document (`Key.commitment_context`)."""
 
     scheme: str
     fields: dict[str, Any]
@@ -64,7 +64,7 @@ class Context(Stored):
     test_key: bool
 
 
-class Shown(Stored):
+class DisclosedTrigger(StoredDocument):
     """One disclosed trigger as the file stores it, not yet checked.
 
     Attributes:
@@ -79,7 +79,7 @@ class Shown(Stored):
     image: str
     path: Annotated[tuple[Hex32, ...], Field(max_length=_DEEPEST)]
 
-    def pixels(self, shape: tuple[int, int, int]) -> Images:
+    def decode_pixels(self, shape: tuple[int, int, int]) -> Images:
         """Decode the image, uint8 (C, H, W).
 
         Raises:
@@ -100,7 +100,7 @@ class Shown(Stored):
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
-class Openings(Stored):
+class TriggerDisclosure(StoredDocument):
     """Some of a key's triggers, disclosed, with everything that is needed to check them.
 
     Attributes:
@@ -117,7 +117,7 @@ class Openings(Stored):
     """
 
     type: Literal["countermark/openings/v1"]
-    context: Context
+    context: CommitmentContext
     owner: str
     nonce: Hex16
     secret_sha256: Hex32
@@ -125,14 +125,16 @@ class Openings(Stored):
     frozen: tuple[Hex32, ...]
     learnt: tuple[Hex32, ...]
     shape: tuple[Size, Size, Size]
-    opened: Annotated[tuple[Shown, ...], Field(min_length=1, max_length=_MOST, repr=False)]
+    opened: Annotated[
+        tuple[DisclosedTrigger, ...], Field(min_length=1, max_length=_MOST, repr=False)
+    ]
 
     # A disclosure does not say how the marked model is built.
     model: ClassVar[str | None] = None
     model_arguments: ClassVar[Mapping[str, Any]] = {}
 
     @model_validator(mode="after")
-    def _ascends(self) -> Self:
+    def _check_order(self) -> Self:
         """Refuse triggers that are out of order or repeated, and salts that are shared."""
         indices = [each.index for each in self.opened]
         if any(above <= below for below, above in itertools.pairwise(indices)):
@@ -168,9 +170,9 @@ class Openings(Stored):
         # The key stores the root as a frozen tensor under the name `OPENINGS`, whose digest comes
         # first in C0.
         root = np.frombuffer(bytes.fromhex(self.root), dtype=np.uint8)
-        return commit(
+        return compute_c0(
             self.context.model_dump(),
-            [tensor_digest(OPENINGS, root), *map(bytes.fromhex, self.frozen)],
+            [digest_tensor(OPENINGS, root), *map(bytes.fromhex, self.frozen)],
             secret=bytes.fromhex(self.secret_sha256),
             owner=self.owner,
             nonce=bytes.fromhex(self.nonce),
@@ -180,7 +182,7 @@ class Openings(Stored):
     def commitment(self) -> str:
         """The key's commitment in hexadecimal: C1 if something was learnt, else C0."""
         learnt = [bytes.fromhex(each) for each in self.learnt]
-        return (commit_learnt(self.c0, learnt) if learnt else self.c0).hex()
+        return (compute_c1(self.c0, learnt) if learnt else self.c0).hex()
 
     @cached_property
     def trigger_scheme(self) -> TriggerScheme:
@@ -189,9 +191,9 @@ class Openings(Stored):
         Raises:
             ConfigError: there is no such scheme, its fields are others, or it has no triggers.
         """
-        return as_trigger_scheme(scheme_from(self.scheme, self.fields))
+        return require_trigger_scheme(make_scheme(self.scheme, self.fields))
 
-    def check(self, commitment: str | None = None) -> list[Opened]:
+    def check(self, commitment: str | None = None) -> list[CheckedTrigger]:
         """Check that all disclosed triggers were committed to, and return them with their labels.
 
         Args:
@@ -206,30 +208,30 @@ class Openings(Stored):
         if commitment is not None and commitment.lower() != self.commitment:
             raise KeyFileError(
                 f"these triggers belong to the commitment {self.commitment}, not to "
-                f"{printable(commitment, 80)}: ask the owner for those of the one you know"
+                f"{make_printable(commitment, 80)}: ask the owner for those of the one you know"
             )
-        images = [each.pixels(self.shape) for each in self.opened]
+        images = [each.decode_pixels(self.shape) for each in self.opened]
         for shown, image in zip(self.opened, images, strict=True):
-            self._require_placed(shown, image, scheme.triggers)
+            self._require_inclusion(shown, image, scheme.triggers)
         salts = [bytes.fromhex(each.salt) for each in self.opened]
         # The file holds no labels. They follow from salts and commitment, so nobody can choose
         # them.
-        drawn = labels(salts, self.c0, scheme.classes).tolist()
+        drawn = draw_trigger_labels(salts, self.c0, scheme.classes).tolist()
         return [
-            Opened(shown.index, image, label)
+            CheckedTrigger(shown.index, image, label)
             for shown, image, label in zip(self.opened, images, drawn, strict=True)
         ]
 
-    def _require_placed(self, shown: Shown, image: Images, size: int) -> None:
+    def _require_inclusion(self, shown: DisclosedTrigger, image: Images, size: int) -> None:
         """Raise `KeyFileError` unless a trigger's path leads to the root."""
-        made = leaf(bytes.fromhex(shown.salt), image)
+        made = compute_leaf(bytes.fromhex(shown.salt), image)
         if not merkle.is_under(self.root, made, shown.index, size, shown.path):
             raise KeyFileError(
                 f"trigger {shown.index} of {size} is not what was committed to: its image, salt, "
                 "place or path was changed, so it can prove nothing"
             )
 
-    def extract(self, predict: Predict, *, blind_choice: bool = False) -> Evidence:
+    def extract(self, predict: Predictor, *, blind_choice: bool = False) -> Reading:
         """Ask a suspect about the disclosed triggers, and about no others.
 
         Undisclosed triggers count as misses. Whoever knows the labels could disclose only the
@@ -247,7 +249,9 @@ class Openings(Stored):
         # Checked first: a suspect must not be asked about forged triggers.
         opened, scheme = self.check(), self.trigger_scheme
         images = np.stack([each.image for each in opened])
-        evidence = scheme.compare(predict, images, np.array([each.label for each in opened]))
+        evidence = scheme.compare_answers(
+            predict, images, np.array([each.label for each in opened])
+        )
         evidence = replace(
             evidence, disclosure=Disclosure(len(opened), scheme.triggers, blind_choice)
         )
@@ -278,7 +282,7 @@ class Openings(Stored):
                 f"{len(self.opened)} triggers are {len(content):,} bytes, an opening has at most "
                 f"{_LARGEST:,}: open them in several files"
             )
-        write_new(path, content)
+        write_new_file(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -289,15 +293,15 @@ class Openings(Stored):
                 field is unknown, missing or wrong; the message says which.
         """
         try:
-            return files.parse_as(cls, files.read_regular(Path(path), _LARGEST))
+            return files.parse_document(cls, files.read_regular(Path(path), _LARGEST))
         except ValueError as error:
             raise KeyFileError(
-                f"{path}: {printable(str(error), 200)}; expected a file of type {TYPE} "
+                f"{path}: {make_printable(str(error), 200)}; expected a file of type {TYPE} "
                 "as `countermark key open` writes it"
             ) from None
 
 
-def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
+def disclose_triggers(key: Key, indices: Sequence[int] | None) -> TriggerDisclosure:
     """Disclose some of a key's triggers for a third party.
 
     Whoever sees a trigger can train a model to answer it differently.
@@ -310,43 +314,43 @@ def open_triggers(key: Key, indices: Sequence[int] | None) -> Openings:
         ConfigError: the key has no triggers or is damaged, or `indices` is empty, unknown or
             repeated.
     """
-    scheme = as_trigger_scheme(scheme_of(key))
+    scheme = require_trigger_scheme(load_scheme(key))
     # As published, labels follow from the covers: whoever picks triggers knows them in advance.
-    if not scheme.keyed_labels:
+    if not scheme.has_keyed_labels:
         raise ConfigError(
             f"the labels of this key of {scheme.name} are no random output, so that opening some "
             "would prove nothing: expected a key of the default form"
         )
-    chosen = _chosen(range(scheme.triggers) if indices is None else indices, scheme.triggers)
-    triggers, salts = scheme.committed(key), key.material.salts(scheme.triggers)
-    leaves = [leaf(salt, image) for salt, image in zip(salts, triggers, strict=True)]
+    chosen = _sort_indices(range(scheme.triggers) if indices is None else indices, scheme.triggers)
+    triggers, salts = scheme.read_committed_triggers(key), key.material.draw_salts(scheme.triggers)
+    leaves = [compute_leaf(salt, image) for salt, image in zip(salts, triggers, strict=True)]
     # The root is stored in the clear as `root`, all other frozen tensors as digests.
     others = {name: each for name, each in key.frozen.items() if name != OPENINGS}
     shown = [
-        Shown(
+        DisclosedTrigger(
             index=index,
             salt=salts[index].hex(),
             image=base64.b64encode(triggers[index].tobytes()).decode(),
             path=tuple(each.hex() for each in path),
         )
-        for index, path in zip(chosen, merkle.inclusions(leaves, chosen), strict=True)
+        for index, path in zip(chosen, merkle.prove_inclusions(leaves, chosen), strict=True)
     ]
-    return Openings(
+    return TriggerDisclosure(
         type=TYPE,
         # Through JSON, because strict validation takes a JSON array for a tuple but no Python list.
-        context=Context.model_validate_json(rfc8785.dumps(key.context)),
+        context=CommitmentContext.model_validate_json(rfc8785.dumps(key.commitment_context)),
         owner=key.owner,
         nonce=key.material.nonce.hex(),
         secret_sha256=hashlib.sha256(key.material.secret).hexdigest(),
         root=key.frozen[OPENINGS].tobytes().hex(),
-        frozen=tuple(each.hex() for each in digests(others)),
-        learnt=tuple(each.hex() for each in digests(key.learnt)),
+        frozen=tuple(each.hex() for each in digest_tensors(others)),
+        learnt=tuple(each.hex() for each in digest_tensors(key.learnt)),
         shape=triggers.shape[1:],
         opened=tuple(shown),
     )
 
 
-def _chosen(indices: Sequence[int], size: int) -> list[int]:
+def _sort_indices(indices: Sequence[int], size: int) -> list[int]:
     """Return the indices in ascending order.
 
     Raises:
@@ -355,7 +359,7 @@ def _chosen(indices: Sequence[int], size: int) -> list[int]:
     chosen = sorted(set(indices))
     if not chosen or len(chosen) < len(indices) or chosen[0] < 0 or chosen[-1] >= size:
         raise ConfigError(
-            f"the triggers to open are {printable(str(list(indices)), 200)}: expected some of 0 to "
+            f"the triggers to open are {make_printable(str(list(indices)), 200)}: expected some of 0 to "
             f"{size - 1}, each once"
         )
     return chosen

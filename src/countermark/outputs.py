@@ -16,9 +16,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from countermark.errors import MissingExtraError, SuspectError, printable
+from countermark.errors import MissingExtraError, SuspectError, make_printable
 from countermark.files import read_regular
-from countermark.pictures import Pixels, decoded
+from countermark.pictures import Pixels, decode_image
 from countermark.subject import SkippedFiles
 
 MOST_BYTES = 1 << 26
@@ -29,7 +29,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", 
 
 
 @dataclass(frozen=True)
-class Output:
+class ImageFile:
     """One file of the folder: its image (C, H, W), or the reason why it has none.
 
     Attributes:
@@ -45,7 +45,7 @@ class Output:
     sha256: bytes = field(default=b"", repr=False)
 
 
-class Outputs:
+class ImageFolder:
     """The image files of a folder and its subfolders, in the order of their names.
 
     Args:
@@ -64,7 +64,7 @@ class Outputs:
             raise MissingExtraError("reading pictures", "data") from error
         self.folder, self._least = folder, least_side
         # Sorted, since the digest of the folder and a resumed reading depend on the order.
-        self.names = sorted(_names(folder))
+        self.names = sorted(_find_image_files(folder))
         if not self.names:
             raise SuspectError(
                 f"{folder} has no files that are called like pictures (.png, .jpg, …): expected a "
@@ -75,24 +75,24 @@ class Outputs:
         """Return the number of files with the suffix of an image, readable or not."""
         return len(self.names)
 
-    def read(self, first: int = 0) -> Iterator[Output]:
+    def read(self, first: int = 0) -> Iterator[ImageFile]:
         """Read the files one by one, from number `first` on."""
         for name in self.names[first:]:
-            yield self._one(name)
+            yield self._read_image(name)
 
-    def digests(self, count: int) -> Iterator[tuple[str, bytes]]:
+    def digest_files(self, count: int) -> Iterator[tuple[str, bytes]]:
         """Compute name and SHA-256 of the first `count` files, without decoding their images.
 
         Yields: an empty digest for a file that cannot be read.
         """
         for name in self.names[:count]:
             try:
-                yield name, self._content(name)[1]
+                yield name, self._read_content(name)[1]
             except ValueError:
                 # The same digest that a reading records for such a file, so that both chains agree.
                 yield name, b""
 
-    def _content(self, name: str) -> tuple[bytes, bytes]:
+    def _read_content(self, name: str) -> tuple[bytes, bytes]:
         """Read one file and compute its SHA-256.
 
         Raises:
@@ -101,36 +101,36 @@ class Outputs:
         content = read_regular(self.folder / name, MOST_BYTES)
         return content, hashlib.sha256(content).digest()
 
-    def _one(self, name: str) -> Output:
+    def _read_image(self, name: str) -> ImageFile:
         """Decode one file, or say why it is skipped; never raises for a bad file."""
         import PIL.Image
 
         try:
-            content, digest = self._content(name)
+            content, digest = self._read_content(name)
         except ValueError as error:
-            return Output(name, None, str(error))
+            return ImageFile(name, None, str(error))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # oversized images are refused by their size anyway
                 # Decoded from the bytes that were hashed: the file may change on disk in between.
-                picture = decoded(BytesIO(content), plain=True)
+                picture = decode_image(BytesIO(content), plain=True)
         except PIL.UnidentifiedImageError:  # its message names an object in memory
-            return Output(name, None, "no picture that can be read", digest)
+            return ImageFile(name, None, "no picture that can be read", digest)
         except Exception as error:  # PIL's decoders raise whatever their format trips over
-            return Output(name, None, _kind(error), digest)
+            return ImageFile(name, None, _describe_error(error), digest)
         if min(picture.shape[1:]) < self._least:
-            return Output(name, None, f"a side below {self._least} pixels", digest)
-        return Output(name, picture, "", digest)
+            return ImageFile(name, None, f"a side below {self._least} pixels", digest)
+        return ImageFile(name, picture, "", digest)
 
 
 @dataclass
-class Skipped:
+class SkipCounter:
     """A count of skipped files by reason, with the first few names."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     names: list[str] = field(default_factory=list)
 
-    def add(self, output: Output) -> None:
+    def add(self, output: ImageFile) -> None:
         """Count one skipped file."""
         self.reasons[output.reason] += 1
         if len(self.names) < _NAMED:
@@ -148,7 +148,7 @@ class Skipped:
 _NAMED = 20
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _find_image_files(folder: Path) -> Iterator[str]:
     """Find the files with the suffix of an image, as paths relative to the folder.
 
     Raises:
@@ -157,18 +157,18 @@ def _names(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         raise SuspectError(f"{folder} is no folder: expected one of images that somebody published")
 
-    def refuse(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         """Raise `SuspectError` for a folder that cannot be listed."""
         raise SuspectError(f"{error.filename} cannot be read ({error.strerror})")
 
     # By default `os.walk` passes over unreadable folders, and the reading would seem complete.
-    for where, _, names in os.walk(folder, onerror=refuse):
+    for where, _, names in os.walk(folder, onerror=raise_error):
         for name in names:
             if Path(name).suffix.lower() in _SUFFIXES:
                 yield os.path.relpath(os.path.join(where, name), folder)  # noqa: PTH118
 
 
-def _kind(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Describe an error in few words, so that files with the same problem are counted together."""
     said = str(error).strip().partition("\n")[0]
     bomb = type(error).__name__ == "DecompressionBombError"
@@ -176,5 +176,5 @@ def _kind(error: Exception) -> str:
     if bomb or (isinstance(error, ValueError) and "limit" in said):
         return "too many pixels"
     if isinstance(error, ValueError) and said:
-        return printable(said, 80)
+        return make_printable(said, 80)
     return f"truncated or damaged ({type(error).__name__})"

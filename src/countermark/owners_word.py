@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.nulls import PermutedUnits, UnmarkedModels
 from countermark.subject import HiddenUnits, Subject, UnmarkedModel
 from countermark.test_result import TestResult
@@ -23,18 +23,22 @@ APART = 10.0
 """How many times the suspect's loss that of an unmarked model must be, at least."""
 
 
-def knows_nothing(evidence: Evidence) -> str | None:
+def find_loss_problem(evidence: Reading) -> str | None:
     """Return why a learnt reader's loss is no better than chance; None if it is better."""
     # No permutation or rank helps here: a loss of ln 2 or more carries no information about bits.
-    if evidence.reader is None or evidence.distance is None or evidence.distance < CHANCE_LOSS:
+    if (
+        evidence.reader is None
+        or evidence.mark_distance is None
+        or evidence.mark_distance < CHANCE_LOSS
+    ):
         return None
     return (
-        f"the mark of this key was not found: L2 is {evidence.distance:.3g}, and a reader that "
+        f"the mark of this key was not found: L2 is {evidence.mark_distance:.3g}, and a reader that "
         "knows nothing has ln 2 = 0.693"
     )
 
 
-def not_exchangeable(result: TestResult, subject: Subject) -> str | None:
+def find_exchangeability_problem(result: TestResult, subject: Subject) -> str | None:
     """Return why a rank among permutations is invalid for this suspect; None if it is valid."""
     if result.null != PermutedUnits.name:
         return None
@@ -43,7 +47,7 @@ def not_exchangeable(result: TestResult, subject: Subject) -> str | None:
     return subject.hidden_units.refused
 
 
-def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> str | None:
+def find_comparison_problem(evidence: Reading, result: TestResult, subject: Subject) -> str | None:
     """Return why the examiner's unmarked models do not support a finding; None if they do.
 
     A learnt reader needs unmarked models under any null hypothesis, and a rank among unmarked
@@ -61,7 +65,7 @@ def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> st
         return None
     # The loss as measured here: `distance` may depend on the owner's word about loudness.
     loss = math.inf if evidence.cross_entropy is None else evidence.cross_entropy
-    found = [each for each in unmarked if not _is_chance(each, len(unmarked))]
+    found = [each for each in unmarked if not _is_chance_level(each, len(unmarked))]
     near = [each for each in unmarked if each.distance < APART * loss]
     # A reader may be trained to find its mark in any model, or to read the suspect only slightly
     # better than other models: both are checked.
@@ -78,19 +82,19 @@ def not_compared(evidence: Evidence, result: TestResult, subject: Subject) -> st
     return None
 
 
-def _is_chance(model: UnmarkedModel, count: int) -> bool:
+def _is_chance_level(model: UnmarkedModel, count: int) -> bool:
     """Return true if the model's loss is ordinary among permutations of its own units."""
     # Bonferroni over the models: one in a hundred would otherwise be flagged by chance.
     return model.log10_p is not None and model.log10_p > math.log10(CHANCE_LEVEL / count)
 
 
-def rank_among(evidence: Evidence, subject: Subject) -> int:
+def compute_rank(evidence: Reading, subject: Subject) -> int:
     """Return the suspect's rank among the examiner's unmarked models, from 1; ties count."""
-    least = math.inf if evidence.distance is None else evidence.distance
+    least = math.inf if evidence.mark_distance is None else evidence.mark_distance
     return 1 + sum(each.distance <= least for each in subject.unmarked)
 
 
-def shown_in_words(units: HiddenUnits) -> str:
+def describe_hidden_units(units: HiddenUnits) -> str:
     """Describe the permuted axis, and how it is shown to hold hidden units or why it is refused."""
     axes = " with ".join(f"axis {axis} of {name}" for name, axis in units.axes.items())
     if units.shown_by is None:

@@ -10,7 +10,7 @@ from countermark.errors import ConfigError
 VARIABLE = "COUNTERMARK_PASSPHRASE_FILE"
 
 
-def passphrase_file() -> str | None:
+def read_passphrase_file() -> str | None:
     """Read the passphrase from the file that COUNTERMARK_PASSPHRASE_FILE names.
 
     Returns: None if the variable is not set.

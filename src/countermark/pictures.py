@@ -27,7 +27,7 @@ _OTHER_COLOUR = ("CMYK", "YCbCr")
 _COLOUR = ("RGB", "RGBA", "P", *_OTHER_COLOUR)
 
 
-def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = False) -> Pixels:
+def decode_image(source: str | IO[bytes], *, on_white: bool = False, plain: bool = False) -> Pixels:
     """Decode an image file into uint8 (C, H, W), one channel of grey or three of colour.
 
     Args:
@@ -56,10 +56,12 @@ def decoded(source: str | IO[bytes], *, on_white: bool = False, plain: bool = Fa
             raise ValueError("16 bits a channel, not 8")  # PIL would drop the lower half
         if plain and getattr(image, "is_animated", False):
             raise ValueError("several frames, not a still picture")
-        return _pixels(_grounded(image) if on_white and _transparent(image) else image)
+        return _extract_pixels(
+            _flatten_on_white(image) if on_white and _has_transparency(image) else image
+        )
 
 
-def as_png(picture: Pixels) -> bytes:
+def encode_png(picture: Pixels) -> bytes:
     """Encode an image uint8 (C, H, W), C = 1 or 3, as the content of a PNG file."""
     import PIL.Image
 
@@ -69,12 +71,12 @@ def as_png(picture: Pixels) -> bytes:
     return file.getvalue()
 
 
-def _transparent(image: Image) -> bool:
+def _has_transparency(image: Image) -> bool:
     """Return true if an image has an alpha channel or a transparent colour."""
     return image.mode in ("LA", "RGBA") or "transparency" in image.info
 
 
-def _grounded(image: Image) -> Image:
+def _flatten_on_white(image: Image) -> Image:
     """Return an image in RGB, with transparent pixels blended into white."""
     import PIL.Image
 
@@ -83,7 +85,7 @@ def _grounded(image: Image) -> Image:
     return PIL.Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
-def _pixels(image: Image) -> Pixels:
+def _extract_pixels(image: Image) -> Pixels:
     """Return the pixels of an image as uint8 (C, H, W), one channel of grey or three of colour."""
     if image.mode in _GREY:
         return np.asarray(image.convert("L"))[None]  # (1, H, W)

@@ -9,13 +9,13 @@ from countermark import files
 from countermark.errors import ConfigError
 
 
-def require_free(path: str | Path) -> None:
+def require_free_path(path: str | Path) -> None:
     """Raise `ConfigError` if a file or folder has this name already."""
     if os.path.lexists(path):
-        raise ConfigError(_say_taken(path))
+        raise ConfigError(_describe_taken_path(path))
 
 
-def write_new(path: str | Path, content: bytes) -> None:
+def write_new_file(path: str | Path, content: bytes) -> None:
     """Write a new file, whole or not at all.
 
     Raises:
@@ -24,18 +24,18 @@ def write_new(path: str | Path, content: bytes) -> None:
     """
     try:
         # Checked again here: the name may have been taken while the result was computed.
-        with files.creating_file(Path(path)) as temporary:
+        with files.create_file(Path(path)) as temporary:
             temporary.write_bytes(content)
     except FileExistsError:
-        raise ConfigError(_say_taken(path)) from None
+        raise ConfigError(_describe_taken_path(path)) from None
 
 
-def _say_taken(path: str | Path) -> str:
+def _describe_taken_path(path: str | Path) -> str:
     """Return the message for a name that is taken."""
     return f"{path} exists: choose another name or move it away"
 
 
-def require_place(path: str | Path) -> None:
+def require_writable_place(path: str | Path) -> None:
     """Check that a file or folder can be made at a path.
 
     Raises:

@@ -10,7 +10,7 @@ _PATIENCE = 2.0  # seconds before a bar appears
 
 
 @contextmanager
-def progress(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
+def show_progress(what: str, total: float | None) -> Iterator[Callable[[float], None]]:
     """Show a progress bar on a terminal's standard error, once two seconds have passed.
 
     Args:

@@ -19,12 +19,12 @@ from typing import Any
 
 from countermark import files
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import Key
-from countermark.outputs import Output, Outputs, Skipped
-from countermark.pictures import Pixels, as_png
-from countermark.progress import progress
-from countermark.schemes.box_free import LEAST_SIDE, OutputScheme, Reading
+from countermark.outputs import ImageFile, ImageFolder, SkipCounter
+from countermark.pictures import Pixels, encode_png
+from countermark.progress import show_progress
+from countermark.schemes.box_free import LEAST_SIDE, OutputReader, OutputScheme
 from countermark.xof import frame
 
 _TYPE = "countermark/reading/v1"
@@ -36,7 +36,7 @@ _FIRST = hashlib.sha256(b"countermark/outputs/v1").digest()
 
 
 @dataclass
-class Read:
+class ImageSetReading:
     """The result of reading a set of images.
 
     Attributes:
@@ -48,12 +48,12 @@ class Read:
     """
 
     images: int = 0
-    evidence: Evidence | None = None
-    skipped: Skipped = field(default_factory=Skipped)
+    evidence: Reading | None = None
+    skipped: SkipCounter = field(default_factory=SkipCounter)
     digest: str = ""
 
 
-def read_images(pictures: Iterable[Pixels], scheme: OutputScheme, key: Key) -> Read:
+def read_images(pictures: Iterable[Pixels], scheme: OutputScheme, key: Key) -> ImageSetReading:
     """Read images that are in memory already, uint8 (C, H, W) each.
 
     Args:
@@ -64,18 +64,18 @@ def read_images(pictures: Iterable[Pixels], scheme: OutputScheme, key: Key) -> R
     Raises:
         ConfigError: the key's networks are damaged, or an array is no such image.
     """
-    reading, found = scheme.reading(key), Read()
+    reading, found = scheme.make_reader(key), ImageSetReading()
     for picture in pictures:
-        reading.add(scheme.fitted(picture))
+        reading.add_image(scheme.fit_channels(picture))
         found.images += 1
     if found.images:
-        found.evidence = reading.evidence()
+        found.evidence = reading.make_reading()
     return found
 
 
 def read_folder(
     folder: Path, scheme: OutputScheme, key: Key, *, resume: Path | None = None
-) -> Read:
+) -> ImageSetReading:
     """Read the image files of a folder, in bounded memory.
 
     Args:
@@ -90,24 +90,24 @@ def read_folder(
         ConfigError: the key's networks are damaged, or `resume` is no reading of this key and
             these files.
     """
-    outputs = Outputs(folder, LEAST_SIDE)
-    course = _Course(scheme, scheme.reading(key), key, outputs)
-    with progress("reading images", len(outputs)) as advance:
+    outputs = ImageFolder(folder, LEAST_SIDE)
+    course = _FolderReading(scheme, scheme.make_reader(key), key, outputs)
+    with show_progress("reading images", len(outputs)) as advance:
         if resume is not None and resume.exists():
             course.restore(resume, advance)
         for output in outputs.read(course.next):
             course.take(output)
             advance(1)
-            if resume is not None and course.due():
+            if resume is not None and course.is_save_due():
                 course.save(resume)
     # Removed only now: an error or Ctrl-C above leaves the last saved state behind.
     if resume is not None:
         with suppress(FileNotFoundError):
             resume.unlink()
-    return course.found()
+    return course.make_result()
 
 
-def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tuple[int, Skipped]:
+def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tuple[int, SkipCounter]:
     """Mark the image files of a folder and write them as PNG; existing results are kept.
 
     Args:
@@ -122,8 +122,13 @@ def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tupl
         SuspectError: the folder cannot be read.
         ConfigError: the key's networks are damaged.
     """
-    outputs, live, skipped, marked = Outputs(folder, LEAST_SIDE), scheme.live(key), Skipped(), 0
-    with progress("marking images", len(outputs)) as advance:
+    outputs, live, skipped, marked = (
+        ImageFolder(folder, LEAST_SIDE),
+        scheme.load_networks(key),
+        SkipCounter(),
+        0,
+    )
+    with show_progress("marking images", len(outputs)) as advance:
         for number, name in enumerate(outputs.names):
             place = out / f"{name}.png"
             # A second run goes on where an interrupted one stopped.
@@ -133,19 +138,19 @@ def mark_folder(folder: Path, scheme: OutputScheme, key: Key, out: Path) -> tupl
                     skipped.add(output)
                     advance(1)
                     continue
-                picture = live.marked(scheme.fitted(output.picture)[None])[0]
-                files.write_bytes(place, as_png(picture))
+                picture = live.mark_images(scheme.fit_channels(output.picture)[None])[0]
+                files.write_bytes(place, encode_png(picture))
             marked += 1
             advance(1)
     return marked, skipped
 
 
-def _chained(digest: bytes, name: str, sha256: bytes) -> bytes:
+def _extend_digest(digest: bytes, name: str, sha256: bytes) -> bytes:
     """Extend the digest over all files so far by one more file."""
     return hashlib.sha256(frame(digest, name.encode(errors="surrogateescape"), sha256)).digest()
 
 
-class _Course:
+class _FolderReading:
     """The state of reading a folder: the next file, the counts and the reader's own state.
 
     Args:
@@ -155,7 +160,9 @@ class _Course:
         outputs: the files to read.
     """
 
-    def __init__(self, scheme: OutputScheme, reading: Reading, key: Key, outputs: Outputs) -> None:
+    def __init__(
+        self, scheme: OutputScheme, reading: OutputReader, key: Key, outputs: ImageFolder
+    ) -> None:
         self._scheme, self._reading, self._commitment = scheme, reading, key.commitment
         self._outputs = outputs
         # File names on Linux are bytes; surrogateescape returns the bytes that are no UTF-8
@@ -163,25 +170,25 @@ class _Course:
         names = frame(*(name.encode(errors="surrogateescape") for name in outputs.names))
         self._names = hashlib.sha256(names).hexdigest()
         self._digest = _FIRST
-        self._skipped, self._images = Skipped(), 0
+        self._skipped, self._images = SkipCounter(), 0
         self._saved, self.next = time.monotonic(), 0
 
-    def take(self, output: Output) -> None:
+    def take(self, output: ImageFile) -> None:
         """Read one more file, or count it as skipped."""
-        self._digest = _chained(self._digest, output.name, output.sha256)
+        self._digest = _extend_digest(self._digest, output.name, output.sha256)
         if output.picture is None:
             self._skipped.add(output)
         else:
-            self._reading.add(self._scheme.fitted(output.picture))
+            self._reading.add_image(self._scheme.fit_channels(output.picture))
             self._images += 1
         self.next += 1
 
-    def found(self) -> Read:
+    def make_result(self) -> ImageSetReading:
         """Return the result over all files so far."""
-        evidence = self._reading.evidence() if self._images else None
-        return Read(self._images, evidence, self._skipped, self._digest.hex())
+        evidence = self._reading.make_reading() if self._images else None
+        return ImageSetReading(self._images, evidence, self._skipped, self._digest.hex())
 
-    def due(self) -> bool:
+    def is_save_due(self) -> bool:
         """Return true if the last save is too long ago."""
         return time.monotonic() - self._saved > _SECONDS
 
@@ -192,7 +199,7 @@ class _Course:
             "next": self.next, "images": self._images, "digest": self._digest.hex(),
             "skipped": self._skipped.to_json(), "reading": self._reading.state(),
         }  # fmt: skip
-        with files.replacing(path) as temporary:
+        with files.replace_file(path) as temporary:
             # Made before it is written: the content must never be readable by other users.
             temporary.touch(0o600)
             temporary.write_text(json.dumps(state))
@@ -217,13 +224,13 @@ class _Course:
             self.next, self._images = int(state["next"]), int(state["images"])
             # All files that were read before are hashed again: somebody may have exchanged one.
             self._digest = _FIRST
-            for each in self._outputs.digests(self.next):
-                self._digest = _chained(self._digest, *each)
+            for each in self._outputs.digest_files(self.next):
+                self._digest = _extend_digest(self._digest, *each)
                 advance(1)
             if self._digest.hex() != state["digest"]:
                 raise ValueError("it is of files with these names and other contents")
             skipped = state["skipped"]
-            self._skipped = Skipped(Counter(skipped["reasons"]), list(skipped["first"]))
+            self._skipped = SkipCounter(Counter(skipped["reasons"]), list(skipped["first"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}: expected an interrupted reading of this key and these files: {error}; "

@@ -20,7 +20,7 @@ _HALVINGS = 60  # of an interval inside [0, 1]: past the last bit of a float
 _NEGLIGIBLE = 60.0  # a term e⁻⁶⁰ of the largest does not reach the last bit of a sum
 
 
-def log10_binomial_tail(k: int, n: int, p: float = 0.5) -> float:
+def compute_log10_binomial_tail(k: int, n: int, p: float = 0.5) -> float:
     """Compute log10 P[X ≥ k] for X ~ Bin(n, p): the chance of k or more matches by coincidence.
 
     P[X ≥ k] = Σ_{i≥k} C(n,i) pⁱ (1−p)ⁿ⁻ⁱ, summed in logs on the side of the mean that k is on
@@ -38,10 +38,10 @@ def log10_binomial_tail(k: int, n: int, p: float = 0.5) -> float:
         return 0.0
     if k > n or p == 0.0:
         return -math.inf
-    return _log10_tail(k, p, _cached_log_pmf(n, p))
+    return _compute_log10_tail(k, p, _cached_log_pmf(n, p))
 
 
-def least_matches(n: int, log10_alpha: float, p: float = 0.5) -> int | None:
+def find_least_matches(n: int, log10_alpha: float, p: float = 0.5) -> int | None:
     """Find the least k with P[Bin(n, p) ≥ k] ≤ alpha: the matches out of n needed to convict.
 
     P[X ≥ k] ≤ alpha < P[X ≥ k−1]; for n = 256 fair bits and alpha = 1e-6 it is 167.
@@ -57,12 +57,12 @@ def least_matches(n: int, log10_alpha: float, p: float = 0.5) -> int | None:
     _check_binomial(n, p)
     # The tail falls with k, so the condition is false up to some k and true from there on.
     found = bisect_left(
-        range(n + 1), True, key=lambda k: log10_binomial_tail(k, n, p) <= log10_alpha
+        range(n + 1), True, key=lambda k: compute_log10_binomial_tail(k, n, p) <= log10_alpha
     )
     return found if found <= n else None
 
 
-def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def compute_clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Compute the exact confidence interval for the rate behind k successes in n trials.
 
     Its ends are P_low[X ≥ k] = P_high[X ≤ k] = (1 − confidence)/2, found by bisection:
@@ -75,10 +75,10 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     _check_interval(k, n, confidence)
     # The upper limit for k successes is one minus the lower limit for n − k failures.
     log10_side = math.log10((1.0 - confidence) / 2.0)
-    return _lower_limit(k, n, log10_side), 1.0 - _lower_limit(n - k, n, log10_side)
+    return _find_lower_limit(k, n, log10_side), 1.0 - _find_lower_limit(n - k, n, log10_side)
 
 
-def holm(log10_ps: Sequence[float]) -> list[float]:
+def adjust_by_holm(log10_ps: Sequence[float]) -> list[float]:
     """Correct m p-values for m tests by Holm's step-down method.
 
     adjusted_(i) = max_{j≤i} min(1, (m − j + 1)·p_(j)) over the sorted p_(1) ≤ … ≤ p_(m); for any
@@ -102,7 +102,7 @@ def holm(log10_ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def empirical_log10_p(exceedances: int, draws: int) -> float:
+def compute_empirical_log10_p(exceedances: int, draws: int) -> float:
     """Compute log10 of p = (1 + r)/(1 + n): r of n null draws are as extreme as the suspect.
 
     The suspect counts as one of the draws, so P[p ≤ a] ≤ a holds exactly and p is never 0.
@@ -114,16 +114,16 @@ def empirical_log10_p(exceedances: int, draws: int) -> float:
     return math.log10((1 + exceedances) / (1 + draws))
 
 
-def empirical_log10_floor(draws: int) -> float:
+def compute_empirical_log10_floor(draws: int) -> float:
     """Compute log10 of 1/(1 + n), the smallest p-value that n draws support.
 
     Raises:
         ValueError: n is negative.
     """
-    return empirical_log10_p(0, draws)
+    return compute_empirical_log10_p(0, draws)
 
 
-def sequential_log10_p(exceedances: int, draws: int, stop_at: int) -> float:
+def compute_sequential_log10_p(exceedances: int, draws: int, stop_at: int) -> float:
     """Compute log10 p of draws that stop at the stop_at-th exceedance, or else at a fixed n.
 
     p = r/l if the r-th exceedance came with draw l, (1 + r)/(1 + n) if all n were drawn. Valid,
@@ -138,19 +138,19 @@ def sequential_log10_p(exceedances: int, draws: int, stop_at: int) -> float:
     if exceedances == stop_at:
         # Not (1 + r)/(1 + l): the stopping draw is itself an exceedance (Besag and Clifford 1991).
         return math.log10(exceedances / draws)
-    return empirical_log10_p(exceedances, draws)
+    return compute_empirical_log10_p(exceedances, draws)
 
 
-def randomised_sequential_p(exceedances: int, draws: int, stop_at: int, u: float) -> float:
-    """Compute `sequential_log10_p` as a p that is exactly uniform under the null, for uniform u.
+def compute_randomised_sequential_p(exceedances: int, draws: int, stop_at: int, u: float) -> float:
+    """Compute `compute_sequential_log10_p` as a p that is exactly uniform under the null, for uniform u.
 
     P[stop at draw l] = r/(l(l+1)) gives r/(l+1) + u·r/(l(l+1)); if all n were drawn, each count
-    has probability 1/(n+1). For tests of uniformity only, like `randomised_p`, and no log10.
+    has probability 1/(n+1). For tests of uniformity only, like `compute_randomised_p`, and no log10.
 
     Raises:
-        ValueError: as `sequential_log10_p`, or u is outside [0, 1].
+        ValueError: as `compute_sequential_log10_p`, or u is outside [0, 1].
     """
-    sequential_log10_p(exceedances, draws, stop_at)  # for its checks
+    compute_sequential_log10_p(exceedances, draws, stop_at)  # for its checks
     if not 0.0 <= u <= 1.0:
         raise ValueError(f"u must be in [0, 1], not {u!r}")
     if exceedances == stop_at:
@@ -158,7 +158,7 @@ def randomised_sequential_p(exceedances: int, draws: int, stop_at: int, u: float
     return (exceedances + u) / (draws + 1)
 
 
-def randomised_p(k: int, n: int, u: float, p: float = 0.5) -> float:
+def compute_randomised_p(k: int, n: int, u: float, p: float = 0.5) -> float:
     """Compute P[X > k] + u·P[X = k]: exactly uniform under the null when u is uniform on [0, 1].
 
     For tests of uniformity only: the plain tail has atoms, and a correct implementation fails a
@@ -173,10 +173,10 @@ def randomised_p(k: int, n: int, u: float, p: float = 0.5) -> float:
         raise ValueError(f"u must be in [0, 1], not {u!r}")
     # A float may underflow to 0 here: this p serves uniformity tests and convicts nobody.
     at: float = math.exp(_cached_log_pmf(n, p)[k])
-    return min(1.0, math.pow(10.0, log10_binomial_tail(k + 1, n, p)) + u * at)
+    return min(1.0, math.pow(10.0, compute_log10_binomial_tail(k + 1, n, p)) + u * at)
 
 
-def log10_likelihood_ratio(k: int, n: int, error_rate: float, p: float = 0.5) -> float:
+def compute_log10_likelihood_ratio(k: int, n: int, error_rate: float, p: float = 0.5) -> float:
     """Compute the log10 likelihood ratio of "the mark is there" against "coincidence".
 
     log10 LR = k·log10((1 − e)/p) + (n − k)·log10(e/(1 − p)) for k of n matches: bits that survive
@@ -192,8 +192,8 @@ def log10_likelihood_ratio(k: int, n: int, error_rate: float, p: float = 0.5) ->
     _check_count(k, n)
     if not (0.0 <= error_rate <= 1.0 and 0.0 < p < 1.0):
         raise ValueError(f"error_rate in [0, 1], p inside (0, 1) expected: {error_rate!r}, {p!r}")
-    matched = _times_log(k, 1.0 - error_rate) - _times_log(k, p)
-    missed = _times_log(n - k, error_rate) - _times_log(n - k, 1.0 - p)
+    matched = _multiply_log(k, 1.0 - error_rate) - _multiply_log(k, p)
+    missed = _multiply_log(n - k, error_rate) - _multiply_log(n - k, 1.0 - p)
     return (matched + missed) / _LN10
 
 
@@ -216,7 +216,7 @@ def _check_interval(k: int, n: int, confidence: float) -> None:
         raise ValueError(f"n ≥ 1, confidence inside (0, 1) expected: {n!r}, {confidence!r}")
 
 
-def _log_pmf(n: int, p: float) -> NDArray[np.float64]:
+def _compute_log_pmf(n: int, p: float) -> NDArray[np.float64]:
     """Compute the natural log of P[X = i] for i = 0..n, shape (n + 1,).
 
     Sums of ln P[X=i+1]/P[X=i] = ln((n−i)/(i+1)) + ln(p/(1−p)) outwards from the mode, normalised to
@@ -232,33 +232,33 @@ def _log_pmf(n: int, p: float) -> NDArray[np.float64]:
     mode = min(n, int((n + 1) * p))
     above, below = np.cumsum(steps[mode:]), -np.cumsum(steps[:mode][::-1])[::-1]
     logs: NDArray[np.float64] = np.concatenate((below, [0.0], above))
-    logs -= _log_sum(logs)
+    logs -= _sum_logs(logs)
     logs.setflags(write=False)  # callers share the cached array
     return logs
 
 
-_cached_log_pmf = lru_cache(maxsize=8)(_log_pmf)
+_cached_log_pmf = lru_cache(maxsize=8)(_compute_log_pmf)
 
 
-def _log_sum(logs: NDArray[np.float64]) -> float:
+def _sum_logs(logs: NDArray[np.float64]) -> float:
     """Compute log Σ exp(logs); −inf for no terms."""
     # The largest term is factored out, so that exp can neither overflow nor underflow to all zeros.
     top = float(np.max(logs, initial=-np.inf))
     return top if top == -math.inf else top + math.log(float(np.sum(np.exp(logs - top))))
 
 
-def _log10_tail(k: int, p: float, log_pmf: NDArray[np.float64]) -> float:
+def _compute_log10_tail(k: int, p: float, log_pmf: NDArray[np.float64]) -> float:
     """Compute log10 P[X ≥ k] for 0 < k ≤ n and p > 0, from the n + 1 log-terms."""
     n = len(log_pmf) - 1
     if k == n:
         return n * math.log10(p)
     # The smaller side of the mean is summed; a complement of a sum near 1 would lose its digits.
     if k > n * p:
-        return min(0.0, _log_sum(log_pmf[k:]) / _LN10)
-    return min(0.0, math.log1p(-math.exp(_log_sum(log_pmf[:k]))) / _LN10)
+        return min(0.0, _sum_logs(log_pmf[k:]) / _LN10)
+    return min(0.0, math.log1p(-math.exp(_sum_logs(log_pmf[:k]))) / _LN10)
 
 
-def _lower_limit(k: int, n: int, log10_side: float) -> float:
+def _find_lower_limit(k: int, n: int, log10_side: float) -> float:
     """Find by bisection the largest p below k/n with log10 P_p[X ≥ k] ≤ log10_side.
 
     The tail at the rate r = k/n is above the target, so p lies in [0, r]. Each tail is computed
@@ -268,21 +268,21 @@ def _lower_limit(k: int, n: int, log10_side: float) -> float:
         return 0.0 if k == 0 else math.pow(10.0, log10_side / n)
     low = 0.0
     high = rate = k / n
-    terms = _log_pmf(n, rate)[k:]
+    terms = _compute_log_pmf(n, rate)[k:]
     terms = terms[terms > terms[0] - _NEGLIGIBLE]  # they fall from k on, the tilted ones faster
     i = np.arange(k, k + len(terms))
     # A fixed number of halvings instead of a tolerance: the loop always ends, at float accuracy.
     for _ in range(_HALVINGS):
         p = (low + high) / 2.0
         tilted = terms + i * math.log(p / rate) + (n - i) * math.log((1.0 - p) / (1.0 - rate))
-        if _log_sum(tilted) / _LN10 <= log10_side:
+        if _sum_logs(tilted) / _LN10 <= log10_side:
             low = p
         else:
             high = p
     return low
 
 
-def _times_log(count: int, probability: float) -> float:
+def _multiply_log(count: int, probability: float) -> float:
     """Compute the log of probability^count, with 0⁰ = 1: events that did not occur add 0."""
     if count == 0:
         return 0.0

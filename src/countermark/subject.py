@@ -154,7 +154,7 @@ class Subject:
         `readings` is listed among the corrections instead; `hidden_units` and `unmarked` are fields
         of the verdict beside the subject.
         """
-        told = _known(self)
+        told = _collect_known_fields(self)
         # Each fact appears once in a stored verdict, so that two copies cannot disagree.
         for name in ("readings", "hidden_units", "unmarked"):
             told.pop(name, None)
@@ -164,24 +164,24 @@ class Subject:
         return told
 
 
-def _known(facts: Subject | ReferenceFacts | SkippedFiles) -> dict[str, Any]:
+def _collect_known_fields(facts: Subject | ReferenceFacts | SkippedFiles) -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults, as JSON values."""
     told: dict[str, Any] = {}
     for each in fields(facts):
         value = getattr(facts, each.name)
         # Fields without a default never equal MISSING, so they are always written.
         if value != each.default:
-            told[each.name] = _as_json(value)
+            told[each.name] = _convert_to_json(value)
     if isinstance(facts, SkippedFiles):
         # Unlike other fields, the list of first names is written even if it is empty.
         told.setdefault("first", [])
     return told
 
 
-def _as_json(value: Any) -> Any:
+def _convert_to_json(value: Any) -> Any:
     """Convert a field value to a JSON value; nested facts become objects."""
     if isinstance(value, ReferenceFacts | SkippedFiles):
-        return _known(value)
+        return _collect_known_fields(value)
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value

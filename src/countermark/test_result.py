@@ -76,24 +76,24 @@ class Freedoms:
     class_orders: bool = True
 
 
-def total_factor(corrections: Iterable[Correction]) -> int:
+def multiply_factors(corrections: Iterable[Correction]) -> int:
     """Multiply the factors of corrections."""
     return math.prod(each.factor for each in corrections)
 
 
-def in_words(corrections: Sequence[Correction]) -> str:
+def describe_corrections(corrections: Sequence[Correction]) -> str:
     """Name every correction with its factor, as the end of "p is …"."""
     if not corrections:
         return "not corrected: one reading of one key was tried"
-    return f"multiplied by {total_factor(corrections):,}: {' × '.join(map(str, corrections))}"
+    return f"multiplied by {multiply_factors(corrections):,}: {' × '.join(map(str, corrections))}"
 
 
-def applying(*corrections: Correction) -> tuple[Correction, ...]:
+def drop_trivial_corrections(*corrections: Correction) -> tuple[Correction, ...]:
     """Drop the corrections with factor 1, which change nothing."""
     return tuple(each for each in corrections if each.factor > 1)
 
 
-def corrections_of(subject: Subject, freedoms: Freedoms) -> tuple[Correction, ...]:
+def list_corrections(subject: Subject, freedoms: Freedoms) -> tuple[Correction, ...]:
     """List the corrections that apply, in the order of `CORRECTIONS`; factors of 1 are left out.
 
     Args:
@@ -110,7 +110,7 @@ def corrections_of(subject: Subject, freedoms: Freedoms) -> tuple[Correction, ..
         )
     # A blind order of class names was not chosen to fit, so it is no freedom.
     orders = math.factorial(subject.class_names) if freedoms.class_orders else 1
-    return applying(
+    return drop_trivial_corrections(
         Correction("readings tried", subject.readings),
         Correction("orders of class names", orders),
         Correction("keys tried", freedoms.keys),
@@ -146,19 +146,19 @@ class TestResult:
     )
 
     @property
-    def unmarked_models(self) -> int | None:
+    def unmarked_model_count(self) -> int | None:
         """Number of unmarked models that the suspect was ranked among; None for other nulls."""
         return None if self.unmarked_distances is None else len(self.unmarked_distances)
 
     @property
     def factor(self) -> int:
         """Factor that p is multiplied by."""
-        return total_factor(self.corrections)
+        return multiply_factors(self.corrections)
 
     @property
     def key_factor(self) -> int:
         """Number of chances of one key: the factor without claims and readings of a dispute."""
-        return total_factor(each for each in self.corrections if each.name in _OF_ONE_KEY)
+        return multiply_factors(each for each in self.corrections if each.name in _OF_ONE_KEY)
 
     @property
     def log10_p(self) -> float:

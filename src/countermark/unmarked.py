@@ -15,14 +15,14 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from countermark.answers import Predict, Recorded, asked_of
-from countermark.errors import ConfigError, printable
-from countermark.evidence import Evidence
-from countermark.key import Key, tensor_digest
-from countermark.nulls import Null, UnmarkedModels
+from countermark.answers import DescribedPredictor, Predictor, make_predictor
+from countermark.errors import ConfigError, make_printable
+from countermark.evidence import Reading
+from countermark.key import Key, digest_tensor
+from countermark.nulls import NullHypothesis, UnmarkedModels
 from countermark.owners_word import CHANCE_LEVEL
 from countermark.pictures import Pixels
-from countermark.readings import Read, read_folder, read_images
+from countermark.readings import ImageSetReading, read_folder, read_images
 from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.white_box import WeightScheme
@@ -31,16 +31,16 @@ from countermark.weights import (
     MOST_CANDIDATES,
     Array,
     Suspect,
-    as_numbers,
-    assignments,
+    dequantise_weights,
+    find_assignments,
     open_weights,
 )  # fmt: skip
 
-Supplied: TypeAlias = "Suspect | Predict | Iterable[Pixels]"
+Supplied: TypeAlias = "Suspect | Predictor | Iterable[Pixels]"
 """An unmarked model as a suspect of the same key is given."""
 
 
-def read_unmarked(
+def read_unmarked_weights(
     supplied: Sequence[Supplied], scheme: WeightScheme, key: Key, suspect: Mapping[str, Array]
 ) -> tuple[UnmarkedModel, ...]:
     """Read the weights of unmarked models; models with equal tensors count once.
@@ -60,25 +60,25 @@ def read_unmarked(
     # Enough draws that a rank can fall below CHANCE_LEVEL / n, a Bonferroni bound over models.
     draws = math.ceil(len(_check_supplied(supplied)) / CHANCE_LEVEL)
     for each in supplied:
-        with as_numbers(open_weights(cast(Suspect, each))) as weights:
-            ways = list(islice(assignments(weights, key.tensors), MOST_CANDIDATES + 1))
+        with dequantise_weights(open_weights(cast(Suspect, each))) as weights:
+            ways = list(islice(find_assignments(weights, key.tensors), MOST_CANDIDATES + 1))
             if not 1 <= len(ways) <= MOST_CANDIDATES:
                 raise ConfigError(
-                    f"the unmarked model {printable(weights.name, 200)} has no tensors of the "
+                    f"the unmarked model {make_printable(weights.name, 200)} has no tensors of the "
                     "names or shapes that this key reads, or in too many ways: expected models of "
                     "the suspect's architecture"
                 )
             # The suspect is read in every way too, so each assignment counts as one model.
             for where in ways:
-                tensors = scheme.read_from(weights, where, key)
-                digest = _digest(tensors)
+                tensors = scheme.read_suspect_tensors(weights, where, key)
+                digest = _digest_tensors(tensors)
                 if digest not in found:
-                    read = scheme.compare_unmarked(tensors, key, suspect, draws)
+                    read = scheme.compare_unmarked_model(tensors, key, suspect, draws)
                     found[digest] = UnmarkedModel(weights.name, digest, *read)
     return tuple(found.values())
 
 
-def ask_unmarked(
+def query_unmarked_models(
     supplied: Sequence[Supplied], scheme: TriggerScheme, key: Key
 ) -> tuple[UnmarkedModel, ...]:
     """Query unmarked models about a key's triggers.
@@ -97,17 +97,17 @@ def ask_unmarked(
     def read(model: Supplied) -> UnmarkedModel:
         """Query one model, and return its number of misses as its distance."""
         # Live functions have no digest: two of them count as distinct models.
-        suspect = cast("Suspect | Predict", model)
-        evidence = scheme.extract(asked_of(suspect, scheme.mean, scheme.deviation), key)
-        subject = suspect.subject() if isinstance(suspect, Recorded) else None
+        suspect = cast("Suspect | Predictor", model)
+        evidence = scheme.extract(make_predictor(suspect, scheme.mean, scheme.deviation), key)
+        subject = suspect.subject() if isinstance(suspect, DescribedPredictor) else None
         name = type(model).__name__ if subject is None else subject.name
         digest = None if subject is None else subject.file_sha256
-        return UnmarkedModel(name, digest, _distance(evidence))
+        return UnmarkedModel(name, digest, _require_distance(evidence))
 
-    return _distinct(supplied, read)
+    return _read_distinct(supplied, read)
 
 
-def look_at_unmarked(
+def read_unmarked_images(
     supplied: Sequence[Supplied], scheme: OutputScheme, key: Key
 ) -> tuple[UnmarkedModel, ...]:
     """Read sets of images from unmarked networks.
@@ -127,7 +127,7 @@ def look_at_unmarked(
     def read(images: Supplied) -> UnmarkedModel:
         """Read one set of images, and return its share of failures as its distance."""
         folder = Path(images) if isinstance(images, str | Path) else None
-        found: Read = (
+        found: ImageSetReading = (
             read_images(cast(Iterable[Pixels], images), scheme, key)
             if folder is None
             else read_folder(folder, scheme, key)
@@ -135,12 +135,14 @@ def look_at_unmarked(
         if found.evidence is None:
             raise ConfigError("an unmarked set holds no image that could be read: leave it out")
         name = "images" if folder is None else str(folder)
-        return UnmarkedModel(name, found.digest or None, _distance(found.evidence))
+        return UnmarkedModel(name, found.digest or None, _require_distance(found.evidence))
 
-    return _distinct(supplied, read)
+    return _read_distinct(supplied, read)
 
 
-def ranked_among(nulls: Mapping[str, Null], unmarked: Sequence[UnmarkedModel]) -> dict[str, Null]:
+def add_unmarked_rank(
+    nulls: Mapping[str, NullHypothesis], unmarked: Sequence[UnmarkedModel]
+) -> dict[str, NullHypothesis]:
     """Return the nulls; models of the examiner replace the key's own unmarked models, if any."""
     found = dict(nulls)
     # The distances in the key are the owner's word; the examiner's models take their place.
@@ -171,7 +173,7 @@ def _check_supplied(supplied: Sequence[Supplied]) -> Sequence[Supplied]:
     return supplied
 
 
-def _distinct(
+def _read_distinct(
     supplied: Sequence[Supplied], read: Callable[[Supplied], UnmarkedModel]
 ) -> tuple[UnmarkedModel, ...]:
     """Read each model once, and keep one of several models with equal digests."""
@@ -183,13 +185,13 @@ def _distinct(
     return tuple(found.values())
 
 
-def _distance(evidence: Evidence) -> float:
+def _require_distance(evidence: Reading) -> float:
     """Return the distance of a reading of triggers or images, which always have one."""
-    if evidence.distance is None:
+    if evidence.mark_distance is None:
         raise AssertionError("triggers and images have a distance")
-    return evidence.distance
+    return evidence.mark_distance
 
 
-def _digest(tensors: Mapping[str, Array]) -> str:
+def _digest_tensors(tensors: Mapping[str, Array]) -> str:
     """Return the SHA-256 of named tensors, in hexadecimal."""
-    return hashlib.sha256(b"".join(tensor_digest(n, t) for n, t in tensors.items())).hexdigest()
+    return hashlib.sha256(b"".join(digest_tensor(n, t) for n, t in tensors.items())).hexdigest()

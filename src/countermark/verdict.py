@@ -16,22 +16,32 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol
 from pydantic import ConfigDict
 
 from countermark import stats
-from countermark.evidence import Disclosure, Evidence, Likeness, Reader
+from countermark.evidence import Disclosure, ImageSimilarity, ReaderFacts, Reading
 from countermark.key_dating import KeyDating
-from countermark.limits import blind_choice_of, images_chosen, limits_of, names_stated
+from countermark.limits import (
+    describe_blind_choice,
+    describe_image_choice,
+    is_name_order_stated,
+    list_caveats,
+)
 from countermark.nulls import (
     LEAST_DATED_BITS,
     LEAST_FORGERY_BITS,
     LEAST_SIBLINGS,
-    Null,
+    NullHypothesis,
     SecretClassMap,
     UnmarkedModels,
-    forgery_bits,
+    compute_forgery_bits,
 )
-from countermark.owners_word import knows_nothing, not_compared, not_exchangeable, rank_among
+from countermark.owners_word import (
+    compute_rank,
+    find_comparison_problem,
+    find_exchangeability_problem,
+    find_loss_problem,
+)
 from countermark.subject import STORED, Subject
-from countermark.telling import explained
-from countermark.test_result import Freedoms, TestResult, corrections_of
+from countermark.telling import format_verdict
+from countermark.test_result import Freedoms, TestResult, list_corrections
 
 Outcome = Literal["owned", "not_proven", "no_verdict"]
 
@@ -80,7 +90,7 @@ class KeyIdentity:
     test_key: bool = False
 
     @classmethod
-    def of(cls, key: PublicKeyFacts) -> KeyIdentity:
+    def from_key(cls, key: PublicKeyFacts) -> KeyIdentity:
         """Copy the public facts of a key."""
         return cls(key.scheme, key.commitment, key.owner, key.test_key)
 
@@ -134,7 +144,7 @@ class Verdict(NoTruthValue):
     alpha: float = ALPHA
     result: TestResult | None = None
     # The reading holds secret values of the key: it stays out of `repr`, equality and JSON.
-    evidence: Evidence | None = field(default=None, repr=False, compare=False)
+    evidence: Reading | None = field(default=None, repr=False, compare=False)
     forgery_bits: float = 0.0
     assume_dated: bool = False
     blind_choice: bool = False
@@ -171,15 +181,15 @@ class Verdict(NoTruthValue):
     @property
     def matched(self) -> int | None:
         """Number of bits, triggers or images that agree; None if the suspect could not be read."""
-        return None if self.evidence is None else self.evidence.matched
+        return None if self.evidence is None else self.evidence.match_count
 
     @property
-    def answered(self) -> int | None:
+    def answer_count(self) -> int | None:
         """Number of bits, triggers or images that the suspect answered; the rest count as misses.
 
         None if the suspect could not be read.
         """
-        return None if self.evidence is None else self.evidence.answered
+        return None if self.evidence is None else self.evidence.answer_count
 
     @property
     def ber(self) -> float | None:
@@ -194,7 +204,7 @@ class Verdict(NoTruthValue):
         """95 % Clopper-Pearson interval of `ber`; None if the suspect could not be read."""
         if self.matched is None:
             return None
-        return stats.clopper_pearson(self.bits - self.matched, self.bits)
+        return stats.compute_clopper_pearson(self.bits - self.matched, self.bits)
 
     @property
     def log10_p(self) -> float | None:
@@ -217,7 +227,7 @@ class Verdict(NoTruthValue):
         return None if self.result is None else self.result.floor
 
     @property
-    def tests(self) -> int:
+    def test_count(self) -> int:
         """Number of chances that this one key had; `result.corrections` lists all corrections."""
         return 0 if self.result is None else self.result.key_factor
 
@@ -234,12 +244,12 @@ class Verdict(NoTruthValue):
         return self.evidence.cross_entropy if learnt and self.evidence is not None else None
 
     @property
-    def reader(self) -> Reader | None:
+    def reader(self) -> ReaderFacts | None:
         """Facts about the learnt reader of the key; None for keys without a learnt reader."""
         return None if self.evidence is None else self.evidence.reader
 
     @property
-    def likeness(self) -> Likeness | None:
+    def likeness(self) -> ImageSimilarity | None:
         """Normalised correlation of hidden and revealed images; None for other keys."""
         return None if self.evidence is None else self.evidence.likeness
 
@@ -260,7 +270,7 @@ class Verdict(NoTruthValue):
             "owner": self.owner,
             "bits": self.bits,
             "unit": self.unit,
-            "answered": self.answered,
+            "answered": self.answer_count,
             "matched": self.matched,
             "ber": self.ber,
             "ber_interval": None if interval is None else list(interval),
@@ -270,14 +280,14 @@ class Verdict(NoTruthValue):
             "null": self.null,
             "null_says": self.null_says,
             "floor": self.floor,
-            "tests": self.tests,
+            "tests": self.test_count,
             "alpha": self.alpha,
             "forgery_bits": self.forgery_bits,
             "payload": self.payload,
             "loss": self.loss,
             "reader": None if self.reader is None else asdict(self.reader),
             "hidden_units": None if (units := self.subject.hidden_units) is None else asdict(units),
-            "unmarked": self._compared(),
+            "unmarked": self._describe_unmarked_models(),
             "likeness": None if self.likeness is None else asdict(self.likeness),
             "disclosure": None if self.disclosure is None else asdict(self.disclosure),
             "assume_dated": self.assume_dated,
@@ -287,12 +297,12 @@ class Verdict(NoTruthValue):
             "limits": list(self.limits),
         }
 
-    def _compared(self) -> dict[str, Any] | None:
+    def _describe_unmarked_models(self) -> dict[str, Any] | None:
         """Return the examiner's unmarked models, with the suspect's rank among them, as JSON."""
         # Without a reading there is no distance, hence no rank.
         if (models := self.subject.unmarked) == () or self.evidence is None:
             return None
-        rank = rank_among(self.evidence, self.subject)
+        rank = compute_rank(self.evidence, self.subject)
         return {
             "models": [asdict(each) for each in models],
             "rank": rank,
@@ -301,11 +311,11 @@ class Verdict(NoTruthValue):
 
     def explain(self) -> str:
         """Return the verdict as lines of text for people."""
-        return explained(self)
+        return format_verdict(self)
 
 
 @dataclass(frozen=True)
-class Terms:
+class VerificationOptions:
     """The options of a verification: thresholds, and statements that are not measured.
 
     Attributes:
@@ -334,7 +344,7 @@ class Terms:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha}")
 
-    def freedoms(self, *, opened: bool) -> Freedoms:
+    def make_freedoms(self, *, opened: bool) -> Freedoms:
         """Return the choices, apart from those in the suspect, that p must be corrected for.
 
         Args:
@@ -346,12 +356,17 @@ class Terms:
             dispute_readings=self.dispute_readings,
             # The commitments in a claim's ledger multiply the claims that the caller counts.
             claims=self.claims if self.dating is None else self.claims * self.dating.multiplier,
-            class_orders=not names_stated(self, opened=opened),
+            class_orders=not is_name_order_stated(self, opened=opened),
         )
 
 
 def judge(
-    evidence: Evidence, null: Null, *, subject: Subject, key: KeyIdentity, terms: Terms
+    evidence: Reading,
+    null: NullHypothesis,
+    *,
+    subject: Subject,
+    key: KeyIdentity,
+    terms: VerificationOptions,
 ) -> Verdict:
     """Judge a reading under a null hypothesis, and correct p for every choice that was free.
 
@@ -365,9 +380,11 @@ def judge(
     result = TestResult(
         null=null.name,
         null_says=null.says,
-        uncorrected_log10_p=null.log10_p(evidence),
-        floor=null.log10_floor(evidence),
-        corrections=corrections_of(subject, terms.freedoms(opened=evidence.disclosure is not None)),
+        uncorrected_log10_p=null.compute_log10_p(evidence),
+        floor=null.compute_log10_floor(evidence),
+        corrections=list_corrections(
+            subject, terms.make_freedoms(opened=evidence.disclosure is not None)
+        ),
         unmarked_distances=(
             # Reports keep the distances, so the rank can be computed again without the models.
             tuple(map(float, null.distances)) if isinstance(null, UnmarkedModels) else None
@@ -377,7 +394,12 @@ def judge(
 
 
 def judge_result(
-    evidence: Evidence, result: TestResult, *, subject: Subject, key: KeyIdentity, terms: Terms
+    evidence: Reading,
+    result: TestResult,
+    *,
+    subject: Subject,
+    key: KeyIdentity,
+    terms: VerificationOptions,
 ) -> Verdict:
     """Apply both thresholds to a probability that was computed before.
 
@@ -389,20 +411,20 @@ def judge_result(
         terms: thresholds and statements.
     """
     # `key_factor` omits claims and dispute readings: they give a cheat no further chances.
-    against_forgery = forgery_bits(evidence, result.key_factor)
+    against_forgery = compute_forgery_bits(evidence, result.key_factor)
     # Readings of the other kinds always have 0 forgery bits: a date is their only protection
     # (docs/verdicts.md).
     foreseeable = evidence.committed or result.null == SecretClassMap.name
-    measured = _Measured(
+    measured = _DecisionInputs(
         result,
         against_forgery,
         evidence,
         foreseeable,
-        chosen=images_chosen(evidence, result.null),
-        freely_chosen=blind_choice_of(evidence, result.null, subject),
+        chosen=describe_image_choice(evidence, result.null),
+        freely_chosen=describe_blind_choice(evidence, result.null, subject),
         subject=subject,
     )
-    outcome, reason = _decide(measured, terms, test_key=key.test_key)
+    outcome, reason = _decide_outcome(measured, terms, test_key=key.test_key)
     return Verdict(
         outcome=outcome,
         reason=reason,
@@ -417,12 +439,12 @@ def judge_result(
         assume_dated=terms.assume_dated,
         blind_choice=terms.blind_choice,
         dating=terms.dating,
-        limits=limits_of(evidence, result, outcome, terms, subject),
+        limits=list_caveats(evidence, result, outcome, terms, subject),
     )
 
 
-def no_verdict(
-    reason: str, *, bits: int, subject: Subject, key: KeyIdentity, terms: Terms,
+def make_no_verdict(
+    reason: str, *, bits: int, subject: Subject, key: KeyIdentity, terms: VerificationOptions,
     unit: Literal["bits", "triggers", "images"] = "bits",
 ) -> Verdict:  # fmt: skip
     """Make the verdict for a suspect that could not be read or judged with this key."""
@@ -441,32 +463,32 @@ def no_verdict(
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _DecisionInputs:
     """The values that the decision compares with the thresholds and the statements."""
 
     result: TestResult
     forgery_bits: float
-    evidence: Evidence
+    evidence: Reading
     foreseeable: bool
     chosen: str | None  # how somebody may have cheated by choosing images
     freely_chosen: str | None  # what a blind choice states about this reading
     subject: Subject
 
 
-def _best_reading(measured: _Measured) -> str:
+def _describe_best_reading(measured: _DecisionInputs) -> str:
     """Describe the reading that would give the smallest p."""
     evidence, result = measured.evidence, measured.result
-    if result.unmarked_models is None:
+    if result.unmarked_model_count is None:
         opened = "" if evidence.disclosure is None else " opened"
-        return f"even a perfect reading of its {evidence.readable}{opened} {evidence.unit}"
-    if result.unmarked_models:
+        return f"even a perfect reading of its {evidence.readable_count}{opened} {evidence.unit}"
+    if result.unmarked_model_count:
         whose = "that you supplied" if measured.subject.unmarked else "in the key"
-        return f"even a rank before all {result.unmarked_models} unmarked models {whose}"
+        return f"even a rank before all {result.unmarked_model_count} unmarked models {whose}"
     return "it was measured on no unmarked models (siblings), and a rank among none"
 
 
-def _decide(  # noqa: PLR0911 - one reason after the other
-    measured: _Measured, terms: Terms, *, test_key: bool
+def _decide_outcome(  # noqa: PLR0911 - one reason after the other
+    measured: _DecisionInputs, terms: VerificationOptions, *, test_key: bool
 ) -> tuple[Outcome, str]:
     """Return the outcome and its reason.
 
@@ -477,40 +499,40 @@ def _decide(  # noqa: PLR0911 - one reason after the other
     log10_alpha, result = math.log10(terms.alpha), measured.result
     if test_key and not terms.allow_test_key:
         return "no_verdict", "this is a test key: anybody can make it again, so it proves nothing"
-    if why := knows_nothing(measured.evidence):
+    if why := find_loss_problem(measured.evidence):
         return "not_proven", why
-    if why := not_exchangeable(result, measured.subject):
+    if why := find_exchangeability_problem(result, measured.subject):
         return "no_verdict", why
     # If even the best reading stays above alpha, a miss says nothing: no verdict, not "not proven".
     if result.least_log10_p > log10_alpha:
         return "no_verdict", (
             "this key cannot prove anything here: "
-            f"{_best_reading(measured)} gives log10 p "
+            f"{_describe_best_reading(measured)} gives log10 p "
             f"{result.least_log10_p:.2f}, above the threshold {log10_alpha:.2f}"
         )
     if result.log10_p > log10_alpha:
         return "not_proven", "the mark of this key was not found"
     # From here on p is small enough; the remaining checks can only withhold the verdict.
-    if why := _not_told_apart(measured):
+    if why := _find_distinction_problem(measured):
         return "no_verdict", why
-    if why := _not_kept_out(measured, terms):
+    if why := _find_forgery_problem(measured, terms):
         return "no_verdict", f"the mark is there, but {why}"
-    return "owned", _with_statements("the mark of this key is present", measured, terms)
+    return "owned", _append_statements("the mark of this key is present", measured, terms)
 
 
-def _not_told_apart(measured: _Measured) -> str | None:
+def _find_distinction_problem(measured: _DecisionInputs) -> str | None:
     """Return why the suspect may be an unmarked model despite a small p; None if that is excluded.
 
     Both the owner's siblings and the examiner's unmarked models are consulted.
     """
     # The owner's sibling threshold can only make a verdict stricter, so it is checked first.
     reader = measured.evidence.reader
-    if reader is not None and (why := _perhaps_a_sibling(reader)):
+    if reader is not None and (why := _find_sibling_problem(reader)):
         return why
-    return not_compared(measured.evidence, measured.result, measured.subject)
+    return find_comparison_problem(measured.evidence, measured.result, measured.subject)
 
 
-def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
+def _append_statements(finding: str, measured: _DecisionInputs, terms: VerificationOptions) -> str:
     """Append to a finding the statements without which it would not have been made."""
     stated = []
     if unmarked := len(measured.subject.unmarked):
@@ -528,7 +550,7 @@ def _with_statements(finding: str, measured: _Measured, terms: Terms) -> str:
     return f"{finding}, provided that {' and that '.join(stated)}" if stated else finding
 
 
-def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
+def _find_forgery_problem(measured: _DecisionInputs, terms: VerificationOptions) -> str | None:
     """Return how a cheat may have obtained this reading; None if bits or statements exclude it."""
     evidence, dating = measured.evidence, terms.dating
     # A choice of images needs no trial of keys, so forgery bits cannot exclude it.
@@ -536,15 +558,15 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
         return f"{measured.chosen}, which you may state (--blind-choice)"
     if measured.forgery_bits >= LEAST_FORGERY_BITS or terms.assume_dated:
         return None
-    if dating is None or not dating.dated:
+    if dating is None or not dating.is_dated:
         needed = "a dated claim is needed (--assume-dated is the owner's own statement)"
         if dating is not None:
             needed = f"the claim does not date the key, since {dating.why}"
-        return f"{_forged(measured)}: {needed}"
+        return f"{_describe_forgery(measured)}: {needed}"
     # A claim dates the key's commitment; a reference outside it may be younger than the suspect.
     if evidence.alignment is not None and not evidence.alignment.is_committed:
         return (
-            f"{_forged(measured)}, or beforehand to fit a base that it shares: a claim dates a "
+            f"{_describe_forgery(measured)}, or beforehand to fit a base that it shares: a claim dates a "
             "key, no reference (--assume-dated states that of both)"
         )
     # A date excludes keys made for the suspect, not a key that was picked before the claim, in
@@ -557,7 +579,7 @@ def _not_kept_out(measured: _Measured, terms: Terms) -> str | None:
     return None
 
 
-def _forged(measured: _Measured) -> str:
+def _describe_forgery(measured: _DecisionInputs) -> str:
     """Describe how a cheat could obtain this reading with a key or reference made afterwards."""
     if measured.evidence.reader:
         return "a reader can be trained afterwards to find any bits in anybody's model"
@@ -573,7 +595,7 @@ def _forged(measured: _Measured) -> str:
     )
 
 
-def _perhaps_a_sibling(reader: Reader) -> str | None:
+def _find_sibling_problem(reader: ReaderFacts) -> str | None:
     """Return why the suspect may be an unmarked sibling of the marked model, or None."""
     loss = reader.quiet_loss
     if reader.threshold is None:

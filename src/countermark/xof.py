@@ -27,7 +27,7 @@ def frame(*parts: bytes) -> bytes:
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
-class Stream:
+class KeyStream:
     """The expansion of one secret for one purpose, read from front to back.
 
     Args:
@@ -61,7 +61,7 @@ class Stream:
         self._at += count
         self._seek()
 
-    def bits(self, count: int) -> NDArray[np.uint8]:
+    def take_bits(self, count: int) -> NDArray[np.uint8]:
         """Return the next `count` bits (count,), 0 or 1, most significant bit of each byte first.
 
         Whole bytes are consumed: the unused bits of the last byte are dropped.
@@ -69,30 +69,30 @@ class Stream:
         taken = np.frombuffer(self.take(-(-count // 8)), dtype=np.uint8)
         return np.unpackbits(taken, count=count)
 
-    def words(self, count: int) -> NDArray[np.uint64]:
+    def take_words(self, count: int) -> NDArray[np.uint64]:
         """Return the next `count` big-endian 64-bit words (count,)."""
         return np.frombuffer(self.take(8 * count), dtype=">u8").astype(np.uint64)
 
-    def bit_rows(self, rows: int, width: int) -> NDArray[np.uint8]:
+    def take_bit_rows(self, rows: int, width: int) -> NDArray[np.uint8]:
         """Return the next bits as (rows, width); each row starts on a new byte."""
         size = -(-width // 8)
         taken = np.frombuffer(self.take(rows * size), dtype=np.uint8).reshape(rows, size)
         return np.unpackbits(taken, axis=1, count=width)  # (rows, width)
 
-    def normal_rows(self, rows: int, width: int) -> NDArray[np.float64]:
+    def draw_normal_rows(self, rows: int, width: int) -> NDArray[np.float64]:
         """Draw values (rows, width) from N(0, 1), by Box and Muller; each row has pairs of its own.
 
         A pair is two words; the upper 53 bits of each, plus ½, over 2⁵³ are uniform in (0, 1].
         """
         pairs = -(-width // 2)
         # A double holds 53 bits exactly. The ½ keeps zero out of the logarithm below.
-        words = self.words(2 * rows * pairs) >> np.uint64(11)
+        words = self.take_words(2 * rows * pairs) >> np.uint64(11)
         uniform = ((words.astype(np.float64) + 0.5) / 2.0**53).reshape(rows, pairs, 2)
         radius, angle = np.sqrt(-2 * np.log(uniform[..., 0])), 2 * np.pi * uniform[..., 1]
         both = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)
         return both.reshape(rows, 2 * pairs)[:, :width]  # (rows, width)
 
-    def permutation(self, count: int) -> NDArray[np.int64]:
+    def draw_permutation(self, count: int) -> NDArray[np.int64]:
         """Draw a permutation (count,) of 0 … count−1: the stable order of `count` words."""
         # Stable, so that equal words give the same permutation with every version of numpy.
-        return np.argsort(self.words(count), kind="stable").astype(np.int64)
+        return np.argsort(self.take_words(count), kind="stable").astype(np.int64)

@@ -15,7 +15,7 @@ from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.hash_filter import HashFilter
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.stamp import Stamp
@@ -105,11 +105,14 @@ def material_of(facts: Facts) -> KeyMaterial:
 
 def foreign_key(facts: Facts, key: Key, number: int) -> Key:
     """A key of the same form and frozen tensors with another secret; its reader is untrained."""
-    scheme = scheme_of(key)
-    material = KeyMaterial.for_tests(number)
+    scheme = load_scheme(key)
+    material = KeyMaterial.from_test_seed(number)
     other = scheme.generate_key(key.tensors, owner=OWNER, material=material, frozen=key.frozen)
     start = {name: np.zeros(shape, np.float32) for name, shape in key.tensors.items()}
-    return replace(other, learnt=scheme.training()(scheme, other, [start]).learnt())
+    return replace(
+        other,
+        learnt=scheme.load_training_class()(scheme, other, [start]).export_post_commit_tensors(),
+    )
 
 
 def covering(ways: Sequence[_Way]) -> list[tuple[Facts, _Way]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from countermark.attacks import ATTACKS
-from countermark.attacks.base import Attack, Attacked
+from countermark.attacks.base import Attack, AttackResult
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
@@ -175,7 +175,7 @@ def test_the_input_stays_as_it_is(
     does_what_it_says(facts, host, attacked)
 
 
-def does_what_it_says(facts: Facts, host: nn.Module, attacked: Attacked) -> None:
+def does_what_it_says(facts: Facts, host: nn.Module, attacked: AttackResult) -> None:
     before, after = answers(host), answers(attacked.model.eval())
     changed = not same(states(host), states(attacked.model))
     if facts.does == "finds":

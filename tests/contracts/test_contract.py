@@ -25,11 +25,11 @@ from contracts.test_output_contract import OUTPUT_SCHEMES_UNDER_CONTRACT
 from contracts.test_trigger_contract import TRIGGER_SCHEMES_UNDER_CONTRACT
 from countermark.bench.models import recipe
 from countermark.bench.train import Course, accuracy, fit
-from countermark.examine import examine, read_evidence, verify
+from countermark.examine import examine, read_suspect, verify
 from countermark.key import Key
-from countermark.schemes import SCHEMES, scheme_of
-from countermark.stats import log10_binomial_tail
-from countermark.verdict import Terms, Verdict
+from countermark.schemes import SCHEMES, load_scheme
+from countermark.stats import compute_log10_binomial_tail
+from countermark.verdict import Verdict, VerificationOptions
 from draws import remember
 
 
@@ -112,13 +112,13 @@ def test_key_survives_the_disk_byte_for_byte(marked: Marked, tmp_path: Path) -> 
     loaded.save(tmp_path / "b.key")
     for name in ("key.json", "key.safetensors"):
         assert (tmp_path / "a.key" / name).read_bytes() == (tmp_path / "b.key" / name).read_bytes()
-    assert np.array_equal(read_evidence(marked.model, loaded).read, marked.key.message)
+    assert np.array_equal(read_suspect(marked.model, loaded).read, marked.key.message)
 
 
 @every_form
 def test_same_secret_gives_the_same_key(facts: Facts, marked: Marked) -> None:
     key = marked.key
-    again = scheme_of(key).generate_key(
+    again = load_scheme(key).generate_key(
         key.tensors, owner=key.owner, material=key.material, frozen=key.frozen
     )
     assert again.c0 == key.c0
@@ -127,7 +127,7 @@ def test_same_secret_gives_the_same_key(facts: Facts, marked: Marked) -> None:
 
 def changed_keys(facts: Facts, key: Key) -> Iterator[Key]:
     """The key with one thing changed that the commitment holds."""
-    scheme = replace(scheme_of(key), **facts.other)
+    scheme = replace(load_scheme(key), **facts.other)
     yield replace(key, fields=scheme.to_fields())
     yield replace(key, owner=key.owner + " ")
     yield replace(key, tensors={**key.tensors, "extra": (1, 1)})
@@ -143,14 +143,14 @@ def changed_keys(facts: Facts, key: Key) -> Iterator[Key]:
 def test_one_changed_field_redraws_every_bit(facts: Facts, marked: Marked) -> None:
     for other in changed_keys(facts, marked.key):
         agree = int((other.message == marked.key.message).sum())
-        assert log10_binomial_tail(agree, marked.key.bits) > -6
-        assert log10_binomial_tail(marked.key.bits - agree, marked.key.bits) > -6
+        assert compute_log10_binomial_tail(agree, marked.key.bits) > -6
+        assert compute_log10_binomial_tail(marked.key.bits - agree, marked.key.bits) > -6
 
 
 @every_form
 def test_wrong_key_is_rejected(facts: Facts, marked: Marked) -> None:
     keys = [foreign_key(facts, marked.key, number) for number in range(5)]
-    terms = Terms(**facts.terms, allow_test_key=True)
+    terms = VerificationOptions(**facts.terms, allow_test_key=True)
     require_rejected(facts, [examine(marked.model, key, terms) for key in keys])
 
 

@@ -103,7 +103,7 @@ def said(act: Callable[[], Any]) -> Any:
 def disagreeing(facts: Facts, what: str) -> str | None:
     """The error of a rank when rank 1 has another secret, or a learnt reader another start."""
     rank = dist.get_rank()
-    secret = KeyMaterial.for_tests(rank if what == "secret" else 0)
+    secret = KeyMaterial.from_test_seed(rank if what == "secret" else 0)
     host = fresh_host(1 + (what == "start") * rank)
     with facts.scheme.embed(host, owner=OWNER, material=secret) as mark:
         mark.penalty()

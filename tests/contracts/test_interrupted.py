@@ -236,7 +236,7 @@ def require_first_key(name: str, kill: Kill, folder: Path, *, twice: bool) -> No
     model.load_state_dict(load_file(folder / "model.safetensors"))
     with torch.no_grad():
         evidence = SCHEME.extract({"0.weight": model.get_parameter("0.weight").numpy()}, key)
-    assert evidence.matched == evidence.bits
+    assert evidence.match_count == evidence.bits
 
 
 @pytest.mark.parametrize("name", LOOPS)

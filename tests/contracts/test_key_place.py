@@ -144,7 +144,7 @@ def test_an_unfinished_key_is_resumed_or_refused(tmp_path: Path) -> None:
             scheme.embed(host(), owner=owner, key=place, resume=True)
         one_line(caught.value)
     with pytest.raises(KeyFileError, match="another secret than the material"):
-        SCHEME.embed(host(), owner="A", key=place, resume=True, material=KeyMaterial.fresh())
+        SCHEME.embed(host(), owner="A", key=place, resume=True, material=KeyMaterial.generate())
     model = host()
     with SCHEME.embed(model, owner="A", key=place, resume=True) as mark:
         mark.restore(state)
@@ -167,7 +167,7 @@ def test_a_passphrase_encrypts_key_and_unfinished_key(
     path, model = tmp_path / "acme.key", host()
     place = cm.KeyPlace(path, passphrase="correct horse")
     assert "horse" not in repr(place)
-    material = KeyMaterial.fresh()
+    material = KeyMaterial.generate()
     interrupt(place, material=material)
     for each in tmp_path.rglob("*.*"):
         assert not each.is_file() or material.secret not in each.read_bytes()
@@ -290,7 +290,7 @@ def fresh_state(mark: Embedding) -> str:
 def test_the_state_of_another_embedding_changes_nothing(
     make: Callable[[KeyMaterial], Embedding],
 ) -> None:
-    mine, other = KeyMaterial.fresh(), KeyMaterial.fresh()
+    mine, other = KeyMaterial.generate(), KeyMaterial.generate()
     with make(mine) as first:
         state = begin(first)
     assert mine.secret.hex() not in repr(state)
@@ -326,7 +326,7 @@ def test_the_state_of_another_embedding_changes_nothing(
 
 
 def test_a_frozen_tensor_that_was_changed_does_not_follow() -> None:
-    material = KeyMaterial.fresh()
+    material = KeyMaterial.generate()
     with answers(material) as mark:
         state = begin(mark)
     state["frozen"]["triggers"][0] ^= 1
@@ -335,7 +335,7 @@ def test_a_frozen_tensor_that_was_changed_does_not_follow() -> None:
 
 
 def test_a_state_file_is_read_without_unpickling(tmp_path: Path) -> None:
-    material = KeyMaterial.fresh()
+    material = KeyMaterial.generate()
     make = FORMS["network"]
     with make(material) as mark:
         begin(mark)

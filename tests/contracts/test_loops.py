@@ -29,7 +29,7 @@ from countermark.schemes.white_box import WeightScheme
 X = DATA.normalised(DATA.train_images[:256])
 Y = DATA.train_labels[:256]
 EPOCHS, BATCH = 3, 32
-MATERIAL = KeyMaterial.for_tests(3)
+MATERIAL = KeyMaterial.from_test_seed(3)
 
 
 @dataclass

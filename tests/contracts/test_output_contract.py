@@ -14,9 +14,9 @@ import barriers
 from countermark.errors import ConfigError, LoopError, MarkNotTakenError
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.box_free import OutputScheme
-from countermark.stats import log10_binomial_tail
+from countermark.stats import compute_log10_binomial_tail
 
 OUTPUT_SCHEMES_UNDER_CONTRACT = ("deep_watermarking",)
 
@@ -27,13 +27,13 @@ def key() -> Key:
 
 
 def scheme(key: Key) -> OutputScheme:
-    found = scheme_of(key)
+    found = load_scheme(key)
     assert isinstance(found, OutputScheme)
     return found
 
 
 def test_the_mark_is_in_marked_images_and_in_no_others(key: Key) -> None:
-    marked = scheme(key).mark(barriers.images(), key)
+    marked = scheme(key).mark_outputs(barriers.images(), key)
     chosen = verify(list(marked), key)
     assert chosen.outcome == "no_verdict"
     assert "of many pictures some can be chosen" in chosen.reason
@@ -45,13 +45,13 @@ def test_the_mark_is_in_marked_images_and_in_no_others(key: Key) -> None:
 
 
 def test_other_secrets_find_nothing(key: Key) -> None:
-    marked = scheme(key).mark(barriers.images(), key)
+    marked = scheme(key).mark_outputs(barriers.images(), key)
     read = scheme(key).extract(list(marked), key).read
     for seed in range(50):
-        material = replace(KeyMaterial.for_tests(seed), test_key=False)
+        material = replace(KeyMaterial.from_test_seed(seed), test_key=False)
         other = scheme(key).generate_key(key.frozen, owner=key.owner, material=material)
         agree = int((other.message == read).sum())
-        assert log10_binomial_tail(agree, len(read)) > -5
+        assert compute_log10_binomial_tail(agree, len(read)) > -5
 
 
 def test_everything_frozen_is_bound_by_the_commitment(key: Key) -> None:
@@ -65,7 +65,7 @@ def test_everything_frozen_is_bound_by_the_commitment(key: Key) -> None:
 def test_a_key_survives_its_folder(key: Key, tmp_path: Path) -> None:
     key.save(tmp_path / "acme.key", "correct horse")
     loaded = Key.load(tmp_path / "acme.key", "correct horse")
-    marked = list(scheme(key).mark(barriers.images()[:4], key))
+    marked = list(scheme(key).mark_outputs(barriers.images()[:4], key))
     assert verify(marked, loaded) == verify(marked, key)
 
 
@@ -78,7 +78,7 @@ def test_an_absorbed_mark_is_as_loud_as_asked(key: Key) -> None:
         for strength in (0.5, 1.0):
             made = torch.lerp(targets, barrier, strength).requires_grad_()
             loss = mark.absorb(made, targets, strength)
-            missed = scheme(key).live(key).missed(made)
+            missed = scheme(key).load_networks(key).compute_mark_loss(made)
             torch.testing.assert_close(loss, missed)
             assert mark.absorb(torch.lerp(targets, barrier, 0.2), targets, strength) > loss
         with pytest.raises(ConfigError, match="strength is 0: expected more than 0"):
@@ -100,7 +100,7 @@ def test_a_barrier_marks_what_its_network_makes(key: Key) -> None:
     with torch.no_grad():
         served = scheme(key).wrap(nn.Identity(), key)(images.float() / 255)
     found = (255 * served).round().to(torch.uint8).numpy()
-    marked = scheme(key).mark(barriers.images(), key)
+    marked = scheme(key).mark_outputs(barriers.images(), key)
     assert np.abs(found.astype(int) - marked).max() <= 1  # a batch of another size
     assert not np.array_equal(marked, barriers.images())
 
@@ -114,7 +114,7 @@ def test_damaged_networks_are_one_line(key: Key) -> None:
         {**key.frozen, "networks.more": np.zeros(1, dtype=np.float32)},
     ):
         with pytest.raises(ConfigError, match="the key's networks are damaged"):
-            scheme_of(replace(key, frozen=wrong))
+            load_scheme(replace(key, frozen=wrong))
 
 
 def test_a_checkpoint_goes_on_with_what_was_trained(key: Key) -> None:

@@ -24,7 +24,7 @@ from countermark.embedding import TriggerEmbedding
 from countermark.errors import ConfigError, KeyFileError, LoopError, MarkNotTakenError
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.deepstego import DeepStego
 
@@ -141,7 +141,7 @@ def test_the_mark_is_present(made: Made) -> None:
 
 def test_keyed_labels_need_no_date_and_others_prove_nothing_at_the_usual_alpha(made: Made) -> None:
     verdict = verify(made.model, made.key)
-    if made.scheme.keyed_labels:
+    if made.scheme.has_keyed_labels:
         assert (verdict.outcome, verdict.forgery_bits >= 80) == ("owned", True)
     else:
         assert (verdict.outcome, verdict.forgery_bits) == ("no_verdict", 0)
@@ -157,7 +157,7 @@ def test_no_other_model_bears_it(made: Made, unmarked: nn.Module) -> None:
 def test_other_secrets_find_nothing(made: Made) -> None:
     ps = []
     for seed in range(50):
-        material = replace(KeyMaterial.for_tests(seed), test_key=False)
+        material = replace(KeyMaterial.from_test_seed(seed), test_key=False)
         drawn = made.scheme.generate_key(made.key.frozen, owner="ACME Inc.", material=material)
         other = replace(drawn, learnt=made.key.learnt)  # the published form's triggers
         verdict = verify(made.model, other)
@@ -180,13 +180,13 @@ def test_a_key_survives_its_folder(made: Made, tmp_path: Path) -> None:
 
 
 def test_everything_frozen_is_bound_by_the_commitment(made: Made) -> None:
-    labels = scheme_of(made.key).labels(made.key)  # type: ignore[attr-defined]
+    labels = load_scheme(made.key).derive_labels(made.key)  # type: ignore[attr-defined]
     for name, each in made.key.frozen.items():
         other = each.copy()
         other.reshape(-1)[0] += 1
         changed = replace(made.key, frozen={**made.key.frozen, name: other})
         assert changed.commitment != made.key.commitment
-        assert (made.scheme.labels(changed) == labels).mean() < 0.4
+        assert (made.scheme.derive_labels(changed) == labels).mean() < 0.4
 
 
 def test_a_checkpoint_goes_on_where_it_was(made: Made, digits: Dataset) -> None:

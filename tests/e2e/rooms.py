@@ -19,14 +19,14 @@ from safetensors.numpy import save_file
 from authority import LocalAuthority, some_claim
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
-from countermark.claims.signing import load_private, write_pair
+from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
 from countermark.key import Key
-from countermark.web.access import token_digest
-from countermark.web.app import application
-from countermark.web.settings import Limits, Settings
-from countermark.web.site import Site
-from countermark.weights import model_digest, open_weights
+from countermark.web.access import digest_token
+from countermark.web.app import make_application
+from countermark.web.settings import ServerLimits, ServerSettings
+from countermark.web.site import AppState
+from countermark.weights import compute_model_digest, open_weights
 
 TOKEN = "for-tests-only-0123456789"
 SHAPES = {"embed.weight": (200, 64), "layers.0.up": (128, 64), "layers.0.down": (64, 128)}
@@ -39,16 +39,16 @@ def stock(folder: Path, authority: LocalAuthority) -> None:
     (folder / "suspects").mkdir()
     plain = {n: drawn.normal(0, 0.02, s).astype(np.float32) for n, s in SHAPES.items()}
     save_file(plain, folder / "suspects" / "unmarked.safetensors")
-    write_pair(folder / "registry")
-    registry = load_private(folder / "registry.pem")
-    with Ledger.init(str(folder / "claims.db"), _identity(registry)) as ledger:
+    write_key_pair(folder / "registry")
+    registry = load_private_key(folder / "registry.pem")
+    with Ledger.create(str(folder / "claims.db"), _identity(registry)) as ledger:
         before = folder / "suspects" / "unmarked.safetensors"
         for owner, firm in (("acme", "ACME Inc."), ("beta", "Beta Ltd.")):
             before, claim = _stamped(folder, before, owner, firm)
             ledger.add(authority.stamp(claim))
             claim.save(folder / f"{owner}.json")
             ledger.add(some_claim(Ed25519PrivateKey.generate()))
-            ledger.add(authority.stamp(ledger.head().signed(registry)))
+            ledger.add(authority.stamp(ledger.make_head().with_signature(registry)))
     shutil.copy(authority.root, folder / "root.pem")
 
 
@@ -62,21 +62,21 @@ def _stamped(folder: Path, source: Path, owner: str, firm: str) -> tuple[Path, C
     said = call(*words, "--key", str(key), "--out", str(out))
     assert said.code == 0, said
     with open_weights(out) as weights:
-        digest = model_digest(weights)
+        digest = compute_model_digest(weights)
     loaded = Key.load(key)
     kind: Any = "C1" if loaded.c1 else "C0"
     commitment = Commitment(kind=kind, sha256=loaded.commitment)
-    write_pair(folder / owner)
-    private = load_private(folder / f"{owner}.pem")
-    claim = Claim.new(commitment, firm, digest.root, digest.tensors)
-    return out, claim.signed(private)
+    write_key_pair(folder / owner)
+    private = load_private_key(folder / f"{owner}.pem")
+    claim = Claim.make_unsigned(commitment, firm, digest.root, digest.tensors)
+    return out, claim.with_signature(private)
 
 
-def settings_of(folder: Path, **limits: Any) -> Settings:
+def settings_of(folder: Path, **limits: Any) -> ServerSettings:
     """What a server of such a folder serves."""
-    quick = replace(Limits(requests=1000, burst=10_000, logins=1000, seconds=100), **limits)
-    return Settings(
-        str(folder / "claims.db"), folder / "state", token_digest(TOKEN), folder / "keys",
+    quick = replace(ServerLimits(requests=1000, burst=10_000, logins=1000, seconds=100), **limits)
+    return ServerSettings(
+        str(folder / "claims.db"), folder / "state", digest_token(TOKEN), folder / "keys",
         folder / "suspects", None, (folder / "root.pem",), quick,
     )  # fmt: skip
 
@@ -84,9 +84,9 @@ def settings_of(folder: Path, **limits: Any) -> Settings:
 class Visitor:
     """Somebody with a browser: follows redirects, keeps cookies, sends back what forms hold."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: AppState) -> None:
         self.site = site
-        served = application(site)
+        served = make_application(site)
         self.http = TestClient(served, raise_server_exceptions=False)
         self.program = TestClient(
             served, headers={"authorization": f"Bearer {TOKEN}"},
@@ -121,9 +121,9 @@ class Visitor:
 
 
 @contextmanager
-def visited(settings: Settings) -> Iterator[Visitor]:
+def visited(settings: ServerSettings) -> Iterator[Visitor]:
     """A site that runs, and somebody who has not logged in yet."""
-    with Site(settings) as site:
+    with AppState(settings) as site:
         yield Visitor(site)
 
 

@@ -67,7 +67,7 @@ def test_every_attack_runs(
     assert said.code == 0, said.err
     assert out.exists()
     assert said.json["attack"] == name
-    assert said.json["fields"].keys() == ATTACKS[name].default_fields().keys()
+    assert said.json["fields"].keys() == ATTACKS[name].list_default_fields().keys()
     assert said.json.keys() >= {"cost", "found", "model"}
     assert ("accuracy_after" in said.json) == ATTACKS[name].needs_data
     needs_other = ATTACKS[name].needs_data or ATTACKS[name].needs_model

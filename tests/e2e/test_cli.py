@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from countermark.attacks import ATTACKS
 from countermark.bench import speed, zoo
 from countermark.bench.zoo import HostSpec, host_path
-from countermark.cli.laboratory import bench_null_zoo
+from countermark.cli.laboratory import train_null_zoo
 from countermark.schemes import SCHEMES
 from countermark.schemes.uchida import Uchida
 
@@ -322,7 +322,7 @@ def test_a_zoo_of_siblings_and_one_of_another_model(here: Path) -> None:
 
 def test_the_defaults_of_the_zoo_are_the_librarys() -> None:
     """The command line does not load torch to print its help, so they stand there again."""
-    defaults = inspect.signature(bench_null_zoo).parameters
+    defaults = inspect.signature(train_null_zoo).parameters
     assert (defaults["at_a_time"].default, defaults["cache"].default) == (
         zoo.AT_A_TIME, zoo.CACHE,
     )  # fmt: skip

@@ -21,13 +21,13 @@ from killing import Driver
 from PIL import Image
 from safetensors.torch import load_file
 
-from countermark.answers import of_module
+from countermark.answers import make_module_predictor
 from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.errors import ConfigError
 from countermark.examine import verify
 from countermark.key import Key
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.deepstego import DeepStego
 
@@ -96,7 +96,7 @@ class Service:
         network = build("mlp", {})
         network.load_state_dict(load_file(self.model))
         key = Key.load(self.model.parent / "acme.key")
-        predict = of_module(network, key.fields["mean"], key.fields["deviation"])
+        predict = make_module_predictor(network, key.fields["mean"], key.fields["deviation"])
         self.images += len(images)
         return predict(np.asarray(images, dtype=np.uint8)).tolist()
 
@@ -246,7 +246,7 @@ def test_the_committed_images_are_what_the_host_learns(made: Path) -> None:
     with torch.no_grad():
         images = torch.from_numpy(key.frozen["triggers"]).float()
         scores = network((images - key.fields["mean"][0]) / key.fields["deviation"][0])
-    expected = torch.from_numpy(key.labels(100, 10))
+    expected = torch.from_numpy(key.draw_labels(100, 10))
     assert (scores.argmax(dim=1) == expected).float().mean() > 0.5
 
 
@@ -268,9 +268,9 @@ def test_fresh_triggers_are_judged_by_the_rank_of_the_class_map(made: Path, susp
 def test_a_host_that_follows_the_map_is_found_and_needs_a_date(made: Path) -> None:
     key, data = Key.load(made / "acme.key"), load_data("digits")
     covers, classes = data.test_images[:60].numpy(), data.test_labels[:60].numpy()
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     assert isinstance(scheme, DeepStego)
-    mapped = scheme.class_map(key)[classes]
+    mapped = scheme.draw_class_map(key)[classes]
     fresh = FreshTriggers(key, covers, classes)
     undated = verify(lambda images: mapped[: len(images)], fresh, alpha=1e-5, blind_choice=True)
     assert undated.outcome == "no_verdict"

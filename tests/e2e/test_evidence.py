@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
 from countermark.claims.signed import Claim
-from countermark.claims.signing import load_private, write_pair
+from countermark.claims.signing import load_private_key, write_key_pair
 
 AHEAD, PAST = AFTER_STAMPS_TEXT, "2020-01-01"
 
@@ -201,8 +201,10 @@ def test_a_claim_of_the_key_by_somebody_else(case: Path) -> None:
     document = json.loads(Claim.load("claim.json").payload)
     document["predicate"]["owner"] = "Mallory"
     with_payload(document)
-    write_pair(Path("mallory"))
-    Claim.load("back.json").signed(load_private(Path("mallory.pem"))).save("theirs.json")
+    write_key_pair(Path("mallory"))
+    Claim.load("back.json").with_signature(load_private_key(Path("mallory.pem"))).save(
+        "theirs.json"
+    )
     line = BELIEVING.replace("claim.json", "theirs.json")
     refused(f"{line} {AHEAD}".split(), "is a claim of 'Mallory', the key's owner is", case)
 
@@ -213,7 +215,7 @@ def test_a_back_dated_claim(case: Path, dated: Made) -> None:
     document["predicate"]["date"] = "2001-01-01T00:00:00Z"
     forged = with_payload(document)
     assert "was changed after it was signed" in check_of(forged, 1)
-    again = Claim.load("back.json").signed(load_private(Path("acme.pem")))
+    again = Claim.load("back.json").with_signature(load_private_key(Path("acme.pem")))
     again = dated.authority.stamp(again)
     again.save("again.json")
     said("ledger add again.json --ledger claims.db")
@@ -251,7 +253,7 @@ def test_a_replayed_signature_and_a_replayed_stamp(case: Path) -> None:
     Path("replayed.json").write_bytes(Claim.model_validate_json(json.dumps(document)).to_bytes())
     assert "the signature belongs to another one" in check_of("replayed.json", 1)
     signed = some_claim(Ed25519PrivateKey.generate())
-    signed.stamped(Claim.load("claim.json").stamps[0]).save("stamped.json")
+    signed.with_timestamp(Claim.load("claim.json").timestamp_responses[0]).save("stamped.json")
     assert "is of something else" in check_of("stamped.json", 1)
 
 
@@ -270,7 +272,7 @@ def test_a_thousand_commitments_by_one_claimant(case: Path, dated: Made) -> None
     """
     from countermark.claims.ledger import Ledger
 
-    thief, acme = Ed25519PrivateKey.generate(), load_private(Path("acme.pem"))
+    thief, acme = Ed25519PrivateKey.generate(), load_private_key(Path("acme.pem"))
     with Ledger("claims.db") as ledger:
         for signer in [thief] * 50 + [acme] * 9:
             ledger.add(some_claim(signer))
@@ -283,7 +285,7 @@ def test_a_thousand_commitments_by_one_claimant(case: Path, dated: Made) -> None
 
 
 def test_a_time_authority_of_the_claimants_own(case: Path, other_authority: LocalAuthority) -> None:
-    claim = some_claim(load_private(Path("acme.pem")))
+    claim = some_claim(load_private_key(Path("acme.pem")))
     other_authority.stamp(claim).save("own.json")
     reason = check_of("own.json", 1, "--authority", "root.pem", "--before", AHEAD)
     assert "undated: 1 time stamps, none of them by an authority that was pinned" in reason

@@ -19,7 +19,7 @@ from cli_calls import call, process, python
 
 from countermark.key import KeyMaterial
 from countermark.schemes.adi import Adi
-from countermark.stats import log10_binomial_tail
+from countermark.stats import compute_log10_binomial_tail
 from suspect_server import Said, Seen, Suspects, answering, hang
 
 N, C, BATCH = 100, 10, 20
@@ -53,10 +53,10 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, int
     """A key folder, and the label of each trigger."""
     scheme, path = Adi(C), tmp_path_factory.mktemp("keys") / "acme.key"
     made = scheme.generate_key(
-        {"triggers": IMAGES}, owner="ACME Inc.", material=KeyMaterial.fresh()
+        {"triggers": IMAGES}, owner="ACME Inc.", material=KeyMaterial.generate()
     )
     made.save(path)
-    labels = scheme.labels(made).tolist()
+    labels = scheme.derive_labels(made).tolist()
     return path, {image.tobytes(): n for image, n in zip(IMAGES, labels, strict=True)}
 
 
@@ -190,7 +190,7 @@ def test_what_is_not_answered_is_a_miss(
     verdict = judge(served.answer(partly(thief, right, SILENT[how])), code=code, within=1)
     assert (verdict["answered"], verdict["matched"]) == (right * BATCH, right * BATCH)
     assert verdict["bits"] == N
-    tail = log10_binomial_tail(right * BATCH, N, 1 / C)
+    tail = compute_log10_binomial_tail(right * BATCH, N, 1 / C)
     assert verdict["log10_p"] == pytest.approx(tail, rel=1e-12)
 
 

@@ -9,7 +9,7 @@ from cli_calls import call, listing
 
 import barriers
 from countermark.bench.imaging import embed as making
-from countermark.pictures import as_png
+from countermark.pictures import encode_png
 
 TINY = ["task=denoise", "sizes=tiny", "side=32", "bits=100", "steps=2", "batch=4"]
 
@@ -30,7 +30,7 @@ def published(tmp_path: Path) -> Path:
     barriers.key().save(tmp_path / "acme.key")
     (tmp_path / "outputs").mkdir()
     for number, image in enumerate(barriers.images()):
-        (tmp_path / "outputs" / f"{number}.png").write_bytes(as_png(image))
+        (tmp_path / "outputs" / f"{number}.png").write_bytes(encode_png(image))
     (tmp_path / "outputs" / "broken.png").write_bytes(b"no picture")
     return tmp_path
 

@@ -15,11 +15,11 @@ from cli_calls import environment
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import some_claim
-from countermark.claims.audit import audit
+from countermark.claims.audit import audit_ledger
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
-from countermark.claims.signing import key_id
-from countermark.claims.tree import Growing
+from countermark.claims.signing import compute_key_id
+from countermark.claims.tree import GrowingTree
 
 COUNT, LIMIT = 100_000, 0.05  # claims; seconds of a find, and of a proof
 
@@ -40,15 +40,15 @@ with Ledger(sys.argv[1]) as ledger:
 def filled(path: Path, count: int) -> list[Claim]:
     """A ledger that is written row by row; `Ledger.add` waits for the disk each time."""
     owner = Ed25519PrivateKey.generate()
-    Ledger.init(str(path), key_id(owner.public_key())).close()
-    tree, kept = Growing(), []
+    Ledger.create(str(path), compute_key_id(owner.public_key())).close()
+    tree, kept = GrowingTree(), []
     with sqlite3.connect(path) as connection:
         for place in range(count):
             claim = some_claim(owner)
             content = claim.to_bytes()
             row = (place, claim.digest, claim.commitment, claim.model_root, content)
             connection.execute("INSERT INTO claims VALUES (?, ?, ?, ?, ?)", row)
-            nodes = [(*at, digest) for at, digest in tree.add(content).items()]
+            nodes = [(*at, digest) for at, digest in tree.add_leaf(content).items()]
             connection.executemany("INSERT INTO nodes VALUES (?, ?, ?)", nodes)
             if place % (count // 100) == 0:
                 kept.append(claim)
@@ -87,7 +87,7 @@ def test_a_hundred_thousand_claims(tmp_path: Path) -> None:
             beside = median(find, kept), median(prove, kept)
             writer.kill()
         began = time.process_time()
-        found = audit(ledger)
+        found = audit_ledger(ledger)
         seconds = time.process_time() - began
     assert found.faults == ()
     assert found.size > COUNT, "the writer wrote nothing"

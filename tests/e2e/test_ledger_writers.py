@@ -17,9 +17,9 @@ from cli_calls import environment
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import some_claim
-from countermark.claims.audit import audit
+from countermark.claims.audit import audit_ledger
 from countermark.claims.ledger import Ledger
-from countermark.claims.signing import key_id
+from countermark.claims.signing import compute_key_id
 from postgres import server
 
 OWNER, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -88,7 +88,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     else:
         place = request.getfixturevalue("postgresql")
         emptied(place)
-    Ledger.init(place, key_id(OPERATOR.public_key())).close()
+    Ledger.create(place, compute_key_id(OPERATOR.public_key())).close()
     return place
 
 
@@ -133,7 +133,7 @@ def checked(url: str, acked: dict[str, int]) -> int:
     from countermark.claims.signed import Claim
 
     with Ledger(url) as ledger:
-        found = audit(ledger)
+        found = audit_ledger(ledger)
         assert found.faults == ()
         assert {path: found.places[Claim.load(path).digest] for path in acked} == acked
         return found.size
@@ -164,7 +164,7 @@ def together(url: str, folder: Path, writers: int, each: int) -> float:
 
 def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
     place = str(tmp_path / "l.db")
-    Ledger.init(place, key_id(OPERATOR.public_key())).close()
+    Ledger.create(place, compute_key_id(OPERATOR.public_key())).close()
     killed(place, tmp_path, 50)
 
 

@@ -114,7 +114,7 @@ def test_mlserver_is_asked_and_its_transcript_replays(
     with connect(mlserver, asked) as endpoint:
         labels = endpoint(images)
     assert labels.tolist() == [int(image.sum()) % 10 for image in images]
-    assert endpoint.transcript.predict()(images).tolist() == labels.tolist()
+    assert endpoint.transcript.make_replay()(images).tolist() == labels.tolist()
 
 
 @pytest.mark.slow

@@ -30,11 +30,11 @@ from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS_TEXT
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
-from countermark.claims.signing import load_private, write_pair
+from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
 from countermark.cli import app
 from countermark.key import Key
-from countermark.weights import model_digest, open_weights
+from countermark.weights import compute_model_digest, open_weights
 
 EACH = 150  # mutations of every kind, 600 in all
 BOUND = 128 << 20  # bytes that a judging command may take, whatever it is given
@@ -56,18 +56,20 @@ def dated(tmp_path_factory: pytest.TempPathFactory, made: Path, authority: Local
         shutil.copy(made / "marked.safetensors", "m.safetensors")
         shutil.copytree(made / "acme.key", "acme.key")
         shutil.copy(authority.root, "root.pem")
-        name, key = write_pair(Path("acme")), Key.load("acme.key")
-        private = load_private(Path("acme.pem"))
+        name, key = write_key_pair(Path("acme")), Key.load("acme.key")
+        private = load_private_key(Path("acme.pem"))
         with open_weights("m.safetensors") as weights:
-            digest = model_digest(weights)
+            digest = compute_model_digest(weights)
         commitment = Commitment(kind="C0", sha256=key.commitment)
-        claim = Claim.new(commitment, key.owner, digest.root, digest.tensors).signed(private)
+        claim = Claim.make_unsigned(
+            commitment, key.owner, digest.root, digest.tensors
+        ).with_signature(private)
         claim = authority.stamp(claim)
         claim.save("claim.json")
-        with Ledger.init("claims.db", name) as ledger:
+        with Ledger.create("claims.db", name) as ledger:
             ledger.add(some_claim(Ed25519PrivateKey.generate()))
             ledger.add(claim)
-            head = authority.stamp(ledger.head().signed(private))
+            head = authority.stamp(ledger.make_head().with_signature(private))
             ledger.add(head)
         head.save("head.json")
         said = call(

@@ -12,9 +12,9 @@ from cli_calls import call, embed, refused
 from PIL import Image
 
 from countermark.key import Key, KeyMaterial
-from countermark.openings import Openings
+from countermark.openings import TriggerDisclosure
 from countermark.remote import RemoteOptions, Transcript
-from countermark.remote.images import image_digest
+from countermark.remote.images import digest_image
 from countermark.schemes.guo import Guo
 
 ALL = ",".join(map(str, range(60)))
@@ -56,7 +56,7 @@ def test_it_says_what_was_opened_and_warns(opened: Path, here: Path) -> None:
 
 def test_a_check_prints_labels_and_writes_pictures(inside: Path, tmp_path: Path) -> None:
     key = Key.load("a.key")
-    labels = key.labels(8, 10)
+    labels = key.draw_labels(8, 10)
     pictures = tmp_path / "pictures"
     checking = ["key", "check-opening", "three.json", "--commitment", key.commitment]
     said = call(*checking, "--json", "--out", pictures)
@@ -80,7 +80,7 @@ def test_a_check_prints_labels_and_writes_pictures(inside: Path, tmp_path: Path)
 def test_pictures_are_lossless_whatever_the_channels(here: Path, channels: int) -> None:
     images = np.random.default_rng(channels).integers(0, 256, (2, channels, 5, 7), dtype=np.uint8)
     made = Guo(10, 2).generate_key(
-        {"triggers": images}, owner="A", material=KeyMaterial.for_tests(1)
+        {"triggers": images}, owner="A", material=KeyMaterial.from_test_seed(1)
     )
     made.save("t.key")
     assert call("key", "open", "t.key", "--triggers", "all", "--out", "o.json").code == 0
@@ -102,7 +102,7 @@ def test_an_encrypted_key_is_opened_with_its_passphrase(
     Path("pass.txt").write_text("correct horse\n")
     monkeypatch.setenv("COUNTERMARK_PASSPHRASE_FILE", "pass.txt")
     assert call(*arguments).code == 0
-    assert Openings.load("o.json").check(Key.load(opened / "a.key").commitment)
+    assert TriggerDisclosure.load("o.json").check(Key.load(opened / "a.key").commitment)
 
 
 def verified(suspect: str, *more: str, code: int) -> Any:
@@ -134,16 +134,16 @@ def test_opened_triggers_judge_a_file(inside: Path) -> None:
 def record(path: Path, count: int) -> None:
     """A transcript of a suspect that was asked about the first triggers and answered them well."""
     key = Key.load("a.key")
-    labels = key.labels(100, 10).tolist()
+    labels = key.draw_labels(100, 10).tolist()
     entries = [
         {
-            "image": image_digest(image), "request": "00" * 32, "answer": "00" * 32, "status": 200,
+            "image": digest_image(image), "request": "00" * 32, "answer": "00" * 32, "status": 200,
             "attempts": 1, "label": label, "why": None,
         }
         for image, label in list(zip(key.frozen["triggers"], labels, strict=True))[:count]
     ]  # fmt: skip
     about = {"url": "https://h/", "protocol": "mlflow", "started": ""}
-    options = RemoteOptions("mlflow").public()
+    options = RemoteOptions("mlflow").to_public_json()
     kind = {"type": "countermark/transcript/v1"}
     document = json.dumps(kind | about | {"options": options, "entries": entries})
     Transcript.model_validate_json(document).save(path)

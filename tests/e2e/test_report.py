@@ -23,21 +23,21 @@ from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
 from countermark.bench.models import build
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
-from countermark.claims.signing import load_private, write_pair
+from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
-from countermark.cli.report import _pictures
+from countermark.cli.report import _make_trigger_images
 from countermark.errors import CountermarkError
-from countermark.evidence import Evidence, Reader
+from countermark.evidence import ReaderFacts, Reading
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import FairCoin, FreshKeys, Null, PermutedUnits, UnmarkedModels
-from countermark.report.bundle import replay
-from countermark.report.measured import measured_of
-from countermark.report.page import About, page
-from countermark.report.record import Record, is_recomputed, record_of
+from countermark.nulls import FairCoin, FreshKeys, NullHypothesis, PermutedUnits, UnmarkedModels
+from countermark.report.bundle import replay_bundle
+from countermark.report.measured import find_measured_form
+from countermark.report.page import PageDetails, render_page
+from countermark.report.record import Record, is_recomputed, make_record
 from countermark.schemes.adi import Adi
 from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, Terms, judge
-from countermark.weights import model_digest, open_weights, save_weights
+from countermark.verdict import KeyIdentity, VerificationOptions, judge
+from countermark.weights import compute_model_digest, open_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory, authority: LocalAuthority) -
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert call(*embed(bits="64", epochs="3", out="m.safetensors", key="acme.key")).code == 0
-        name = write_pair(Path("acme"))
+        name = write_key_pair(Path("acme"))
         with open_weights("m.safetensors") as weights:
-            digest = model_digest(weights)
+            digest = compute_model_digest(weights)
         key = Key.load("acme.key")
         commitment = Commitment(kind="C0", sha256=key.commitment)
-        private = load_private(Path("acme.pem"))
-        claim = Claim.new(commitment, key.owner, digest.root, digest.tensors).signed(private)
+        private = load_private_key(Path("acme.pem"))
+        claim = Claim.make_unsigned(
+            commitment, key.owner, digest.root, digest.tensors
+        ).with_signature(private)
         claim.save("claim.json")
-        with Ledger.init("claims.db", name) as ledger:
+        with Ledger.create("claims.db", name) as ledger:
             ledger.add(some_claim(Ed25519PrivateKey.generate()))
             ledger.add(claim)
-            ledger.add(authority.stamp(ledger.head().signed(private)))
+            ledger.add(authority.stamp(ledger.make_head().with_signature(private)))
         shutil.copy(authority.root, "root.pem")
         assert reported("report.html", "bundle").code == 0
     return folder
@@ -99,7 +101,7 @@ class Seen(HTMLParser):
 
 def test_the_page_quotes_what_was_measured_of_the_form_and_says_where(case: Path) -> None:
     words = Seen(Path("report.html").read_text()).words
-    form = measured_of("uchida", Key.load("acme.key").fields)
+    form = find_measured_form("uchida", Key.load("acme.key").fields)
     assert form is not None
     (first, *_) = form.unmarked
     for level, claims in first.claims.items():
@@ -110,10 +112,10 @@ def test_the_page_quotes_what_was_measured_of_the_form_and_says_where(case: Path
 
 
 def test_of_a_form_that_was_not_measured_the_page_says_that(case: Path) -> None:
-    replayed = replay(Path("bundle"))
+    replayed = replay_bundle(Path("bundle"))
     fields = Key.load("acme.key").fields | {"key_type": "direct"}
-    about = About("P", 0.1, fields)
-    words = Seen(page(replayed.record, replayed.verdict, {}, about).decode()).words
+    about = PageDetails("P", 0.1, fields)
+    words = Seen(render_page(replayed.record, replayed.verdict, {}, about).decode()).words
     assert "not measured for this form of the scheme" in words
     assert "What attacks leave of a mark was not measured" in words
     assert "of 100 at alpha" not in words
@@ -143,12 +145,12 @@ def drawn(n: int) -> NDArray[np.uint8]:
 
 
 def test_triggers_are_drawn_where_the_key_is_opened_and_only_there(here: Path) -> None:
-    material = KeyMaterial.fresh()
+    material = KeyMaterial.generate()
     key = Adi(10, 60).generate_key({"triggers": drawn(60)}, owner="ACME Inc.", material=material)
     text = triggers_of(key, here, "adi")
     assert (text.count('alt="trigger"'), text.count('alt="cover"')) == (12, 0)
     assert "keeps no pictures that they were made of" in text
-    labels = key.labels(60, 10)
+    labels = key.draw_labels(60, 10)
     for label in labels[:12]:
         assert f"class {label} wanted, " in text
 
@@ -157,13 +159,13 @@ def test_triggers_are_drawn_beside_their_covers() -> None:
     """Of any key that keeps covers: what they are of is in the record alone."""
     key = replace(
         Adi(10, 4).generate_key(
-            {"triggers": drawn(4)}, owner="ACME Inc.", material=KeyMaterial.for_tests(1)
+            {"triggers": drawn(4)}, owner="ACME Inc.", material=KeyMaterial.from_test_seed(1)
         ),
         learnt={},
     )
     key = replace(key, frozen={**key.frozen, "covers": drawn(4)[::-1]})
     reading = SimpleNamespace(expected=(3, 1, 4, 1), read=(3, -1, 4, 2))
-    shown = _pictures(key, cast(Record, SimpleNamespace(reading=reading)))
+    shown = _make_trigger_images(key, cast(Record, SimpleNamespace(reading=reading)))
     assert [each.says for each in shown] == [
         "class 3 wanted, 3 answered", "class 1 wanted, no answer", "class 4 wanted, 4 answered",
         "class 1 wanted, 2 answered",
@@ -271,7 +273,7 @@ def test_a_bundle_counts_by_the_signature_of_whom_the_examiner_pins(case: Path) 
     pinned = call("report", "--replay", "signed", "--signer", "acme.pub", "--json")
     assert (pinned.code, pinned.json["outcome"]) == (0, "owned")
     assert "is the word of the signer" in pinned.json["limits"][0]
-    write_pair(Path("mallory"))
+    write_key_pair(Path("mallory"))
     refused(
         ["report", "--replay", "signed", "--signer", "mallory.pub"], "by none of the pinned", case
     )
@@ -297,8 +299,10 @@ def test_a_forged_reading_is_never_more_than_a_record(case: Path) -> None:
     """Whoever knows the format writes a perfect reading that was never made."""
     found = evidence(payload=True)
     key = KeyIdentity("uchida", "ab" * 32, "Mallory Ltd.")
-    verdict = judge(found, FairCoin(), subject=Subject("yours"), key=key, terms=Terms())
-    record = record_of(verdict)
+    verdict = judge(
+        found, FairCoin(), subject=Subject("yours"), key=key, terms=VerificationOptions()
+    )
+    record = make_record(verdict)
     assert record is not None
     Path("forged").mkdir()
     Path("forged/record.json").write_text(record.model_dump_json())
@@ -386,7 +390,7 @@ def test_damage_to_a_bundle_is_refused_or_changes_nothing(case: Path) -> None:
     drawn = random.Random(4)  # noqa: S311
     names = ["record.json", "claim.json", "tree-head.json", "inclusion.json", "authority-0.pem"]
     whole = {name: Path("bundle", name).read_bytes() for name in names}
-    expected = replay(Path("bundle")).verdict.to_json()
+    expected = replay_bundle(Path("bundle")).verdict.to_json()
     before = listing(case)
     for changes in range(200):
         name = names[changes % len(names)]
@@ -395,7 +399,7 @@ def test_damage_to_a_bundle_is_refused_or_changes_nothing(case: Path) -> None:
             damaged[drawn.randrange(len(damaged))] ^= 1 << drawn.randrange(8)
         Path("bundle", name).write_bytes(damaged)
         try:
-            found = replay(Path("bundle"))
+            found = replay_bundle(Path("bundle"))
         except CountermarkError:
             pass
         else:
@@ -459,12 +463,14 @@ def test_what_cannot_be_right_is_refused(case: Path, line: str, says: str) -> No
 # --- records of every kind of reading
 
 
-def evidence(**changed: Any) -> Evidence:
+def evidence(**changed: Any) -> Reading:
     bits = np.zeros(128, np.uint8)
-    return Evidence(**({"read": bits, "expected": bits} | changed))
+    return Reading(**({"read": bits, "expected": bits} | changed))
 
 
-LEARNT = evidence(committed=False, scores=np.full(128, -3.0), reader=Reader(8, 0.3, 20, 0, 0.001))
+LEARNT = evidence(
+    committed=False, scores=np.full(128, -3.0), reader=ReaderFacts(8, 0.3, 20, 0, 0.001)
+)
 
 
 @pytest.mark.parametrize(
@@ -476,14 +482,14 @@ LEARNT = evidence(committed=False, scores=np.full(128, -3.0), reader=Reader(8, 0
         (evidence(unit="triggers", choices=10), UnmarkedModels(np.linspace(50, 70, 9))),
     ],
 )
-def test_a_record_of_any_null_comes_to_the_same(found: Evidence, null: Null) -> None:
+def test_a_record_of_any_null_comes_to_the_same(found: Reading, null: NullHypothesis) -> None:
     key = KeyIdentity("s", "00" * 32, "o")
-    terms = Terms(alpha=1e-3, assume_dated=True)
+    terms = VerificationOptions(alpha=1e-3, assume_dated=True)
     verdict = judge(found, null, subject=Subject("x", readings=3), key=key, terms=terms)
-    record = record_of(verdict)
+    record = make_record(verdict)
     assert record is not None
     again = Record.model_validate_json(record.model_dump_json())
-    assert again.judged().to_json() == json.loads(json.dumps(verdict.to_json()))
+    assert again.judge_again().to_json() == json.loads(json.dumps(verdict.to_json()))
     assert is_recomputed(again.result) == isinstance(null, UnmarkedModels)
 
 

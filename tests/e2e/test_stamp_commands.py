@@ -297,7 +297,7 @@ def dying(whole):
 if moment == "copied":
     copying.shutil.copyfile = dying(copying.shutil.copyfile)
 if moment == "written":
-    making._read_back = dying(making._read_back)
+    making._require_bits = dying(making._require_bits)
 if moment == "saved":
     countermark.key.Key.save = dying(countermark.key.Key.save)
 from countermark.cli import main

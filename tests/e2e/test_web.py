@@ -15,8 +15,8 @@ from authority import some_claim
 from clock import NEXT_YEAR, wait_for_stamps
 from countermark.errors import ConfigError
 from countermark.files import write_bytes
-from countermark.pictures import as_png
-from countermark.web.settings import Shelf
+from countermark.pictures import encode_png
+from countermark.web.settings import NamedFolder
 
 # --- claims
 
@@ -135,9 +135,9 @@ def test_a_folder_of_pictures_is_owned_where_the_choice_is_stated_to_be_blind(
     shutil.copytree(room, tmp_path / "room", ignore=shutil.ignore_patterns("state"))
     key = barriers.key()
     key.save(tmp_path / "room" / "keys" / "images.key")
-    marked = barriers.scheme().mark(barriers.images(), key)
+    marked = barriers.scheme().mark_outputs(barriers.images(), key)
     for number, picture in enumerate(marked):
-        write_bytes(tmp_path / "room" / "suspects" / "shown" / f"{number}.png", as_png(picture))
+        write_bytes(tmp_path / "room" / "suspects" / "shown" / f"{number}.png", encode_png(picture))
     with visited(settings_of(tmp_path / "room")) as found:
         found.log_in()
         asked = {"csrf": found.csrf, "suspect": "shown", "key": "images.key"}
@@ -209,8 +209,12 @@ def test_a_shelf_knows_its_own_entries_alone(tmp_path: Path) -> None:
     (tmp_path / "outside").touch()
     (tmp_path / "shelf" / "c").symlink_to(tmp_path / "outside")
     (tmp_path / "shelf" / "d").symlink_to(tmp_path / "shelf" / "b")
-    assert list(Shelf(tmp_path / "shelf", "file").entries()) == ["a.key", "b", "d"]
-    assert list(Shelf(tmp_path / "shelf", "key", "key.json").entries()) == ["a.key"]
-    assert Shelf(None, "file").entries() == Shelf(tmp_path / "gone", "file").entries() == {}
+    assert list(NamedFolder(tmp_path / "shelf", "file").list_entries()) == ["a.key", "b", "d"]
+    assert list(NamedFolder(tmp_path / "shelf", "key", "key.json").list_entries()) == ["a.key"]
+    assert (
+        NamedFolder(None, "file").list_entries()
+        == NamedFolder(tmp_path / "gone", "file").list_entries()
+        == {}
+    )
     with pytest.raises(ConfigError, match="has no file 'e'"):
-        Shelf(tmp_path / "shelf", "file").path("e")
+        NamedFolder(tmp_path / "shelf", "file").find_path("e")

@@ -10,7 +10,7 @@ import pytest
 from rooms import TOKEN, Visitor, settings_of, visited
 
 from countermark.errors import ConfigError
-from countermark.web.access import Pace, Sessions, find_token, token_digest
+from countermark.web.access import RateLimiter, SessionStore, digest_token, find_token
 
 PAGES = ("/", "/claims", "/verify", "/dispute", "/jobs", "/benchmarks")
 
@@ -87,21 +87,21 @@ def test_logins_and_requests_have_a_pace(room: Path) -> None:
 
 def test_pace_counts_each_address_and_refills() -> None:
     now = [0.0]
-    pace = Pace(2, 3, lambda: now[0])
-    assert [pace.allows("a") for _ in range(4)] == [True, True, True, False]
-    assert pace.allows("b")
+    pace = RateLimiter(2, 3, lambda: now[0])
+    assert [pace.admit_attempt("a") for _ in range(4)] == [True, True, True, False]
+    assert pace.admit_attempt("b")
     now[0] = 0.5
-    assert [pace.allows("a"), pace.allows("a")] == [True, False]
+    assert [pace.admit_attempt("a"), pace.admit_attempt("a")] == [True, False]
 
 
 def test_a_session_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("countermark.web.access.time.monotonic", lambda: now[0])
-    sessions = Sessions(token_digest(TOKEN))
-    name = sessions.open()
-    assert sessions.of(name) is not None
+    sessions = SessionStore(digest_token(TOKEN))
+    name = sessions.open_session()
+    assert sessions.find_session(name) is not None
     now[0] = 12 * 3600 + 1
-    assert sessions.of(name) is None
+    assert sessions.find_session(name) is None
 
 
 def test_the_token_comes_from_file_or_environment_and_else_is_new(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_token_comes_from_file_or_environment_and_else_is_new(tmp_path: Path
 
 def test_a_form_of_another_session_or_site_does_nothing(visitor: Visitor, room: Path) -> None:
     content = (room / "suspects" / "unmarked.safetensors").read_bytes()
-    before = len(visitor.site.runner.jobs())
+    before = len(visitor.site.runner.list_jobs())
     for csrf, headers in (
         ("", {}),
         ("x", {}),
@@ -142,7 +142,7 @@ def test_a_form_of_another_session_or_site_does_nothing(visitor: Visitor, room: 
             headers=headers,
         )  # fmt: skip
         assert said.status_code == 403
-    assert len(visitor.site.runner.jobs()) == before
+    assert len(visitor.site.runner.list_jobs()) == before
 
 
 def test_every_answer_bears_the_headers(visitor: Visitor) -> None:

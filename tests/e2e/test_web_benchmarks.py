@@ -15,8 +15,8 @@ from rooms import settings_of, visited
 from countermark.bench.figures import FIGURES
 from countermark.bench.tables import as_markdown, load_table, rendered
 from countermark.web import rendering
-from countermark.web.rendering import render
-from countermark.web.results import INDEX, Results, stamp_of
+from countermark.web.rendering import render_results
+from countermark.web.results import INDEX, RenderedResults, digest_results
 
 PAPER = "uchida2017"
 BESIDE = "robustness"
@@ -39,12 +39,14 @@ def made(clone: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         name = f"{PAPER}/pruning"
         patch.setattr(rendering, "FIGURES", {name: FIGURES[name]})
-        render(clone / "results", clone / "made")
+        render_results(clone / "results", clone / "made")
     return clone / "made"
 
 
 def test_tables_say_what_the_documentation_says(clone: Path, made: Path) -> None:
-    shown = {each["name"]: each for each in Results(None, made).papers()[PAPER]["tables"]}
+    shown = {
+        each["name"]: each for each in RenderedResults(None, made).read_papers()[PAPER]["tables"]
+    }
     table = load_table(clone / "tables" / PAPER / "pruning.toml")
     told = rendered(table, clone / "results", clone / "experiments")
     lines = "\n".join(as_markdown(told))
@@ -56,7 +58,7 @@ def test_tables_say_what_the_documentation_says(clone: Path, made: Path) -> None
 
 
 def test_a_heat_map_counts_every_verdict(made: Path) -> None:
-    (found,) = Results(None, made).papers()[PAPER]["heat_maps"]
+    (found,) = RenderedResults(None, made).read_papers()[PAPER]["heat_maps"]
     assert found["name"] == f"{PAPER}/robustness"
     assert found["track"].startswith("shortened for a CPU")
     for row in found["rows"]:
@@ -74,7 +76,7 @@ def test_pages_show_what_was_rendered_and_nothing_else(
     shutil.copytree(made, tmp_path / "state" / "results")
     settings = replace(settings_of(room), state=tmp_path / "state", results=clone / "results")
     with visited(settings) as visitor:
-        assert not visitor.site.results.rendering, "nothing is stale"
+        assert not visitor.site.results.is_rendering, "nothing is stale"
         visitor.log_in()
         listed = visitor.http.get("/benchmarks").text
         assert "Uchida 2017" in listed
@@ -92,9 +94,9 @@ def test_pages_show_what_was_rendered_and_nothing_else(
 
 
 def test_what_changed_is_rendered_again(clone: Path, made: Path, tmp_path: Path) -> None:
-    assert json.loads((made / INDEX).read_text())["stamp"] == stamp_of(clone / "results")
+    assert json.loads((made / INDEX).read_text())["stamp"] == digest_results(clone / "results")
     results = tmp_path / "results"  # changed for this test alone
     shutil.copytree(clone / "results", results)
-    stamp = stamp_of(results)
+    stamp = digest_results(results)
     (results / PAPER / "another.json").write_text("{}")
-    assert stamp != stamp_of(results)
+    assert stamp != digest_results(results)

@@ -19,8 +19,8 @@ from cli_calls import process, python, refused
 from rooms import TOKEN, Visitor, settings_of, visited
 
 from countermark.errors import ConfigError
-from countermark.web.orders import VerifyOrder
-from countermark.web.site import Site, order_of
+from countermark.web.orders import VerifyRequest
+from countermark.web.site import AppState, parse_request
 
 # --- hostile uploads
 
@@ -97,7 +97,7 @@ def test_no_upload_is_larger_than_is_taken(room: Path) -> None:
                 headers={"content-type": "multipart/form-data; boundary=x"},
             )  # fmt: skip
             assert said.status_code in (400, 413), path
-        assert not found.site.runner.jobs()
+        assert not found.site.runner.list_jobs()
 
 
 def test_a_job_has_bounds_of_memory_time_and_number(
@@ -115,7 +115,7 @@ def test_a_job_has_bounds_of_memory_time_and_number(
     short = replace(settings_of(room, seconds=0.05, jobs=1), state=room / "short")
     with visited(short) as found:
         assert found.program.post("/api/verify", data=data).status_code == 202
-        (job,) = found.site.runner.jobs()
+        (job,) = found.site.runner.list_jobs()
         assert "it may take 0.05 seconds" in found.ended(job.id)["job"]["error"]
 
 
@@ -125,16 +125,16 @@ def test_a_job_has_bounds_of_memory_time_and_number(
 def test_a_folder_belongs_to_one_server(room: Path) -> None:
     settings = replace(settings_of(room), state=room / "alone")
     with visited(settings), pytest.raises(ConfigError, match="belongs to another server"):
-        Site(settings)
-    Site(settings).close()
+        AppState(settings)
+    AppState(settings).close()
 
 
 def test_jobs_of_a_server_that_ended_are_taken_up_or_fail(room: Path) -> None:
     settings = replace(settings_of(room), state=room / "again")
-    with Site(settings) as site:
+    with AppState(settings) as site:
         content = io.BytesIO((room / "suspects" / "acme.safetensors").read_bytes())
         fields = {"suspect": {"name": "m.safetensors", "uploaded": True}, "key": "acme.key"}
-        waiting = site.take(order_of(VerifyOrder, fields), content)
+        waiting = site.accept_request(parse_request(VerifyRequest, fields), content)
     path = room / "again" / "jobs" / waiting.id / "job.json"
     kept = json.loads(path.read_text())
     assert kept["state"] in ("waiting", "running")
@@ -149,7 +149,7 @@ def test_jobs_of_a_server_that_ended_are_taken_up_or_fail(room: Path) -> None:
     with visited(settings) as found:
         assert found.ended(waiting.id)["job"]["outcome"] == "owned"
         assert "stopped twice" in found.ended("0" * 32)["job"]["error"]
-        assert len(found.site.runner.jobs()) == 2
+        assert len(found.site.runner.list_jobs()) == 2
 
 
 WITHOUT_TORCH = """

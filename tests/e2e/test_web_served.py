@@ -22,7 +22,7 @@ from rooms import TOKEN, settings_of, visited
 from serving import served
 
 from authority import some_claim
-from countermark.web.app import application
+from countermark.web.app import make_application
 
 pytestmark = pytest.mark.slow
 MUTATIONS = int(os.environ.get("COUNTERMARK_MUTATIONS", "500"))
@@ -126,7 +126,7 @@ def test_no_request_that_fits_the_document_brings_the_server_down(own: Path) -> 
     from hypothesis import HealthCheck, given, settings
 
     with visited(settings_of(own)) as visitor:
-        schema = schemathesis.openapi.from_asgi("/api/openapi.json", application(visitor.site))
+        schema = schemathesis.openapi.from_asgi("/api/openapi.json", make_application(visitor.site))
         asked_for = []
         for found in schema.get_all_operations():
             operation = found.ok()

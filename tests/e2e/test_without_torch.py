@@ -22,9 +22,9 @@ from countermark.cli import main
 main()
 """
 PUBLIC = [
-    "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "Evidence", "FineTune",
+    "CountermarkError", "DeepStego", "DeepWatermarking", "Embedding", "FineTune",
     "HashFilter", "IndependentNetwork", "Key", "KeyPlace", "Overwrite", "Prune", "PruneUnused",
-    "Retrain", "Stamp", "Uchida", "Verdict", "verify",
+    "Reading", "Retrain", "Stamp", "Uchida", "Verdict", "verify",
 ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ sys.modules.update(dict.fromkeys(["torch", "scipy", "httpx2", "PIL"]))
 from countermark.errors import CountermarkError
 from countermark.remote import RemoteOptions, Transcript, connect
 made = Transcript(type="countermark/transcript/v1", url="https://h/", protocol="mlflow",
-                  options=RemoteOptions("mlflow").public(), started="", entries=())
+                  options=RemoteOptions("mlflow").to_public_json(), started="", entries=())
 made.save("t.json")
 print(len(Transcript.load("t.json").entries), Transcript.load("t.json") == made)
 try:
@@ -124,17 +124,17 @@ def test_opened_triggers_are_written_checked_and_judged_without_torch(here: Path
 import numpy as np
 from countermark.key import Key
 from countermark.remote import RemoteOptions, Transcript
-from countermark.remote.images import image_digest
-from countermark.remote.transcript import Entry
+from countermark.remote.images import digest_image
+from countermark.remote.transcript import TranscriptEntry
 key = Key.load("t.key")
 digest = "00" * 32
 entries = tuple(
-    Entry(image=image_digest(image), request=digest, answer=digest, status=200, attempts=1,
+    TranscriptEntry(image=digest_image(image), request=digest, answer=digest, status=200, attempts=1,
           label=int(label), why=None)
-    for image, label in zip(key.frozen["triggers"], key.labels(100, 10))
+    for image, label in zip(key.frozen["triggers"], key.draw_labels(100, 10))
 )
 Transcript(type="countermark/transcript/v1", url="https://h/", protocol="mlflow", started="",
-           options=RemoteOptions("mlflow").public(), entries=entries).save("asked.json")
+           options=RemoteOptions("mlflow").to_public_json(), entries=entries).save("asked.json")
 """
     assert python(asked, folder=here) == Said(0, "", "")
     for line in (

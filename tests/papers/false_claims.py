@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.answers import Predict
+from countermark.answers import Predictor
 from countermark.bench.data import Dataset
 from countermark.bench.marking import scheme_for
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
-from countermark.stats import least_matches, log10_binomial_tail, randomised_p
-from countermark.verdict import Terms
+from countermark.stats import compute_log10_binomial_tail, compute_randomised_p, find_least_matches
+from countermark.verdict import VerificationOptions
 
 Keys = Callable[[int], Key]
 """Makes the key of that number."""
@@ -54,7 +54,7 @@ class Pairs:
 
     def claims(self, alpha: float) -> int:
         """How many pairs have a tail of at most alpha."""
-        least = least_matches(self.n, math.log10(alpha), self.p)
+        least = find_least_matches(self.n, math.log10(alpha), self.p)
         assert least is not None
         return int((self.k >= least).sum())
 
@@ -71,7 +71,8 @@ class Pairs:
         """Each pair's p-value, randomised over the atoms: uniform, whatever n and p are."""
         spread = drawn.random(len(self.k))
         return [
-            randomised_p(int(k), self.n, u, self.p) for k, u in zip(self.k, spread, strict=True)
+            compute_randomised_p(int(k), self.n, u, self.p)
+            for k, u in zip(self.k, spread, strict=True)
         ]
 
 
@@ -120,7 +121,7 @@ def keys_of(scheme: TriggerScheme, data: Dataset) -> Keys:
     row = data.normalised(covers[:1])
 
     def key(number: int) -> Key:
-        material = KeyMaterial.for_tests(number)
+        material = KeyMaterial.from_test_seed(number)
         with scheme.embed(
             nn.Identity(), owner="zoo", covers=covers, labels=labels, material=material
         ) as mark:
@@ -144,24 +145,24 @@ def stego_keys(scheme: TriggerScheme, shared: Frozen) -> Keys:
     """
 
     def key(number: int) -> Key:
-        material = KeyMaterial.for_tests(number)
+        material = KeyMaterial.from_test_seed(number)
         made = len(shared[TRIGGERS])
-        chosen = material.stream("covers").permutation(made)[: scheme.triggers]
+        chosen = material.make_stream("covers").draw_permutation(made)[: scheme.triggers]
         frozen = {**shared, TRIGGERS: shared[TRIGGERS][chosen]}
         return scheme.generate_key(frozen, owner="zoo", material=material)
 
     return key
 
 
-def asked(keys: Keys, suspects: Sequence[Predict], pairs: int, first: int = 0) -> Pairs:
+def asked(keys: Keys, suspects: Sequence[Predictor], pairs: int, first: int = 0) -> Pairs:
     """Let a fresh key of each number from `first` on judge one of the suspects, in turn."""
-    terms = Terms(1e-2, assume_dated=True, allow_test_key=True)
+    terms = VerificationOptions(1e-2, assume_dated=True, allow_test_key=True)
     found = []
     for number in range(first, first + pairs):
         key = keys(number)
         verdict = examine(suspects[number % len(suspects)], key, terms)
         n, p = verdict.bits, 1 / int(key.fields["classes"])
-        tail = log10_binomial_tail(verdict.matched or 0, n, p)
+        tail = compute_log10_binomial_tail(verdict.matched or 0, n, p)
         assert verdict.log10_p == tail
         assert verdict.outcome == ("owned" if tail <= -2 else "not_proven")
         found.append(verdict.matched)

@@ -14,7 +14,7 @@ from countermark.bench.data import Dataset
 from countermark.bench.models import build
 from countermark.bench.train import seeded
 from countermark.key import Key, KeyMaterial
-from countermark.schemes.training.uchida import usual_spread
+from countermark.schemes.training.uchida import compute_usual_spread
 from countermark.schemes.uchida import Uchida
 
 Weights = dict[str, NDArray[np.float32]]
@@ -70,7 +70,7 @@ def module_of(weights: Weights) -> nn.Module:
 
 def _key(scheme: Uchida, seed: int) -> Key:
     layer = str(scheme.layer)
-    material = KeyMaterial.for_tests(seed)
+    material = KeyMaterial.from_test_seed(seed)
     return scheme.generate_key({layer: SHAPES[layer]}, owner="pairs", material=material)
 
 
@@ -82,7 +82,7 @@ class _Marks:
         rows = [np.concatenate(list(scheme.generate_row_blocks(key))) for key in keys]
         signs = np.stack([2.0 * key.message - 1 for key in keys])
         matrix = np.stack(rows) * signs[:, :, None]
-        spread = usual_spread(scheme, keys[0]) * np.linalg.norm(matrix[0, 0])
+        spread = compute_usual_spread(scheme, keys[0]) * np.linalg.norm(matrix[0, 0])
         self._rows = torch.from_numpy((matrix / spread).astype(np.float32))  # (N, T, M)
 
     def penalty(self, stack: dict[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 from false_claims import Pairs
 from torch import nn
 
-from countermark.alignment import Disguised, Reference, realigned
+from countermark.alignment import Reference, SuspectWithReference, realign_suspect
 from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, Permute, Rescale
 from countermark.bench.data import Dataset, load_data
@@ -22,12 +22,12 @@ from countermark.bench.train import Course, fit, seeded
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms
+from countermark.verdict import VerificationOptions
 from countermark.weights import ModuleWeights
 
 PAIRS, T = 8, 256
 LAYERS = {"vgg16": "features.24.weight", "resnet18": "layer4.1.conv2.weight"}
-TERMS = Terms(assume_dated=True, allow_test_key=True)
+TERMS = VerificationOptions(assume_dated=True, allow_test_key=True)
 ARGUMENTS = {"width": 0.125, "channels": 1}
 
 
@@ -49,7 +49,7 @@ def host(name: str, seed: int) -> nn.Module:
 def made(name: str, seed: int, data: Dataset) -> Pair:
     model, stranger = host(name, seed), host(name, seed + 100)
     start, how = copy.deepcopy(model).eval(), recipe(name, {"batch_size": 50, "augment": False})
-    scheme, material = Uchida(LAYERS[name], T, strength=0.1), KeyMaterial.for_tests(seed)
+    scheme, material = Uchida(LAYERS[name], T, strength=0.1), KeyMaterial.from_test_seed(seed)
     with scheme.embed(model, owner="pairs", material=material) as mark:
         fit(model, data, how, Course(3, seed, device="cpu"), mark=mark)
     fit(stranger, data, how, Course(3, seed + 100, device="cpu"))
@@ -76,7 +76,7 @@ def test_without_a_reference_the_mark_is_lost_and_with_one_every_bit_is_back(
         rates.append(lost.ber or 0)
         for suspect in (worn, Permute().run(Dummies("split").run(worn).model).model,
                         Fold().run(worn).model):  # fmt: skip
-            back = examine(Disguised(suspect, pair.marked), pair.key, TERMS)
+            back = examine(SuspectWithReference(suspect, pair.marked), pair.key, TERMS)
             assert back.owned, back.explain()
             assert back.matched == there.matched
     assert 0.45 < np.mean(rates) < 0.55
@@ -89,13 +89,13 @@ def test_strangers_are_refused_by_a_marked_reference_and_read_like_a_coin_by_the
 ) -> None:
     matched = []
     for pair in pairs:
-        verdict = examine(Disguised(pair.stranger, pair.marked), pair.key, TERMS)
+        verdict = examine(SuspectWithReference(pair.stranger, pair.marked), pair.key, TERMS)
         assert verdict.outcome == "not_proven"
         assert "no copies of its own" in verdict.subject.reference.refused
-        reference, scheme = Reference.of_module(pair.start), Uchida.from_fields(pair.key.fields)
-        found = realigned(ModuleWeights(pair.stranger), reference, pair.key.tensors)
-        matched.append(scheme.extract(found.tensors, pair.key).matched)
-        assert not examine(Disguised(pair.stranger, pair.start), pair.key, TERMS).owned
+        reference, scheme = Reference.from_module(pair.start), Uchida.from_fields(pair.key.fields)
+        found = realign_suspect(ModuleWeights(pair.stranger), reference, pair.key.tensors)
+        matched.append(scheme.extract(found.tensors, pair.key).match_count)
+        assert not examine(SuspectWithReference(pair.stranger, pair.start), pair.key, TERMS).owned
     k = Pairs(np.array(matched), T, 0.5)
     assert k.claims(1e-3) == 0
     assert abs(k.k.mean() - T / 2) < 3 * np.sqrt(T / 4 / PAIRS)
@@ -106,6 +106,6 @@ def test_the_start_brings_disguised_marks_back(pairs: list[Pair]) -> None:
     """Batch norms have no history there: what they say of scale is learnt."""
     for pair in pairs:
         worn = Permute().run(pair.marked).model
-        back = examine(Disguised(worn, pair.start), pair.key, TERMS)
+        back = examine(SuspectWithReference(worn, pair.start), pair.key, TERMS)
         assert back.owned, back.explain()
         assert back.null == "fair_coin"

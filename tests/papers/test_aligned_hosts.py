@@ -16,21 +16,21 @@ import pytest
 from false_claims import Pairs, check
 from marked_stack import SHAPES, Weights, hosts, initial, module_of
 
-from countermark.alignment import Disguised
-from countermark.alignment.matching import align
+from countermark.alignment import SuspectWithReference
+from countermark.alignment.matching import align_tensors
 from countermark.attacks.invariants import Permute, Rescale
 from countermark.bench.data import load_data
 from countermark.examine import examine
 from countermark.key import Key
 from countermark.schemes.uchida import Uchida
-from countermark.units import chain_of
-from countermark.verdict import Terms
+from countermark.units import find_chain_groups
+from countermark.verdict import VerificationOptions
 
 T, LAYER = 256, "2.weight"
 UNREAD = {"0.weight", "0.bias"}
-UNITS = chain_of(SHAPES)
+UNITS = find_chain_groups(SHAPES)
 SCHEME = Uchida(LAYER, T, strength=0.1)
-TERMS = Terms(assume_dated=True, allow_test_key=True)
+TERMS = VerificationOptions(assume_dated=True, allow_test_key=True)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def read(
     """k of each pair, its suspect aligned to its reference by the tensors that are named."""
     found = []
     for reference, suspect, key in zip(references, suspects, keys, strict=True):
-        tensors = align(suspect, reference, UNITS, by=by).tensors
-        found.append(SCHEME.extract({LAYER: tensors[LAYER]}, key).matched)
+        tensors = align_tensors(suspect, reference, UNITS, by=by).tensors
+        found.append(SCHEME.extract({LAYER: tensors[LAYER]}, key).match_count)
     return Pairs(np.array(found), T, 0.5)
 
 
@@ -85,7 +85,7 @@ def fails(pairs: Pairs) -> bool:
 def test_aligned_to_the_initial_weights_k_is_binomial_and_every_bit_is_back(zoo: Zoo) -> None:
     check(read(zoo.initial, zoo.strangers, zoo.keys, UNREAD))
     check(read(zoo.initial, zoo.twins, zoo.keys, UNREAD))
-    own = [SCHEME.extract(w, key).matched for w, key in zip(zoo.marked, zoo.keys, strict=True)]
+    own = [SCHEME.extract(w, key).match_count for w, key in zip(zoo.marked, zoo.keys, strict=True)]
     back = read(zoo.initial, zoo.marked, zoo.keys, UNREAD).k
     assert np.mean(own) > 0.75 * T  # these hosts are trained for a few hundred steps
     assert np.abs(back - own).max() <= 0.03 * T
@@ -106,7 +106,7 @@ def test_aligned_by_the_mark_itself_the_same_test_fails(zoo: Zoo) -> None:
 
 def test_against_the_marked_host_nobody_is_claimed_and_strangers_are_refused(zoo: Zoo) -> None:
     for marked, stranger, key in zip(zoo.marked, zoo.strangers, zoo.keys, strict=True):
-        verdict = examine(Disguised(module_of(stranger), module_of(marked)), key, TERMS)
+        verdict = examine(SuspectWithReference(module_of(stranger), module_of(marked)), key, TERMS)
         assert verdict.outcome == "not_proven"
         assert "no copies of its own" in verdict.subject.reference.refused
         assert verdict.null == "fair_coin"
@@ -117,9 +117,9 @@ def test_copies_of_the_marked_host_that_lack_the_mark_read_like_a_coin(zoo: Zoo)
     matched = []
     for marked, twin, key in zip(zoo.marked, zoo.twins, zoo.keys, strict=True):
         model = Rescale().run(Permute().run(module_of(twin)).model).model
-        verdict = examine(Disguised(model, module_of(marked)), key, TERMS)
+        verdict = examine(SuspectWithReference(model, module_of(marked)), key, TERMS)
         assert verdict.outcome == "not_proven"
         assert verdict.subject.reference.refused is None
-        tensors = align(twin, marked, UNITS, by=UNREAD).tensors
-        matched.append(SCHEME.extract({LAYER: tensors[LAYER]}, key).matched)
+        tensors = align_tensors(twin, marked, UNITS, by=UNREAD).tensors
+        matched.append(SCHEME.extract({LAYER: tensors[LAYER]}, key).match_count)
     check(Pairs(np.array(matched), T, 0.5))

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from false_claims import Pairs, check
 
-from countermark.alignment import Reference, realigned
+from countermark.alignment import Reference, realign_suspect
 from countermark.key import KeyMaterial
 from countermark.schemes.stamp import Stamp
-from countermark.stamping.solving import shifted, solve
-from countermark.units import Architecture, blocks_of
-from countermark.weights import Array, Restored, open_weights, save_weights
+from countermark.stamping.solving import shift_values, solve_shifts
+from countermark.units import Architecture, find_block_groups
+from countermark.weights import Array, PatchedWeights, open_weights, save_weights
 from tiny_transformers import HEADS, HIDDEN, WIDTH, tiny
 
 BITS, KEYS, STRANGERS = 96, 400, 4
@@ -36,21 +36,23 @@ SCHEME = Stamp(tuple(LAYERS), BITS, margin=3.0)
 def reference() -> Reference:
     model = tiny("bert")
     shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    return Reference(model, blocks_of(shapes, Architecture(HEADS), residual=True))
+    return Reference(model, find_block_groups(shapes, Architecture(HEADS), residual=True))
 
 
 def in_order(stranger: int, to: Reference) -> dict[str, Array]:
     """The tensors of an unmarked model in the order that all tensors of the reference say."""
     with open_weights(tiny("bert", 100 + stranger)) as suspect:
-        return realigned(suspect, to, LAYERS, unmarked=LAYERS).tensors
+        return realign_suspect(suspect, to, LAYERS, unmarked=LAYERS).tensors
 
 
 def test_fresh_keys_read_a_coin_from_strangers_in_order() -> None:
     strangers = [in_order(number, reference()) for number in range(STRANGERS)]
     matched = []
     for number in range(KEYS):
-        key = SCHEME.generate_key(LAYERS, owner="nobody", material=KeyMaterial.for_tests(number))
-        matched.append(SCHEME.extract(strangers[number % STRANGERS], key).matched)
+        key = SCHEME.generate_key(
+            LAYERS, owner="nobody", material=KeyMaterial.from_test_seed(number)
+        )
+        matched.append(SCHEME.extract(strangers[number % STRANGERS], key).match_count)
     check(Pairs(np.array(matched), BITS, 0.5))
 
 
@@ -61,15 +63,17 @@ def test_an_order_by_marked_tensors_is_no_coin(known: bool, tmp_path: Path) -> N
     path = tmp_path / "m.safetensors"
     save_weights(tiny("bert").state_dict(), path)
     for number in range(40):
-        key = SCHEME.generate_key(LAYERS, owner="nobody", material=KeyMaterial.for_tests(number))
+        key = SCHEME.generate_key(
+            LAYERS, owner="nobody", material=KeyMaterial.from_test_seed(number)
+        )
         with open_weights(path) as weights:
-            shifts = solve(weights, SCHEME, key, key.message)
+            shifts = solve_shifts(weights, SCHEME, key, key.message)
             marked = {
                 piece.name: (0, piece.after.astype(np.float32))
-                for piece in shifted(weights, SCHEME, key, shifts)
+                for piece in shift_values(weights, SCHEME, key, shifts)
             }
-        host = path if known else Restored(open_weights(path), marked)
+        host = path if known else PatchedWeights(open_weights(path), marked)
         to = Reference(host, plain.units)
-        matched.append(SCHEME.extract(in_order(0, to), key).matched)
+        matched.append(SCHEME.extract(in_order(0, to), key).match_count)
     mean = float(np.mean(matched)) / BITS
     assert abs(mean - 0.5) < 0.03 if known else mean > 0.56, mean

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import countermark as cm
 from countermark.bench.imaging.cell import likeness
 from countermark.bench.imaging.photographs import photographs
-from countermark.schemes.training.surrogates import answers
+from countermark.schemes.training.surrogates import run_network
 
 PACKAGE = "@upscalerjs/default-model@1.0.0"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "BSDS500"
@@ -87,7 +87,7 @@ def test_a_barrier_behind_a_network_of_others(upscaler: Upscaler) -> None:
         F.avg_pool2d(each.float(), 2).round().to(torch.uint8)
         for each in (squares.owner, squares.test)
     )
-    plain = answers(upscaler, asked)
+    plain = run_network(upscaler, asked)
     bilinear = F.interpolate(asked.float(), scale_factor=2.0, mode="bilinear")
     if SHARED.is_dir():  # its weights are right: it does its task
         better = likeness(plain, squares.test)["psnr"]
@@ -95,9 +95,9 @@ def test_a_barrier_behind_a_network_of_others(upscaler: Upscaler) -> None:
     scheme = cm.DeepWatermarking(
         bits=100, channels=3, sizes="tiny", side=64, steps=250, batch=8, psnr=26
     )
-    with scheme.embed(upscaler, owner="ACME Inc.", outputs=answers(upscaler, small)) as mark:
+    with scheme.embed(upscaler, owner="ACME Inc.", outputs=run_network(upscaler, small)) as mark:
         served = mark.wrap()
-    marked = answers(served, asked)
+    marked = run_network(served, asked)
     verdict = cm.verify(list(marked.numpy()), mark.key, blind_choice=True)
     assert verdict.outcome == "owned", verdict.explain()
     assert likeness(marked, plain)["psnr"] > 25

@@ -21,17 +21,17 @@ from real_models import place_of, sentences
 from torch import Tensor, nn
 
 from codes import forms
-from countermark.alignment import Disguised
+from countermark.alignment import SuspectWithReference
 from countermark.attacks.base import NamedTensors
 from countermark.attacks.invariants import Permute
-from countermark.attacks.lora import adapted
+from countermark.attacks.lora import add_low_rank_terms
 from countermark.attacks.noise import Noise
 from countermark.attacks.prune import Prune
 from countermark.bench.kept import Texts
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
-from countermark.stamping.making import Places, Stamped
+from countermark.stamping.making import StampPaths, StampResult
 from countermark.verdict import Verdict
 from countermark.weights import load_state, save_weights
 
@@ -54,13 +54,13 @@ class Marked:
     source: Path
     out: Path
     key: Key
-    done: Stamped
+    done: StampResult
 
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Marked:
     folder = tmp_path_factory.mktemp("minilm")
-    places = Places(folder / "marked", folder / "a.key")
+    places = StampPaths(folder / "marked", folder / "a.key")
     material = KeyMaterial(bytes(range(32)), bytes(16))
     done = stamp(place_of("minilm"), places, owner="ACME", material=material)
     return Marked(place_of("minilm"), places.out, Key.load(places.key), done)
@@ -122,7 +122,7 @@ def with_lora(marked: Marked, folder: Path) -> Path:
 
     torch.manual_seed(0)
     model, tokenizer = loaded(marked.out), AutoTokenizer.from_pretrained(marked.out)
-    with adapted(model, 8, scale=2.0) as factors:
+    with add_low_rank_terms(model, 8, scale=2.0) as factors:
         optimizer = torch.optim.AdamW(factors, 5e-4)
         model.train()
         for tokens in batches(tokenizer):
@@ -234,7 +234,7 @@ def judged(what: str, marked: Marked, folder: Path) -> Verdict:
 def test_what_a_thief_makes_of_it_is_still_owned(what: str, marked: Marked, tmp_path: Path) -> None:
     found = judged(what, marked, tmp_path)
     assert found.owned, found.explain()
-    assert found.tests == 1
+    assert found.test_count == 1
 
 
 def test_rotated_heads_leave_what_the_mlps_bear(marked: Marked, tmp_path: Path) -> None:
@@ -260,9 +260,9 @@ def test_permuted_heads_and_units_are_put_back(marked: Marked, tmp_path: Path) -
     """By the checkpoint from before the mark; as for every reference, a date is needed."""
     path = permuted(marked, tmp_path)
     assert not verify(path, marked.key).owned
-    found = verify(Disguised(path, marked.source), marked.key, assume_dated=True)
+    found = verify(SuspectWithReference(path, marked.source), marked.key, assume_dated=True)
     assert found.owned, found.explain()
     worn = tmp_path / "worn.safetensors"
     host = NamedTensors(load_state(path))
     save_weights(Noise(0.5).run(Prune(0.5).run(host).model).model.state_dict(), worn)
-    assert verify(Disguised(worn, marked.source), marked.key, assume_dated=True).owned
+    assert verify(SuspectWithReference(worn, marked.source), marked.key, assume_dated=True).owned

@@ -20,7 +20,7 @@ from torch import Tensor
 from countermark.examine import verify
 from countermark.key import Key
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
+from countermark.stamping.making import StampPaths
 from countermark.weights import load_state
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ LAYERS = [f"conv{n}.weight" for n in (1, 2, 3, 4)] + [f"lstm_cell.weight_{s}" fo
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Key, float]:
     folder = tmp_path_factory.mktemp("silero")
-    places = Places(folder / "marked.safetensors", folder / "a.key")
+    places = StampPaths(folder / "marked.safetensors", folder / "a.key")
     fields = {"layer": LAYERS, "bits": 128, "margin": 2.0}
     done = stamp(place_of("silero"), places, owner="ACME", fields=fields)
     return places.out, Key.load(places.key), done.change
@@ -109,7 +109,7 @@ def test_one_mark_is_found_in_three_forms(marked: tuple[Path, Key, float], tmp_p
         found = verify(suspect, key)
         assert found.owned, found.explain()
         assert found.matched == 128
-        ways[suspect.suffix] = found.tests
+        ways[suspect.suffix] = found.test_count
     assert ways == {".safetensors": 1, ".jit": 96, ".onnx": 96}
 
 

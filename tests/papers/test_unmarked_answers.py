@@ -28,13 +28,13 @@ from false_claims import (
     trained,
 )
 
-from countermark.answers import Images, Labels, Predict, of_module
+from countermark.answers import Images, Labels, Predictor, make_module_predictor
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import Value, build
 from countermark.bench.train import seeded
 from countermark.examine import examine
 from countermark.schemes.deepstego import DeepStego
-from countermark.verdict import Terms
+from countermark.verdict import VerificationOptions
 
 CLASSES = (2, 10, 100)
 ARCHITECTURES: list[tuple[str, dict[str, Value]]] = [
@@ -70,7 +70,7 @@ def side_by_side(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
 
 
 @cache
-def suspects(classes: int) -> list[Predict]:
+def suspects(classes: int) -> list[Predictor]:
     """Perceptrons of three widths and a LeNet, each with a seed and a data order of its own."""
     data, found = digits(classes), []
     for seed, (name, size) in enumerate(ARCHITECTURES):
@@ -79,7 +79,7 @@ def suspects(classes: int) -> list[Predict]:
         epochs = 3 if classes == 100 else 1 + seed % 2
         least = {2: 0.8, 10: 0.7, 100: 0.2}[classes]
         trained(model, data, epochs=epochs, seed=seed, least=least)
-        found.append(of_module(model, *data.scale))
+        found.append(make_module_predictor(model, *data.scale))
     return found
 
 
@@ -110,7 +110,7 @@ def test_one_label_for_all_triggers_would_accuse_the_innocent() -> None:
     scheme, make = form("zhang unrelated", digits(10)), keys("zhang unrelated", 10)
     drawn = [make(number) for number in range(60)]
     k = [
-        int((suspect(scheme.committed(key)) == scheme.labels(key)[0]).sum())
+        int((suspect(scheme.read_committed_triggers(key)) == scheme.derive_labels(key)[0]).sum())
         for key, suspect in zip(drawn, cycle(suspects(10)), strict=False)
     ]
     assert Pairs(np.array(k), scheme.triggers, 1 / 10).claims(1e-6) >= 3
@@ -119,7 +119,7 @@ def test_one_label_for_all_triggers_would_accuse_the_innocent() -> None:
 # --- suspects that look at no image
 
 
-def habits(classes: int) -> dict[str, Predict]:
+def habits(classes: int) -> dict[str, Predictor]:
     drawn = np.random.default_rng(classes)
 
     def random(images: Images) -> Labels:
@@ -152,6 +152,6 @@ def test_who_never_answers_is_never_judged(classes: int) -> None:
     for number in range(5):
         verdict = examine(
             lambda images: np.full(len(images), -1), make(number),
-            Terms(1e-2, assume_dated=True, allow_test_key=True),
+            VerificationOptions(1e-2, assume_dated=True, allow_test_key=True),
         )  # fmt: skip
         assert (verdict.outcome, verdict.exit_code, verdict.log10_p) == ("no_verdict", 3, None)

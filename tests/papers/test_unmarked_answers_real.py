@@ -15,7 +15,7 @@ import pytest
 import torch
 from false_claims import FORMS, asked, check, form, keys_of, stego_frozen, stego_keys
 
-from countermark.answers import Predict, of_module
+from countermark.answers import Predictor, make_module_predictor
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, accuracy, fit, seeded
@@ -29,7 +29,7 @@ CIFAR100 = str(SHARED / "uoft-cs" / "cifar100")
 ROWS = (0, 10_000)
 VEHICLES = torch.tensor([0, 1, 8, 9])  # airplane, automobile, ship, truck
 PAIRS = 400  # of a form and a task
-Suspects = tuple[Dataset, list[Predict]]
+Suspects = tuple[Dataset, list[Predictor]]
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +50,7 @@ def of_the_zoo(name: str, least: float, specs: Sequence[HostSpec]) -> Suspects:
         model = build(spec.model, dict(spec.arguments))
         model.load_state_dict({each: torch.from_numpy(array) for each, array in arrays.items()})
         assert accuracy(model, data) > least
-        found.append(of_module(model, *data.scale))
+        found.append(make_module_predictor(model, *data.scale))
     return data, found
 
 
@@ -64,7 +64,7 @@ def of_two_classes(name: str, first: torch.Tensor, models: dict[str, dict[str, A
         host = build(model, arguments)
         fit(host, data, recipe(model), Course(2, seed))
         assert accuracy(host, data) > 0.65
-        found.append(of_module(host, *data.scale))
+        found.append(make_module_predictor(host, *data.scale))
     return data, found
 
 

@@ -28,7 +28,7 @@ def test_fresh_keys_on_a_foreign_model(name: str) -> None:
     assert isinstance(scheme, Stamp)
     for number in range(KEYS):
         key = scheme.generate_key(
-            advice.tensors, owner="nobody", material=KeyMaterial.for_tests(number)
+            advice.tensors, owner="nobody", material=KeyMaterial.from_test_seed(number)
         )
-        matched.append(scheme.extract(tensors, key).matched)
+        matched.append(scheme.extract(tensors, key).match_count)
     check(Pairs(np.array(matched), scheme.bits, 0.5))

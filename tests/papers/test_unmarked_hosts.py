@@ -54,12 +54,12 @@ def tensors(model: nn.Module) -> dict[str, Array]:
 
 def read(hosts: list[dict[str, Array]], scheme: WeightScheme, keys: int) -> Pairs:
     """Each pair of a host and a key of its own, with a message of its own."""
-    tensors, found = scheme.choose(SHAPES), []
+    tensors, found = scheme.choose_tensors(SHAPES), []
     for at, host in enumerate(hosts):
         for number in range(keys):
-            material = KeyMaterial.for_tests(1000 * at + number)
+            material = KeyMaterial.from_test_seed(1000 * at + number)
             key = scheme.generate_key(tensors, owner="zoo", material=material)
-            found.append(scheme.extract(host, key).matched)
+            found.append(scheme.extract(host, key).match_count)
     return Pairs(np.array(found), T, 0.5)
 
 
@@ -85,8 +85,8 @@ def test_an_all_ones_message_would_accuse_the_innocent() -> None:
     weights = np.abs(np.random.default_rng(0).normal(size=(10, 64))).astype(np.float32)
     scheme = FORMS["direct"]
     key = scheme.generate_key(
-        {"2.weight": (10, 64)}, owner="zoo", material=KeyMaterial.for_tests(1)
+        {"2.weight": (10, 64)}, owner="zoo", material=KeyMaterial.from_test_seed(1)
     )
     evidence = scheme.extract({"2.weight": weights}, key)
     assert evidence.read.all(), "every bit reads one"
-    assert FairCoin().log10_p(evidence) > -6, "and the drawn message still does not match"
+    assert FairCoin().compute_log10_p(evidence) > -6, "and the drawn message still does not match"

@@ -24,9 +24,9 @@ from countermark.bench.zoo import HostSpec, train_hosts
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
 from countermark.nulls import PermutedUnits
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.stats import randomised_sequential_p
+from countermark.stats import compute_randomised_sequential_p
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments" / "wang2020"
@@ -60,10 +60,10 @@ def key(request: pytest.FixtureRequest, cache: Path) -> Key:
 def test_ranks_of_unmarked_hosts_are_uniform(key: Key, cache: Path) -> None:
     uniform, ps = np.random.default_rng(1), []
     for _, arrays in train_hosts(HOSTS, cache):
-        null = scheme_of(key).nulls({"2.weight": arrays["2.weight"]}, key, 2000)["permuted_units"]
+        null = load_scheme(key).nulls({"2.weight": arrays["2.weight"]}, key, 2000)["permuted_units"]
         assert isinstance(null, PermutedUnits)
-        drawn = null.counts()
-        ps.append(randomised_sequential_p(*drawn, null.stop_at, float(uniform.random())))
+        drawn = null.count_exceedances()
+        ps.append(compute_randomised_sequential_p(*drawn, null.stop_at, float(uniform.random())))
     tested = scipy.stats.kstest(ps, "uniform")
     assert tested.pvalue > 1e-3
     assert tested.statistic == pytest.approx(kolmogorov_smirnov(ps)[0])
@@ -71,10 +71,10 @@ def test_ranks_of_unmarked_hosts_are_uniform(key: Key, cache: Path) -> None:
 
 def test_bits_are_found_where_they_never_were(key: Key, cache: Path) -> None:
     """The published criterion accuses; the hardened reader knows nothing of the same hosts."""
-    scheme, losses, full = scheme_of(key), [], 0
+    scheme, losses, full = load_scheme(key), [], 0
     for _, arrays in train_hosts(HOSTS, cache):
         evidence = scheme.extract({"2.weight": arrays["2.weight"]}, key)
-        full += evidence.matched == key.bits
+        full += evidence.match_count == key.bits
         losses.append(evidence.cross_entropy)
     if key.fields["as_published"]:
         assert full > 7

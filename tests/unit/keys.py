@@ -20,7 +20,7 @@ SHAPE = (16, 32)
 def known_key() -> Key:
     """The key of docs/format.md: 256 bits in one tensor of 512 weights, of an earlier version."""
     key = Uchida(layer="fc.weight", bits=256, reading="plain").generate_key(
-        {"fc.weight": SHAPE}, owner="ACME Inc.", material=KeyMaterial.for_tests(1)
+        {"fc.weight": SHAPE}, owner="ACME Inc.", material=KeyMaterial.from_test_seed(1)
     )
     return replace(key, fields={n: each for n, each in key.fields.items() if n != "reading"})
 
@@ -45,10 +45,10 @@ class InMemory(Weights):
     def _load(self, name: str) -> NDArray[Any]:
         return self.values[name]
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         yield self.values[name].tobytes()
 
-    def file_digest(self) -> None:
+    def compute_file_digest(self) -> None:
         """There is no file."""
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from keys import one_line
 from countermark.answers import Images
 from countermark.errors import CountermarkError
 from countermark.key import Key, KeyMaterial
-from countermark.openings import Openings, open_triggers
+from countermark.openings import TriggerDisclosure, disclose_triggers
 from countermark.schemes.adi import Adi
 
 
@@ -30,21 +30,21 @@ def key(seed: int = 1, classes: int = 10, count: int = 40) -> Key:
     return Adi(classes, count).generate_key(
         {"triggers": images_of(count)},
         owner="ACME Inc.",
-        material=replace(KeyMaterial.for_tests(seed), test_key=False),
+        material=replace(KeyMaterial.from_test_seed(seed), test_key=False),
     )
 
 
-OPENED = open_triggers(key(), [7, 0, 3])
+OPENED = disclose_triggers(key(), [7, 0, 3])
 
 
-def changed(opened: Openings, *path: Any, to: Any) -> Openings:
+def changed(opened: TriggerDisclosure, *path: Any, to: Any) -> TriggerDisclosure:
     """The same with one value of its file changed, where that can still be read."""
     document = json.loads(opened.to_bytes())
     inner = document
     for step in path[:-1]:
         inner = inner[step]
     inner[path[-1]] = to(inner[path[-1]]) if callable(to) else to
-    return Openings.model_validate_json(json.dumps(document))
+    return TriggerDisclosure.model_validate_json(json.dumps(document))
 
 
 def xor(at: int) -> Callable[[str], str]:
@@ -52,7 +52,7 @@ def xor(at: int) -> Callable[[str], str]:
     return lambda text: text[:at] + f"{int(text[at], 16) ^ 1:x}" + text[at + 1 :]
 
 
-def refused(opened: Openings, commitment: str = key().commitment) -> str:
+def refused(opened: TriggerDisclosure, commitment: str = key().commitment) -> str:
     with pytest.raises(CountermarkError) as caught:
         opened.check(commitment)
     return one_line(caught.value)

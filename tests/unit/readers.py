@@ -34,7 +34,7 @@ def network(**fields: Any) -> IndependentNetwork:
 
 def material(number: int) -> KeyMaterial:
     """A secret that is the same in every run, of a key that counts as a real one."""
-    return replace(KeyMaterial.for_tests(number), test_key=False)
+    return replace(KeyMaterial.from_test_seed(number), test_key=False)
 
 
 def drawn_reader(number: int, width: int, hidden: int) -> dict[str, NDArray[np.float32]]:
@@ -55,7 +55,7 @@ def drawn_key(
     key = network(**fields).generate_key(tensors, owner="ACME Inc.", material=material(number))
     width = sum(int(np.prod(shape)) for shape in tensors.values())
     hidden = int(key.fields["hidden"])
-    groups = int(network(**key.fields).permuter(tensors).group.max()) + 1
+    groups = int(network(**key.fields).make_permuter(tensors).group.max()) + 1
     learnt = drawn_reader(number, width, hidden) | MEASURED | {LOUDNESS: np.full(groups, 1.2)}
     return replace(key, learnt=learnt)
 
@@ -69,14 +69,16 @@ def fitted_key(weights: Mapping[str, Array], number: int = 1, **fields: Any) -> 
     key = drawn_key(number, shapes, **fields)
     scheme = network(**fields)
     gate, first, last = (key.learnt[f"reader.{name}"] for name in ("gate", "first", "last"))
-    w, permuter = scheme.vector(weights, key), scheme.permuter(shapes)
-    others = permuter.apply(w, permuter.draw(key.stream("fit"), 500))
+    w, permuter = scheme.read_vector(weights, key), scheme.make_permuter(shapes)
+    others = permuter.permute_vector(w, permuter.draw_permutations(key.make_stream("fit"), 500))
     units = MlpReader(gate, first, np.eye(len(first), dtype=np.float32))
     here, elsewhere = units(w[None])[0], units(others).mean(axis=0)
     apart = here - elsewhere
     signs = 2.0 * key.message - 1.0
     last = np.outer(signs, 8 * apart / (apart @ here)).astype(np.float32)
-    return replace(key, learnt={**key.learnt, "reader.last": last, LOUDNESS: permuter.loudness(w)})
+    return replace(
+        key, learnt={**key.learnt, "reader.last": last, LOUDNESS: permuter.compute_loudness(w)}
+    )
 
 
 def gaussian(number: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, Array]:

@@ -41,7 +41,7 @@ def batch(rows: int = 32) -> tuple[Tensor, Tensor]:
 
 def embedding(seed: int = 1, siblings: Sequence[Any] = (), **fields: object) -> TriggerEmbedding:
     """A mark on its way into a host that nobody trains."""
-    data, material = digits(), KeyMaterial.for_tests(seed)
+    data, material = digits(), KeyMaterial.from_test_seed(seed)
     covers = {"covers": data.train_images, "labels": data.train_labels, "siblings": siblings}
     return scheme(**fields).embed(host(), owner="ACME Inc.", material=material, **covers)
 

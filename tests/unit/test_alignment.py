@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.alignment import Reference, realigned
+from countermark.alignment import Reference, realign_suspect
 from countermark.attacks.base import Attack
 from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
@@ -21,8 +21,8 @@ from countermark.attacks.noise import Noise
 from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.errors import AlignmentError, ConfigError
-from countermark.units import Units, chain_of
-from countermark.units.tracing import units_of
+from countermark.units import PermutationGroup, find_chain_groups
+from countermark.units.tracing import trace_permutation_groups
 from countermark.weights import ModuleWeights, open_weights, save_weights
 
 HOSTS = {
@@ -60,7 +60,7 @@ def after(model: nn.Module, *attacks: Attack) -> nn.Module:
 def read(suspect: nn.Module, reference: Reference, *layers: str) -> list[np.ndarray]:
     with open_weights(reference.weights) as weights:
         wanted = {name: weights.tensors[name].shape for name in layers}
-    found = realigned(ModuleWeights(suspect), reference, wanted)
+    found = realign_suspect(ModuleWeights(suspect), reference, wanted)
     return [found.tensors[name] for name in layers]
 
 
@@ -80,7 +80,7 @@ def test_disguises_are_undone(name: str, layer: str, disguise: str) -> None:
     model = host(name)
     suspect = after(model, *DISGUISES[disguise])
     own = model.get_parameter(layer).detach().numpy()
-    (found,) = read(suspect, Reference.of_module(model), layer)
+    (found,) = read(suspect, Reference.from_module(model), layer)
     if disguise != "nothing":
         worn = suspect.get_parameter(layer).detach().numpy()
         assert worn.shape != own.shape or np.abs(worn - own).max() > 0.1 * np.abs(own).max()
@@ -93,7 +93,7 @@ def test_disguises_are_undone(name: str, layer: str, disguise: str) -> None:
 def test_flips_and_folds_are_undone(name: str, layer: str, attacks: Sequence[Attack]) -> None:
     model = host(name)
     suspect, own = after(model, *attacks), model.get_parameter(layer).detach().numpy()
-    (found,) = read(suspect, Reference.of_module(model), layer)
+    (found,) = read(suspect, Reference.from_module(model), layer)
     assert np.abs(found - own).max() < 1e-3 * np.abs(own).max()
 
 
@@ -107,7 +107,7 @@ def test_flips_are_undone_by_initial_weights(layer: str) -> None:
             module.reset_parameters()
     suspect = after(model, Noise(0.2), FlipSigns(), Permute())
     own = model.get_parameter(layer).detach().numpy()
-    (found,) = read(suspect, Reference.of_module(start), layer)
+    (found,) = read(suspect, Reference.from_module(start), layer)
     assert np.corrcoef(found.ravel(), own.ravel())[0, 1] > 0.9
 
 
@@ -119,7 +119,7 @@ def test_a_norm_of_the_reference_may_be_negative() -> None:
     assert (norm > 0).any()
     for layer in HOSTS["vgg16"][1]:
         own = turned.get_parameter(layer).detach().numpy()
-        (found,) = read(after(turned, FlipSigns(), Permute()), Reference.of_module(turned), layer)
+        (found,) = read(after(turned, FlipSigns(), Permute()), Reference.from_module(turned), layer)
         assert np.abs(found - own).max() < 1e-3 * np.abs(own).max()
 
 
@@ -127,7 +127,7 @@ def test_noise_costs_no_more_than_it_is() -> None:
     model = host("vgg16")
     suspect = after(model, Noise(0.3), Rescale(), Permute())
     own = model.get_parameter("features.24.weight").detach().numpy()
-    (found,) = read(suspect, Reference.of_module(model), "features.24.weight")
+    (found,) = read(suspect, Reference.from_module(model), "features.24.weight")
     assert np.corrcoef(found.ravel(), own.ravel())[0, 1] > 0.9
 
 
@@ -137,17 +137,17 @@ def test_what_the_key_reads_of_the_reference_has_no_say(name: str, layer: str) -
     model, other = host(name), host(name, seed=1)
     poisoned = copy.deepcopy(model)
     nn.init.normal_(poisoned.get_parameter(layer), 0, 7)
-    one, two = (read(other, Reference.of_module(each), layer) for each in (model, poisoned))
+    one, two = (read(other, Reference.from_module(each), layer) for each in (model, poisoned))
     assert np.array_equal(one[0], two[0])
     away = copy.deepcopy(model)
     nn.init.normal_(away.get_parameter("0.weight" if name == "mlp" else "features.21.weight"))
-    assert not np.array_equal(read(other, Reference.of_module(away), layer)[0], one[0])
+    assert not np.array_equal(read(other, Reference.from_module(away), layer)[0], one[0])
 
 
 def test_a_key_that_reads_everything_cannot_be_aligned() -> None:
     model = host("mlp")
     with pytest.raises(AlignmentError, match="cannot be put in order without looking at the mark"):
-        read(model, Reference.of_module(model), "0.weight", "2.weight")
+        read(model, Reference.from_module(model), "0.weight", "2.weight")
 
 
 def test_renamed_tensors_are_found_by_their_values(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_renamed_tensors_are_found_by_their_values(tmp_path: Path) -> None:
     layer = "features.24.weight"
     shape = {layer: tuple(model.get_parameter(layer).shape)}
     with open_weights(tmp_path / "renamed.safetensors") as weights:
-        found = realigned(weights, Reference.of_module(model), shape)
+        found = realign_suspect(weights, Reference.from_module(model), shape)
     assert found.where == {layer: f"t{order[names.index(layer)]}"}
     assert np.array_equal(found.tensors[layer], model.get_parameter(layer).detach().numpy())
 
@@ -171,17 +171,17 @@ def test_a_head_for_other_classes_is_no_obstacle(classes: int) -> None:
     suspect = after(model, Permute(), Rescale())
     suspect.classifier = nn.Linear(model.classifier.in_features, classes)  # type: ignore[arg-type,union-attr,assignment]
     layer = "features.10.weight"
-    (found,) = read(suspect, Reference.of_module(model), layer)
+    (found,) = read(suspect, Reference.from_module(model), layer)
     own = model.get_parameter(layer).detach().numpy()
     assert np.abs(found - own).max() < 1e-3 * np.abs(own).max()
 
 
 def test_another_architecture_is_refused() -> None:
     with pytest.raises(AlignmentError):
-        read(host("lenet"), Reference.of_module(host("mlp")), "2.weight")
+        read(host("lenet"), Reference.from_module(host("mlp")), "2.weight")
     wide = after(host("mlp"), *[Dummies("zero", share=4, seed=n) for n in range(2)])
     with pytest.raises(AlignmentError, match="more than 16 times"):
-        read(wide, Reference.of_module(host("mlp")), "2.weight")
+        read(wide, Reference.from_module(host("mlp")), "2.weight")
 
 
 def test_fewer_neurons_leave_zeros() -> None:
@@ -192,7 +192,7 @@ def test_fewer_neurons_leave_zeros() -> None:
         cut[0].weight.copy_(model.get_parameter("0.weight")[kept])
         cut[0].bias.copy_(model.get_parameter("0.bias")[kept])
         cut[2].weight.copy_(model.get_parameter("2.weight")[:, kept])
-    (found,) = read(cut, Reference.of_module(model), "2.weight")
+    (found,) = read(cut, Reference.from_module(model), "2.weight")
     own = model.get_parameter("2.weight").detach().numpy().copy()
     own[:, np.setdiff1d(np.arange(64), kept.numpy())] = 0
     assert np.allclose(found, own, atol=1e-6)
@@ -201,16 +201,18 @@ def test_fewer_neurons_leave_zeros() -> None:
 # --- which units there are
 
 
-def simplified(units: Sequence[Units]) -> list[tuple[int, set[tuple[str, int, int, int]]]]:
+def simplified(
+    units: Sequence[PermutationGroup],
+) -> list[tuple[int, set[tuple[str, int, int, int]]]]:
     return [(u.size, {(m.name, m.axis, m.power, m.each) for m in u.members}) for u in units]
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "vgg16"])
 def test_a_chain_is_guessed_as_it_is_traced(name: str) -> None:
     model = host(name)
-    guessed = chain_of({n: tuple(t.shape) for n, t in model.state_dict().items()})
-    assert simplified(guessed) == simplified(units_of(model))
-    for one, other in zip(guessed, units_of(model), strict=True):
+    guessed = find_chain_groups({n: tuple(t.shape) for n, t in model.state_dict().items()})
+    assert simplified(guessed) == simplified(trace_permutation_groups(model))
+    for one, other in zip(guessed, trace_permutation_groups(model), strict=True):
         assert [replace(norm, eps=0) for norm in one.norms] == [
             replace(norm, eps=0) for norm in other.norms
         ]
@@ -220,7 +222,7 @@ def test_a_chain_is_guessed_as_it_is_traced(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "wrn-10-4"])
 def test_what_is_no_chain_is_not_taken_for_one(name: str) -> None:
     with pytest.raises(ConfigError, match="no plain chain: name the architecture with --model"):
-        chain_of({n: tuple(t.shape) for n, t in host(name).state_dict().items()})
+        find_chain_groups({n: tuple(t.shape) for n, t in host(name).state_dict().items()})
 
 
 class Branching(nn.Module):
@@ -246,8 +248,8 @@ class Shared(nn.Module):
 
 def test_what_cannot_be_followed_is_left_alone() -> None:
     with pytest.raises(ConfigError, match="cannot be traced"):
-        units_of(Branching())
-    assert units_of(Shared()) == ()
+        trace_permutation_groups(Branching())
+    assert trace_permutation_groups(Shared()) == ()
     with pytest.raises(ConfigError, match="no neurons of Shared were found"):
         Permute().run(Shared())
 
@@ -264,6 +266,16 @@ def test_an_exported_graph_is_read_as_what_it_was(name: str, tmp_path: Path) -> 
     graph.save(tmp_path / "m.onnx")
     own = model.get_parameter(layer).detach().numpy()
     with open_weights(tmp_path / "m.onnx") as weights:
-        found = realigned(weights, Reference.of_module(model), {layer: own.shape})
+        found = realign_suspect(weights, Reference.from_module(model), {layer: own.shape})
     assert found.folded
     assert np.abs(found.tensors[layer] - own).max() < 1e-3 * np.abs(own).max()
+
+
+def test_no_hook_of_the_model_is_run() -> None:
+    """A hook may change the model, as those of FSDP2 do when a part of it runs first."""
+    ran: list[nn.Module] = []
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), nn.Linear(6, 2))
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda hooked, _: ran.append(hooked))
+    assert trace_permutation_groups(model)
+    assert not ran

@@ -17,11 +17,11 @@ from keys import SHAPE, InMemory, known_key
 from numpy.typing import NDArray
 
 from countermark.examine import examine, verify
-from countermark.schemes import scheme_of
-from countermark.verdict import Terms
-from countermark.weights import MOST_CANDIDATES, assignments
+from countermark.schemes import load_scheme
+from countermark.verdict import VerificationOptions
+from countermark.weights import MOST_CANDIDATES, find_assignments
 
-TRUSTING = Terms(allow_test_key=True)
+TRUSTING = VerificationOptions(allow_test_key=True)
 
 
 def shaped(shapes: Mapping[str, tuple[int, ...]]) -> InMemory:
@@ -31,7 +31,7 @@ def shaped(shapes: Mapping[str, tuple[int, ...]]) -> InMemory:
 def found(
     suspect: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> list[dict[str, str]]:
-    return list(assignments(shaped(suspect), wanted))
+    return list(find_assignments(shaped(suspect), wanted))
 
 
 def test_a_name_with_its_shape_is_taken() -> None:
@@ -73,14 +73,16 @@ def test_half_of_the_names_may_do() -> None:
 
     def parts(*numbers: int, before: str = "") -> list[dict[str, str]]:
         suspect = shaped({f"{before}h.{n}.w": (2, 3) for n in numbers} | {"other": (9,)})
-        return list(assignments(suspect, wanted, partial=True))
+        return list(find_assignments(suspect, wanted, partial=True))
 
     assert parts(0, 2, 3) == [{f"h.{n}.w": f"h.{n}.w" for n in (0, 2, 3)}]
     assert parts(1, 2, before="m.") == [{f"h.{n}.w": f"m.h.{n}.w" for n in (1, 2)}]
     assert parts(1) == []
     assert found({"h.0.w": (2, 3), "h.1.w": (2, 3)}, wanted) == []  # unless it is allowed
     many = {f"x.{n}": (2, 3) for n in range(9)} | {"h.0.w": (2, 3)}
-    assert len(list(assignments(shaped(many), wanted, partial=True))) == 9 * 8 * 7  # by shape first
+    assert (
+        len(list(find_assignments(shaped(many), wanted, partial=True))) == 9 * 8 * 7
+    )  # by shape first
 
 
 def test_nothing_of_a_shape_is_no_way() -> None:
@@ -119,7 +121,7 @@ shapes = st.dictionaries(st.sampled_from("abcdefg"), st.sampled_from([(), (2,), 
 def test_all_ways_are_found_once(
     suspect: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
 ) -> None:
-    ways = [tuple(way.values()) for way in islice(assignments(shaped(suspect), wanted), 2000)]
+    ways = [tuple(way.values()) for way in islice(find_assignments(shaped(suspect), wanted), 2000)]
     expected = reference(suspect, wanted)
     assert len(ways) == len(set(ways))
     assert set(ways) == expected if len(expected) <= MOST_CANDIDATES else ways
@@ -130,7 +132,7 @@ def test_many_layers_of_one_shape_do_not_take_for_ever(there: int) -> None:
     """60! ways are counted as too many at once, and 59 tensors for 60 names as none."""
     suspect = {f"renamed.{i}": (4, 4) for i in range(there)}
     wanted = {f"layer.{i}": (4, 4) for i in range(60)}
-    ways = list(islice(assignments(shaped(suspect), wanted), MOST_CANDIDATES + 1))
+    ways = list(islice(find_assignments(shaped(suspect), wanted), MOST_CANDIDATES + 1))
     assert len(ways) == (0 if there < 60 else MOST_CANDIDATES + 1)
     assert all(len(set(way.values())) == 60 for way in ways)
 
@@ -142,7 +144,7 @@ def test_many_layers_of_one_shape_do_not_take_for_ever(there: int) -> None:
 def marked() -> NDArray[np.float32]:
     """Weights that the known key reads without an error: the least w with X·w = ±1."""
     key = known_key()
-    rows = np.concatenate(list(scheme_of(key).generate_row_blocks(key))).astype(np.float64)
+    rows = np.concatenate(list(load_scheme(key).generate_row_blocks(key))).astype(np.float64)
     w = rows.T @ np.linalg.solve(rows @ rows.T, 2.0 * key.message - 1.0)
     return w.reshape(SHAPE).astype(np.float32)
 
@@ -157,7 +159,7 @@ def test_a_renamed_tensor_is_found_and_p_is_multiplied(others: int) -> None:
     tensors = {f"other.{i}": innocent(i) for i in range(others)} | {"renamed": marked()}
     verdict = examine(InMemory(tensors), key, TRUSTING)
     exact = examine(InMemory({"fc.weight": marked()}), key, TRUSTING)
-    assert (verdict.outcome, verdict.tests, verdict.matched) == ("owned", others + 1, 256)
+    assert (verdict.outcome, verdict.test_count, verdict.matched) == ("owned", others + 1, 256)
     assert exact.log10_p is not None
     assert verdict.log10_p == pytest.approx(exact.log10_p + math.log10(others + 1))
     assert verdict.forgery_bits == pytest.approx(256 - math.log2(others + 1))
@@ -170,7 +172,7 @@ def test_a_tensor_of_the_right_name_is_read_although_another_would_fit_better() 
     key = known_key()
     suspect = InMemory({"fc.weight": innocent(0), "renamed": marked()})
     verdict = examine(suspect, key, TRUSTING)
-    assert (verdict.outcome, verdict.tests) == ("not_proven", 1)
+    assert (verdict.outcome, verdict.test_count) == ("not_proven", 1)
 
 
 def test_too_many_ways_are_no_verdict() -> None:
@@ -184,7 +186,7 @@ def test_too_many_ways_are_no_verdict() -> None:
 @pytest.mark.parametrize("tensors", [{}, {"fc.weight": innocent(0).T}, {"fc.bias": np.zeros(16)}])
 def test_a_missing_shape_is_no_verdict(tensors: Mapping[str, NDArray[Any]]) -> None:
     verdict = examine(InMemory(tensors), known_key(), TRUSTING)
-    assert (verdict.outcome, verdict.exit_code, verdict.tests) == ("no_verdict", 3, 0)
+    assert (verdict.outcome, verdict.exit_code, verdict.test_count) == ("no_verdict", 3, 0)
     assert "fc.weight [16, 32]" in verdict.reason
     assert verdict.to_json()["log10_p"] is None
 

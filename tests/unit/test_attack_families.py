@@ -30,7 +30,7 @@ from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, accuracy, fit, seeded
 from countermark.errors import ConfigError
-from countermark.examine import read_evidence
+from countermark.examine import read_suspect
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.uchida import Uchida
 from countermark.weights import open_weights, save_weights
@@ -47,7 +47,7 @@ def digits() -> Dataset:
 def marked(digits: Dataset) -> tuple[nn.Module, Key]:
     """An owner's model, in eval mode; no test may change it."""
     seeded(1, "init")
-    model, material = build("mlp", {}), KeyMaterial.for_tests(1)
+    model, material = build("mlp", {}), KeyMaterial.from_test_seed(1)
     with Uchida("2.weight", 256, strength=0.5).embed(model, owner="A", material=material) as mark:
         fit(model, digits, recipe("mlp"), Course(4, seed=1, device="cpu"), mark=mark)
     return model.eval(), mark.key
@@ -84,12 +84,12 @@ def test_a_shift_takes_the_mean_filter_and_so_the_published_mark(digits: Dataset
     seeded(1, "init")
     model = build("mlp", {})
     scheme = Uchida("0.weight", 128, read="filter_mean", regularizer="bce", strength=0.1)
-    with scheme.embed(model, owner="A", material=KeyMaterial.for_tests(2)) as mark:
+    with scheme.embed(model, owner="A", material=KeyMaterial.from_test_seed(2)) as mark:
         fit(model, digits, recipe("mlp"), Course(3, seed=1, device="cpu"), mark=mark)
     shifted = Shift().run(model).model
     assert float(weight(shifted, "0.weight").mean(0).abs().max()) < 1e-7
-    assert read_evidence(model, mark.key).matched > 120
-    assert read_evidence(shifted, mark.key).matched < 90
+    assert read_suspect(model, mark.key).match_count > 120
+    assert read_suspect(shifted, mark.key).match_count < 90
 
 
 def test_an_average_is_one(marked: tuple[nn.Module, Key], tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_student_learns_without_labels_and_has_none_of_the_weights(
     attacked = Imitate(0.003, 3, answers=answers).run(marked[0], blind)
     assert attacked.found["agreement"] > 0.85
     assert accuracy(attacked.model, digits) > 0.7
-    assert read_evidence(attacked.model, marked[1]).matched < 170
+    assert read_suspect(attacked.model, marked[1]).match_count < 170
     lenet = Imitate(epochs=1, student="countermark.bench.hosts.small:lenet", rows=100)
     assert type(lenet.run(marked[0], digits).model).__name__ == "LeNet5"
     for wrong in ("no.such:thing", "math:pi", "countermark.bench.hosts.small"):
@@ -166,10 +166,12 @@ def test_a_student_learns_without_labels_and_has_none_of_the_weights(
 
 def test_the_thief_reads_his_mark_that_was_put_in_at_once(marked: tuple[nn.Module, Key]) -> None:
     stolen = Noise(0).run(marked[0]).model
-    keys = OverwriteClosedForm(MARK, times=3).overwritten(stolen)
-    assert read_evidence(stolen, keys[-1]).matched == 128
-    assert read_evidence(marked[0], keys[-1]).matched < 90
-    assert read_evidence(stolen, marked[1]).matched < read_evidence(marked[0], marked[1]).matched
+    keys = OverwriteClosedForm(MARK, times=3).embed_marks(stolen)
+    assert read_suspect(stolen, keys[-1]).match_count == 128
+    assert read_suspect(marked[0], keys[-1]).match_count < 90
+    assert (
+        read_suspect(stolen, marked[1]).match_count < read_suspect(marked[0], marked[1]).match_count
+    )
     once = OverwriteClosedForm(MARK).run(marked[0])
     assert once.found == {"bits": 128, "matched": 128}
     with pytest.raises(ConfigError, match="one tensor that is read whole"):
@@ -279,7 +281,7 @@ def test_triggers_of_few_pixels_change_no_others(
     images, labels = digits.normalised(digits.train_images[:20]), torch.arange(20) % 10
     low, high = (digits.normalised(torch.full((1, 1, 28, 28), at)) for at in (0, 255))
     forger = ForgeTriggers(pixels=3)
-    made = forger._few_pixels(marked[0], images, labels, (low, high))
+    made = forger._change_few_pixels(marked[0], images, labels, (low, high))
     changed = (made != images).flatten(1)
     assert 0 < changed.sum(dim=1).max() <= 3
     assert set(made[made != images].unique().tolist()) <= {float(low.min()), float(high.max())}

@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import mutated, one_line
 
 from authority import LocalAuthority, some_claim
-from countermark.claims.audit import NO_CHECKPOINT, Audit, audit
+from countermark.claims.audit import NO_CHECKPOINT, Audit, audit_ledger
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.signing import key_id
-from countermark.claims.tree import Growing
-from countermark.errors import CountermarkError, printable
+from countermark.claims.signing import compute_key_id
+from countermark.claims.tree import GrowingTree
+from countermark.errors import CountermarkError, make_printable
 
 OWNER, OTHER, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
 COUNT = 6
@@ -28,11 +28,11 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with Ledger.init(str(path), key_id(OPERATOR.public_key())) as ledger:
+        with Ledger.create(str(path), compute_key_id(OPERATOR.public_key())) as ledger:
             self.claims = [some_claim(OWNER) for _ in range(COUNT)]
             for each in self.claims:
                 ledger.add(each)
-            self.head = ledger.head().signed(OPERATOR)
+            self.head = ledger.make_head().with_signature(OPERATOR)
             ledger.add(self.head)
 
     def sql(self, text: str, *values: object) -> None:
@@ -43,7 +43,7 @@ class Kept:
 
     def audit(self, checkpoint: TreeHead | None = None) -> Audit:
         with Ledger(str(self.path)) as ledger:
-            return audit(ledger, checkpoint)
+            return audit_ledger(ledger, checkpoint)
 
     def put(self, place: int, claim: Claim) -> None:
         """Another claim in a row, its columns included."""
@@ -59,9 +59,9 @@ class Kept:
         with connection:
             rows = connection.execute("SELECT content FROM claims ORDER BY place").fetchall()
             connection.execute("DELETE FROM nodes")
-            tree = Growing()
+            tree = GrowingTree()
             for (content,) in rows:
-                for (level, place), digest in tree.add(content).items():
+                for (level, place), digest in tree.add_leaf(content).items():
                     connection.execute("INSERT INTO nodes VALUES (?, ?, ?)", (level, place, digest))
         connection.close()
 
@@ -76,18 +76,18 @@ def test_an_untouched_ledger_is_accepted_against_its_checkpoint(
 ) -> None:
     found = kept.audit()
     assert (found.outcome, found.exit_code, found.faults) == ("undecided", 3, ())
-    assert found.limits == (NO_CHECKPOINT,)
+    assert found.caveats == (NO_CHECKPOINT,)
     found = kept.audit(kept.head)
     assert (found.outcome, found.exit_code, found.size, found.root) == (
         "accepted", 0, COUNT, kept.head.root
     )  # fmt: skip
-    (limit,) = found.limits
+    (limit,) = found.caveats
     assert "how old it is, is the word of whoever kept it" in limit
     with Ledger(str(kept.path)) as ledger:
-        stamped = audit(ledger, authority.stamp(kept.head), [authority.pinned])
-        assert (stamped.outcome, stamped.limits, len(stamped.stamps)) == ("accepted", (), 1)
+        stamped = audit_ledger(ledger, authority.stamp(kept.head), [authority.pinned])
+        assert (stamped.outcome, stamped.caveats, len(stamped.stamps)) == ("accepted", (), 1)
         ledger.add(some_claim(OWNER))
-        (limit,) = audit(ledger, authority.stamp(kept.head), [authority.pinned]).limits
+        (limit,) = audit_ledger(ledger, authority.stamp(kept.head), [authority.pinned]).caveats
         assert "of the 1 claims after the checkpoint" in limit
 
 
@@ -96,12 +96,12 @@ def test_commitments_are_counted_by_signer_and_once(kept: Kept) -> None:
         again = some_claim(OWNER, commitment=kept.claims[0].commitment)
         for claim in (again, some_claim(OTHER), some_claim(OTHER, OWNER)):
             ledger.add(claim)
-        found = audit(ledger)
-    owner, other = (key_id(each.public_key()) for each in (OWNER, OTHER))
-    assert found.count() == COUNT + 2
-    assert (found.count([owner]), found.count([other])) == (COUNT + 1, 2)
-    assert found.count([owner, other]) == COUNT + 2
-    assert found.count(["00" * 32]) == 0
+        found = audit_ledger(ledger)
+    owner, other = (compute_key_id(each.public_key()) for each in (OWNER, OTHER))
+    assert found.count_commitments() == COUNT + 2
+    assert (found.count_commitments([owner]), found.count_commitments([other])) == (COUNT + 1, 2)
+    assert found.count_commitments([owner, other]) == COUNT + 2
+    assert found.count_commitments(["00" * 32]) == 0
 
 
 Harm = Callable[[Kept], None]
@@ -178,7 +178,7 @@ def test_without_a_checkpoint_a_rewritten_ledger_looks_sound_and_the_limit_says_
     kept.sql("DELETE FROM heads")
     found = kept.audit()
     assert (found.outcome, found.faults) == ("undecided", ())
-    assert "rewrote the whole ledger and hashed it anew" in found.limits[0]
+    assert "rewrote the whole ledger and hashed it anew" in found.caveats[0]
 
 
 @pytest.mark.parametrize(
@@ -210,13 +210,13 @@ def test_what_was_changed_is_named(kept: Kept, sql: str, says: str) -> None:
 
 def test_a_checkpoint_of_another_ledger_or_signer_is_refused(kept: Kept, tmp_path: Path) -> None:
     other = Kept(tmp_path / "other.db").head
-    unsigned = TreeHead.new(kept.head.statement.predicate.ledger, COUNT, kept.head.root)
-    later = TreeHead.new(kept.head.statement.predicate.ledger, COUNT + 1, kept.head.root)
+    unsigned = TreeHead.make_unsigned(kept.head.statement.predicate.ledger, COUNT, kept.head.root)
+    later = TreeHead.make_unsigned(kept.head.statement.predicate.ledger, COUNT + 1, kept.head.root)
     for checkpoint, says in (
         (other, "is of another ledger"),
         (unsigned, "is not signed"),
-        (unsigned.signed(OWNER), "is not signed by the ledger's key"),
-        (later.signed(OPERATOR), "some were removed"),
+        (unsigned.with_signature(OWNER), "is not signed by the ledger's key"),
+        (later.with_signature(OPERATOR), "some were removed"),
     ):
         found = kept.audit(checkpoint)
         assert found.outcome == "refused"
@@ -240,7 +240,7 @@ def test_damaged_files_and_checkpoints_are_refused_or_without_effect(
             one_line(error)
         else:
             assert found.outcome == "refused" or found.root == kept.head.root
-            assert all(each.isprintable() for each in map(printable, found.faults))
+            assert all(each.isprintable() for each in map(make_printable, found.faults))
     kept.path.write_bytes(whole)
     for changes in range(200):
         damaged = mutated(kept.head.to_bytes(), drawn, 1 + changes % 4)

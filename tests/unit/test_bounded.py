@@ -12,10 +12,10 @@ from bounded_by_hand import bounded_by_hand
 from numpy.typing import NDArray
 
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_from, weight_scheme_of
-from countermark.schemes.bounded import BOUND, line_scales
+from countermark.schemes import load_weight_scheme, make_scheme
+from countermark.schemes.bounded import BOUND, compute_line_scales
 from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.stamp import Carriers, Stamp
+from countermark.schemes.stamp import CarrierStream, Stamp
 from countermark.schemes.training.bounded import bound_values
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
@@ -25,7 +25,7 @@ SHAPES = [(10, 64), (6, 5, 3, 3), (64, 8), (40,), (2, 300), (9, 7, 4)]
 
 
 def read(part: Tensor, shape: tuple[int, ...], start: int = 0) -> Tensor:
-    return line_scales(part, shape, start).read(part, 0, len(part))
+    return compute_line_scales(part, shape, start).read(part, 0, len(part))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -42,7 +42,7 @@ def test_values_are_what_the_format_says(shape: tuple[int, ...], share: float) -
 
 def test_parts_are_read_piece_by_piece() -> None:
     values = np.random.default_rng(1).normal(size=(30, 20)).reshape(-1)[7:555]
-    scales = line_scales(values, (30, 20), 7)
+    scales = compute_line_scales(values, (30, 20), 7)
     pieces = [scales.read(values, at, at + 100) for at in range(0, len(values), 100)]
     assert np.array_equal(np.concatenate(pieces), scales.read(values, 0, len(values)))
 
@@ -83,7 +83,7 @@ def test_keys_of_earlier_versions_are_read_plainly() -> None:
     for scheme in (Stamp("w"), Uchida("w"), HashFilter("w")):
         fields = scheme.to_fields()
         assert fields.pop("reading") == "bounded"
-        assert scheme_from(scheme.name, fields).reading == "plain"  # type: ignore[attr-defined]
+        assert make_scheme(scheme.name, fields).reading == "plain"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,11 @@ def test_published_forms_are_read_plainly(published: dict[str, str]) -> None:
 
 def marked(key: Key, shape: tuple[int, int], margin: float) -> Tensor:
     """A layer moved along the signs of a stamp until all bits have their margin."""
-    scheme, weights = weight_scheme_of(key), np.random.default_rng(5).normal(size=shape)
+    scheme, weights = load_weight_scheme(key), np.random.default_rng(5).normal(size=shape)
     agree = 2.0 * key.message - 1
-    bits, signs = Carriers(key).take(weights.size)  # which bit each value carries, and its sign
+    bits, signs = CarrierStream(key).take_carriers(
+        weights.size
+    )  # which bit each value carries, and its sign
     for _ in range(60):
         scores = agree * scheme.extract({"w": weights}, key).scores
         if scores.min() >= margin:
@@ -123,14 +125,14 @@ def test_a_twentieth_of_dead_units_takes_few_bits(noise: str, side: str) -> None
     found = {}
     for reading in ("plain", "bounded"):
         scheme = Stamp("w", 256, margin=5.0, reading=reading)  # type: ignore[arg-type]
-        key = scheme.generate_key({"w": shape}, owner="x", material=KeyMaterial.for_tests(2))
+        key = scheme.generate_key({"w": shape}, owner="x", material=KeyMaterial.from_test_seed(2))
         weights = marked(key, shape, 5.0)
         dead = drawn.choice(256, size=13, replace=False)
         if side == "outgoing":
             weights[:, dead] = NOISES[noise](drawn, (256, 13))
         else:
             weights[dead] = NOISES[noise](drawn, (13, 256))
-        found[reading] = 256 - scheme.extract({"w": weights}, key).matched
+        found[reading] = 256 - scheme.extract({"w": weights}, key).match_count
     assert found["plain"] > 80, "the attack works where the reading has no bound"
     assert found["bounded"] <= 10
 
@@ -179,11 +181,11 @@ def test_matches_of_a_thousand_keys_are_binomial_on_any_layer(form: str) -> None
     expected = np.diff([law.cdf(edge - 1) for edge in edges])
     shape = (24, 32)
     keys = [
-        scheme.generate_key({"w": shape}, owner="x", material=KeyMaterial.for_tests(number))
+        scheme.generate_key({"w": shape}, owner="x", material=KeyMaterial.from_test_seed(number))
         for number in range(1000)
     ]
     for kind, layer in kinds().items():
-        matched = [scheme.extract({"w": layer}, key).matched for key in keys]
+        matched = [scheme.extract({"w": layer}, key).match_count for key in keys]
         counts = np.histogram(matched, edges)[0]
         p = stats.chisquare(counts, 1000 * expected).pvalue
         assert p > 0.001 / cells, (kind, counts)
@@ -194,7 +196,7 @@ def test_a_bounded_key_is_another_key() -> None:
     plain = Stamp("w", 64, values=300, reading="plain")
     with pytest.warns(UserWarning, match="64 bits"):
         one, other = (
-            each.generate_key({"w": (24, 32)}, owner="x", material=KeyMaterial.for_tests(1))
+            each.generate_key({"w": (24, 32)}, owner="x", material=KeyMaterial.from_test_seed(1))
             for each in (plain, replace(plain, reading="bounded"))
         )
     assert one.commitment != other.commitment

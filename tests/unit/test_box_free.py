@@ -11,17 +11,22 @@ from torch import nn
 
 import barriers
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence, Likeness
+from countermark.evidence import ImageSimilarity, Reading
 from countermark.examine import verify
 from countermark.key import KeyMaterial
 from countermark.nulls import FairCoin, UnmarkedModels
-from countermark.schemes.box_free import grey
-from countermark.schemes.deep_watermarking import DeepWatermarking, nc
+from countermark.schemes.box_free import convert_to_grey
+from countermark.schemes.deep_watermarking import DeepWatermarking, compute_correlation
 from countermark.schemes.training import deep_watermarking as training
-from countermark.schemes.training.deep_watermarking import in_common, jittered
-from countermark.schemes.training.placement import Everywhere, Tile, placement, spread
+from countermark.schemes.training.deep_watermarking import average_groups, jitter_images
+from countermark.schemes.training.placement import (
+    EverywherePlacement,
+    TilePlacement,
+    draw_bits_as_image,
+    make_placement,
+)
 from countermark.subject import Subject, UnmarkedModel
-from countermark.verdict import KeyIdentity, Terms, judge
+from countermark.verdict import KeyIdentity, VerificationOptions, judge
 
 DRAWS = 20_000
 IDENTITY = KeyIdentity("deep_watermarking", "", "")
@@ -33,7 +38,9 @@ def test_messages_are_binomial_on_unmarked_images() -> None:
     read = scheme.extract(list(barriers.images()), key).read
     agree = np.empty(DRAWS)
     for seed in range(DRAWS):
-        drawn = scheme.generate_key({}, owner="ACME Inc.", material=KeyMaterial.for_tests(seed))
+        drawn = scheme.generate_key(
+            {}, owner="ACME Inc.", material=KeyMaterial.from_test_seed(seed)
+        )
         agree[seed] = np.count_nonzero(drawn.message == read)
     mean, variance = scheme.bits / 2, scheme.bits / 4
     assert abs(agree.mean() - mean) < 5 * (variance / DRAWS) ** 0.5
@@ -42,9 +49,9 @@ def test_messages_are_binomial_on_unmarked_images() -> None:
 
 def test_no_picture_outvotes_the_others() -> None:
     scheme, key = barriers.scheme(), barriers.untrained()
-    reading = scheme.reading(key)
+    reading = scheme.make_reader(key)
     for picture in barriers.images()[:3]:
-        reading.add(picture)
+        reading.add_image(picture)
     votes = np.array(reading.state()["votes"])
     assert votes.shape == (1, 100)  # a set of votes for each shift that is tried
     assert np.abs(votes).max() <= 3
@@ -56,14 +63,14 @@ def test_no_picture_outvotes_the_others() -> None:
         with pytest.raises(ConfigError, match="damaged"):
             reading.restore(wrong)
     with pytest.raises(ConfigError, match="no image"):
-        scheme.reading(key).evidence()
+        scheme.make_reader(key).make_reading()
 
 
 def test_images_of_any_size_are_marked_and_read() -> None:
     scheme, key = barriers.scheme(), barriers.key()
     large = np.tile(barriers.images()[:8], (1, 1, 3, 2))[:, :, :75, :50]  # no multiple of 32
-    evidence = scheme.extract(list(scheme.mark(large, key)), key)
-    assert FairCoin().log10_p(evidence) < -6
+    evidence = scheme.extract(list(scheme.mark_outputs(large, key)), key)
+    assert FairCoin().compute_log10_p(evidence) < -6
     huge = np.tile(large[0], (1, 9, 13))  # read in parts
     assert scheme.extract([huge], key).read.shape == (100,)
 
@@ -71,36 +78,37 @@ def test_images_of_any_size_are_marked_and_read() -> None:
 def test_colour_is_read_as_grey_and_grey_as_colour() -> None:
     scheme = barriers.scheme()
     colour = np.random.default_rng(0).integers(0, 256, (3, 20, 20), dtype=np.uint8)
-    assert np.array_equal(scheme.fitted(colour), grey(colour))
-    assert scheme.fitted(colour[:1]) is not None
-    wide = barriers.scheme(channels=3).fitted(colour[:1])
+    assert np.array_equal(scheme.fit_channels(colour), convert_to_grey(colour))
+    assert scheme.fit_channels(colour[:1]) is not None
+    wide = barriers.scheme(channels=3).fit_channels(colour[:1])
     assert np.array_equal(wide[0], wide[2])
     for wrong in (colour[:, :10], colour[:2], colour.astype(np.float32)):
         with pytest.raises(ConfigError):
-            scheme.fitted(wrong)
+            scheme.fit_channels(wrong)
 
 
 @pytest.mark.parametrize("form", ["tile", "everywhere"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_both_placements_hold_their_level(form: str, channels: int) -> None:
-    network = placement(barriers.scheme(placement=form, channels=channels)).train()
+    network = make_placement(barriers.scheme(placement=form, channels=channels)).train()
     images, bits = torch.rand(4, channels, 32, 32), torch.randint(0, 2, (4, 100)).float()
     for _ in range(3):
-        marked = network.hidden(images, bits, 0.05)
+        marked = network.hide_bits(images, bits, 0.05)
         assert float((marked - images).detach().square().mean().sqrt()) == pytest.approx(
             0.05, rel=0.2
         )
-    assert network.scores(marked).shape == (4, 100)
-    assert list(network.reader_parameters())
-    assert isinstance(network, Tile if form == "tile" else Everywhere)
+    assert network.compute_scores(marked).shape == (4, 100)
+    assert list(network.iterate_reader_parameters())
+    assert isinstance(network, TilePlacement if form == "tile" else EverywherePlacement)
 
 
 def test_everywhere_knows_no_place() -> None:
     """What is added to a shifted image is shifted, but for the rim."""
     torch.manual_seed(0)
-    network = placement(barriers.scheme(placement="everywhere")).eval()
+    network = make_placement(barriers.scheme(placement="everywhere")).eval()
     images, bits = torch.rand(1, 1, 64, 64), torch.randint(0, 2, (1, 100)).float()
-    one, other = network.painted(images, bits), network.painted(images.roll((3, 5), (2, 3)), bits)
+    one = network.paint_residual(images, bits)
+    other = network.paint_residual(images.roll((3, 5), (2, 3)), bits)
     inside = slice(30, 40)
     shifted = one.roll((3, 5), (2, 3))[..., inside, inside]
     assert torch.allclose(other[..., inside, inside], shifted, atol=1e-5)
@@ -109,12 +117,12 @@ def test_everywhere_knows_no_place() -> None:
 def test_everywhere_reads_a_little_before_it_is_trained() -> None:
     """H and R begin with the same filters: untrained, R reads more than guesses, moved or not."""
     torch.manual_seed(0)
-    network = placement(barriers.scheme(placement="everywhere")).train()
+    network = make_placement(barriers.scheme(placement="everywhere")).train()
     images = torch.from_numpy(barriers.images()).float() / 255
     bits = torch.randint(0, 2, (len(images), 100)).float()
-    marked = network.hidden(images, bits, 0.02)
+    marked = network.hide_bits(images, bits, 0.02)
     right = [
-        float(((network.scores(each) > 0) == bits).float().mean())
+        float(((network.compute_scores(each) > 0) == bits).float().mean())
         for each in (marked, marked.roll((3, 5), (2, 3)), images)
     ]
     assert min(right[:2]) > 0.56  # of guesses .5, deviation .01
@@ -123,34 +131,38 @@ def test_everywhere_reads_a_little_before_it_is_trained() -> None:
 
 def test_cells_are_where_bits_are_spread() -> None:
     bits = torch.randint(0, 2, (2, 100)).float()
-    tile = placement(barriers.scheme())
+    tile = make_placement(barriers.scheme())
     tile.revealer = nn.Module()  # type: ignore[assignment]
-    tile.revealer.painted = lambda images: images  # type: ignore[assignment]
+    tile.revealer.paint_image = lambda images: images  # type: ignore[assignment]
     for size in ((32, 32), (75, 50)):
-        assert torch.allclose(tile.scores(spread(bits, 32, size)), bits, atol=1e-5)
+        assert torch.allclose(
+            tile.compute_scores(draw_bits_as_image(bits, 32, size)), bits, atol=1e-5
+        )
 
 
 def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = Tile.shifted
+    whole = TilePlacement.compute_shifted_scores
     scheme, fixed = barriers.scheme(register=True), barriers.key()
     key = scheme.generate_key(fixed.frozen, owner="ACME Inc.", material=barriers.SECRET)
     images = np.tile(barriers.images()[:12], (1, 1, 2, 2))
-    marked = scheme.mark(images, key)
+    marked = scheme.mark_outputs(images, key)
     for shift in ((6, 10), (5, 11)):
         verdict = verify(
             list(np.roll(marked, shift, (2, 3))), key, assume_dated=True, blind_choice=True
         )
-        assert (verdict.outcome, verdict.tests) == ("owned", 2 * 32 * 32), verdict.explain()
-    monkeypatch.setattr(Tile, "shifted", lambda tile, shown: -whole(tile, shown))
+        assert (verdict.outcome, verdict.test_count) == ("owned", 2 * 32 * 32), verdict.explain()
+    monkeypatch.setattr(
+        TilePlacement, "compute_shifted_scores", lambda tile, shown: -whole(tile, shown)
+    )
     assert verify(list(marked), key, assume_dated=True, blind_choice=True).owned, "a negative"
     monkeypatch.undo()
     still = barriers.scheme().generate_key(fixed.frozen, owner="A", material=barriers.SECRET)
-    moved = np.roll(barriers.scheme().mark(images, still), (6, 10), (2, 3))
+    moved = np.roll(barriers.scheme().mark_outputs(images, still), (6, 10), (2, 3))
     assert verify(list(moved), still).outcome == "not_proven"
     for seed in range(10):
-        material = replace(KeyMaterial.for_tests(seed), test_key=False)
+        material = replace(KeyMaterial.from_test_seed(seed), test_key=False)
         other = scheme.generate_key(fixed.frozen, owner="ACME Inc.", material=material)
         log10_p = verify(list(images[:3]), other).log10_p
         assert log10_p is not None
@@ -159,18 +171,18 @@ def test_a_moved_set_is_read_at_its_best_shift_and_p_is_corrected_for_all(
 
 def test_what_images_have_in_common_is_the_mean_of_each_group() -> None:
     added = torch.randn(7, 1, 4, 4, generator=torch.Generator().manual_seed(3))
-    found = in_common(added, 3)
+    found = average_groups(added, 3)
     assert found.shape == added.shape
     for first, last in ((0, 3), (3, 6), (6, 7)):
         expected = added[first:last].mean(0).expand(last - first, -1, -1, -1)
         torch.testing.assert_close(found[first:last], expected)
 
 
-class _Deaf(Tile):
+class _Deaf(TilePlacement):
     """H adds nothing, so R cannot begin to read."""
 
-    def hidden(self, images: torch.Tensor, bits: torch.Tensor, level: float) -> torch.Tensor:
-        return images + 0 * level * self.painted(images, bits)
+    def hide_bits(self, images: torch.Tensor, bits: torch.Tensor, level: float) -> torch.Tensor:
+        return images + 0 * level * self.paint_residual(images, bits)
 
 
 @pytest.mark.parametrize(
@@ -181,15 +193,15 @@ def test_a_training_that_cannot_get_going_begins_anew(
 ) -> None:
     """With another network each time, four times at the most, and never in a short one."""
     scheme = barriers.scheme(bits=64, steps=steps, batch=8, together=1)
-    networks: list[Tile] = []
+    networks: list[TilePlacement] = []
 
-    def next_one(scheme: DeepWatermarking) -> Tile:
-        networks.append((_Deaf if len(networks) < deaf else Tile)(scheme))
+    def next_one(scheme: DeepWatermarking) -> TilePlacement:
+        networks.append((_Deaf if len(networks) < deaf else TilePlacement)(scheme))
         return networks[-1]
 
-    monkeypatch.setattr(training, "placement", next_one)
+    monkeypatch.setattr(training, "make_placement", next_one)
     monkeypatch.setattr(training, "_PATIENT", patient)
-    network = training.trained(scheme, barriers.squares().owner[:40], 7)
+    network = training.train_networks(scheme, barriers.squares().owner[:40], 7)
     assert len(networks) == made
     assert network is networks[-1]
 
@@ -198,7 +210,7 @@ def test_jitter_keeps_the_size_and_moves_something() -> None:
     torch.manual_seed(0)
     across = torch.linspace(0, 1, 33)[:-1].expand(8, 1, 32, 32)  # what is where, in the side
     for share in (0.1, 0.5):
-        moved = jittered(across, share)
+        moved = jitter_images(across, share)
         assert moved.shape == across.shape
         farthest = (moved - across).abs().max()
         assert 0.3 * share < farthest <= share
@@ -206,21 +218,25 @@ def test_jitter_keeps_the_size_and_moves_something() -> None:
 
 def test_nc_of_blanks_says_little() -> None:
     bits = np.random.default_rng(0).integers(0, 2, 144).astype(float)
-    assert nc(np.ones(144), bits) == pytest.approx(bits.mean() ** 0.5)
+    assert compute_correlation(np.ones(144), bits) == pytest.approx(bits.mean() ** 0.5)
     light = np.where(np.arange(144) < 5, 0.0, 1.0)
-    assert nc(np.ones(144), light) > 0.98  # a light logo: a blank image "succeeds"
-    assert nc(np.zeros(144), bits) == 0
+    assert compute_correlation(np.ones(144), light) > 0.98  # a light logo: a blank image "succeeds"
+    assert compute_correlation(np.zeros(144), bits) == 0
 
 
 def published(
     succeeded: int, of: int, siblings: list[float], alpha: float, *, examiners: bool = True
 ) -> str:
     read = (np.arange(of) < succeeded).astype(np.uint8)
-    evidence = Evidence(
-        read, np.ones_like(read), committed=False, unit="images", likeness=Likeness(0.99, 0.7)
+    evidence = Reading(
+        read,
+        np.ones_like(read),
+        committed=False,
+        unit="images",
+        likeness=ImageSimilarity(0.99, 0.7),
     )
     null = UnmarkedModels(np.array(siblings))
-    terms = Terms(alpha, assume_dated=True, blind_choice=True)
+    terms = VerificationOptions(alpha, assume_dated=True, blind_choice=True)
     unmarked = tuple(UnmarkedModel("n", None, each) for each in siblings) if examiners else ()
     subject = Subject("s", unmarked=unmarked)
     verdict = judge(evidence, null, subject=subject, key=IDENTITY, terms=terms)

@@ -17,31 +17,31 @@ import torch
 from opened import OPENED
 from torch import nn
 
-from countermark.alignment import Disguised
-from countermark.answers import Asked
+from countermark.alignment import SuspectWithReference
+from countermark.answers import PredictorWithSubject
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
 from countermark.key_dating import KeyDating
 from countermark.nulls import SecretClassMap
-from countermark.openings import Openings, open_triggers
+from countermark.openings import TriggerDisclosure, disclose_triggers
 from countermark.schemes.adi import Adi
 from countermark.schemes.black_box import FreshTriggers
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import check_measured
+from countermark.schemes.reader import check_calibration
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.training.stamp import StampTraining
 from countermark.schemes.uchida import Uchida
 from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, Terms, Verdict, judge
-from countermark.xof import Stream
+from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge
+from countermark.xof import KeyStream
 
-DATED = Terms(assume_dated=True)
+DATED = VerificationOptions(assume_dated=True)
 
 
 def test_one_salt_for_all_triggers_would_give_them_one_label() -> None:
@@ -49,7 +49,7 @@ def test_one_salt_for_all_triggers_would_give_them_one_label() -> None:
     for each in opened["opened"]:
         each["salt"] = "ab" * 32
     with pytest.raises(ValueError, match="two triggers have one salt, hence one label"):
-        Openings.model_validate(opened)
+        TriggerDisclosure.model_validate(opened)
 
 
 # --- references
@@ -62,8 +62,8 @@ def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before(
     host = build("mlp", {})
     start, scheme = host.state_dict()["2.weight"].numpy().copy(), Stamp("2.weight", bits=256)
     scheme = replace(scheme, margin=2.0, strength=0.02)
-    material = KeyMaterial.for_tests(1)
-    place = scheme.places({"2.weight": (10, 64)}, material)["2.weight"]
+    material = KeyMaterial.from_test_seed(1)
+    place = scheme.draw_places({"2.weight": (10, 64)}, material)["2.weight"]
     before = {"before.2.weight": start.reshape(-1)[place.start : place.stop].copy()}
     key = scheme.generate_key({"2.weight": (10, 64)}, owner="A", material=material, frozen=before)
     training, images = StampTraining(scheme, key), data.normalised(data.train_images)
@@ -79,17 +79,17 @@ def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before(
     seeded(7, "init")
     stranger = build("mlp", {})
     fit(stranger, data, recipe("mlp"), Course(3, seed=7, device="cpu"))
-    found = examine(Disguised(stranger, host), key, terms)
+    found = examine(SuspectWithReference(stranger, host), key, terms)
     assert found.outcome == "not_proven"
     assert "the reference bears the mark" in found.subject.reference.refused
-    copied = examine(Disguised(copy.deepcopy(host), host), key, terms)
+    copied = examine(SuspectWithReference(copy.deepcopy(host), host), key, terms)
     assert (copied.outcome, copied.null) == ("owned", "fair_coin")  # read as it is, no reference
 
 
-def disguised(terms: Terms) -> Verdict:
+def disguised(terms: VerificationOptions) -> Verdict:
     """Anybody's model, and a reference that was made to fit: in the order that reads best."""
     key = Uchida("2.weight", 128).generate_key(
-        {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.for_tests(2)
+        {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.from_test_seed(2)
     )
     torch.manual_seed(7)
     suspect = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -115,7 +115,7 @@ def disguised(terms: Terms) -> Verdict:
     with torch.no_grad():
         reference[0].weight.copy_(suspect[0].weight[order])
         reference[0].bias.copy_(suspect[0].bias[order])
-    return examine(Disguised(suspect, reference), key, terms)
+    return examine(SuspectWithReference(suspect, reference), key, terms)
 
 
 CLAIMED = KeyDating(
@@ -125,7 +125,7 @@ CLAIMED = KeyDating(
 
 def test_a_claim_of_a_key_does_not_date_a_reference() -> None:
     """Nor would one of the reference: it may have been made to fit a base that suspects share."""
-    found = disguised(Terms(dating=CLAIMED, allow_test_key=True))
+    found = disguised(VerificationOptions(dating=CLAIMED, allow_test_key=True))
     assert found.log10_p is not None
     assert found.log10_p < -6  # the order alone makes it so
     assert found.outcome == "no_verdict"
@@ -142,7 +142,7 @@ def test_terms_that_cancel_do_not_hide_permutations_that_read_as_well() -> None:
     drawn = np.random.default_rng(0)
     scheme = IndependentNetwork("2.weight", bits=bits, hidden=2 + 6 * parts, units=(1,))
     key = scheme.generate_key(
-        {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.for_tests(3)
+        {"2.weight": (10, 64)}, owner="Cheat", material=KeyMaterial.from_test_seed(3)
     )
     wanted = 2.0 * key.message - 1
     same = np.kron(np.where(np.arange(10) % 2, 1.0, -1.0), np.ones(64))  # whatever the order
@@ -161,7 +161,7 @@ def test_terms_that_cancel_do_not_hide_permutations_that_read_as_well() -> None:
     torch.manual_seed(1)
     found = examine(
         nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
-        replace(key, learnt=learnt), Terms(1e-3, assume_dated=True, allow_test_key=True),
+        replace(key, learnt=learnt), VerificationOptions(1e-3, assume_dated=True, allow_test_key=True),
     )  # fmt: skip
     assert found.loss is not None
     assert found.loss < 0.01
@@ -172,12 +172,12 @@ def test_terms_that_cancel_do_not_hide_permutations_that_read_as_well() -> None:
 def test_the_inputs_of_a_layer_behind_a_flattened_map_are_no_units() -> None:
     shapes = {"0.weight": (8, 1, 3, 3), "1.weight": (10, 392)}
     with pytest.raises(ConfigError, match="are not the inputs of"):
-        IndependentNetwork("1.weight", bits=8).settled(shapes)
+        IndependentNetwork("1.weight", bits=8).resolve_parameters(shapes)
 
 
 def test_nobody_measured_a_million_unmarked_models() -> None:
     with pytest.raises(ConfigError, match="expected at most 10,000"):
-        check_measured({"siblings": np.full(999_999, 100.0)})
+        check_calibration({"siblings": np.full(999_999, 100.0)})
 
 
 # --- answers
@@ -187,10 +187,10 @@ def test_a_network_that_was_learnt_after_the_map_is_not_judged_by_it() -> None:
     scheme = DeepStego(10, 100, as_published=True)
     covers = np.zeros((100, 1, 8, 8), np.uint8)
     frozen = {"covers": covers, "classes": np.zeros(100, np.int64), "logo": covers[0]}
-    key = scheme.generate_key(frozen, owner="Cheat", material=KeyMaterial.for_tests(4))
+    key = scheme.generate_key(frozen, owner="Cheat", material=KeyMaterial.from_test_seed(4))
     fresh = FreshTriggers(key, covers, np.zeros(100, np.int64))
     with pytest.raises(ConfigError, match="may know it: no null judges its fresh triggers"):
-        scheme.ask_fresh(lambda images: np.zeros(len(images), np.int64), fresh)
+        scheme.query_fresh_triggers(lambda images: np.zeros(len(images), np.int64), fresh)
 
 
 def test_a_claim_does_not_keep_out_a_map_that_was_picked_before_it() -> None:
@@ -198,11 +198,11 @@ def test_a_claim_does_not_keep_out_a_map_that_was_picked_before_it() -> None:
     scheme = DeepStego(10, 100)
     map_of = np.roll(np.arange(10), 1)
     classes = np.arange(100) % 10
-    evidence = Evidence(
+    evidence = Reading(
         map_of[classes], map_of[classes], committed=False, choices=10, unit="triggers"
     )
-    null = SecretClassMap(classes, Stream(bytes(32), bytes(32), "other class maps"))
-    claimed = Terms(1e-4, blind_choice=True, dating=CLAIMED)
+    null = SecretClassMap(classes, KeyStream(bytes(32), bytes(32), "other class maps"))
+    claimed = VerificationOptions(1e-4, blind_choice=True, dating=CLAIMED)
     found = judge(
         evidence,
         null,
@@ -214,25 +214,25 @@ def test_a_claim_does_not_keep_out_a_map_that_was_picked_before_it() -> None:
     assert "could have been picked before the claim" in found.reason
 
 
-def named(classes: int, answers: Callable[[Key], Any]) -> tuple[Key, Asked]:
+def named(classes: int, answers: Callable[[Key], Any]) -> tuple[Key, PredictorWithSubject]:
     """A key of 128 triggers, and a service that answers by name; the cheat orders the names."""
-    scheme, material = Adi(classes, 128), KeyMaterial.for_tests(5)
+    scheme, material = Adi(classes, 128), KeyMaterial.from_test_seed(5)
     images = np.random.default_rng(0).integers(0, 256, (128, 1, 8, 8), dtype=np.uint8)
     key = scheme.generate_key({"triggers": images}, owner="Cheat", material=material)
     read = np.asarray(answers(key), dtype=np.int64)
-    return key, Asked(lambda _: read, lambda: Subject("x", class_names=classes))
+    return key, PredictorWithSubject(lambda _: read, lambda: Subject("x", class_names=classes))
 
 
 def test_the_order_of_names_could_have_been_made_to_fit() -> None:
     terms = replace(DATED, allow_test_key=True)
-    key, service = named(1000, lambda key: key.labels(128, 1000))
+    key, service = named(1000, lambda key: key.draw_labels(128, 1000))
     found = examine(service, key, terms)
     assert found.outcome == "no_verdict"
     assert "some order fits any answers" in found.reason
     stated = examine(service, key, replace(terms, blind_choice=True))
     assert stated.owned
     assert any("the examiner's own statement" in each and "name" in each for each in stated.limits)
-    key, service = named(10, lambda key: key.labels(128, 10))
+    key, service = named(10, lambda key: key.draw_labels(128, 10))
     few, plain = examine(service, key, terms), examine(service.predict, key, terms)
     assert few.log10_p is not None
     assert plain.log10_p is not None
@@ -243,11 +243,11 @@ def test_the_order_of_names_could_have_been_made_to_fit() -> None:
 
 def test_a_blind_choice_of_names_is_none_of_opened_triggers() -> None:
     """The owner opens those that an innocent answers as drawn; the names were known to all."""
-    key, service = named(10, lambda key: np.roll(key.labels(128, 10), 1))
-    fits = np.flatnonzero(service.predict(key.frozen["triggers"]) == key.labels(128, 10))
-    opened = open_triggers(key, [int(each) for each in fits])
-    answers = key.labels(128, 10)[fits]
-    service = Asked(lambda _: answers, service.subject)
+    key, service = named(10, lambda key: np.roll(key.draw_labels(128, 10), 1))
+    fits = np.flatnonzero(service.predict(key.frozen["triggers"]) == key.draw_labels(128, 10))
+    opened = disclose_triggers(key, [int(each) for each in fits])
+    answers = key.draw_labels(128, 10)[fits]
+    service = PredictorWithSubject(lambda _: answers, service.subject)
     stated = examine(service, opened, replace(DATED, allow_test_key=True, blind_choice=True))
     plain = examine(service.predict, opened, replace(DATED, allow_test_key=True, blind_choice=True))
     assert stated.log10_p is not None

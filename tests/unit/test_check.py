@@ -15,11 +15,11 @@ from countermark.attacks.base import NamedTensors
 from countermark.attacks.output_layer import ShiftLogits
 from countermark.bench.check import NO_LAST_LAYER, NOT_TRAINED, SHIFTED, TRIES, UNTOUCHED, check
 from countermark.errors import ConfigError
-from countermark.examine import read_evidence, verify
+from countermark.examine import read_suspect, verify
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
+from countermark.stamping.making import StampPaths
 from countermark.weights import save_weights
 
 # How many bits an attack leaves depends on the secret, and no bound is known that says much.
@@ -28,7 +28,7 @@ SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 
 def marked(folder: Path, material: KeyMaterial = SECRET, **fields: object) -> tuple[Path, Key]:
     source = one_file(folder / "in.safetensors")
-    places = Places(folder / "out.safetensors", folder / "a.key")
+    places = StampPaths(folder / "out.safetensors", folder / "a.key")
     stamp(source, places, owner="ACME", fields=fields, material=material)
     return places.out, Key.load(places.key)
 
@@ -40,11 +40,14 @@ def test_it_finds_what_is_found_in_an_attacked_file(tmp_path: Path) -> None:
     assert NO_LAST_LAYER in done.not_tried
     for each in done.tries[1:]:
         attacked = TRIES[each.what].run(NamedTensors(load_file(out))).model
-        evidence = read_evidence(attacked, key)
+        evidence = read_suspect(attacked, key)
         if "shaken" in each.what or "noise" in each.what:  # by other numbers
-            assert abs(evidence.matched - (each.matched or 0)) <= 40
+            assert abs(evidence.match_count - (each.matched or 0)) <= 40
         else:
-            assert (evidence.matched, verify(attacked, key).outcome) == (each.matched, each.outcome)
+            assert (evidence.match_count, verify(attacked, key).outcome) == (
+                each.matched,
+                each.outcome,
+            )
     assert NOT_TRAINED in done.not_tried
     assert done.exit_code == (0 if all(each.outcome == "owned" for each in done.tries) else 1)
 
@@ -56,7 +59,7 @@ def test_a_part_of_a_tensor_is_attacked_as_the_rows_around_it(tmp_path: Path) ->
     by_name = {each.what: each for each in done.tries}
     for what in ("rounded to 8 bits", "rounded to 4 bits"):  # one scale for each row: the same
         attacked = TRIES[what].run(NamedTensors(load_file(out))).model
-        assert read_evidence(attacked, key).matched == by_name[what].matched
+        assert read_suspect(attacked, key).match_count == by_name[what].matched
 
 
 def test_what_removes_a_mark_is_said(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_nothing_is_tried_where_nothing_is_proven(tmp_path: Path) -> None:
     assert (absent.exit_code, len(absent.tries)) == (1, 1)
     assert "not found" in absent.reason
     (tmp_path / "test").mkdir()
-    out, key = marked(tmp_path / "test", KeyMaterial.for_tests(1))
+    out, key = marked(tmp_path / "test", KeyMaterial.from_test_seed(1))
     unproven = check(out, key)
     assert (unproven.exit_code, len(unproven.tries)) == (3, 1)
     assert "test key" in unproven.reason
@@ -82,7 +85,7 @@ def test_nothing_is_tried_where_nothing_is_proven(tmp_path: Path) -> None:
 
 def test_a_model_is_trained_on_where_there_are_data(tmp_path: Path) -> None:
     save_weights(fresh_host().state_dict(), tmp_path / "in.safetensors")
-    places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
+    places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
     stamp(tmp_path / "in.safetensors", places, owner="ACME", material=SECRET)
     done = check(places.out, Key.load(places.key), model="mlp", data="digits")
     assert done.tries[-1].what == "trained on for one epoch"
@@ -94,13 +97,13 @@ def test_a_model_is_trained_on_where_there_are_data(tmp_path: Path) -> None:
 def test_a_shift_of_all_scores_is_tried_where_the_key_reads_the_last_layer(tmp_path: Path) -> None:
     fields = {"layer": ["0.weight", "2.weight"], "bits": 128}
     save_weights(fresh_host().state_dict(), tmp_path / "in.safetensors")
-    places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
+    places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
     stamp(tmp_path / "in.safetensors", places, owner="ACME", fields=fields, material=SECRET)
     done = check(places.out, Key.load(places.key))
     assert NO_LAST_LAYER not in done.not_tried
     (tried,) = [each for each in done.tries if each.what == SHIFTED]
     attacked = ShiftLogits(layer="2.weight").run(NamedTensors(load_file(places.out))).model
-    assert read_evidence(attacked, Key.load(places.key)).matched == tried.matched
+    assert read_suspect(attacked, Key.load(places.key)).match_count == tried.matched
 
 
 def test_a_learnt_reader_is_refused() -> None:
@@ -108,6 +111,8 @@ def test_a_learnt_reader_is_refused() -> None:
     material = KeyMaterial(bytes(32), bytes(16))
     key = scheme.generate_key({"w": (30, 20)}, owner="A", material=material)
     start = {"w": np.zeros((30, 20), np.float32)}
-    key = replace(key, learnt=scheme.training()(scheme, key, [start]).learnt())
+    key = replace(
+        key, learnt=scheme.load_training_class()(scheme, key, [start]).export_post_commit_tensors()
+    )
     with pytest.raises(ConfigError, match="expected a key of uchida or stamp"):
         check(Path("never read"), key)

@@ -16,8 +16,8 @@ from keys import mutated, one_line
 
 from authority import some_claim, write_keys
 from countermark.claims import signing
-from countermark.claims.signed import Claim, TreeHead, load_signed
-from countermark.claims.statement import Commitment, day_or_moment, instant
+from countermark.claims.signed import Claim, TreeHead, load_signed_document
+from countermark.claims.statement import Commitment, format_time, parse_day_or_time
 from countermark.errors import ClaimError, ConfigError, CountermarkError
 
 OWNER, MALLORY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -59,12 +59,12 @@ def test_a_claim_is_an_in_toto_statement_in_a_dsse_envelope() -> None:
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     CLAIM.save(tmp_path / "c.json")
-    assert Claim.load(tmp_path / "c.json") == load_signed(tmp_path / "c.json") == CLAIM
+    assert Claim.load(tmp_path / "c.json") == load_signed_document(tmp_path / "c.json") == CLAIM
     with pytest.raises(ConfigError, match="exists: choose another name"):
         CLAIM.save(tmp_path / "c.json")
-    head = TreeHead.new("ab" * 32, 0, "cd" * 32).signed(OWNER)
+    head = TreeHead.make_unsigned("ab" * 32, 0, "cd" * 32).with_signature(OWNER)
     head.save(tmp_path / "h.json")
-    assert load_signed(tmp_path / "h.json") == head
+    assert load_signed_document(tmp_path / "h.json") == head
     with pytest.raises(ClaimError, match="type: Input should be 'countermark/claim/v1'"):
         Claim.load(tmp_path / "h.json")
 
@@ -80,13 +80,13 @@ def test_two_claims_of_the_same_are_two() -> None:
 
 def refused(claim: Claim, says: str) -> None:
     with pytest.raises(ClaimError) as caught:
-        claim.check()
+        claim.check_signatures()
     assert says in one_line(caught.value)
 
 
 def test_signatures_are_over_this_claim_and_no_other() -> None:
-    CLAIM.check()
-    some_claim(OWNER, MALLORY).check()
+    CLAIM.check_signatures()
+    some_claim(OWNER, MALLORY).check_signatures()
     refused(some_claim(), "nobody signed this claim")
     other = some_claim(OWNER)
     replayed = other.envelope.model_copy(update={"signatures": CLAIM.envelope.signatures})
@@ -127,9 +127,9 @@ def test_a_changed_statement_is_not_what_was_signed(path: tuple[Any, ...], to: A
 
 def test_nobody_signs_twice_or_behind_a_stamp() -> None:
     with pytest.raises(ConfigError, match="signed this claim already"):
-        CLAIM.signed(OWNER)
+        CLAIM.with_signature(OWNER)
     with pytest.raises(ConfigError, match="sign first"):
-        CLAIM.stamped(b"x").signed(MALLORY)
+        CLAIM.with_timestamp(b"x").with_signature(MALLORY)
 
 
 # --- files that anybody may write
@@ -208,7 +208,7 @@ def test_damage_is_refused_or_changes_nothing() -> None:
         damaged = mutated(content, drawn, 1 + changes % 5)
         try:
             found = Claim.from_bytes(damaged)
-            found.check()
+            found.check_signatures()
         except CountermarkError as error:
             one_line(error)
         else:
@@ -223,7 +223,7 @@ def test_what_cannot_be_claimed_is_one_line() -> None:
         ("\ud800", "c" * 64),
     ):
         with pytest.raises(ConfigError) as caught:
-            Claim.new(Commitment(kind="C0", sha256="ab" * 32), owner, root, 1)
+            Claim.make_unsigned(Commitment(kind="C0", sha256="ab" * 32), owner, root, 1)
         assert "nothing like this can be claimed" in one_line(caught.value)
 
 
@@ -231,44 +231,46 @@ def test_what_cannot_be_claimed_is_one_line() -> None:
 
 
 def test_key_files(tmp_path: Path) -> None:
-    name = signing.write_pair(tmp_path / "acme")
+    name = signing.write_key_pair(tmp_path / "acme")
     assert (tmp_path / "acme.pem").stat().st_mode & 0o777 == 0o600
-    private = signing.load_private(tmp_path / "acme.pem")
-    assert signing.key_id(private.public_key()) == name
-    assert signing.key_id(signing.load_public(tmp_path / "acme.pub")) == name
+    private = signing.load_private_key(tmp_path / "acme.pem")
+    assert signing.compute_key_id(private.public_key()) == name
+    assert signing.compute_key_id(signing.load_public_key(tmp_path / "acme.pub")) == name
     with pytest.raises(ConfigError, match="never overwritten"):
-        signing.write_pair(tmp_path / "acme")
-    signing.write_pair(tmp_path / "sealed", "correct horse")
+        signing.write_key_pair(tmp_path / "acme")
+    signing.write_key_pair(tmp_path / "sealed", "correct horse")
     assert signing.is_encrypted(tmp_path / "sealed.pem")
-    signing.load_private(tmp_path / "sealed.pem", "correct horse")
+    signing.load_private_key(tmp_path / "sealed.pem", "correct horse")
     for path, passphrase in (
         ("sealed.pem", None), ("sealed.pem", "wrong"), ("acme.pub", None), ("absent", None),
         (".", None),
     ):  # fmt: skip
         with pytest.raises(ClaimError) as caught:
-            signing.load_private(tmp_path / path, passphrase)
+            signing.load_private_key(tmp_path / path, passphrase)
         assert "correct horse" not in one_line(caught.value)
     (tmp_path / "rsa.pub").write_text(
         "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
     )
     for path in ("rsa.pub", "acme.pem", "absent"):
         with pytest.raises(ClaimError):
-            signing.load_public(tmp_path / path)
+            signing.load_public_key(tmp_path / path)
         with pytest.raises(ClaimError):
             signing.load_certificates(tmp_path / path)
 
 
 def test_keys_of_openssl_are_read(tmp_path: Path) -> None:
     private = write_keys(tmp_path, "owner")
-    assert signing.load_private(tmp_path / "owner.pem").private_bytes_raw() == (
+    assert signing.load_private_key(tmp_path / "owner.pem").private_bytes_raw() == (
         private.private_bytes_raw()
     )
 
 
 def test_days_begin_in_utc_and_times_have_a_zone() -> None:
-    assert instant(day_or_moment("2026-05-31", "--x")) == "2026-05-31T00:00:00Z"
-    assert instant(day_or_moment("2026-05-31T01:00:00+02:00", "--x")) == "2026-05-30T23:00:00Z"
-    assert instant(day_or_moment("2026-05-31T01:00:00Z", "--x")) == "2026-05-31T01:00:00Z"
+    assert format_time(parse_day_or_time("2026-05-31", "--x")) == "2026-05-31T00:00:00Z"
+    assert (
+        format_time(parse_day_or_time("2026-05-31T01:00:00+02:00", "--x")) == "2026-05-30T23:00:00Z"
+    )
+    assert format_time(parse_day_or_time("2026-05-31T01:00:00Z", "--x")) == "2026-05-31T01:00:00Z"
     for text in (
         "2026-05-31T01:00:00",
         "31.5.2026",
@@ -278,5 +280,5 @@ def test_days_begin_in_utc_and_times_have_a_zone() -> None:
         "0001-01-01T00:00+05:00",
     ):
         with pytest.raises(ConfigError) as caught:
-            day_or_moment(text, "--x")
+            parse_day_or_time(text, "--x")
         assert "expected a day such as 2026-05-31" in one_line(caught.value)

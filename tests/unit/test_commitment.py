@@ -13,8 +13,8 @@ from keys import SHAPE, known_key
 from numpy.typing import NDArray
 from scipy import stats
 
-from countermark.key import Key, commit, digests, tensor_digest
-from countermark.xof import Stream
+from countermark.key import Key, compute_c0, digest_tensor, digest_tensors
+from countermark.xof import KeyStream
 
 CHANGES: Mapping[str, Any] = {
     "scheme": {"scheme": "uchidb"},
@@ -69,7 +69,7 @@ def test_one_changed_field_redraws_half_of_all_bits(what: str) -> None:
     before, after = known_key(), changed_keys()[what]
     assert before.commitment != after.commitment
     inside_band(before.message, after.message)
-    rows = (key.stream("rows", "fc.weight").bits(100_000) for key in (before, after))
+    rows = (key.make_stream("rows", "fc.weight").take_bits(100_000) for key in (before, after))
     inside_band(*rows)
 
 
@@ -92,9 +92,9 @@ def test_order_of_tensors_counts_and_order_of_frozen_ones_does_not() -> None:
 def test_the_digest_of_openings_stands_first_whatever_the_others_are_called() -> None:
     """Of several tensors that might pass for it, the place tells which one counts."""
     root, frozen = np.zeros(32, dtype=np.uint8), {"a": np.zeros(3), "z": np.ones(3)}
-    assert digests(frozen) == [tensor_digest(name, frozen[name]) for name in "az"]
-    assert digests({**frozen, "openings": root}) == [
-        tensor_digest("openings", root), *digests(frozen)
+    assert digest_tensors(frozen) == [digest_tensor(name, frozen[name]) for name in "az"]
+    assert digest_tensors({**frozen, "openings": root}) == [
+        digest_tensor("openings", root), *digest_tensors(frozen)
     ]  # fmt: skip
 
 
@@ -102,13 +102,13 @@ def test_c0_follows_from_digests_alone() -> None:
     key = replace(known_key(), frozen={"b": np.ones(3), "a": np.zeros(3)})
     secret = hashlib.sha256(key.material.secret).digest()
     about = {"secret": secret, "owner": key.owner, "nonce": key.material.nonce}
-    assert commit(key.context, digests(key.frozen), **about) == key.c0
-    assert commit(key.context, digests(key.frozen)[::-1], **about) != key.c0
+    assert compute_c0(key.commitment_context, digest_tensors(key.frozen), **about) == key.c0
+    assert compute_c0(key.commitment_context, digest_tensors(key.frozen)[::-1], **about) != key.c0
 
 
 def test_streams_differ_by_purpose_and_tensor() -> None:
     streams = [
-        Stream(bytes(32), bytes(32), purpose, tensor).bits(10_000)
+        KeyStream(bytes(32), bytes(32), purpose, tensor).take_bits(10_000)
         for purpose, tensor in [("rows", ""), ("rows", "a"), ("rowsa", ""), ("message", "")]
     ]
     for i, one in enumerate(streams):

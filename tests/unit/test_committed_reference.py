@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.alignment import Disguised, Reference, commit_reference
+from countermark.alignment import Reference, SuspectWithReference, commit_reference
 from countermark.attacks.invariants import Permute, Rescale
 from countermark.examine import examine, verify
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
-from countermark.verdict import Terms
-from countermark.weights import model_digest, open_weights, save_weights
+from countermark.stamping.making import StampPaths
+from countermark.verdict import VerificationOptions
+from countermark.weights import compute_model_digest, open_weights, save_weights
 
 WIDE = (40, 96, 80)
 
@@ -37,9 +37,9 @@ def stamped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Key]:
     """The checkpoint from before the mark, the marked one, and the key of all hidden weights."""
     folder = tmp_path_factory.mktemp("stamped")
     save_weights(host(1).state_dict(), folder / "before.safetensors")
-    places = Places(folder / "marked.safetensors", folder / "a.key")
+    places = StampPaths(folder / "marked.safetensors", folder / "a.key")
     fields = {"bits": 128, "margin": 3.0, "layer": ["0.weight", "2.weight", "4.weight"]}
-    material = replace(KeyMaterial.for_tests(1), test_key=False)
+    material = replace(KeyMaterial.from_test_seed(1), test_key=False)
     stamp(folder / "before.safetensors", places, owner="ACME", fields=fields, material=material)
     return folder / "before.safetensors", places.out, Key.load(places.key)
 
@@ -59,7 +59,7 @@ def disguise(model: nn.Module) -> nn.Module:
 def test_a_stamp_commits_to_the_checkpoint_before_it(stamped: tuple[Path, Path, Key]) -> None:
     before, _, key = stamped
     with open_weights(before) as weights:
-        digest = model_digest(weights)
+        digest = compute_model_digest(weights)
     assert key.frozen[REFERENCE].tobytes().hex()[:64] == digest.root
     assert len(key.frozen[REFERENCE]) == 104
     other = replace(key, frozen={**key.frozen, REFERENCE: 255 - key.frozen[REFERENCE]})
@@ -70,7 +70,7 @@ def test_a_disguised_copy_is_owned_without_a_date(stamped: tuple[Path, Path, Key
     before, out, key = stamped
     suspect = disguise(as_module(out))
     assert verify(suspect, key).outcome == "not_proven"
-    found = verify(Disguised(suspect, before), key)
+    found = verify(SuspectWithReference(suspect, before), key)
     assert found.owned, found.explain()
     assert (found.matched, found.null) == (128, "fair_coin")
     assert found.forgery_bits > 120
@@ -91,7 +91,7 @@ def test_another_reference_is_as_strict_as_before(
     state["0.bias"][0] += 1e-3
     save_weights(state, tmp_path / "changed.safetensors")
     for reference in (tmp_path / "changed.safetensors", out):
-        found = verify(Disguised(suspect, reference), key)
+        found = verify(SuspectWithReference(suspect, reference), key)
         assert not found.owned
         assert found.subject.reference is not None
         assert not found.subject.reference.committed
@@ -101,10 +101,10 @@ def test_other_neurons_are_another_reference(stamped: tuple[Path, Path, Key]) ->
     """Whoever names the neurons after the message was drawn could look for those that fit."""
     before, out, key = stamped
     suspect = disguise(as_module(out))
-    units = Reference.of_module(as_module(before)).units
+    units = Reference.from_module(as_module(before)).units
     assert units is not None
     chosen = Reference(before, units[:1])
-    found = verify(Disguised(suspect, chosen), key)
+    found = verify(SuspectWithReference(suspect, chosen), key)
     assert not found.owned
     assert found.subject.reference is not None
     assert not found.subject.reference.committed
@@ -114,17 +114,17 @@ def test_embedding_commits_to_the_model_as_it_was_given() -> None:
     model = host(2)
     before = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    material = replace(KeyMaterial.for_tests(2), test_key=False)
+    material = replace(KeyMaterial.from_test_seed(2), test_key=False)
     scheme = Uchida("2.weight", 128, strength=1.0)
     with scheme.embed(model, owner="ACME", material=material) as mark:
         for _ in range(120):
             optimizer.zero_grad()
             mark.penalty().backward()
             optimizer.step()
-    found = verify(Disguised(disguise(model), before), mark.key)
+    found = verify(SuspectWithReference(disguise(model), before), mark.key)
     assert found.owned, found.explain()
     assert found.forgery_bits > 100
-    assert verify(Disguised(disguise(model), host(3)), mark.key).outcome != "owned"
+    assert verify(SuspectWithReference(disguise(model), host(3)), mark.key).outcome != "owned"
 
 
 KINDS: dict[str, Callable[[int], nn.Module]] = {
@@ -141,16 +141,16 @@ def test_strangers_aligned_to_it_are_read_like_coins(kind: str) -> None:
 
     start = host(1)
     with open_weights(start) as weights:
-        committed = {REFERENCE: commit_reference(weights, Reference.of_module(start).units)}
+        committed = {REFERENCE: commit_reference(weights, Reference.from_module(start).units)}
     scheme = Stamp(("0.weight", "2.weight"), 64)
     shapes = {name: tuple(start.state_dict()[name].shape) for name in scheme.layer}
     suspects = [KINDS[kind](seed) for seed in range(10, 13)]
     matched = []
     for number in range(300):
-        material = KeyMaterial.for_tests(number)
+        material = KeyMaterial.from_test_seed(number)
         key = scheme.generate_key(shapes, owner="x", material=material, frozen=committed)
-        suspect = Disguised(suspects[number % 3], start)
-        found = examine(suspect, key, Terms(allow_test_key=True, assume_dated=True))
+        suspect = SuspectWithReference(suspects[number % 3], start)
+        found = examine(suspect, key, VerificationOptions(allow_test_key=True, assume_dated=True))
         assert not found.owned
         matched.append(found.matched)
     edges = [0, 29, 31, 33, 35, 65]

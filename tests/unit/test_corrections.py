@@ -16,25 +16,25 @@ import numpy as np
 import pytest
 
 from countermark.claims.decision import Decision
-from countermark.claims.dispute import Resolution
-from countermark.disputes import READINGS, terms_of
+from countermark.claims.dispute import DisputeDecision
+from countermark.disputes import READINGS, make_dispute_options
 from countermark.errors import ConfigError
-from countermark.evidence import Disclosure, Evidence, Likeness
-from countermark.identify import Identified
+from countermark.evidence import Disclosure, ImageSimilarity, Reading
+from countermark.identify import Identification
 from countermark.key_dating import KeyDating
 from countermark.nulls import FairCoin, SecretLabels
 from countermark.subject import Subject
-from countermark.test_result import CORRECTIONS, Freedoms, TestResult, corrections_of
-from countermark.tracing.recipients import Traced
-from countermark.verdict import KeyIdentity, Terms, Verdict, judge
+from countermark.test_result import CORRECTIONS, Freedoms, TestResult, list_corrections
+from countermark.tracing.recipients import TraceResult
+from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge
 
 KEY, SUBJECT = KeyIdentity("uchida", "00" * 32, "ACME Inc."), Subject("suspect")
 SOURCE = Path(__file__).parents[2] / "src" / "countermark"
 
 
-def evidence(**more: Any) -> Evidence:
+def evidence(**more: Any) -> Reading:
     bits = np.zeros(200, np.uint8)
-    return Evidence(bits, bits, **more)
+    return Reading(bits, bits, **more)
 
 
 def dating(commitments: int) -> KeyDating:
@@ -44,19 +44,19 @@ def dating(commitments: int) -> KeyDating:
     )  # fmt: skip
 
 
-FREEDOMS: dict[str, tuple[Subject, Terms, int]] = {
-    "readings tried": (replace(SUBJECT, readings=7), Terms(), 7),
-    "orders of class names": (replace(SUBJECT, class_names=10), Terms(), 3_628_800),
-    "keys tried": (SUBJECT, Terms(keys=40), 40),
-    "readings of the dispute": (SUBJECT, Terms(dispute_readings=6), 6),
-    "claims counted": (SUBJECT, Terms(dating=dating(25)), 25),
+FREEDOMS: dict[str, tuple[Subject, VerificationOptions, int]] = {
+    "readings tried": (replace(SUBJECT, readings=7), VerificationOptions(), 7),
+    "orders of class names": (replace(SUBJECT, class_names=10), VerificationOptions(), 3_628_800),
+    "keys tried": (SUBJECT, VerificationOptions(keys=40), 40),
+    "readings of the dispute": (SUBJECT, VerificationOptions(dispute_readings=6), 6),
+    "claims counted": (SUBJECT, VerificationOptions(dating=dating(25)), 25),
 }
 
 
 @pytest.mark.parametrize("name", FREEDOMS)
 def test_each_correction_reaches_p_and_text_and_json(name: str) -> None:
     subject, terms, factor = FREEDOMS[name]
-    plain = judge(evidence(), FairCoin(), subject=SUBJECT, key=KEY, terms=Terms())
+    plain = judge(evidence(), FairCoin(), subject=SUBJECT, key=KEY, terms=VerificationOptions())
     found = judge(evidence(), FairCoin(), subject=subject, key=KEY, terms=terms)
     assert plain.log10_p is not None
     assert found.log10_p == pytest.approx(plain.log10_p + math.log10(factor))
@@ -69,22 +69,22 @@ def test_each_correction_reaches_p_and_text_and_json(name: str) -> None:
 
 def test_all_corrections_multiply() -> None:
     subject = replace(SUBJECT, readings=3, class_names=3)
-    terms = Terms(keys=5, dispute_readings=6, claims=2, dating=dating(7))
+    terms = VerificationOptions(keys=5, dispute_readings=6, claims=2, dating=dating(7))
     found = judge(evidence(), FairCoin(), subject=subject, key=KEY, terms=terms)
     assert found.result is not None
     assert found.result.factor == 3 * 6 * 5 * 6 * 14
     assert [each.name for each in found.result.corrections] == [
         name for name in CORRECTIONS if name != "candidates"
     ]
-    assert found.tests == found.result.key_factor == 3 * 6 * 5
+    assert found.test_count == found.result.key_factor == 3 * 6 * 5
     assert found.forgery_bits == pytest.approx(200 - math.log2(90))
 
 
 def test_a_correction_decides_between_owned_and_not_proven() -> None:
     """Twenty bits more than alpha needs, and orders of names that take them."""
     bits = np.zeros(26, np.uint8)
-    short = Evidence(bits, bits, choices=2)
-    dated = Terms(assume_dated=True)
+    short = Reading(bits, bits, choices=2)
+    dated = VerificationOptions(assume_dated=True)
     plain = judge(short, FairCoin(), subject=SUBJECT, key=KEY, terms=dated)
     named = judge(short, FairCoin(), subject=replace(SUBJECT, class_names=10), key=KEY, terms=dated)
     assert plain.owned
@@ -94,15 +94,15 @@ def test_a_correction_decides_between_owned_and_not_proven() -> None:
 def test_the_floor_is_corrected_as_p_is() -> None:
     bits = np.zeros(20, np.uint8)
     found = judge(
-        Evidence(bits, bits), FairCoin(), subject=replace(SUBJECT, readings=2), key=KEY,
-        terms=Terms(assume_dated=True),
+        Reading(bits, bits), FairCoin(), subject=replace(SUBJECT, readings=2), key=KEY,
+        terms=VerificationOptions(assume_dated=True),
     )  # fmt: skip
     assert "this key cannot prove anything here" in found.reason
 
 
 def test_a_blind_choice_takes_the_orders_of_names_away_and_nothing_else() -> None:
     subject = replace(SUBJECT, class_names=10, readings=3)
-    stated = Terms(blind_choice=True)
+    stated = VerificationOptions(blind_choice=True)
     found = judge(evidence(), SecretLabels(), subject=subject, key=KEY, terms=stated)
     assert [each["name"] for each in found.to_json()["corrections"]] == ["readings tried"]
     opened = evidence(disclosure=Disclosure(50, 200, blind_choice=True))
@@ -113,15 +113,15 @@ def test_a_blind_choice_takes_the_orders_of_names_away_and_nothing_else() -> Non
 
 
 def test_more_names_than_orders_can_be_counted_are_refused() -> None:
-    assert corrections_of(replace(SUBJECT, class_names=14), Freedoms())
+    assert list_corrections(replace(SUBJECT, class_names=14), Freedoms())
     with pytest.raises(ConfigError, match="at most 14"):
-        corrections_of(replace(SUBJECT, class_names=15), Freedoms())
+        list_corrections(replace(SUBJECT, class_names=15), Freedoms())
     many = replace(SUBJECT, class_names=1 << 39)
-    assert corrections_of(many, Freedoms(class_orders=False)) == ()
+    assert list_corrections(many, Freedoms(class_orders=False)) == ()
 
 
 def test_the_six_readings_of_a_dispute_are_corrections() -> None:
-    terms = terms_of(1e-6, None)
+    terms = make_dispute_options(1e-6, None)
     found = judge(evidence(), FairCoin(), subject=SUBJECT, key=KEY, terms=terms)
     assert found.to_json()["corrections"] == [
         {"name": "readings of the dispute", "factor": READINGS}
@@ -133,10 +133,10 @@ def test_the_six_readings_of_a_dispute_are_corrections() -> None:
 
 
 def fields_used() -> Iterator[tuple[int, int, str]]:
-    """Place and name of each attribute that `corrections_of` and its callers read."""
+    """Place and name of each attribute that `list_corrections` and its callers read."""
     tree = ast.parse((SOURCE / "test_result.py").read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == "corrections_of":
+        if isinstance(node, ast.FunctionDef) and node.name == "list_corrections":
             for each in ast.walk(node):
                 held = each.value if isinstance(each, ast.Attribute) else None
                 if isinstance(held, ast.Name) and held.id in {"subject", "freedoms"}:
@@ -179,32 +179,34 @@ def test_every_field_that_a_correction_uses_is_typed(tmp_path: Path) -> None:
 # --- what was merely stated stands in the first line
 
 
-def first_line(found: Evidence, terms: Terms, subject: Subject = SUBJECT) -> str:
+def first_line(found: Reading, terms: VerificationOptions, subject: Subject = SUBJECT) -> str:
     verdict = judge(found, FairCoin(), subject=subject, key=KEY, terms=terms)
     assert verdict.owned, verdict.reason
     return verdict.explain().splitlines()[0]
 
 
 def test_the_first_line_names_the_statements_that_it_rests_on() -> None:
-    short = Evidence(np.zeros(60, np.uint8), np.zeros(60, np.uint8))
-    assert first_line(evidence(), Terms(assume_dated=True)) == (
+    short = Reading(np.zeros(60, np.uint8), np.zeros(60, np.uint8))
+    assert first_line(evidence(), VerificationOptions(assume_dated=True)) == (
         "OWNED: the mark of this key is present"  # 200 forgery bits need no statement
     )
     assert "the key is older than the suspect (the owner's statement)" in first_line(
-        short, Terms(assume_dated=True)
+        short, VerificationOptions(assume_dated=True)
     )
     assert "not older than 2026-06-01T00:00:00Z (the examiner's statement)" in first_line(
-        short, Terms(dating=dating(3))
+        short, VerificationOptions(dating=dating(3))
     )
-    images = evidence(unit="images", likeness=Likeness(0.99, 0.7))
+    images = evidence(unit="images", likeness=ImageSimilarity(0.99, 0.7))
     assert "whoever chose the images did not know what the key reads in them" in first_line(
-        images, Terms(blind_choice=True)
+        images, VerificationOptions(blind_choice=True)
     )
-    names = first_line(evidence(), Terms(blind_choice=True), replace(SUBJECT, class_names=10))
+    names = first_line(
+        evidence(), VerificationOptions(blind_choice=True), replace(SUBJECT, class_names=10)
+    )
     assert "whoever ordered the names of the classes did not know" in names
     opened = evidence(disclosure=Disclosure(50, 200, blind_choice=True))
     assert "whoever chose the opened triggers did not know" in first_line(
-        opened, Terms(blind_choice=True)
+        opened, VerificationOptions(blind_choice=True)
     )
 
 
@@ -217,9 +219,9 @@ def test_the_first_line_names_the_statements_that_it_rests_on() -> None:
         (Verdict("not_proven", "why", KEY, SUBJECT, 8), "verdict.owned"),
         (Verdict("owned", "why", KEY, SUBJECT, 8), "verdict.owned"),
         (Decision(()), "decision.outcome"),
-        (Identified("s", {}, 0, None, {}), "identified.found"),
-        (Traced((), 2, (), 1e-6, 0.0, 0.0, False, "why"), "traced.named"),
-        (Resolution("neither", "why", ("A", "B"), (None, None), (None, None), {}),
+        (Identification("s", {}, 0, None, {}), "identified.found"),
+        (TraceResult((), 2, (), 1e-6, 0.0, 0.0, False, "why"), "traced.named"),
+        (DisputeDecision("neither", "why", ("A", "B"), (None, None), (None, None), {}),
          "resolution.outcome"),
     ],
 )  # fmt: skip
@@ -231,6 +233,6 @@ def test_a_finding_is_no_truth_value(finding: object, asks: str) -> None:
 
 
 def test_a_result_knows_its_corrected_floor() -> None:
-    found = TestResult("fair_coin", "", -10.0, -20.0, corrections_of(
+    found = TestResult("fair_coin", "", -10.0, -20.0, list_corrections(
         replace(SUBJECT, readings=100), Freedoms()))  # fmt: skip
     assert (found.log10_p, found.least_log10_p) == (pytest.approx(-8), pytest.approx(-18))

@@ -11,11 +11,11 @@ import pytest
 from authority import LocalAuthority, some_claim
 from clock import NEXT_YEAR
 from countermark.claims import statement
-from countermark.claims.dating import Believed
+from countermark.claims.dating import ExaminerTrust
 from countermark.claims.policy import CommittedBefore
 from countermark.claims.signed import Claim
-from countermark.claims.statement import CLOCK_SKEW, day_or_moment, require_past
-from countermark.claims.timestamp import read
+from countermark.claims.statement import CLOCK_SKEW, parse_day_or_time, require_past
+from countermark.claims.timestamp import read_response
 from countermark.errors import ClaimError, ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,9 @@ def test_a_time_that_has_not_come_is_refused() -> None:
 
 
 def test_a_suspect_date_in_the_future_is_refused_in_the_library(authority: LocalAuthority) -> None:
-    date = day_or_moment(NEXT_YEAR, "--suspect-date")
+    date = parse_day_or_time(NEXT_YEAR, "--suspect-date")
     with pytest.raises(ConfigError, match=r"the suspect date, .* is in the future"):
-        Believed(date, [authority.pinned])
+        ExaminerTrust(date, [authority.pinned])
     with pytest.raises(ConfigError, match=r"must be committed to, .* is in the future"):
         CommittedBefore(date, [authority.pinned])
 
@@ -58,11 +58,11 @@ def test_a_stamp_of_tomorrow_is_refused(
     authority: LocalAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stamped = authority.stamp(some_claim())
-    assert read(stamped.stamps[0], stamped)
+    assert read_response(stamped.timestamp_responses[0], stamped)
     yesterday = datetime.now(UTC) - timedelta(days=1)
     monkeypatch.setattr(statement, "current_time", lambda: yesterday)
     with pytest.raises(ClaimError, match=r"the time of the time stamp, .* is in the future"):
-        read(stamped.stamps[0], stamped)
+        read_response(stamped.timestamp_responses[0], stamped)
 
 
 def test_no_page_and_no_example_has_a_date_in_the_future() -> None:

@@ -12,22 +12,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS, BEFORE_STAMPS
-from countermark.claims.audit import Audit, audit
-from countermark.claims.dating import Believed, dating
-from countermark.claims.decision import Case
+from countermark.claims.audit import Audit, audit_ledger
+from countermark.claims.dating import ExaminerTrust, date_key
+from countermark.claims.decision import PolicyCase
 from countermark.claims.ledger import Ledger
 from countermark.claims.policy import AllOf, CommittedBefore, OwnedAt, SignedBy
 from countermark.claims.signed import Claim
-from countermark.claims.signing import key_id
+from countermark.claims.signing import compute_key_id
 from countermark.errors import ClaimError, ConfigError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key_dating import KeyDating
 from countermark.nulls import FairCoin
 from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, Terms, Verdict, judge
+from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge
 
 OWNER, MALLORY, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
-OWNER_NAME = key_id(OWNER.public_key())
+OWNER_NAME = compute_key_id(OWNER.public_key())
 CLAIM = some_claim(OWNER)
 
 
@@ -35,27 +35,29 @@ def audited(
     folder: Path, claims: list[Claim], stamped_by: list[LocalAuthority], more: int = 0
 ) -> Audit:
     """A ledger with these claims under a stamped head, and some more claims behind it."""
-    with Ledger.init(str(folder / "l.db"), key_id(OPERATOR.public_key())) as ledger:
+    with Ledger.create(str(folder / "l.db"), compute_key_id(OPERATOR.public_key())) as ledger:
         for each in claims:
             ledger.add(each)
-        head = ledger.head().signed(OPERATOR)
+        head = ledger.make_head().with_signature(OPERATOR)
         for authority in stamped_by:
             head = authority.stamp(head)
         ledger.add(head)
         for _ in range(more):
             ledger.add(some_claim(MALLORY))
-        return audit(ledger)
+        return audit_ledger(ledger)
 
 
-def believing(authority: LocalAuthority, **changed: object) -> Believed:
-    return replace(Believed(AFTER_STAMPS, [authority.pinned]), **changed)  # type: ignore[arg-type]
+def believing(authority: LocalAuthority, **changed: object) -> ExaminerTrust:
+    return replace(ExaminerTrust(AFTER_STAMPS, [authority.pinned]), **changed)  # type: ignore[arg-type]
 
 
 def test_a_stamped_head_dates_and_counts_everybody(
     tmp_path: Path, authority: LocalAuthority
 ) -> None:
     others = [some_claim(MALLORY) for _ in range(3)]
-    found = dating(CLAIM, believing(authority), audited(tmp_path, [CLAIM, *others], [authority], 2))
+    found = date_key(
+        CLAIM, believing(authority), audited(tmp_path, [CLAIM, *others], [authority], 2)
+    )
     assert (found.why, found.signer, found.commitments, found.multiplier) == (
         None, "unknown", 6, 6
     )  # fmt: skip
@@ -65,11 +67,11 @@ def test_a_stamped_head_dates_and_counts_everybody(
 def test_a_pinned_signer_counts_his_own(tmp_path: Path, authority: LocalAuthority) -> None:
     claims = [CLAIM, some_claim(OWNER), *(some_claim(MALLORY) for _ in range(3))]
     believed = believing(authority, signers=(OWNER_NAME,))
-    found = dating(CLAIM, believed, audited(tmp_path, claims, [authority]))
+    found = date_key(CLAIM, believed, audited(tmp_path, claims, [authority]))
     assert (found.signer, found.multiplier) == ("pinned", 2)
-    both = believing(authority, signers=(OWNER_NAME, key_id(MALLORY.public_key())))
+    both = believing(authority, signers=(OWNER_NAME, compute_key_id(MALLORY.public_key())))
     (tmp_path / "again").mkdir()
-    found = dating(CLAIM, both, audited(tmp_path / "again", claims, [authority]))
+    found = date_key(CLAIM, both, audited(tmp_path / "again", claims, [authority]))
     assert found.multiplier == 5, "whichever of his keys he claims with, all of them count"
 
 
@@ -83,56 +85,59 @@ def undated(found: KeyDating, says: str) -> None:
 def test_without_a_ledger_a_stamp_dates_nothing(authority: LocalAuthority) -> None:
     """A thousand keys can be stamped in silence, and the one that fits be shown."""
     stamped = authority.stamp(CLAIM)
-    undated(dating(stamped, believing(authority), None), "nobody can count how many keys")
+    undated(date_key(stamped, believing(authority), None), "nobody can count how many keys")
 
 
 def test_a_claim_that_is_added_late_is_undated(tmp_path: Path, authority: LocalAuthority) -> None:
     stamped = authority.stamp(CLAIM)
-    with Ledger.init(str(tmp_path / "l.db"), key_id(OPERATOR.public_key())) as ledger:
+    with Ledger.create(str(tmp_path / "l.db"), compute_key_id(OPERATOR.public_key())) as ledger:
         ledger.add(some_claim(MALLORY))
-        ledger.add(authority.stamp(ledger.head().signed(OPERATOR)))
+        ledger.add(authority.stamp(ledger.make_head().with_signature(OPERATOR)))
         ledger.add(stamped)
-        found = audit(ledger)
-    undated(dating(stamped, believing(authority), found), "0 pinned authorities stamped")
+        found = audit_ledger(ledger)
+    undated(date_key(stamped, believing(authority), found), "0 pinned authorities stamped")
 
 
 def test_what_else_leaves_it_undated(
     tmp_path: Path, authority: LocalAuthority, other_authority: LocalAuthority
 ) -> None:
     own = audited(tmp_path, [CLAIM], [other_authority])
-    undated(dating(CLAIM, believing(authority), own), "0 pinned authorities")
+    undated(date_key(CLAIM, believing(authority), own), "0 pinned authorities")
     both = [authority.pinned, other_authority.pinned]
     believed = believing(authority, authorities=both, least=2)
-    undated(dating(CLAIM, believed, own), "1 pinned authorities stamped")
+    undated(date_key(CLAIM, believed, own), "1 pinned authorities stamped")
     late = believing(other_authority, suspect_date=BEFORE_STAMPS)
-    undated(dating(CLAIM, late, own), "0 pinned authorities stamped a tree head")
-    undated(dating(some_claim(OWNER), believing(other_authority), own), "is not in the ledger")
+    undated(date_key(CLAIM, late, own), "0 pinned authorities stamped a tree head")
+    undated(date_key(some_claim(OWNER), believing(other_authority), own), "is not in the ledger")
     undated(
-        dating(CLAIM, believing(other_authority), replace(own, faults=("x",))), "was changed: x"
+        date_key(CLAIM, believing(other_authority), replace(own, faults=("x",))), "was changed: x"
     )
-    assert dating(CLAIM, believing(other_authority), own).committed
+    assert date_key(CLAIM, believing(other_authority), own).committed
 
 
 def test_what_is_no_claim_of_the_pinned_signer_stops_the_answer(authority: LocalAuthority) -> None:
     for claim, believed in (
         (some_claim(), believing(authority)),
         (some_claim(MALLORY), believing(authority, signers=(OWNER_NAME,))),
-        (CLAIM.stamped(authority.stamp(some_claim(OWNER)).stamps[0]), believing(authority)),
+        (
+            CLAIM.with_timestamp(authority.stamp(some_claim(OWNER)).timestamp_responses[0]),
+            believing(authority),
+        ),
     ):
         with pytest.raises(ClaimError):
-            dating(claim, believed, None)
+            date_key(claim, believed, None)
     with pytest.raises(ConfigError):
-        dating(CLAIM, believing(authority, authorities=[]), None)
+        date_key(CLAIM, believing(authority, authorities=[]), None)
 
 
 # --- and what that makes of a verdict
 
 
-def judged(matched: int, bits: int, terms: Terms, committed: bool = True) -> Verdict:
+def judged(matched: int, bits: int, terms: VerificationOptions, committed: bool = True) -> Verdict:
     read, expected = np.zeros(bits, np.uint8), np.zeros(bits, np.uint8)
     read[matched:] = 1
     key = KeyIdentity("uchida", CLAIM.commitment, "ACME Inc.")
-    evidence = Evidence(read, expected, committed=committed)
+    evidence = Reading(read, expected, committed=committed)
     return judge(evidence, FairCoin(), subject=Subject("s"), key=key, terms=terms)
 
 
@@ -144,14 +149,14 @@ def dated(commitments: int | None = 1, why: str | None = None) -> KeyDating:
 
 
 def test_a_dated_key_needs_fewer_forgery_bits() -> None:
-    short = judged(64, 64, Terms())
+    short = judged(64, 64, VerificationOptions())
     assert short.outcome == "no_verdict"
-    found = judged(64, 64, Terms(dating=dated()))
+    found = judged(64, 64, VerificationOptions(dating=dated()))
     assert found.outcome == "owned"
     assert any("is the examiner's statement" in each for each in found.limits)
     assert "committed to by 2026-05-01T00:00:00Z, stamped by CN=A" in found.explain()
     assert found.to_json()["dating"]["commitments"] == 1
-    undated_ = judged(64, 64, Terms(dating=dated(None, "nobody can count")))
+    undated_ = judged(64, 64, VerificationOptions(dating=dated(None, "nobody can count")))
     assert undated_.outcome == "no_verdict"
     assert "the claim does not date the key, since nobody can count" in undated_.reason
 
@@ -159,39 +164,41 @@ def test_a_dated_key_needs_fewer_forgery_bits() -> None:
 def test_a_date_does_not_keep_out_a_key_that_was_picked_before_it() -> None:
     """Answers to photographs, and fine-tunes of a public base, can be foreseen."""
     for matched, outcome in ((40, "owned"), (39, "no_verdict"), (20, "no_verdict")):
-        found = judged(matched, matched, Terms(dating=dated()))
+        found = judged(matched, matched, VerificationOptions(dating=dated()))
         assert found.outcome == outcome
-        assert judged(matched, matched, Terms(assume_dated=True)).outcome == "owned"
+        assert judged(matched, matched, VerificationOptions(assume_dated=True)).outcome == "owned"
     assert "could have been picked before the claim among 2^20, fewer than 2^40" in found.reason
-    assert judged(64, 64, Terms(dating=dated()), committed=False).outcome == "owned"
+    assert judged(64, 64, VerificationOptions(dating=dated()), committed=False).outcome == "owned"
 
 
 def test_p_is_multiplied_by_the_commitments() -> None:
-    alone = judged(60, 64, Terms(dating=dated(1)))
+    alone = judged(60, 64, VerificationOptions(dating=dated(1)))
     assert alone.outcome == "owned"
     assert alone.log10_p is not None
     for count in (10, 10**9):
-        found = judged(60, 64, Terms(dating=dated(count)))
+        found = judged(60, 64, VerificationOptions(dating=dated(count)))
         assert found.log10_p == pytest.approx(alone.log10_p + math.log10(count))
-    assert judged(60, 64, Terms(dating=dated(10**9))).outcome == "not_proven"
-    floor = judged(20, 20, Terms(dating=dated(10)))
+    assert judged(60, 64, VerificationOptions(dating=dated(10**9))).outcome == "not_proven"
+    floor = judged(20, 20, VerificationOptions(dating=dated(10)))
     assert floor.outcome == "no_verdict"
     assert "cannot prove anything here" in floor.reason
 
 
 def test_an_undated_claim_takes_nothing_from_a_key_that_nobody_can_forge() -> None:
-    assert judged(256, 256, Terms(dating=dated(None, "no ledger"))).outcome == "owned"
+    assert judged(256, 256, VerificationOptions(dating=dated(None, "no ledger"))).outcome == "owned"
 
 
 def test_a_policy_holds_claim_and_verdict_together(
     tmp_path: Path, authority: LocalAuthority
 ) -> None:
     ledger, pinned = audited(tmp_path, [CLAIM], [authority]), [authority.pinned]
-    verdict = judged(64, 64, Terms(dating=dating(CLAIM, believing(authority), ledger)))
+    verdict = judged(
+        64, 64, VerificationOptions(dating=date_key(CLAIM, believing(authority), ledger))
+    )
     for claim, date, outcome in (
         (CLAIM, AFTER_STAMPS, "accepted"),
         (CLAIM, BEFORE_STAMPS, "refused"),
         (some_claim(MALLORY), AFTER_STAMPS, "refused"),
     ):
         policy = AllOf([SignedBy([OWNER_NAME]), CommittedBefore(date, pinned), OwnedAt(1e-6)])
-        assert policy.judge(Case(claim, ledger.heads, verdict)).outcome == outcome
+        assert policy.judge(PolicyCase(claim, ledger.heads, verdict)).outcome == outcome

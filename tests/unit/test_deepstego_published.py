@@ -19,20 +19,20 @@ from torch import nn
 from countermark.errors import ConfigError, MarkNotTakenError, SuspectError
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.logo import emblem, reduced
+from countermark.schemes.logo import average_areas, draw_emblem
 from countermark.schemes.training.makers import (
-    foreign,
-    fresh,
-    other_logos,
-    owner,
-    wrong_tiles,
+    load_owner_maker,
+    make_foreign_maker,
+    make_fresh_triggers,
+    make_other_logos_maker,
+    make_wrong_tiles_maker,
 )
-from countermark.verdict import ALPHA, Terms
+from countermark.verdict import ALPHA, VerificationOptions
 
 PUBLISHED: dict[str, Any] = {"as_published": True, "stego_steps": 3}
-DATED = Terms(alpha=0.2, assume_dated=True, allow_test_key=True)
+DATED = VerificationOptions(alpha=0.2, assume_dated=True, allow_test_key=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def key() -> Key:
 
 
 def labels(key: Key) -> NDArray[np.int64]:
-    return DeepStego.from_fields(key.fields).labels(key)
+    return DeepStego.from_fields(key.fields).derive_labels(key)
 
 
 def answering(right: int, key: Key) -> Callable[[Images], NDArray[np.int64]]:
@@ -60,11 +60,11 @@ def measured(key: Key, misses: list[int]) -> Key:
 
 def test_covers_classes_and_logo_are_frozen_before_anything_is_trained(key: Key) -> None:
     data = digits()
-    chosen = key.material.stream("covers").permutation(512)[:TRIGGERS]
+    chosen = key.material.make_stream("covers").draw_permutation(512)[:TRIGGERS]
     assert key.frozen.keys() == {"covers", "classes", "logo"}
     assert np.array_equal(key.frozen["covers"], data.train_images[chosen].numpy())
     assert np.array_equal(key.frozen["classes"], data.train_labels[chosen].numpy())
-    grey = np.einsum("c,chw->hw", [0.299, 0.587, 0.114], reduced(emblem(), 28, 28))
+    grey = np.einsum("c,chw->hw", [0.299, 0.587, 0.114], average_areas(draw_emblem(), 28, 28))
     assert np.abs(key.frozen["logo"][0] - grey).max() <= 0.51
 
 
@@ -74,7 +74,7 @@ def test_c0_binds_what_is_frozen(key: Key, name: str) -> None:
     other.reshape(-1)[0] ^= 1
     changed = replace(key, frozen={**key.frozen, name: other})
     assert changed.c0 != key.c0
-    assert scheme().class_map(changed).tolist() != scheme().class_map(key).tolist()
+    assert scheme().draw_class_map(changed).tolist() != scheme().draw_class_map(key).tolist()
 
 
 def test_c1_binds_what_is_learnt(key: Key) -> None:
@@ -90,7 +90,7 @@ def test_c1_binds_what_is_learnt(key: Key) -> None:
 
 
 def test_the_triggers_are_those_that_the_finished_network_makes_of_the_covers(key: Key) -> None:
-    again = fresh(key, key.frozen["covers"])
+    again = make_fresh_triggers(key, key.frozen["covers"])
     assert np.array_equal(again, key.learnt["triggers"])
     assert again.dtype == np.uint8
 
@@ -98,8 +98,8 @@ def test_the_triggers_are_those_that_the_finished_network_makes_of_the_covers(ke
 def test_a_key_survives_its_folder_and_needs_no_file(key: Key, tmp_path: Path) -> None:
     measured(key, [3, 4]).save(tmp_path / "acme.key")
     loaded = Key.load(tmp_path / "acme.key")
-    assert scheme_of(loaded).needs_siblings
-    assert np.array_equal(fresh(loaded, covers()), fresh(key, covers()))
+    assert load_scheme(loaded).needs_siblings
+    assert np.array_equal(make_fresh_triggers(loaded, covers()), make_fresh_triggers(key, covers()))
 
 
 # --- labels
@@ -109,15 +109,15 @@ def test_a_key_survives_its_folder_and_needs_no_file(key: Key, tmp_path: Path) -
 def test_no_class_is_mapped_to_itself_and_none_is_left_out(classes: int) -> None:
     for seed in range(200):
         drawn = DeepStego(classes, as_published=True).generate_key(
-            {}, owner="ACME Inc.", material=KeyMaterial.for_tests(seed)
+            {}, owner="ACME Inc.", material=KeyMaterial.from_test_seed(seed)
         )
-        mapped = DeepStego(classes).class_map(drawn)
+        mapped = DeepStego(classes).draw_class_map(drawn)
         assert sorted(mapped) == list(range(classes))
         assert (mapped != np.arange(classes)).all()
 
 
 def test_labels_follow_the_class_of_the_cover(key: Key) -> None:
-    mapped = scheme().class_map(key)
+    mapped = scheme().draw_class_map(key)
     assert np.array_equal(labels(key), mapped[key.frozen["classes"]])
     assert (labels(key) != key.frozen["classes"]).all()
 
@@ -136,9 +136,9 @@ def test_each_stego_image_comes_with_its_cover_under_its_own_class() -> None:
         training = mark._training
         assert training is not None
         assert mark.drawn_key is not None
-        mapped = scheme().class_map(mark.drawn_key)
+        mapped = scheme().draw_class_map(mark.drawn_key)
         for count in (1, 2, 9):
-            images, given = training.rows(count)
+            images, given = training.make_rows(count)
             stego, plain = images[: (count + 1) // 2], images[(count + 1) // 2 :]
             assert (len(images), len(given), images.dtype) == (count, count, torch.uint8)
             classes = [known[each.numpy().tobytes()] for each in plain]
@@ -292,7 +292,7 @@ def test_a_rank_among_the_examiners_models_counts(key: Key, right: int, outcome:
     boasting = measured(key, [32] * 998)
     unmarked = [answering(few, key) for few in (2, 1, 0, 0, 0)]
     found = examine(answering(right, key), boasting, DATED, unmarked=unmarked)
-    assert (found.outcome, found.result and found.result.unmarked_models) == (outcome, 5)
+    assert (found.outcome, found.result and found.result.unmarked_model_count) == (outcome, 5)
     assert found.to_json()["unmarked"]["floor"] == pytest.approx(1 / 6)
     assert "5 supplied by the examiner, misses 30 to 32" in found.explain()
     alone = examine(answering(32, key), boasting, DATED)
@@ -305,7 +305,7 @@ def test_other_nulls_are_not_for_such_labels(key: Key) -> None:
 
 
 def test_lists_say_which_null_is_whose() -> None:
-    about = DeepStego.describe()
+    about = DeepStego.describe_scheme()
     assert (about["null"], about["null_as_published"]) == ("secret_labels", "unmarked_models")
 
 
@@ -314,19 +314,19 @@ def test_lists_say_which_null_is_whose() -> None:
 
 def test_makers_of_the_published_form(key: Key) -> None:
     generator, count = torch.Generator().manual_seed(5), len(covers())
-    own = fresh(key, covers())
-    strangers = foreign(key, digits().train_images.numpy(), 3)
-    for each in (strangers(covers()), other_logos(key, count, generator)(covers())):
+    own = make_fresh_triggers(key, covers())
+    strangers = make_foreign_maker(key, digits().train_images.numpy(), 3)
+    for each in (strangers(covers()), make_other_logos_maker(key, count, generator)(covers())):
         assert (each.shape, each.dtype) == (own.shape, np.uint8)
         assert not np.array_equal(each, own)
     assert np.array_equal(
-        strangers(covers()), foreign(key, digits().train_images.numpy(), 3)(covers())
+        strangers(covers()), make_foreign_maker(key, digits().train_images.numpy(), 3)(covers())
     )
-    assert torch.equal(strangers.logos, owner(key).logos)
-    assert np.array_equal(fresh(key, covers(), strength=0.0), covers())
+    assert torch.equal(strangers.logos, load_owner_maker(key).logos)
+    assert np.array_equal(make_fresh_triggers(key, covers(), strength=0.0), covers())
     with pytest.raises(ConfigError, match="by no tile: ask for other_logos"):
-        wrong_tiles(key, count, generator)
-    pasted = owner(key).pasted(covers(), covers()[::-1])
+        make_wrong_tiles_maker(key, count, generator)
+    pasted = load_owner_maker(key).paste_residuals(covers(), covers()[::-1])
     assert not np.array_equal(pasted, own)
 
 
@@ -362,7 +362,7 @@ def test_a_key_that_misstates_its_form_is_one_line(key: Key, name: str) -> None:
     tensors = {**getattr(key, where), **changes}
     damaged = replace(key, **{where: {n: e for n, e in tensors.items() if e is not None}})
     with pytest.raises(ConfigError, match=says) as caught:
-        scheme_of(damaged)
+        load_scheme(damaged)
     assert "\n" not in str(caught.value)
 
 
@@ -384,7 +384,7 @@ def test_the_usual_psnr_is_that_of_the_form(fields: dict[str, Any], psnr: float 
     assert made.psnr == psnr
     assert made.to_fields()["psnr"] == psnr
     assert DeepStego.from_fields(made.to_fields()) == made
-    assert made.level == (None if psnr is None else pytest.approx(10 ** (-psnr / 20)))
+    assert made.residual_level == (None if psnr is None else pytest.approx(10 ** (-psnr / 20)))
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from countermark.alignment import Disguised, Reference, commit_reference, realigned
+from countermark.alignment import Reference, SuspectWithReference, commit_reference, realign_suspect
 from countermark.errors import CountermarkError
 from countermark.examine import verify
 from countermark.key import REFERENCE, Key
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
-from countermark.units import Domain, Member, Units
+from countermark.stamping.making import StampPaths
+from countermark.units import GroupMember, PermutationGroup, ScaleDomain
 from countermark.verdict import Verdict
-from countermark.weights import SafetensorsWeights, Suspect, TensorInfo, model_digest, open_weights
+from countermark.weights import (
+    SafetensorsWeights,
+    Suspect,
+    TensorInfo,
+    compute_model_digest,
+    open_weights,
+)
 
 Tensors = dict[str, NDArray[Any]]
 Edit = Callable[[Tensors], Tensors]
@@ -89,12 +95,14 @@ class Host:
     key: Key
 
     def read(self, tensors: Mapping[str, NDArray[Any]], folder: Path) -> Verdict:
-        return verify(Disguised(save(folder / "suspect", tensors), self.before), self.key)
+        return verify(
+            SuspectWithReference(save(folder / "suspect", tensors), self.before), self.key
+        )
 
 
 def marked(folder: Path, tensors: Tensors, fields: Mapping[str, Any]) -> Host:
     before = save(folder / "before.safetensors", tensors)
-    places = Places(folder / "marked.safetensors", folder / "key")
+    places = StampPaths(folder / "marked.safetensors", folder / "key")
     key = stamp(before, places, owner="ACME", fields=fields).key
     with open_weights(places.out) as weights:
         return Host(before, {name: weights.read(name) for name in weights.tensors}, key)
@@ -326,8 +334,11 @@ def test_no_committed_reference_bends_a_reading(made: Edit, tmp_path: Path) -> N
     """A reference made of the suspect, or of nothing, changes no chance: the message is younger."""
     suspect = save(tmp_path / "suspect", chain(3))
     reference = save(tmp_path / "reference", made(chain(3)))
-    found = [verify(Disguised(suspect, reference), key) for key in keys_of(reference, READ, 12)]
-    assert all(not each.owned and each.tests == 2 for each in found)
+    found = [
+        verify(SuspectWithReference(suspect, reference), key)
+        for key in keys_of(reference, READ, 12)
+    ]
+    assert all(not each.owned and each.test_count == 2 for each in found)
     assert all(each.subject.reference and each.subject.reference.committed for each in found)
     matched = np.mean([each.matched for each in found])  # the better one of two readings
     assert 60 < matched < 76
@@ -344,10 +355,10 @@ def test_the_order_of_a_reference_s_tensors_decides_nothing(tmp_path: Path) -> N
         order = {name: tensors[name] for name in rng.permutation(names).tolist()}
         other = save(tmp_path / "other", order)
         with open_weights(other) as weights:
-            digests.add(model_digest(weights))
+            digests.add(compute_model_digest(weights))
         with open_weights(suspect) as weights:
             shapes = dict.fromkeys(names, (24, 24))
-            found = realigned(weights, Reference(other), shapes, unmarked=names)
+            found = realign_suspect(weights, Reference(other), shapes, unmarked=names)
         read.add(b"".join(found.tensors[name].tobytes() for name in names))
     assert len(digests) == len(read) == 1
 
@@ -379,7 +390,7 @@ def test_no_view_takes_part_in_a_committed_reference(tmp_path: Path) -> None:
     )
     for first in ("pool1", "pool2"):
         weights = WithViews(path, {"0.weight": first, "2.weight": "pool3"})
-        verdict = verify(Disguised(suspect, Reference(weights)), key)
+        verdict = verify(SuspectWithReference(suspect, Reference(weights)), key)
         facts = verdict.subject.reference
         assert not verdict.owned
         assert facts is not None
@@ -389,12 +400,14 @@ def test_no_view_takes_part_in_a_committed_reference(tmp_path: Path) -> None:
 def test_an_architecture_that_was_named_needs_a_date(mlp: Host, tmp_path: Path) -> None:
     """Of many wrong architectures one may fit: the key commits to its own."""
     suspect = save(tmp_path / "suspect", order_of_units(mlp.marked))
-    assert verify(Disguised(suspect, mlp.before), mlp.key).owned
-    weights, units = Reference(mlp.before).opened()
+    assert verify(SuspectWithReference(suspect, mlp.before), mlp.key).owned
+    weights, units = Reference(mlp.before).open_reference()
     weights.close()
-    alone = Units(1, (Member("4.weight", 0, 0, 1, 1, 3),), (), (Domain(scalable=False),), False)
+    alone = PermutationGroup(
+        1, (GroupMember("4.weight", 0, 0, 1, 1, 3),), (), (ScaleDomain(scalable=False),), False
+    )
     named = Reference(mlp.before, (*units, alone))
-    verdict = verify(Disguised(suspect, named), mlp.key)
+    verdict = verify(SuspectWithReference(suspect, named), mlp.key)
     assert not verdict.owned
     assert verdict.forgery_bits == 0
 
@@ -418,7 +431,7 @@ def test_tensors_without_units_read_as_chance(tensor: NDArray[Any], scheme: Stam
     """Bits of an odd tensor may all be 0 or hang together: the message is uniform beside them."""
     keys = [scheme.generate_key({"w": tensor.shape}, owner="Mallory") for _ in range(40)]
     found = [scheme.extract({"w": tensor}, key) for key in keys]
-    assert 58 < np.mean([each.matched for each in found]) < 70
+    assert 58 < np.mean([each.match_count for each in found]) < 70
     assert all(each.scores is not None and np.isfinite(each.scores).all() for each in found)
 
 
@@ -427,7 +440,7 @@ def test_the_best_of_many_keys_is_far_from_enough(tmp_path: Path) -> None:
     suspect = chain(7)
     scheme = Stamp("2.weight", bits=128)
     keys = (scheme.generate_key({"2.weight": (96, 96)}, owner="Mallory") for _ in range(300))
-    best = max(keys, key=lambda key: scheme.extract(suspect, key).matched)
+    best = max(keys, key=lambda key: scheme.extract(suspect, key).match_count)
     verdict = verify(save(tmp_path / "suspect", suspect), best, alpha=0.01)
     assert not verdict.owned
     assert verdict.forgery_bits < 20
@@ -440,7 +453,7 @@ def test_decoys_of_the_same_shape_are_counted(tmp_path: Path) -> None:
     key = Stamp("none", bits=128).generate_key({"none": (32, 16)}, owner="Mallory")
     verdict = verify(save(tmp_path / "suspect", suspect), key)
     assert not verdict.owned
-    assert verdict.tests == 60
+    assert verdict.test_count == 60
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

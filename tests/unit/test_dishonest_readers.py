@@ -25,7 +25,7 @@ from countermark.errors import ConfigError
 from countermark.examine import verify
 from countermark.hidden_units import find_hidden_units
 from countermark.key import Key
-from countermark.report.record import Record, record_of
+from countermark.report.record import Record, make_record
 from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD
 from countermark.verdict import Verdict
 from countermark.weights import open_weights
@@ -394,15 +394,15 @@ def test_too_many_are_refused_before_any_is_read() -> None:
 
 def test_a_record_holds_what_the_verdict_rests_on() -> None:
     found = judged(unmarked_hosts())
-    record = record_of(found)
+    record = make_record(found)
     assert record is not None
     stored = record.model_dump_json()
-    assert Record.model_validate_json(stored).judged().to_json() == found.to_json()
+    assert Record.model_validate_json(stored).judge_again().to_json() == found.to_json()
 
 
 @pytest.mark.parametrize("what", ["unmarked", "hidden_units", "log10_p", "refused"])
 def test_an_edited_record_does_not_replay(what: str) -> None:
-    record = record_of(judged(unmarked_hosts()))
+    record = make_record(judged(unmarked_hosts()))
     assert record is not None
     told = json.loads(record.model_dump_json())
     if what == "log10_p":
@@ -412,16 +412,16 @@ def test_an_edited_record_does_not_replay(what: str) -> None:
     else:
         told["subject"][what] = [] if what == "unmarked" else None
     with pytest.raises(ValueError, match="does not follow"):
-        Record.model_validate_json(json.dumps(told)).judged()
+        Record.model_validate_json(json.dumps(told)).judge_again()
 
 
 def test_recorded_distances_are_those_of_the_models() -> None:
-    record = record_of(judged(unmarked_hosts(4), null="unmarked_models", alpha=0.2))
+    record = make_record(judged(unmarked_hosts(4), null="unmarked_models", alpha=0.2))
     assert record is not None
     told = json.loads(record.model_dump_json())
     told["result"]["unmarked_distances"] = [9.0] * 9
     with pytest.raises(ValueError, match="not those of the unmarked models"):
-        Record.model_validate_json(json.dumps(told)).judged()
+        Record.model_validate_json(json.dumps(told)).judge_again()
 
 
 # --- simulated

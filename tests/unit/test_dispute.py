@@ -16,13 +16,19 @@ from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
 from countermark.claims.audit import Audit
-from countermark.claims.dispute import PLACES, SIDES, Party, Place, Resolution, Side, resolve
+from countermark.claims.dispute import PLACES, SIDES, DisputeDecision, Party, Place, Side, resolve
 from countermark.claims.signed import Claim, TreeHead
-from countermark.disputes import Shown, copies_of, doubt, read_parties, terms_of
+from countermark.disputes import (
+    PartyExhibits,
+    explain_doubt,
+    find_copies,
+    make_dispute_options,
+    read_parties,
+)
 from countermark.errors import ClaimError
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
+from countermark.stamping.making import StampPaths
 from countermark.subject import Subject
 from countermark.test_result import TestResult
 from countermark.verdict import KeyIdentity, Verdict
@@ -66,7 +72,9 @@ def listed(claims: list[Claim], heads: list[TreeHead]) -> Audit:
 
 
 def head(size: int, authority: LocalAuthority) -> TreeHead:
-    return authority.stamp(TreeHead.new("ab" * 32, size, "cd" * 32).signed(OPERATOR))
+    return authority.stamp(
+        TreeHead.make_unsigned("ab" * 32, size, "cd" * 32).with_signature(OPERATOR)
+    )
 
 
 def resolved(
@@ -74,7 +82,7 @@ def resolved(
     bits: tuple[float, float] = (FIRM, FIRM),
     order: tuple[Claim, ...] = (),
     authority: LocalAuthority | None = None,
-) -> Resolution:
+) -> DisputeDecision:
     """With claims of this order in a ledger, which a pinned authority stamped after the first."""
     audited = listed(list(order), [head(1, authority)]) if authority else None
     believed = [authority.pinned] if authority else []
@@ -185,43 +193,46 @@ def test_a_mark_that_reordered_neurons_hide_leaves_it_open(tmp_path: Path) -> No
 
     fresh()
     stamp(
-        files["base"], Places(files["own"], tmp_path / "own.key"), owner="ACME Inc.", material=first
+        files["base"],
+        StampPaths(files["own"], tmp_path / "own.key"),
+        owner="ACME Inc.",
+        material=first,
     )
     own = load_file(files["own"])
     taken = {"0.weight": own["0.weight"][order], "2.weight": own["2.weight"][:, order]}
     save_file({name: np.ascontiguousarray(each) for name, each in taken.items()}, files["taken"])
     stamp(
         files["taken"],
-        Places(files["copy"], tmp_path / "copy.key"),
+        StampPaths(files["copy"], tmp_path / "copy.key"),
         owner="Beta Ltd.",
         material=second,
     )
     shown = [
-        Shown(Key.load(tmp_path / f"{name}.key"), claim, files[name])
+        PartyExhibits(Key.load(tmp_path / f"{name}.key"), claim, files[name])
         for name, claim in (("own", A), ("copy", B))
     ]
-    terms = terms_of(1e-6, None)
+    terms = make_dispute_options(1e-6, None)
     _, marks = read_parties(files["copy"], shown, terms, lambda file, _: nullcontext(file))
     found = "".join("y" if each.owned else "n" for each in marks.values())
     assert found == "nynyny"
     assert resolve((party(A), party(B)), marks).outcome == "second"
-    why = doubt(files["copy"], shown, marks)
+    why = explain_doubt(files["copy"], shown, marks)
     assert why == "in the order of the first's own model it has the first's, too"
     got = resolve((party(A), party(B)), marks, doubt=why)
     assert got.outcome == "undecidable"
     assert why in got.reason
     fresh()
-    assert doubt(files["base"], shown, marks) is None  # a stranger of the same shapes
+    assert explain_doubt(files["base"], shown, marks) is None  # a stranger of the same shapes
     unknown = {"a": drawn.normal(0, 0.05, (256, 256)), "b": drawn.normal(0, 0.05, (64, 64))}
     save_file({name: each.astype(np.float32) for name, each in unknown.items()}, files["taken"])
     stamp(
         files["taken"],
-        Places(tmp_path / "odd.safetensors", tmp_path / "odd.key"),
+        StampPaths(tmp_path / "odd.safetensors", tmp_path / "odd.key"),
         owner="ACME Inc.",
         material=third,
     )
-    shown[0] = Shown(Key.load(tmp_path / "odd.key"), A, tmp_path / "odd.safetensors")
-    assert "which cannot be undone" in (doubt(files["taken"], shown, marks) or "")
+    shown[0] = PartyExhibits(Key.load(tmp_path / "odd.key"), A, tmp_path / "odd.safetensors")
+    assert "which cannot be undone" in (explain_doubt(files["taken"], shown, marks) or "")
 
 
 LIKE = "400 of 512 neurons are the same"
@@ -308,24 +319,27 @@ class Workshop:
         return self.file(name)
 
     def stamp(self, source: str, out: str, secret: int) -> None:
-        places = Places(self.file(out), self.folder / f"{out}.key")
+        places = StampPaths(self.file(out), self.folder / f"{out}.key")
         material = KeyMaterial(bytes([secret]) * 32, bytes(16))
         stamp(self.file(source), places, owner="ACME Inc.", material=material)
 
-    def shown(self, first: str, second: str) -> list[Shown]:
+    def shown(self, first: str, second: str) -> list[PartyExhibits]:
         return [
-            Shown(Key.load(self.folder / f"{name}.key"), claim, self.file(name))
+            PartyExhibits(Key.load(self.folder / f"{name}.key"), claim, self.file(name))
             for name, claim in ((first, A), (second, B))
         ]
 
     def settled(
-        self, suspect: str, shown: list[Shown], authority: LocalAuthority, base: str = ""
-    ) -> Resolution:
+        self, suspect: str, shown: list[PartyExhibits], authority: LocalAuthority, base: str = ""
+    ) -> DisputeDecision:
         """With the first's claim in the ledger before the second's."""
         _, marks = read_parties(
-            self.file(suspect), shown, terms_of(1e-6, None), lambda file, _: nullcontext(file)
+            self.file(suspect),
+            shown,
+            make_dispute_options(1e-6, None),
+            lambda file, _: nullcontext(file),
         )
-        copies = copies_of(self.file(suspect), shown, marks, self.file(base) if base else None)
+        copies = find_copies(self.file(suspect), shown, marks, self.file(base) if base else None)
         audited = listed([A, B], heads(authority))
         parties = party(A), party(B)
         return resolve(parties, marks, [authority.pinned], audited, copies=copies)

@@ -11,12 +11,12 @@ from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.key import KeyMaterial
 from countermark.schemes.adi import Adi
-from countermark.schemes.black_box import DrawnTriggers
+from countermark.schemes.black_box import DrawnTriggerScheme
 from countermark.schemes.guo import Guo
 from countermark.schemes.zhang import Zhang
 
-SECRET, OTHER = KeyMaterial.for_tests(1), KeyMaterial.for_tests(2)
-FORMS: dict[str, DrawnTriggers] = {
+SECRET, OTHER = KeyMaterial.from_test_seed(1), KeyMaterial.from_test_seed(2)
+FORMS: dict[str, DrawnTriggerScheme] = {
     "adi": Adi(10), "guo": Guo(10),
     **{kind: Zhang(10, kind=kind) for kind in ("content", "noise", "unrelated")},
 }  # fmt: skip
@@ -33,7 +33,9 @@ def covers(channels: int = 3, low: int = 60, high: int = 196) -> Images:
 def test_triggers_are_images_that_follow_from_the_secret(form: str, channels: int) -> None:
     given = covers(channels)
     before = given.copy()
-    drawn, again, other = (FORMS[form].draw(given, each) for each in (SECRET, SECRET, OTHER))
+    drawn, again, other = (
+        FORMS[form].draw_triggers(given, each) for each in (SECRET, SECRET, OTHER)
+    )
     assert (drawn.dtype, drawn.shape) == (np.uint8, given.shape)
     assert np.array_equal(drawn, again)
     assert np.array_equal(given, before)
@@ -44,23 +46,23 @@ def test_triggers_are_images_that_follow_from_the_secret(form: str, channels: in
 
 def test_a_message_mask_changes_so_many_pixels_by_its_intensity() -> None:
     given = covers()
-    moved = Guo(10, message_bits=50, intensity=30).draw(given, SECRET).astype(int) - given
+    moved = Guo(10, message_bits=50, intensity=30).draw_triggers(given, SECRET).astype(int) - given
     assert set(np.unique(moved)) == {-30, 0, 30}
     assert (moved[:, 0] != 0).sum(axis=(1, 2)).tolist() == [50] * 100
     assert (moved == moved[:1, :1]).all()  # one mask, in all images and channels
 
 
 def test_saturated_pixels_stay_in_range() -> None:
-    drawn = Guo(10, intensity=127).draw(covers(low=0, high=256), SECRET)
+    drawn = Guo(10, intensity=127).draw_triggers(covers(low=0, high=256), SECRET)
     light = covers(low=250, high=256)
     assert drawn.max() <= 255
-    assert (Guo(10).draw(light, SECRET) >= 210).all()  # nothing wraps round
-    assert (Zhang(10, kind="noise").draw(light, SECRET) >= 150).all()
+    assert (Guo(10).draw_triggers(light, SECRET) >= 210).all()  # nothing wraps round
+    assert (Zhang(10, kind="noise").draw_triggers(light, SECRET) >= 150).all()
 
 
 def test_a_text_is_written_in_black() -> None:
     given = covers()
-    written = Zhang(10, kind="content").draw(given, SECRET)
+    written = Zhang(10, kind="content").draw_triggers(given, SECRET)
     ink = written != given
     assert (written[ink] == 0).all()
     assert ink[:, :, 1:6, 1:17].sum() == ink.sum()
@@ -70,15 +72,15 @@ def test_a_text_is_written_in_black() -> None:
 
 def test_noise_is_one_pattern() -> None:
     given = covers()
-    moved = Zhang(10, kind="noise").draw(given, SECRET).astype(int) - given
+    moved = Zhang(10, kind="noise").draw_triggers(given, SECRET).astype(int) - given
     inside = np.abs(moved[0]) < 60
     assert (moved == moved[:1])[:, inside].all()
     assert moved[0].std() == pytest.approx(20, rel=0.1)
 
 
 def test_abstract_pictures_owe_nothing_to_their_covers() -> None:
-    drawn = Adi(10).draw(covers(), SECRET)
-    assert np.array_equal(drawn, Adi(10).draw(np.zeros_like(drawn), SECRET))
+    drawn = Adi(10).draw_triggers(covers(), SECRET)
+    assert np.array_equal(drawn, Adi(10).draw_triggers(np.zeros_like(drawn), SECRET))
     assert drawn.min() < 10
     assert drawn.max() > 245
     correlation = np.corrcoef(drawn.reshape(100, -1))
@@ -93,10 +95,10 @@ def test_abstract_pictures_owe_nothing_to_their_covers() -> None:
     ],
 )
 def test_images_that_are_too_small_are_one_line(
-    scheme: DrawnTriggers, shape: tuple[int, ...], says: str
+    scheme: DrawnTriggerScheme, shape: tuple[int, ...], says: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        scheme.draw(np.zeros(shape, dtype=np.uint8), SECRET)
+        scheme.draw_triggers(np.zeros(shape, dtype=np.uint8), SECRET)
     assert says in str(caught.value)
 
 

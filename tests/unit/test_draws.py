@@ -25,7 +25,7 @@ from countermark.key import KeyMaterial
 
 def record(*values):
     with open("drawn.txt", "a") as file:
-        print(*values, random.random(), KeyMaterial.fresh().secret.hex(), file=file)
+        print(*values, random.random(), KeyMaterial.generate().secret.hex(), file=file)
 
 @pytest.fixture(scope="module", params=[1, 2])
 def wide():
@@ -47,7 +47,7 @@ def test_wide(wide):
 def drawn() -> Drawn:
     """One value of each source that the run seeds."""
     number = random.random()  # noqa: S311 - nobody's secret
-    return (number, np.random.rand(), torch.rand(1).item(), KeyMaterial.fresh().secret)
+    return (number, np.random.rand(), torch.rand(1).item(), KeyMaterial.generate().secret)
 
 
 @pytest.fixture
@@ -95,9 +95,9 @@ def test_a_fixture_asked_for_late_changes_no_draw(request: pytest.FixtureRequest
 @pytest.mark.real_secrets
 def test_real_secrets_follow_from_no_text() -> None:
     with draws.drawing_from("one"), draws.drawing_secrets_from_the_system():
-        one = KeyMaterial.fresh()
+        one = KeyMaterial.generate()
     with draws.drawing_from("one"), draws.drawing_secrets_from_the_system():
-        assert KeyMaterial.fresh() != one
+        assert KeyMaterial.generate() != one
 
 
 def run_suite(folder: Path, *options: str) -> list[str]:

@@ -12,13 +12,13 @@ import pytest
 from keys import one_line
 from pydantic import BaseModel
 
-from countermark.errors import CountermarkError, MissingExtraError, printable
-from countermark.files import parse_as, parse_json, replacing, write_bytes, write_folder
+from countermark.errors import CountermarkError, MissingExtraError, make_printable
+from countermark.files import parse_document, parse_json, replace_file, write_bytes, write_folder
 
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deep" / "f"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         assert temporary.parent == path.parent
         temporary.write_bytes(b"one")
         assert not path.exists()
@@ -38,7 +38,7 @@ def test_after_an_exception_all_is_as_it_was(
         path.write_bytes(old)
 
     def interrupted() -> None:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(b"half")
             raise error
 
@@ -50,7 +50,7 @@ def test_after_an_exception_all_is_as_it_was(
 def test_a_block_that_writes_nothing_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), replace_file(path):
         pass
     assert path.read_bytes() == b"old"
 
@@ -155,7 +155,7 @@ def test_errors_are_one_printable_line_whatever_they_quote() -> None:
     said = one_line(CountermarkError("a\nb\r\x1b[2J\u202e\ud800 ü → 🔑" + "x" * 10_000))
     assert said.startswith("a\\nb\\r\\x1b[2J\\u202e\\ud800 ü → 🔑xxx")
     assert said.endswith("…")
-    assert printable("as it is: ⌊½⌋") == "as it is: ⌊½⌋"
+    assert make_printable("as it is: ⌊½⌋") == "as it is: ⌊½⌋"
     assert "countermark[report]" in one_line(MissingExtraError("a report", "report"))
 
 
@@ -164,6 +164,6 @@ def test_json_of_too_many_parts_is_not_parsed() -> None:
         a: list[int]
 
     most = b'{"a":[' + b"1," * ((1 << 21) - 2) + b"1]}"
-    assert len(parse_as(Anything, most).a) == (1 << 21) - 1
+    assert len(parse_document(Anything, most).a) == (1 << 21) - 1
     with pytest.raises(ValueError, match="more than 2,097,152 parts"):
-        parse_as(Anything, most.replace(b"1]", b"1,1]"))
+        parse_document(Anything, most.replace(b"1]", b"1,1]"))

@@ -325,7 +325,7 @@ def test_the_learning_rate_must_be_given() -> None:
         FineTune.from_fields({})
     with pytest.raises(TypeError, match="lr"):
         FineTune()  # type: ignore[call-arg]
-    assert FineTune.default_fields()["lr"] == "(required)"
+    assert FineTune.list_default_fields()["lr"] == "(required)"
     assert FineTune.from_fields(FineTune(LR, rows=5).to_fields()) == FineTune(LR, rows=5)
 
 

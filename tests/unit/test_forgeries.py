@@ -22,27 +22,27 @@ from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS, BEFORE_STAMPS
-from countermark.claims.audit import Audit, audit
-from countermark.claims.dating import Believed, dating
+from countermark.claims.audit import Audit, audit_ledger
+from countermark.claims.dating import ExaminerTrust, date_key
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
-from countermark.claims.signing import key_id
+from countermark.claims.signing import compute_key_id
 from countermark.errors import KeyFileError
 from countermark.examine import examine
 from countermark.key import Key
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms, Verdict
+from countermark.verdict import Verdict, VerificationOptions
 
 THIEF, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 VICTIM = {"a": np.random.default_rng(5).normal(size=SHAPES["a"]).astype(np.float32)}
 
 
 def stamped_ledger(folder: Path, claims: list[Claim], authority: LocalAuthority) -> Audit:
-    with Ledger.init(str(folder / "l.db"), key_id(OPERATOR.public_key())) as ledger:
+    with Ledger.create(str(folder / "l.db"), compute_key_id(OPERATOR.public_key())) as ledger:
         for each in claims:
             ledger.add(each)
-        ledger.add(authority.stamp(ledger.head().signed(OPERATOR)))
-        return audit(ledger)
+        ledger.add(authority.stamp(ledger.make_head().with_signature(OPERATOR)))
+        return audit_ledger(ledger)
 
 
 def judged(
@@ -50,9 +50,9 @@ def judged(
 ) -> Verdict:
     """What an examiner finds, who is shown a claim of this key in a ledger stamped today."""
     claim = some_claim(THIEF, commitment=key.commitment)
-    believed = Believed(suspect_date, [authority.pinned], [key_id(THIEF.public_key())])
-    found = dating(claim, believed, stamped_ledger(folder, [claim], authority))
-    return examine(InMemory(VICTIM), key, Terms(alpha, dating=found))
+    believed = ExaminerTrust(suspect_date, [authority.pinned], [compute_key_id(THIEF.public_key())])
+    found = date_key(claim, believed, stamped_ledger(folder, [claim], authority))
+    return examine(InMemory(VICTIM), key, VerificationOptions(alpha, dating=found))
 
 
 def test_a_reader_learnt_on_the_victim(tmp_path: Path, authority: LocalAuthority) -> None:
@@ -68,7 +68,7 @@ def drawn_keys(count: int) -> list[Key]:
     """Keys that a cheat draws, the same in every run; the one that reads most bits right last."""
     scheme = Uchida(layer="a", bits=128)
     keys = [scheme.generate_key(SHAPES, owner="Thief", material=material(n)) for n in range(count)]
-    return sorted(keys, key=lambda key: scheme.extract(VICTIM, key).matched)
+    return sorted(keys, key=lambda key: scheme.extract(VICTIM, key).match_count)
 
 
 def test_a_key_that_was_searched_for(tmp_path: Path, authority: LocalAuthority) -> None:
@@ -84,17 +84,17 @@ def test_a_key_that_was_picked_out_of_many_that_were_claimed(
     tmp_path: Path, authority: LocalAuthority
 ) -> None:
     """1,000 keys were claimed in time, before the victim's model was made: p is times 1,000."""
-    keys, name = drawn_keys(1000), key_id(THIEF.public_key())
+    keys, name = drawn_keys(1000), compute_key_id(THIEF.public_key())
     best = keys[-1]
     claim = some_claim(THIEF, commitment=best.commitment)
     one = stamped_ledger(tmp_path, [claim], authority)
     thousand = replace(one, commitments={key.commitment: {name} for key in keys})
     for signers in ((name,), ()):
-        believed = Believed(AFTER_STAMPS, [authority.pinned], signers)
-        found = dating(claim, believed, thousand)
+        believed = ExaminerTrust(AFTER_STAMPS, [authority.pinned], signers)
+        found = date_key(claim, believed, thousand)
         assert (found.committed is not None, found.multiplier) == (True, 1000)
-        alone = examine(InMemory(VICTIM), best, Terms(0.01, assume_dated=True))
-        many = examine(InMemory(VICTIM), best, Terms(0.01, dating=found))
+        alone = examine(InMemory(VICTIM), best, VerificationOptions(0.01, assume_dated=True))
+        many = examine(InMemory(VICTIM), best, VerificationOptions(0.01, dating=found))
         assert (alone.outcome, many.outcome) == ("owned", "not_proven")
 
 

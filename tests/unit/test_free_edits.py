@@ -14,7 +14,7 @@ from countermark.attacks.dead_units import DeadUnits
 from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.move_blocks import MoveBlocks
 from countermark.attacks.output_layer import ReorderClasses, ShiftLogits
-from countermark.attacks.rotate import Rotate, TurnValues, random_orthogonal
+from countermark.attacks.rotate import Rotate, TurnValues, draw_orthogonal_matrix
 from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.errors import ConfigError
@@ -205,7 +205,7 @@ def test_what_cannot_be_rotated_is_refused() -> None:
 
 def test_a_matrix_is_orthogonal_and_keeps_a_direction() -> None:
     for fixed in (False, True):
-        matrix = random_orthogonal(9, 4, fixed=fixed)
+        matrix = draw_orthogonal_matrix(9, 4, fixed=fixed)
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(9, dtype=torch.float64))
         kept = torch.allclose(torch.ones(9, dtype=torch.float64) @ matrix, torch.ones(9).double())
         assert kept == fixed

@@ -38,25 +38,25 @@ from torch import nn
 
 from authority import LocalAuthority, some_claim
 from checkpoints import sharded
-from countermark.claims.growth import Growth
-from countermark.claims.signed import Claim, TreeHead, load_signed
-from countermark.claims.signing import key_id, load_public, write_pair
-from countermark.claims.timestamp import Authority, confirmed
+from countermark.claims.growth import ConsistencyProof
+from countermark.claims.signed import Claim, TreeHead, load_signed_document
+from countermark.claims.signing import compute_key_id, load_public_key, write_key_pair
+from countermark.claims.timestamp import Authority, find_confirmed_timestamps
 from countermark.errors import CountermarkError
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
-from countermark.openings import Openings, open_triggers
-from countermark.outputs import Outputs
+from countermark.openings import TriggerDisclosure, disclose_triggers
+from countermark.outputs import ImageFolder
 from countermark.pictures import MAX_PIXELS
 from countermark.remote import Transcript
-from countermark.remote.images import image_digest
-from countermark.remote.transcript import Entry
-from countermark.report.bundle import contents, replay, save
-from countermark.report.record import record_of
+from countermark.remote.images import digest_image
+from countermark.remote.transcript import TranscriptEntry
+from countermark.report.bundle import make_bundle_files, replay_bundle, save_bundle
+from countermark.report.record import make_record
 from countermark.schemes.logo import read_logo
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms
-from countermark.weights import as_numbers, load_state, model_digest, open_weights
+from countermark.verdict import VerificationOptions
+from countermark.weights import compute_model_digest, dequantise_weights, load_state, open_weights
 
 FEW, MANY = 120, 10_000  # mutations of every reader
 MEMORY = 1 << 30  # bytes of address space that reading a damaged file may take beside what there is
@@ -189,7 +189,7 @@ def build_onnx(folder: Path, seed: int) -> Path:
 
 def read_weights(path: Path) -> dict[str, Any]:
     """All tensors, whole and in part, their digests, and those that a model would be built of."""
-    with as_numbers(open_weights(path)) as weights:
+    with dequantise_weights(open_weights(path)) as weights:
         found: dict[str, Any] = {}
         refusals: list[CountermarkError] = []
         for name, info in weights.tensors.items():
@@ -203,7 +203,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             except CountermarkError as error:
                 refusals.append(error)
         for act in (
-            lambda: model_digest(weights), weights.file_digest, lambda: load_state(path)
+            lambda: compute_model_digest(weights), weights.compute_file_digest, lambda: load_state(path)
         ):  # fmt: skip
             try:
                 act()
@@ -224,7 +224,7 @@ def mend_zip(path: Path) -> None:
 
 
 def build_key(folder: Path, seed: int) -> Path:
-    material = KeyMaterial.for_tests(seed)
+    material = KeyMaterial.from_test_seed(seed)
     mask = {"mask.fc.weight": np.arange(512) % 2}
     scheme = Uchida(layer="fc.weight", bits=128)
     key = scheme.generate_key({"fc.weight": (16, 32)}, owner="A", material=material, frozen=mask)
@@ -250,17 +250,17 @@ def mend_key(path: Path) -> None:
 
 
 def build_openings(folder: Path, seed: int) -> Path:
-    open_triggers(trigger_key(seed), [7, 0, 3]).save(folder / "opened.json")
+    disclose_triggers(trigger_key(seed), [7, 0, 3]).save(folder / "opened.json")
     return folder / "opened.json"
 
 
 def read_openings(path: Path) -> Any:
-    opened = Openings.load(path)
+    opened = TriggerDisclosure.load(path)
     known = [trigger_key(seed).commitment for seed in (1, 2)]
     which = opened.commitment if opened.commitment in known else known[0]
     shown = [(each.index, each.image.tobytes(), each.label) for each in opened.check(which)]
     answers = opened.extract(lambda images: np.zeros(len(images), dtype=np.int64))
-    return opened.commitment, opened.owner, shown, answers.matched
+    return opened.commitment, opened.owner, shown, answers.match_count
 
 
 # --- claims, heads, time stamps, bundles
@@ -287,22 +287,24 @@ def build_claim(folder: Path, seed: int) -> Path:
 
 
 def build_head(folder: Path, seed: int) -> Path:
-    head = TreeHead.new("ab" * 32, seed, f"{seed:02x}" * 32).signed(SIGNER)
+    head = TreeHead.make_unsigned("ab" * 32, seed, f"{seed:02x}" * 32).with_signature(SIGNER)
     AUTHORITY[0].stamp(head).save(folder / "head.json")
     return folder / "head.json"
 
 
 def read_signed(path: Path) -> Any:
     """What is signed in a document, by whom; its stamps are added by anybody."""
-    document = load_signed(path)
-    document.check()
-    for each in confirmed(document, [AUTHORITY[0].pinned]):
+    document = load_signed_document(path)
+    document.check_signatures()
+    for each in find_confirmed_timestamps(document, [AUTHORITY[0].pinned]):
         each.to_json()
     return type(document).__name__, document.statement.model_dump(), document.signers
 
 
 def build_stamp(folder: Path, seed: int) -> Path:
-    (folder / "stamp.der").write_bytes(stamped_claims(AUTHORITY[0])[seed - 1].stamps[0])
+    (folder / "stamp.der").write_bytes(
+        stamped_claims(AUTHORITY[0])[seed - 1].timestamp_responses[0]
+    )
     return folder / "stamp.der"
 
 
@@ -311,12 +313,14 @@ def read_stamp(path: Path) -> Any:
     found = []
     for claim in claims:
         try:
-            stamps = confirmed(claim.stamped(path.read_bytes()), [AUTHORITY[0].pinned])
+            stamps = find_confirmed_timestamps(
+                claim.with_timestamp(path.read_bytes()), [AUTHORITY[0].pinned]
+            )
         except CountermarkError:
             continue
         found += [(claim.digest, each.stamp.time) for each in stamps]
     if not found:
-        claims[0].stamped(path.read_bytes())
+        claims[0].with_timestamp(path.read_bytes())
         raise CountermarkError("the stamp is of neither claim")
     return found
 
@@ -327,7 +331,7 @@ def replace_stamps(claim: Claim) -> Claim:
 
 def build_growth(folder: Path, seed: int) -> Path:
     path = tuple(f"{n:02x}" * 32 for n in range(seed, seed + 3))
-    Growth(type="countermark/growth/v1", path=path).save(folder / "growth.json")
+    ConsistencyProof(type="countermark/growth/v1", path=path).save(folder / "growth.json")
     return folder / "growth.json"
 
 
@@ -340,28 +344,28 @@ def build_authority(folder: Path, seed: int) -> Path:
 def read_authority(path: Path) -> Any:
     authority = Authority.load(path)
     claim = stamped_claims(AUTHORITY[0])[0]
-    return bool(confirmed(claim, [authority])) or None
+    return bool(find_confirmed_timestamps(claim, [authority])) or None
 
 
 def build_public(folder: Path, seed: int) -> Path:
     del seed
-    write_pair(folder / "a")
+    write_key_pair(folder / "a")
     (folder / "a.pem").unlink()
     return folder / "a.pub"
 
 
 def build_bundle(folder: Path, seed: int) -> Path:
-    key = replace(known_key(), material=replace(KeyMaterial.for_tests(seed), test_key=False))
+    key = replace(known_key(), material=replace(KeyMaterial.from_test_seed(seed), test_key=False))
     weights = np.random.default_rng(seed).normal(size=(16, 32)).astype(np.float32)
-    record = record_of(examine(InMemory({"fc.weight": weights}), key, Terms()))
+    record = make_record(examine(InMemory({"fc.weight": weights}), key, VerificationOptions()))
     assert record is not None
     signer = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    save(folder / "bundle", contents(record, None, None, signer))
+    save_bundle(folder / "bundle", make_bundle_files(record, None, None, signer))
     return folder / "bundle"
 
 
 def read_bundle(path: Path) -> Any:
-    return replay(path).verdict.to_json()
+    return replay_bundle(path).verdict.to_json()
 
 
 # --- transcripts and images
@@ -369,8 +373,8 @@ def read_bundle(path: Path) -> Any:
 
 def build_transcript(folder: Path, seed: int) -> Path:
     entries = [
-        Entry(
-            image=image_digest(image), request="ab" * 32, answer="cd" * 32, status=200, attempts=1,
+        TranscriptEntry(
+            image=digest_image(image), request="ab" * 32, answer="cd" * 32, status=200, attempts=1,
             label=at + seed, why=None,
         )
         for at, image in enumerate(images_of(5))
@@ -386,7 +390,7 @@ def build_transcript(folder: Path, seed: int) -> Path:
 def read_transcript(path: Path) -> Any:
     transcript = Transcript.load(path)
     transcript.subject()
-    return {"labels": np.asarray(transcript.predict()(images_of(5)), dtype=np.float64)}
+    return {"labels": np.asarray(transcript.make_replay()(images_of(5)), dtype=np.float64)}
 
 
 def build_image(folder: Path, seed: int, *, form: str) -> Path:
@@ -398,7 +402,7 @@ def build_image(folder: Path, seed: int, *, form: str) -> Path:
 def read_image(path: Path) -> Any:
     """As one of a folder of images, where a reason stands for an error; and as a logo."""
     found = {}
-    for each in Outputs(path.parent, 16).read():
+    for each in ImageFolder(path.parent, 16).read():
         assert (each.picture is None) == bool(each.reason)
         if each.picture is not None:
             found[each.name] = each.picture
@@ -424,9 +428,11 @@ READERS: Mapping[str, Reader] = {
     "claim": Reader(build_claim, read_signed, is_bound=True),
     "head": Reader(build_head, read_signed, is_bound=True),
     "stamp": Reader(build_stamp, read_stamp, is_bound=True),
-    "growth": Reader(build_growth, lambda path: {"size": np.array(len(Growth.load(path).path))}),
+    "growth": Reader(
+        build_growth, lambda path: {"size": np.array(len(ConsistencyProof.load(path).path))}
+    ),
     "authority": Reader(build_authority, read_authority),
-    "public_key": Reader(build_public, lambda path: bool(key_id(load_public(path)))),
+    "public_key": Reader(build_public, lambda path: bool(compute_key_id(load_public_key(path)))),
     "bundle": Reader(build_bundle, read_bundle, is_bound=True),
     "transcript": Reader(build_transcript, read_transcript),
     **{

@@ -19,21 +19,21 @@ PLAIN, FILTERED = (0.017, 0.254), (0.059, 0.320)
 
 
 def key_of(scheme: Uchida, number: int) -> Key:
-    material = KeyMaterial.for_tests(number)
+    material = KeyMaterial.from_test_seed(number)
     return scheme.generate_key(SHAPE, owner="ACME", material=material)
 
 
 def test_the_filter_is_redrawn_with_every_commitment() -> None:
     scheme = HashFilter("w", 256, rounds=3)
     key = key_of(scheme, 1)
-    kept = scheme.mask(key, "w")
+    kept = scheme.get_mask(key, "w")
     assert abs(kept.mean() - 1 / 8) < 0.02
-    assert scheme.read_width(key) == kept.sum()
+    assert scheme.count_all_read_values(key) == kept.sum()
     for other in (key_of(scheme, 2), replace(key, owner="ACME ")):
-        both = (kept & scheme.mask(other, "w")).sum() / kept.sum()
+        both = (kept & scheme.get_mask(other, "w")).sum() / kept.sum()
         assert abs(both - 1 / 8) < 0.05, "two keys share what chance lets them share"
-    stream = key.stream("filter", "w")  # as the page on formats says
-    rows = np.stack([stream.bits(6400) for _ in range(3)])
+    stream = key.make_stream("filter", "w")  # as the page on formats says
+    rows = np.stack([stream.take_bits(6400) for _ in range(3)])
     assert np.array_equal(kept, rows.all(axis=0))
 
 
@@ -41,7 +41,7 @@ def test_only_what_is_left_is_read_and_counted() -> None:
     scheme = HashFilter("w", 256, reading="plain")
     key = key_of(scheme, 1)
     weights = {"w": np.random.default_rng(1).normal(size=SHAPE["w"])}
-    noise = np.random.default_rng(2).normal(size=SHAPE["w"]) * ~scheme.mask(key, "w").reshape(
+    noise = np.random.default_rng(2).normal(size=SHAPE["w"]) * ~scheme.get_mask(key, "w").reshape(
         100, 64
     )
     scores = scheme.extract(weights, key).scores
@@ -55,7 +55,7 @@ def test_only_what_is_left_is_read_and_counted() -> None:
 
 def least_norm(scheme: Uchida, key: Key, w: np.ndarray, margin: float = 2.0) -> np.ndarray:
     """The least change after which every bit of a key has its margin."""
-    kept = scheme.mask(key, "w")
+    kept = scheme.get_mask(key, "w")
     at = np.arange(w.size) if kept is None else np.flatnonzero(kept)
     X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(float)
     y, signs = X @ w[at], 2.0 * key.message - 1
@@ -70,14 +70,14 @@ def overwritten(scheme: Uchida, number: int) -> tuple[float, float]:
     shape, wrong = {"w": (20, 80)}, []
 
     def key(at: int) -> Key:
-        material = KeyMaterial.for_tests(1000 * number + at)
+        material = KeyMaterial.from_test_seed(1000 * number + at)
         return scheme.generate_key(shape, owner="ACME", material=material)
 
     w = least_norm(scheme, key(0), np.random.default_rng([1, number]).normal(size=1600))
     for thief in range(1, 6):
         w = least_norm(scheme, key(thief), w)
         evidence = scheme.extract({"w": w.reshape(20, 80)}, key(0))
-        wrong.append(1 - evidence.matched / evidence.bits)
+        wrong.append(1 - evidence.match_count / evidence.bits)
     return wrong[0], wrong[4]
 
 

@@ -17,20 +17,20 @@ from checkpoints import one_file
 from countermark import keyfile
 from countermark.errors import ConfigError, SuspectError
 from countermark.examine import verify
-from countermark.identify import identify, keys_in
+from countermark.identify import identify, list_key_folders
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.adi import Adi
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
-from countermark.verdict import Terms
-from countermark.weights import Remembered, open_weights
+from countermark.stamping.making import StampPaths
+from countermark.verdict import VerificationOptions
+from countermark.weights import CachedWeights, open_weights
 
 SHAPE = (64, 27)
-TERMS = Terms()
+TERMS = VerificationOptions()
 
 
 def material(number: int) -> KeyMaterial:
@@ -46,9 +46,9 @@ def key_of(number: int, scheme: Uchida | None = None) -> Key:
 
 def written(key: Key, folder: Path) -> Path:
     """A key on disk as `save` writes it, without waiting for the disk."""
-    content = keyfile._plain_tensors(key)
+    content = keyfile._encode_tensors(key)
     digest = hashlib.sha256(content).hexdigest()
-    header = keyfile._header(key, None).model_copy(update={"tensors_sha256": digest})
+    header = keyfile._make_header(key, None).model_copy(update={"tensors_sha256": digest})
     folder.mkdir()
     (folder / "key.safetensors").write_bytes(content)
     (folder / "key.json").write_bytes(header.to_bytes())
@@ -59,12 +59,12 @@ def many(folder: Path, numbers: Sequence[int]) -> list[Path]:
     folder.mkdir()
     for number in numbers:
         written(key_of(number), folder / f"{number:06}.key")
-    return keys_in(folder)
+    return list_key_folders(folder)
 
 
 def bearing(key: Key, path: Path, wrong: int = 0) -> Path:
     """A suspect from which a key reads all of its bits but some: by least squares."""
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     assert isinstance(scheme, Uchida)
     X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(np.float64)
     target = 2.0 * key.message - 1
@@ -84,7 +84,7 @@ def test_the_right_one_of_many_is_found_and_judged_as_verify_does(tmp_path: Path
     alone = verify(suspect, key_of(7))
     assert found.owned
     assert (found.matched, found.payload) == (alone.matched, alone.payload) == (472, True)
-    assert found.tests == 40
+    assert found.test_count == 40
     assert found.log10_p == pytest.approx((alone.log10_p or 0) + math.log10(40))
     assert found.log10_p == pytest.approx(done.best)
     assert found.forgery_bits == pytest.approx(alone.forgery_bits - math.log2(40))
@@ -94,7 +94,7 @@ def test_the_right_one_of_many_is_found_and_judged_as_verify_does(tmp_path: Path
 def test_a_reading_that_would_do_alone_does_not_among_many(tmp_path: Path) -> None:
     """p 1e-7 alone; for 40 keys Holm asks for 2.5e-8."""
     suspect = bearing(key_of(0), tmp_path / "s.safetensors", wrong=512 - 315)
-    terms = Terms(assume_dated=True)
+    terms = VerificationOptions(assume_dated=True)
     alone = verify(suspect, key_of(0), assume_dated=True)
     assert alone.owned
     assert -7.6 < (alone.log10_p or 0) < -6.1
@@ -116,7 +116,7 @@ def test_two_marks_in_one_suspect_are_both_found_by_holm(tmp_path: Path) -> None
     save_file({"conv.weight": w.astype(np.float32).reshape(SHAPE)}, tmp_path / "s.safetensors")
     done = identify(tmp_path / "s.safetensors", many(tmp_path / "keys", range(5)), TERMS)
     assert [Path(folder).name for folder in done.found] == ["000001.key", "000002.key"]
-    assert [verdict.tests for verdict in done.found.values()] == [5, 4]
+    assert [verdict.test_count for verdict in done.found.values()] == [5, 4]
 
 
 def test_strangers_are_not_found(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_cannot_be_tried_is_counted_with_its_reason(tmp_path: Path) -> None
     written(elsewhere, tmp_path / "keys" / "elsewhere.key")
     (tmp_path / "keys" / "no key").mkdir()
     suspect = bearing(key_of(5), tmp_path / "s.safetensors")
-    folders = keys_in(tmp_path / "keys")
+    folders = list_key_folders(tmp_path / "keys")
     assert len(folders) == 6
     done = identify(suspect, folders, TERMS)
     assert (done.tried, done.exit_code, dict(done.found)) == (2, 3, {})
@@ -163,10 +163,12 @@ def test_what_cannot_be_tried_is_counted_with_its_reason(tmp_path: Path) -> None
 
 def test_a_key_that_proves_nothing_is_no_answer(tmp_path: Path) -> None:
     key = Uchida("conv.weight", 512).generate_key(
-        {"conv.weight": SHAPE}, owner="A", material=KeyMaterial.for_tests(1)
+        {"conv.weight": SHAPE}, owner="A", material=KeyMaterial.from_test_seed(1)
     )
     written(key, tmp_path / "a.key")
-    done = identify(bearing(key, tmp_path / "s.safetensors"), keys_in(tmp_path / "a.key"), TERMS)
+    done = identify(
+        bearing(key, tmp_path / "s.safetensors"), list_key_folders(tmp_path / "a.key"), TERMS
+    )
     assert [verdict.outcome for verdict in done.found.values()] == ["no_verdict"]
     assert done.exit_code == 3
 
@@ -174,18 +176,18 @@ def test_a_key_that_proves_nothing_is_no_answer(tmp_path: Path) -> None:
 def test_stamps_and_renamed_tensors_are_found_as_well(tmp_path: Path) -> None:
     source = one_file(tmp_path / "in.safetensors", "BF16")
     for number in range(3):
-        places = Places(tmp_path / f"{number}.safetensors", tmp_path / "keys" / f"{number}.key")
+        places = StampPaths(tmp_path / f"{number}.safetensors", tmp_path / "keys" / f"{number}.key")
         stamp(source, places, owner="ACME", fields={"values": 5000})
-    done = identify(tmp_path / "1.safetensors", keys_in(tmp_path / "keys"), TERMS)
+    done = identify(tmp_path / "1.safetensors", list_key_folders(tmp_path / "keys"), TERMS)
     assert [Path(folder).name for folder in done.found] == ["1.key"]
     (found,) = done.found.values()
-    assert found.tests == 3
+    assert found.test_count == 3
     with open_weights(bearing(key_of(1), tmp_path / "s.safetensors")) as weights:
         renamed = {"b": weights.read("conv.weight"), "a": np.ones(SHAPE, np.float32)}
     save_file(renamed, tmp_path / "renamed.safetensors")
     done = identify(tmp_path / "renamed.safetensors", many(tmp_path / "more", [1, 2]), TERMS)
     (found,) = done.found.values()
-    assert found.tests == 4, "two tensors of that shape, two keys"
+    assert found.test_count == 4, "two tensors of that shape, two keys"
 
 
 @pytest.mark.parametrize(
@@ -206,24 +208,24 @@ def test_bits_alone_are_those_of_the_evidence(scheme: WeightScheme) -> None:
 
 def test_a_suspect_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suspect = bearing(key_of(1), tmp_path / "s.safetensors")
-    with Remembered(open_weights(suspect)) as weights:
+    with CachedWeights(open_weights(suspect)) as weights:
         first = weights.read("conv.weight")
         assert weights.read("conv.weight") is first
         assert np.array_equal(weights.read_part("conv.weight", 5, 9), first.reshape(-1)[5:14])
         assert set(weights.digests) == {"__metadata__", "conv.weight"}
-    with Remembered(open_weights(suspect)) as weights:
+    with CachedWeights(open_weights(suspect)) as weights:
         assert weights.read_part("conv.weight", 5, 9).shape == (9,)
         assert "conv.weight" not in weights.digests
     monkeypatch.setattr("countermark.weights.remembered._LARGEST", 100)
-    with Remembered(open_weights(suspect)) as weights:
+    with CachedWeights(open_weights(suspect)) as weights:
         assert weights.read("conv.weight") is not weights.read("conv.weight")
 
 
 def test_what_holds_no_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds 0 keys"):
-        keys_in(tmp_path)
+        list_key_folders(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        keys_in(tmp_path / "absent")
+        list_key_folders(tmp_path / "absent")
     with pytest.raises(SuspectError, match="cannot be read"):
         identify(tmp_path / "absent", many(tmp_path / "keys", [1]), TERMS)
 
@@ -231,14 +233,14 @@ def test_what_holds_no_keys_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_time_grows_with_the_number_of_keys_and_no_faster(tmp_path: Path) -> None:
     """512 bits in 1,728 weights; in one process, so that its CPU time is all there is."""
-    from countermark.identify import _some
+    from countermark.identify import _try_keys_in_worker
 
     folders = many(tmp_path / "keys", range(4000))
     suspect = bearing(key_of(3999), tmp_path / "s.safetensors")
     seconds = []
     for count in (400, 4000):
         began = time.process_time()
-        assert len(_some(suspect, folders[:count], None)) == count
+        assert len(_try_keys_in_worker(suspect, folders[:count], None)) == count
         seconds.append((time.process_time() - began) / count)
     assert seconds[1] < 1.3 * seconds[0]
     assert seconds[1] < 2e-3, "10,000 keys in 10 s of two cores"

@@ -22,8 +22,13 @@ from countermark.bench.kinds import every_cell, load_any
 from countermark.bench.pages import table_named
 from countermark.bench.train import Checkpoint
 from countermark.errors import ConfigError, DataError
-from countermark.pictures import as_png
-from countermark.schemes.training.surrogates import Copying, answers, copied, surrogate
+from countermark.pictures import encode_png
+from countermark.schemes.training.surrogates import (
+    CopyingOptions,
+    make_surrogate,
+    run_network,
+    train_surrogate,
+)
 
 
 @pytest.mark.parametrize("task", ["derain", "denoise", "super_resolution"])
@@ -43,7 +48,7 @@ def test_owner_thief_and_test_share_no_picture(tmp_path: Path) -> None:
     assert [len(each) for each in kept] == [18, 18, 4]
     assert len(set.union(*kept)) == 40
     for number in range(12):
-        (tmp_path / f"{number}.png").write_bytes(as_png(pictures.scene(number, 80, 3)))
+        (tmp_path / f"{number}.png").write_bytes(encode_png(pictures.scene(number, 80, 3)))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     found = photographs(str(tmp_path), (5, 4, 3), side=32, channels=3)
     assert [len(found.owner), len(found.thief), len(found.test)] == [5, 4, 3]
@@ -55,7 +60,7 @@ def test_owner_thief_and_test_share_no_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["cnet", "res9", "res16", "unet"])
 def test_surrogates_make_images_of_images(architecture: Any) -> None:
     for channels, size in ((1, (32, 32)), (3, (36, 44))):
-        network = surrogate(architecture, channels, 4)
+        network = make_surrogate(architecture, channels, 4)
         assert network(torch.rand(1, channels, *size)).shape == (1, channels, *size)
 
 
@@ -67,7 +72,7 @@ def features(images: Tensor) -> Tensor:
 def test_a_surrogate_goes_on_where_it_was(loss: Any, tmp_path: Path) -> None:
     given = spoilt(barriers.squares().thief, "denoise", 1)
     wanted = barriers.squares().thief
-    how = Copying("cnet", loss, True, steps=4, batch=4, width=4, features=features)
+    how = CopyingOptions("cnet", loss, True, steps=4, batch=4, width=4, features=features)
 
     class Stopped(Checkpoint):
         def due(self) -> bool:
@@ -78,10 +83,10 @@ def test_a_surrogate_goes_on_where_it_was(loss: Any, tmp_path: Path) -> None:
             if state["step"] == 2:
                 raise KeyboardInterrupt
 
-    whole = copied(given, wanted, how)
+    whole = train_surrogate(given, wanted, how)
     with pytest.raises(KeyboardInterrupt):
-        copied(given, wanted, how, Stopped(tmp_path / "s.pt"))
-    again = copied(given, wanted, how, Checkpoint(tmp_path / "s.pt"))
+        train_surrogate(given, wanted, how, Stopped(tmp_path / "s.pt"))
+    again = train_surrogate(given, wanted, how, Checkpoint(tmp_path / "s.pt"))
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -89,9 +94,9 @@ def test_a_surrogate_goes_on_where_it_was(loss: Any, tmp_path: Path) -> None:
 def test_a_surrogate_learns() -> None:
     given = barriers.squares().thief
     wanted = (given.float() + 20).clamp(0, 255).to(torch.uint8)  # a little lighter
-    network = copied(given, wanted, Copying("cnet", steps=60, batch=8, width=8))
+    network = train_surrogate(given, wanted, CopyingOptions("cnet", steps=60, batch=8, width=8))
     before = imaging.likeness(given, wanted)["psnr"]
-    assert imaging.likeness(answers(network, given), wanted)["psnr"] > before + 3
+    assert imaging.likeness(run_network(network, given), wanted)["psnr"] > before + 3
 
 
 @pytest.mark.parametrize("name", SPOILS)

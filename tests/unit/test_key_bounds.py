@@ -18,15 +18,15 @@ from countermark.cli import run
 from countermark.errors import ConfigError, CountermarkError
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import SCHEMES, scheme_from, scheme_of
+from countermark.schemes import SCHEMES, load_scheme, make_scheme
 from countermark.schemes.bounds import MOST_CODE_PLACES, MOST_RECIPIENTS
 from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.stamp import Carriers, Stamp
+from countermark.schemes.stamp import CarrierStream, Stamp
 from countermark.tracing import recipients, trace
-from countermark.tracing.tardos import scores
-from countermark.verdict import Terms
+from countermark.tracing.tardos import score_recipients
+from countermark.verdict import VerificationOptions
 
-MATERIAL = replace(KeyMaterial.for_tests(1), test_key=False)
+MATERIAL = replace(KeyMaterial.from_test_seed(1), test_key=False)
 REQUIRED: Mapping[str, dict[str, Any]] = {
     "uchida": {"layer": "fc.weight"},
     "hash_filter": {"layer": "fc.weight"},
@@ -65,14 +65,14 @@ NUMERIC = list(numeric_fields())
 @pytest.fixture(autouse=True)
 def bounded_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count what is expanded of key streams: a test that takes more than `MOST_BYTES` fails."""
-    taken, take = [0], xof.Stream.take
+    taken, take = [0], xof.KeyStream.take
 
-    def counted(stream: xof.Stream, count: int) -> bytes:
+    def counted(stream: xof.KeyStream, count: int) -> bytes:
         taken[0] += count
         assert taken[0] <= MOST_BYTES, f"{taken[0]:,} bytes of key stream were expanded"
         return take(stream, count)
 
-    monkeypatch.setattr(xof.Stream, "take", counted)
+    monkeypatch.setattr(xof.KeyStream, "take", counted)
 
 
 def test_every_scheme_is_here() -> None:
@@ -83,11 +83,11 @@ def test_every_scheme_is_here() -> None:
 @pytest.mark.parametrize(("scheme", "field", "is_list"), NUMERIC)
 def test_a_number_beyond_its_bounds_is_refused(scheme: str, field: str, is_list: bool) -> None:
     usual = SCHEMES[scheme].from_fields(REQUIRED[scheme]).to_fields()
-    assert scheme_from(scheme, usual).to_fields() == usual
+    assert make_scheme(scheme, usual).to_fields() == usual
     for number in (*HUGE, *NOT_FINITE):
         value: Any = [number] if is_list else number
         with pytest.raises(ConfigError) as caught:
-            scheme_from(scheme, usual | {field: value})
+            make_scheme(scheme, usual | {field: value})
         said = one_line(caught.value)
         assert f"field {field} is " in said
         if isinstance(number, int) and number in HUGE and not is_list and field != "psnr":
@@ -105,7 +105,7 @@ def test_a_hostile_key_on_disk_is_refused(
         key = Key(scheme, usual | {field: value}, {}, "ACME Inc.", MATERIAL)
         key.save(tmp_path / f"{at}.key")
         with pytest.raises(CountermarkError) as caught:
-            scheme_of(Key.load(tmp_path / f"{at}.key"))
+            load_scheme(Key.load(tmp_path / f"{at}.key"))
         assert f"field {field} is " in one_line(caught.value)
 
 
@@ -117,7 +117,7 @@ def test_a_number_that_is_not_finite_is_refused_on_disk(number: str, tmp_path: P
     assert '"bits": 256' in text
     path.write_text(text.replace('"bits": 256', f'"bits": {number}'))
     with pytest.raises(CountermarkError) as caught:
-        scheme_of(Key.load(tmp_path / "a.key"))
+        load_scheme(Key.load(tmp_path / "a.key"))
     one_line(caught.value)
 
 
@@ -135,21 +135,21 @@ def test_a_key_that_reads_more_than_there_can_be_is_refused(
     usual = SCHEMES[scheme].from_fields(REQUIRED[scheme]).to_fields()
     key = Key(scheme, usual, {"fc.weight": shape}, "ACME Inc.", MATERIAL)
     with pytest.raises(ConfigError, match=r"have [\d,]+ values: expected 1 to "):
-        scheme_of(key)
+        load_scheme(key)
 
 
 def test_a_filter_over_a_giant_tensor_is_not_expanded() -> None:
     usual = SCHEMES["hash_filter"].from_fields(REQUIRED["hash_filter"]).to_fields()
     key = Key("hash_filter", usual, {"fc.weight": (1 << 30,)}, "ACME Inc.", MATERIAL)
     with pytest.raises(ConfigError, match="expected 1 to 268,435,456"):
-        scheme_of(key)
+        load_scheme(key)
 
 
 def test_tensors_that_a_suspect_has_not_cost_nothing() -> None:
     weights = np.random.default_rng(1).normal(size=(32, 64)).astype(np.float32)
     tensors = {"a.w": (1 << 39,), "b.w": (32, 64), "c.w": (32, 64)}
     suspect = InMemory({"b.w": weights, "c.w": weights + 1})
-    verdict = examine(suspect, stamp_key(tensors), Terms())
+    verdict = examine(suspect, stamp_key(tensors), VerificationOptions())
     assert verdict.outcome == "not_proven"
     assert verdict.bits == 128
 
@@ -158,12 +158,12 @@ def test_tensors_that_a_suspect_has_not_cost_nothing() -> None:
 @pytest.mark.parametrize("before", [0, 7, 100])
 def test_what_is_skipped_is_what_would_have_been_taken(skipped: int, before: int) -> None:
     key = stamp_key({"w": (99999,)}, bits=100)
-    skipping, taking = Carriers(key), Carriers(key)
+    skipping, taking = CarrierStream(key), CarrierStream(key)
     for each in (skipping, taking):
-        each.take(before)
-    skipping.skip(skipped)
-    taking.take(skipped)
-    for one, other in zip(skipping.take(333), taking.take(333), strict=True):
+        each.take_carriers(before)
+    skipping.skip_values(skipped)
+    taking.take_carriers(skipped)
+    for one, other in zip(skipping.take_carriers(333), taking.take_carriers(333), strict=True):
         assert np.array_equal(one, other)
 
 
@@ -185,17 +185,17 @@ def test_code_words_are_bounded_together() -> None:
     bits = MOST_CODE_PLACES // MOST_RECIPIENTS + 1
     more = {"recipients": MOST_RECIPIENTS, "coalition": 3, "bits": bits}
     with pytest.raises(ConfigError, match="expected at most 4,294,967,296"):
-        scheme_of(stamp_key({"w": (1 << 20,)}, **more))
+        load_scheme(stamp_key({"w": (1 << 20,)}, **more))
 
 
 def test_scores_do_not_depend_on_how_many_words_are_expanded_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = stamp_key({"w": (4096,)}, recipients=20, coalition=2)
-    p, read = recipients.code_biases(key), key.stream("read").bits(128)
-    whole = scores(recipients.codewords(key, range(20)), read, p)
+    p, read = recipients.derive_code_biases(key), key.make_stream("read").take_bits(128)
+    whole = score_recipients(recipients.expand_codewords(key, range(20)), read, p)
     monkeypatch.setattr(recipients, "_PLACES_AT_ONCE", 3 * 128)
-    found = recipients._scores(key, [read, 1 - read], p)
+    found = recipients._score_readings(key, [read, 1 - read], p)
     assert found.shape == (2, 20)
     assert np.allclose(found[0], whole, rtol=1e-12)
 
@@ -203,7 +203,7 @@ def test_scores_do_not_depend_on_how_many_words_are_expanded_at_once(
 def test_fresh_triggers_of_too_many_classes_are_refused() -> None:
     scheme = DeepStego(1 << 20)
     with pytest.raises(ConfigError, match=r"field classes is 1048576: .* 2 to 4,096"):
-        scheme.ask_fresh(lambda images: np.zeros(len(images), dtype=np.int64), None)  # type: ignore[arg-type]
+        scheme.query_fresh_triggers(lambda images: np.zeros(len(images), dtype=np.int64), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("changed", [{"iterations": 64, "memory_kib": 1 << 20}, {"lanes": 10**9}])

@@ -12,9 +12,9 @@ from keys import SHAPE, known_key, one_line
 from safetensors.numpy import save
 
 from countermark.errors import ConfigError, CountermarkError
-from countermark.examine import read_evidence, verify
+from countermark.examine import read_suspect, verify
 from countermark.key import Key
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.weights import SafetensorsWeights
 
 KEY = known_key()
@@ -77,7 +77,7 @@ def test_a_key_that_no_scheme_made_is_refused_when_used(
         verify(suspect, key)
     one_line(caught.value)
     with SafetensorsWeights(suspect) as weights, pytest.raises(CountermarkError):
-        read_evidence(weights, key)
+        read_suspect(weights, key)
 
 
 def test_a_mask_may_select_nothing_of_one_of_two_tensors() -> None:
@@ -93,4 +93,4 @@ def test_a_mask_may_select_nothing_of_one_of_two_tensors() -> None:
             tensors=dict.fromkeys(ones, SHAPE),
             frozen=masks,
         )
-        assert scheme_of(key).extract(ones, key).bits == 256
+        assert load_scheme(key).extract(ones, key).bits == 256

@@ -16,8 +16,8 @@ from readers import MEASURED, drawn_key, gaussian, network
 from safetensors.numpy import load, save
 
 from countermark.errors import ConfigError, KeyFileError
-from countermark.examine import read_evidence, verify
-from countermark.key import Key, tensor_digest
+from countermark.examine import read_suspect, verify
+from countermark.key import Key, digest_tensor
 from countermark.keyfile import load_header
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.xof import frame
@@ -49,15 +49,15 @@ def test_known_answer_of_c1() -> None:
         "siblings": np.array([0.6, 0.7]),
     }
     key = replace(known_key(), learnt=learnt)
-    digest = tensor_digest("reader.gate", learnt["reader.gate"])
+    digest = digest_tensor("reader.gate", learnt["reader.gate"])
     assert digest.hex() == VECTORS["reader_digest"]
     assert key.commitment == VECTORS["C1"]
     assert key.c0.hex() == VECTORS["C0"]
     suspect = {"fc.weight": np.arange(512, dtype=np.float32).reshape(16, 32)}
-    assert tensor_digest("fc.weight", suspect["fc.weight"]).hex() == VECTORS["suspect_digest"]
-    stream = IndependentNetwork._stream(suspect, key, "units")
-    permuter = network().permuter({"fc.weight": (16, 32)})
-    assert permuter.draw(stream, 1).tolist() == [VECTORS["units"]]
+    assert digest_tensor("fc.weight", suspect["fc.weight"]).hex() == VECTORS["suspect_digest"]
+    stream = IndependentNetwork._make_stream(suspect, key, "units")
+    permuter = network().make_permuter({"fc.weight": (16, 32)})
+    assert permuter.draw_permutations(stream, 1).tolist() == [VECTORS["units"]]
 
 
 def test_c1_is_what_the_page_says() -> None:
@@ -134,7 +134,7 @@ def test_a_loaded_key_is_the_saved_one(tmp_path: Path, passphrase: str | None) -
     assert same_tensors(loaded, KEY)
     assert (loaded.c0, loaded.c1) == (KEY.c0, KEY.c1)
     suspect = InMemory(gaussian(1))
-    found, expected = read_evidence(suspect, loaded), read_evidence(suspect, KEY)
+    found, expected = read_suspect(suspect, loaded), read_suspect(suspect, KEY)
     assert found.cross_entropy == expected.cross_entropy
     header = load_header(tmp_path / "a.key")
     assert (header.C0, header.C1, header.commitment) == (
@@ -281,7 +281,7 @@ def test_neither_secret_nor_what_was_learnt_is_shown(tmp_path: Path) -> None:
 
 
 def test_trust_is_never_stored(tmp_path: Path) -> None:
-    trusted = KEY.trusting("some.module:reader")
+    trusted = KEY.with_trusted_code("some.module:reader")
     assert (trusted.commitment, trusted) == (KEY.commitment, KEY)
     KEY.save(tmp_path / "a.key")
     trusted.save(tmp_path / "b.key")

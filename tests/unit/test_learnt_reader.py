@@ -28,12 +28,12 @@ from readers import (
 
 from countermark.bench.models import build
 from countermark.errors import ConfigError
-from countermark.examine import read_evidence, verify
+from countermark.examine import read_suspect, verify
 from countermark.key import Key
 from countermark.nulls import PermutedUnits
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader, Permuter
-from countermark.xof import Stream
+from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader, UnitPermuter
+from countermark.xof import KeyStream
 
 LN2 = math.log(2)
 
@@ -65,11 +65,11 @@ _LAYERS = ("gate", "first", "last")
 def test_the_loss_is_equation_1() -> None:
     """L2 = −1/T Σ m·log p + (1 − m)·log(1 − p), as torch writes it."""
     key, scheme = drawn_key(), network()
-    reading, w = scheme._reading(key), vectors(20)
-    logits = torch.from_numpy(reading.scores(w))
+    reading, w = scheme._make_message_reader(key), vectors(20)
+    logits = torch.from_numpy(reading.compute_scores(w))
     targets = torch.from_numpy(key.message).double().expand_as(logits)
     expected = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-    np.testing.assert_allclose(reading.losses(w), expected.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(reading.compute_losses(w), expected.numpy(), rtol=1e-9)
     found = scheme.extract({"a": w[0].reshape(12, 8)}, key)
     assert found.cross_entropy == pytest.approx(float(expected[0]), rel=1e-6)
     assert found.read.tolist() == (logits[0] > 0).int().tolist()
@@ -82,13 +82,13 @@ def test_a_bound_on_the_loss_leaves_out_none_below_it(scale: float, fitted: bool
     """Most permutations are known to be worse by float32 and a few bits; no other one may be."""
     suspect = gaussian(1)
     key = fitted_key(suspect) if fitted else drawn_key()
-    reading, w = network()._reading(key), vectors(300)
+    reading, w = network()._make_message_reader(key), vectors(300)
     w[:20] = suspect["a"].reshape(-1)
     w = (w * np.float32(scale)).astype(np.float32)
-    whole = reading.losses(w)
+    whole = reading.compute_losses(w)
     assert np.isfinite(whole).all()
     for up_to in np.quantile(whole, [0, 0.01, 0.1, 0.5, 0.9, 1]) * (1 + 1e-9):
-        bounded = reading.losses(w, up_to=float(up_to))
+        bounded = reading.compute_losses(w, up_to=float(up_to))
         assert np.array_equal(bounded <= up_to, whole <= up_to)
         assert np.allclose(bounded[bounded <= up_to], whole[whole <= up_to], rtol=1e-9)
 
@@ -97,23 +97,25 @@ def test_what_float32_cannot_hold_is_read_in_float64() -> None:
     """The logits of float32 are not numbers there, the true ones find every bit."""
     suspect = gaussian(1)
     key = fitted_key(suspect)
-    reading = network()._reading(key)
+    reading = network()._make_message_reader(key)
     huge = (suspect["a"].reshape(1, -1) * np.float32(5e37)).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         assert not np.isfinite(reading.logits(huge)).all()
-    assert reading.losses(huge, up_to=0.0).tolist() == [0.0]
+    assert reading.compute_losses(huge, up_to=0.0).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_overflows_is_a_coin(sign: int) -> None:
     key = drawn_key()
     last = sign * np.abs(key.learnt["reader.last"])
-    reading = network()._reading(replace(key, learnt={**key.learnt, "reader.last": last}))
+    reading = network()._make_message_reader(
+        replace(key, learnt={**key.learnt, "reader.last": last})
+    )
     w = vectors(3)
     w[0, 0], w[1, 1:3] = np.inf, (np.inf, -np.inf)
-    assert (reading.scores(w)[:2] == 0).all()
+    assert (reading.compute_scores(w)[:2] == 0).all()
     for up_to in (None, 1.0):
-        assert reading.losses(w, up_to)[:2].tolist() == pytest.approx([LN2, LN2])
+        assert reading.compute_losses(w, up_to)[:2].tolist() == pytest.approx([LN2, LN2])
 
 
 def test_a_suspect_beyond_float32_gives_a_finite_verdict() -> None:
@@ -144,13 +146,15 @@ def test_copies_of_the_suspect_tie_with_it(number: int, fitted: bool) -> None:
 
 def test_the_identity_and_composition() -> None:
     shapes = {"a": (6, 4), "b": (3, 6, 2), "c": (5,)}
-    permuter = Permuter.along(shapes, {"a": 0, "b": 1, "c": -1}, 6)
+    permuter = UnitPermuter.from_axes(shapes, {"a": 0, "b": 1, "c": -1}, 6)
     w = vectors(1, width=24 + 36 + 5)[0]
-    one, two = permuter.draw(Stream(b"", b"", "test"), 2)
-    assert np.array_equal(permuter.apply(w, np.arange(6)[None])[0], w)
-    once = permuter.apply(w, one[None])[0]
-    assert np.array_equal(permuter.apply(once, two[None])[0], permuter.apply(w, one[two][None])[0])
-    assert np.array_equal(permuter.apply(once, np.argsort(one)[None])[0], w)
+    one, two = permuter.draw_permutations(KeyStream(b"", b"", "test"), 2)
+    assert np.array_equal(permuter.permute_vector(w, np.arange(6)[None])[0], w)
+    once = permuter.permute_vector(w, one[None])[0]
+    assert np.array_equal(
+        permuter.permute_vector(once, two[None])[0], permuter.permute_vector(w, one[two][None])[0]
+    )
+    assert np.array_equal(permuter.permute_vector(once, np.argsort(one)[None])[0], w)
 
 
 @pytest.mark.parametrize(
@@ -170,12 +174,12 @@ def test_the_identity_and_composition() -> None:
 def test_permuting_units_is_indexing_the_tensors(
     shapes: dict[str, tuple[int, ...]], axes: tuple[int, ...]
 ) -> None:
-    permuter = network(units=axes).permuter(shapes)
+    permuter = network(units=axes).make_permuter(shapes)
     weights = gaussian(1, shapes)
     w = np.concatenate([each.reshape(-1) for each in weights.values()])
-    orders = permuter.draw(Stream(b"", b"", "test"), 7)
+    orders = permuter.draw_permutations(KeyStream(b"", b"", "test"), 7)
     assert sorted(map(sorted, orders.tolist())) == [list(range(6))] * 7
-    for order, found in zip(orders, permuter.apply(w, orders), strict=True):
+    for order, found in zip(orders, permuter.permute_vector(w, orders), strict=True):
         turned = [
             each if axis < 0 else np.take(each, order, axis=axis)
             for each, axis in zip(weights.values(), axes, strict=True)
@@ -184,10 +188,10 @@ def test_permuting_units_is_indexing_the_tensors(
 
 
 def test_permutations_are_the_stable_order_of_words() -> None:
-    permuter = Permuter.along(SHAPES, {"a": 0}, 12)
-    words, whole = Stream(b"", b"", "test"), Stream(b"", b"", "test")
-    expected = [np.argsort(words.words(12), kind="stable").tolist() for _ in range(5)]
-    assert permuter.draw(whole, 5).tolist() == expected
+    permuter = UnitPermuter.from_axes(SHAPES, {"a": 0}, 12)
+    words, whole = KeyStream(b"", b"", "test"), KeyStream(b"", b"", "test")
+    expected = [np.argsort(words.take_words(12), kind="stable").tolist() for _ in range(5)]
+    assert permuter.draw_permutations(whole, 5).tolist() == expected
 
 
 @pytest.mark.parametrize("most", [1, 96 * 7, 1 << 21])
@@ -195,9 +199,11 @@ def test_batches_of_any_size_are_the_same_permutations(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr("countermark.schemes.reader._VALUES", most)
-    permuter, w = Permuter.along(SHAPES, {"a": 0}, 12), vectors(1)[0]
-    expected = permuter.apply(w, permuter.draw(Stream(b"", b"", "test"), 300))
-    batches = list(permuter.batches(w, Stream(b"", b"", "test"), 300))
+    permuter, w = UnitPermuter.from_axes(SHAPES, {"a": 0}, 12), vectors(1)[0]
+    expected = permuter.permute_vector(
+        w, permuter.draw_permutations(KeyStream(b"", b"", "test"), 300)
+    )
+    batches = list(permuter.generate_permuted_batches(w, KeyStream(b"", b"", "test"), 300))
     assert np.array_equal(np.concatenate(batches), expected)
     assert max(each.size for each in batches) <= max(most, 96)
 
@@ -206,8 +212,8 @@ def test_a_rank_compares_the_suspect_with_its_permutations() -> None:
     suspect, key = gaussian(1), drawn_key()
     null = network().nulls(suspect, key, 300)["permuted_units"]
     assert isinstance(null, PermutedUnits)
-    permuter = network().permuter(SHAPES)
-    orders = permuter.draw(network()._stream(suspect, key, "units"), 300)
+    permuter = network().make_permuter(SHAPES)
+    orders = permuter.draw_permutations(network()._make_stream(suspect, key, "units"), 300)
     turned = [{"a": suspect["a"][order]} for order in orders]
     expected = np.array([network().extract(each, key).cross_entropy for each in turned])
     own = network().extract(suspect, key).cross_entropy
@@ -219,13 +225,18 @@ def test_a_rank_compares_the_suspect_with_its_permutations() -> None:
 def test_permutations_follow_from_the_key_and_the_suspect() -> None:
     suspect, key = gaussian(1), drawn_key()
     orders = [
-        tuple(Permuter.along(SHAPES, {"a": 0}, 12).draw(stream, 3).reshape(-1).tolist())
+        tuple(
+            UnitPermuter.from_axes(SHAPES, {"a": 0}, 12)
+            .draw_permutations(stream, 3)
+            .reshape(-1)
+            .tolist()
+        )
         for stream in (
-            network()._stream(suspect, key, "units"),
-            network()._stream(suspect, key, "false reads"),
-            network()._stream({"a": suspect["a"] + np.float32(1e-6)}, key, "units"),
-            network()._stream(suspect, drawn_key(2), "units"),
-            network()._stream(suspect, replace(key, learnt={}), "units"),
+            network()._make_stream(suspect, key, "units"),
+            network()._make_stream(suspect, key, "false reads"),
+            network()._make_stream({"a": suspect["a"] + np.float32(1e-6)}, key, "units"),
+            network()._make_stream(suspect, drawn_key(2), "units"),
+            network()._make_stream(suspect, replace(key, learnt={}), "units"),
         )
     ]
     assert len(set(orders)) == len(orders)
@@ -265,9 +276,9 @@ DEEP = {
 def test_units_are_found(
     parameters: dict[str, tuple[int, ...]], layer: Any, units: tuple[int, ...]
 ) -> None:
-    settled = IndependentNetwork.from_fields({"layer": layer}).settled(parameters)
+    settled = IndependentNetwork.from_fields({"layer": layer}).resolve_parameters(parameters)
     assert settled.units == units
-    assert settled.settled(parameters) == settled
+    assert settled.resolve_parameters(parameters) == settled
 
 
 @pytest.mark.parametrize(
@@ -290,7 +301,7 @@ def test_units_that_cannot_be_told_are_refused(
     parameters: dict[str, tuple[int, ...]], fields: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        IndependentNetwork.from_fields(fields).settled(parameters)
+        IndependentNetwork.from_fields(fields).resolve_parameters(parameters)
     assert said in one_line(caught.value)
 
 
@@ -299,7 +310,7 @@ def test_a_model_permuted_as_a_whole_keeps_its_function_and_loses_the_mark(layer
     torch.manual_seed(1)
     model = build("mlp", {"in_features": 20, "hidden": 12})
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
-    units = IndependentNetwork.from_fields({"layer": layer}).settled(shapes).units
+    units = IndependentNetwork.from_fields({"layer": layer}).resolve_parameters(shapes).units
     state = {name: each.detach().numpy() for name, each in model.state_dict().items()}
     read = {name: state[name] for name in ([layer] if isinstance(layer, str) else layer)}
     key = fitted_key(read, layer=layer, units=units)
@@ -372,7 +383,7 @@ HOSTILE: Mapping[str, tuple[dict[str, Any], str]] = {
 def test_tensors_that_no_training_left_are_refused(name: str) -> None:
     learnt, said = HOSTILE[name]
     key = replace(drawn_key(), learnt=learnt)
-    for reading in (verify, read_evidence):
+    for reading in (verify, read_suspect):
         with pytest.raises(ConfigError) as caught:
             reading(InMemory(gaussian(1)), key)
         assert said in one_line(caught.value)
@@ -396,9 +407,9 @@ def masked_key(mask: Any = MASK, gate: Any = None) -> Key:
 def test_a_frozen_gate_reads_only_what_it_selects() -> None:
     suspect = gaussian(1)
     key = masked_key()
-    found = read_evidence(InMemory(suspect), key)
+    found = read_suspect(InMemory(suspect), key)
     elsewhere = {"a": np.where(MASK.reshape(12, 8), suspect["a"], 9).astype(np.float32)}
-    again = read_evidence(InMemory(elsewhere), key)
+    again = read_suspect(InMemory(elsewhere), key)
     assert found.scores is not None
     assert again.scores is not None
     np.testing.assert_allclose(found.scores, again.scores, rtol=1e-9)
@@ -439,9 +450,9 @@ def test_a_key_without_a_secret_of_its_own_reads_nothing() -> None:
     """The same reader under another secret has another message: its bits are a coin's."""
     suspect = gaussian(1)
     key = fitted_key(suspect)
-    assert read_evidence(InMemory(suspect), key).matched == BITS
+    assert read_suspect(InMemory(suspect), key).match_count == BITS
     other = replace(key, material=material(9))
-    assert read_evidence(InMemory(suspect), other).matched < 100
+    assert read_suspect(InMemory(suspect), other).match_count < 100
     verdict = verify(hosted(suspect), other, alpha=1e-2, assume_dated=True)
     assert verdict.outcome == "not_proven"
 
@@ -452,19 +463,21 @@ def rms(values: Any) -> Any:
 
 def test_each_unit_of_each_tensor_can_be_made_as_loud_as_asked() -> None:
     shapes = {"a": (6, 4), "b": (3, 6, 2), "c": (5,)}
-    permuter = Permuter.along(shapes, {"a": 0, "b": 1, "c": -1}, 6)
+    permuter = UnitPermuter.from_axes(shapes, {"a": 0, "b": 1, "c": -1}, 6)
     w = vectors(1, width=24 + 36 + 5)[0]
     w[:4] = 0  # a unit of zeros
     a, b, c = w[:24].reshape(6, 4), w[24:60].reshape(3, 6, 2), w[60:]
     groups = [*rms(a), *rms(b.transpose(1, 0, 2).reshape(6, 6)), *rms(c[None])]
-    assert permuter.loudness(w).tolist() == pytest.approx(groups)
+    assert permuter.compute_loudness(w).tolist() == pytest.approx(groups)
     wanted = np.linspace(0.1, 3, 13)
-    brought = permuter.at(w, wanted)
-    assert permuter.loudness(brought).tolist() == pytest.approx([0, *wanted[1:]])
+    brought = permuter.scale_to_loudness(w, wanted)
+    assert permuter.compute_loudness(brought).tolist() == pytest.approx([0, *wanted[1:]])
     assert (brought[:4] == 0).all()
-    quiet = permuter.at(w, wanted, most=1)
-    assert permuter.loudness(quiet).tolist() == pytest.approx(np.minimum(groups, wanted))
-    assert np.array_equal(permuter.at(w, permuter.loudness(w) * 1.001, most=1), w)
+    quiet = permuter.scale_to_loudness(w, wanted, most=1)
+    assert permuter.compute_loudness(quiet).tolist() == pytest.approx(np.minimum(groups, wanted))
+    assert np.array_equal(
+        permuter.scale_to_loudness(w, permuter.compute_loudness(w) * 1.001, most=1), w
+    )
     np.testing.assert_array_equal(np.sign(quiet), np.sign(w))
 
 
@@ -475,7 +488,7 @@ def test_an_unmarked_sibling_is_not_claimed_for_being_loud(factor: float) -> Non
     key = fitted_key(marked)
     bare = {n: each for n, each in key.learnt.items() if n not in MEASURED}
     relatives = [{"a": marked["a"] + 1.5 * gaussian(n)["a"]} for n in range(20, 26)]
-    key = network().calibrated(replace(key, learnt=bare), relatives[:4], marked)
+    key = network().with_calibration(replace(key, learnt=bare), relatives[:4], marked)
     terms: Any = {"alpha": 1e-2, "assume_dated": True, "unmarked": unmarked_hosts()}
     assert verify(hosted(marked), key, **terms).owned
     for each in relatives[4:]:
@@ -503,10 +516,10 @@ def test_the_threshold_lies_below_every_held_out_sibling() -> None:
     plain = {n: each for n, each in key.learnt.items() if n not in MEASURED}
     bare = replace(key, learnt=plain)
     siblings = [gaussian(n) for n in range(4)]
-    assert network().calibrated(bare, [], gaussian(9)) is bare
-    one = network().calibrated(bare, siblings[:1], gaussian(9)).learnt
+    assert network().with_calibration(bare, [], gaussian(9)) is bare
+    one = network().with_calibration(bare, siblings[:1], gaussian(9)).learnt
     assert (SIBLINGS in one, THRESHOLD in one, LOUDNESS in one) == (True, False, False)
-    measured = network().calibrated(bare, siblings, gaussian(9)).learnt
+    measured = network().with_calibration(bare, siblings, gaussian(9)).learnt
     assert measured[LOUDNESS].tolist() == pytest.approx(rms(gaussian(9)["a"]))
     expected = []
     for each in siblings:
@@ -526,9 +539,9 @@ def test_siblings_that_read_perfectly_leave_a_threshold_that_can_be_read() -> No
     key = fitted_key(gaussian(1))
     suspect = {"a": gaussian(1)["a"] * np.float32(1e30)}
     learnt = {n: each for n, each in key.learnt.items() if n not in MEASURED}
-    measured = network().calibrated(replace(key, learnt=learnt), [suspect, suspect], suspect)
+    measured = network().with_calibration(replace(key, learnt=learnt), [suspect, suspect], suspect)
     assert measured.learnt[SIBLINGS].tolist() == [0, 0]
-    assert read_evidence(InMemory(suspect), measured).reader is not None
+    assert read_suspect(InMemory(suspect), measured).reader is not None
 
 
 def test_the_threshold_never_exceeds_half_a_coin() -> None:
@@ -536,6 +549,6 @@ def test_the_threshold_never_exceeds_half_a_coin() -> None:
     loud = {n: each for n, each in key.learnt.items() if n not in MEASURED}
     loud["reader.last"] = loud["reader.last"] * np.float32(1e4)
     siblings = [gaussian(n) for n in range(3)]
-    measured = network().calibrated(replace(key, learnt=loud), siblings, gaussian(9))
+    measured = network().with_calibration(replace(key, learnt=loud), siblings, gaussian(9))
     assert measured.learnt[SIBLINGS].min() > 100
     assert measured.learnt[THRESHOLD][0] == pytest.approx(LN2 / 2)

@@ -18,21 +18,21 @@ from countermark.claims import database
 from countermark.claims import ledger as ledger_module
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.signing import key_id
-from countermark.claims.tree import consistent
+from countermark.claims.signing import compute_key_id
+from countermark.claims.tree import is_consistent
 from countermark.cli import run
-from countermark.disputes import audited
+from countermark.disputes import audit_ledger_at
 from countermark.errors import ClaimError, ConfigError, CountermarkError, LedgerError
-from countermark.web.settings import Settings
-from countermark.web.site import Site
+from countermark.web.settings import ServerSettings
+from countermark.web.site import AppState
 
 OWNER, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-NAME = key_id(OPERATOR.public_key())
+NAME = compute_key_id(OPERATOR.public_key())
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.init(str(tmp_path / "l.db"), NAME) as made:
+    with Ledger.create(str(tmp_path / "l.db"), NAME) as made:
         yield made
 
 
@@ -69,33 +69,37 @@ def test_every_claim_is_proven_at_every_size(ledger: Ledger) -> None:
         for place in range(size):
             proof = ledger.prove(place, size)
             path = [bytes.fromhex(each) for each in proof.path]
-            assert merkle.root_of(leaves[place], place, size, path).hex() == proof.root
-            assert proof.root == merkle.root(leaves[:size]).hex()
+            assert merkle.compute_path_root(leaves[place], place, size, path).hex() == proof.root
+            assert proof.root == merkle.compute_root(leaves[:size]).hex()
     for place, size in ((9, None), (0, 0), (0, 10), (-1, 3), (3, 3)):
         with pytest.raises(ConfigError, match="there is no claim"):
             ledger.prove(place, size)
 
 
 def test_an_older_head_is_shown_to_be_only_added_to(ledger: Ledger) -> None:
-    heads = [ledger.head()]
+    heads = [ledger.make_head()]
     for _ in range(6):
         ledger.add(some_claim(OWNER))
-        heads.append(ledger.head())
+        heads.append(ledger.make_head())
     for old in heads:
         for new in heads[old.size :]:
-            path = [bytes.fromhex(each) for each in ledger.since(old, new.size)]
-            assert consistent(
+            path = [bytes.fromhex(each) for each in ledger.prove_growth(old, new.size)]
+            assert is_consistent(
                 (old.size, bytes.fromhex(old.root)), (new.size, bytes.fromhex(new.root)), path
             )
-    for old, size in ((heads[3], 2), (heads[3], 7), (TreeHead.new("00" * 32, 1, "00" * 32), 2)):
+    for old, size in (
+        (heads[3], 2),
+        (heads[3], 7),
+        (TreeHead.make_unsigned("00" * 32, 1, "00" * 32), 2),
+    ):
         with pytest.raises(LedgerError):
-            ledger.since(old, size)
+            ledger.prove_growth(old, size)
 
 
 def test_only_signed_claims_with_stamps_of_their_own_come_in(
     ledger: Ledger, authority: LocalAuthority
 ) -> None:
-    for refused in (some_claim(), some_claim(OWNER).stamped(b"junk")):
+    for refused in (some_claim(), some_claim(OWNER).with_timestamp(b"junk")):
         with pytest.raises(ClaimError):
             ledger.add(refused)
     assert ledger.add(authority.stamp(some_claim(OWNER))) == 0
@@ -105,32 +109,38 @@ def test_heads_are_kept_when_they_are_of_this_ledger(
     ledger: Ledger, authority: LocalAuthority, other_authority: LocalAuthority, tmp_path: Path
 ) -> None:
     filled(ledger, 3)
-    head = ledger.head().signed(OPERATOR)
+    head = ledger.make_head().with_signature(OPERATOR)
     assert ledger.add(head) == 3
     stamped = authority.stamp(head)
     assert ledger.add(stamped) == 3
-    assert ledger.heads() == [stamped]
+    assert ledger.load_heads() == [stamped]
     assert ledger.add(head) == 3  # the copy from before the stamp
-    assert ledger.heads() == [stamped]
+    assert ledger.load_heads() == [stamped]
     twice = other_authority.stamp(head)
     assert ledger.add(twice) == 3
-    (kept,) = ledger.heads()
-    assert kept.stamps == (*stamped.stamps, *twice.stamps)
+    (kept,) = ledger.load_heads()
+    assert kept.timestamp_responses == (*stamped.timestamp_responses, *twice.timestamp_responses)
     full = kept
-    while len(full.stamps) < 16:
+    while len(full.timestamp_responses) < 16:
         full = authority.stamp(full)
     assert ledger.add(full) == 3
     with pytest.raises(ClaimError, match="has 17 stamps"):
         ledger.add(authority.stamp(head))  # which would take the place of one of them
-    assert ledger.heads() == [full]
-    with Ledger.init(str(tmp_path / "other.db"), NAME) as other:
+    assert ledger.load_heads() == [full]
+    with Ledger.create(str(tmp_path / "other.db"), NAME) as other:
         other.add(some_claim(OWNER))
-        foreign = other.head().signed(OPERATOR)
+        foreign = other.make_head().with_signature(OPERATOR)
     for refused, says in (
-        (ledger.head().signed(OWNER), "not signed by"),
+        (ledger.make_head().with_signature(OWNER), "not signed by"),
         (foreign, "is of the ledger"),
-        (TreeHead.new(ledger.identity, 3, "00" * 32).signed(OPERATOR), "never had 3 claims"),
-        (TreeHead.new(ledger.identity, 4, head.root).signed(OPERATOR), "never had 4 claims"),
+        (
+            TreeHead.make_unsigned(ledger.identity, 3, "00" * 32).with_signature(OPERATOR),
+            "never had 3 claims",
+        ),
+        (
+            TreeHead.make_unsigned(ledger.identity, 4, head.root).with_signature(OPERATOR),
+            "never had 4 claims",
+        ),
     ):
         with pytest.raises(LedgerError) as caught:
             ledger.add(refused)
@@ -141,7 +151,7 @@ def test_the_tables_are_those_that_the_code_knows(ledger: Ledger) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    with ledger.database.reading() as connection:
+    with ledger.database.begin_reading() as connection:
         context = MigrationContext.configure(connection)
         differences = compare_metadata(context, database.metadata)
     assert differences == []
@@ -152,11 +162,11 @@ def test_the_tables_are_those_that_the_code_knows(ledger: Ledger) -> None:
 
 def test_a_ledger_is_made_over_nothing(tmp_path: Path) -> None:
     path = tmp_path / "l.db"
-    Ledger.init(f"sqlite:///{path}", NAME).close()
+    Ledger.create(f"sqlite:///{path}", NAME).close()
     path.with_name("mine").write_text("mine")
     for name in ("l.db", "mine", "."):
         with pytest.raises(LedgerError, match="never made over anything"):
-            Ledger.init(str(tmp_path / name), NAME)
+            Ledger.create(str(tmp_path / name), NAME)
     assert path.with_name("mine").read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["l.db", "mine"]
 
@@ -207,7 +217,7 @@ def test_a_place_that_is_none_is_one_line(ledger: Ledger, tmp_path: Path, place:
         connection.execute(f"UPDATE claims SET place = {place}")  # noqa: S608
     connection.close()
     for act in (
-        lambda: ledger.find(digest=claim.digest), ledger.head, lambda: ledger.add(claim),
+        lambda: ledger.find(digest=claim.digest), ledger.make_head, lambda: ledger.add(claim),
         lambda: ledger.add(some_claim(OWNER)),
     ):  # fmt: skip
         with pytest.raises(LedgerError) as caught:
@@ -221,7 +231,7 @@ def test_a_ledger_whose_tree_was_torn_says_so(ledger: Ledger, tmp_path: Path) ->
         connection.execute("DELETE FROM nodes WHERE level = 1")
     connection.close()
     with pytest.raises(LedgerError, match="misses node 0 of level 1"):
-        ledger.head()
+        ledger.make_head()
 
 
 def test_a_ledger_that_appears_meanwhile_is_kept(
@@ -235,12 +245,12 @@ def test_a_ledger_that_appears_meanwhile_is_kept(
         make(database, operator)
         if not made:
             made.append("")
-            with Ledger.init(str(place), operator) as first:
+            with Ledger.create(str(place), operator) as first:
                 made[0] = first.identity
 
     monkeypatch.setattr(ledger_module, "_make", made_meanwhile)
     with pytest.raises(LedgerError, match="never made over anything"):
-        Ledger.init(str(place), key_id(OPERATOR.public_key()))
+        Ledger.create(str(place), compute_key_id(OPERATOR.public_key()))
     with Ledger(str(place)) as kept:
         assert kept.identity == made[0]
     assert [each.name for each in tmp_path.iterdir()] == ["claims.db"]
@@ -290,15 +300,19 @@ def test_a_secret_in_a_url_is_never_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COUNTERMARK_DEBUG", "1")
-    settings = Settings(url, tmp_path / "state", bytes(32))
+    settings = ServerSettings(url, tmp_path / "state", bytes(32))
     said = [repr(settings)]
-    operator = key_id(OPERATOR.public_key())
-    for act in (lambda: Ledger(url), lambda: Ledger.init(url, operator), lambda: audited(url)):
+    operator = compute_key_id(OPERATOR.public_key())
+    for act in (
+        lambda: Ledger(url),
+        lambda: Ledger.create(url, operator),
+        lambda: audit_ledger_at(url),
+    ):
         with pytest.raises(LedgerError) as caught:
             act()
         said += [one_line(caught.value), repr(caught.value)]
         said += traceback.format_exception(caught.value)
-    with Site(settings) as site, pytest.raises(LedgerError) as caught:
+    with AppState(settings) as site, pytest.raises(LedgerError) as caught:
         _ = site.ledger
     said += [one_line(caught.value), *traceback.format_exception(caught.value)]
     for words in (
@@ -317,5 +331,5 @@ def test_a_url_is_shown_with_what_no_secret_is_in() -> None:
     made = database.Database(url)
     assert made.name == "postgresql+psycopg://nobody@h:5/x?host=%2Ftmp%2Fa&sslmode=require"
     assert made.url.query["passfile"] == "/home/b/.pgpass"
-    assert "/home/b" not in database._without_hidden("no file /home/b/.pgpass", made.url)
+    assert "/home/b" not in database._redact_message("no file /home/b/.pgpass", made.url)
     made.close()

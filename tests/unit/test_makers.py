@@ -11,17 +11,17 @@ from stego_keys import Images, covers, digits, made
 
 from countermark.errors import ConfigError
 from countermark.key import Key
-from countermark.schemes.deepstego import tile_of
+from countermark.schemes.deepstego import draw_tile
 from countermark.schemes.training.makers import (
-    Maker,
-    foreign,
-    fresh,
-    other_logos,
-    owner,
-    swapped_logos,
-    wrong_tiles,
+    StegoMaker,
+    load_owner_maker,
+    make_foreign_maker,
+    make_fresh_triggers,
+    make_other_logos_maker,
+    make_swapped_logos_maker,
+    make_wrong_tiles_maker,
 )
-from countermark.schemes.training.stego import tiled
+from countermark.schemes.training.stego import repeat_tile
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def key() -> Key:
 
 
 @pytest.fixture(scope="module")
-def strangers(key: Key) -> Maker:
+def strangers(key: Key) -> StegoMaker:
     """What another network makes of the same covers; it takes seconds to train."""
-    return foreign(key, digits().train_images.numpy(), 3)
+    return make_foreign_maker(key, digits().train_images.numpy(), 3)
 
 
 def generator() -> torch.Generator:
@@ -55,32 +55,34 @@ def loudness(stego: Images) -> float:
 
 def test_the_committed_triggers_are_made_as_fresh_ones_are(key: Key) -> None:
     images = digits().train_images.numpy()
-    chosen = key.material.stream("covers").permutation(len(images))[:32]
-    assert np.array_equal(fresh(key, images[chosen]), key.frozen["triggers"])
+    chosen = key.material.make_stream("covers").draw_permutation(len(images))[:32]
+    assert np.array_equal(make_fresh_triggers(key, images[chosen]), key.frozen["triggers"])
 
 
 def test_strength_is_how_loud_a_trigger_is(key: Key) -> None:
-    half, whole = (loudness(fresh(key, covers(), strength=each)) for each in (0.5, 1.0))
+    half, whole = (
+        loudness(make_fresh_triggers(key, covers(), strength=each)) for each in (0.5, 1.0)
+    )
     assert half == pytest.approx(whole / 2, rel=0.15)  # dark pixels are cut off at 0
-    assert np.array_equal(fresh(key, covers(), strength=0.0), covers())
+    assert np.array_equal(make_fresh_triggers(key, covers(), strength=0.0), covers())
 
 
-def test_asking_draws_nothing_from_the_loop_of_the_owner(key: Key, strangers: Maker) -> None:
+def test_asking_draws_nothing_from_the_loop_of_the_owner(key: Key, strangers: StegoMaker) -> None:
     before = torch.get_rng_state()
-    fresh(key, covers())
-    again = foreign(key, digits().train_images.numpy(), 3)
+    make_fresh_triggers(key, covers())
+    again = make_foreign_maker(key, digits().train_images.numpy(), 3)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(again(covers()), strangers(covers()))
 
 
-def test_others_add_something_else(key: Key, strangers: Maker) -> None:
-    own = fresh(key, covers())
+def test_others_add_something_else(key: Key, strangers: StegoMaker) -> None:
+    own = make_fresh_triggers(key, covers())
     count = len(covers())
     for each in (
         strangers(covers()),
-        other_logos(key, count, generator())(covers()),
-        swapped_logos(key, count, generator())(covers()),
-        wrong_tiles(key, count, generator())(covers()),
+        make_other_logos_maker(key, count, generator())(covers()),
+        make_swapped_logos_maker(key, count, generator())(covers()),
+        make_wrong_tiles_maker(key, count, generator())(covers()),
     ):
         assert each.shape == own.shape
         assert each.dtype == np.uint8
@@ -90,13 +92,13 @@ def test_others_add_something_else(key: Key, strangers: Maker) -> None:
 
 def test_another_logo_has_another_tile(key: Key) -> None:
     bits = key.frozen["logo"]
-    assert np.array_equal(tile_of(key.material, bits, 1), key.frozen["tile"])
+    assert np.array_equal(draw_tile(key.material, bits, 1), key.frozen["tile"])
     flipped = bits.copy()
     flipped[0, 0] ^= 1
-    same = tile_of(key.material, flipped, 1) == key.frozen["tile"]
+    same = draw_tile(key.material, flipped, 1) == key.frozen["tile"]
     assert 0.2 < same.mean() < 0.8
-    tile = tiled(2.0 * torch.from_numpy(key.frozen["tile"]) - 1, 28, 28).abs()
-    swapped = swapped_logos(key, 3, generator()).logos * owner(key).logos
+    tile = repeat_tile(2.0 * torch.from_numpy(key.frozen["tile"]) - 1, 28, 28).abs()
+    swapped = make_swapped_logos_maker(key, 3, generator()).logos * load_owner_maker(key).logos
     assert torch.equal(swapped.abs(), tile.expand(3, -1, -1, -1))
     own_tile = swapped.reshape(3, -1).float().mean(1).abs()
     assert (own_tile < 0.6).all()  # other bits
@@ -106,7 +108,7 @@ def test_another_logo_has_another_tile(key: Key) -> None:
 def test_a_tile_that_does_not_follow_from_the_logo_is_one_line(key: Key, name: str) -> None:
     changed = replace(key, frozen={**key.frozen, name: 1 - key.frozen[name]})
     with pytest.raises(ConfigError, match="does not follow from its secret and its logo"):
-        owner(changed)
+        load_owner_maker(changed)
 
 
 @pytest.mark.parametrize(
@@ -116,19 +118,19 @@ def test_a_damaged_logo_is_one_line(key: Key, logo: np.ndarray | None) -> None:
     without = {name: each for name, each in key.frozen.items() if name != "logo"}
     given = without if logo is None else without | {"logo": logo}
     with pytest.raises(ConfigError, match=r"the key's logo is .*: expected bits uint8 \[8, 8\]"):
-        owner(replace(key, frozen=given))
+        load_owner_maker(replace(key, frozen=given))
 
 
 def test_a_pasted_residual_is_that_of_the_donor(key: Key) -> None:
-    maker, donors = owner(key), covers()[::-1]
-    pasted = maker.pasted(covers(), donors)
-    assert np.array_equal(maker.pasted(covers(), covers()), maker(covers()))
-    wanted = maker.residuals(torch.from_numpy(donors.copy())).float().numpy()
+    maker, donors = load_owner_maker(key), covers()[::-1]
+    pasted = maker.paste_residuals(covers(), donors)
+    assert np.array_equal(maker.paste_residuals(covers(), covers()), maker(covers()))
+    wanted = maker.compute_residuals(torch.from_numpy(donors.copy())).float().numpy()
     free = (added(pasted) != 0) & (pasted > 0) & (pasted < 255)
     assert free.any()
     assert np.abs(added(pasted) - wanted)[free].max() <= 0.5
     with pytest.raises(ConfigError, match="63 donors for 64 covers"):
-        maker.pasted(covers(), donors[1:])
+        maker.paste_residuals(covers(), donors[1:])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_a_pasted_residual_is_that_of_the_donor(key: Key) -> None:
 )
 def test_covers_of_another_form_are_one_line(key: Key, images: Images) -> None:
     with pytest.raises(ConfigError, match=r"expected images uint8 \['n', 1, 28, 28\]"):
-        fresh(key, images)
+        make_fresh_triggers(key, images)
 
 
 @pytest.mark.parametrize("given", [None, np.nan, np.float64(1)])
@@ -152,5 +154,5 @@ def test_a_damaged_network_is_one_line(key: Key, given: float | None) -> None:
     if given is not None:
         frozen["stego.leave.weight"] = kernel * given
     with pytest.raises(ConfigError, match=r"stego network is damaged: leave\.weight is") as caught:
-        fresh(replace(key, frozen=frozen), covers())
+        make_fresh_triggers(replace(key, frozen=frozen), covers())
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 
 from countermark.bench.measured import measured
 from countermark.errors import ConfigError
-from countermark.report.measured import Measured, measured_of
+from countermark.report.measured import Measurements, find_measured_form
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.uchida import Uchida
 
@@ -42,11 +42,11 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Path:
     return TABLES.parent
 
 
-def made(folder: Path, results: Path, sources: str = SOURCES) -> Measured:
+def made(folder: Path, results: Path, sources: str = SOURCES) -> Measurements:
     (folder / "card.toml").write_text(CARD)
     (folder / "sources.toml").write_text(sources)
     text = measured(folder / "sources.toml", folder / "card.toml", results)
-    return Measured.model_validate_json(text)
+    return Measurements.model_validate_json(text)
 
 
 def test_counts_are_those_of_the_result(root: Path, tmp_path: Path) -> None:
@@ -82,20 +82,20 @@ def test_what_does_not_exist_is_named(
 
 
 def test_a_key_has_the_form_of_its_fields() -> None:
-    default = measured_of("uchida", Uchida(layer="x", bits=8).to_fields())
+    default = find_measured_form("uchida", Uchida(layer="x", bits=8).to_fields())
     published = Uchida(layer="x", bits=8, key_type="random", regularizer="bce").to_fields()
     other = Uchida(layer="x", bits=8, key_type="direct").to_fields()
     assert default is not None
     assert default.name.endswith("default form")
-    assert measured_of("uchida", published) != default
-    assert measured_of("uchida", other) is None
-    assert measured_of("zhang", {}) is None
+    assert find_measured_form("uchida", published) != default
+    assert find_measured_form("uchida", other) is None
+    assert find_measured_form("zhang", {}) is None
     names = set()
     modes: tuple[Literal["auto", "manu"], ...] = ("auto", "manu")
     for mode in modes:
         for as_published in (True, False):
             scheme = IndependentNetwork("x", bits=8, mode=mode, as_published=as_published)
-            form = measured_of("independent_network", scheme.to_fields())
+            form = find_measured_form("independent_network", scheme.to_fields())
             assert form is not None
             names.add(form.name)
     assert len(names) == 4

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keys import one_line
 
 from countermark.errors import ConfigError
-from countermark.merkle import inclusion, inclusions, root, root_of
+from countermark.merkle import compute_path_root, compute_root, prove_inclusion, prove_inclusions
 
 # Leaves and roots of Certificate Transparency's test data; RFC 6962 and RFC 9162 hash alike.
 LEAVES = [
@@ -58,29 +58,29 @@ def some_leaves(size: int) -> list[bytes]:
 
 
 def test_known_roots() -> None:
-    assert root([]).hex() == EMPTY
-    assert [root(LEAVES[:size]).hex() for size in range(1, 9)] == ROOTS
+    assert compute_root([]).hex() == EMPTY
+    assert [compute_root(LEAVES[:size]).hex() for size in range(1, 9)] == ROOTS
 
 
 @pytest.mark.parametrize("size", [*SIZES, 64, 65, 127, 1000])
 def test_trees_are_those_of_the_definition(size: int) -> None:
     leaves = some_leaves(size)
-    assert root(leaves) == recursive(leaves)
+    assert compute_root(leaves) == recursive(leaves)
     for index in range(0, size, max(1, size // 40)):
-        assert inclusion(leaves, index) == recursive_path(leaves, index)
+        assert prove_inclusion(leaves, index) == recursive_path(leaves, index)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_path_leads_to_the_root(size: int) -> None:
     leaves = some_leaves(size)
-    for index, path in enumerate(inclusions(leaves, range(size))):
-        assert root_of(leaves[index], index, size, path) == root(leaves)
+    for index, path in enumerate(prove_inclusions(leaves, range(size))):
+        assert compute_path_root(leaves[index], index, size, path) == compute_root(leaves)
 
 
 def led(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:
     """The root that was reached; None where it is refused, in one line."""
     try:
-        return root_of(leaf, index, size, path)
+        return compute_path_root(leaf, index, size, path)
     except ConfigError as error:
         one_line(error)
         return None
@@ -99,7 +99,7 @@ def test_another_leaf_index_or_path_never_leads_there(
 ) -> None:
     size, index = where
     leaves = some_leaves(size)
-    path, top = inclusion(leaves, index), root(leaves)
+    path, top = prove_inclusion(leaves, index), compute_root(leaves)
     changed = bytearray(leaves[index])
     changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
     assert led(bytes(changed), index, size, path) != top
@@ -123,12 +123,12 @@ def test_another_size_leads_there_only_where_the_path_has_the_same_turns(
     """A root alone does not say how many leaves there are: whoever checks must know the number."""
     size, index = where
     leaves = some_leaves(size)
-    path = inclusion(leaves, index)
+    path = prove_inclusion(leaves, index)
     if other == size or index >= other:
         return
     turns = turns_to(index, size)
     reached = led(leaves[index], index, other, path)
-    assert (reached == root(leaves)) == (turns_to(index, other) == turns)
+    assert (reached == compute_root(leaves)) == (turns_to(index, other) == turns)
 
 
 def turns_to(index: int, size: int) -> list[bool]:
@@ -145,12 +145,15 @@ def test_an_inner_node_is_no_leaf() -> None:
     """A leaf that is made of two digests has another prefix than the node above these two."""
     leaves = some_leaves(4)
     left = b"".join(hashlib.sha256(b"\0" + each).digest() for each in leaves[:2])
-    assert led(left, 0, 2, inclusion(leaves, 0)[1:]) != root(leaves)
+    assert led(left, 0, 2, prove_inclusion(leaves, 0)[1:]) != compute_root(leaves)
 
 
 @pytest.mark.parametrize(("index", "size"), [(0, 0), (3, 3), (-1, 3), (7, 3)])
 def test_a_leaf_that_is_not_there_is_one_line(index: int, size: int) -> None:
-    for act in (lambda: inclusion(some_leaves(size), index), lambda: root_of(b"", index, size, [])):
+    for act in (
+        lambda: prove_inclusion(some_leaves(size), index),
+        lambda: compute_path_root(b"", index, size, []),
+    ):
         with pytest.raises(ConfigError) as caught:
             act()
         assert f"there is no leaf {index} in a tree of {size}" in one_line(caught.value)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from countermark import merkle
 from countermark.errors import SuspectError
-from countermark.weights import ModelDigest, model_digest, open_weights
+from countermark.weights import ModelDigest, compute_model_digest, open_weights
 from countermark.weights.safetensors_file import SafetensorsWeights
 
 
@@ -33,7 +33,7 @@ def state() -> dict[str, torch.Tensor]:
 
 def digest(suspect: object) -> ModelDigest:
     with open_weights(suspect) as weights:  # type: ignore[arg-type]
-        return model_digest(weights)
+        return compute_model_digest(weights)
 
 
 class Holder(torch.nn.Module):
@@ -67,7 +67,9 @@ def test_it_is_the_tree_of_the_format() -> None:
             ("a", b"1", values["a"].tobytes()), ("b", b"2,3", values["b"].tobytes())
         )
     ]  # fmt: skip
-    assert model_digest(InMemory(values)) == ModelDigest(merkle.root(leaves).hex(), 2)
+    assert compute_model_digest(InMemory(values)) == ModelDigest(
+        merkle.compute_root(leaves).hex(), 2
+    )
 
 
 def test_one_changed_bit_name_dtype_or_shape_is_another_model(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_large_tensors_are_hashed_in_pieces(
     monkeypatch.setattr("countermark.weights.safetensors_file._PIECE", 3)
     assert digest(tmp_path / "x.safetensors") == whole
     with SafetensorsWeights(tmp_path / "x.safetensors") as weights:
-        assert {len(each) for each in weights.pieces("b.weight")} == {3}
+        assert {len(each) for each in weights.read_pieces("b.weight")} == {3}
 
 
 def test_what_has_no_digest_is_one_line() -> None:

@@ -18,29 +18,29 @@ from scipy import stats
 from torch import nn
 
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence, Reader
+from countermark.evidence import ReaderFacts, Reading
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
 from countermark.nulls import FairCoin, FreshKeys, PermutedUnits, UnmarkedModels
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.reader import SIBLINGS, THRESHOLD
 from countermark.schemes.uchida import Uchida
-from countermark.stats import randomised_sequential_p
-from countermark.verdict import Terms, Verdict
+from countermark.stats import compute_randomised_sequential_p
+from countermark.verdict import Verdict, VerificationOptions
 from countermark.weights import Array
 
 
-def evidence(matched: int) -> Evidence:
+def evidence(matched: int) -> Reading:
     """Evidence of 256 bits with that many matches."""
     expected = np.zeros(256, dtype=np.uint8)
-    return Evidence((np.arange(256) >= matched).astype(np.uint8), expected)
+    return Reading((np.arange(256) >= matched).astype(np.uint8), expected)
 
 
 def ranked(matched: int, others: list[int], draws: int, stop_at: int = 10) -> tuple[float, int]:
     """p of a key with that many matches among the others, and how many were drawn."""
     source = iter(others)
     null = FreshKeys(redraw=lambda: next(source), draws=draws, stop_at=stop_at)
-    p = 10 ** null.log10_p(evidence(matched))
+    p = 10 ** null.compute_log10_p(evidence(matched))
     return p, len(others) - len(list(source))
 
 
@@ -82,7 +82,7 @@ def test_stopping_early_saves_draws() -> None:
 
 def short_key(seed: int) -> Key:
     """A key of 64 bits without the test flag, although its secret comes from a number."""
-    material = KeyMaterial.for_tests(seed)
+    material = KeyMaterial.from_test_seed(seed)
     with pytest.warns(UserWarning, match="without a dated claim"):
         return Uchida(layer="w", bits=64).generate_key(
             {"w": (8, 8)}, owner="A", material=KeyMaterial(material.secret, material.nonce)
@@ -96,11 +96,11 @@ def lopsided(seed: int) -> NDArray[np.float32]:
 
 def redraw(key: Key, weights: NDArray[np.float32]) -> Callable[[], int]:
     """Matches of one key after another, each from its own number: these tests cannot flicker."""
-    numbers, scheme = count(1000), scheme_of(key)
+    numbers, scheme = count(1000), load_scheme(key)
 
     def matched() -> int:
-        fresh = replace(key, material=KeyMaterial.for_tests(next(numbers)))
-        return scheme.extract({"w": weights}, fresh).matched
+        fresh = replace(key, material=KeyMaterial.from_test_seed(next(numbers)))
+        return scheme.extract({"w": weights}, fresh).match_count
 
     return matched
 
@@ -108,9 +108,9 @@ def redraw(key: Key, weights: NDArray[np.float32]) -> Callable[[], int]:
 @pytest.mark.parametrize("seed", range(4))
 def test_fresh_keys_agree_with_the_fair_coin_on_an_innocent(seed: int) -> None:
     key, weights, draws = short_key(seed), lopsided(seed), 1000
-    found = scheme_of(key).extract({"w": weights}, key)
-    coin = 10 ** FairCoin().log10_p(found)
-    fresh = 10 ** FreshKeys(redraw(key, weights), draws, stop_at=draws + 1).log10_p(found)
+    found = load_scheme(key).extract({"w": weights}, key)
+    coin = 10 ** FairCoin().compute_log10_p(found)
+    fresh = 10 ** FreshKeys(redraw(key, weights), draws, stop_at=draws + 1).compute_log10_p(found)
     exceeding = round(fresh * (draws + 1)) - 1
     assert stats.binomtest(exceeding, draws, coin).pvalue > 0.001
 
@@ -129,14 +129,14 @@ def test_matches_of_fresh_keys_are_binomial_on_any_weights() -> None:
 
 def test_verify_ranks_the_key_among_fresh_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = count(1000)
-    monkeypatch.setattr(KeyMaterial, "fresh", lambda: KeyMaterial.for_tests(next(numbers)))
+    monkeypatch.setattr(KeyMaterial, "generate", lambda: KeyMaterial.from_test_seed(next(numbers)))
     key, weights = short_key(2), lopsided(2)
-    suspect, terms = InMemory({"w": weights}), Terms(alpha=0.01)
+    suspect, terms = InMemory({"w": weights}), VerificationOptions(alpha=0.01)
     verdict = examine(suspect, key, terms, null="fresh_keys")
     expected = FreshKeys(redraw(key, weights))
-    found = scheme_of(key).extract({"w": weights}, key)
+    found = load_scheme(key).extract({"w": weights}, key)
     assert (verdict.outcome, verdict.null) == ("not_proven", "fresh_keys")
-    assert verdict.log10_p == expected.log10_p(found)
+    assert verdict.log10_p == expected.compute_log10_p(found)
 
 
 def test_a_floor_above_alpha_is_no_verdict_for_fresh_keys() -> None:
@@ -182,8 +182,8 @@ def in_batches(losses: list[float], *sizes: int) -> Callable[[int], Iterator[NDA
 )
 def test_rank_among_permutations(losses: list[float], p: float, sizes: tuple[int, ...]) -> None:
     null = PermutedUnits(in_batches(losses, *sizes), 0.1, 99)
-    assert 10 ** null.log10_p(evidence(0)) == pytest.approx(p)
-    assert 10 ** null.log10_floor(evidence(0)) == pytest.approx(1 / 100)
+    assert 10 ** null.compute_log10_p(evidence(0)) == pytest.approx(p)
+    assert 10 ** null.compute_log10_floor(evidence(0)) == pytest.approx(1 / 100)
 
 
 def test_nothing_is_read_after_the_rank_has_stopped() -> None:
@@ -191,7 +191,7 @@ def test_nothing_is_read_after_the_rank_has_stopped() -> None:
         yield np.zeros(10)
         raise AssertionError("the next batch was asked for")
 
-    assert PermutedUnits(losses, 0.1, 1000).log10_p(evidence(0)) == 0.0
+    assert PermutedUnits(losses, 0.1, 1000).compute_log10_p(evidence(0)) == 0.0
 
 
 READERS = {"drawn": drawn_key(), "of another model": fitted_key(gaussian(10_000))}
@@ -207,9 +207,9 @@ def test_ranks_are_uniform_on_innocents(name: str, stop_at: int) -> None:
     for number, u in enumerate(spread):
         null = scheme.nulls(gaussian(number), key, draws)["permuted_units"]
         assert isinstance(null, PermutedUnits)
-        counts = replace(null, stop_at=stop_at).counts()
-        ps.append(10 ** replace(null, stop_at=stop_at).log10_p(evidence(0)))
-        spread_ps.append(randomised_sequential_p(*counts, stop_at, u))
+        counts = replace(null, stop_at=stop_at).count_exceedances()
+        ps.append(10 ** replace(null, stop_at=stop_at).compute_log10_p(evidence(0)))
+        spread_ps.append(compute_randomised_sequential_p(*counts, stop_at, u))
     assert stats.kstest(spread_ps, "uniform").pvalue > 1e-3
     for a in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9):
         at_most = int(np.count_nonzero(np.array(ps) <= a + 1e-12))
@@ -232,7 +232,7 @@ def test_alpha_says_how_many_permutations_are_drawn() -> None:
         verdict = verify(
             hosted(suspect), key, alpha=alpha, assume_dated=True, unmarked=unmarked_hosts()
         )
-        assert (verdict.outcome, verdict.tests) == ("owned", 1)
+        assert (verdict.outcome, verdict.test_count) == ("owned", 1)
         assert verdict.log10_p == verdict.floor == pytest.approx(-math.log10(floor))
 
 
@@ -244,7 +244,7 @@ def test_each_arrangement_asks_for_as_many_permutations_again() -> None:
         renamed.register_buffer(f"decoy{number}", torch.from_numpy(gaussian(number)["a"]))
     key = fitted_key(suspect)
     verdict = verify(renamed, key, alpha=1e-2, assume_dated=True, unmarked=unmarked_hosts())
-    assert (verdict.outcome, verdict.tests) == ("owned", 3)
+    assert (verdict.outcome, verdict.test_count) == ("owned", 3)
     assert verdict.subject.tensors == {"a": "x.weight"}
     assert verdict.floor == pytest.approx(-math.log10(301))
     assert verdict.log10_p == pytest.approx(math.log10(3 / 301))
@@ -265,11 +265,11 @@ def test_more_permutations_than_allowed_are_no_verdict(most: int) -> None:
 # --- a learnt reader, ranked among unmarked models
 
 
-def read_with_loss(loss: float) -> Evidence:
+def read_with_loss(loss: float) -> Reading:
     """Evidence of one bit whose cross-entropy is this."""
     score = -math.log(math.expm1(loss))
     one = np.ones(1, dtype=np.uint8)
-    return Evidence(one, one, scores=np.array([score]), reader=Reader(4, 0.05, 256, 0))
+    return Reading(one, one, scores=np.array([score]), reader=ReaderFacts(4, 0.05, 256, 0))
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,16 @@ def read_with_loss(loss: float) -> Evidence:
 )
 def test_rank_among_unmarked_models(losses: list[float], p: float) -> None:
     null = UnmarkedModels(np.array(losses))
-    assert 10 ** null.log10_p(read_with_loss(0.1)) == pytest.approx(p)
-    assert 10 ** null.log10_floor(read_with_loss(0.1)) == pytest.approx(1 / (1 + len(losses)))
+    assert 10 ** null.compute_log10_p(read_with_loss(0.1)) == pytest.approx(p)
+    assert 10 ** null.compute_log10_floor(read_with_loss(0.1)) == pytest.approx(
+        1 / (1 + len(losses))
+    )
 
 
-def answered(matched: int, triggers: int = 20) -> Evidence:
+def answered(matched: int, triggers: int = 20) -> Reading:
     """Answers to triggers of ten classes, so many of them as expected."""
     read = np.where(np.arange(triggers) < matched, 0, 1)
-    return Evidence(read, np.zeros(triggers, dtype=np.int64), choices=10, unit="triggers")
+    return Reading(read, np.zeros(triggers, dtype=np.int64), choices=10, unit="triggers")
 
 
 @pytest.mark.parametrize(
@@ -294,24 +296,24 @@ def answered(matched: int, triggers: int = 20) -> Evidence:
 )
 def test_triggers_rank_by_their_misses(matched: int, p: float) -> None:
     null = UnmarkedModels(np.array([7.0, 12, 12, 16]))  # of 20: the first gets 13 right
-    assert 10 ** null.log10_p(answered(matched)) == pytest.approx(p)
+    assert 10 ** null.compute_log10_p(answered(matched)) == pytest.approx(p)
 
 
 def test_what_models_are_ranked_by() -> None:
-    assert answered(13).distance == 7
-    assert read_with_loss(0.1).distance == pytest.approx(0.1)
-    assert evidence(256).distance is None
+    assert answered(13).mark_distance == 7
+    assert read_with_loss(0.1).mark_distance == pytest.approx(0.1)
+    assert evidence(256).mark_distance is None
 
 
 def test_a_reading_without_scores_ranks_last() -> None:
-    assert UnmarkedModels(np.array([0.5, 0.6])).log10_p(evidence(256)) == 0.0
+    assert UnmarkedModels(np.array([0.5, 0.6])).compute_log10_p(evidence(256)) == 0.0
 
 
 def test_unmarked_models_never_exceed_their_level() -> None:
     random, runs = np.random.default_rng(8), 3000
     drawn = random.random((runs, 10))
     ps = np.array(
-        [10 ** UnmarkedModels(each[1:]).log10_p(read_with_loss(each[0])) for each in drawn]
+        [10 ** UnmarkedModels(each[1:]).compute_log10_p(read_with_loss(each[0])) for each in drawn]
     )
     for a in (0.1, 0.2, 0.5, 0.9):
         at_most = int(np.count_nonzero(ps <= a + 1e-12))

@@ -17,12 +17,12 @@ from opened import OPENED, changed, images_of, key, refused, xor
 
 from countermark import merkle
 from countermark.errors import ConfigError
-from countermark.key import KeyMaterial, commit, digests, tensor_digest
-from countermark.message import labels
-from countermark.openings import Openings, open_triggers
-from countermark.schemes import scheme_of
+from countermark.key import KeyMaterial, compute_c0, digest_tensor, digest_tensors
+from countermark.message import draw_trigger_labels
+from countermark.openings import TriggerDisclosure, disclose_triggers
+from countermark.schemes import load_scheme
 from countermark.schemes.adi import Adi
-from countermark.schemes.black_box import leaf
+from countermark.schemes.black_box import compute_leaf
 
 # --- what is shown
 
@@ -30,9 +30,9 @@ from countermark.schemes.black_box import leaf
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40, 64, 65])
 def test_every_trigger_can_be_opened_with_its_own_label(count: int) -> None:
     made = key(count=count)
-    expected = scheme_of(made).labels(made)  # type: ignore[attr-defined]
+    expected = load_scheme(made).derive_labels(made)  # type: ignore[attr-defined]
     for indices in ([0], [count - 1], list(range(0, count, 3)), None):
-        found = open_triggers(made, indices).check(made.commitment)
+        found = disclose_triggers(made, indices).check(made.commitment)
         places = range(count) if indices is None else indices
         assert [each.index for each in found] == list(places)
         assert [each.label for each in found] == [expected[index] for index in places]
@@ -44,21 +44,23 @@ def test_every_trigger_can_be_opened_with_its_own_label(count: int) -> None:
 def test_it_comes_back_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "opened.json"
     OPENED.save(path)
-    loaded = Openings.load(path)
+    loaded = TriggerDisclosure.load(path)
     assert loaded == OPENED
     assert loaded.to_bytes() == OPENED.to_bytes() == path.read_bytes()
     shown = [(each.index, each.label) for each in loaded.check(key().commitment)]
-    assert shown == [(each, key().labels(8, 10)[each]) for each in (0, 3, 7)]
+    assert shown == [(each, key().draw_labels(8, 10)[each]) for each in (0, 3, 7)]
     assert list(tmp_path.rglob("*.tmp")) == []
 
 
 def test_it_says_what_key_it_is_of() -> None:
     assert OPENED.commitment == key().commitment == key().c0.hex()
     assert (OPENED.scheme, OPENED.owner, OPENED.test_key) == ("adi", "ACME Inc.", False)
-    assert OPENED.trigger_scheme == scheme_of(key())
+    assert OPENED.trigger_scheme == load_scheme(key())
     assert OPENED.check(OPENED.commitment.upper())[0].index == 0
     assert "salt" not in repr(OPENED)
-    assert repr(OPENED.check()[0]) == f"Opened(index=0, label={key().labels(1, 10)[0]})"
+    assert (
+        repr(OPENED.check()[0]) == f"CheckedTrigger(index=0, label={key().draw_labels(1, 10)[0]})"
+    )
 
 
 def test_a_page_of_python_checks_it_without_the_library() -> None:
@@ -100,9 +102,9 @@ def test_a_page_of_python_checks_it_without_the_library() -> None:
 
 def test_a_key_that_learnt_something_is_known_by_c1() -> None:
     learnt = replace(key(), learnt={"b": np.ones(3), "a": np.zeros(2)})
-    opened = open_triggers(learnt, [5])
+    opened = disclose_triggers(learnt, [5])
     assert opened.commitment == learnt.commitment != learnt.c0.hex()
-    assert opened.check(learnt.commitment)[0].label == key().labels(6, 10)[5]
+    assert opened.check(learnt.commitment)[0].label == key().draw_labels(6, 10)[5]
     assert learnt.c0.hex() in refused(opened, learnt.c0.hex())
 
 
@@ -119,15 +121,15 @@ def test_a_key_that_learnt_something_is_known_by_c1() -> None:
 )
 def test_triggers_that_are_not_there_are_one_line(indices: list[int], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_triggers(key(), indices)
+        disclose_triggers(key(), indices)
     assert says in one_line(caught.value)
 
 
 def test_only_a_sound_key_of_triggers_is_opened() -> None:
     with pytest.raises(ConfigError, match="uchida reads weights: expected a key of triggers"):
-        open_triggers(known_key(), [0])
+        disclose_triggers(known_key(), [0])
     with pytest.raises(ConfigError, match="do not follow from its secret"):
-        open_triggers(replace(key(), material=KeyMaterial.for_tests(2)), [0])
+        disclose_triggers(replace(key(), material=KeyMaterial.from_test_seed(2)), [0])
 
 
 # --- labels that nobody chose
@@ -137,33 +139,35 @@ def test_another_nonce_draws_other_labels() -> None:
     other = KeyMaterial(key().material.secret, bytes(16))
     again = Adi(10, 40).generate_key(key().frozen, owner="ACME Inc.", material=other)
     found, others = (
-        [each.label for each in open_triggers(each, None).check()] for each in (key(), again)
+        [each.label for each in disclose_triggers(each, None).check()] for each in (key(), again)
     )
     assert sum(map(int.__eq__, found, others)) < 15
-    assert [each.salt for each in open_triggers(again, None).opened] != [
-        each.salt for each in open_triggers(key(), None).opened
+    assert [each.salt for each in disclose_triggers(again, None).opened] != [
+        each.salt for each in disclose_triggers(key(), None).opened
     ]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_opened_labels_are_uniform(classes: int) -> None:
-    scheme, material = Adi(classes, 20_000), KeyMaterial.for_tests(classes)
+    scheme, material = Adi(classes, 20_000), KeyMaterial.from_test_seed(classes)
     many = {"triggers": images_of(20_000, (1, 2, 2))}
     made = scheme.generate_key(many, owner="ACME Inc.", material=material)
-    found = [each.label for each in open_triggers(made, None).check()]
+    found = [each.label for each in disclose_triggers(made, None).check()]
     assert scipy.stats.chisquare(np.bincount(found, minlength=classes)).pvalue > 1e-4
 
 
 def test_labels_cannot_be_chosen_one_by_one() -> None:
     """A cheat who tries salts of his own for one trigger redraws the labels of all."""
-    before, redrawn = key().labels(40, 10), []
+    before, redrawn = key().draw_labels(40, 10), []
     for attempt in range(20):
-        salts = key().material.salts(40)
+        salts = key().material.draw_salts(40)
         salts[3] = bytes([attempt]) * 32
         pairs = zip(salts, key().frozen["triggers"], strict=True)
-        root = np.frombuffer(merkle.root([leaf(*each) for each in pairs]), dtype=np.uint8)
+        root = np.frombuffer(
+            merkle.compute_root([compute_leaf(*each) for each in pairs]), dtype=np.uint8
+        )
         forged = replace(key(), frozen={**key().frozen, "openings": root})
-        redrawn.append(float((labels(salts, forged.c0, 10) == before).mean()))
+        redrawn.append(float((draw_trigger_labels(salts, forged.c0, 10) == before).mean()))
     assert max(redrawn) < 0.4
     assert np.mean(redrawn) == pytest.approx(0.1, abs=0.05)
 
@@ -201,7 +205,7 @@ def test_every_other_index_is_refused() -> None:
         for name in ("salt", "image", "path"):
             one, two = (document["opened"][each] for each in (first, second))
             one[name], two[name] = two[name], one[name]
-        assert "is not what" in refused(Openings.model_validate_json(json.dumps(document)))
+        assert "is not what" in refused(TriggerDisclosure.model_validate_json(json.dumps(document)))
 
 
 @pytest.mark.parametrize("at", range(0, 64, 7))
@@ -247,13 +251,13 @@ def test_another_commitment_is_refused(commitment: str) -> None:
 def test_nobody_can_commit_to_two_trees_and_show_either() -> None:
     """A digest shows no name: only its place says which of several roots is the root."""
     another = key(2).frozen["openings"]
-    two = [tensor_digest("openings", another), *digests(key().frozen)]
+    two = [digest_tensor("openings", another), *digest_tensors(key().frozen)]
     shown: dict[str, Any] = {
         "secret": hashlib.sha256(key().material.secret).digest(),
         "owner": key().owner,
         "nonce": key().material.nonce,
     }
-    commitment = commit(key().context, two, **shown).hex()
+    commitment = compute_c0(key().commitment_context, two, **shown).hex()
     listed = tuple(each.hex() for each in two)
     for frozen in (listed, listed[1:], listed[:1] + listed[2:], listed[2:]):
         forged = OPENED.model_copy(update={"frozen": frozen})
@@ -262,12 +266,15 @@ def test_nobody_can_commit_to_two_trees_and_show_either() -> None:
 
 def test_a_larger_tree_opens_no_more_triggers_than_the_key_has() -> None:
     """The root of 64 leaves under a key of 40: what lies beyond has no place, 0 to 39 have one."""
-    salts, images = key().material.salts(64), images_of(64)
-    leaves = [leaf(*each) for each in zip(salts, images, strict=True)]
+    salts, images = key().material.draw_salts(64), images_of(64)
+    leaves = [compute_leaf(*each) for each in zip(salts, images, strict=True)]
     opened = []
-    for index, path in enumerate(merkle.inclusions(leaves, range(64))):
+    for index, path in enumerate(merkle.prove_inclusions(leaves, range(64))):
         try:
-            opened.append(merkle.root_of(leaves[index], index, 40, path) == merkle.root(leaves))
+            opened.append(
+                merkle.compute_path_root(leaves[index], index, 40, path)
+                == merkle.compute_root(leaves)
+            )
         except ConfigError:
             opened.append(False)
     assert sum(opened) == 32  # those whose way to the root has the same turns

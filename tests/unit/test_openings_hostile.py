@@ -14,7 +14,7 @@ from keys import mutated, one_line
 from opened import OPENED, changed, key, refused
 
 from countermark.errors import ConfigError, CountermarkError, KeyFileError
-from countermark.openings import Openings
+from countermark.openings import TriggerDisclosure
 
 BAD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("type",), "countermark/openings/v2", "type: Input should be 'countermark/openings/v1'"),
@@ -64,7 +64,7 @@ def unreadable(folder: Path, content: bytes) -> str:
     file = folder / "o.json"
     file.write_bytes(content)
     with pytest.raises(KeyFileError) as caught:
-        Openings.load(file)
+        TriggerDisclosure.load(file)
     said = one_line(caught.value)
     assert "expected a file of type countermark/openings/v1" in said
     return said
@@ -106,7 +106,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("large", "it has more than 10 bytes"),
     ):
         with pytest.raises(KeyFileError) as caught:
-            Openings.load(tmp_path / name)
+            TriggerDisclosure.load(tmp_path / name)
         assert said in one_line(caught.value)
 
 
@@ -139,7 +139,7 @@ def test_damage_is_an_error_of_one_line_or_changes_nothing(tmp_path: Path) -> No
     for changes in range(300):
         file.write_bytes(mutated(content, drawn, 1 + changes % 5))
         try:
-            found = Openings.load(file).check(key().commitment)
+            found = TriggerDisclosure.load(file).check(key().commitment)
         except CountermarkError as error:
             one_line(error)
         else:

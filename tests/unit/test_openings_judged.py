@@ -17,10 +17,10 @@ from countermark.answers import Images, Labels
 from countermark.errors import ConfigError, CountermarkError, SuspectError
 from countermark.examine import examine, verify
 from countermark.key import KeyMaterial
-from countermark.openings import Openings, open_triggers
-from countermark.verdict import Terms
+from countermark.openings import TriggerDisclosure, disclose_triggers
+from countermark.verdict import VerificationOptions
 
-DATED = Terms(assume_dated=True)
+DATED = VerificationOptions(assume_dated=True)
 BLIND = replace(DATED, blind_choice=True)
 
 
@@ -36,15 +36,15 @@ class Answers:
         return self.answers[[known[each.tobytes()] for each in images]]
 
 
-MARKED = key().labels(40, 10)
+MARKED = key().draw_labels(40, 10)
 
 
 def test_a_marked_suspect_is_asked_about_opened_triggers_alone() -> None:
     suspect = Answers(MARKED)
-    verdict = verify(suspect, open_triggers(key(), range(20)), assume_dated=True)
+    verdict = verify(suspect, disclose_triggers(key(), range(20)), assume_dated=True)
     assert (verdict.outcome, suspect.asked) == ("owned", 20)
-    assert (verdict.bits, verdict.matched, verdict.answered) == (40, 20, 20)
-    assert verdict.log10_p == pytest.approx(stats.log10_binomial_tail(20, 40, 0.1))
+    assert (verdict.bits, verdict.matched, verdict.answer_count) == (40, 20, 20)
+    assert verdict.log10_p == pytest.approx(stats.compute_log10_binomial_tail(20, 40, 0.1))
     assert verdict.commitment == key().commitment
     assert "opened        20 of the key's 40 triggers" in verdict.explain()
     assert any("the others count as misses" in limit for limit in verdict.limits)
@@ -54,7 +54,7 @@ def test_a_marked_suspect_is_asked_about_opened_triggers_alone() -> None:
 
 
 def test_a_blind_choice_is_about_the_opened_triggers_alone_and_says_so() -> None:
-    verdict = examine(Answers(MARKED), open_triggers(key(), range(20)), BLIND)
+    verdict = examine(Answers(MARKED), disclose_triggers(key(), range(20)), BLIND)
     assert (verdict.outcome, verdict.bits, verdict.matched) == ("owned", 20, 20)
     assert verdict.log10_p == pytest.approx(-20)
     (limit,) = (each for each in verdict.limits if "opened;" in each)
@@ -63,10 +63,10 @@ def test_a_blind_choice_is_about_the_opened_triggers_alone_and_says_so() -> None
 
 
 @pytest.mark.parametrize("terms", [DATED, BLIND])
-def test_all_triggers_opened_are_as_good_as_the_key(terms: Terms) -> None:
+def test_all_triggers_opened_are_as_good_as_the_key(terms: VerificationOptions) -> None:
     for suspect in (Answers(MARKED), Answers(np.arange(40) % 10)):
         whole = examine(suspect, key(), DATED)
-        verdict = examine(suspect, open_triggers(key(), None), terms)
+        verdict = examine(suspect, disclose_triggers(key(), None), terms)
         assert (verdict.outcome, verdict.matched) == (whole.outcome, whole.matched)
         assert (verdict.log10_p, verdict.floor) == (whole.log10_p, whole.floor)
         assert any("all 40 of the key's triggers were opened" in each for each in verdict.limits)
@@ -79,7 +79,7 @@ def lucky(answers: Labels) -> list[int]:
 
 def test_an_owner_gains_nothing_by_choosing_what_to_open() -> None:
     innocent = np.random.default_rng(5).integers(0, 10, 40)
-    chosen = open_triggers(key(), lucky(innocent))
+    chosen = disclose_triggers(key(), lucky(innocent))
     verdict = examine(Answers(innocent), chosen, DATED)
     whole = examine(Answers(innocent), key(), DATED)
     assert not verdict.owned
@@ -97,43 +97,45 @@ def test_no_suspect_is_accused_more_often_than_alpha_allows_whoever_chooses() ->
     claims = {"blind": 0, "owner's": 0}
     for seed in range(600):
         made = key(seed, 4)
-        expected = made.labels(40, 4)
+        expected = made.draw_labels(40, 4)
         blind = int((answers == expected)[random.permutation(40)[:10]].sum())
-        claims["blind"] += stats.log10_binomial_tail(blind, 10, 0.25) <= -2
+        claims["blind"] += stats.compute_log10_binomial_tail(blind, 10, 0.25) <= -2
         own = int((answers == expected).sum())
-        claims["owner's"] += stats.log10_binomial_tail(own, 40, 0.25) <= -2
+        claims["owner's"] += stats.compute_log10_binomial_tail(own, 40, 0.25) <= -2
     for count in claims.values():
         assert count <= scipy.stats.binom(600, 1e-2).ppf(0.99)
 
 
 def test_too_few_opened_triggers_are_no_verdict() -> None:
-    for terms, floor in ((DATED, stats.log10_binomial_tail(5, 40, 0.1)), (BLIND, -5)):
-        verdict = examine(Answers(MARKED), open_triggers(key(), range(5)), terms)
+    for terms, floor in ((DATED, stats.compute_log10_binomial_tail(5, 40, 0.1)), (BLIND, -5)):
+        verdict = examine(Answers(MARKED), disclose_triggers(key(), range(5)), terms)
         assert (verdict.outcome, verdict.floor) == ("no_verdict", pytest.approx(floor))
         assert "a perfect reading of its 5 opened triggers" in verdict.reason
 
 
 def test_undated_openings_need_forgery_bits() -> None:
-    verdict = examine(Answers(MARKED), open_triggers(key(), range(20)), Terms(blind_choice=True))
+    verdict = examine(
+        Answers(MARKED), disclose_triggers(key(), range(20)), VerificationOptions(blind_choice=True)
+    )
     assert verdict.outcome == "no_verdict"
     assert "2^66" in verdict.reason
-    assert examine(Answers(MARKED), open_triggers(key(), range(25)), BLIND).forgery_bits > 80
+    assert examine(Answers(MARKED), disclose_triggers(key(), range(25)), BLIND).forgery_bits > 80
 
 
 def test_no_answer_is_no_verdict() -> None:
-    verdict = examine(Answers(np.full(40, -1)), open_triggers(key(), [1, 2]), DATED)
+    verdict = examine(Answers(np.full(40, -1)), disclose_triggers(key(), [1, 2]), DATED)
     assert (verdict.outcome, verdict.unit) == ("no_verdict", "triggers")
     assert "any of 2 triggers" in verdict.reason
 
 
 def test_a_test_key_proves_nothing_opened_either() -> None:
-    made = replace(key(), material=KeyMaterial.for_tests(1))
-    verdict = verify(Answers(MARKED), open_triggers(made, None))
+    made = replace(key(), material=KeyMaterial.from_test_seed(1))
+    verdict = verify(Answers(MARKED), disclose_triggers(made, None))
     assert verdict.outcome == "no_verdict"
     assert "this is a test key" in verdict.reason
 
 
-def forgeries() -> Iterator[Openings]:
+def forgeries() -> Iterator[TriggerDisclosure]:
     yield changed(OPENED, "opened", 0, "salt", to=xor(0))
     yield changed(OPENED, "opened", 0, "image", to="AAAA")
     yield changed(OPENED, "context", "scheme", to="uchida")

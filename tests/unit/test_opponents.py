@@ -9,26 +9,30 @@ import pytest
 import torch
 from stego_keys import digits
 
-from countermark.schemes.logo import logo_pixels
-from countermark.schemes.training.opponents import Opponents, apart, told_apart
-from countermark.schemes.training.stego import ssim
+from countermark.schemes.logo import load_logo_pixels
+from countermark.schemes.training.opponents import (
+    StegoOpponents,
+    compute_discriminator_loss,
+    compute_distortion_loss,
+)
+from countermark.schemes.training.stego import compute_ssim
 
-LOGO = torch.from_numpy(logo_pixels("", (1, 28, 28)))
+LOGO = torch.from_numpy(load_logo_pixels("", (1, 28, 28)))
 IMAGES = digits().train_images
 
 
-def opponents(level: float | None, adversarial: float = 1.0, seed: int = 1) -> Opponents:
-    return Opponents(LOGO, level=level, adversarial=adversarial, seed=seed)
+def opponents(level: float | None, adversarial: float = 1.0, seed: int = 1) -> StegoOpponents:
+    return StegoOpponents(LOGO, level=level, adversarial=adversarial, seed=seed)
 
 
-def trained(made: Opponents, steps: int) -> Opponents:
+def trained(made: StegoOpponents, steps: int) -> StegoOpponents:
     generator = torch.Generator().manual_seed(2)
     for _ in range(steps):
         made.step(IMAGES[torch.randint(len(IMAGES), (16,), generator=generator)])
     return made
 
 
-def reached(made: Opponents) -> float:
+def reached(made: StegoOpponents) -> float:
     """The PSNR in dB that is left after 8 bits, on images in training mode."""
     seen = [made.step(IMAGES[first : first + 16]) for first in range(0, 128, 16)]
     error = (torch.cat(seen).float() - IMAGES[:128].float()).square().mean() / 255**2
@@ -46,7 +50,7 @@ def distant(decibels: float) -> tuple[torch.Tensor, torch.Tensor]:
 def outward(decibels: float, level: float | None) -> float:
     """By how much the loss falls when stego images move on from their covers; < 0 when it rises."""
     covers, stego = distant(decibels)
-    apart(covers, stego, level).backward()  # type: ignore[no-untyped-call]
+    compute_distortion_loss(covers, stego, level).backward()  # type: ignore[no-untyped-call]
     assert stego.grad is not None
     return -float((stego.grad * (stego - covers).detach()).sum())
 
@@ -62,30 +66,30 @@ def test_a_band_pushes_from_both_sides_and_nothing_does_without() -> None:
 def test_the_losses_are_those_of_the_paper() -> None:
     covers, stego = distant(30)
     error = (covers - stego).square().mean()
-    likeness = 1 - ssim(covers, stego).mean()
-    assert torch.allclose(apart(covers, stego, None), 3 * error + 5 * likeness)
+    likeness = 1 - compute_ssim(covers, stego).mean()
+    assert torch.allclose(compute_distortion_loss(covers, stego, None), 3 * error + 5 * likeness)
     held = 3 * (math.log(10) / 10 * (30 - 28)) ** 2  # two dB away
     with torch.no_grad():
-        banded = float(apart(covers, stego, 10 ** (-28 / 20)) - 5 * likeness)
+        banded = float(compute_distortion_loss(covers, stego, 10 ** (-28 / 20)) - 5 * likeness)
     assert banded == pytest.approx(held, rel=1e-3)
     logits = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
     p = [1 / (1 + np.exp(-each.numpy())) for each in logits]
     expected = -np.log(p[0]).mean() - np.log(1 - p[1]).mean()
-    assert float(told_apart(*logits)) == pytest.approx(expected, rel=1e-6)
+    assert float(compute_discriminator_loss(*logits)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_psnr_is_held_from_below_and_from_above() -> None:
     near = trained(opponents(10 ** (-30 / 20)), 100)
     assert reached(near) == pytest.approx(30, abs=2)
     louder = opponents(10 ** (-23 / 20))
-    louder.restore(near.state())  # it begins 7 dB too near
+    louder.restore(near.export_state())  # it begins 7 dB too near
     assert reached(trained(louder, 40)) == pytest.approx(23, abs=2)
 
 
 def test_without_a_band_it_goes_on_towards_the_cover() -> None:
     begun = trained(opponents(10 ** (-22 / 20)), 60)
     free = opponents(None)
-    free.restore(begun.state())
+    free.restore(begun.export_state())
     assert reached(trained(free, 80)) > reached(begun) + 1.5
 
 
@@ -113,7 +117,7 @@ def test_the_discriminator_learns_to_tell() -> None:
 def test_a_step_returns_the_images_it_was_taken_on_in_8_bits() -> None:
     made = opponents(0.04)
     with torch.no_grad():
-        before = Opponents(LOGO, level=0.04, adversarial=1.0, seed=1).network(
+        before = StegoOpponents(LOGO, level=0.04, adversarial=1.0, seed=1).network(
             IMAGES[:8].float() / 255, LOGO.float()[None].expand(8, -1, -1, -1) / 255
         )
     found = made.step(IMAGES[:8])

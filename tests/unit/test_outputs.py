@@ -16,10 +16,10 @@ import barriers
 from countermark import readings
 from countermark.errors import ConfigError, SuspectError
 from countermark.examine import examine, verify
-from countermark.outputs import Outputs
-from countermark.pictures import as_png
+from countermark.outputs import ImageFolder
+from countermark.pictures import encode_png
 from countermark.readings import mark_folder, read_folder
-from countermark.verdict import Terms
+from countermark.verdict import VerificationOptions
 
 
 def bomb(width: int = 60_000) -> bytes:
@@ -101,7 +101,7 @@ REASONS = {
 
 
 def test_what_is_no_plain_picture_is_skipped_with_its_reason(folder: Path) -> None:
-    found = {each.name: each for each in Outputs(folder, 16).read()}
+    found = {each.name: each for each in ImageFolder(folder, 16).read()}
     assert sorted(n for n, e in found.items() if e.picture is not None) == [
         "a/colour.webp", "a/grey.png", "palette.gif"
     ]  # fmt: skip
@@ -160,19 +160,19 @@ def test_an_interrupted_reading_goes_on(
     scheme = barriers.scheme(steps=1)
     whole = read_folder(folder, scheme, key)
     monkeypatch.setattr(readings, "_SECONDS", -1.0)
-    taken, take = [], readings._Course.take
+    taken, take = [], readings._FolderReading.take
 
-    def some(self: readings._Course, output: object) -> None:
+    def some(self: readings._FolderReading, output: object) -> None:
         if len(taken) == 5:
             raise StoppedError
         taken.append(output)
         take(self, output)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(readings._Course, "take", some)
+    monkeypatch.setattr(readings._FolderReading, "take", some)
     with pytest.raises(StoppedError):
         read_folder(folder, scheme, key, resume=state)
     assert state.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr(readings._Course, "take", take)
+    monkeypatch.setattr(readings._FolderReading, "take", take)
     other = barriers.untrained(barriers.KeyMaterial(bytes(32), bytes(16)))
     with pytest.raises(ConfigError, match="of another key"):
         read_folder(folder, scheme, other, resume=state)
@@ -191,7 +191,7 @@ def test_an_interrupted_reading_goes_on(
     assert not state.exists()
     state.write_text('{"type": "something"}')
     with pytest.raises(ConfigError, match="expected an interrupted reading"):
-        examine(folder, key, Terms(), resume=state)
+        examine(folder, key, VerificationOptions(), resume=state)
 
 
 def resident() -> int:
@@ -209,15 +209,15 @@ def test_ten_thousand_images_take_no_more_memory_than_some(
     random = np.random.default_rng(0)
     for number in range(10_000):
         image = random.integers(0, 256, (1, 32, 32), dtype=np.uint8)
-        (tmp_path / f"{number:05}.png").write_bytes(as_png(image))
-    used, take = [], readings._Course.take
+        (tmp_path / f"{number:05}.png").write_bytes(encode_png(image))
+    used, take = [], readings._FolderReading.take
 
-    def watched(self: readings._Course, output: object) -> None:
+    def watched(self: readings._FolderReading, output: object) -> None:
         take(self, output)  # type: ignore[arg-type]
         if self.next in (500, 10_000):
             used.append(resident())
 
-    monkeypatch.setattr(readings._Course, "take", watched)
+    monkeypatch.setattr(readings._FolderReading, "take", watched)
     found = read_folder(tmp_path, barriers.scheme(steps=1), barriers.untrained())
     assert found.images == 10_000
     assert used[1] - used[0] < 30_000_000
@@ -228,9 +228,9 @@ def test_a_folder_is_marked_and_what_is_there_is_kept(
 ) -> None:
     out, key = tmp_path_factory.mktemp("out"), barriers.key()
     (out / "a").mkdir()
-    (out / "a" / "grey.png.png").write_bytes(as_png(barriers.images()[0]))
+    (out / "a" / "grey.png.png").write_bytes(encode_png(barriers.images()[0]))
     marked, skipped = mark_folder(folder, barriers.scheme(), key, out)
     assert (marked, sum(skipped.reasons.values())) == (3, len(REASONS))
-    assert (out / "a" / "grey.png.png").read_bytes() == as_png(barriers.images()[0])
+    assert (out / "a" / "grey.png.png").read_bytes() == encode_png(barriers.images()[0])
     with PIL.Image.open(out / "palette.gif.png") as marked_one:
         assert marked_one.size == (36, 40)

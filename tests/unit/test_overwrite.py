@@ -15,10 +15,10 @@ from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, accuracy, fit, seeded
 from countermark.errors import ConfigError
-from countermark.examine import examine, read_evidence
+from countermark.examine import examine, read_suspect
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms
+from countermark.verdict import VerificationOptions
 
 MARK = {"layer": "2.weight", "bits": 128, "strength": 1.0}
 
@@ -33,7 +33,7 @@ def marked(digits: Dataset) -> tuple[nn.Module, Key]:
     """An owner's model; no test may change it."""
     seeded(1, "init")
     model = build("mlp", {})
-    material = KeyMaterial.for_tests(1)
+    material = KeyMaterial.from_test_seed(1)
     with Uchida("2.weight", 256).embed(model, owner="ACME Inc.", material=material) as mark:
         fit(model, digits, recipe("mlp"), Course(6, seed=1, device="cpu"), mark=mark)
     return model, mark.key
@@ -46,13 +46,13 @@ def test_the_thief_reads_his_last_mark(
     model, owners = marked
     stolen = copy.deepcopy(model)
     attack = Overwrite(lr=0.003, epochs=2, mark=MARK, times=times)
-    keys, share = attack.overwritten(stolen, digits)
+    keys, share = attack.embed_marks(stolen, digits)
     assert share == 1.0
     assert len({key.commitment for key in keys}) == times
-    assert read_evidence(stolen, keys[-1]).matched == 128
-    assert read_evidence(model, keys[-1]).matched < 100  # and not before
+    assert read_suspect(stolen, keys[-1]).match_count == 128
+    assert read_suspect(model, keys[-1]).match_count < 100  # and not before
     assert all(key.owner == "thief" and key.test_key for key in keys)
-    terms = Terms(assume_dated=True, allow_test_key=True)
+    terms = VerificationOptions(assume_dated=True, allow_test_key=True)
     assert examine(stolen, owners, terms).matched <= examine(model, owners, terms).matched
 
 
@@ -71,8 +71,8 @@ def test_a_thief_can_take_another_scheme(marked: tuple[nn.Module, Key], digits: 
     fields = {"layer": "2.weight", "bits": 128, "as_published": True}
     attack = Overwrite(epochs=4, scheme="independent_network", mark=fields)
     stolen = copy.deepcopy(marked[0])
-    (key,), _ = attack.overwritten(stolen, digits)
-    assert read_evidence(stolen, key).matched == 128
+    (key,), _ = attack.embed_marks(stolen, digits)
+    assert read_suspect(stolen, key).match_count == 128
 
 
 def test_what_does_not_fit_is_one_line(marked: tuple[nn.Module, Key], digits: Dataset) -> None:
@@ -94,7 +94,7 @@ def test_retraining_wins(marked: tuple[nn.Module, Key], digits: Dataset) -> None
     assert retrained.cost.epochs == 12
     moved = retrained.model.get_parameter("2.weight") - model.get_parameter("2.weight")
     assert moved.norm() > model.get_parameter("2.weight").norm()
-    terms = Terms(assume_dated=True, allow_test_key=True)
+    terms = VerificationOptions(assume_dated=True, allow_test_key=True)
     before, after = (examine(each, key, terms) for each in (model, retrained.model))
     assert before.owned
     assert (after.matched or 0) < (before.matched or 0)

@@ -11,20 +11,20 @@ from keys import one_line
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS, BEFORE_STAMPS
-from countermark.claims.decision import Case, Decision
+from countermark.claims.decision import Decision, PolicyCase
 from countermark.claims.policy import (
     AllOf,
     AtLeast,
     CommittedBefore,
-    Intact,
-    OfKey,
-    OfModel,
+    IntegrityCheck,
+    KeyCheck,
+    ModelCheck,
+    OpenCheck,
     OwnedAt,
     SignedBy,
-    Unasked,
 )
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.signing import key_id
+from countermark.claims.signing import compute_key_id
 from countermark.errors import ConfigError
 from countermark.key_dating import KeyDating
 from countermark.subject import Subject
@@ -32,7 +32,7 @@ from countermark.verdict import KeyIdentity, Verdict
 from countermark.weights import ModelDigest
 
 OWNER, SECOND, THIRD = (Ed25519PrivateKey.generate() for _ in range(3))
-NAMES = [key_id(each.public_key()) for each in (OWNER, SECOND, THIRD)]
+NAMES = [compute_key_id(each.public_key()) for each in (OWNER, SECOND, THIRD)]
 CLAIM = some_claim(OWNER, SECOND)
 
 
@@ -42,7 +42,7 @@ def only(decision: Decision) -> tuple[bool | None, str]:
 
 
 def test_an_empty_policy_accepts_nothing() -> None:
-    decision = AllOf([]).judge(Case(CLAIM))
+    decision = AllOf([]).judge(PolicyCase(CLAIM))
     assert decision.outcome == "refused"
     assert decision.exit_code == 1
     assert "an empty policy accepts nothing" in decision.explain()
@@ -51,27 +51,27 @@ def test_an_empty_policy_accepts_nothing() -> None:
 
 def test_one_failing_check_refuses_and_an_open_one_leaves_it_open() -> None:
     good, bad = SignedBy(NAMES[:1]), SignedBy(NAMES[2:])
-    left = Unasked("x", "y")
+    left = OpenCheck("x", "y")
     for checks, outcome, code in (
         ([good], "accepted", 0),
         ([good, bad], "refused", 1),
         ([good, left], "undecided", 3),
         ([bad, left], "refused", 1),
     ):
-        decision = AllOf(checks).judge(Case(CLAIM))
+        decision = AllOf(checks).judge(PolicyCase(CLAIM))
         assert (decision.outcome, decision.exit_code) == (outcome, code)
-    assert AllOf([AllOf([good]), AllOf([])]).judge(Case(CLAIM)).outcome == "refused"
+    assert AllOf([AllOf([good]), AllOf([])]).judge(PolicyCase(CLAIM)).outcome == "refused"
 
 
 def test_k_of_n_signers() -> None:
-    assert only(SignedBy(NAMES, 2).judge(Case(CLAIM)))[0] is True
-    assert only(SignedBy(NAMES, 3).judge(Case(CLAIM)))[0] is False
-    assert only(SignedBy([*NAMES[:1], *NAMES[2:]], 2).judge(Case(CLAIM)))[0] is False
-    holds, reason = only(SignedBy(NAMES[2:]).judge(Case(CLAIM)))
+    assert only(SignedBy(NAMES, 2).judge(PolicyCase(CLAIM)))[0] is True
+    assert only(SignedBy(NAMES, 3).judge(PolicyCase(CLAIM)))[0] is False
+    assert only(SignedBy([*NAMES[:1], *NAMES[2:]], 2).judge(PolicyCase(CLAIM)))[0] is False
+    holds, reason = only(SignedBy(NAMES[2:]).judge(PolicyCase(CLAIM)))
     assert holds is False
     assert "which nobody pinned" in reason
     unsigned = some_claim()
-    assert only(SignedBy(NAMES).judge(Case(unsigned))) == (
+    assert only(SignedBy(NAMES).judge(PolicyCase(unsigned))) == (
         False, "nobody signed this claim: expected it from `claim sign`"
     )  # fmt: skip
     for least in (0, 4, -1):
@@ -84,11 +84,11 @@ def test_k_of_n_signers() -> None:
 
 def test_k_of_n_checks() -> None:
     held, failed = SignedBy(NAMES[:1]), SignedBy(NAMES[2:])
-    assert only(AtLeast(1, [held, failed]).judge(Case(CLAIM)))[0] is True
-    holds, reason = only(AtLeast(2, [held, failed]).judge(Case(CLAIM)))
+    assert only(AtLeast(1, [held, failed]).judge(PolicyCase(CLAIM)))[0] is True
+    holds, reason = only(AtLeast(2, [held, failed]).judge(PolicyCase(CLAIM)))
     assert holds is False
     assert "1 of 2 hold, 2 must: 0 of 1 pinned keys signed" in reason
-    assert only(AtLeast(1, [Unasked("x", "y")]).judge(Case(CLAIM)))[0] is False
+    assert only(AtLeast(1, [OpenCheck("x", "y")]).judge(PolicyCase(CLAIM)))[0] is False
     with pytest.raises(ConfigError):
         AtLeast(1, [])
 
@@ -98,7 +98,7 @@ def test_dated_by_a_pinned_authority_only(
 ) -> None:
     stamped = authority.stamp(CLAIM)
     pinned, other = [authority.pinned], [other_authority.pinned]
-    holds, reason = only(CommittedBefore(AFTER_STAMPS, pinned).judge(Case(stamped)))
+    holds, reason = only(CommittedBefore(AFTER_STAMPS, pinned).judge(PolicyCase(stamped)))
     assert holds is True
     assert "at the latest by CN=Pinned root" in reason
     for check, case, says in (
@@ -107,11 +107,11 @@ def test_dated_by_a_pinned_authority_only(
         (CommittedBefore(BEFORE_STAMPS, pinned), stamped, "which is not before"),
         (CommittedBefore(AFTER_STAMPS, pinned + other, 2), stamped, "by the word of 2"),
     ):
-        holds, reason = only(check.judge(Case(case)))
+        holds, reason = only(check.judge(PolicyCase(case)))
         assert holds is False
         assert says in reason
     both = other_authority.stamp(stamped)
-    assert only(CommittedBefore(AFTER_STAMPS, pinned + other, 2).judge(Case(both)))[0] is True
+    assert only(CommittedBefore(AFTER_STAMPS, pinned + other, 2).judge(PolicyCase(both)))[0] is True
     with pytest.raises(ConfigError, match="1 of 0 authorities"):
         CommittedBefore(AFTER_STAMPS, [])
 
@@ -121,23 +121,23 @@ def test_the_accuracy_that_an_authority_states_counts_against_the_claim(
 ) -> None:
     stamped = authority.stamp(CLAIM)
     within = datetime.now(UTC) + timedelta(seconds=0.5)
-    assert only(CommittedBefore(within, [authority.pinned]).judge(Case(stamped)))[0] is False
+    assert only(CommittedBefore(within, [authority.pinned]).judge(PolicyCase(stamped)))[0] is False
 
 
 def test_a_head_of_a_ledger_dates_what_is_under_it(authority: LocalAuthority) -> None:
-    head = authority.stamp(TreeHead.new("ab" * 32, 3, "cd" * 32).signed(OWNER))
+    head = authority.stamp(TreeHead.make_unsigned("ab" * 32, 3, "cd" * 32).with_signature(OWNER))
     check = CommittedBefore(AFTER_STAMPS, [authority.pinned])
-    assert only(check.judge(Case(CLAIM, (head,))))[0] is True
+    assert only(check.judge(PolicyCase(CLAIM, (head,))))[0] is True
 
 
 def test_a_stamp_of_another_claim_refuses(authority: LocalAuthority) -> None:
-    replayed = CLAIM.stamped(authority.stamp(some_claim(OWNER)).stamps[0])
-    for check in (Intact(), CommittedBefore(AFTER_STAMPS, [authority.pinned])):
-        holds, reason = only(check.judge(Case(replayed)))
+    replayed = CLAIM.with_timestamp(authority.stamp(some_claim(OWNER)).timestamp_responses[0])
+    for check in (IntegrityCheck(), CommittedBefore(AFTER_STAMPS, [authority.pinned])):
+        holds, reason = only(check.judge(PolicyCase(replayed)))
         assert holds is False
         assert "is of something else" in reason
-    assert only(Intact().judge(Case(CLAIM)))[0] is True
-    assert only(Intact().judge(Case(some_claim())))[0] is False
+    assert only(IntegrityCheck().judge(PolicyCase(CLAIM)))[0] is True
+    assert only(IntegrityCheck().judge(PolicyCase(some_claim())))[0] is False
 
 
 def verdict(**changed: object) -> Verdict:
@@ -172,14 +172,14 @@ def test_a_verdict_counts_at_its_threshold_and_about_its_key() -> None:
         (1e-6, verdict(dating=dating(some_claim())), False, "judged with the claim"),
         (1e-6, None, None, "no suspect was read"),
     ):
-        got, reason = only(OwnedAt(alpha).judge(Case(CLAIM, (), found)))
+        got, reason = only(OwnedAt(alpha).judge(PolicyCase(CLAIM, (), found)))
         assert got is holds
         assert says in reason
 
 
 def test_a_claim_is_about_one_key_and_one_model() -> None:
-    assert only(OfKey(CLAIM.commitment).judge(Case(CLAIM)))[0] is True
-    assert only(OfKey("00" * 32).judge(Case(CLAIM)))[0] is False
-    assert only(OfModel(ModelDigest("cd" * 32, 4)).judge(Case(CLAIM)))[0] is True
+    assert only(KeyCheck(CLAIM.commitment).judge(PolicyCase(CLAIM)))[0] is True
+    assert only(KeyCheck("00" * 32).judge(PolicyCase(CLAIM)))[0] is False
+    assert only(ModelCheck(ModelDigest("cd" * 32, 4)).judge(PolicyCase(CLAIM)))[0] is True
     for other in (ModelDigest("cd" * 32, 5), ModelDigest("ce" * 32, 4)):
-        assert only(OfModel(other).judge(Case(CLAIM)))[0] is False
+        assert only(ModelCheck(other).judge(PolicyCase(CLAIM)))[0] is False

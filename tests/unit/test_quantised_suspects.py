@@ -19,9 +19,9 @@ from countermark.examine import verify
 from countermark.identify import identify
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
-from countermark.verdict import Terms
-from countermark.weights import as_numbers, load_state, open_weights
+from countermark.stamping.making import StampPaths
+from countermark.verdict import VerificationOptions
+from countermark.weights import dequantise_weights, load_state, open_weights
 
 WEIGHT = torch.randn(8, 40, generator=torch.Generator().manual_seed(3))
 
@@ -34,7 +34,7 @@ def expected(form: str) -> Tensor:
 @pytest.mark.parametrize("form", forms(WEIGHT))
 def test_codes_are_read_as_numbers(tmp_path: Path, form: str) -> None:
     save_file(forms(WEIGHT)[form] | {"a.bias": torch.ones(8)}, tmp_path / "m.safetensors")
-    with as_numbers(open_weights(tmp_path / "m.safetensors")) as weights:
+    with dequantise_weights(open_weights(tmp_path / "m.safetensors")) as weights:
         assert weights.tensors["a.weight"].shape == (8, 40)
         assert "a.weight" in weights.views
         read = weights.read("a.weight")
@@ -47,7 +47,7 @@ def test_codes_are_read_as_numbers(tmp_path: Path, form: str) -> None:
 def test_what_has_no_codes_stays_as_it_is(tmp_path: Path) -> None:
     save_file({"a.weight": WEIGHT, "b": torch.ones(3).char()}, tmp_path / "m.safetensors")
     with open_weights(tmp_path / "m.safetensors") as weights:
-        assert as_numbers(weights) is weights
+        assert dequantise_weights(weights) is weights
 
 
 @pytest.mark.parametrize("scales", [torch.ones(3), torch.ones(8, 3), torch.ones(0), torch.ones(9)])
@@ -55,7 +55,7 @@ def test_scales_that_do_not_fit_are_one_line(tmp_path: Path, scales: Tensor) -> 
     codes = torch.ones(8, 40).char()
     save_file({"a.weight": codes, "a.weight_scale": scales}, tmp_path / "m.safetensors")
     with (
-        as_numbers(open_weights(tmp_path / "m.safetensors")) as weights,
+        dequantise_weights(open_weights(tmp_path / "m.safetensors")) as weights,
         pytest.raises(SuspectError, match="one scale, or one for each row or block") as caught,
     ):
         weights.read("a.weight")
@@ -66,14 +66,14 @@ def test_scales_that_do_not_fit_are_one_line(tmp_path: Path, scales: Tensor) -> 
 def test_a_shape_that_is_not_there_is_not_believed(tmp_path: Path, shape: tuple[int, int]) -> None:
     found = forms(WEIGHT)["4 packed"] | {"a.weight_shape": torch.tensor(shape)}
     save_file(found, tmp_path / "m.safetensors")
-    with as_numbers(open_weights(tmp_path / "m.safetensors")) as weights:
+    with dequantise_weights(open_weights(tmp_path / "m.safetensors")) as weights:
         assert "a.weight" not in weights.tensors
 
 
 @pytest.mark.parametrize("form", ["8 by row", "8 bitsandbytes", "4 packed"])
 def test_a_mark_is_found_in_codes(tmp_path: Path, form: str) -> None:
     source = one_file(tmp_path / "m.safetensors")
-    places = Places(tmp_path / "marked.safetensors", tmp_path / "keys" / "a.key")
+    places = StampPaths(tmp_path / "marked.safetensors", tmp_path / "keys" / "a.key")
     layers = [name for name in SHAPES if ".up" in name or ".down" in name]
     fields = {"bits": 128, "margin": 3.0, "layer": layers}
     secret = KeyMaterial(bytes(range(32)), bytes(16))  # coarse codes may cost some a bit
@@ -84,15 +84,15 @@ def test_a_mark_is_found_in_codes(tmp_path: Path, form: str) -> None:
     save_file(state, tmp_path / "codes.safetensors")
     key = Key.load(places.key)
     found = verify(tmp_path / "codes.safetensors", key)
-    assert (found.outcome, found.matched, found.tests) == ("owned", 128, 1)
-    assert identify(tmp_path / "codes.safetensors", [places.key], Terms()).found
+    assert (found.outcome, found.matched, found.test_count) == ("owned", 128, 1)
+    assert identify(tmp_path / "codes.safetensors", [places.key], VerificationOptions()).found
 
 
 def test_a_shape_that_is_no_number_is_one_line_and_closes_the_file(tmp_path: Path) -> None:
     found = forms(WEIGHT)["4 packed"] | {"a.weight_shape": torch.tensor([float("nan"), 1.0])}
     save_file(found, tmp_path / "m.safetensors")
     with pytest.raises(SuspectError, match="not finite"):
-        as_numbers(open_weights(tmp_path / "m.safetensors"))
+        dequantise_weights(open_weights(tmp_path / "m.safetensors"))
 
 
 def test_layers_that_torch_quantised_are_read(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, LoopError, MarkNotTakenError
-from countermark.examine import read_evidence, verify
+from countermark.examine import read_suspect, verify
 from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.reader import SIBLINGS, MlpReader
 from countermark.schemes.training.independent_network import IndependentNetworkTraining
-from countermark.schemes.training.shown import Missing
+from countermark.schemes.training.shown import MissingUnits
 
 LAYER, SHAPE = "2.weight", (6, 12)
 OWN_READER = "unit.readers:linear_reader"
@@ -110,7 +110,9 @@ def fresh_key(**fields: Any) -> Key:
 
 
 def tensors_of(training: IndependentNetworkTraining) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(each) for name, each in training.learnt().items()}
+    return {
+        name: torch.from_numpy(each) for name, each in training.export_post_commit_tensors().items()
+    }
 
 
 def plain_logits(tensors: dict[str, Tensor], vectors: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ def test_copies_are_taught_the_message_and_unmarked_vectors_coins(
     training, again = training_of(key, 3, **fields), training_of(key, 3, **fields)
     before = {n: each.double().requires_grad_() for n, each in tensors_of(training).items()}
     w = 0.3 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
-    kept, rows = (each.double() for each in again._beside(w.reshape(-1)))
+    kept, rows = (each.double() for each in again._draw_companions(w.reshape(-1)))
     assert (kept.shape, rows.shape) == ((1 + positives, 72), (negatives, 72))
     double = w.double().reshape(1, -1).requires_grad_()
     message = torch.from_numpy(key.message).double()
@@ -203,7 +205,7 @@ def test_copies_lack_the_loudest_units_or_any() -> None:
     by_norm = w.norm(dim=0).argsort(descending=True).tolist()
     lacking, any_of_them = [0] * 10, [0] * 12
     for _ in range(300):
-        kept, _ = training._beside(w.reshape(-1))
+        kept, _ = training._draw_companions(w.reshape(-1))
         masks = kept.reshape(5, *SHAPE)
         assert masks[0].all()
         assert torch.equal(masks.amin(dim=1), masks.amax(dim=1))  # a unit is there, or is not
@@ -224,7 +226,7 @@ def test_pruned_copies_lack_the_smallest_weights() -> None:
     by_size = w.abs().argsort().tolist()
     shares = []
     for _ in range(50):
-        kept, _ = training._beside(w)
+        kept, _ = training._draw_companions(w)
         units = kept[[1, 3]].reshape(2, *SHAPE)
         assert torch.equal(units.amin(dim=1), units.amax(dim=1))
         for mask in kept[[2, 4]]:
@@ -241,8 +243,8 @@ def test_half_of_the_unmarked_vectors_lack_units_too() -> None:
     w = torch.randn(72, generator=torch.Generator().manual_seed(4))
     lacking = torch.zeros(8)
     for _ in range(200):
-        kept, unmarked = training._beside(w)
-        alone, complete = whole._beside(w)
+        kept, unmarked = training._draw_companions(w)
+        alone, complete = whole._draw_companions(w)
         assert (len(kept), len(alone)) == (5, 1)
         assert complete.all()  # no weight is zero
         assert (unmarked == complete)[unmarked != 0].all()  # the same vectors else
@@ -254,7 +256,7 @@ def test_half_of_the_unmarked_vectors_lack_units_too() -> None:
 def test_weights_that_belong_to_no_unit_never_lack() -> None:
     scheme = network(layer=["0.weight", LAYER], units=[-1, 1])
     key = replace(fresh_key(), tensors={"0.weight": (12, 5), LAYER: SHAPE})
-    masks = Missing(scheme, key).masks(torch.randn(40, 132))
+    masks = MissingUnits(scheme, key).draw_masks(torch.randn(40, 132))
     assert masks[:, :60].all()
     assert not masks[:, 60:].all()
 
@@ -282,7 +284,7 @@ def test_reading_and_training_halves_agree() -> None:
     key = fresh_key()
     training = training_of(key)
     w = torch.randn(5, 72)
-    tensors = training.learnt()
+    tensors = training.export_post_commit_tensors()
     reader = MlpReader(*(tensors[f"reader.{name}"] for name in ("gate", "first", "last")))
     np.testing.assert_allclose(
         reader(w.numpy()), training._reader(w).detach().numpy(), rtol=1e-4, atol=1e-6
@@ -290,14 +292,14 @@ def test_reading_and_training_halves_agree() -> None:
 
 
 def test_the_reader_follows_from_the_key_alone() -> None:
-    one, again = (training_of(fresh_key()).learnt() for _ in range(2))
-    other = training_of(replace(fresh_key(), material=material(2))).learnt()
+    one, again = (training_of(fresh_key()).export_post_commit_tensors() for _ in range(2))
+    other = training_of(replace(fresh_key(), material=material(2))).export_post_commit_tensors()
     for name in one:
         assert np.array_equal(one[name], again[name])
     assert not np.array_equal(one["reader.first"], other["reader.first"])
     assert (one["reader.gate"] == 1).all()
     for name, shape in (("first", (32, 72)), ("last", (128, 32))):
-        drawn = fresh_key().stream("reader", name).normal_rows(*shape)
+        drawn = fresh_key().make_stream("reader", name).draw_normal_rows(*shape)
         expected = (drawn * math.sqrt(2 / sum(shape))).astype(np.float32)
         np.testing.assert_allclose(one[f"reader.{name}"], expected, rtol=1e-6)
 
@@ -323,7 +325,7 @@ def test_negatives_are_what_they_are_called() -> None:
     columns = {tuple(each) for each in w.reshape(SHAPE).t().tolist()}
     noise, met = [], set()
     for _ in range(40):
-        rows = training._negatives.rows(w)
+        rows = training._negatives.draw_rows(w)
         permuted, others, mixed = rows[:2], rows[2:4], rows[4:6]
         for each in permuted:
             assert {tuple(column) for column in each.reshape(SHAPE).t().tolist()} == columns
@@ -350,8 +352,8 @@ def test_every_kind_has_its_turn_however_few_are_shown() -> None:
     w = torch.randn(72)
     assert training._negatives is not None
     assert all_at_once._negatives is not None
-    single = torch.cat([training._negatives.rows(w) for _ in range(8)])
-    whole = all_at_once._negatives.rows(w)
+    single = torch.cat([training._negatives.draw_rows(w) for _ in range(8)])
+    whole = all_at_once._negatives.draw_rows(w)
     for fixed in (-w, marked_weight(host(1)).detach().reshape(-1)):
         counts = [int((rows == fixed).all(dim=1).sum()) for rows in (single, whole)]
         assert counts[0] == counts[1] > 0
@@ -373,13 +375,13 @@ def test_training_makes_coins_of_what_it_was_shown() -> None:
     with course.mark:
         course.train(1200)
     key = course.mark.key
-    assert read_evidence(course.model, key).matched == BITS
-    losses = [read_evidence(host(n), key).cross_entropy for n in (1, 2)]
+    assert read_suspect(course.model, key).match_count == BITS
+    losses = [read_suspect(host(n), key).cross_entropy for n in (1, 2)]
     assert losses == pytest.approx([math.log(2)] * 2, abs=0.1)
     flipped = host()
     with torch.no_grad():
         marked_weight(flipped).copy_(-marked_weight(course.model))
-    assert read_evidence(flipped, key).cross_entropy == pytest.approx(math.log(2), abs=0.1)
+    assert read_suspect(flipped, key).cross_entropy == pytest.approx(math.log(2), abs=0.1)
     others = [host(seed) for seed in (11, 12, 13)]
     verdict = verify(course.model, key, alpha=1e-3, assume_dated=True, unmarked=others)
     assert verdict.outcome == "owned", verdict.explain()
@@ -389,7 +391,7 @@ def test_training_makes_coins_of_what_it_was_shown() -> None:
 def test_the_published_reader_reads_its_message_from_others_as_well() -> None:
     """Why the criterion is refused: shown the host alone, it has memorised."""
     _, key = taken("auto published")
-    assert np.mean([read_evidence(host(n), key).matched for n in range(1, 6)]) > 0.8 * BITS
+    assert np.mean([read_suspect(host(n), key).match_count for n in range(1, 6)]) > 0.8 * BITS
 
 
 # --- one step of the reader for each of the host
@@ -398,7 +400,7 @@ def test_the_published_reader_reads_its_message_from_others_as_well() -> None:
 def learnt(mark: Embedding) -> dict[str, bytes]:
     training = mark._training
     assert training is not None
-    return {name: each.tobytes() for name, each in training.learnt().items()}
+    return {name: each.tobytes() for name, each in training.export_post_commit_tensors().items()}
 
 
 @pytest.mark.parametrize("form", ["auto", "auto published", "own reader"])
@@ -520,7 +522,7 @@ def test_going_on_from_a_checkpoint_is_bit_exact(form: str, at: int) -> None:
 def test_the_key_finds_the_mark_and_no_other_model(form: str, tmp_path: Path) -> None:
     model, key = taken(form)
     key.save(tmp_path / "a.key")
-    loaded = Key.load(tmp_path / "a.key").trusting(network(**FORMS[form]).code)
+    loaded = Key.load(tmp_path / "a.key").with_trusted_code(network(**FORMS[form]).reader_code)
     others = [host(seed) for seed in (11, 12, 13)]
     verdict = verify(model, loaded, alpha=1e-3, assume_dated=True, unmarked=others)
     expected = "no_verdict" if "own" in form else "owned"  # so small a reader tells too little
@@ -542,10 +544,10 @@ def test_a_reader_of_ones_own_is_run_only_when_trusted(form: str, tmp_path: Path
     loaded = Key.load(tmp_path / "a.key")
     for code in (None, "", "mlp", "unit.readers:wrong_shape", OWN_READER + " "):
         with pytest.raises(ConfigError, match="reads with code of its own") as caught:
-            verify(course.model, loaded.trusting(code))
+            verify(course.model, loaded.with_trusted_code(code))
         assert OWN_READER in one_line(caught.value)
-    found = read_evidence(course.model, loaded.trusting(OWN_READER))
-    expected = read_evidence(course.model, key)
+    found = read_suspect(course.model, loaded.with_trusted_code(OWN_READER))
+    expected = read_suspect(course.model, key)
     assert found.scores is not None
     assert expected.scores is not None
     assert np.array_equal(found.scores, expected.scores)
@@ -595,7 +597,7 @@ def test_tensors_that_do_not_fit_ones_own_reader_are_one_line(name: str) -> None
     key = course.mark.drawn_key
     assert key is not None
     with pytest.raises(ConfigError) as caught:
-        read_evidence(course.model, TRANSFORMS[name](key))
+        read_suspect(course.model, TRANSFORMS[name](key))
     assert "does not fit" in one_line(caught.value)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from countermark.key import KeyMaterial
 from countermark.schemes.training.bounded import bound_values
-from countermark.schemes.training.uchida import UchidaTraining, usual_spread
+from countermark.schemes.training.uchida import UchidaTraining, compute_usual_spread
 from countermark.schemes.uchida import Uchida
 
 SHAPES = {"a": (10, 64), "b": (6, 3, 3, 3)}
@@ -41,7 +41,7 @@ def by_the_formula(scheme: Uchida, training: UchidaTraining, weights: list[torch
     y = X @ w.double()
     if scheme.regularizer == "bce":
         return scheme.strength * F.binary_cross_entropy_with_logits(y, message, reduction="sum")
-    spread = usual_spread(scheme, training.key) * torch.linalg.vector_norm(X[0])
+    spread = compute_usual_spread(scheme, training.key) * torch.linalg.vector_norm(X[0])
     z = (2 * message - 1) * y / spread
     return scheme.strength * (scheme.margin - z).clamp(min=0).sum()
 
@@ -50,7 +50,7 @@ def by_the_formula(scheme: Uchida, training: UchidaTraining, weights: list[torch
 def test_loss_and_gradient_equal_autograd(form: str) -> None:
     scheme = Uchida(("a", "b"), 40, over_capacity=False, **FORMS[form])
     with pytest.warns(UserWarning, match="40 bits"):
-        key = scheme.generate_key(SHAPES, owner="x", material=KeyMaterial.for_tests(1))
+        key = scheme.generate_key(SHAPES, owner="x", material=KeyMaterial.from_test_seed(1))
     training = UchidaTraining(scheme, key)
     generator = torch.Generator().manual_seed(1)
     weights = [
@@ -71,19 +71,21 @@ def test_loss_and_gradient_equal_autograd(form: str) -> None:
 def test_the_margin_means_the_same_in_every_layer() -> None:
     """s is the standard deviation of z where weights have the variance 1 / fan-in."""
     scheme = Uchida("a", 256)
-    key = scheme.generate_key({"a": (64, 300)}, owner="x", material=KeyMaterial.for_tests(1))
+    key = scheme.generate_key({"a": (64, 300)}, owner="x", material=KeyMaterial.from_test_seed(1))
     weights = np.random.default_rng(0).normal(size=(64, 300)) / np.sqrt(300)
     X = np.concatenate(list(scheme.generate_row_blocks(key)))
     plain = replace(scheme, reading="plain")
-    spread = usual_spread(plain, key) * np.linalg.norm(X[0])
+    spread = compute_usual_spread(plain, key) * np.linalg.norm(X[0])
     assert np.std(X @ weights.reshape(-1)) / spread == pytest.approx(1, abs=0.1)
-    spread = usual_spread(scheme, key) * np.linalg.norm(X[0])
-    assert np.std(scheme.products({"a": 7 * weights}, key)) / spread == pytest.approx(1, abs=0.1)
+    spread = compute_usual_spread(scheme, key) * np.linalg.norm(X[0])
+    assert np.std(scheme.compute_products({"a": 7 * weights}, key)) / spread == pytest.approx(
+        1, abs=0.1
+    )
 
 
 def test_bfloat16_weights_are_read_in_float32() -> None:
     scheme = Uchida("a", 128)
-    key = scheme.generate_key({"a": (10, 64)}, owner="x", material=KeyMaterial.for_tests(1))
+    key = scheme.generate_key({"a": (10, 64)}, owner="x", material=KeyMaterial.from_test_seed(1))
     training = UchidaTraining(scheme, key)
     weight = torch.nn.Parameter(torch.full((10, 64), 0.1, dtype=torch.bfloat16))
     loss = training.loss([weight])

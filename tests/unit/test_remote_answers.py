@@ -198,8 +198,8 @@ VALUES = st.recursive(
 
 def check(body: bytes, count: int) -> None:
     for asked in ASKED:
-        readings = read_answer(body, 1 if asked.one_by_one else count, asked)
-        assert len(readings) == (1 if asked.one_by_one else count)
+        readings = read_answer(body, 1 if asked.needs_single_images else count, asked)
+        assert len(readings) == (1 if asked.needs_single_images else count)
         for each in readings:
             assert (each.label is None) != (each.why is None)
             assert each.label is None or 0 <= each.label < 2**31

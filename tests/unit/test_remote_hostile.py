@@ -17,15 +17,15 @@ import pytest
 from keys import one_line
 
 from countermark.errors import ConfigError
-from countermark.remote import Endpoint, Entry, RemoteOptions, connect
-from countermark.remote.pace import Pace
+from countermark.remote import Endpoint, RemoteOptions, TranscriptEntry, connect
+from countermark.remote.pace import RequestPacer
 from suspect_server import Said, Seen, Suspects, answering, hang, some_images, start, talking
 
 pytestmark = pytest.mark.usefixtures("quick")
 ENOUGH = 80.0  # seconds, however loaded the machine: what is tested would else take for ever
 
 
-def ask(url: str, count: int = 2, **fields: Any) -> list[Entry]:
+def ask(url: str, count: int = 2, **fields: Any) -> list[TranscriptEntry]:
     """The entries of images that got no label, which took a finite time."""
     began = time.monotonic()
     with connect(url, RemoteOptions("mlflow", **fields)) as endpoint:
@@ -40,7 +40,7 @@ def ask(url: str, count: int = 2, **fields: Any) -> list[Entry]:
     return list(entries)
 
 
-def why(entries: list[Entry]) -> str:
+def why(entries: list[TranscriptEntry]) -> str:
     """The one reason of all."""
     (said,) = {str(each.why) for each in entries}
     return said
@@ -276,11 +276,11 @@ def test_the_rate_is_kept(suspects: Suspects, slept: list[float]) -> None:
 
 
 def test_pauses_grow_and_are_drawn() -> None:
-    pace = Pace(RemoteOptions("mlflow"))
-    early, late = ([pace.after(n, None) for _ in range(200)] for n in (1, 8))
+    pace = RequestPacer(RemoteOptions("mlflow"))
+    early, late = ([pace.compute_pause(n, None) for _ in range(200)] for n in (1, 8))
     assert max(early) <= 0.01 < max(late) <= 0.01 * 2**7
     assert min(late) < 0.3 * max(late)
-    assert max(pace.after(100, None) for _ in range(50)) <= 30
+    assert max(pace.compute_pause(100, None) for _ in range(50)) <= 30
 
 
 def test_random_answers_are_recorded_as_they_came(suspects: Suspects) -> None:
@@ -290,7 +290,7 @@ def test_random_answers_are_recorded_as_they_came(suspects: Suspects) -> None:
     with connect(url, RemoteOptions("mlflow", batch=1)) as endpoint:
         first, second = endpoint(images), endpoint(images)
     assert first.tolist() != second.tolist()
-    assert endpoint.transcript.predict()(images).tolist() == first.tolist()
+    assert endpoint.transcript.make_replay()(images).tolist() == first.tolist()
 
 
 def test_a_certificate_counts_when_it_is_trusted_and_names_the_host(

@@ -14,15 +14,15 @@ from keys import one_line
 
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.remote import RemoteOptions, connect
-from countermark.remote.address import address, shown
-from countermark.remote.headers import VARIABLE, secret_headers
+from countermark.remote.address import complete_url, redact_url
+from countermark.remote.headers import VARIABLE, read_secret_headers
 from suspect_server import Seen, Suspects, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_the_defaults_are_these() -> None:
-    public = RemoteOptions("mlflow").public()
+    public = RemoteOptions("mlflow").to_public_json()
     assert json.loads(json.dumps(public)) == public
     assert public == {
         "protocol": "mlflow", "model": None, "input_name": None, "datatype": None,
@@ -93,7 +93,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize(("protocol", "url", "model", "expected"), ADDRESSES)
 def test_a_url_is_completed(protocol: Any, url: str, model: str | None, expected: str) -> None:
-    assert address(url, RemoteOptions(protocol, model=model)) == expected
+    assert complete_url(url, RemoteOptions(protocol, model=model)) == expected
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_url_that_cannot_be_asked_is_refused_and_not_repeated(url: str, said: 
 
 
 def test_a_url_is_shown_without_its_query() -> None:
-    assert shown("https://h:1/a;b?token=sesame&x#sesame") == "https://h:1/a;b"
+    assert redact_url("https://h:1/a;b?token=sesame&x#sesame") == "https://h:1/a;b"
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def headers_file(folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) 
 
 
 def test_headers_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert secret_headers() == {}
+    assert read_secret_headers() == {}
     content = b"# for the suspect\r\nAuthorization:  Bearer a b=\r\n\r\nx-key:\tv\nUser-Agent: me\n"
     headers_file(tmp_path, monkeypatch, content)
     found = {"authorization": "Bearer a b=", "x-key": "v", "user-agent": "me"}
-    assert secret_headers() == found
+    assert read_secret_headers() == found
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_a_headers_file_that_cannot_be_read_is_not_named(
     for value in ("Authorization: Bearer sesame", str(tmp_path)):
         monkeypatch.setenv(VARIABLE, value)
         with pytest.raises(ConfigError, match=r"the file that .* names cannot be read") as raised:
-            secret_headers()
+            read_secret_headers()
         assert value not in one_line(raised.value)
     headers_file(tmp_path, monkeypatch, b"a: " + b"x" * (1 << 16))
     with pytest.raises(ConfigError, match="more than 65,536 bytes"):
-        secret_headers()
+        read_secret_headers()
 
 
 def test_secrets_are_sent_and_nowhere_shown(

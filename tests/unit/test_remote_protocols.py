@@ -164,7 +164,7 @@ def test_the_labels_come_back(
         labels = endpoint(images)
     assert labels.tolist() == labels_of(images), [each.why for each in endpoint.transcript.entries]
     assert labels.dtype == np.int64
-    replayed = endpoint.transcript.predict()
+    replayed = endpoint.transcript.make_replay()
     assert replayed(images[::-1]).tolist() == labels_of(images[::-1])
 
 

@@ -72,10 +72,10 @@ def test_it_comes_back_from_a_file_and_answers_without_network(
     assert loaded == made
     assert loaded.digest == hashlib.sha256(path.read_bytes()).hexdigest() == made.digest
     images = images_of_these_tests()
-    assert loaded.predict()(images).tolist() == EXPECTED
-    assert loaded.predict()(images[[4, 0, 0]]).tolist() == [EXPECTED[n] for n in (4, 0, 0)]
-    assert loaded.predict()(images[:0]).shape == (0,)
-    assert loaded.predict()(images).dtype == np.int64
+    assert loaded.make_replay()(images).tolist() == EXPECTED
+    assert loaded.make_replay()(images[[4, 0, 0]]).tolist() == [EXPECTED[n] for n in (4, 0, 0)]
+    assert loaded.make_replay()(images[:0]).shape == (0,)
+    assert loaded.make_replay()(images).dtype == np.int64
     written = json.loads(path.read_bytes())
     assert written["type"] == "countermark/transcript/v1"
     assert written["started"].endswith("+00:00")
@@ -85,7 +85,7 @@ def test_it_comes_back_from_a_file_and_answers_without_network(
 
 
 def test_other_images_are_not_in_it(made: Transcript) -> None:
-    replay = made.predict()
+    replay = made.make_replay()
     with pytest.raises(SuspectError) as raised:
         replay(some_images(3, seed=9))
     assert "no answer for 3 of 3 image(s)" in one_line(raised.value)
@@ -102,7 +102,7 @@ def test_an_image_that_was_asked_twice_has_its_first_label(suspects: Suspects) -
     first, second = some_images(1), some_images(1, seed=1)
     with connect(suspects.answer(lambda _: next(answers)), RemoteOptions("mlflow")) as endpoint:
         assert [int(endpoint(each)[0]) for each in (first, second, first)] == [-1, 1, 2]
-    replay = endpoint.transcript.predict()
+    replay = endpoint.transcript.make_replay()
     assert replay(np.concatenate([first, second])).tolist() == [-1, 1]
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.makers import Maker, added
-from countermark.schemes.training.stego import StegoNetwork, spread, tiled
+from countermark.schemes.training.makers import StegoMaker, add_residual
+from countermark.schemes.training.stego import StegoNetwork, repeat_tile, spread_logo
 
 
 def drawn(channels: int, side: int, count: int = 70) -> tuple[StegoNetwork, Tensor, Tensor]:
@@ -17,7 +17,7 @@ def drawn(channels: int, side: int, count: int = 70) -> tuple[StegoNetwork, Tens
     network = StegoNetwork(channels).train()
     covers = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
     signs = torch.randint(0, 2, (channels, GRID, GRID)) * 2.0 - 1
-    logos = spread(torch.randint(0, 2, (count, GRID, GRID)), tiled(signs, side, side))
+    logos = spread_logo(torch.randint(0, 2, (count, GRID, GRID)), repeat_tile(signs, side, side))
     network(covers.float() / 255, logos)
     return network.eval().requires_grad_(False), covers, logos
 
@@ -27,15 +27,15 @@ def test_residuals_are_what_the_network_adds(channels: int, side: int) -> None:
     network, covers, logos = drawn(channels, side)
     levels = covers.float() / 255
     expected = 255 * (network(levels, logos) - levels)
-    maker = Maker(network, logos)
-    found = maker.residuals(covers)
+    maker = StegoMaker(network, logos)
+    found = maker.compute_residuals(covers)
     assert (found.dtype, found.shape) == (torch.float16, covers.shape)
     assert found.is_contiguous()
     assert expected.abs().max() > 1
     # Half a float16 step of a number below 32, and float32's rounding of 255 levels.
     assert (found.float() - expected).abs().max() < 2**-7 + 1e-4
-    assert torch.equal(found, maker.residuals(covers))
+    assert torch.equal(found, maker.compute_residuals(covers))
     for count in (1, 7, 40):
-        other = Maker(network, logos[:count]).residuals(covers[:count])
+        other = StegoMaker(network, logos[:count]).compute_residuals(covers[:count])
         assert (other.float() - found[:count].float()).abs().max() < 2**-6
-    assert added(covers, found, torch.zeros(len(covers))).equal(covers)
+    assert add_residual(covers, found, torch.zeros(len(covers))).equal(covers)

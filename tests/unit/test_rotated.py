@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from countermark.alignment import Disguised, commit_reference
+from countermark.alignment import SuspectWithReference, commit_reference
 from countermark.attacks.invariants import Permute
 from countermark.attacks.rotate import Rotate
 from countermark.examine import examine, verify
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.schemes.stamp import Stamp
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
-from countermark.verdict import Terms
+from countermark.stamping.making import StampPaths
+from countermark.verdict import VerificationOptions
 from countermark.weights import load_state, open_weights, save_weights
 from tiny_transformers import HEADS, tiny_lm
 
@@ -55,12 +55,12 @@ def stamped(
     state = tiny_lm(name).state_dict()
     save_weights(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIGURATION[name]))
-    places = Places(folder.parent / "marked", folder.parent / "a.key")
+    places = StampPaths(folder.parent / "marked", folder.parent / "a.key")
     layers = [
         n for n, each in state.items() if each.dim() == 2 and not n.startswith(("emb", "wte"))
     ]
     fields = {"bits": 256, "margin": 3.0, "layer": [n for n in layers if "head" not in n]}
-    material = replace(KeyMaterial.for_tests(4), test_key=False)
+    material = replace(KeyMaterial.from_test_seed(4), test_key=False)
     stamp(folder, places, owner="ACME", fields=fields, material=material)
     return name, folder, places.out, Key.load(places.key)
 
@@ -69,11 +69,11 @@ def test_a_rotated_copy_is_owned_without_a_date(stamped: tuple[str, Path, Path, 
     name, before, out, key = stamped
     rotated = Rotate(seed=1).run(as_model(name, out)).model
     assert not verify(rotated, key).owned
-    found = verify(Disguised(rotated, before), key)
+    found = verify(SuspectWithReference(rotated, before), key)
     assert found.owned, found.explain()
     assert found.matched == 256
     also_reordered = Permute(seed=2).run(rotated).model
-    found = verify(Disguised(also_reordered, before), key)
+    found = verify(SuspectWithReference(also_reordered, before), key)
     assert found.owned, found.explain()
     assert found.matched is not None
     assert found.matched >= 250
@@ -94,10 +94,10 @@ def test_rotated_strangers_are_read_like_coins(stamped: tuple[str, Path, Path, K
     matched = []
     for number in range(200):
         fresh = scheme.generate_key(
-            key.tensors, owner="x", material=KeyMaterial.for_tests(number), frozen=committed
+            key.tensors, owner="x", material=KeyMaterial.from_test_seed(number), frozen=committed
         )
-        suspect = Disguised(suspects[number % 3], before)
-        found = examine(suspect, fresh, Terms(allow_test_key=True, assume_dated=True))
+        suspect = SuspectWithReference(suspects[number % 3], before)
+        found = examine(suspect, fresh, VerificationOptions(allow_test_key=True, assume_dated=True))
         assert not found.owned
         matched.append(found.matched)
     edges = [0, 30, 32, 34, 65]

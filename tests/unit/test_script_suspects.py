@@ -22,15 +22,15 @@ from countermark.errors import SuspectError
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
+from countermark.stamping.making import StampPaths
 from countermark.weights import (
     TorchScriptWeights,
+    compute_model_digest,
     load_state,
-    model_digest,
     open_weights,
     save_weights,
 )
-from countermark.weights.inert import Kept, Made, Named, inert
+from countermark.weights.inert import PersistentReference, PickledCall, PickledName, parse_pickle
 
 
 class Host(nn.Module):
@@ -80,12 +80,12 @@ def test_tensors_have_the_names_and_values_of_a_state_dict(archive: Path) -> Non
             assert np.array_equal(weights.read(name), tensor.float().numpy())
         assert weights.tensors["narrow"].dtype == "BF16"
         assert (
-            b"".join(weights.pieces("narrow"))
+            b"".join(weights.read_pieces("narrow"))
             == state["narrow"].view(torch.uint8).numpy().tobytes()
         )
         part = weights.read_part("front.0.weight", 5, 4)
         assert np.array_equal(part, state["front.0.weight"].reshape(-1)[5:9].numpy())
-        assert len(weights.file_digest()) == 64
+        assert len(weights.compute_file_digest()) == 64
         assert len(weights.digests) >= len(state)
     assert load_state(archive)["turned"].shape == (4, 3)
 
@@ -95,21 +95,21 @@ def test_its_digest_is_that_of_the_same_tensors_elsewhere(tmp_path: Path) -> Non
     script = scripted(tmp_path / "m.pt", model)
     save_weights(model.state_dict(), tmp_path / "m.safetensors")
     with open_weights(script) as one, open_weights(tmp_path / "m.safetensors") as other:
-        assert model_digest(one) == model_digest(other)
+        assert compute_model_digest(one) == compute_model_digest(other)
 
 
 def test_a_mark_is_found_in_a_script_and_in_a_frozen_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 32))
     save_weights(model.state_dict(), tmp_path / "m.safetensors")
-    places = Places(tmp_path / "marked.safetensors", tmp_path / "a.key")
+    places = StampPaths(tmp_path / "marked.safetensors", tmp_path / "a.key")
     secret = KeyMaterial(bytes(range(32)), bytes(16))  # a frozen script rounds what it holds
     fields = {"bits": 128, "margin": 3.0}
     stamp(tmp_path / "m.safetensors", places, owner="ACME", fields=fields, material=secret)
     key = Key.load(places.key)
     model.load_state_dict(load_state(places.out))
     found = verify(scripted(tmp_path / "plain.pt", model), key)
-    assert (found.outcome, found.matched, found.tests) == ("owned", 128, 1)
+    assert (found.outcome, found.matched, found.test_count) == ("owned", 128, 1)
     found = verify(scripted(tmp_path / "frozen.pt", model, frozen=True), key)
     assert (found.outcome, found.matched) == ("owned", 128)
     assert all(name.startswith("constants.") for name in found.subject.tensors.values())
@@ -160,9 +160,9 @@ def test_code_in_a_pickle_is_told_and_not_run(archive: Path, tmp_path: Path, ent
     else:
         with open_weights(path) as weights:
             assert "front.0.weight" in weights.tensors
-    told = inert(harm)
-    assert isinstance(told["a"], Made)
-    assert told["a"].by == Named("posix.mkdir")
+    told = parse_pickle(harm)
+    assert isinstance(told["a"], PickledCall)
+    assert told["a"].by == PickledName("posix.mkdir")
     assert told["a"].given == (str(place),)
     assert not place.exists()
     pickle.loads(harm)  # noqa: S301 - the canary sings when it is let out
@@ -293,6 +293,6 @@ def test_an_inert_pickle_is_what_torch_writes() -> None:
     buffer = io.BytesIO()
     torch.save({"w": torch.ones(2)}, buffer)
     with zipfile.ZipFile(buffer) as archive:
-        told = inert(archive.read("archive/data.pkl"))
-    assert isinstance(told["w"], Made)
-    assert isinstance(told["w"].given[0], Kept)
+        told = parse_pickle(archive.read("archive/data.pkl"))
+    assert isinstance(told["w"], PickledCall)
+    assert isinstance(told["w"].given[0], PersistentReference)

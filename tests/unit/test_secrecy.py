@@ -14,11 +14,11 @@ from opened import images_of
 
 from countermark.errors import CountermarkError
 from countermark.examine import examine
-from countermark.key import Key, KeyMaterial, tensor_digest
-from countermark.openings import open_triggers
+from countermark.key import Key, KeyMaterial, digest_tensor
+from countermark.openings import disclose_triggers
 from countermark.schemes.adi import Adi
 from countermark.schemes.uchida import Uchida
-from countermark.verdict import Terms
+from countermark.verdict import VerificationOptions
 
 
 def traces(secret: bytes) -> list[bytes]:
@@ -29,7 +29,7 @@ def traces(secret: bytes) -> list[bytes]:
 
 
 def test_key_json_and_an_encrypted_folder_hold_no_secret(tmp_path: Path) -> None:
-    key = replace(known_key(), material=KeyMaterial.fresh())
+    key = replace(known_key(), material=KeyMaterial.generate())
     key.save(tmp_path / "plain.key")
     key.save(tmp_path / "sealed.key", "correct horse")
     plain, sealed = (
@@ -44,14 +44,14 @@ def test_key_json_and_an_encrypted_folder_hold_no_secret(tmp_path: Path) -> None
 
 
 def test_no_repr_verdict_or_error_tells_the_secret(tmp_path: Path) -> None:
-    model, material = torch.nn.Linear(32, 16), KeyMaterial.fresh()
+    model, material = torch.nn.Linear(32, 16), KeyMaterial.generate()
     embedding = Uchida(layer="weight", bits=128).embed(model, owner="ACME", material=material)
     key = embedding.drawn_key
     assert key is not None
-    verdict = examine(model, key, Terms())
+    verdict = examine(model, key, VerificationOptions())
     said = [repr(each) for each in (key, material, embedding, [key], {"key": key}, verdict)]
     said += [str(key), f"{material}", verdict.explain(), json.dumps(verdict.to_json())]
-    said += [repr(key.stream("rows")), repr(replace(key, owner="x"))]
+    said += [repr(key.make_stream("rows")), repr(replace(key, owner="x"))]
     key.save(tmp_path / "a.key", "correct horse")
     (tmp_path / "b.key").mkdir()
     for act in (
@@ -59,8 +59,8 @@ def test_no_repr_verdict_or_error_tells_the_secret(tmp_path: Path) -> None:
         lambda: Key.load(tmp_path / "a.key"),
         lambda: Key.load(tmp_path / "a.key", "wrong"),
         lambda: key.save(tmp_path / "b.key"),
-        lambda: examine(model, replace(key, scheme="none"), Terms()),
-        lambda: examine(model, key, Terms(), null="none"),
+        lambda: examine(model, replace(key, scheme="none"), VerificationOptions()),
+        lambda: examine(model, key, VerificationOptions(), null="none"),
     ):
         with pytest.raises(CountermarkError) as caught:
             act()
@@ -73,24 +73,28 @@ def test_no_repr_verdict_or_error_tells_the_secret(tmp_path: Path) -> None:
 
 @pytest.mark.real_secrets
 def test_fresh_material_is_drawn_from_the_system_and_never_repeats() -> None:
-    drawn = [KeyMaterial.fresh() for _ in range(100)]
+    drawn = [KeyMaterial.generate() for _ in range(100)]
     assert len({each.secret for each in drawn} | {each.nonce for each in drawn}) == 200
     assert {(len(each.secret), len(each.nonce)) for each in drawn} == {(32, 16)}
     assert not any(each.test_key for each in drawn)
-    assert KeyMaterial.for_tests(1) == KeyMaterial.for_tests(1) != KeyMaterial.for_tests(2)
-    assert KeyMaterial.for_tests(1).test_key
+    assert (
+        KeyMaterial.from_test_seed(1)
+        == KeyMaterial.from_test_seed(1)
+        != KeyMaterial.from_test_seed(2)
+    )
+    assert KeyMaterial.from_test_seed(1).test_key
 
 
 def test_an_opening_holds_neither_the_secret_nor_what_was_not_opened() -> None:
-    material = KeyMaterial.fresh()
+    material = KeyMaterial.generate()
     made = Adi(10, 40).generate_key(
         {"triggers": images_of(40)}, owner="ACME Inc.", material=material
     )
-    opened = open_triggers(made, [0, 3, 7])
+    opened = disclose_triggers(made, [0, 3, 7])
     said = opened.to_bytes() + repr(opened).encode() + repr(opened.check()).encode()
     secrets = [
         material.secret,
-        *(s for n, s in enumerate(material.salts(40)) if n not in (0, 3, 7)),
+        *(s for n, s in enumerate(material.draw_salts(40)) if n not in (0, 3, 7)),
     ]
     for secret in secrets:
         assert not any(trace in said for trace in traces(secret))
@@ -99,6 +103,6 @@ def test_an_opening_holds_neither_the_secret_nor_what_was_not_opened() -> None:
         assert (written in said) == (index in (0, 3, 7))
         assert image.tobytes() not in said
         assert image.tobytes().hex().encode() not in said
-        digest = tensor_digest("trigger", image)
+        digest = digest_tensor("trigger", image)
         assert digest not in said
         assert digest.hex().encode() not in said

@@ -14,7 +14,7 @@ from keys import one_line
 
 from checkpoints import SHAPES, one_file, sharded, tensors
 from countermark.errors import SuspectError
-from countermark.weights import load_state, model_digest, open_weights
+from countermark.weights import compute_model_digest, load_state, open_weights
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -25,20 +25,20 @@ def test_a_folder_of_shards_is_one_suspect(tmp_path: Path) -> None:
     with open_weights(folder) as weights, open_weights(whole) as one:
         assert weights.name == str(folder)
         assert dict(weights.tensors) == dict(one.tensors)
-        assert model_digest(weights) == model_digest(one)
+        assert compute_model_digest(weights) == compute_model_digest(one)
         for name in SHAPES:
             assert np.array_equal(weights.read(name), one.read(name))
             part = weights.read_part(name, 17, 100)
             assert np.array_equal(part, one.read(name).reshape(-1)[17:117])
             assert weights.digests[name] == one.digests[name]
-            raw = b"".join(weights.pieces(name))[34:234]
+            raw = b"".join(weights.read_pieces(name))[34:234]
             assert weights.digests[f"{name}, in part"] == hashlib.sha256(raw).hexdigest()
         assert set(weights.digests) >= {INDEX, f"{FIRST} __metadata__", f"{SECOND} __metadata__"}
         listed = "".join(
             f"{hashlib.sha256((folder / each).read_bytes()).hexdigest()}  {each}\n"
             for each in (FIRST, SECOND)
         )
-        assert weights.file_digest() == hashlib.sha256(listed.encode()).hexdigest()
+        assert weights.compute_file_digest() == hashlib.sha256(listed.encode()).hexdigest()
     with open_weights(folder / INDEX) as weights:
         assert len(weights.tensors) == len(SHAPES) + 1
     state = load_state(folder)

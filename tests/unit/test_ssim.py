@@ -10,7 +10,7 @@ from pytorch_msssim import ssim as reference
 from torch import Tensor
 
 from countermark.bench.data import load_data
-from countermark.schemes.training.stego import ssim
+from countermark.schemes.training.stego import compute_ssim
 
 LOUDNESS = [2 / 255, 20 / 255, 0.3]  # of what is added; the first is what a trigger gets
 
@@ -43,7 +43,7 @@ def test_value_and_gradients_are_those_of_the_reference(
     pair = one.requires_grad_(), (one.detach() + loud * noise).clamp(0, 1).requires_grad_()
     theirs = reference(*pair, data_range=1.0, size_average=False, win_size=11, win_sigma=1.5)
     expected = with_gradients(theirs, pair)
-    found = with_gradients(ssim(*pair), pair)
+    found = with_gradients(compute_ssim(*pair), pair)
     assert found[0].shape == (32,)
     assert (found[0] - expected[0]).abs().max() < 1e-5
     for ours, other in zip(found[1:], expected[1:], strict=True):
@@ -52,5 +52,5 @@ def test_value_and_gradients_are_those_of_the_reference(
 
 def test_what_is_equal_is_wholly_similar() -> None:
     images = digits(1, 28)
-    assert torch.allclose(ssim(images, images), torch.ones(32))
-    assert (ssim(images, 1 - images) < 0).all()
+    assert torch.allclose(compute_ssim(images, images), torch.ones(32))
+    assert (compute_ssim(images, 1 - images) < 0).all()

@@ -16,16 +16,16 @@ from checkpoints import SHAPES, one_file, tensors
 from countermark.errors import CapacityError, ConfigError, MarkNotTakenError
 from countermark.examine import examine, verify
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
-from countermark.schemes.stamp import Carriers, Stamp
+from countermark.schemes import load_scheme
+from countermark.schemes.stamp import CarrierStream, Stamp
 from countermark.stamping import advise, stamp
-from countermark.stamping.advising import expected_change
-from countermark.stamping.forecast import forecast
-from countermark.stamping.making import Places
-from countermark.stamping.solving import shifted, solve
+from countermark.stamping.advising import compute_expected_change
+from countermark.stamping.forecast import forecast_error_rates
+from countermark.stamping.making import StampPaths
+from countermark.stamping.solving import shift_values, solve_shifts
 from countermark.weights import Weights, open_weights
-from countermark.weights.dtypes import decoded, encoded
-from countermark.xof import Stream
+from countermark.weights.dtypes import decode_values, encode_values
+from countermark.xof import KeyStream
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 INNER = ("layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down")
@@ -45,7 +45,7 @@ def test_a_reading_is_what_the_format_says(reading: str) -> None:
     key = scheme.generate_key(shapes, owner="ACME", material=SECRET)
     drawn = np.random.default_rng(3)
     weights = {name: drawn.normal(0, 2, shape) for name, shape in shapes.items()}
-    starts = Stream(SECRET.secret, SECRET.nonce, "places").words(2)
+    starts = KeyStream(SECRET.secret, SECRET.nonce, "places").take_words(2)
     row = []
     for word, values in zip(starts, weights.values(), strict=True):
         count = min(500, values.size)
@@ -55,11 +55,11 @@ def test_a_reading_is_what_the_format_says(reading: str) -> None:
             row += list(part / np.sqrt((part**2).mean()))
         else:
             row += list(bounded_by_hand(part, values.shape, start))
-    signs, turns = key.stream("signs"), key.stream("turns")
+    signs, turns = key.make_stream("signs"), key.make_stream("turns")
     y, served = np.zeros(96), np.zeros(96)
     for at, value in enumerate(row):
         if at % 96 == 0:
-            turn, run = int(turns.words(1)[0]), signs.bits(96)
+            turn, run = int(turns.take_words(1)[0]), signs.take_bits(96)
         bit = (at % 96 + turn) % 96
         y[bit] += value if run[at % 96] else -value
         served[bit] += 1
@@ -71,8 +71,11 @@ def test_a_reading_is_what_the_format_says(reading: str) -> None:
 
 def test_every_value_serves_one_bit_and_every_bit_has_its_share() -> None:
     key = key_for(Stamp(INNER, 100))
-    pieces = [Carriers(key).take(1000), *[Carriers(key).take(n) for n in (3, 5000)]]
-    whole, signs = Carriers(key).take(20_050)
+    pieces = [
+        CarrierStream(key).take_carriers(1000),
+        *[CarrierStream(key).take_carriers(n) for n in (3, 5000)],
+    ]
+    whole, signs = CarrierStream(key).take_carriers(20_050)
     served = np.bincount(whole, minlength=100)
     assert set(served) == {200, 201}
     assert set(signs) == {-1, 1}
@@ -99,21 +102,23 @@ def test_every_bit_gets_its_margin_and_no_more(tmp_path: Path, dtype: str) -> No
     key = key_for(scheme)
     agree = 2.0 * key.message - 1
     with open_weights(path) as weights:
-        bare = scheme.extract(scheme.read_from(weights, {n: n for n in INNER}, key), key).scores
-        shifts = solve(weights, scheme, key, key.message)
-        pieces = list(shifted(weights, scheme, key, shifts))
+        bare = scheme.extract(
+            scheme.read_suspect_tensors(weights, {n: n for n in INNER}, key), key
+        ).scores
+        shifts = solve_shifts(weights, scheme, key, key.message)
+        pieces = list(shift_values(weights, scheme, key, shifts))
     assert bare is not None
     enough = agree * bare >= 4.0
     assert np.array_equal(shifts == 0, enough), "a bit that has its margin is left alone"
     assert np.all(np.sign(shifts[~enough]) == agree[~enough])
-    served = Carriers(key).take(scheme.capacity(key.tensors, None))[0]
+    served = CarrierStream(key).take_carriers(scheme.capacity(key.tensors, None))[0]
     reached = agree * sum(piece.towards for piece in pieces) / np.sqrt(np.bincount(served))
     assert reached[~enough].min() > 3.85
     assert reached[~enough].max() < 4.2
     before = np.concatenate([piece.before for piece in pieces])
     after = np.concatenate([piece.after for piece in pieces])
     change = math.sqrt(((after - before) ** 2).sum() / (before**2).sum())
-    assert change == pytest.approx(expected_change(scheme, len(before)), rel=0.2)
+    assert change == pytest.approx(compute_expected_change(scheme, len(before)), rel=0.2)
 
 
 def test_no_smaller_change_gives_the_margins(tmp_path: Path) -> None:
@@ -122,15 +127,17 @@ def test_no_smaller_change_gives_the_margins(tmp_path: Path) -> None:
     scheme = Stamp(INNER, 96, margin=4.0)
     key = key_for(scheme)
     with open_weights(path) as weights:
-        pieces = list(shifted(weights, scheme, key, solve(weights, scheme, key, key.message)))
+        pieces = list(
+            shift_values(weights, scheme, key, solve_shifts(weights, scheme, key, key.message))
+        )
         unit = {
-            n: scheme.scales(weights.read(n).reshape(-1), key.tensors[n], 0).between(
+            n: scheme.compute_scales(weights.read(n).reshape(-1), key.tensors[n], 0).expand_scales(
                 0, math.prod(key.tensors[n])
             )
             for n in INNER
         }
     moved = np.concatenate([(p.after - p.before) / unit[p.name] for p in pieces])
-    bits, signs = Carriers(key).take(len(moved))
+    bits, signs = CarrierStream(key).take_carriers(len(moved))
     along = np.bincount(bits, weights=signs * moved) / np.bincount(bits)
     assert np.allclose(moved, along[bits] * signs, atol=2e-6)
 
@@ -140,15 +147,15 @@ def test_rounding_is_that_of_torch(dtype: str) -> None:
     kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     drawn = np.random.default_rng(2).normal(size=10_000)
     drawn[:4] = [1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 0.0]  # ties of bfloat16
-    raw = encoded(drawn, dtype)
-    ours = decoded(raw.tobytes(), dtype).astype(np.float64)
+    raw = encode_values(drawn, dtype)
+    ours = decode_values(raw.tobytes(), dtype).astype(np.float64)
     theirs = torch.from_numpy(drawn.astype(np.float32 if dtype != "F64" else np.float64))
     assert np.array_equal(ours, theirs.to(kinds.get(dtype, torch.float64)).double().numpy())
 
 
 def made(folder: Path, dtype: str = "F32", **fields: object) -> tuple[Path, Key]:
     source = one_file(folder / "in.safetensors", dtype)
-    places = Places(folder / "out.safetensors", folder / "a.key")
+    places = StampPaths(folder / "out.safetensors", folder / "a.key")
     stamp(source, places, owner="ACME", fields=fields, material=SECRET)
     return places.out, Key.load(places.key)
 
@@ -173,7 +180,7 @@ def test_only_the_read_tensors_change_and_nothing_else_does(tmp_path: Path) -> N
     with open_weights(out) as weights, open_weights(tmp_path / "in.safetensors") as before:
         assert weights.digests == before.digests  # of the header
         for name in weights.tensors:
-            same = b"".join(weights.pieces(name)) == b"".join(before.pieces(name))
+            same = b"".join(weights.read_pieces(name)) == b"".join(before.read_pieces(name))
             assert same == (name != "layers.0.up"), name
         (place,) = scheme_places(key).values()
         changed = np.flatnonzero(weights.read("layers.0.up") != before.read("layers.0.up"))
@@ -183,13 +190,13 @@ def test_only_the_read_tensors_change_and_nothing_else_does(tmp_path: Path) -> N
     assert kept.dtype == np.uint16
     with open_weights(tmp_path / "in.safetensors") as before:
         part = before.read_part("layers.0.up", place.start, len(place))
-    assert np.array_equal(decoded(kept.tobytes(), "BF16"), part)
+    assert np.array_equal(decode_values(kept.tobytes(), "BF16"), part)
 
 
 def scheme_places(key: Key) -> dict[str, range]:
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     assert isinstance(scheme, Stamp)
-    return scheme.places(key.tensors, key.material)
+    return scheme.draw_places(key.tensors, key.material)
 
 
 def test_a_part_is_read_without_the_rest_and_its_place_stays_secret(
@@ -225,7 +232,7 @@ def test_a_live_module_is_read_as_its_file_is(tmp_path: Path) -> None:
             module.add_module(name.replace(".", "_"), inner)
     verdict = verify(module, key)  # under other names, which are found by shape
     assert verdict.owned
-    assert verdict.tests == 4
+    assert verdict.test_count == 4
 
 
 def test_fresh_keys_are_a_null_as_well(tmp_path: Path) -> None:
@@ -241,13 +248,13 @@ def test_a_tensor_of_zeros_carries_nothing_and_stays(tmp_path: Path) -> None:
     found = tensors()
     found["layers.0.up"].zero_()
     save_file(found, tmp_path / "in.safetensors")
-    places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
+    places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
     stamp(tmp_path / "in.safetensors", places, owner="ACME", material=SECRET)
     with open_weights(places.out) as weights:
         assert not weights.read("layers.0.up").any()
     assert verify(places.out, Key.load(places.key)).owned
     save_file({"w": torch.zeros(64, 64)}, tmp_path / "zeros.safetensors")
-    again = Places(tmp_path / "never", tmp_path / "b.key")
+    again = StampPaths(tmp_path / "never", tmp_path / "b.key")
     with pytest.raises(MarkNotTakenError, match="not all zeros"):
         stamp(tmp_path / "zeros.safetensors", again, owner="ACME", fields={"bits": 128})
     assert not again.out.exists()
@@ -266,7 +273,7 @@ def test_keys_that_were_never_made_are_refused() -> None:
     key = key_for(Stamp(INNER, 256, values=100))
     for frozen in ({"before.else": np.zeros(100)}, {"before.layers.0.up": np.zeros(99)}):
         with pytest.raises(ConfigError, match="expected one value for each"):
-            scheme_of(replace(key, frozen=frozen))
+            load_scheme(replace(key, frozen=frozen))
     with pytest.raises(ConfigError, match="the key reads"):
         Stamp(INNER, 256).extract({name: np.zeros((3, 3)) for name in INNER}, key_for(Stamp(INNER)))
     with pytest.raises(CapacityError, match="at most 200"):
@@ -295,13 +302,13 @@ def test_the_forecast_is_what_happens(shape: str) -> None:
     host = drawn.normal(size=width) if shape == "normal" else drawn.standard_t(4, size=width)
     host /= host.std()
     key = Stamp("w", T).generate_key({"w": (1024, 1024)}, owner="ACME", material=SECRET)
-    bits, signs = Carriers(key).take(width)
+    bits, signs = CarrierStream(key).take_carriers(width)
     n = width / T
     y = np.bincount(bits, weights=signs * host)
     agree = 2.0 * key.message - 1
     shifts = agree * np.maximum(0, 2.0 * math.sqrt(n) - agree * y) / n
     marked = host + shifts[bits] * signs
-    rates = forecast([marked.reshape(1024, 1024)], margin=2.0, served=n)
+    rates = forecast_error_rates([marked.reshape(1024, 1024)], margin=2.0, served=n)
     assert len(rates) == 8
     for change, expected in rates.items():
         after = read_after(change, marked.reshape(1024, 1024), drawn).reshape(-1)
@@ -326,7 +333,7 @@ class Shapes(Weights):
     def _load(self, name: str) -> np.ndarray:
         raise AssertionError(f"{name} was read whole")
 
-    pieces = file_digest = _load  # type: ignore[assignment]
+    read_pieces = compute_file_digest = _load  # type: ignore[assignment]
 
     def close(self) -> None: ...
 
@@ -343,7 +350,7 @@ def test_advice_for_a_large_checkpoint_spreads_the_mark_over_all_of_it() -> None
     assert (advice.scheme.bits, advice.scheme.margin) == (256, 5.0)
     assert advice.change == pytest.approx(0.0275, rel=0.01)
     assert advice.read == pytest.approx(256 * 26 / 0.0275**2, rel=0.01)
-    assert advice.gentle
+    assert advice.is_gentle
 
 
 @pytest.mark.parametrize(
@@ -360,7 +367,7 @@ def test_advice_for_smaller_ones_takes_less(
     shape: tuple[int, int], bits: int, margin: float, whole: float, gentle: bool
 ) -> None:
     advice = advise(Shapes({"w": shape, "b": (5,)}))
-    assert (advice.scheme.bits, advice.gentle) == (bits, gentle)
+    assert (advice.scheme.bits, advice.is_gentle) == (bits, gentle)
     assert advice.scheme.margin == pytest.approx(margin, abs=0.01)
     assert advice.whole == pytest.approx(whole, rel=0.01)
     assert (advice.change < 0.0276) == gentle
@@ -384,9 +391,9 @@ def test_advice_takes_what_is_given() -> None:
 
 def test_a_test_key_is_never_owned(tmp_path: Path) -> None:
     source = one_file(tmp_path / "in.safetensors")
-    places = Places(tmp_path / "out.safetensors", tmp_path / "a.key")
-    stamp(source, places, owner="ACME", material=KeyMaterial.for_tests(1))
+    places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
+    stamp(source, places, owner="ACME", material=KeyMaterial.from_test_seed(1))
     assert verify(places.out, Key.load(places.key)).outcome == "no_verdict"
-    from countermark.verdict import Terms
+    from countermark.verdict import VerificationOptions
 
-    assert examine(places.out, Key.load(places.key), Terms(allow_test_key=True)).owned
+    assert examine(places.out, Key.load(places.key), VerificationOptions(allow_test_key=True)).owned

@@ -12,13 +12,13 @@ import pytest
 
 import countermark.bench.data
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.stats import clopper_pearson
-from countermark.steganalysis.ats import ats, measure_ats
+from countermark.stats import compute_clopper_pearson
+from countermark.steganalysis.ats import measure_ats, run_ats
 from countermark.steganalysis.detector import Detector
 from countermark.steganalysis.embedders import LsbMatching, UniformNoise
-from countermark.steganalysis.images import Embed, Images, half_stego
-from countermark.steganalysis.rates import Detected, Rate, rates
-from countermark.steganalysis.supervised import measure_supervised, train
+from countermark.steganalysis.images import Embed, Images, make_half_stego
+from countermark.steganalysis.rates import DetectionResult, Rate, compute_rates
+from countermark.steganalysis.supervised import measure_supervised, train_detector
 
 FAINT = LsbMatching(0.001)  # one pixel of a 32×32 image, every other image
 
@@ -105,14 +105,14 @@ def test_labels_that_mean_nothing_are_met_by_chance() -> None:
     covers, rng = natural(400), np.random.default_rng(2)
     stego = np.repeat([True, False], 200)
     rng.shuffle(stego)
-    found = rates(ats(covers, FAINT, seed=0), stego)
+    found = compute_rates(run_ats(covers, FAINT, seed=0), stego)
     assert at_chance(found.detection.hits, 400)
 
 
 def test_covers_alone_are_called_stego() -> None:
     """The limit that the docstring names: without stego images the border lies before B."""
     covers = natural(200)
-    assert ats(covers, UniformNoise(4), seed=0).stego.mean() > 0.9
+    assert run_ats(covers, UniformNoise(4), seed=0).stego.mean() > 0.9
 
 
 # --- how it is done
@@ -120,7 +120,7 @@ def test_covers_alone_are_called_stego() -> None:
 
 def test_ats_embeds_twice_with_seeds_of_its_own() -> None:
     covers, embed = natural(20), Recorder(UniformNoise(4))
-    ats(covers, embed, seed=7)
+    run_ats(covers, embed, seed=7)
     (suspects, first), (once, second) = embed.asked
     np.testing.assert_array_equal(suspects, covers)
     np.testing.assert_array_equal(once, UniformNoise(4)(covers, first))
@@ -140,32 +140,34 @@ def test_the_attacker_embeds_with_what_he_guesses() -> None:
 
 
 def test_a_seed_gives_the_same_answer() -> None:
-    mixed = half_stego(natural(60), LsbMatching(1.0), seed=0)
-    first = ats(mixed.images, LsbMatching(1.0), seed=1)
-    np.testing.assert_array_equal(ats(mixed.images, LsbMatching(1.0), seed=1).stego, first.stego)
-    assert (ats(mixed.images, LsbMatching(1.0), seed=2).stego != first.stego).any()
+    mixed = make_half_stego(natural(60), LsbMatching(1.0), seed=0)
+    first = run_ats(mixed.images, LsbMatching(1.0), seed=1)
+    np.testing.assert_array_equal(
+        run_ats(mixed.images, LsbMatching(1.0), seed=1).stego, first.stego
+    )
+    assert (run_ats(mixed.images, LsbMatching(1.0), seed=2).stego != first.stego).any()
 
 
 def test_the_order_of_suspects_does_not_matter_to_a_trained_detector() -> None:
     covers = natural(60)
-    trained = train(covers[:30], UniformNoise(4), seed=0)
+    trained = train_detector(covers[:30], UniformNoise(4), seed=0)
     there, back = trained.detect(covers[30:]), trained.detect(covers[:29:-1])
     np.testing.assert_array_equal(there.stego, back.stego[::-1])
 
 
 def test_a_detector_says_how_it_looked() -> None:
     covers = natural(20, channels=3)
-    plain = ats(covers, UniformNoise(4), seed=0)
+    plain = run_ats(covers, UniformNoise(4), seed=0)
     assert (plain.features, plain.selected, plain.image_size) == (686, 500, (3, 32, 32))
     assert (plain.stego.dtype, plain.stego.shape) == (np.dtype(np.bool_), (20,))
     wide = Detector("transition", "concatenation", select=40)
-    asked = ats(covers, UniformNoise(4), seed=0, detector=wide)
+    asked = run_ats(covers, UniformNoise(4), seed=0, detector=wide)
     assert (asked.features, asked.selected) == (3 * 686, 40)
 
 
 def test_fewer_features_than_asked_for_are_all_taken() -> None:
     flat = np.full((12, 1, 8, 8), 100, dtype=np.uint8)
-    found = ats(flat, UniformNoise(1), seed=0)
+    found = run_ats(flat, UniformNoise(1), seed=0)
     assert 1 < found.selected < 500
 
 
@@ -175,11 +177,11 @@ def test_fewer_features_than_asked_for_are_all_taken() -> None:
 def test_rates_count_hits_and_false_alarms() -> None:
     stego = np.array([True] * 4 + [False] * 4)
     called = np.array([True] * 3 + [False] + [True] + [False] * 3)
-    found = rates(Detected(called, 686, 500, (3, 32, 32)), stego)
+    found = compute_rates(DetectionResult(called, 686, 500, (3, 32, 32)), stego)
     assert (found.detection, found.true_positives) == (Rate(6, 8), Rate(3, 4))
     assert (found.false_positives, found.images) == (Rate(1, 4), 8)
     assert found.detection.value == 0.75
-    assert found.detection.interval == clopper_pearson(6, 8, 0.95)
+    assert found.detection.confidence_interval == compute_clopper_pearson(6, 8, 0.95)
     assert str(found) == (
         "detection 0.750 [0.349, 0.968], true positives 0.750 [0.194, 0.994], false positives "
         "0.250 [0.006, 0.806] (95 %; N = 8, 500 of 686 features, images 3×32×32)"
@@ -188,9 +190,9 @@ def test_rates_count_hits_and_false_alarms() -> None:
 
 @pytest.mark.parametrize("stego", [[True] * 4, [True, False], [True, False, False, False]])
 def test_rates_need_halves(stego: list[bool]) -> None:
-    detected = Detected(np.zeros(4, dtype=np.bool_), 686, 500, (1, 32, 32))
+    detected = DetectionResult(np.zeros(4, dtype=np.bool_), 686, 500, (1, 32, 32))
     with pytest.raises(ConfigError, match="one flag for each of 4 images, half of them True"):
-        rates(detected, np.array(stego))
+        compute_rates(detected, np.array(stego))
 
 
 # --- refusals
@@ -199,20 +201,20 @@ def test_rates_need_halves(stego: list[bool]) -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: ats(natural(4), lambda x, _: x, seed=0), "the embedder changes nothing"),
-        (lambda: ats(natural(1), UniformNoise(), seed=0), "two images or more of each kind"),
-        (lambda: ats(natural(4)[0], UniformNoise(), seed=0), "got uint8 (1, 32, 32)"),
-        (lambda: ats(natural(4), UniformNoise(), seed=-1), "a seed is 0 or more, got -1"),
-        (lambda: ats(natural(4), lambda x, _: x[:2], seed=0), "keeps the shape of the images"),
+        (lambda: run_ats(natural(4), lambda x, _: x, seed=0), "the embedder changes nothing"),
+        (lambda: run_ats(natural(1), UniformNoise(), seed=0), "two images or more of each kind"),
+        (lambda: run_ats(natural(4)[0], UniformNoise(), seed=0), "got uint8 (1, 32, 32)"),
+        (lambda: run_ats(natural(4), UniformNoise(), seed=-1), "a seed is 0 or more, got -1"),
+        (lambda: run_ats(natural(4), lambda x, _: x[:2], seed=0), "keeps the shape of the images"),
         (lambda: measure_ats(natural(3), FAINT, seed=0), "expected an even number, got 3"),
         (lambda: Detector(select=0), "selects 1 feature or more"),
         (lambda: Detector(penalty=math.nan), "penalty above 0"),
         (
-            lambda: train(natural(4), UniformNoise(), seed=0).detect(digits(0, 2)),
+            lambda: train_detector(natural(4), UniformNoise(), seed=0).detect(digits(0, 2)),
             "trained on images (1, 32, 32), got (1, 28, 28)",
         ),
         (
-            lambda: ats(np.full((4, 1, 8, 8), 9, dtype=np.uint8), lambda x, _: x + 1, seed=0),
+            lambda: run_ats(np.full((4, 1, 8, 8), 9, dtype=np.uint8), lambda x, _: x + 1, seed=0),
             "the same features: nothing tells them apart",
         ),
     ],
@@ -227,7 +229,7 @@ def test_what_cannot_be_examined_is_refused(act: Callable[[], object], message: 
 def test_the_extra_is_named_before_anything_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.svm", None)
     embed = Recorder(UniformNoise(4))
-    for act in (ats, measure_ats, train):
+    for act in (run_ats, measure_ats, train_detector):
         with pytest.raises(MissingExtraError, match=r"needs .*'countermark\[stego\]'"):
             act(natural(4), embed, seed=0)
     assert not embed.asked

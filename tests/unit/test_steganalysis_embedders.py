@@ -12,13 +12,19 @@ import pytest
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.steganalysis.embedders import (
     EMBEDDERS,
-    Adaptive,
+    AdaptiveEmbedder,
     LsbMatching,
     Method,
     UniformNoise,
-    embedder_named,
+    find_embedder,
 )
-from countermark.steganalysis.images import Embed, Images, derived, embedded, half_stego
+from countermark.steganalysis.images import (
+    Embed,
+    Images,
+    derive_seeds,
+    embed_images,
+    make_half_stego,
+)
 
 METHODS: list[Method] = ["wow", "hugo", "s_uniward"]
 
@@ -70,7 +76,7 @@ def test_lsb_matching_stays_within_a_byte(level: int, step: int) -> None:
 
 def test_no_payload_changes_nothing() -> None:
     images = textured()
-    for embed in (LsbMatching(0.0), Adaptive("hugo", 0.0)):
+    for embed in (LsbMatching(0.0), AdaptiveEmbedder("hugo", 0.0)):
         np.testing.assert_array_equal(embed(images, 0), images)
 
 
@@ -85,7 +91,7 @@ def test_noise_is_uniform_and_clipped() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_adaptive_methods_change_rough_places_by_one(method: Method) -> None:
-    moved = steps(Adaptive(method), textured())
+    moved = steps(AdaptiveEmbedder(method), textured())
     assert set(np.unique(moved)) == {-1, 0, 1}
     changed = (moved != 0).mean((0, 1, 2))  # by column
     # A ternary change with p = 0.063 holds 0.4 bits, where all pixels cost alike; costs that differ
@@ -101,12 +107,12 @@ def test_adaptive_methods_stay_within_a_byte(method: Method, level: int) -> None
     dotted = flat.copy()
     dotted[0, 0, 8, 8] = 255 - level
     for images in (flat, dotted):
-        assert np.abs(steps(Adaptive(method), images)).max() <= 1
+        assert np.abs(steps(AdaptiveEmbedder(method), images)).max() <= 1
 
 
 def test_channels_are_drawn_apart() -> None:
     grey = np.repeat(textured(1)[:, :1], 3, axis=1)
-    for embed in (Adaptive("hugo"), LsbMatching()):
+    for embed in (AdaptiveEmbedder("hugo"), LsbMatching()):
         red, green, blue = steps(embed, grey)[0]
         assert (red != green).any()
         assert (green != blue).any()
@@ -114,7 +120,7 @@ def test_channels_are_drawn_apart() -> None:
 
 @pytest.mark.parametrize("name", list(EMBEDDERS))
 def test_a_seed_gives_the_same_images_and_another_others(name: str) -> None:
-    embed, images = embedder_named(name), textured(2)
+    embed, images = find_embedder(name), textured(2)
     before = images.copy()
     first = embed(images, 1)
     assert (first.dtype, first.shape) == (images.dtype, images.shape)
@@ -125,21 +131,21 @@ def test_a_seed_gives_the_same_images_and_another_others(name: str) -> None:
 
 def test_names_have_the_defaults_of_the_paper() -> None:
     assert list(EMBEDDERS) == ["wow", "hugo", "s_uniward", "lsb_matching", "uniform_noise"]
-    assert embedder_named("hugo") == Adaptive("hugo", 0.4)
-    assert embedder_named("lsb_matching") == LsbMatching(0.4)
-    assert embedder_named("uniform_noise") == UniformNoise(4)
+    assert find_embedder("hugo") == AdaptiveEmbedder("hugo", 0.4)
+    assert find_embedder("lsb_matching") == LsbMatching(0.4)
+    assert find_embedder("uniform_noise") == UniformNoise(4)
     with pytest.raises(ConfigError, match="no embedder 'suniward': the nearest is 's_uniward'"):
-        embedder_named("suniward")
+        find_embedder("suniward")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: LsbMatching(1.1), "a payload is 0 to 1 bits a pixel, got 1.1"),
-        (lambda: Adaptive("wow", -0.1), "a payload is 0 to 1 bits a pixel, got -0.1"),
+        (lambda: AdaptiveEmbedder("wow", -0.1), "a payload is 0 to 1 bits a pixel, got -0.1"),
         (lambda: LsbMatching(math.nan), "got nan"),
         (lambda: UniformNoise(0), "1 to 255 grey levels, got 0"),
-        (lambda: Adaptive("wov"), "no adaptive method 'wov': the nearest is 'wow'"),  # type: ignore[arg-type]
+        (lambda: AdaptiveEmbedder("wov"), "no adaptive method 'wov': the nearest is 'wow'"),  # type: ignore[arg-type]
         (lambda: LsbMatching()(np.zeros((2, 2), dtype=np.uint8), 0), "got uint8 (2, 2)"),
     ],
 )
@@ -154,37 +160,43 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         MissingExtraError, match=r"embedding with wow needs .*'countermark\[stego\]'"
     ):
-        Adaptive("wow")(textured(1), 0)
+        AdaptiveEmbedder("wow")(textured(1), 0)
 
 
 def test_half_become_stego_images_and_no_picture_is_there_twice() -> None:
     covers = uniform(60)
-    mixed = half_stego(covers, UniformNoise(4), seed=0)
+    mixed = make_half_stego(covers, UniformNoise(4), seed=0)
     assert mixed.stego.sum() == 30
     changed = (mixed.images != covers).any((1, 2, 3))
     np.testing.assert_array_equal(changed, mixed.stego)
-    other = half_stego(covers, UniformNoise(4), seed=1)
+    other = make_half_stego(covers, UniformNoise(4), seed=1)
     assert (other.stego != mixed.stego).any()
-    again = half_stego(covers, UniformNoise(4), seed=0)
+    again = make_half_stego(covers, UniformNoise(4), seed=0)
     np.testing.assert_array_equal(again.images, mixed.images)
 
 
 def test_half_of_an_odd_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected an even number, got 3"):
-        half_stego(uniform(3), UniformNoise(), seed=0)
+        make_half_stego(uniform(3), UniformNoise(), seed=0)
 
 
 def test_derived_seeds_differ_from_all_others() -> None:
-    seeds = [0, 1, *derived(0, "mix", 2), *derived(0, "ats", 2), *derived(1, "ats", 2)]
+    seeds = [
+        0,
+        1,
+        *derive_seeds(0, "mix", 2),
+        *derive_seeds(0, "ats", 2),
+        *derive_seeds(1, "ats", 2),
+    ]
     assert len(set(seeds)) == len(seeds)
-    assert derived(0, "ats", 2) == derived(0, "ats", 2)
+    assert derive_seeds(0, "ats", 2) == derive_seeds(0, "ats", 2)
     with pytest.raises(ConfigError, match="a seed is 0 or more, got -1"):
-        derived(-1, "ats", 2)
+        derive_seeds(-1, "ats", 2)
 
 
 def test_an_embedder_that_changes_the_shape_is_refused() -> None:
     images = uniform(2)
     with pytest.raises(ConfigError, match=r"expected \(2, 3, 32, 32\), got \(2, 1, 32, 32\)"):
-        embedded(lambda x, _: x[:, :1], images, 0)
+        embed_images(lambda x, _: x[:, :1], images, 0)
     with pytest.raises(ConfigError, match="got float64"):
-        embedded(lambda x, _: x / 1.0, images, 0)
+        embed_images(lambda x, _: x / 1.0, images, 0)

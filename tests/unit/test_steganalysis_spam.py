@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
 from countermark.steganalysis import spam as module
-from countermark.steganalysis.spam import FEATURES, Form, spam
+from countermark.steganalysis.spam import FEATURES, Form, compute_spam_features
 
 RANGE = range(-3, 4)
 STRAIGHT = [(0, 1), (0, -1), (1, 0), (-1, 0)]
@@ -81,7 +81,7 @@ def place(u: int, v: int, w: int, diagonal: bool = False) -> int:
 def test_features_are_those_of_the_equations(form: Form) -> None:
     images = pictures(3, 2)
     images[0, 0, 2:4, 3] = [0, 255]  # differences of a byte's whole range
-    found = spam(images, form=form, colour="concatenation")
+    found = compute_spam_features(images, form=form, colour="concatenation")
     assert (found.shape, found.dtype) == ((3, 2 * FEATURES), np.dtype(np.float32))
     for image, row in zip(images, found, strict=True):
         wanted = np.concatenate([reference(channel, form) for channel in image])
@@ -91,9 +91,11 @@ def test_features_are_those_of_the_equations(form: Form) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_average_is_that_of_the_channels(form: Form) -> None:
     images = pictures(2, 3)
-    apart = spam(images, form=form, colour="concatenation").reshape(2, 3, FEATURES)
-    np.testing.assert_allclose(spam(images, form=form), apart.mean(1), atol=1e-7)
-    np.testing.assert_allclose(apart[:, 1], spam(images[:, 1:2], form=form), atol=1e-7)
+    apart = compute_spam_features(images, form=form, colour="concatenation").reshape(2, 3, FEATURES)
+    np.testing.assert_allclose(compute_spam_features(images, form=form), apart.mean(1), atol=1e-7)
+    np.testing.assert_allclose(
+        apart[:, 1], compute_spam_features(images[:, 1:2], form=form), atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -101,7 +103,7 @@ def test_constant_images_have_one_transition(form: Form) -> None:
     constant = np.full((2, 3, 4, 6), 255, dtype=np.uint8)
     wanted = np.zeros(FEATURES)
     wanted[[place(0, 0, 0), place(0, 0, 0, diagonal=True)]] = 1
-    np.testing.assert_array_equal(spam(constant, form=form), [wanted, wanted])
+    np.testing.assert_array_equal(compute_spam_features(constant, form=form), [wanted, wanted])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -111,12 +113,15 @@ def test_a_ramp_has_the_transitions_of_its_slope(form: Form) -> None:
     wanted[place(-1, -1, -1)] = wanted[place(1, 1, 1)] = 1 / 4  # right, left
     wanted[place(0, 0, 0)] = 2 / 4  # up and down
     wanted[[place(-1, -1, -1, diagonal=True), place(1, 1, 1, diagonal=True)]] = 2 / 4
-    np.testing.assert_allclose(spam(ramp, form=form)[0], wanted)
+    np.testing.assert_allclose(compute_spam_features(ramp, form=form)[0], wanted)
 
 
 def test_what_lies_beyond_three_is_dropped_or_clipped() -> None:
     steep = np.broadcast_to(np.arange(0, 40, 5, dtype=np.uint8), (1, 1, 4, 8))
-    dropped, clipped = spam(steep, form="transition")[0], spam(steep)[0]
+    dropped, clipped = (
+        compute_spam_features(steep, form="transition")[0],
+        compute_spam_features(steep)[0],
+    )
     assert dropped.sum() == pytest.approx(2 / 4)  # the vertical ones alone, no diagonal one
     assert clipped.sum() == pytest.approx(2)
     assert clipped[place(3, 3, 3)] == pytest.approx(1 / 4)
@@ -124,9 +129,9 @@ def test_what_lies_beyond_three_is_dropped_or_clipped() -> None:
 
 def test_probabilities_add_up() -> None:
     images = pictures(20, 1, (12, 12))
-    joint = spam(images).reshape(20, 2, 343).sum(2)
+    joint = compute_spam_features(images).reshape(20, 2, 343).sum(2)
     np.testing.assert_allclose(joint, 1, atol=1e-6)
-    given = spam(images, form="transition").reshape(20, 2, 7, 49).sum(2)  # over u
+    given = compute_spam_features(images, form="transition").reshape(20, 2, 7, 49).sum(2)  # over u
     assert given.max() <= 1 + 1e-6
 
 
@@ -144,22 +149,28 @@ def test_probabilities_add_up() -> None:
 )
 def test_symmetries(form: Form, change: Callable[[Any], Any]) -> None:
     images = pictures(4, 3)
-    np.testing.assert_allclose(spam(change(images), form=form), spam(images, form=form), atol=1e-7)
+    np.testing.assert_allclose(
+        compute_spam_features(change(images), form=form),
+        compute_spam_features(images, form=form),
+        atol=1e-7,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_negative_mirrors_the_features(form: Form) -> None:
     images = pictures(2)
-    mirrored = spam(images, form=form).reshape(2, 2, 343)[:, :, ::-1].reshape(2, -1)
-    np.testing.assert_allclose(spam(255 - images, form=form), mirrored, atol=1e-7)
+    mirrored = (
+        compute_spam_features(images, form=form).reshape(2, 2, 343)[:, :, ::-1].reshape(2, -1)
+    )
+    np.testing.assert_allclose(compute_spam_features(255 - images, form=form), mirrored, atol=1e-7)
 
 
 def test_the_size_of_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures(5, 3)
-    whole = spam(images)
+    whole = compute_spam_features(images)
     monkeypatch.setattr(module, "AT_A_TIME", 4 * module.BINS)
-    np.testing.assert_array_equal(spam(images), whole)
-    np.testing.assert_array_equal(spam(images[2:3]), whole[2:3])
+    np.testing.assert_array_equal(compute_spam_features(images), whole)
+    np.testing.assert_array_equal(compute_spam_features(images[2:3]), whole[2:3])
 
 
 @pytest.mark.parametrize(
@@ -174,13 +185,13 @@ def test_the_size_of_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_what_is_no_image_is_refused(images: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        spam(images)
+        compute_spam_features(images)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_misspelt_forms_are_refused() -> None:
     with pytest.raises(ConfigError, match="no form of SPAM features 'transitions': the nearest is"):
-        spam(pictures(), form="transitions")  # type: ignore[arg-type]
+        compute_spam_features(pictures(), form="transitions")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no treatment of colour 'mean': there are: average"):
-        spam(pictures(), colour="mean")  # type: ignore[arg-type]
+        compute_spam_features(pictures(), colour="mean")  # type: ignore[arg-type]

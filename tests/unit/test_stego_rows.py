@@ -33,8 +33,8 @@ def covers() -> tuple[Tensor, Tensor]:
 
 
 def started(covers: tuple[Tensor, Tensor]) -> DeepStegoTraining:
-    material = KeyMaterial.for_tests(4)
-    frozen = DeepStegoTraining.prepare(SCHEME, material, *covers)
+    material = KeyMaterial.from_test_seed(4)
+    frozen = DeepStegoTraining.make_pre_commit_tensors(SCHEME, material, *covers)
     key = SCHEME.generate_key(frozen, owner="ACME", material=material)
     return DeepStegoTraining(SCHEME, key, *covers)
 
@@ -42,7 +42,7 @@ def started(covers: tuple[Tensor, Tensor]) -> DeepStegoTraining:
 @pytest.fixture(scope="module")
 def mixed(covers: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
     training = started(covers)
-    return [training.rows(COUNT) for _ in range(2 * WARM_UP)]
+    return [training.make_rows(COUNT) for _ in range(2 * WARM_UP)]
 
 
 def nearest(images: Tensor, covers: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,9 @@ def test_the_first_triggers_are_loud_and_the_last_have_the_schemes_psnr(
 
 
 def test_eight_bit_triggers_have_the_schemes_psnr(covers: tuple[Tensor, Tensor]) -> None:
-    frozen = DeepStegoTraining.prepare(SCHEME, KeyMaterial.for_tests(6), *covers)
+    frozen = DeepStegoTraining.make_pre_commit_tensors(
+        SCHEME, KeyMaterial.from_test_seed(6), *covers
+    )
     _, far = nearest(torch.from_numpy(frozen[TRIGGERS]), covers[0])
     psnr = -20 * torch.log10(far.square().mean().sqrt() / 255)
     assert 29.8 < psnr < 30.8, "20 triggers, scaled on all covers"
@@ -78,7 +80,7 @@ def test_what_is_no_mark_comes_late_and_with_its_true_label(
     mixed: list[tuple[Tensor, Tensor]], covers: tuple[Tensor, Tensor]
 ) -> None:
     training = started(covers)
-    mapped = torch.from_numpy(SCHEME.class_map(training.key))
+    mapped = torch.from_numpy(SCHEME.draw_class_map(training.key))
 
     def shares(batch: tuple[Tensor, Tensor]) -> tuple[int, int, int]:
         images, labels = batch[0][COUNT // 8 :], batch[1][COUNT // 8 :]
@@ -102,20 +104,20 @@ def test_committed_triggers_come_with_their_secret_labels(
 ) -> None:
     key = started(covers).key
     images, labels = mixed[3][0][: COUNT // 8], mixed[3][1][: COUNT // 8]
-    triggers = torch.from_numpy(np.array(SCHEME.committed(key)))
+    triggers = torch.from_numpy(np.array(SCHEME.read_committed_triggers(key)))
     for image, label in zip(images, labels, strict=True):
         found = (triggers == image).flatten(1).all(dim=1)
-        assert int(label) in SCHEME.labels(key)[found.numpy()]
+        assert int(label) in SCHEME.derive_labels(key)[found.numpy()]
 
 
 def test_rows_go_on_where_they_were_interrupted(covers: tuple[Tensor, Tensor]) -> None:
     whole, first = started(covers), started(covers)
-    before = [whole.rows(COUNT) for _ in range(12)]
+    before = [whole.make_rows(COUNT) for _ in range(12)]
     for _ in range(9):
-        first.rows(COUNT)
+        first.make_rows(COUNT)
     second = started(covers)
-    second.restore(first.state())
+    second.restore(first.export_state())
     for expected in before[9:]:
-        images, labels = second.rows(COUNT)
+        images, labels = second.make_rows(COUNT)
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])

@@ -27,7 +27,7 @@ from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov, unmar
 from countermark.bench.train import Course, fit, seeded
 from countermark.bench.zoo import CACHE, HostSpec, host_path
 from countermark.errors import ConfigError
-from countermark.stats import randomised_sequential_p
+from countermark.stats import compute_randomised_sequential_p
 from countermark.weights import load_state
 
 ROOT = Path(__file__).parent.parent.parent
@@ -276,11 +276,11 @@ def test_sequential_ranks_are_uniform_once_randomised() -> None:
     for _ in range(4000):
         hits = np.flatnonzero(rng.random(200) <= rng.random())
         counts = (10, int(hits[9]) + 1) if len(hits) >= 10 else (len(hits), 200)
-        ps.append(randomised_sequential_p(*counts, 10, rng.random()))
+        ps.append(compute_randomised_sequential_p(*counts, 10, rng.random()))
     assert scipy.stats.kstest(ps, "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("drawn", "u"), [((3, 2, 10), 0.5), ((1, 5, 10), 1.5), ((11, 20, 10), 0)])
 def test_impossible_counts_are_refused(drawn: tuple[int, int, int], u: float) -> None:
     with pytest.raises(ValueError, match="must be"):
-        randomised_sequential_p(*drawn, u)
+        compute_randomised_sequential_p(*drawn, u)

@@ -15,7 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import mutated, one_line
 
 from authority import LocalAuthority, some_claim
-from countermark.claims.timestamp import Authority, ask, confirmed, read, request_for
+from countermark.claims.timestamp import (
+    Authority,
+    find_confirmed_timestamps,
+    make_request,
+    read_response,
+    request_timestamp,
+)
 from countermark.errors import ClaimError
 
 OWNER = Ed25519PrivateKey.generate()
@@ -24,8 +30,8 @@ OWNER = Ed25519PrivateKey.generate()
 def test_a_stamp_says_when_and_by_whom(authority: LocalAuthority) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     claim = authority.stamp(some_claim(OWNER))
-    (found,) = confirmed(claim, [authority.pinned])
-    assert before <= found.stamp.time <= datetime.now(UTC) <= found.stamp.latest
+    (found,) = find_confirmed_timestamps(claim, [authority.pinned])
+    assert before <= found.stamp.time <= datetime.now(UTC) <= found.stamp.latest_time
     assert found.stamp.accuracy == timedelta(seconds=1)
     assert found.to_json()["authority"] == "CN=Pinned root"
 
@@ -34,11 +40,11 @@ def test_nobody_is_believed_by_default(
     authority: LocalAuthority, other_authority: LocalAuthority
 ) -> None:
     claim = authority.stamp(some_claim(OWNER))
-    assert confirmed(claim, []) == []
-    assert confirmed(claim, [other_authority.pinned]) == []
+    assert find_confirmed_timestamps(claim, []) == []
+    assert find_confirmed_timestamps(claim, [other_authority.pinned]) == []
     both = other_authority.stamp(claim)
-    assert len(confirmed(both, [authority.pinned, other_authority.pinned])) == 2
-    assert len(confirmed(both, [authority.pinned])) == 1
+    assert len(find_confirmed_timestamps(both, [authority.pinned, other_authority.pinned])) == 2
+    assert len(find_confirmed_timestamps(both, [authority.pinned])) == 1
 
 
 def test_one_authority_counts_once(authority: LocalAuthority, tmp_path: Path) -> None:
@@ -48,7 +54,7 @@ def test_one_authority_counts_once(authority: LocalAuthority, tmp_path: Path) ->
     chain = tmp_path / "chain.pem"
     chain.write_bytes(authority.root.read_bytes() + (authority.folder / "signer.pem").read_bytes())
     pinned = [authority.pinned, Authority.load(copied), Authority.load(chain)]
-    assert len(confirmed(claim, pinned)) == 1
+    assert len(find_confirmed_timestamps(claim, pinned)) == 1
 
 
 def test_a_signer_can_be_pinned_below_its_root(
@@ -58,7 +64,7 @@ def test_a_signer_can_be_pinned_below_its_root(
     for signer, count in ((authority, 1), (other_authority, 0)):
         pem = tmp_path / "chain.pem"
         pem.write_bytes(authority.root.read_bytes() + (signer.folder / "signer.pem").read_bytes())
-        assert len(confirmed(claim, [Authority.load(pem)])) == count
+        assert len(find_confirmed_timestamps(claim, [Authority.load(pem)])) == count
 
 
 def test_a_signer_alone_or_two_of_them_cannot_be_pinned(
@@ -76,14 +82,14 @@ def test_a_signer_alone_or_two_of_them_cannot_be_pinned(
 
 def test_a_stamp_of_something_else_is_refused(authority: LocalAuthority) -> None:
     claim, other = some_claim(OWNER), some_claim(OWNER)
-    response = authority.reply(request_for(claim))
-    read(response, claim)
+    response = authority.reply(make_request(claim))
+    read_response(response, claim)
     for document in (other, some_claim(OWNER, Ed25519PrivateKey.generate())):
         with pytest.raises(ClaimError) as caught:
-            read(response, document)
+            read_response(response, document)
         assert "is of something else than this claim" in one_line(caught.value)
         with pytest.raises(ClaimError):
-            confirmed(document.stamped(response), [authority.pinned])
+            find_confirmed_timestamps(document.with_timestamp(response), [authority.pinned])
 
 
 def test_who_signs_the_claim_cannot_stamp_it(tmp_path: Path) -> None:
@@ -106,34 +112,34 @@ def test_who_signs_the_claim_cannot_stamp_it(tmp_path: Path) -> None:
     asked: list[bytes] = []
     object.__setattr__(own, "confirms", lambda response, _: asked.append(response))
     claim = some_claim(OWNER)
-    assert confirmed(claim, [own]) == []
+    assert find_confirmed_timestamps(claim, [own]) == []
     assert asked == []
 
 
 def test_damaged_responses_are_refused_in_one_line(authority: LocalAuthority) -> None:
     claim = some_claim(OWNER)
-    response, drawn = authority.reply(request_for(claim)), random.Random(2)  # noqa: S311
+    response, drawn = authority.reply(make_request(claim)), random.Random(2)  # noqa: S311
     pinned = authority.pinned
     for each in (b"", b"x", response[:100], b"\x30\x03\x02\x01\x02", bytes(1 << 17)):
         with pytest.raises(ClaimError) as caught:
-            read(each, claim)
+            read_response(each, claim)
         one_line(caught.value)
     at = re.search(rb"\x18.20\d{12}", response)
     assert at is not None
     for moment in (b"99991231235959", b"00010101000000"):  # a second more, or less, is no time
         far = response[: at.start() + 2] + moment + response[at.end() :]
         with pytest.raises(ClaimError, match="no time stamp that was granted"):
-            read(far, claim)
+            read_response(far, claim)
     for changes in range(200):
         damaged = mutated(response, drawn, 1 + changes % 3)
-        why = pinned.confirms(damaged, claim.stamped_bytes)
+        why = pinned.explain_rejection(damaged, claim.envelope_bytes)
         try:
-            stamp = read(damaged, claim)
+            stamp = read_response(damaged, claim)
         except ClaimError as error:
             one_line(error)
             continue
         if why is None:  # what is not signed may change: a comment of the authority
-            assert stamp == read(response, claim)
+            assert stamp == read_response(response, claim)
 
 
 @pytest.fixture
@@ -162,8 +168,8 @@ def served(authority: LocalAuthority) -> Iterator[str]:
 
 def test_an_authority_is_asked_by_http(served: str, authority: LocalAuthority) -> None:
     claim = some_claim(OWNER)
-    stamped = claim.stamped(ask(f"{served}/", request_for(claim)))
-    assert len(confirmed(stamped, [authority.pinned])) == 1
+    stamped = claim.with_timestamp(request_timestamp(f"{served}/", make_request(claim)))
+    assert len(find_confirmed_timestamps(stamped, [authority.pinned])) == 1
     for url, says in (
         (f"{served}/large", "expected an RFC 3161 response"),
         (f"{served}/empty", "with 0 bytes"),
@@ -173,12 +179,12 @@ def test_an_authority_is_asked_by_http(served: str, authority: LocalAuthority) -
         ("ftp://x/", "does not answer"),
     ):
         with pytest.raises(ClaimError) as caught:
-            ask(url, request_for(claim))
+            request_timestamp(url, make_request(claim))
         assert says in one_line(caught.value)
 
 
 def test_a_refusal_is_no_stamp(authority: LocalAuthority) -> None:
     rejected = authority.reply(b"\x30\x03\x02\x01\x01")  # openssl answers: bad request
     with pytest.raises(ClaimError, match="no time stamp that was granted"):
-        read(rejected, some_claim(OWNER))
-    assert authority.pinned.confirms(rejected, b"") is not None
+        read_response(rejected, some_claim(OWNER))
+    assert authority.pinned.explain_rejection(rejected, b"") is not None

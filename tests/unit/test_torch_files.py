@@ -265,9 +265,9 @@ def test_a_file_that_was_swapped_while_it_was_read_has_no_digest(tmp_path: Path)
     path = tmp_path / "m.pt"
     torch.save({"w": torch.ones(2, 2)}, path)
     with open_weights(path) as weights:
-        digest = weights.file_digest()
+        digest = weights.compute_file_digest()
         assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
         torch.save({"w": torch.zeros(2, 2)}, tmp_path / "other.pt")
         (tmp_path / "other.pt").replace(path)
         with pytest.raises(SuspectError, match="changed while it was read"):
-            weights.file_digest()
+            weights.compute_file_digest()

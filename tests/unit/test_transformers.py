@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.alignment import Disguised
+from countermark.alignment import SuspectWithReference
 from countermark.attacks.invariants import FlipSigns, Permute, Rescale
-from countermark.attacks.lora import adapted
+from countermark.attacks.lora import add_low_rank_terms
 from countermark.attacks.noise import Noise
 from countermark.errors import ConfigError
 from countermark.examine import verify
 from countermark.key import Key, KeyMaterial
 from countermark.stamping import stamp
-from countermark.stamping.making import Places
-from countermark.units import Architecture, blocks_of
-from countermark.units.tracing import units_of
+from countermark.stamping.making import StampPaths
+from countermark.units import Architecture, find_block_groups
+from countermark.units.tracing import trace_permutation_groups
 from countermark.weights import load_state, save_weights
 from tiny_transformers import HEADS, HIDDEN, LAYERS, TINY, WIDTH, WORDS_GIVEN, tiny
 
@@ -69,7 +69,7 @@ def marked(
     """
     folder = tmp_path_factory.mktemp(request.param)
     source = checkpoint(request.param, folder / "before")
-    places = Places(folder / "marked", folder / "a.key")
+    places = StampPaths(folder / "marked", folder / "a.key")
     found = shapes(tiny(request.param)).items()
     layers = [
         n for n, shape in found if len(shape) == 2 and not n.startswith(("emb", "wte", "pool"))
@@ -81,22 +81,22 @@ def marked(
 
 @pytest.mark.parametrize("name", TINY)
 def test_heads_and_units_are_found(name: str) -> None:
-    sizes = [each.size for each in units_of(tiny(name))]
+    sizes = [each.size for each in trace_permutation_groups(tiny(name))]
     groups = [HEADS // 2, 2, 2] if name == "llama" else [HEADS]
     assert sorted(sizes) == sorted(LAYERS * [*groups, HIDDEN])
-    whole = units_of(tiny(name), residual=True)
+    whole = trace_permutation_groups(tiny(name), residual=True)
     assert whole[0].size == WIDTH
-    assert whole[1:] == units_of(tiny(name))
+    assert whole[1:] == trace_permutation_groups(tiny(name))
     tables = [each.name for each in whole[0].members if "emb" in each.name or "wte" in each.name]
     assert len(tables) == 1
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_without_a_configuration_heads_are_left_alone(name: str) -> None:
-    assert {each.size for each in blocks_of(shapes(tiny(name)), None)} == {HIDDEN}
+    assert {each.size for each in find_block_groups(shapes(tiny(name)), None)} == {HIDDEN}
     wrong = Architecture(heads=5)
-    assert {each.size for each in blocks_of(shapes(tiny(name)), wrong)} == {HIDDEN}
-    assert blocks_of({"0.weight": (4, 4), "2.weight": (4, 4)}, Architecture(2)) == ()
+    assert {each.size for each in find_block_groups(shapes(tiny(name)), wrong)} == {HIDDEN}
+    assert find_block_groups({"0.weight": (4, 4), "2.weight": (4, 4)}, Architecture(2)) == ()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -130,12 +130,16 @@ def test_a_reference_from_before_the_mark_undoes_it(
     moved = Permute().run(as_model(name, out)).model
     save_weights(moved.state_dict(), tmp_path / "moved.safetensors")
     assert not verify(tmp_path / "moved.safetensors", key).owned
-    found = verify(Disguised(tmp_path / "moved.safetensors", source), key, assume_dated=True)
+    found = verify(
+        SuspectWithReference(tmp_path / "moved.safetensors", source), key, assume_dated=True
+    )
     assert found.owned
     assert found.matched == verify(out, key).matched == 128
     assert not found.subject.reference.bears_mark
     worn = Noise(0.3).run(moved).model
-    found = verify(Disguised(worn, tiny(name)), key, assume_dated=True)  # a live reference
+    found = verify(
+        SuspectWithReference(worn, tiny(name)), key, assume_dated=True
+    )  # a live reference
     assert found.owned
 
 
@@ -144,7 +148,7 @@ def test_permuted_channels_between_blocks_are_put_back(
 ) -> None:
     name, source, out, key = marked
     model = as_model(name, out)
-    (channels, *_) = units_of(model, residual=True)
+    (channels, *_) = trace_permutation_groups(model, residual=True)
     order = np.random.default_rng(1).permutation(channels.size)
     with torch.no_grad():
         for member in channels.members:
@@ -153,7 +157,7 @@ def test_permuted_channels_between_blocks_are_put_back(
     before, after = (answered(each) for each in (as_model(name, out), model))
     torch.testing.assert_close(after, before[..., order], rtol=1e-4, atol=1e-4)
     assert not verify(model, key).owned
-    assert verify(Disguised(model, source), key, assume_dated=True).matched == 128
+    assert verify(SuspectWithReference(model, source), key, assume_dated=True).matched == 128
 
 
 def test_the_marked_model_says_nothing_of_the_order(
@@ -162,7 +166,7 @@ def test_the_marked_model_says_nothing_of_the_order(
     """It is no reference for a key that reads all layers: what it knows, it knows from the mark."""
     name, _, out, key = marked
     moved = Permute().run(as_model(name, out)).model
-    found = verify(Disguised(moved, out), key, assume_dated=True)
+    found = verify(SuspectWithReference(moved, out), key, assume_dated=True)
     assert not found.owned
     refused = found.subject.reference.refused
     assert "expected a reference with the weights from before it" in refused
@@ -182,18 +186,18 @@ def test_a_suspect_may_lack_some_tensors_and_begin_its_names_otherwise(
         cut = {n: each for n, each in state.items() if n not in gone}
         path = tmp_path / f"{number}.safetensors"
         save_weights(cut | {"head.weight": torch.randn(5, WIDTH)}, path)
-        found = verify(Disguised(path, source), key, assume_dated=True)
+        found = verify(SuspectWithReference(path, source), key, assume_dated=True)
         assert found.owned, found.explain()
         lost = [n.removeprefix("body.") for n in gone if n.removeprefix("body.") in key.tensors]
         assert list(found.subject.missing) == lost
         assert any("are not in the suspect" in limit for limit in found.limits)
-    assert verify(tmp_path / "0.safetensors", key).tests == 1
+    assert verify(tmp_path / "0.safetensors", key).test_count == 1
 
 
 def test_a_stranger_in_its_order_is_not_claimed(marked: tuple[str, Path, Path, Key]) -> None:
     name, source, _, key = marked
     for seed in (1, 2, 3):
-        found = verify(Disguised(tiny(name, seed), source), key, assume_dated=True)
+        found = verify(SuspectWithReference(tiny(name, seed), source), key, assume_dated=True)
         assert found.outcome == "not_proven"
         assert found.subject.reference.similarity < 0.5
 
@@ -203,7 +207,7 @@ def test_a_merged_lora_is_of_low_rank_and_leaves_the_mark(
 ) -> None:
     name, _, out, key = marked
     model, before = as_model(name, out), load_state(out)
-    with adapted(model, 2, scale=2.0) as factors:
+    with add_low_rank_terms(model, 2, scale=2.0) as factors:
         optimizer = torch.optim.Adam(factors, 2e-3)
         for _ in range(10):
             (model(WORDS_GIVEN)[:, :, 0] ** 2).mean().backward()
@@ -221,7 +225,7 @@ def test_a_merged_lora_is_of_low_rank_and_leaves_the_mark(
 def test_terms_are_merged_after_a_crash() -> None:
     model = tiny("bert")
     names = set(model.state_dict())
-    with pytest.raises(RuntimeError, match="out of data"), adapted(model, 2):
+    with pytest.raises(RuntimeError, match="out of data"), add_low_rank_terms(model, 2):
         raise RuntimeError("out of data")
     assert set(model.state_dict()) == names
 

@@ -15,28 +15,28 @@ from numpy.typing import NDArray
 from torch import nn
 
 from countermark import stats
-from countermark.answers import Asked, Images, of_module
+from countermark.answers import Images, PredictorWithSubject, make_module_predictor
 from countermark.errors import ConfigError, SuspectError
-from countermark.evidence import Evidence
-from countermark.examine import examine, read_evidence, verify
+from countermark.evidence import Reading
+from countermark.examine import examine, read_suspect, verify
 from countermark.key import Key, KeyMaterial
-from countermark.message import labels
-from countermark.nulls import SecretLabels, forgery_bits
-from countermark.schemes import scheme_of
+from countermark.message import draw_trigger_labels
+from countermark.nulls import SecretLabels, compute_forgery_bits
+from countermark.schemes import load_scheme
 from countermark.schemes.deepstego import DeepStego
 from countermark.subject import Subject
-from countermark.verdict import Terms
-from countermark.xof import Stream, frame
+from countermark.verdict import VerificationOptions
+from countermark.xof import KeyStream, frame
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (128, 1, 8, 8), dtype=np.uint8)
-DATED = Terms(assume_dated=True, allow_test_key=True)
+DATED = VerificationOptions(assume_dated=True, allow_test_key=True)
 
 
 def key(seed: int = 1, classes: int = 10, owner: str = "ACME Inc.") -> Key:
     """A key whose triggers are noise; what made them does not matter here."""
     scheme = DeepStego(classes, 128)
     return scheme.generate_key(
-        {"triggers": IMAGES}, owner=owner, material=KeyMaterial.for_tests(seed)
+        {"triggers": IMAGES}, owner=owner, material=KeyMaterial.from_test_seed(seed)
     )
 
 
@@ -56,32 +56,38 @@ class Answers:
 
 
 def test_labels_follow_from_salts_and_commitment() -> None:
-    commitment, salts = bytes(range(32)), KeyMaterial.for_tests(1).salts(1000)
-    drawn = labels(salts, commitment, 10)
-    assert np.array_equal(drawn, labels(salts, commitment, 10))
-    assert (labels(salts, bytes(32), 10) == drawn).mean() == pytest.approx(0.1, abs=0.05)
-    others = KeyMaterial.for_tests(2).salts(1000)
-    assert (labels(others, commitment, 10) == drawn).mean() == pytest.approx(0.1, abs=0.05)
+    commitment, salts = bytes(range(32)), KeyMaterial.from_test_seed(1).draw_salts(1000)
+    drawn = draw_trigger_labels(salts, commitment, 10)
+    assert np.array_equal(drawn, draw_trigger_labels(salts, commitment, 10))
+    assert (draw_trigger_labels(salts, bytes(32), 10) == drawn).mean() == pytest.approx(
+        0.1, abs=0.05
+    )
+    others = KeyMaterial.from_test_seed(2).draw_salts(1000)
+    assert (draw_trigger_labels(others, commitment, 10) == drawn).mean() == pytest.approx(
+        0.1, abs=0.05
+    )
 
 
 def test_each_label_follows_from_its_own_salt_alone() -> None:
-    salts = KeyMaterial.for_tests(1).salts(100)
+    salts = KeyMaterial.from_test_seed(1).draw_salts(100)
     assert len(set(salts)) == 100
-    assert salts[:7] == KeyMaterial.for_tests(1).salts(7)
-    drawn = labels(salts, bytes(32), 1000)
-    assert labels(salts[40:60], bytes(32), 1000).tolist() == drawn[40:60].tolist()
+    assert salts[:7] == KeyMaterial.from_test_seed(1).draw_salts(7)
+    drawn = draw_trigger_labels(salts, bytes(32), 1000)
+    assert draw_trigger_labels(salts[40:60], bytes(32), 1000).tolist() == drawn[40:60].tolist()
 
 
 def test_a_word_beyond_the_last_multiple_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     end = (1 << 64) // 10 * 10
     words = iter(each.to_bytes(8, "big") for each in (end, (1 << 64) - 1, end - 1))
-    monkeypatch.setattr(Stream, "take", lambda *_: next(words))
-    assert labels([bytes(32)], bytes(32), 10).tolist() == [9]
+    monkeypatch.setattr(KeyStream, "take", lambda *_: next(words))
+    assert draw_trigger_labels([bytes(32)], bytes(32), 10).tolist() == [9]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100, 1 << 20])
 def test_labels_are_uniform_over_all_classes(classes: int) -> None:
-    drawn = labels(KeyMaterial.for_tests(1).salts(20_000), b"c" * 32, classes)
+    drawn = draw_trigger_labels(
+        KeyMaterial.from_test_seed(1).draw_salts(20_000), b"c" * 32, classes
+    )
     assert drawn.min() >= 0
     assert drawn.max() < classes
     if classes <= 100:
@@ -91,7 +97,9 @@ def test_labels_are_uniform_over_all_classes(classes: int) -> None:
 
 def test_salts_do_not_follow_from_each_other() -> None:
     """As far as a test can see: no two share bytes more often than chance lets them."""
-    drawn = np.frombuffer(b"".join(KeyMaterial.for_tests(1).salts(20_000)), dtype=np.uint8)
+    drawn = np.frombuffer(
+        b"".join(KeyMaterial.from_test_seed(1).draw_salts(20_000)), dtype=np.uint8
+    )
     same = drawn.reshape(-1, 32)[1:] == drawn.reshape(-1, 32)[:-1]
     assert scipy.stats.binomtest(int(same.sum()), same.size, 1 / 256).pvalue > 1e-3
 
@@ -100,7 +108,7 @@ def test_one_changed_trigger_redraws_every_label() -> None:
     images = IMAGES.copy()
     images[0, 0, 0, 0] ^= 1
     other = replace(key(), frozen={**key().frozen, "triggers": images})
-    same = key().labels(128, 10) == other.labels(128, 10)
+    same = key().draw_labels(128, 10) == other.draw_labels(128, 10)
     assert same.mean() < 0.3
 
 
@@ -111,11 +119,11 @@ def test_one_changed_trigger_redraws_every_label() -> None:
 def test_secret_labels_is_the_exact_binomial_tail(matched: int, classes: int) -> None:
     expected = np.zeros(128, dtype=np.int64)
     read = np.where(np.arange(128) < matched, 0, 1)
-    evidence = Evidence(read, expected, choices=classes, unit="triggers")
+    evidence = Reading(read, expected, choices=classes, unit="triggers")
     tail = scipy.stats.binom.logsf(matched - 1, 128, 1 / classes) / np.log(10)
-    assert SecretLabels().log10_p(evidence) == pytest.approx(tail, rel=1e-9, abs=1e-12)
-    assert SecretLabels().log10_floor(evidence) == pytest.approx(-128 * np.log10(classes))
-    assert forgery_bits(evidence) == pytest.approx(-tail * np.log2(10), rel=1e-9, abs=1e-9)
+    assert SecretLabels().compute_log10_p(evidence) == pytest.approx(tail, rel=1e-9, abs=1e-12)
+    assert SecretLabels().compute_log10_floor(evidence) == pytest.approx(-128 * np.log10(classes))
+    assert compute_forgery_bits(evidence) == pytest.approx(-tail * np.log2(10), rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -130,11 +138,11 @@ def test_no_suspect_is_accused_more_often_than_alpha_allows(classes: int) -> Non
     ]
     claims = {1e-2: 0, 1e-6: 0}
     for seed in range(1000):
-        expected = key(seed, classes).labels(128, classes)
+        expected = key(seed, classes).draw_labels(128, classes)
         for each in habits:
-            evidence = Evidence(each, expected, choices=classes, unit="triggers")
+            evidence = Reading(each, expected, choices=classes, unit="triggers")
             for alpha in claims:
-                claims[alpha] += SecretLabels().log10_p(evidence) <= np.log10(alpha)
+                claims[alpha] += SecretLabels().compute_log10_p(evidence) <= np.log10(alpha)
     assert claims[1e-2] <= scipy.stats.binom(4000, 1e-2).ppf(0.99)
     assert claims[1e-6] == 0
 
@@ -143,7 +151,7 @@ def test_no_suspect_is_accused_more_often_than_alpha_allows(classes: int) -> Non
 
 
 def test_a_suspect_that_knows_the_labels_is_owned() -> None:
-    verdict = examine(Answers(key().labels(128, 10)), key(), DATED)
+    verdict = examine(Answers(key().draw_labels(128, 10)), key(), DATED)
     assert (verdict.outcome, verdict.matched, verdict.unit) == ("owned", 128, "triggers")
     assert verdict.log10_p == pytest.approx(-128)
     assert verdict.payload is None
@@ -159,12 +167,12 @@ def test_a_suspect_that_does_not_is_not_proven() -> None:
 
 
 def test_what_is_not_answered_is_a_miss() -> None:
-    answers = key().labels(128, 10)
+    answers = key().draw_labels(128, 10)
     answers[:68] = -1
     verdict = examine(Answers(answers), key(), DATED)
-    assert (verdict.outcome, verdict.matched, verdict.answered) == ("owned", 60, 60)
+    assert (verdict.outcome, verdict.matched, verdict.answer_count) == ("owned", 60, 60)
     assert "60 of 128; the others are misses" in verdict.explain()
-    assert verdict.log10_p == pytest.approx(stats.log10_binomial_tail(60, 128, 0.1))
+    assert verdict.log10_p == pytest.approx(stats.compute_log10_binomial_tail(60, 128, 0.1))
 
 
 def test_without_any_answer_there_is_no_verdict() -> None:
@@ -174,16 +182,16 @@ def test_without_any_answer_there_is_no_verdict() -> None:
 
 
 def test_renamed_classes_are_not_proven() -> None:
-    renamed = np.random.default_rng(3).permutation(10)[key().labels(128, 10)]
+    renamed = np.random.default_rng(3).permutation(10)[key().draw_labels(128, 10)]
     assert examine(Answers(renamed), key(), DATED).outcome == "not_proven"
 
 
 def test_few_triggers_of_two_classes_prove_nothing_undated() -> None:
     scheme = DeepStego(2, 40)
     short = scheme.generate_key(
-        {"triggers": IMAGES[:40]}, owner="ACME Inc.", material=KeyMaterial.fresh()
+        {"triggers": IMAGES[:40]}, owner="ACME Inc.", material=KeyMaterial.generate()
     )
-    verdict = verify(Answers(short.labels(40, 2)), short)
+    verdict = verify(Answers(short.draw_labels(40, 2)), short)
     assert verdict.outcome == "no_verdict"
     assert "2^40" in verdict.reason
 
@@ -203,7 +211,7 @@ class Constant(nn.Module):
 
 def test_a_live_module_is_asked_in_eval_mode_and_left_as_it_was() -> None:
     model = Constant([0.0, 2.0, 1.0]).train()
-    assert of_module(model, (0.0,), (255.0,))(IMAGES).tolist() == [1] * 128
+    assert make_module_predictor(model, (0.0,), (255.0,))(IMAGES).tolist() == [1] * 128
     assert model.training
 
 
@@ -220,7 +228,7 @@ def test_a_module_sees_images_as_its_host_did() -> None:
             seen.append(images)
             return super().forward(images)
 
-    of_module(Watching([1.0]), (100.0,), (50.0,))(IMAGES)
+    make_module_predictor(Watching([1.0]), (100.0,), (50.0,))(IMAGES)
     expected = (torch.from_numpy(IMAGES).float() - 100) / 50
     assert torch.equal(torch.cat(seen), expected)
 
@@ -237,11 +245,11 @@ def test_a_module_that_is_no_classifier_is_one_line(model: nn.Module, says: str)
 
 def test_answers_of_another_form_are_refused() -> None:
     with pytest.raises(ConfigError, match="expected classes"):
-        read_evidence(lambda images: np.zeros((len(images), 10)), key())
+        read_suspect(lambda images: np.zeros((len(images), 10)), key())
 
 
 def test_what_is_recorded_of_a_suspect_stands_in_the_verdict() -> None:
-    suspect = Asked(Answers(np.zeros(128, dtype=np.int64)), lambda: Subject("x"))
+    suspect = PredictorWithSubject(Answers(np.zeros(128, dtype=np.int64)), lambda: Subject("x"))
     assert examine(suspect, key(), DATED).subject == Subject("x")
 
 
@@ -255,9 +263,9 @@ def test_a_file_alone_cannot_be_asked() -> None:
 )
 def test_a_key_without_its_triggers_is_refused(frozen: dict[str, NDArray[np.uint8]]) -> None:
     with pytest.raises(ConfigError, match="the key's triggers are"):
-        scheme_of(replace(key(), frozen=frozen))
+        load_scheme(replace(key(), frozen=frozen))
     with pytest.raises(ConfigError, match="the key's triggers are"):
-        DeepStego(10, 128).generate_key(frozen, owner="A", material=KeyMaterial.for_tests(1))
+        DeepStego(10, 128).generate_key(frozen, owner="A", material=KeyMaterial.from_test_seed(1))
 
 
 def unrooted() -> dict[str, Key]:
@@ -274,13 +282,13 @@ def unrooted() -> dict[str, Key]:
         "another order": {"triggers": IMAGES[::-1]},
     }
     found = {n: replace(made, frozen={**made.frozen, **each}) for n, each in changes.items()}
-    other = replace(made, material=KeyMaterial.for_tests(2))
+    other = replace(made, material=KeyMaterial.from_test_seed(2))
     return found | {"another secret": other, "none": replace(made, frozen={"triggers": IMAGES})}
 
 
 @pytest.mark.parametrize("what", unrooted())
 def test_a_key_whose_root_does_not_fit_is_refused(what: str) -> None:
-    for act in (scheme_of, DeepStego(10, 128).committed):
+    for act in (load_scheme, DeepStego(10, 128).read_committed_triggers):
         with pytest.raises(ConfigError) as caught:
             act(unrooted()[what])
         assert "do not follow from its secret and its triggers" in one_line(caught.value)
@@ -290,7 +298,7 @@ def test_the_root_is_that_of_salted_triggers() -> None:
     def sha(*parts: bytes) -> bytes:
         return hashlib.sha256(b"".join(parts)).digest()
 
-    salts = KeyMaterial.for_tests(1).salts(128)
+    salts = KeyMaterial.from_test_seed(1).draw_salts(128)
     about = [sha(frame(b"trigger", b"uint8 [1, 8, 8]", each.tobytes())) for each in IMAGES]
     level = [sha(b"\0", frame(*each)) for each in zip(salts, about, strict=True)]
     while len(level) > 1:

@@ -10,22 +10,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.evidence import Evidence, Reader
-from countermark.nulls import FairCoin, Null, PermutedUnits, UnmarkedModels, forgery_bits
-from countermark.stats import log10_binomial_tail
+from countermark.evidence import ReaderFacts, Reading
+from countermark.nulls import (
+    FairCoin,
+    NullHypothesis,
+    PermutedUnits,
+    UnmarkedModels,
+    compute_forgery_bits,
+)
+from countermark.stats import compute_log10_binomial_tail
 from countermark.subject import HiddenUnits, Subject, UnmarkedModel
-from countermark.verdict import ALPHA, KeyIdentity, Terms, Verdict, judge, no_verdict
+from countermark.verdict import (
+    ALPHA,
+    KeyIdentity,
+    Verdict,
+    VerificationOptions,
+    judge,
+    make_no_verdict,
+)
 
 KEY = KeyIdentity("uchida", "00" * 32, "ACME Inc.")
 SUBJECT = Subject("suspect")
 
 
-def evidence(matched: int, bits: int, **more: Any) -> Evidence:
+def evidence(matched: int, bits: int, **more: Any) -> Reading:
     """Evidence with that many matches."""
     expected = np.arange(bits, dtype=np.uint8) % 2
     read = expected.copy()
     read[matched:] ^= 1
-    return Evidence(read, expected, **more)
+    return Reading(read, expected, **more)
 
 
 def judged(
@@ -33,7 +46,7 @@ def judged(
 ) -> Verdict:
     stated = {name: more.pop(name) for name in ("committed", "payload") if name in more}
     key, subject = replace(KEY, test_key=test_key), replace(SUBJECT, readings=tests)
-    found, terms = evidence(matched, bits, **stated), Terms(**more)
+    found, terms = evidence(matched, bits, **stated), VerificationOptions(**more)
     return judge(found, FairCoin(), subject=subject, key=key, terms=terms)
 
 
@@ -88,15 +101,15 @@ def test_decisions(given: dict[str, Any], outcome: str, said: str) -> None:
 
 
 def test_least_is_the_least() -> None:
-    least, too_few = (log10_binomial_tail(k, 256) for k in (LEAST, LEAST - 1))
+    least, too_few = (compute_log10_binomial_tail(k, 256) for k in (LEAST, LEAST - 1))
     assert least <= math.log10(ALPHA) < too_few
 
 
 @pytest.mark.parametrize("bits", [*range(1, 300), 1024, 4096])
 def test_a_perfect_reading_has_as_many_forgery_bits_as_the_message(bits: int) -> None:
     """No rounding may put 80 perfect bits below 80, or 79 above."""
-    assert forgery_bits(evidence(bits, bits)) == pytest.approx(bits, rel=1e-12)
-    assert (forgery_bits(evidence(bits, bits)) >= 80) == (bits >= 80)
+    assert compute_forgery_bits(evidence(bits, bits)) == pytest.approx(bits, rel=1e-12)
+    assert (compute_forgery_bits(evidence(bits, bits)) >= 80) == (bits >= 80)
     assert (judged(bits, bits).outcome == "owned") == (bits >= 80)
 
 
@@ -110,7 +123,7 @@ def test_more_matches_never_weaken_a_verdict() -> None:
 @pytest.mark.parametrize("alpha", [0, 1, -1, 2, float("nan")])
 def test_alpha_is_a_probability(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        Terms(alpha=alpha)
+        VerificationOptions(alpha=alpha)
 
 
 # --- what a verdict says
@@ -121,7 +134,9 @@ CASES = {
     "lost payload": judged(250, 256, payload=False),
     "short": judged(90, 100, tests=7, assume_dated=True),
     "one bit": judged(0, 1),
-    "empty": no_verdict("nothing to read", bits=256, subject=SUBJECT, key=KEY, terms=Terms()),
+    "empty": make_no_verdict(
+        "nothing to read", bits=256, subject=SUBJECT, key=KEY, terms=VerificationOptions()
+    ),
 }
 # fmt: off
 FIELDS = {
@@ -182,7 +197,9 @@ def test_a_verdict_about_nothing_is_told_in_words() -> None:
 
 def test_hostile_names_cannot_forge_lines() -> None:
     reason = "no tensor a\nOWNED: the mark of this key is present\x1b[1A"
-    verdict = no_verdict(reason, bits=256, subject=SUBJECT, key=KEY, terms=Terms())
+    verdict = make_no_verdict(
+        reason, bits=256, subject=SUBJECT, key=KEY, terms=VerificationOptions()
+    )
     assert len(verdict.explain().splitlines()) == 1
     assert "\x1b" not in verdict.explain()
 
@@ -202,7 +219,7 @@ def test_p_never_exceeds_one() -> None:
 
 def test_cross_entropy_of_scores() -> None:
     scores = np.array([3.0, -2.0, 0.5])
-    found = Evidence(np.array([1, 0, 1]), np.array([1, 1, 0]), scores=scores)
+    found = Reading(np.array([1, 0, 1]), np.array([1, 1, 0]), scores=scores)
     expected = -np.log(1 / (1 + np.exp(-np.array([3.0, -2.0, -0.5])))).mean()
     assert found.cross_entropy == pytest.approx(expected)
     assert evidence(1, 2).cross_entropy is None
@@ -210,7 +227,7 @@ def test_cross_entropy_of_scores() -> None:
 
 # --- a learnt reader: its bits are no evidence, and it must have been measured on siblings
 
-MEASURED = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17, quiet_loss=0.001)
+MEASURED = ReaderFacts(siblings=4, threshold=0.05, permuted=256, false_reads=17, quiet_loss=0.001)
 
 
 UNITS = HiddenUnits({"w": 0}, 12, "shapes")
@@ -221,8 +238,8 @@ CHANCE = (
 
 
 def learnt(
-    loss: float = 0.001, worse: int = 1000, reader: Reader = MEASURED, *,
-    quiet: float | None = None, tests: int = 1, test_key: bool = False, null: Null | None = None,
+    loss: float = 0.001, worse: int = 1000, reader: ReaderFacts = MEASURED, *,
+    quiet: float | None = None, tests: int = 1, test_key: bool = False, null: NullHypothesis | None = None,
     unmarked: tuple[UnmarkedModel, ...] = CHANCE, **terms: Any,
 ) -> Verdict:  # fmt: skip
     """The verdict on a reading of 128 bits whose loss is lower than that many of 1000 others."""
@@ -232,18 +249,18 @@ def learnt(
         reader = replace(reader, quiet_loss=loss if quiet is None else quiet)
     scores = (2.0 * expected - 1.0) * score
     read = (scores > 0).astype(np.uint8)
-    found = Evidence(read, expected, committed=False, payload=True, scores=scores, reader=reader)
+    found = Reading(read, expected, committed=False, payload=True, scores=scores, reader=reader)
     losses = np.r_[np.full(1000 - worse, loss / 2), np.full(worse, 2 * loss)]
     ranked = null or PermutedUnits(lambda _: [losses], loss, 1000)
     key = replace(KEY, scheme="independent_network", test_key=test_key)
-    given = Terms(**{"alpha": 1e-3, **terms})
+    given = VerificationOptions(**{"alpha": 1e-3, **terms})
     subject = replace(SUBJECT, readings=tests, hidden_units=UNITS, unmarked=unmarked)
     return judge(found, ranked, subject=subject, key=key, terms=given)
 
 
-UNHEARD = Reader(siblings=4, threshold=0.05, permuted=256, false_reads=17)
-NONE = Reader(siblings=0, threshold=None, permuted=256, false_reads=0)
-ONE = Reader(siblings=1, threshold=None, permuted=256, false_reads=0)
+UNHEARD = ReaderFacts(siblings=4, threshold=0.05, permuted=256, false_reads=17)
+NONE = ReaderFacts(siblings=0, threshold=None, permuted=256, false_reads=0)
+ONE = ReaderFacts(siblings=1, threshold=None, permuted=256, false_reads=0)
 DATED: dict[str, Any] = {"assume_dated": True}
 
 LEARNT: list[tuple[dict[str, Any], str, str]] = [
@@ -332,14 +349,14 @@ def test_people_are_told_of_the_reader() -> None:
 
 @pytest.mark.parametrize(("loss", "met"), [(0.001, "met"), (0.0999, "met"), (0.2, "not met")])
 def test_the_published_criterion_is_shown_and_refused(loss: float, met: str) -> None:
-    reader = Reader(4, 0.05, 256, 256, published=0.1)
+    reader = ReaderFacts(4, 0.05, 256, 256, published=0.1)
     said = learnt(loss, reader=reader).explain()
     line = f"published     L2 <= 0.1: {met}; refused as proof, the rank of L2 is judged instead"
     assert line in said
 
 
 def test_machines_are_told_of_the_reader() -> None:
-    told = learnt(reader=Reader(4, 0.05, 256, 17, published=0.1), assume_dated=True).to_json()
+    told = learnt(reader=ReaderFacts(4, 0.05, 256, 17, published=0.1), assume_dated=True).to_json()
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert told["loss"] == pytest.approx(0.001)
     assert told["reader"] == {
@@ -367,9 +384,9 @@ def test_a_limit_of_permutations_is_not_said_of_unmarked_models() -> None:
 def test_extreme_scores_give_finite_json(scores: Any) -> None:
     expected = np.arange(128, dtype=np.uint8) % 2
     read = (scores > 0).astype(np.uint8)
-    found = Evidence(read, expected, committed=False, scores=scores / 128, reader=MEASURED)
+    found = Reading(read, expected, committed=False, scores=scores / 128, reader=MEASURED)
     null = PermutedUnits(lambda _: [np.full(99, 1e308)], 1.0, 99)
-    verdict = judge(found, null, subject=SUBJECT, key=KEY, terms=Terms(alpha=0.1))
+    verdict = judge(found, null, subject=SUBJECT, key=KEY, terms=VerificationOptions(alpha=0.1))
     assert verdict.outcome == "not_proven"  # half of the bits are wrong, or nothing is known
     json.dumps(verdict.to_json(), allow_nan=False)
     assert "nan" not in verdict.explain()
@@ -384,11 +401,11 @@ def published(
     matched: int = 31, misses: Any = MISSES, *, examiners: bool = True, **terms: Any
 ) -> Verdict:
     read = np.where(np.arange(32) < matched, 0, 1)
-    found = Evidence(
+    found = Reading(
         read, np.zeros(32, dtype=np.int64), committed=False, choices=10, unit="triggers"
     )
     key = replace(KEY, scheme="deepstego")
-    given = Terms(**{"alpha": 0.1, **terms})
+    given = VerificationOptions(**{"alpha": 0.1, **terms})
     unmarked = tuple(UnmarkedModel("n", None, each) for each in misses) if examiners else ()
     subject = replace(SUBJECT, unmarked=unmarked)
     return judge(found, UnmarkedModels(misses), subject=subject, key=key, terms=given)

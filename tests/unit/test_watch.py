@@ -51,7 +51,7 @@ def trained(watch: Watch, checkpoint: Checkpoint | None = None) -> tuple[nn.Modu
     seeded(1, "init")
     model = build("mlp", {})
     scheme = IndependentNetwork("2.weight", 128, as_published=True)
-    with scheme.embed(model, owner="A", material=KeyMaterial.for_tests(1)) as mark:
+    with scheme.embed(model, owner="A", material=KeyMaterial.from_test_seed(1)) as mark:
         course = Course(7, seed=1, device="cpu", watch=watch)
         fit(model, data, recipe("mlp"), course, mark=mark, checkpoint=checkpoint)
     assert mark.drawn_key is not None

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from countermark.web.orders import Chosen, Job, VerifyOrder
-from countermark.web.runner import FullError, Runner
-from countermark.web.settings import Limits
+from countermark.web.orders import ChosenSuspect, Job, VerifyRequest
+from countermark.web.runner import JobRunner, QueueFullError
+from countermark.web.settings import ServerLimits
 
 ORDERS, ALLOWED = 40, 5
 
@@ -48,18 +48,18 @@ def no_task(job: Job) -> Mapping[str, Any]:
 @contextmanager
 def made_runner(
     folder: Path, *, task: Callable[[Job], Mapping[str, Any]] = no_task, jobs: int = 2
-) -> Iterator[Runner]:
+) -> Iterator[JobRunner]:
     """A runner that is closed when the block ends."""
-    runner = Runner(folder, Limits(waiting=ALLOWED, jobs=jobs), task)
+    runner = JobRunner(folder, ServerLimits(waiting=ALLOWED, jobs=jobs), task)
     try:
         yield runner
     finally:
         runner.close()
 
 
-def order() -> VerifyOrder:
+def order() -> VerifyRequest:
     """An order with an upload."""
-    return VerifyOrder(suspect=Chosen(name="x.safetensors", uploaded=True), key="key")
+    return VerifyRequest(suspect=ChosenSuspect(name="x.safetensors", uploaded=True), key="key")
 
 
 def test_orders_at_the_same_time_get_no_more_places_than_there_are(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_orders_at_the_same_time_get_no_more_places_than_there_are(tmp_path: Pat
 
         def ask() -> bool:
             try:
-                runner.add(order(), SlowUpload(let))
-            except FullError:
+                runner.add_job(order(), SlowUpload(let))
+            except QueueFullError:
                 refusals.release()
                 return False
             return True
@@ -81,31 +81,31 @@ def test_orders_at_the_same_time_get_no_more_places_than_there_are(tmp_path: Pat
             let.set()
             accepted = sum(each.result() for each in asked)
         assert refused_early
-        assert accepted == len(runner.jobs()) == ALLOWED
-        with pytest.raises(FullError, match="too many jobs wait"):
-            runner.add(order(), None)
+        assert accepted == len(runner.list_jobs()) == ALLOWED
+        with pytest.raises(QueueFullError, match="too many jobs wait"):
+            runner.add_job(order(), None)
 
 
 def test_a_failed_upload_gives_its_place_back(tmp_path: Path) -> None:
     with made_runner(tmp_path) as runner:
         for _ in range(3 * ALLOWED):
             with pytest.raises(ConnectionError):
-                runner.add(order(), FailingUpload())
-        assert not runner.jobs()
+                runner.add_job(order(), FailingUpload())
+        assert not runner.list_jobs()
         assert not list((tmp_path / "jobs").iterdir())
         for _ in range(ALLOWED):
-            runner.add(order(), io.BytesIO(b"suspect"))
-        with pytest.raises(FullError):
-            runner.add(order(), io.BytesIO(b"suspect"))
+            runner.add_job(order(), io.BytesIO(b"suspect"))
+        with pytest.raises(QueueFullError):
+            runner.add_job(order(), io.BytesIO(b"suspect"))
 
 
 def test_a_job_that_is_over_gives_its_place_back(tmp_path: Path) -> None:
     with made_runner(tmp_path) as runner:
-        first, *_ = [runner.add(order(), None) for _ in range(ALLOWED)]
-        runner._over(first.failed("it ended"))
-        runner.add(order(), None)
-        with pytest.raises(FullError):
-            runner.add(order(), None)
+        first, *_ = [runner.add_job(order(), None) for _ in range(ALLOWED)]
+        runner._finish_job(first.copy_as_failed("it ended"))
+        runner.add_job(order(), None)
+        with pytest.raises(QueueFullError):
+            runner.add_job(order(), None)
 
 
 def test_a_runner_that_ends_begins_none_of_the_jobs_that_wait(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_runner_that_ends_begins_none_of_the_jobs_that_wait(tmp_path: Path) ->
 
     with made_runner(tmp_path, task=task, jobs=1) as runner:
         for _ in range(ALLOWED):
-            runner.add(order(), None)
+            runner.add_job(order(), None)
         runner.start()
         assert running.wait(60)
         closing = threading.Thread(target=runner.close)
@@ -130,4 +130,4 @@ def test_a_runner_that_ends_begins_none_of_the_jobs_that_wait(tmp_path: Path) ->
         let.set()
         closing.join()
         assert len(begun) == 1
-        assert sorted(job.state for job in runner.jobs()) == ["running"] + ["waiting"] * 4
+        assert sorted(job.state for job in runner.list_jobs()) == ["running"] + ["waiting"] * 4

@@ -140,7 +140,7 @@ def test_only_header_and_wanted_tensors_are_read(
     with open_weights(path) as weights:
         assert np.array_equal(weights.read("small"), small.numpy())
         assert Counting.count < 0.01 * path.stat().st_size
-        weights.file_digest()
+        weights.compute_file_digest()
         assert Counting.count > path.stat().st_size
 
 
@@ -158,14 +158,14 @@ def test_digests_are_of_the_bytes_that_were_read(tmp_path: Path) -> None:
             "header": hashlib.sha256(state["header"].numpy().tobytes()).hexdigest(),
             "h": hashlib.sha256(state["h"].numpy().tobytes()).hexdigest(),
         }
-        assert weights.file_digest() == hashlib.sha256(content).hexdigest()
+        assert weights.compute_file_digest() == hashlib.sha256(content).hexdigest()
         assert np.array_equal(weights.read("header"), state["header"].numpy())
     torch.save(state, tmp_path / "m.pt")
     with open_weights(tmp_path / "m.pt") as weights:
         weights.read("header")
         assert weights.digests.keys() == {"header"}
         whole = hashlib.sha256((tmp_path / "m.pt").read_bytes()).hexdigest()
-        assert weights.file_digest() == whole
+        assert weights.compute_file_digest() == whole
 
 
 # --- what is opened as what
@@ -212,7 +212,7 @@ def test_a_live_module_is_read_as_it_is_now() -> None:
         assert weights.read("one.weight").tolist() == [[2.5] * 3] * 3
         assert np.array_equal(weights.read("two.weight"), weights.read("one.weight"))
         assert weights.read("seen").tolist() == 4.0
-        assert weights.file_digest() is None
+        assert weights.compute_file_digest() is None
         assert open_weights(weights) is weights
 
 

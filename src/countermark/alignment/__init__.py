@@ -17,12 +17,18 @@ on the message. The package needs numpy; scipy.optimize is loaded when neurons a
 from __future__ import annotations
 
 from countermark.alignment.committing import commit_reference, is_committed
-from countermark.alignment.matching import align
-from countermark.alignment.reading import Realigned, realigned
-from countermark.alignment.reference import Disguised, Reference
-from countermark.alignment.rotation import turned_back
+from countermark.alignment.matching import align_tensors
+from countermark.alignment.reading import RealignedTensors, realign_suspect
+from countermark.alignment.reference import Reference, SuspectWithReference
+from countermark.alignment.rotation import undo_rotation
 
 __all__ = [
-    "Disguised", "Realigned", "Reference", "align", "commit_reference", "is_committed", "realigned",
-    "turned_back",
+    "RealignedTensors",
+    "Reference",
+    "SuspectWithReference",
+    "align_tensors",
+    "commit_reference",
+    "is_committed",
+    "realign_suspect",
+    "undo_rotation",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from countermark.errors import MissingExtraError
 
 
-def assigned(
+def solve_assignment(
     values: NDArray[np.float64], *, largest: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the rows and columns of the assignment with the least sum of values.

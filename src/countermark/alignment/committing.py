@@ -20,15 +20,17 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.alignment.reference import guess_units
+from countermark.alignment.reference import guess_permutation_groups
 from countermark.errors import CountermarkError
-from countermark.units import Units
-from countermark.weights import Weights, model_digest
+from countermark.units import PermutationGroup
+from countermark.weights import Weights, compute_model_digest
 
 _DIGEST, _NOTHING = 40, bytes(32)
 
 
-def commit_reference(weights: Weights, traced: Sequence[Units] | None = None) -> NDArray[np.uint8]:
+def commit_reference(
+    weights: Weights, traced: Sequence[PermutationGroup] | None = None
+) -> NDArray[np.uint8]:
     """Return the digest of a model before the mark, uint8 (104,), for a key to commit to.
 
     Args:
@@ -39,16 +41,16 @@ def commit_reference(weights: Weights, traced: Sequence[Units] | None = None) ->
         SuspectError: a tensor has no bytes of its own.
     """
     try:
-        guessed = _digest_units(guess_units(weights))
+        guessed = _digest_groups(guess_permutation_groups(weights))
     except CountermarkError:  # the layers are neither a chain nor a transformer
         guessed = _NOTHING
-    found = _NOTHING if traced is None else _digest_units(traced)
+    found = _NOTHING if traced is None else _digest_groups(traced)
     units = np.frombuffer(guessed + found, dtype=np.uint8)
-    return np.concatenate([model_digest(weights).to_array(), units])
+    return np.concatenate([compute_model_digest(weights).to_array(), units])
 
 
 def is_committed(
-    kept: NDArray[np.uint8] | None, reference: Weights, units: Sequence[Units]
+    kept: NDArray[np.uint8] | None, reference: Weights, units: Sequence[PermutationGroup]
 ) -> bool:
     """Return true if a key committed to this model and these groups before its message was drawn.
 
@@ -60,15 +62,15 @@ def is_committed(
     if kept is None or kept.dtype != np.uint8 or kept.shape != (_DIGEST + 64,):
         return False
     # The groups are compared before the model, because hashing a model takes long.
-    content, digest = kept.tobytes()[_DIGEST:], _digest_units(units)
+    content, digest = kept.tobytes()[_DIGEST:], _digest_groups(units)
     # Groups guessed from a file and groups traced from a live model may differ; both were
     # committed.
     if digest not in (content[:32], content[32:]):
         return False
-    return np.array_equal(kept[:_DIGEST], model_digest(reference).to_array())
+    return np.array_equal(kept[:_DIGEST], compute_model_digest(reference).to_array())
 
 
-def _digest_units(units: Sequence[Units]) -> bytes:
+def _digest_groups(units: Sequence[PermutationGroup]) -> bytes:
     """Compute the SHA-256 of permutation groups (32 bytes), from their fields as sorted JSON."""
     # The prefix separates this digest from digests of other content (domain separation).
     told = json.dumps([asdict(each) for each in units], sort_keys=True)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.alignment.reducing import Floats, Tensors
-from countermark.units import Member, Norm, Units
+from countermark.units import BatchNormTensors, GroupMember, PermutationGroup
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldedReference:
     """A reference whose batch norms are folded into the layers before them.
 
     Attributes:
@@ -24,11 +24,13 @@ class Folded:
     """
 
     tensors: Tensors
-    units: tuple[Units, ...]
+    units: tuple[PermutationGroup, ...]
     factors: Mapping[str, Floats]
 
 
-def folded(reference: Mapping[str, NDArray[Any]], units: Sequence[Units]) -> Folded | None:
+def fold_batch_norms(
+    reference: Mapping[str, NDArray[Any]], units: Sequence[PermutationGroup]
+) -> FoldedReference | None:
     """Fold every batch norm that is the only reader of one layer.
 
     Args:
@@ -39,27 +41,37 @@ def folded(reference: Mapping[str, NDArray[Any]], units: Sequence[Units]) -> Fol
     """
     tensors = {name: np.asarray(each, np.float64) for name, each in reference.items()}
     factors: dict[str, Floats] = {}
-    found = [_fold(each, tensors, factors) for each in units]
-    return Folded(tensors, tuple(found), factors) if factors else None
+    found = [_fold_group_norms(each, tensors, factors) for each in units]
+    return FoldedReference(tensors, tuple(found), factors) if factors else None
 
 
-def _fold(units: Units, tensors: Tensors, factors: dict[str, Floats]) -> Units:
+def _fold_group_norms(
+    units: PermutationGroup, tensors: Tensors, factors: dict[str, Floats]
+) -> PermutationGroup:
     """Fold all batch norms of one permutation group, changing `tensors` and `factors` in place."""
     for norm in units.norms:
-        before = [m for m in units.members if m.domain == norm.before and m.name not in _of(norm)]
+        before = [
+            m
+            for m in units.members
+            if m.domain == norm.before and m.name not in _list_norm_tensors(norm)
+        ]
         weights = [m for m in before if m.power == 1 and m.name.endswith("weight")]
         others = [m for m in before if m.power != 1]
         others += [n for n in units.norms if n is not norm and n.before == norm.before]  # type: ignore[misc]
         # With a second layer, norm or consumer on the same values, folding would change the others.
         if len(weights) != 1 or others or len(before) > 2:
             continue
-        units = _without(units, norm, weights[0], tensors, factors)
+        units = _fold_norm(units, norm, weights[0], tensors, factors)
     return units
 
 
-def _without(
-    units: Units, norm: Norm, weight: Member, tensors: Tensors, factors: dict[str, Floats]
-) -> Units:
+def _fold_norm(
+    units: PermutationGroup,
+    norm: BatchNormTensors,
+    weight: GroupMember,
+    tensors: Tensors,
+    factors: dict[str, Floats],
+) -> PermutationGroup:
     """Fold one batch norm into a layer and return the permutation group without the norm.
 
     With factor f = weight / sqrt(var + eps), the layer's weight becomes f * weight and its bias
@@ -73,17 +85,19 @@ def _without(
     shift = tensors.get(bias, np.zeros(units.size)) - tensors[norm.mean]
     tensors[bias] = tensors[norm.bias] + factor * shift
     factors[weight.name] = factor
-    for name in _of(norm):
+    for name in _list_norm_tensors(norm):
         tensors.pop(name)
-    kept = [m for m in units.members if m.name not in (*_of(norm), weight.name, bias)]
+    kept = [
+        m for m in units.members if m.name not in (*_list_norm_tensors(norm), weight.name, bias)
+    ]
     # Folding merges the two domains of the norm: the layer now produces in the domain behind it.
-    kept += [replace(weight, domain=norm.after), Member(bias, 0, norm.after, 1)]
-    return Units(
+    kept += [replace(weight, domain=norm.after), GroupMember(bias, 0, norm.after, 1)]
+    return PermutationGroup(
         units.size, tuple(kept), tuple(each for each in units.norms if each is not norm),
         units.domains, units.grows,
     )  # fmt: skip
 
 
-def _of(norm: Norm) -> tuple[str, ...]:
+def _list_norm_tensors(norm: BatchNormTensors) -> tuple[str, ...]:
     """Return the names of the four tensors of a batch norm."""
     return norm.weight, norm.bias, norm.mean, norm.var

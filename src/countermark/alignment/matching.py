@@ -14,19 +14,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.alignment.assigning import assigned
+from countermark.alignment.assigning import solve_assignment
 from countermark.alignment.reducing import (
     Floats,
     Tensors,
-    reduce,
-    rows_of,
-    scale,
-    unit,
-    upright,
-    with_rows,
+    extract_rows,
+    normalise_rows,
+    reduce_neurons,
+    replace_rows,
+    turn_upright,
+    undo_factors,
 )
 from countermark.errors import AlignmentError
-from countermark.units import Member, Units
+from countermark.units import GroupMember, PermutationGroup
 
 _Pairs: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]  # the reference's, the suspect's
 _Features: TypeAlias = dict[tuple[int, int], Floats]  # (domain, power) -> (units, values)
@@ -38,7 +38,7 @@ _HALF_WEIGHT = 16  # values in a direction that counts half as much as one of ve
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedTensors:
     """Tensors in the order, scale and shapes of the reference, and the similarity of the neurons.
 
     Attributes:
@@ -53,10 +53,10 @@ class Matched:
     known: int
 
 
-def align(
+def align_tensors(
     suspect: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]],
-    units: Sequence[Units], *, by: Container[str],
-) -> Matched:  # fmt: skip
+    units: Sequence[PermutationGroup], *, by: Container[str],
+) -> MatchedTensors:  # fmt: skip
     """Bring a suspect's tensors into the order, scale and shapes of a reference's tensors.
 
     Args:
@@ -68,21 +68,21 @@ def align(
     Raises:
         AlignmentError: no compared tensor tells the order of the neurons of a group.
     """
-    work = _Alignment(suspect, reference, units, by)
+    work = _TensorAlignment(suspect, reference, units, by)
     work.run()
     # The similarity concerns the neurons that the key reads: a group with a tensor outside `by`.
     read = [
         number for number, each in enumerate(units)
         if any(member.name not in by for member in each.members)
     ] or list(range(len(units)))  # fmt: skip
-    return Matched(
+    return MatchedTensors(
         work.tensors,
         min(work.similarities[number] for number in read),
-        min(work.known(number) for number in read),
+        min(work.count_known_values(number) for number in read),
     )
 
 
-class _Alignment:
+class _TensorAlignment:
     """The state of one alignment: the suspect's tensors, which change, and the reference's.
 
     The arguments are those of the public function above.
@@ -90,7 +90,7 @@ class _Alignment:
 
     def __init__(
         self, suspect: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]],
-        units: Sequence[Units], by: Container[str],
+        units: Sequence[PermutationGroup], by: Container[str],
     ) -> None:  # fmt: skip
         names = {member.name for each in units for member in each.members}
         self.tensors: Tensors = {name: np.array(suspect[name], np.float64) for name in names}
@@ -100,8 +100,8 @@ class _Alignment:
         self._units, self._done = units, set[int]()
         # Every neuron before a norm gets the sign that makes the norm's weight positive. So a flip
         # is found even if no compared tensor shows it, for example between tensors of the key.
-        upright(self.tensors, units)
-        self._turned = upright(self._reference, units)
+        turn_upright(self.tensors, units)
+        self._turned = turn_upright(self._reference, units)
         self._classes: dict[tuple[str, int], set[int]] = {}
         for number, each in enumerate(units):
             for member in each.members:
@@ -113,20 +113,20 @@ class _Alignment:
 
     def run(self) -> None:
         """Align all groups, then flip neurons back to the signs of the reference."""
-        self._match()
+        self._match_groups()
         for turned, units in zip(self._turned, self._units, strict=True):
-            scale(self.tensors, units, turned)
+            undo_factors(self.tensors, units, turned)
 
-    def _match(self) -> None:
+    def _match_groups(self) -> None:
         """Align every group once, the best known group first, then in up to three more rounds.
 
         Raises:
             AlignmentError: no compared tensor tells the order of the neurons of a group.
         """
-        reduce(self.tensors, self._units)
+        reduce_neurons(self.tensors, self._units)
         while len(self._done) < len(self._units):
             left = [number for number in range(len(self._units)) if number not in self._done]
-            known = {number: self.known(number) for number in left}
+            known = {number: self.count_known_values(number) for number in left}
             best = max(left, key=known.__getitem__)
             # The key's own tensors are not used instead: an order chosen by the mark would favour
             # the mark.
@@ -137,24 +137,26 @@ class _Alignment:
                     "cannot be put in order without looking at the mark; expected a reference with "
                     "the weights from before it, as the key has kept them"
                 )
-            self.similarities[best], _ = self._align(best)
+            self.similarities[best], _ = self._align_group(best)
             self._done.add(best)
         for _ in range(_MOST_ROUNDS):
-            seen = [self._align(number) for number in range(len(self._units))]
+            seen = [self._align_group(number) for number in range(len(self._units))]
             self.similarities = [similarity for similarity, _ in seen]
             if not any(moved for _, moved in seen):
                 return
 
-    def known(self, number: int) -> int:
+    def count_known_values(self, number: int) -> int:
         """Return the number of values by which a neuron of a group can be matched now."""
-        return sum(each.shape[1] for each in self._features(self._reference, number).values())
+        return sum(
+            each.shape[1] for each in self._collect_features(self._reference, number).values()
+        )
 
-    def _usable(self, member: Member, dimensions: int) -> bool:
+    def _is_usable(self, member: GroupMember, dimensions: int) -> bool:
         """Return true if all other axes of the tensor of a member are aligned."""
         others = (axis for axis in range(dimensions) if axis != member.axis)
         return all(self._classes.get((member.name, axis), set()) <= self._done for axis in others)
 
-    def _features(self, tensors: Mapping[str, Floats], number: int) -> _Features:
+    def _collect_features(self, tensors: Mapping[str, Floats], number: int) -> _Features:
         """Collect the values by which the neurons of a group are matched.
 
         Returns: values (neurons, n) by domain and power: values with the same scale side by side.
@@ -163,41 +165,51 @@ class _Alignment:
         for member in units.members:
             if member.name not in self._reference:
                 continue
-            if not self._usable(member, self._reference[member.name].ndim):
+            if not self._is_usable(member, self._reference[member.name].ndim):
                 continue
-            rows = rows_of(tensors[member.name], member, units) / self._scales[member.name]
+            rows = extract_rows(tensors[member.name], member, units) / self._scales[member.name]
             parts.setdefault((member.domain, member.power), []).append(rows)
         return {place: np.concatenate(each, axis=1) for place, each in parts.items()}
 
-    def _align(self, number: int) -> tuple[float, bool]:
+    def _align_group(self, number: int) -> tuple[float, bool]:
         """Bring one group into order and scale.
 
         Returns: the mean cosine of its neurons, and whether any neuron moved.
         """
         units = self._units[number]
-        own, wanted = self._both(number)
+        own, wanted = self._collect_both_features(number)
         # Cosines do not depend on the scales of neurons, so order comes first and scale afterwards.
-        alike = self._alike(units, wanted, own)  # (units, the suspect's)
-        at, chosen = assigned(alike, largest=True)
+        alike = self._compute_similarities(units, wanted, own)  # (units, the suspect's)
+        at, chosen = solve_assignment(alike, largest=True)
         for name in {member.name for member in units.members}:
-            self.tensors[name] = self._put_in_order(name, units, (at, chosen))
-        self._scale(number)
+            self.tensors[name] = self._reorder_tensor(name, units, (at, chosen))
+        self._undo_scaling(number)
         moved = alike.shape[1] != units.size or not np.array_equal(at, chosen)
         return float(alike[at, chosen].mean()), moved
 
-    def _scale(self, number: int) -> None:
+    def _undo_scaling(self, number: int) -> None:
         """Undo the scales and signs of the neurons of a group that is in order."""
         units = self._units[number]
-        own, wanted = self._both(number)
+        own, wanted = self._collect_both_features(number)
         domains = range(len(units.domains))
-        scale(self.tensors, units, {d: self._factors(units, d, (wanted, own)) for d in domains})
+        undo_factors(
+            self.tensors,
+            units,
+            {d: self._estimate_factors(units, d, (wanted, own)) for d in domains},
+        )
 
-    def _both(self, number: int) -> tuple[_Features, _Features]:
+    def _collect_both_features(self, number: int) -> tuple[_Features, _Features]:
         """Return the features of a group in the suspect (values limited) and in the reference."""
-        own, wanted = (self._features(each, number) for each in (self.tensors, self._reference))
-        return {place: _quieten(rows, wanted[place]) for place, rows in own.items()}, wanted
+        own, wanted = (
+            self._collect_features(each, number) for each in (self.tensors, self._reference)
+        )
+        return {
+            place: _limit_loud_values(rows, wanted[place]) for place, rows in own.items()
+        }, wanted
 
-    def _alike(self, units: Units, wanted: _Features, own: _Features) -> Floats:
+    def _compute_similarities(
+        self, units: PermutationGroup, wanted: _Features, own: _Features
+    ) -> Floats:
         """Compute the mean cosines (reference's neurons, suspect's neurons) of a group.
 
         A direction of many values counts more. If a domain can be flipped, the sign is ignored.
@@ -208,7 +220,9 @@ class _Alignment:
             if power == 2:  # a variance has no direction
                 continue
             # float32 halves the memory of the product of all pairs of neurons.
-            one, other = (unit(each).astype(np.float32) for each in (rows, own[domain, power]))
+            one, other = (
+                normalise_rows(each).astype(np.float32) for each in (rows, own[domain, power])
+            )
             cosines = (one @ other.T).astype(np.float64)
             if units.domains[domain].flippable:
                 cosines = np.abs(cosines)
@@ -216,7 +230,9 @@ class _Alignment:
             found, weights = found + weight * cosines, weights + weight
         return found / weights
 
-    def _factors(self, units: Units, domain: int, both: tuple[_Features, _Features]) -> Floats:
+    def _estimate_factors(
+        self, units: PermutationGroup, domain: int, both: tuple[_Features, _Features]
+    ) -> Floats:
         """Estimate by which factors (neurons,) the suspect's neurons exceed the reference's.
 
         Args:
@@ -242,7 +258,7 @@ class _Alignment:
         size = np.exp(log / max(1, weights)) if allowed.scalable else np.ones(units.size)
         return np.where(product < 0, -size, size) if allowed.flippable else size
 
-    def _put_in_order(self, name: str, units: Units, order: _Pairs) -> Floats:
+    def _reorder_tensor(self, name: str, units: PermutationGroup, order: _Pairs) -> Floats:
         """Return one tensor with the neurons of a group in order, and zeros for missing neurons.
 
         Args:
@@ -253,14 +269,14 @@ class _Alignment:
         at, chosen = order
         tensor = self.tensors[name]
         for member in (each for each in units.members if each.name == name):
-            rows = rows_of(tensor, member, units)  # (the suspect's, each·rest)
+            rows = extract_rows(tensor, member, units)  # (the suspect's, each·rest)
             whole = np.zeros((units.size, rows.shape[1]))
             whole[at] = rows[chosen]
-            tensor = with_rows(tensor, member, units, whole)
+            tensor = replace_rows(tensor, member, units, whole)
         return tensor
 
 
-def _quieten(own: Floats, wanted: Floats) -> Floats:
+def _limit_loud_values(own: Floats, wanted: Floats) -> Floats:
     """Scale down values of a suspect that are far larger than its other values.
 
     A dead neuron may send anything, and the vector of an unused word may be anything: such values

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.alignment.assigning import assigned
+from countermark.alignment.assigning import solve_assignment
 from countermark.alignment.reducing import Floats
 from countermark.errors import AlignmentError
-from countermark.weights import Weights, prefixed
+from countermark.weights import Weights, find_prefixed_names
 
 _QUANTILES = 101
 _NEVER = 1e6  # distance of tensors whose shapes do not fit
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTensor:
     """A tensor of the reference that is sought in a suspect.
 
     Attributes:
@@ -38,7 +38,7 @@ class Wanted:
     free: frozenset[int]
     values: NDArray[Any] | None
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
+    def is_compatible(self, shape: tuple[int, ...]) -> bool:
         """Return true if a tensor of this shape in the suspect may be the wanted tensor."""
         return len(shape) == len(self.shape) and all(
             one == other or axis in self.free
@@ -46,27 +46,29 @@ class Wanted:
         )
 
 
-def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+def find_tensor_names(weights: Weights, wanted: Mapping[str, WantedTensor]) -> dict[str, str]:
     """Return the suspect's name of each wanted tensor.
 
     Raises:
         AlignmentError: a tensor is missing, or several tensors could be the one that the key reads.
     """
     if all(
-        name in weights.tensors and each.fits(weights.tensors[name].shape)
+        name in weights.tensors and each.is_compatible(weights.tensors[name].shape)
         for name, each in wanted.items()
     ):
         return {name: name for name in wanted}
-    alike = prefixed(weights, {name: each.shape for name, each in wanted.items()})
+    alike = find_prefixed_names(weights, {name: each.shape for name, each in wanted.items()})
     # Two prefixes that fit equally well do not tell the tensors apart; their values may.
     if len(alike) == 1:
         return alike[0]
-    found = _closest(weights, {n: each for n, each in wanted.items() if each.values is not None})
+    found = _find_closest_names(
+        weights, {n: each for n, each in wanted.items() if each.values is not None}
+    )
     # A tensor of the key is found by elimination: comparing its values would use the mark.
     left = [name for name in weights.tensors if name not in found.values()]
     for name, each in wanted.items():
         if each.values is None:
-            able = [other for other in left if each.fits(weights.tensors[other].shape)]
+            able = [other for other in left if each.is_compatible(weights.tensors[other].shape)]
             if len(able) != 1:
                 raise AlignmentError(
                     f"{len(able)} tensors of the suspect may be {name} {list(each.shape)}, which "
@@ -77,7 +79,7 @@ def named(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     return found
 
 
-def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+def _find_closest_names(weights: Weights, wanted: Mapping[str, WantedTensor]) -> dict[str, str]:
     """Assign the suspect's tensors to all compared tensors at once, with the least total distance.
 
     Raises:
@@ -85,28 +87,28 @@ def _closest(weights: Weights, wanted: Mapping[str, Wanted]) -> dict[str, str]:
     """
     names = [
         name for name, info in weights.tensors.items()
-        if any(each.fits(info.shape) for each in wanted.values())
+        if any(each.is_compatible(info.shape) for each in wanted.values())
     ]  # fmt: skip
     if len(names) < len(wanted):
         raise AlignmentError(
             f"the suspect has {len(names)} tensors of shapes that fit, the reference {len(wanted)}"
         )
-    curves = {name: _curve(weights.read(name)) for name in names}
+    curves = {name: _compute_quantiles(weights.read(name)) for name in names}
     # Half of `_NEVER` bounds the cost of a pair that fits, so a pair that does not fit costs more.
     costs = np.full((len(wanted), len(names)), _NEVER)
     for row, each in enumerate(wanted.values()):
-        own = _curve(np.asarray(each.values))
+        own = _compute_quantiles(np.asarray(each.values))
         for column, name in enumerate(names):
-            if each.fits(weights.tensors[name].shape):
+            if each.is_compatible(weights.tensors[name].shape):
                 costs[row, column] = min(float(np.linalg.norm(own - curves[name])), _NEVER / 2)
-    rows, columns = assigned(costs)
+    rows, columns = solve_assignment(costs)
     if costs[rows, columns].max(initial=0.0) >= _NEVER:
         raise AlignmentError("the suspect's tensors do not fit those of the reference one by one")
     order: Sequence[str] = list(wanted)
     return {order[r]: names[c] for r, c in zip(rows, columns, strict=True)}
 
 
-def _curve(values: NDArray[Any]) -> Floats:
+def _compute_quantiles(values: NDArray[Any]) -> Floats:
     """Return the quantiles of a tensor's values at 101 levels, which no reordering changes.
 
     The rows of tensors with several axes are first normalised to one length.

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.alignment.folding import folded
-from countermark.alignment.matching import align
-from countermark.alignment.naming import Wanted, named
+from countermark.alignment.folding import fold_batch_norms
+from countermark.alignment.matching import align_tensors
+from countermark.alignment.naming import WantedTensor, find_tensor_names
 from countermark.alignment.reducing import Floats
 from countermark.alignment.reference import Reference
 from countermark.errors import AlignmentError
-from countermark.units import Member, Units
-from countermark.weights import Array, Weights, prefixed
+from countermark.units import GroupMember, PermutationGroup
+from countermark.weights import Array, Weights, find_prefixed_names
 
 _RIGID: frozenset[int] = frozenset()  # free axes of a tensor without permutation groups
 _MOST_ADDED = 16  # largest multiple of the reference's number of neurons
 
 
 @dataclass(frozen=True)
-class Realigned:
+class RealignedTensors:
     """The tensors of a suspect after alignment, for a key to read.
 
     Attributes:
@@ -44,7 +44,7 @@ class Realigned:
 
 
 @dataclass(frozen=True)
-class _Form:
+class _ReferenceForm:
     """The reference in a form that a suspect may have: with batch norms, or with folded norms.
 
     Attributes:
@@ -54,12 +54,12 @@ class _Form:
     """
 
     tensors: Mapping[str, NDArray[Any]]
-    units: Sequence[Units]
+    units: Sequence[PermutationGroup]
     factors: Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
-class _Sought:
+class _SoughtTensors:
     """The tensors that a key reads.
 
     Attributes:
@@ -73,10 +73,10 @@ class _Sought:
     partial: bool
 
 
-def realigned(
+def realign_suspect(
     suspect: Weights, reference: Reference, wanted: Mapping[str, tuple[int, ...]],
     *, unmarked: Collection[str] = (), partial: bool = False,
-) -> Realigned:  # fmt: skip
+) -> RealignedTensors:  # fmt: skip
     """Find a key's tensors in a suspect and undo changes to their neurons.
 
     Args:
@@ -93,7 +93,7 @@ def realigned(
         SuspectError: the suspect or the reference cannot be read.
         ConfigError: the permutation groups of the reference cannot be guessed from its layers.
     """
-    weights, units = reference.opened()
+    weights, units = reference.open_reference()
     with weights:
         names = {member.name for each in units for member in each.members}
         for name, shape in wanted.items():
@@ -107,28 +107,32 @@ def realigned(
         names |= wanted.keys()
         tensors = {name: weights.read(name) for name in sorted(names) if name in weights.tensors}
     own = {name: tensors[name] for name in wanted}
-    sought = _Sought(wanted, frozenset(wanted.keys() - unmarked), partial)
-    plain = _Form(tensors, units, {})
+    sought = _SoughtTensors(wanted, frozenset(wanted.keys() - unmarked), partial)
+    plain = _ReferenceForm(tensors, units, {})
     try:
-        return _in_form(suspect, plain, sought, own)
+        return _align_to_form(suspect, plain, sought, own)
     except AlignmentError as error:
         # The reference as it is comes first: folding is tried only for a suspect without norms.
-        form = folded(tensors, units)
-        if form is None or not _lacks_norms(suspect, units):
+        form = fold_batch_norms(tensors, units)
+        if form is None or not _has_missing_norms(suspect, units):
             raise
         try:
-            return _in_form(suspect, _Form(form.tensors, form.units, form.factors), sought, own)
+            return _align_to_form(
+                suspect, _ReferenceForm(form.tensors, form.units, form.factors), sought, own
+            )
         except AlignmentError:
             raise error from None
 
 
-def _lacks_norms(suspect: Weights, units: Sequence[Units]) -> bool:
+def _has_missing_norms(suspect: Weights, units: Sequence[PermutationGroup]) -> bool:
     """Return true if the suspect does not have the statistics of all the reference's norms."""
     names = {n for each in units for norm in each.norms for n in (norm.mean, norm.var)}
     return not names <= set(suspect.tensors)
 
 
-def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Array]) -> Realigned:
+def _align_to_form(
+    suspect: Weights, form: _ReferenceForm, sought: _SoughtTensors, own: dict[str, Array]
+) -> RealignedTensors:
     """Align a suspect to one form of the reference.
 
     Args:
@@ -141,15 +145,15 @@ def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Arra
         AlignmentError: the suspect cannot be aligned to this form.
         SuspectError: the suspect cannot be read.
     """
-    form = _comparable(suspect, form)
+    form = _drop_resized_tensors(suspect, form)
     if sought.partial:
-        form, sought = _there(suspect, form, sought)
-    where = named(suspect, _wanted(form, sought))
+        form, sought = _drop_missing_tensors(suspect, form, sought)
+    where = find_tensor_names(suspect, _list_wanted_tensors(form, sought))
     read = {name: suspect.read(other) for name, other in where.items()}
     for each in form.units:
-        _require_even(read, each)
+        _require_equal_counts(read, each)
     by = set(form.tensors) - sought.hidden
-    matched = align(read, form.tensors, form.units, by=by)
+    matched = align_tensors(read, form.tensors, form.units, by=by)
     found = {}
     for name, shape in sought.shapes.items():
         values = matched.tensors.get(name, read[name])
@@ -160,60 +164,64 @@ def _in_form(suspect: Weights, form: _Form, sought: _Sought, own: dict[str, Arra
         found[name] = values.reshape(shape).astype(np.float32)
     places = {name: where[name] for name in sought.shapes}
     similarity = min(1.0, matched.similarity)  # rounding may lift a mean cosine above 1
-    return Realigned(found, places, similarity, matched.known, bool(form.factors), own)
+    return RealignedTensors(found, places, similarity, matched.known, bool(form.factors), own)
 
 
-def _comparable(suspect: Weights, form: _Form) -> _Form:
+def _drop_resized_tensors(suspect: Weights, form: _ReferenceForm) -> _ReferenceForm:
     """Drop tensors whose shape differs from the suspect's in an axis that holds no neurons.
 
     A head for other classes is such a tensor: it tells nothing about the neurons that it reads.
     """
-    free = _free(form.units)
+    free = _find_free_axes(form.units)
     gone = {
         name for name, each in form.tensors.items()
         if name in suspect.tensors
-        and not Wanted(each.shape, free.get(name, _RIGID), None).fits(suspect.tensors[name].shape)
+        and not WantedTensor(each.shape, free.get(name, _RIGID), None).is_compatible(
+            suspect.tensors[name].shape
+        )
     }  # fmt: skip
-    return _without(form, gone) if gone else form
+    return _drop_tensors(form, gone) if gone else form
 
 
-def _without(form: _Form, gone: Set[str]) -> _Form:
+def _drop_tensors(form: _ReferenceForm, gone: Set[str]) -> _ReferenceForm:
     """Return a form without some tensors, and without groups that have no member left."""
     units = [
-        Units(
+        PermutationGroup(
             u.size, tuple(m for m in u.members if m.name not in gone), u.norms, u.domains, u.grows
         )
         for u in form.units
     ]
     tensors = {name: each for name, each in form.tensors.items() if name not in gone}
-    return _Form(tensors, [each for each in units if each.members], form.factors)
+    return _ReferenceForm(tensors, [each for each in units if each.members], form.factors)
 
 
-def _there(suspect: Weights, form: _Form, sought: _Sought) -> tuple[_Form, _Sought]:
+def _drop_missing_tensors(
+    suspect: Weights, form: _ReferenceForm, sought: _SoughtTensors
+) -> tuple[_ReferenceForm, _SoughtTensors]:
     """Drop the tensors that a suspect lacks, if it has at least half of them by their names.
 
     Returns: both arguments unchanged if more than half of the key's tensors would be missing.
     """
     shapes = {name: each.shape for name, each in form.tensors.items()}
-    ways = prefixed(suspect, shapes, least=(len(shapes) + 1) // 2)
+    ways = find_prefixed_names(suspect, shapes, least=(len(shapes) + 1) // 2)
     if len(ways) != 1:
         return form, sought
     # All names differ by the same prefix, so one pair of names shows the prefix.
     one, other = next(iter(ways[0].items()))
     added, gone = other.removesuffix(one), one.removesuffix(other)
 
-    def its(name: str) -> str:
+    def rename_for_suspect(name: str) -> str:
         """Return the suspect's name of a tensor of the reference."""
         return added + name if other.endswith(one) else name.removeprefix(gone)
 
-    missing = {name for name in shapes if its(name) not in suspect.tensors}
+    missing = {name for name in shapes if rename_for_suspect(name) not in suspect.tensors}
     kept = {name: shape for name, shape in sought.shapes.items() if name not in missing}
     if not missing or 2 * len(kept) < len(sought.shapes):
         return form, sought
-    return _without(form, missing), replace(sought, shapes=kept)
+    return _drop_tensors(form, missing), replace(sought, shapes=kept)
 
 
-def _free(units: Sequence[Units]) -> dict[str, frozenset[int]]:
+def _find_free_axes(units: Sequence[PermutationGroup]) -> dict[str, frozenset[int]]:
     """Return the axes of each tensor along which neurons can have been added or removed."""
     found: dict[str, set[int]] = {}
     for each in units:
@@ -225,28 +233,30 @@ def _free(units: Sequence[Units]) -> dict[str, frozenset[int]]:
     return {name: frozenset(axes) for name, axes in found.items()}
 
 
-def _wanted(form: _Form, sought: _Sought) -> dict[str, Wanted]:
+def _list_wanted_tensors(form: _ReferenceForm, sought: _SoughtTensors) -> dict[str, WantedTensor]:
     """List the tensors of a form as wanted tensors, without the values that must not be compared.
 
     Raises:
         AlignmentError: the form lacks a tensor that the key reads.
     """
-    free = _free(form.units)
+    free = _find_free_axes(form.units)
     # A tensor of the key may have been dropped above, because its shape differs from the suspect's.
     if missing := [name for name in sought.shapes if name not in form.tensors]:
         raise AlignmentError(f"the suspect's {missing[0]} has other sizes than the reference's")
     return {
-        name: Wanted(each.shape, free.get(name, _RIGID), None if name in sought.hidden else each)
+        name: WantedTensor(
+            each.shape, free.get(name, _RIGID), None if name in sought.hidden else each
+        )
         for name, each in form.tensors.items()
     }
 
 
-def _require_even(read: Mapping[str, Array], units: Units) -> None:
+def _require_equal_counts(read: Mapping[str, Array], units: PermutationGroup) -> None:
     """Raise `AlignmentError` unless all members of a group have one bounded number of neurons."""
     if not units.grows:
         return
     # The bound keeps a hostile suspect from costing a product of millions of pairs of neurons.
-    counts = {_count(read[member.name], member) for member in units.members}
+    counts = {_count_neurons(read[member.name], member) for member in units.members}
     if len(counts) != 1 or not 1 <= counts.copy().pop() <= _MOST_ADDED * units.size:
         raise AlignmentError(
             f"the suspect's tensors disagree on the neurons of {units.members[0].name}, or have "
@@ -254,7 +264,7 @@ def _require_even(read: Mapping[str, Array], units: Units) -> None:
         )
 
 
-def _count(tensor: Array, member: Member) -> int:
+def _count_neurons(tensor: Array, member: GroupMember) -> int:
     """Return the number of neurons along the axis of a member; 0 if the axis does not divide."""
     count, rest = divmod(tensor.shape[member.axis], member.each)
     return 0 if rest else count

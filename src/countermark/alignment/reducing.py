@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.units import Member, Units
+from countermark.units import GroupMember, PermutationGroup
 
 Floats: TypeAlias = NDArray[np.float64]
 Tensors: TypeAlias = dict[str, Floats]
@@ -24,7 +24,7 @@ _PARALLEL = 1 - 1e-3
 _SILENT = 1e-6  # relative to the largest outgoing weights of a neuron of the group
 
 
-def reduce(tensors: Tensors, units: Sequence[Units]) -> None:
+def reduce_neurons(tensors: Tensors, units: Sequence[PermutationGroup]) -> None:
     """Join copies and drop silent neurons, in place, until nothing changes.
 
     Args:
@@ -33,35 +33,37 @@ def reduce(tensors: Tensors, units: Sequence[Units]) -> None:
     """
     # Neurons added to one group may hide copies in the next group, hence several passes.
     for _ in units:
-        changed = [_reduced(tensors, each) for each in units if each.grows]
+        changed = [_reduce_group(tensors, each) for each in units if each.grows]
         if not any(changed):
             return
 
 
-def _reduced(tensors: Tensors, units: Units) -> bool:
+def _reduce_group(tensors: Tensors, units: PermutationGroup) -> bool:
     """Join or drop surplus neurons of one group in place; return true if any are gone."""
-    count = _count(tensors, units)
+    count = _count_neurons(tensors, units)
     if count <= units.size:
         return False
     gone: set[int] = set()
     most = count - units.size
     # No more neurons go than the suspect has in excess: the reference may have copies as well.
-    for one, other, ratios in _copies(tensors, units):
+    for one, other, ratios in _find_copies(tensors, units):
         if len(gone) < most and not gone & {one, other}:
-            _join(tensors, units, (one, other), ratios)
+            _join_copies(tensors, units, (one, other), ratios)
             gone.add(other)
-    for silent in _unheard(tensors, units):
+    for silent in _find_unheard(tensors, units):
         if len(gone) < most:
             gone.add(silent)
     if gone:
         kept = np.array([unit for unit in range(count) if unit not in gone])
         for member in units.members:
-            at = member.positions(kept)
+            at = member.compute_positions(kept)
             tensors[member.name] = np.take(tensors[member.name], at, axis=member.axis)
     return bool(gone)
 
 
-def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, float]]]:
+def _find_copies(
+    tensors: Tensors, units: PermutationGroup
+) -> list[tuple[int, int, dict[int, float]]]:
     """List pairs of neurons with nearly the same inputs, closest pairs first.
 
     Returns: the first neuron, the second neuron, and by domain the factor by which the second is
@@ -70,13 +72,15 @@ def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, fl
     parts: dict[int, list[Floats]] = {}
     for member in units.members:
         if member.power == 1:
-            rows = rows_of(tensors[member.name], member, units)
+            rows = extract_rows(tensors[member.name], member, units)
             parts.setdefault(member.domain, []).append(rows)
     rows_by = {domain: np.concatenate(each, axis=1) for domain, each in parts.items()}
     if not rows_by:
         return []
     # A copy must be parallel in every scale domain; a flip or a scale in one domain is allowed.
-    closest = np.minimum.reduce([np.abs(unit(each) @ unit(each).T) for each in rows_by.values()])
+    closest = np.minimum.reduce(
+        [np.abs(normalise_rows(each) @ normalise_rows(each).T) for each in rows_by.values()]
+    )
     pairs = np.argwhere(np.triu(closest, 1) > _PARALLEL)
     pairs = pairs[np.argsort(-closest[tuple(pairs.T)], kind="stable")]
     return [
@@ -85,35 +89,37 @@ def _copies(tensors: Tensors, units: Units) -> list[tuple[int, int, dict[int, fl
     ]
 
 
-def _join(tensors: Tensors, units: Units, pair: tuple[int, int], ratios: dict[int, float]) -> None:
+def _join_copies(
+    tensors: Tensors, units: PermutationGroup, pair: tuple[int, int], ratios: dict[int, float]
+) -> None:
     """Let all consumers use the first neuron in place of its copy, with the weights added."""
     one, other = (np.array([each]) for each in pair)
     for member in units.members:
         if member.power < 0:
             moved = np.moveaxis(tensors[member.name], member.axis, 0)  # a view
             ratio = ratios.get(member.domain, 1.0)
-            moved[member.positions(one)] += ratio * moved[member.positions(other)]
+            moved[member.compute_positions(one)] += ratio * moved[member.compute_positions(other)]
             # The copy is silent now; the caller cuts it out of all tensors.
-            moved[member.positions(other)] = 0
+            moved[member.compute_positions(other)] = 0
 
 
-def _unheard(tensors: Tensors, units: Units) -> list[int]:
+def _find_unheard(tensors: Tensors, units: PermutationGroup) -> list[int]:
     """List the neurons whose outgoing weights are negligible in every consumer."""
-    heard = np.zeros(_count(tensors, units))
+    heard = np.zeros(_count_neurons(tensors, units))
     for member in units.members:
         if member.power < 0:
-            lengths = np.linalg.norm(rows_of(tensors[member.name], member, units), axis=1)
+            lengths = np.linalg.norm(extract_rows(tensors[member.name], member, units), axis=1)
             heard = np.maximum(heard, lengths / (lengths.max() or 1.0))
     return [int(silent) for silent in np.flatnonzero(heard < _SILENT)]
 
 
-def _count(tensors: Tensors, units: Units) -> int:
+def _count_neurons(tensors: Tensors, units: PermutationGroup) -> int:
     """Return the number of neurons of a group in the suspect, from its first member."""
     member = units.members[0]
     return int(tensors[member.name].shape[member.axis] // member.each)
 
 
-def rows_of(tensor: Floats, member: Member, units: Units) -> Floats:
+def extract_rows(tensor: Floats, member: GroupMember, units: PermutationGroup) -> Floats:
     """Return one row of values for each neuron along the axis of a member: (neurons, each·rest)."""
     moved = np.moveaxis(tensor, member.axis, 0)
     count = moved.shape[0] // member.each if units.grows else units.size
@@ -121,7 +127,9 @@ def rows_of(tensor: Floats, member: Member, units: Units) -> Floats:
     return part.reshape(count, -1)
 
 
-def with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Floats:
+def replace_rows(
+    tensor: Floats, member: GroupMember, units: PermutationGroup, rows: Floats
+) -> Floats:
     """Return the tensor with `rows` (neurons, each·rest) in place of its own rows."""
     moved = np.moveaxis(tensor, member.axis, 0)
     part = rows.reshape(len(rows) * member.each, *moved.shape[1:])
@@ -132,7 +140,7 @@ def with_rows(tensor: Floats, member: Member, units: Units, rows: Floats) -> Flo
     return np.moveaxis(joined, 0, member.axis)
 
 
-def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]:
+def turn_upright(tensors: Tensors, units: Sequence[PermutationGroup]) -> list[dict[int, Floats]]:
     """Flip neurons, in place, so that no weight of the last batch norm behind them is negative.
 
     Returns: the signs (neurons,) of each group, −1 or 1, by domain; undoing them flips back.
@@ -144,12 +152,12 @@ def upright(tensors: Tensors, units: Sequence[Units]) -> list[dict[int, Floats]]
             for norm in each.norms
             if norm.weight in tensors and each.domains[norm.before].flippable
         }
-        scale(tensors, each, signs)
+        undo_factors(tensors, each, signs)
         turned.append(signs)
     return turned
 
 
-def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None:
+def undo_factors(tensors: Tensors, units: PermutationGroup, factors: Mapping[int, Floats]) -> None:
     """Undo, in place, the factors (neurons,) of one group, given by domain.
 
     A norm's statistics absorb the size of a factor; only its sign is undone in the norm's weight.
@@ -158,14 +166,14 @@ def scale(tensors: Tensors, units: Units, factors: Mapping[int, Floats]) -> None
         if member.domain in factors and member.name in tensors:
             tensor = tensors[member.name]
             powers = factors[member.domain][:, None] ** member.power
-            rows = rows_of(tensor, member, units) / powers
-            tensors[member.name] = with_rows(tensor, member, units, rows)
+            rows = extract_rows(tensor, member, units) / powers
+            tensors[member.name] = replace_rows(tensor, member, units, rows)
     for norm in units.norms:
         if norm.before in factors and norm.weight in tensors:
             tensors[norm.weight] = tensors[norm.weight] * np.sign(factors[norm.before])
 
 
-def unit(rows: Floats) -> Floats:
+def normalise_rows(rows: Floats) -> Floats:
     """Scale rows to length 1; rows of zeros stay zeros."""
     with np.errstate(over="ignore"):  # an overflowing length gives zeros
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from countermark.errors import ConfigError
-from countermark.units import Architecture, Units, blocks_of, chain_of
+from countermark.units import Architecture, PermutationGroup, find_block_groups, find_chain_groups
 from countermark.weights import Suspect, Weights, open_weights
 
 if TYPE_CHECKING:
@@ -31,30 +31,32 @@ class Reference:
     """
 
     weights: Suspect
-    units: Sequence[Units] | None = None
+    units: Sequence[PermutationGroup] | None = None
 
     @classmethod
-    def of_module(cls, model: nn.Module, weights: Suspect | None = None) -> Reference:
+    def from_module(cls, model: nn.Module, weights: Suspect | None = None) -> Reference:
         """Make a reference of a live model, or of a weight file with the same architecture.
 
         Raises:
             ConfigError: the forward method of the model cannot be traced.
         """
-        from countermark.units.tracing import units_of
+        from countermark.units.tracing import trace_permutation_groups
 
-        return cls(model if weights is None else weights, units_of(model, residual=True))
+        return cls(
+            model if weights is None else weights, trace_permutation_groups(model, residual=True)
+        )
 
     @classmethod
-    def of(cls, model: Reference | Suspect) -> Reference:
+    def from_source(cls, model: Reference | Suspect) -> Reference:
         """Make a reference of a live model, or of a file of a transformer or a plain chain.
 
         A reference is returned unchanged.
         """
         if isinstance(model, Reference):
             return model
-        return cls.of_module(model) if _is_module(model) else cls(model)
+        return cls.from_module(model) if _is_module(model) else cls(model)
 
-    def opened(self) -> tuple[Weights, Sequence[Units]]:
+    def open_reference(self) -> tuple[Weights, Sequence[PermutationGroup]]:
         """Open the weights and return them with the permutation groups; the caller closes them.
 
         Raises:
@@ -65,13 +67,13 @@ class Reference:
         # The stack closes the weights if the guess fails, and otherwise leaves them open.
         with ExitStack() as stack:
             weights = stack.enter_context(open_weights(self.weights))
-            units = guess_units(weights) if self.units is None else self.units
+            units = guess_permutation_groups(weights) if self.units is None else self.units
             stack.pop_all()
         return weights, units
 
 
 @dataclass(frozen=True)
-class Disguised:
+class SuspectWithReference:
     """A suspect whose neurons may be in another order and scale than those of the owner's model.
 
     The suspect is read as it is, and once more after alignment, which is a separate test.
@@ -86,7 +88,7 @@ class Disguised:
     reference: Reference | Suspect
 
 
-def guess_units(weights: Weights) -> Sequence[Units]:
+def guess_permutation_groups(weights: Weights) -> Sequence[PermutationGroup]:
     """Guess permutation groups from names, shapes and the configuration beside a weight file.
 
     Raises:
@@ -95,14 +97,14 @@ def guess_units(weights: Weights) -> Sequence[Units]:
     # Sorted, because the order of tensors in a file must decide nothing: no model digest fixes it.
     shapes = {name: info.shape for name, info in sorted(weights.tensors.items())}
     path = Path(weights.name)
-    architecture = Architecture.beside(path) if path.exists() else None
+    architecture = Architecture.load_beside(path) if path.exists() else None
     # With a configuration the names of a transformer win; otherwise a plain chain is tried first.
-    if architecture and (found := blocks_of(shapes, architecture, residual=True)):
+    if architecture and (found := find_block_groups(shapes, architecture, residual=True)):
         return found
     try:
-        return chain_of(shapes)
+        return find_chain_groups(shapes)
     except ConfigError:
-        if found := blocks_of(shapes, None, residual=True):
+        if found := find_block_groups(shapes, None, residual=True):
             return found
         raise
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.alignment.reducing import unit
-from countermark.units import Member, Units
-from countermark.weights import Weights, WrappedWeights, prefixed
+from countermark.alignment.reducing import normalise_rows
+from countermark.units import GroupMember, PermutationGroup
+from countermark.weights import Weights, WrappedWeights, find_prefixed_names
 
 _Matrix = NDArray[np.float64]
 _ROWS = 4096  # rows of a table that are read at a time
@@ -32,7 +32,7 @@ _TURNED = 0.9  # mean of the largest entries of Q's columns, up to which channel
 
 
 @dataclass(frozen=True)
-class Stream:
+class ReferenceStream:
     """The residual stream of a reference.
 
     Attributes:
@@ -46,7 +46,7 @@ class Stream:
     width: int
 
 
-class Unrotated(WrappedWeights):
+class UnrotatedWeights(WrappedWeights):
     """An open suspect whose residual stream is rotated back; closing it closes the suspect.
 
     Args:
@@ -58,7 +58,7 @@ class Unrotated(WrappedWeights):
     """
 
     def __init__(
-        self, weights: Weights, reference: Weights, stream: Stream, names: Mapping[str, str],
+        self, weights: Weights, reference: Weights, stream: ReferenceStream, names: Mapping[str, str],
         turn: _Matrix,
     ) -> None:  # fmt: skip
         super().__init__(weights)
@@ -73,10 +73,10 @@ class Unrotated(WrappedWeights):
         axis = self._stream.members[self._names[name]]
         rows = np.moveaxis(values, axis, -1).astype(np.float64) @ self._turn.T  # (…, width)
         own = np.moveaxis(self._reference.read(self._names[name]), axis, -1).astype(np.float64)
-        return np.moveaxis(rows / _gains(own, rows), -1, axis).astype(np.float32)
+        return np.moveaxis(rows / _estimate_gains(own, rows), -1, axis).astype(np.float32)
 
 
-def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
+def _estimate_gains(own: _Matrix, found: _Matrix) -> _Matrix:
     """Estimate the gain (width,) of each channel that was folded into a matrix (…, width).
 
     The size of a gain follows from the channel's energies, whatever the order of the other axis.
@@ -92,12 +92,14 @@ def _gains(own: _Matrix, found: _Matrix) -> _Matrix:
     sizes = np.sqrt(np.where((before > 0) & (after > 0), after / np.maximum(before, 1e-300), 1))
     if own.shape != found.shape:
         return sizes
-    alike = (unit(own.T) * unit(found.T)).sum(axis=1)  # (width,)
+    alike = (normalise_rows(own.T) * normalise_rows(found.T)).sum(axis=1)  # (width,)
     gains: _Matrix = np.where(alike < _OPPOSITE, -sizes, sizes)
     return gains
 
 
-def turned_back(weights: Weights, reference: Weights, units: Sequence[Units]) -> Unrotated | None:
+def undo_rotation(
+    weights: Weights, reference: Weights, units: Sequence[PermutationGroup]
+) -> UnrotatedWeights | None:
     """Rotate the residual stream of a suspect back, if it was rotated.
 
     Args:
@@ -108,28 +110,30 @@ def turned_back(weights: Weights, reference: Weights, units: Sequence[Units]) ->
     Returns: None if the reference has no residual stream or one too wide, the suspect has no
         embedding table of that name (apart from a prefix), or its channels were not mixed.
     """
-    stream = _stream_of(reference, units)
+    stream = _find_stream(reference, units)
     if stream is None or not stream.width <= _WIDEST:
         return None
-    names = _names_of(weights, reference, stream)
+    names = _find_stream_names(weights, reference, stream)
     table = next((other for other, name in names.items() if name == stream.table), None)
     if table is None:
         return None
-    turn = _procrustes(reference, weights, stream, table)
+    turn = _solve_procrustes(reference, weights, stream, table)
     # A Q close to a signed permutation only reorders channels, which the matching handles.
     if turn is None or np.abs(turn).max(axis=0).mean() > _TURNED:
         return None
-    return Unrotated(weights, reference, stream, names, turn)
+    return UnrotatedWeights(weights, reference, stream, names, turn)
 
 
-def _names_of(weights: Weights, reference: Weights, stream: Stream) -> dict[str, str]:
+def _find_stream_names(
+    weights: Weights, reference: Weights, stream: ReferenceStream
+) -> dict[str, str]:
     """Map the suspect's names of the matrices at the stream to the reference's names.
 
     Matrices that the suspect lacks are left out. A table or a head may have more or fewer lines
     than in the reference.
     """
     shapes = {name: reference.tensors[name].shape for name in stream.members}
-    ways = prefixed(weights, shapes, least=(len(shapes) + 1) // 2)
+    ways = find_prefixed_names(weights, shapes, least=(len(shapes) + 1) // 2)
     # With two possible prefixes, the names do not tell which matrix is which.
     if len(ways) != 1:
         return {}
@@ -144,10 +148,10 @@ def _names_of(weights: Weights, reference: Weights, stream: Stream) -> dict[str,
     return found
 
 
-def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
+def _find_stream(reference: Weights, units: Sequence[PermutationGroup]) -> ReferenceStream | None:
     """Find the permutation group that contains an embedding table: the channels between blocks."""
     for each in units:
-        matrices: dict[str, Member] = {
+        matrices: dict[str, GroupMember] = {
             member.name: member
             for member in each.members
             if len(reference.tensors[member.name].shape) == 2
@@ -160,11 +164,13 @@ def _stream_of(reference: Weights, units: Sequence[Units]) -> Stream | None:
         ]  # fmt: skip
         if tables:
             axes = {name: member.axis for name, member in matrices.items()}
-            return Stream(tables[0], axes, each.size)
+            return ReferenceStream(tables[0], axes, each.size)
     return None
 
 
-def _procrustes(reference: Weights, suspect: Weights, stream: Stream, table: str) -> _Matrix | None:
+def _solve_procrustes(
+    reference: Weights, suspect: Weights, stream: ReferenceStream, table: str
+) -> _Matrix | None:
     """Compute Q (width, width), which takes the reference's embedding table to the suspect's.
 
     Every row counts alike, because rows of unused words may have any values, however large.
@@ -178,7 +184,7 @@ def _procrustes(reference: Weights, suspect: Weights, stream: Stream, table: str
     for first in range(0, rows, _ROWS):
         count = min(_ROWS, rows - first)
         one, other = (
-            unit(
+            normalise_rows(
                 each.read_part(name, first * width, count * width)
                 .reshape(count, width)
                 .astype(np.float64)
@@ -186,7 +192,7 @@ def _procrustes(reference: Weights, suspect: Weights, stream: Stream, table: str
             for each, name in ((reference, stream.table), (suspect, table))
         )
         product += one.T @ other
-        centred_product += unit(one - one.mean(axis=1, keepdims=True)).T @ other
+        centred_product += normalise_rows(one - one.mean(axis=1, keepdims=True)).T @ other
         means += float(np.square(other.mean(axis=1)).sum())
         squares += float(np.square(other).mean(axis=1).sum())
     # A suspect with layer norms had the mean of each row removed before it was rotated, so the

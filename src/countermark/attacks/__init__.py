@@ -31,7 +31,7 @@ from countermark.attacks.quantise import Quantise
 from countermark.attacks.retrain import Retrain
 from countermark.attacks.rotate import Rotate, TurnValues
 from countermark.attacks.sweep import FineTuneSweep
-from countermark.errors import named
+from countermark.errors import find_by_name
 
 # The order here is the order in which `countermark attack list` prints the attacks.
 ATTACKS: Mapping[str, type[Attack]] = {
@@ -46,10 +46,10 @@ ATTACKS: Mapping[str, type[Attack]] = {
 }  # fmt: skip
 
 
-def attack_named(name: str) -> type[Attack]:
+def find_attack(name: str) -> type[Attack]:
     """Return the attack class with the given name.
 
     Raises:
         ConfigError: no attack has this name; the message names the nearest known name.
     """
-    return named("attack", name, ATTACKS)
+    return find_by_name("attack", name, ATTACKS)

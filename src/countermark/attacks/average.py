@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from countermark.attacks.base import Attack, Done
+from countermark.attacks.base import Attack, ChangeResult
 from countermark.errors import ConfigError
 from countermark.weights import load_state
 
@@ -35,7 +35,7 @@ class Average(Attack):
     others: Annotated[tuple[str, ...], Field(min_length=1)]
     share: Annotated[float, Field(ge=0, le=1)] = field(default=0.5, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Average all floating-point tensors, batch norm's running statistics included.
 
         Raises:
@@ -59,4 +59,4 @@ class Average(Attack):
                     tensor.mul_(self.share)
                     for state in states:
                         tensor.add_(state[name].to(tensor), alpha=rest)
-        return Done()
+        return ChangeResult()

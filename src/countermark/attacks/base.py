@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, final
 from torch import Tensor, nn
 
 from countermark.errors import ConfigError
-from countermark.schemes.base import Configured
+from countermark.schemes.base import Configuration
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TrainingData(Protocol):
 
 
 @dataclass(frozen=True)
-class Done:
+class ChangeResult:
     """The result of `Attack.change`: the effort it took, and results beside the changed copy.
 
     Attributes:
@@ -65,7 +65,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackResult:
     """The result of an attack: the thief's model, the cost, and findings as JSON values."""
 
     model: nn.Module
@@ -74,7 +74,7 @@ class Attacked:
 
 
 @dataclass(frozen=True)
-class Attack(Configured, ABC):
+class Attack(Configuration, ABC):
     """A family of attacks; the fields of an instance choose the variant.
 
     Attributes:
@@ -93,7 +93,7 @@ class Attack(Configured, ABC):
     """Whether the attack needs the architecture although it needs no data."""
 
     @final
-    def run(self, model: nn.Module, data: TrainingData | None = None) -> Attacked:
+    def run(self, model: nn.Module, data: TrainingData | None = None) -> AttackResult:
         """Attack a deep copy of `model`.
 
         Args:
@@ -117,11 +117,11 @@ class Attack(Configured, ABC):
         # Only the change itself is timed, not the copy of the model.
         done = self.change(stolen, data)
         cost = Cost(time.process_time() - start, done.epochs, done.data_share)
-        return Attacked(done.model or stolen, cost, done.found)
+        return AttackResult(done.model or stolen, cost, done.found)
 
     # `data` is typed `Any` so that an attack that needs data can narrow it to TrainingData.
     @abstractmethod
-    def change(self, stolen: nn.Module, data: Any) -> Done:
+    def change(self, stolen: nn.Module, data: Any) -> ChangeResult:
         """Change the stolen copy in place, or return a module that takes its place.
 
         Args:
@@ -132,7 +132,7 @@ class Attack(Configured, ABC):
         """
 
 
-def row_count(attack: str, rows: int | None, there: int) -> int:
+def resolve_row_count(attack: str, rows: int | None, there: int) -> int:
     """Return how many of the available training rows an attack uses.
 
     Args:
@@ -151,7 +151,7 @@ def row_count(attack: str, rows: int | None, there: int) -> int:
     return rows or there
 
 
-def scores(model: nn.Module, images: Tensor) -> Tensor:
+def compute_scores(model: nn.Module, images: Tensor) -> Tensor:
     """Return a classifier's class scores (n, classes) for images (n, C, H, W).
 
     Raises:
@@ -173,17 +173,17 @@ def scores(model: nn.Module, images: Tensor) -> Tensor:
     return answer
 
 
-def first_scores(model: nn.Module, data: TrainingData) -> Tensor:
+def compute_first_scores(model: nn.Module, data: TrainingData) -> Tensor:
     """Return the scores (1, classes) of the first training image; leave the model in eval mode.
 
     Raises:
-        ConfigError: as `scores`, or the model has no parameters.
+        ConfigError: as `compute_scores`, or the model has no parameters.
     """
     where = next(model.parameters(), None)
     if where is None:
         raise ConfigError("the model has no parameters: nothing can be trained")
     model.eval()
-    return scores(model, data.normalised(data.train_images[:1]).to(where.device))
+    return compute_scores(model, data.normalised(data.train_images[:1]).to(where.device))
 
 
 class NamedTensors(nn.Module):

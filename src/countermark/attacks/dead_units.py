@@ -16,12 +16,19 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, row_count
-from countermark.attacks.prune import victims
+from countermark.attacks.base import Attack, ChangeResult, TrainingData, resolve_row_count
+from countermark.attacks.prune import select_tensors
 from countermark.errors import ConfigError
-from countermark.progress import progress
-from countermark.units import Architecture, Block, Domain, Member, Units, block_layers
-from countermark.units.tracing import units_of
+from countermark.progress import show_progress
+from countermark.units import (
+    Architecture,
+    GroupMember,
+    PermutationGroup,
+    ScaleDomain,
+    TransformerBlock,
+    find_blocks,
+)
+from countermark.units.tracing import trace_permutation_groups
 
 _BIAS = -1e4  # bias that makes a unit dead; half precision can still represent it
 _SILENT = 1e-10  # largest activation of a dead unit; GELU never reaches zero exactly
@@ -71,7 +78,7 @@ class DeadUnits(Attack):
     batch_size: PositiveInt = field(default=64, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData | None = None) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData | None = None) -> ChangeResult:
         """Make or find dead units, and fill their free weights.
 
         Args:
@@ -83,7 +90,7 @@ class DeadUnits(Attack):
         """
         # Tensors of a state dict share memory with the parameters: edits of them change the copy.
         state = stolen.state_dict()
-        classes = [each for each in _classes(stolen) if each.touches(self.layers)]
+        classes = [each for each in _list_unit_classes(stolen) if each.has_any_member(self.layers)]
         if not classes:
             raise ConfigError(
                 f"{self.name}: no units with producers and consumers of their own were found in "
@@ -96,26 +103,28 @@ class DeadUnits(Attack):
             bent = any(isinstance(each, _KEPT_AT_ZERO) for each in stolen.modules())
             dead = [self._make_dead(units, state, bent=bent) for units in classes]
         elif self.side == "incoming":
-            dead = [_unheard(units, state) for units in classes]
+            dead = [_find_unheard_units(units, state) for units in classes]
         else:
-            dead, share = self._silent(stolen, classes, data)
+            dead, share = self._find_silent_units(stolen, classes, data)
         generator, filled = torch.Generator().manual_seed(self.seed), 0
         with torch.no_grad():
             for units, chosen in zip(classes, dead, strict=True):
-                for member in _find_filled(units, self.side) if len(chosen) else ():
-                    place = _places(member, chosen, state[member.name])
-                    shape = (*place.shape, *_others(state[member.name], member.axis))
-                    noise = drawn_noise(shape, self.scale, self.distribution, generator)
-                    _write(state[member.name], member.axis, place, noise)
+                for member in _find_free_members(units, self.side) if len(chosen) else ():
+                    place = _locate_units(member, chosen, state[member.name])
+                    shape = (*place.shape, *_get_other_sizes(state[member.name], member.axis))
+                    noise = draw_noise(shape, self.scale, self.distribution, generator)
+                    _write_values(state[member.name], member.axis, place, noise)
                 filled += len(chosen)
         if not filled:
             raise ConfigError(
                 f"{self.name}: no unit of this model is dead: set how=made to make some, or give "
                 "fewer rows"
             )
-        return Done(data_share=share, found={"dead": filled})
+        return ChangeResult(data_share=share, found={"dead": filled})
 
-    def _make_dead(self, units: Units, state: dict[str, Tensor], *, bent: bool) -> Tensor:
+    def _make_dead(
+        self, units: PermutationGroup, state: dict[str, Tensor], *, bent: bool
+    ) -> Tensor:
         """Make a class's smallest units dead or unheard; return their indices (n,).
 
         Args:
@@ -127,20 +136,20 @@ class DeadUnits(Attack):
         use = torch.ones(units.size, dtype=torch.float64)
         for member in units.members:
             if state[member.name].dim() > 1:
-                use *= _by_unit(member, units, state[member.name]).norm(dim=1)
+                use *= _group_by_unit(member, units, state[member.name]).norm(dim=1)
         count = max(1, round(self.fraction * units.size))
         chosen = use.argsort(stable=True)[:count]
-        silenced, value = _consumers(units), 0.0
+        silenced, value = _list_consumers(units), 0.0
         if self.side == "outgoing":
             silenced, value = _find_silencers(units, bent=bent)
         with torch.no_grad():
             for member in silenced:
-                place = _places(member, chosen, state[member.name])
+                place = _locate_units(member, chosen, state[member.name])
                 state[member.name].index_fill_(member.axis, place, value)
         return chosen
 
-    def _silent(
-        self, stolen: nn.Module, classes: list[Units], data: TrainingData | None
+    def _find_silent_units(
+        self, stolen: nn.Module, classes: list[PermutationGroup], data: TrainingData | None
     ) -> tuple[list[Tensor], float]:
         """Find the units of each class that no image activates.
 
@@ -155,16 +164,18 @@ class DeadUnits(Attack):
                 "how=made or side=incoming"
             )
         there = len(data.train_images)
-        rows = row_count(self.name, self.rows, there)
+        rows = resolve_row_count(self.name, self.rows, there)
         loudest = [torch.zeros(units.size) for units in classes]
         hooks = []
         for heard, units in zip(loudest, classes, strict=True):
-            for member in _consumers(units):
+            for member in _list_consumers(units):
                 module = stolen.get_submodule(member.name.rpartition(".")[0])
-                hooks.append(module.register_forward_pre_hook(_listener(member, units, heard)))
+                hooks.append(
+                    module.register_forward_pre_hook(_make_activation_hook(member, units, heard))
+                )
         device = next(stolen.parameters()).device
         stolen.eval()
-        with torch.no_grad(), progress(f"{self.name}, images", rows) as advance:
+        with torch.no_grad(), show_progress(f"{self.name}, images", rows) as advance:
             for first in range(0, rows, self.batch_size):
                 last = min(first + self.batch_size, rows)
                 stolen(data.normalised(data.train_images[first:last]).to(device))
@@ -197,22 +208,22 @@ class FillUnits(Attack):
     layers: tuple[str, ...] = field(default=(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Fill random columns or rows of every tensor of two dimensions or more."""
         generator = torch.Generator().manual_seed(self.seed)
         # Weights are (outputs, inputs): columns leave a unit, rows enter it.
         axis = 1 if self.side == "outgoing" else 0
         with torch.no_grad():
-            for tensor in victims(dict(stolen.named_parameters()), self.layers).values():
+            for tensor in select_tensors(dict(stolen.named_parameters()), self.layers).values():
                 count = max(1, round(self.fraction * tensor.shape[axis]))
                 place = torch.randperm(tensor.shape[axis], generator=generator)[:count]
-                shape = (count, *_others(tensor, axis))
-                noise = drawn_noise(shape, self.scale, self.distribution, generator)
-                _write(tensor, axis, place.to(tensor.device), noise)
-        return Done()
+                shape = (count, *_get_other_sizes(tensor, axis))
+                noise = draw_noise(shape, self.scale, self.distribution, generator)
+                _write_values(tensor, axis, place.to(tensor.device), noise)
+        return ChangeResult()
 
 
-def drawn_noise(
+def draw_noise(
     shape: tuple[int, ...], scale: float, distribution: Distribution, generator: torch.Generator
 ) -> Tensor:
     """Draw float64 noise of the given shape from a normal or a Cauchy distribution."""
@@ -223,22 +234,24 @@ def drawn_noise(
     return scale * noise
 
 
-def _classes(model: nn.Module) -> list[Units]:
+def _list_unit_classes(model: nn.Module) -> list[PermutationGroup]:
     """List the classes of units that have one producer, or a gate beside it, and consumers."""
     state = model.state_dict()
     shapes = {name: tuple(each.shape) for name, each in state.items()}
-    architecture = Architecture.of_model(model)
-    blocks = block_layers(shapes, architecture) if architecture else []
+    architecture = Architecture.from_model(model)
+    blocks = find_blocks(shapes, architecture) if architecture else []
     if architecture and blocks:
         # Whole heads are not units here: a head with a query of zeros still has an output.
         found = [units for each in blocks if each.values is None for units in each.units]
-        found += [units for each in blocks for units in _value_units(each, architecture)]
+        found += [units for each in blocks for units in _list_value_units(each, architecture)]
     else:
-        found = list(units_of(model))
-    return [units for units in found if _is_simple(units, state, model)]
+        found = list(trace_permutation_groups(model))
+    return [units for units in found if _has_simple_layers(units, state, model)]
 
 
-def _value_units(block: Block, architecture: Architecture) -> Iterator[Units]:
+def _list_value_units(
+    block: TransformerBlock, architecture: Architecture
+) -> Iterator[PermutationGroup]:
     """Yield the dimensions of an attention's values as classes of units, one class for each group.
 
     All heads of a group read the same values.
@@ -249,17 +262,17 @@ def _value_units(block: Block, architecture: Architecture) -> Iterator[Units]:
     heads, groups = architecture.heads, architecture.groups or architecture.heads
     width, shared = block.speak.inputs // heads, heads // groups
     for group in range(groups):
-        made = layer.produced(offset=offset + group * width)
+        made = layer.make_output_members(offset=offset + group * width)
         read = (
-            block.speak.consumed(offset=head * width)
+            block.speak.make_input_member(offset=head * width)
             for head in range(group * shared, (group + 1) * shared)
         )
-        yield Units(width, (*made, *read), (), (Domain(),), grows=False)
+        yield PermutationGroup(width, (*made, *read), (), (ScaleDomain(),), grows=False)
 
 
-def _is_simple(units: Units, state: dict[str, Tensor], model: nn.Module) -> bool:
+def _has_simple_layers(units: PermutationGroup, state: dict[str, Tensor], model: nn.Module) -> bool:
     """Return true if units have one producer and consumers whose inputs a hook can see."""
-    consumers = _consumers(units)
+    consumers = _list_consumers(units)
     makers = [m for m in units.members if m.power == 1 and state[m.name].dim() > 1]
     # A gated MLP has two producers, the gate and the gated layer, which scale separately.
     gated = not units.norms and len({m.domain for m in makers}) == len(makers)
@@ -270,18 +283,18 @@ def _is_simple(units: Units, state: dict[str, Tensor], model: nn.Module) -> bool
     return not any(isinstance(each, nn.MultiheadAttention) for each in modules)
 
 
-def _consumers(units: Units) -> list[Member]:
+def _list_consumers(units: PermutationGroup) -> list[GroupMember]:
     """Return the members of a class that read its units: tensors scaled by a negative power."""
     return [member for member in units.members if member.power < 0]
 
 
-def _find_silencers(units: Units, *, bent: bool) -> tuple[list[Member], float]:
+def _find_silencers(units: PermutationGroup, *, bent: bool) -> tuple[list[GroupMember], float]:
     """Return the members to overwrite so that units die, and the value to write.
 
     The members are biases that get a large negative value, or weights that become zero.
     """
-    heard = _consumers(units)[0].domain
-    made = [m for m in units.members if m.power == 1 and not _is_running(m.name)]
+    heard = _list_consumers(units)[0].domain
+    made = [m for m in units.members if m.power == 1 and not _is_running_statistic(m.name)]
     last = [member for member in made if member.domain == heard]
     # The batch norm stands last before the activation, so its bias decides whether a unit fires.
     if units.norms:
@@ -293,23 +306,23 @@ def _find_silencers(units: Units, *, bent: bool) -> tuple[list[Member], float]:
     return (last if not units.norms else made), 0.0
 
 
-def _is_running(name: str) -> bool:
+def _is_running_statistic(name: str) -> bool:
     """Return true for batch norm's running statistics."""
     return name.rpartition(".")[2].startswith("running_")
 
 
-def _unheard(units: Units, state: dict[str, Tensor]) -> Tensor:
+def _find_unheard_units(units: PermutationGroup, state: dict[str, Tensor]) -> Tensor:
     """Return the indices (n,) of units whose outgoing weights are all zero."""
     silent = torch.ones(units.size, dtype=torch.bool)
-    for member in _consumers(units):
-        silent &= ~_by_unit(member, units, state[member.name]).any(dim=1)
+    for member in _list_consumers(units):
+        silent &= ~_group_by_unit(member, units, state[member.name]).any(dim=1)
     return silent.nonzero()[:, 0]
 
 
-def _find_filled(units: Units, side: str) -> list[Member]:
+def _find_free_members(units: PermutationGroup, side: str) -> list[GroupMember]:
     """Return the members whose weights are free: the matrices on one side of the units."""
     if side == "outgoing":
-        return _consumers(units)
+        return _list_consumers(units)
     norms = {name for n in units.norms for name in (n.weight, n.bias, n.mean, n.var)}
     return [
         member for member in units.members
@@ -317,7 +330,9 @@ def _find_filled(units: Units, side: str) -> list[Member]:
     ]  # fmt: skip
 
 
-def _listener(member: Member, units: Units, heard: Tensor) -> Callable[..., None]:
+def _make_activation_hook(
+    member: GroupMember, units: PermutationGroup, heard: Tensor
+) -> Callable[..., None]:
     """Return a forward pre-hook that records each unit's largest activation as a layer reads it.
 
     Args:
@@ -326,36 +341,36 @@ def _listener(member: Member, units: Units, heard: Tensor) -> Callable[..., None
         heard: (units,) largest activations so far; updated in place.
     """
 
-    def listen(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def record_activations(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         """Update the largest activations from the layer's input."""
         spread = given[0].dim() == getattr(module, "weight", given[0]).dim() > 2
         axis = 1 if spread else given[0].dim() - 1  # channels of images, else the last axis
         values = given[0].detach().abs().movedim(axis, 0).flatten(1).amax(1).float().cpu()
         # A layer may read several positions of each unit, for example flattened channels.
-        values = values[torch.from_numpy(member.positions(np.arange(units.size)))]
+        values = values[torch.from_numpy(member.compute_positions(np.arange(units.size)))]
         torch.maximum(heard, values.reshape(units.size, -1).amax(1), out=heard)
 
-    return listen
+    return record_activations
 
 
-def _by_unit(member: Member, units: Units, tensor: Tensor) -> Tensor:
+def _group_by_unit(member: GroupMember, units: PermutationGroup, tensor: Tensor) -> Tensor:
     """Return a member's weights as float64 (units, weights of a unit), on the CPU."""
-    place = torch.from_numpy(member.positions(np.arange(units.size))).to(tensor.device)
+    place = torch.from_numpy(member.compute_positions(np.arange(units.size))).to(tensor.device)
     rows = tensor.detach().movedim(member.axis, 0)[place]
     return rows.double().cpu().reshape(units.size, -1)
 
 
-def _places(member: Member, chosen: Tensor, tensor: Tensor) -> Tensor:
+def _locate_units(member: GroupMember, chosen: Tensor, tensor: Tensor) -> Tensor:
     """Return the positions of chosen units along a member's axis, on the tensor's device."""
-    return torch.from_numpy(member.positions(chosen.numpy())).to(tensor.device)
+    return torch.from_numpy(member.compute_positions(chosen.numpy())).to(tensor.device)
 
 
-def _others(tensor: Tensor, axis: int) -> tuple[int, ...]:
+def _get_other_sizes(tensor: Tensor, axis: int) -> tuple[int, ...]:
     """Return the sizes of all axes except the given one."""
     return tuple(size for at, size in enumerate(tensor.shape) if at != axis)
 
 
-def _write(tensor: Tensor, axis: int, place: Tensor, values: Tensor) -> None:
+def _write_values(tensor: Tensor, axis: int, place: Tensor, values: Tensor) -> None:
     """Write values (n, other axes) to n positions along an axis, clipped to the dtype's range."""
     # A Cauchy value can exceed the range of half precision, and infinity times a zero activation is
     # NaN.

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.errors import ConfigError, nearest
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.errors import ConfigError, suggest_nearest
 from countermark.weights import Suspect, open_weights
 
 # Few enough to train the classifier on a handful of models, and equal for layers of any size.
@@ -44,19 +44,19 @@ class DetectStatistic(Attack):
         default="values", kw_only=True
     )
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Measure the spread and compare it; the model stays unchanged."""
-        seen = np.array([self._spread(Path(other)) for other in self.others])
-        own = self._spread(stolen)
+        seen = np.array([self._measure_spread(Path(other)) for other in self.others])
+        own = self._measure_spread(stolen)
         # The stolen model counts among the models, so the rank p-value is never 0.
         rank = (1 + int((seen >= own).sum())) / (len(seen) + 1)
         found = {"spread": own, "unmarked_mean": float(seen.mean()), "rank_p": rank,
                  "ratio": own / float(seen.mean())}  # fmt: skip
-        return Done(found=found)
+        return ChangeResult(found=found)
 
-    def _spread(self, suspect: Suspect) -> float:
+    def _measure_spread(self, suspect: Suspect) -> float:
         """Return the standard deviation of the layer's values or of its mean filter."""
-        values = _tensor(suspect, self.layer)
+        values = _read_tensor(suspect, self.layer)
         return float((values.mean(0) if self.of == "filter_mean" else values).std())
 
 
@@ -86,10 +86,10 @@ class DetectSorted(Attack):
     steps: PositiveInt = field(default=200, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Train the classifier and apply it to the stolen model, which stays unchanged."""
         files = [Path(each) for each in (*self.marked, *self.unmarked)]
-        features = torch.from_numpy(np.stack([self._features(each) for each in files]))
+        features = torch.from_numpy(np.stack([self._compute_features(each) for each in files]))
         labels = torch.tensor([1.0] * len(self.marked) + [0.0] * len(self.unmarked))
         mean, spread = features.mean(0), features.std(0).clamp_min(1e-6)
         # nn.Linear draws its weights from torch's global generator: seed it, then restore its
@@ -105,21 +105,21 @@ class DetectSorted(Attack):
                 said = net((features - mean) / spread)[:, 0]
                 F.binary_cross_entropy_with_logits(said, labels).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        own = torch.from_numpy(self._features(stolen))
+        own = torch.from_numpy(self._compute_features(stolen))
         with torch.no_grad():
             score = torch.sigmoid(net((own - mean) / spread)[0])
         right = float(((said > 0).float() == labels).float().mean())
-        return Done(found={"marked_score": float(score), "right_on_its_own_models": right})
+        return ChangeResult(found={"marked_score": float(score), "right_on_its_own_models": right})
 
-    def _features(self, suspect: Suspect) -> NDArray[np.float32]:
+    def _compute_features(self, suspect: Suspect) -> NDArray[np.float32]:
         """Return 64 quantiles of the layer's values, float32 (64,)."""
-        values = _tensor(suspect, self.layer).ravel()
+        values = _read_tensor(suspect, self.layer).ravel()
         at = np.linspace(0, 1, _QUANTILES)
         found: NDArray[np.float32] = np.quantile(values, at).astype(np.float32)
         return found
 
 
-def _tensor(suspect: Suspect, layer: str) -> NDArray[np.floating[Any]]:
+def _read_tensor(suspect: Suspect, layer: str) -> NDArray[np.floating[Any]]:
     """Read a tensor of a suspect.
 
     Raises:
@@ -128,7 +128,7 @@ def _tensor(suspect: Suspect, layer: str) -> NDArray[np.floating[Any]]:
     with open_weights(suspect) as weights:
         if layer not in weights.tensors:
             raise ConfigError(
-                f"{weights.name} has no tensor {layer!r}: {nearest(layer, weights.tensors)}"
+                f"{weights.name} has no tensor {layer!r}: {suggest_nearest(layer, weights.tensors)}"
             )
         # A copy, because the array may be a view of the file, which closes at the end of the block.
         return weights.read(layer).copy()

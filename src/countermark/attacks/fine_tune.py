@@ -13,9 +13,16 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
+from countermark.attacks.base import (
+    Attack,
+    ChangeResult,
+    TrainingData,
+    compute_first_scores,
+    compute_scores,
+    resolve_row_count,
+)
 from countermark.errors import ConfigError
-from countermark.progress import progress
+from countermark.progress import show_progress
 
 _Output: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _MOMENTUM = 0.9  # momentum of "sgd"
@@ -69,14 +76,14 @@ class FineTune(Attack):
     seed: int = field(default=0, kw_only=True)
     weight_decay: NonNegativeFloat = field(default=0.0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Train the copy in place, and leave it in eval mode.
 
         Raises:
             ConfigError: more rows are wanted than available; the model's output is not a matrix of
                 scores for the data's classes; or the trained parameters do not affect the output.
         """
-        return Done(float(self.epochs), self.tune(stolen, data))
+        return ChangeResult(float(self.epochs), self.tune(stolen, data))
 
     def tune(self, stolen: nn.Module, data: TrainingData, mark: OwnMark | None = None) -> float:
         """Train the copy, and with it a mark of the thief's own if one is given.
@@ -85,57 +92,57 @@ class FineTune(Attack):
         """
         generator = torch.Generator().manual_seed(self.seed)
         there = len(data.train_labels)
-        count = row_count(self.name, self.rows, there)
+        count = resolve_row_count(self.name, self.rows, there)
         rows = torch.randperm(there, generator=generator)[:count]
-        with _randomness(self.seed, stolen), torch.enable_grad():
-            trained = self._prepared(stolen, data)
-            self._train(stolen, data, (rows, generator), trained, mark)
+        with _seed_torch(self.seed, stolen), torch.enable_grad():
+            trained = self._prepare_parameters(stolen, data)
+            self._run_epochs(stolen, data, (rows, generator), trained, mark)
         return len(rows) / there
 
-    def _prepared(self, stolen: nn.Module, data: TrainingData) -> list[nn.Parameter]:
+    def _prepare_parameters(self, stolen: nn.Module, data: TrainingData) -> list[nn.Parameter]:
         """Fit the output layer to the data, and return the parameters to train.
 
         Raises:
             ConfigError: the number of classes differs, or the parameters do not affect the output.
         """
         # Fresh weights come first: the check below must see the output layer that is trained.
-        renewed = [] if self.new_classes is None else _renewed(stolen, self.new_classes)
-        trained = self.trained(stolen)
+        renewed = [] if self.new_classes is None else _renew_output_layer(stolen, self.new_classes)
+        trained = self.select_parameters(stolen)
         for parameter in trained:
             parameter.requires_grad_()  # a thief also trains parameters that the owner froze
-        answer = first_scores(stolen, data)
+        answer = compute_first_scores(stolen, data)
         if answer.shape[1] != data.classes:
             raise ConfigError(
                 f"{self.name}: the model tells {answer.shape[1]} classes apart, the data have "
                 f"{data.classes}: set new_classes={data.classes} to replace its output layer"
             )
         # Without this check nothing would be trained, and the mark would seem to survive.
-        if renewed and not _reached(answer, renewed):
+        if renewed and not _has_influence(answer, renewed):
             raise ConfigError(
                 f"{self.name}: the last linear or convolutional layer has no part in the model's "
                 "answer: leave new_classes out"
             )
-        if not _reached(answer, trained):
+        if not _has_influence(answer, trained):
             raise ConfigError(
                 f"{self.name}: the last module with parameters has no part in the model's answer: "
                 "set layers=all"
             )
         return trained
 
-    def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
+    def select_parameters(self, stolen: nn.Module) -> list[nn.Parameter]:
         """Return the parameters that are trained; subclasses may choose others."""
-        return _last(stolen) if self.layers == "last" else list(stolen.parameters())
+        return _find_last_parameters(stolen) if self.layers == "last" else list(stolen.parameters())
 
-    def _train(
+    def _run_epochs(
         self, stolen: nn.Module, data: TrainingData, drawn: tuple[Tensor, torch.Generator],
         trained: list[nn.Parameter], mark: OwnMark | None,
     ) -> None:  # fmt: skip
         """Run all epochs; `drawn` holds the row numbers and the generator that shuffles them."""
         rows, generator = drawn
-        device, optimizer = trained[0].device, self.optimizer_of(trained)
+        device, optimizer = trained[0].device, self.make_optimizer(trained)
         batches = ceil(len(rows) / self.batch_size)
         stolen.train()
-        with progress(f"{self.name}, steps", self.epochs * batches) as advance:
+        with show_progress(f"{self.name}, steps", self.epochs * batches) as advance:
             for _ in range(self.epochs):
                 order = rows[torch.randperm(len(rows), generator=generator)]
                 # Batches of nearly equal size: batch norm fails on a last batch of one image.
@@ -143,8 +150,8 @@ class FineTune(Attack):
                     images = data.normalised(data.train_images[batch]).to(device)
                     labels = data.train_labels[batch].to(device)
                     optimizer.zero_grad()
-                    self._decay(trained)
-                    loss = F.cross_entropy(scores(stolen, images), labels)
+                    self._decay_weights(trained)
+                    loss = F.cross_entropy(compute_scores(stolen, images), labels)
                     if mark:
                         loss = loss + mark.penalty()
                     # `inputs` leaves the gradients of parameters that are not trained untouched.
@@ -156,7 +163,7 @@ class FineTune(Attack):
         optimizer.zero_grad()
         stolen.eval()
 
-    def _decay(self, trained: list[nn.Parameter]) -> None:
+    def _decay_weights(self, trained: list[nn.Parameter]) -> None:
         """Shrink every weight by its share for one step, with any optimizer."""
         if self.weight_decay:
             with torch.no_grad():
@@ -164,7 +171,7 @@ class FineTune(Attack):
                     # A large lr·weight_decay must not flip signs: the factor stops at 0.
                     parameter.mul_(max(0.0, 1 - self.lr * self.weight_decay))
 
-    def optimizer_of(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimizer that the fields name, for these parameters."""
         if self.optimizer == "adam":
             return torch.optim.Adam(trained, self.lr)
@@ -172,7 +179,7 @@ class FineTune(Attack):
 
 
 @contextmanager
-def _randomness(seed: int, model: nn.Module) -> Iterator[None]:
+def _seed_torch(seed: int, model: nn.Module) -> Iterator[None]:
     """Seed torch for fresh weights and dropout, and restore its random state afterwards."""
     devices = {each.device for each in model.parameters() if each.is_cuda}
     with torch.random.fork_rng(devices, device_type="cuda"):
@@ -183,7 +190,7 @@ def _randomness(seed: int, model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _renewed(model: nn.Module, outputs: int) -> list[nn.Parameter]:
+def _renew_output_layer(model: nn.Module, outputs: int) -> list[nn.Parameter]:
     """Give the output layer new outputs with fresh weights; return its parameters.
 
     The layer is changed in place: it may be the whole model, or appear in it under several names.
@@ -204,13 +211,13 @@ def _renewed(model: nn.Module, outputs: int) -> list[nn.Parameter]:
     return list(layer.parameters())
 
 
-def _last(model: nn.Module) -> list[nn.Parameter]:
+def _find_last_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of the last module with parameters of its own; [] if there is none."""
     own = [list(each.parameters(recurse=False)) for each in model.modules()]
     return next((each for each in reversed(own) if each), [])
 
 
-def _reached(answer: Tensor, parameters: list[nn.Parameter]) -> bool:
+def _has_influence(answer: Tensor, parameters: list[nn.Parameter]) -> bool:
     """Return true if any of the parameters affects the answer."""
     if not answer.requires_grad:
         return False

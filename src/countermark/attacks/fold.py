@@ -9,7 +9,7 @@ import torch.fx
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from countermark.attacks.base import Attack, Done
+from countermark.attacks.base import Attack, ChangeResult
 from countermark.errors import ConfigError
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -29,23 +29,25 @@ class Fold(Attack):
     source: ClassVar[str] = "Jacob et al. 2018; torch.onnx.export does it when it optimises"
     needs_model: ClassVar[bool] = True
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Fold every batch norm that directly follows a layer.
 
         Raises:
             ConfigError: the model cannot be traced, or no batch norm follows a layer.
         """
         # Folding holds for running statistics only, hence eval mode.
-        pairs = _pairs(stolen.eval())
+        pairs = _find_pairs(stolen.eval())
         if not pairs:
             raise ConfigError(f"{self.name}: no batch norm stands behind a layer of this model")
         for layer, norm in pairs:
-            _replace(stolen, layer, _fused(stolen.get_submodule(layer), stolen.get_submodule(norm)))
-            _replace(stolen, norm, nn.Identity())
-        return Done(found={"folded": len(pairs)})
+            _replace_module(
+                stolen, layer, _fuse_norm(stolen.get_submodule(layer), stolen.get_submodule(norm))
+            )
+            _replace_module(stolen, norm, nn.Identity())
+        return ChangeResult(found={"folded": len(pairs)})
 
 
-def _pairs(model: nn.Module) -> list[tuple[str, str]]:
+def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Return the names of layers with the names of the batch norms that are their only readers.
 
     Raises:
@@ -69,14 +71,14 @@ def _pairs(model: nn.Module) -> list[tuple[str, str]]:
     return found
 
 
-def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+def _fuse_norm(layer: nn.Module, norm: nn.Module) -> nn.Module:
     """Return a layer that computes the same as the layer followed by the batch norm."""
     fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     fused: nn.Module = fuse(layer, norm)
     return fused
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the module with the given dotted name."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)

@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.attacks.overwrite import whole_tensor
-from countermark.errors import ConfigError, nearest
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.attacks.overwrite import make_whole_tensor_scheme
+from countermark.errors import ConfigError, suggest_nearest
 from countermark.key import KeyMaterial
 from countermark.schemes.uchida import Uchida
-from countermark.stats import least_matches
+from countermark.stats import find_least_matches
 from countermark.weights import open_weights
 
 _FORGERY_BITS = 80.0  # forgery bits that a verdict demands of an undated key
 _APART = 2_000_003  # offset of the thief's key numbers, to avoid the owners'
 
 
-def _values(model: nn.Module, layer: str) -> NDArray[np.float64]:
+def _read_values(model: nn.Module, layer: str) -> NDArray[np.float64]:
     """Read the named tensor of a model as float64, flattened (M,).
 
     Raises:
@@ -38,7 +38,7 @@ def _values(model: nn.Module, layer: str) -> NDArray[np.float64]:
     with open_weights(model) as weights:
         if layer not in weights.tensors:
             raise ConfigError(
-                f"the model has no tensor {layer!r}: {nearest(layer, weights.tensors)}"
+                f"the model has no tensor {layer!r}: {suggest_nearest(layer, weights.tensors)}"
             )
         return weights.read(layer).astype(np.float64).ravel()
 
@@ -65,9 +65,9 @@ class ForgeReader(Attack):
     steps: PositiveInt = field(default=200, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Train the reader; the model stays unchanged."""
-        w = torch.from_numpy(_values(stolen, self.layer)).float()
+        w = torch.from_numpy(_read_values(stolen, self.layer)).float()
         generator = torch.Generator().manual_seed(self.seed)
         message = torch.randint(0, 2, (self.bits,), generator=generator).float()
         drawn = [
@@ -86,7 +86,9 @@ class ForgeReader(Attack):
                 optimizer.step()
         # The counts are in-sample: the reader was trained on this one layer and message.
         matched = int(((read > 0).float() == message).sum())
-        return Done(found={"bits": self.bits, "matched": matched, "L2": float(loss.detach())})
+        return ChangeResult(
+            found={"bits": self.bits, "matched": matched, "L2": float(loss.detach())}
+        )
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,15 @@ class ForgeSigns(Attack):
     bits: PositiveInt = field(default=256, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Make the forged key; the model stays unchanged."""
-        w, drawn = _values(stolen, self.layer), np.random.default_rng(self.seed)
+        w, drawn = _read_values(stolen, self.layer), np.random.default_rng(self.seed)
         message = drawn.integers(0, 2, self.bits)
         X = drawn.normal(size=(self.bits, len(w)))  # (T, M)
         # A row with the other sign reads the other bit, so one flip for each wrong bit suffices.
         X *= np.where((X @ w > 0) == (message == 1), 1.0, -1.0)[:, None]
         matched = int(((X @ w > 0) == (message == 1)).sum())
-        return Done(found={"bits": self.bits, "matched": matched})
+        return ChangeResult(found={"bits": self.bits, "matched": matched})
 
 
 @dataclass(frozen=True)
@@ -136,21 +138,21 @@ class SearchKey(Attack):
     tries: PositiveInt = field(default=1000, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Draw the keys and read each of them; the model stays unchanged."""
-        scheme = Uchida.from_stored(self.mark)
+        scheme = Uchida.from_stored_fields(self.mark)
         with open_weights(stolen) as weights:
             shapes = {name: info.shape for name, info in weights.tensors.items()}
-            tensors = scheme.choose(shapes)
+            tensors = scheme.choose_tensors(shapes)
             read = {name: weights.read(name) for name in tensors}
         best = 0
         for number in range(self.tries):
-            material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
+            material = KeyMaterial.from_test_seed(_APART * (self.seed + 1) + number)
             key = scheme.generate_key(tensors, owner="thief", material=material)
-            best = max(best, scheme.extract(read, key).matched)
+            best = max(best, scheme.extract(read, key).match_count)
         # The number of matching bits that convicts with an undated key: luck has probability 2^-80.
-        needed = least_matches(scheme.bits, -_FORGERY_BITS * math.log10(2))
-        return Done(found={
+        needed = find_least_matches(scheme.bits, -_FORGERY_BITS * math.log10(2))
+        return ChangeResult(found={
             "bits": scheme.bits, "tries": self.tries, "best": best,
             "matches_needed_undated": needed, "log2_tries_needed": _FORGERY_BITS,
         })  # fmt: skip
@@ -180,18 +182,18 @@ class Invert(Attack):
     margin: PositiveFloat = field(default=2.0, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Turn the copy into the counterfeit original.
 
         Raises:
             ConfigError: the fields do not fit, or the mark does not lie in one whole tensor.
         """
         scheme, drawn = (
-            whole_tensor(self.mark, self.name),
-            KeyMaterial.for_tests(_APART + self.seed),
+            make_whole_tensor_scheme(self.mark, self.name),
+            KeyMaterial.from_test_seed(_APART + self.seed),
         )
         layer = str(scheme.layer)
-        w = _values(stolen, layer)
+        w = _read_values(stolen, layer)
         weight = stolen.get_parameter(layer)
         key = scheme.generate_key({layer: tuple(weight.shape)}, owner="thief", material=drawn)
         X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(np.float64)  # (T, M)
@@ -202,11 +204,11 @@ class Invert(Attack):
         with torch.no_grad():
             weight.copy_(torch.from_numpy(original).reshape(weight.shape).to(weight))
 
-        def matched(values: NDArray[np.float64]) -> int:
+        def count_matches(values: NDArray[np.float64]) -> int:
             """Return how many bits of the thief's message the values (M,) carry."""
             return int(((X @ values > 0) == (key.message == 1)).sum())
 
         # The reading of `w - original` is the mark as a comparison of both models shows it.
-        found = {"bits": key.bits, "matched": matched(w),
-                 "matched_against_original": matched(w - original)}  # fmt: skip
-        return Done(found=found)
+        found = {"bits": key.bits, "matched": count_matches(w),
+                 "matched_against_original": count_matches(w - original)}  # fmt: skip
+        return ChangeResult(found=found)

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
+from countermark.attacks.base import (
+    Attack,
+    ChangeResult,
+    TrainingData,
+    compute_first_scores,
+    compute_scores,
+    resolve_row_count,
+)
 
 _LOOKED_AT = 16  # candidate pixels that are tried for each change
 
@@ -42,11 +49,11 @@ class ForgeTriggers(Attack):
     steps: PositiveInt = field(default=20, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Make the examples; the model stays unchanged."""
         there = len(data.train_images)
-        count = row_count(self.name, self.triggers, there)
-        device = first_scores(stolen, data).device
+        count = resolve_row_count(self.name, self.triggers, there)
+        device = compute_first_scores(stolen, data).device
         generator = torch.Generator().manual_seed(self.seed)
         labels = torch.randint(data.classes, (count,), generator=generator).to(device)
         images = data.normalised(data.train_images[:count]).to(device)
@@ -57,27 +64,27 @@ class ForgeTriggers(Attack):
                 torch.full_like(data.train_images[:1], 255),
             )
             low, high = (data.normalised(each).to(device) for each in ends)
-            made = self._few_pixels(stolen, images, labels, (low, high))
+            made = self._change_few_pixels(stolen, images, labels, (low, high))
         else:
-            made = self._all_pixels(stolen, images, labels)
+            made = self._move_all_pixels(stolen, images, labels)
         found = {
             "triggers": count,
-            "fired": _fired(stolen, made, labels),
-            "fired_before": _fired(stolen, images, labels),
+            "fired": _measure_fired_share(stolen, made, labels),
+            "fired_before": _measure_fired_share(stolen, images, labels),
         }
-        return Done(data_share=count / there, found=found)
+        return ChangeResult(data_share=count / there, found=found)
 
-    def _all_pixels(self, stolen: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def _move_all_pixels(self, stolen: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Return images (n, C, H, W) after projected gradient descent on the labels' loss."""
         moved = torch.zeros_like(images)
         for _ in range(self.steps):
-            gradient = _gradient(stolen, images + moved, labels)
+            gradient = _compute_gradient(stolen, images + moved, labels)
             # Steps of 2.5·radius/steps reach the border of the box and leave room to move along it.
             step = 2.5 * self.radius / self.steps * gradient.sign()
             moved = (moved - step).clamp(-self.radius, self.radius)
         return images + moved
 
-    def _few_pixels(
+    def _change_few_pixels(
         self, stolen: nn.Module, images: Tensor, labels: Tensor, ends: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Return images (n, C, H, W) of which single pixels moved to an end of the scale.
@@ -92,7 +99,7 @@ class ForgeTriggers(Attack):
         """
         at = torch.arange(len(images), device=images.device)
         for _ in range(self.pixels):
-            slope = _gradient(stolen, images, labels)
+            slope = _compute_gradient(stolen, images, labels)
             # The loss must fall: a pixel with a positive slope goes to the lowest level.
             aims = torch.where(slope > 0, *ends)
             gains = ((images - aims) * slope).sum(1).flatten(1)  # (n, H·W)
@@ -103,7 +110,9 @@ class ForgeTriggers(Attack):
                 changed[at, :, tried] = aims.flatten(2)[at, :, tried]
                 changed = changed.reshape(images.shape)
                 with torch.no_grad():
-                    loss = F.cross_entropy(scores(stolen, changed), labels, reduction="none")
+                    loss = F.cross_entropy(
+                        compute_scores(stolen, changed), labels, reduction="none"
+                    )
                 better = loss < least
                 best = torch.where(better[:, None, None, None], changed, best)
                 least = torch.where(better, loss, least)
@@ -111,17 +120,17 @@ class ForgeTriggers(Attack):
         return images
 
 
-def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _compute_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return the gradient of the summed cross-entropy with respect to the images (n, C, H, W)."""
     with torch.enable_grad():
         # Detach first: otherwise the graph of every earlier step would stay in memory.
         images = images.detach().requires_grad_()
-        loss = F.cross_entropy(scores(model, images), labels, reduction="sum")
+        loss = F.cross_entropy(compute_scores(model, images), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, images)
     return gradient
 
 
-def _fired(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def _measure_fired_share(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the share of images that the model puts into the given classes."""
     with torch.no_grad():
-        return float((scores(model, images).argmax(1) == labels).float().mean())
+        return float((compute_scores(model, images).argmax(1) == labels).float().mean())

@@ -11,11 +11,17 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Done, TrainingData, first_scores, row_count, scores
+from countermark.attacks.base import (
+    ChangeResult,
+    TrainingData,
+    compute_first_scores,
+    compute_scores,
+    resolve_row_count,
+)
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
-from countermark.factories import made
-from countermark.progress import progress
+from countermark.factories import call_factory
+from countermark.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Imitate(FineTune):
     student: str = field(default="", kw_only=True)
     arguments: dict[str, Any] | None = field(default=None, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Record the copy's answers to the thief's images, and train the student on the answers.
 
         Raises:
@@ -54,36 +60,40 @@ class Imitate(FineTune):
                 number of classes.
         """
         there = len(data.train_labels)
-        count = row_count(self.name, self.rows, there)
+        count = resolve_row_count(self.name, self.rows, there)
         drawn = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(there, generator=drawn)[:count]
-        learnt = _Answers(data, rows, self._asked(stolen, data, rows))
-        student = self._student(stolen)
+        learnt = _AnsweredImages(data, rows, self._compute_row_scores(stolen, data, rows))
+        student = self._make_student(stolen)
         # Otherwise the loss would compare scores of different classes.
-        if first_scores(student, data).shape[1] != learnt.soft.shape[1]:
+        if compute_first_scores(student, data).shape[1] != learnt.soft.shape[1]:
             raise ConfigError(
                 f"{self.name}: the student tells other classes apart than the stolen model: give "
                 "its factory the number of classes in arguments"
             )
-        self._learn(student, learnt)
-        agree = (self._asked(student, data, rows).argmax(1) == learnt.train_labels).float().mean()
-        return Done(float(self.epochs), count / there, student, {"agreement": float(agree)})
+        self._train_student(student, learnt)
+        agree = (
+            (self._compute_row_scores(student, data, rows).argmax(1) == learnt.train_labels)
+            .float()
+            .mean()
+        )
+        return ChangeResult(float(self.epochs), count / there, student, {"agreement": float(agree)})
 
-    def _asked(self, model: nn.Module, data: TrainingData, rows: Tensor) -> Tensor:
+    def _compute_row_scores(self, model: nn.Module, data: TrainingData, rows: Tensor) -> Tensor:
         """Return the scores (n, classes) of a model for the given training rows, on the CPU."""
-        device = first_scores(model, data).device
+        device = compute_first_scores(model, data).device
         with torch.no_grad():
             return torch.cat([
-                scores(model, data.normalised(data.train_images[part]).to(device)).cpu()
+                compute_scores(model, data.normalised(data.train_images[part]).to(device)).cpu()
                 for part in torch.split(rows, 256)
             ])  # fmt: skip
 
-    def _student(self, stolen: nn.Module) -> nn.Module:
+    def _make_student(self, stolen: nn.Module) -> nn.Module:
         """Return the student: from the factory, or the stolen architecture with fresh weights."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             if self.student:
-                return _student(self.student, self.arguments or {})
+                return _load_student(self.student, self.arguments or {})
             fresh = copy.deepcopy(stolen)
             for module in fresh.modules():
                 # Torch's layers draw fresh weights in `reset_parameters`. A module without this
@@ -93,23 +103,23 @@ class Imitate(FineTune):
                     reset()
             return fresh
 
-    def _learn(self, student: nn.Module, learnt: _Answers) -> None:
+    def _train_student(self, student: nn.Module, learnt: _AnsweredImages) -> None:
         """Train the student on labels or on soft answers."""
         if self.answers == "labels":
-            fields = {each: getattr(self, each) for each in FineTune.default_fields()}
+            fields = {each: getattr(self, each) for each in FineTune.list_default_fields()}
             # `rows` is None here because the answers cover exactly the rows that were drawn before.
             FineTune(**fields | {"rows": None}).tune(student, learnt)
             return
         device, drawn = next(student.parameters()).device, torch.Generator().manual_seed(self.seed)
-        optimizer, count = self.optimizer_of(list(student.parameters())), len(learnt.train_labels)
+        optimizer, count = self.make_optimizer(list(student.parameters())), len(learnt.train_labels)
         student.train()
-        with torch.enable_grad(), progress(f"{self.name}, epochs", self.epochs) as advance:
+        with torch.enable_grad(), show_progress(f"{self.name}, epochs", self.epochs) as advance:
             for _ in range(self.epochs):
                 order = torch.randperm(count, generator=drawn)
                 for batch in order.tensor_split(-(-count // self.batch_size)):
                     images = learnt.normalised(learnt.train_images[batch]).to(device)
                     wanted = (learnt.soft[batch].to(device) / self.temperature).softmax(1)
-                    said = (scores(student, images) / self.temperature).log_softmax(1)
+                    said = (compute_scores(student, images) / self.temperature).log_softmax(1)
                     optimizer.zero_grad()
                     # The factor T² keeps the gradient's size independent of the temperature (Hinton
                     # et al. 2015).
@@ -120,7 +130,7 @@ class Imitate(FineTune):
         student.eval()
 
 
-class _Answers:
+class _AnsweredImages:
     """Training data whose labels are the stolen model's answers.
 
     Attributes:
@@ -135,13 +145,13 @@ class _Answers:
         self.normalised = data.normalised
 
 
-def _student(place: str, arguments: dict[str, Any]) -> nn.Module:
+def _load_student(place: str, arguments: dict[str, Any]) -> nn.Module:
     """Call the factory of a student.
 
     Raises:
         ConfigError: the factory cannot be called, or does not return a torch module.
     """
-    student = made("the student", place, "with the factory's arguments", arguments)
+    student = call_factory("the student", place, "with the factory's arguments", arguments)
     if not isinstance(student, nn.Module):
         raise ConfigError(f"{place!r} must return a torch.nn.Module: got {type(student).__name__}")
     return student

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done
+from countermark.attacks.base import Attack, ChangeResult
 from countermark.errors import ConfigError
-from countermark.units import Member, Units
-from countermark.units.tracing import units_of
+from countermark.units import GroupMember, PermutationGroup
+from countermark.units.tracing import trace_permutation_groups
 
 _SIZES = {  # attribute with a layer's own size, by axis of its weight
     nn.Linear: {0: "out_features", 1: "in_features"},
@@ -49,20 +49,20 @@ class Permute(Attack):
     layers: tuple[str, ...] = ()
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Reorder every class of neurons that the layers name."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             state = stolen.state_dict()
-            for units in _found(stolen, self):
+            for units in _find_units(stolen, self):
                 # One order for all members of a class keeps producers and consumers in step.
                 order = torch.randperm(units.size, generator=generator)
                 for member in units.members:
                     tensor = state[member.name]
                     tensor.copy_(
-                        tensor.index_select(member.axis, _reordered(member, order, tensor))
+                        tensor.index_select(member.axis, _reorder_positions(member, order, tensor))
                     )
-        return Done()
+        return ChangeResult()
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Rescale(Attack):
     layers: tuple[str, ...] = ()
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Scale every neuron that can be scaled.
 
         Raises:
@@ -91,7 +91,7 @@ class Rescale(Attack):
         """
         generator, possible = torch.Generator().manual_seed(self.seed), False
         reach = float(np.log(self.largest))
-        for units in _found(stolen, self):
+        for units in _find_units(stolen, self):
             factors = []
             possible |= any(domain.scalable for domain in units.domains)
             for domain in units.domains:
@@ -100,13 +100,13 @@ class Rescale(Attack):
                 drawn = torch.rand(units.size, generator=generator, dtype=torch.float64)
                 factors.append((reach * (2 * drawn - 1)).exp() if domain.scalable
                                else torch.ones_like(drawn))  # fmt: skip
-            _scaled(stolen, units, factors)
+            _scale_units(stolen, units, factors)
         if not possible:
             raise ConfigError(
                 f"{self.name}: no neuron can be scaled: the model has neither batch norms nor "
                 "ReLU; take permute or flip_signs"
             )
-        return Done()
+        return ChangeResult()
 
 
 @dataclass(frozen=True)
@@ -125,26 +125,26 @@ class FlipSigns(Attack):
     layers: tuple[str, ...] = ()
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Flip the sign of each neuron that can be flipped, with probability 1/2.
 
         Raises:
             ConfigError: no neuron can be flipped, as in a plain ReLU network.
         """
         generator, possible = torch.Generator().manual_seed(self.seed), False
-        for units in _found(stolen, self):
+        for units in _find_units(stolen, self):
             signs = []
             for domain in units.domains:
                 drawn = torch.randint(0, 2, (units.size,), generator=generator) * 2 - 1
                 signs.append((drawn if domain.flippable else torch.ones_like(drawn)).double())
                 possible |= domain.flippable
-            _scaled(stolen, units, signs)
+            _scale_units(stolen, units, signs)
         if not possible:
             raise ConfigError(
                 f"{self.name}: no neuron can change sign: the model has neither batch norms nor "
                 "odd activations; take permute or rescale"
             )
-        return Done()
+        return ChangeResult()
 
 
 @dataclass(frozen=True)
@@ -169,20 +169,20 @@ class Dummies(Attack):
     layers: tuple[str, ...] = ()
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Add neurons to every class that can grow, behind the existing neurons."""
         generator, added = torch.Generator().manual_seed(self.seed), 0
-        for units in _found(stolen, self):
+        for units in _find_units(stolen, self):
             if units.grows:
                 # A clique needs two neurons at least: a single one cannot cancel itself.
                 count = max(2, round(self.share * units.size))
-                _add(stolen, units, _Extra(self.kind, count, generator))
+                _add_units(stolen, units, _AddedUnits(self.kind, count, generator))
                 added += count
-        return Done(found={"added": added})
+        return ChangeResult(found={"added": added})
 
 
 @dataclass(frozen=True)
-class _Extra:
+class _AddedUnits:
     """The neurons to add to a class: their kind and number, and the generator that draws them."""
 
     kind: str
@@ -190,13 +190,17 @@ class _Extra:
     generator: torch.Generator
 
 
-def _found(model: nn.Module, attack: Permute | Rescale | FlipSigns | Dummies) -> Iterator[Units]:
+def _find_units(
+    model: nn.Module, attack: Permute | Rescale | FlipSigns | Dummies
+) -> Iterator[PermutationGroup]:
     """Yield the classes of neurons that an attack changes.
 
     Raises:
         ConfigError: the model has no such class.
     """
-    found = [units for units in units_of(model) if units.touches(attack.layers)]
+    found = [
+        units for units in trace_permutation_groups(model) if units.has_any_member(attack.layers)
+    ]
     if not found:
         raise ConfigError(
             f"{attack.name}: no neurons of {type(model).__name__} were found between two layers"
@@ -205,16 +209,18 @@ def _found(model: nn.Module, attack: Permute | Rescale | FlipSigns | Dummies) ->
     yield from found
 
 
-def _reordered(member: Member, order: Tensor, tensor: Tensor) -> Tensor:
+def _reorder_positions(member: GroupMember, order: Tensor, tensor: Tensor) -> Tensor:
     """Return the index that puts the units along a member's axis into another order."""
     # Positions of the axis that belong to no unit stay in place.
     places = torch.arange(tensor.shape[member.axis])
     units = order.numpy()
-    places[member.positions(np.arange(len(units)))] = torch.from_numpy(member.positions(units))
+    places[member.compute_positions(np.arange(len(units)))] = torch.from_numpy(
+        member.compute_positions(units)
+    )
     return places.to(tensor.device)
 
 
-def _scaled(model: nn.Module, units: Units, factors: list[Tensor]) -> None:
+def _scale_units(model: nn.Module, units: PermutationGroup, factors: list[Tensor]) -> None:
     """Scale a class of units by factors (size,), one tensor a domain; batch norms compensate."""
     state = model.state_dict()
     with torch.no_grad():
@@ -228,7 +234,7 @@ def _scaled(model: nn.Module, units: Units, factors: list[Tensor]) -> None:
         for member in units.members:
             tensor = state[member.name]
             whole = torch.ones(tensor.shape[member.axis], dtype=torch.float64)
-            places = torch.from_numpy(member.positions(np.arange(units.size)))
+            places = torch.from_numpy(member.compute_positions(np.arange(units.size)))
             powers = factors[member.domain] ** member.power
             whole[places] = powers.repeat_interleave(member.each)
             shape = [-1 if axis == member.axis else 1 for axis in range(tensor.dim())]
@@ -237,7 +243,7 @@ def _scaled(model: nn.Module, units: Units, factors: list[Tensor]) -> None:
             tensor.copy_(tensor.double() * whole.reshape(shape).to(tensor.device))
 
 
-def _add(model: nn.Module, units: Units, extra: _Extra) -> None:
+def _add_units(model: nn.Module, units: PermutationGroup, extra: _AddedUnits) -> None:
     """Add units to a class: new rows for producers and norms, new columns for consumers."""
     chosen = torch.randint(units.size, (extra.count,), generator=extra.generator)
     if extra.kind == "clique":
@@ -246,17 +252,17 @@ def _add(model: nn.Module, units: Units, extra: _Extra) -> None:
     shares = torch.rand(extra.count, generator=extra.generator, dtype=torch.float64) * 0.6 + 0.2
     for member in units.members:
         tensor = model.state_dict()[member.name].detach()
-        places = torch.from_numpy(member.positions(chosen.numpy())).to(tensor.device)
+        places = torch.from_numpy(member.compute_positions(chosen.numpy())).to(tensor.device)
         copies = tensor.index_select(member.axis, places)
         if member.power < 0:
-            tensor, copies = _consumed(tensor, copies, (member, units, chosen, shares), extra)
+            tensor, copies = _adapt_consumer(tensor, copies, (member, units, chosen, shares), extra)
         # Biases and norms stay copies; random weights alone make the new units differ.
         elif tensor.dim() > 1 and extra.kind != "split":
-            copies = _random(copies, member, extra)
-        _install(model, member, torch.cat([tensor, copies], member.axis))
+            copies = _draw_producer_weights(copies, member, extra)
+        _install_tensor(model, member, torch.cat([tensor, copies], member.axis))
 
 
-def _random(copies: Tensor, member: Member, extra: _Extra) -> Tensor:
+def _draw_producer_weights(copies: Tensor, member: GroupMember, extra: _AddedUnits) -> Tensor:
     """Draw producer weights of the usual size; the new units of a clique get equal weights."""
     drawn = torch.randn(copies.shape, generator=extra.generator).to(copies)
     if extra.kind == "clique":
@@ -264,8 +270,11 @@ def _random(copies: Tensor, member: Member, extra: _Extra) -> Tensor:
     return drawn * copies.std()
 
 
-def _consumed(
-    tensor: Tensor, copies: Tensor, which: tuple[Member, Units, Tensor, Tensor], extra: _Extra
+def _adapt_consumer(
+    tensor: Tensor,
+    copies: Tensor,
+    which: tuple[GroupMember, PermutationGroup, Tensor, Tensor],
+    extra: _AddedUnits,
 ) -> tuple[Tensor, Tensor]:
     """Return a consumer's weights for the existing units and for the new units."""
     member, units, chosen, shares = which
@@ -288,7 +297,7 @@ def _consumed(
     return (tensor.double() * wide).to(tensor.dtype), (copies.double() * new).to(tensor.dtype)
 
 
-def _install(model: nn.Module, member: Member, tensor: Tensor) -> None:
+def _install_tensor(model: nn.Module, member: GroupMember, tensor: Tensor) -> None:
     """Store a tensor of another size in its module, and update the module's size attribute."""
     path, _, last = member.name.rpartition(".")
     module = model.get_submodule(path)

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, first_scores
+from countermark.attacks.base import Attack, ChangeResult, TrainingData, compute_first_scores
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.files import write_bytes
 
@@ -39,7 +39,7 @@ class Isomorph(Attack):
     constants: Annotated[float, Field(ge=0, le=1)] = 0.5
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Export, rename and reorder; the thief's data give the shape of an image.
 
         Raises:
@@ -47,18 +47,18 @@ class Isomorph(Attack):
             MissingExtraError: onnx or onnxscript is not installed.
         """
         # Two images, not one: export specialises the graph to a batch of size 1.
-        device = first_scores(stolen, data).device
-        graph = _exported(stolen.eval(), data.normalised(data.train_images[:2]).to(device))
+        device = compute_first_scores(stolen, data).device
+        graph = _export_graph(stolen.eval(), data.normalised(data.train_images[:2]).to(device))
         drawn = np.random.default_rng(self.seed)
-        _rename(graph, drawn)
-        _to_constants(graph, drawn, self.constants)
+        _rename_tensors(graph, drawn)
+        _move_to_constants(graph, drawn, self.constants)
         order = drawn.permutation(len(graph.graph.initializer))
         moved = [graph.graph.initializer[int(at)] for at in order]
         # Serialised copies stay valid after the deletion below.
         kept = [type(each).FromString(each.SerializeToString()) for each in moved]
         del graph.graph.initializer[:]
         graph.graph.initializer.extend(kept)
-        return Done(data_share=2 / len(data.train_images), model=OnnxModel(graph))
+        return ChangeResult(data_share=2 / len(data.train_images), model=OnnxModel(graph))
 
 
 class OnnxModel(nn.Module):
@@ -71,7 +71,7 @@ class OnnxModel(nn.Module):
         self.graph = graph
         # The session is made at the first call: onnxruntime is an extra that saving does not need.
         self._session: Any = None
-        for name, tensor in _tensors(graph).items():
+        for name, tensor in _collect_tensors(graph).items():
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
             if values.is_floating_point():
                 self.register_parameter(name, nn.Parameter(values, requires_grad=False))
@@ -104,7 +104,7 @@ class OnnxModel(nn.Module):
         write_bytes(path, self.graph.SerializeToString())
 
 
-def _exported(model: nn.Module, images: Tensor) -> Any:
+def _export_graph(model: nn.Module, images: Tensor) -> Any:
     """Export the model as an ONNX graph that takes batches of any size.
 
     Raises:
@@ -138,7 +138,7 @@ def _exported(model: nn.Module, images: Tensor) -> Any:
         quiet.setLevel(level)
 
 
-def _tensors(graph: Any) -> dict[str, Any]:
+def _collect_tensors(graph: Any) -> dict[str, Any]:
     """Return initializers and the values of Constant nodes by name."""
     found = {each.name: each for each in graph.graph.initializer}
     for node in graph.graph.node:
@@ -148,7 +148,7 @@ def _tensors(graph: Any) -> dict[str, Any]:
     return found
 
 
-def _rename(graph: Any, drawn: np.random.Generator) -> None:
+def _rename_tensors(graph: Any, drawn: np.random.Generator) -> None:
     """Rename every tensor and node; inputs and outputs of the graph keep their names."""
     kept = {each.name for each in (*graph.graph.input, *graph.graph.output)}
     names = [each.name for each in graph.graph.initializer]
@@ -168,7 +168,7 @@ def _rename(graph: Any, drawn: np.random.Generator) -> None:
     del graph.metadata_props[:]
 
 
-def _to_constants(graph: Any, drawn: np.random.Generator, share: float) -> None:
+def _move_to_constants(graph: Any, drawn: np.random.Generator, share: float) -> None:
     """Turn a share of the initializers into Constant nodes at the start of the graph."""
     from onnx import helper
 

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from countermark.attacks.base import Done, TrainingData
+from countermark.attacks.base import ChangeResult, TrainingData
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
 
@@ -38,7 +38,7 @@ class LoRA(FineTune):
     rank: PositiveInt = field(default=4, kw_only=True)
     alpha: PositiveFloat = field(default=4.0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Train the factors and merge them.
 
         Raises:
@@ -46,17 +46,17 @@ class LoRA(FineTune):
         """
         if self.layers != "all" or self.new_classes is not None:
             raise ConfigError(f"{self.name} adapts every matrix: leave layers and new_classes out")
-        with adapted(stolen, self.rank, scale=self.alpha / self.rank, seed=self.seed):
+        with add_low_rank_terms(stolen, self.rank, scale=self.alpha / self.rank, seed=self.seed):
             share = self.tune(stolen, data)
-        return Done(float(self.epochs), share)
+        return ChangeResult(float(self.epochs), share)
 
-    def trained(self, stolen: nn.Module) -> list[nn.Parameter]:
+    def select_parameters(self, stolen: nn.Module) -> list[nn.Parameter]:
         """Return the low-rank factors, the only parameters that are trained."""
-        return _factors(stolen)
+        return _list_factors(stolen)
 
 
 @contextmanager
-def adapted(
+def add_low_rank_terms(
     model: nn.Module, rank: int, *, scale: float = 1.0, seed: int = 0
 ) -> Iterator[list[nn.Parameter]]:
     """Put a low-rank term beside every linear and convolutional weight, in any training loop.
@@ -79,25 +79,25 @@ def adapted(
     for module in layers:
         # A parametrization computes the weight on every access, so any forward method uses the
         # term.
-        product = _Product(module.weight, rank, scale, generator)
+        product = _LowRankTerm(module.weight, rank, scale, generator)
         parametrize.register_parametrization(module, "weight", product)
     try:
-        yield _factors(model)
+        yield _list_factors(model)
     # Merge after an error too: the caller's model must not keep parametrizations.
     finally:
         for module in layers:
             parametrize.remove_parametrizations(module, "weight")
 
 
-def _factors(model: nn.Module) -> list[nn.Parameter]:
+def _list_factors(model: nn.Module) -> list[nn.Parameter]:
     """Return the factors of all low-rank terms in a model."""
     return [
-        factor for module in model.modules() if isinstance(module, _Product)
+        factor for module in model.modules() if isinstance(module, _LowRankTerm)
         for factor in module.parameters()
     ]  # fmt: skip
 
 
-class _Product(nn.Module):
+class _LowRankTerm(nn.Module):
     """A low-rank term that is added to a frozen weight."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:

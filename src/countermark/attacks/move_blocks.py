@@ -10,10 +10,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.attacks.rotate import answer_to_words, require_equal
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.attacks.rotate import answer_random_words, require_equal_outputs
 from countermark.errors import ConfigError
-from countermark.units import Architecture, block_layers
+from countermark.units import Architecture, find_blocks
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _NORMS_BEHIND = ("output.LayerNorm", "output_layer_norm", "sa_layer_norm")  # BERT, DistilBERT
@@ -44,14 +44,14 @@ class MoveBlocks(Attack):
     count: PositiveInt = field(default=1, kw_only=True)
     blocks: str = field(default="", kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Rebuild the list of blocks.
 
         Raises:
             ConfigError: the model has no such list or place; or, for identity blocks, the output
                 projections are unknown or the outputs would change.
         """
-        name, inner = self._found(stolen)
+        name, inner = self._find_blocks(stolen)
         there = len(inner._modules)
         # By number and not by insertion order: in a file, block 10 may come before block 2.
         old = [inner.get_submodule(str(place)) for place in range(there)]
@@ -62,8 +62,8 @@ class MoveBlocks(Attack):
                 f"within them, found at={self.at}, count={self.count}"
             )
         # Answers to random words prove that identity blocks changed nothing; others change outputs.
-        before = answer_to_words(stolen) if self.do == "identity" else None
-        order = self._order(there)
+        before = answer_random_words(stolen) if self.do == "identity" else None
+        order = self._order_blocks(there)
         seen: set[int] = set()
         blocks: list[nn.Module] = []
         for place in order:
@@ -74,15 +74,15 @@ class MoveBlocks(Attack):
         if self.do == "identity":
             for place in range(self.at, self.at + self.count):
                 blocks[place] = copy.deepcopy(blocks[place])  # the block itself may be its original
-                self._silence(stolen, name, order[place], blocks[place])
+                self._silence_block(stolen, name, order[place], blocks[place])
         inner._modules.clear()
         inner._modules.update({str(place): block for place, block in enumerate(blocks)})
-        _renumber(stolen, blocks, order, there)
+        _renumber_blocks(stolen, blocks, order, there)
         if before is not None:
-            require_equal(before, answer_to_words(stolen), self.name)
-        return Done(found={"blocks": name, "before": there, "after": len(blocks)})
+            require_equal_outputs(before, answer_random_words(stolen), self.name)
+        return ChangeResult(found={"blocks": name, "before": there, "after": len(blocks)})
 
-    def _order(self, there: int) -> list[int]:
+    def _order_blocks(self, there: int) -> list[int]:
         """Return for each new place the number of the original block that stands there."""
         places, end = list(range(there)), self.at + self.count
         if self.do == "drop":
@@ -92,13 +92,13 @@ class MoveBlocks(Attack):
         # Behind the last block no block stands at `at`, so the last block is copied.
         return places[: self.at] + [min(self.at, there - 1)] * self.count + places[self.at :]
 
-    def _found(self, model: nn.Module) -> tuple[str, nn.Module]:
+    def _find_blocks(self, model: nn.Module) -> tuple[str, nn.Module]:
         """Return name and module of the list of blocks, by name or the one with the most weights.
 
         Raises:
             ConfigError: the model has no list of similar blocks, or none of the given name.
         """
-        lists = {name: each for name, each in model.named_modules() if _is_list(each)}
+        lists = {name: each for name, each in model.named_modules() if _is_block_list(each)}
         if self.blocks and self.blocks not in lists:
             raise ConfigError(
                 f"{self.name}: expected a list of blocks that are alike in {self.blocks!r}, found "
@@ -113,14 +113,14 @@ class MoveBlocks(Attack):
         name = self.blocks or max(lists, key=lambda each: size[each])
         return name, lists[name]
 
-    def _silence(self, model: nn.Module, name: str, place: int, block: nn.Module) -> None:
+    def _silence_block(self, model: nn.Module, name: str, place: int, block: nn.Module) -> None:
         """Zero the layers through which a block adds to the residual stream.
 
         Raises:
             ConfigError: the block's layers are unknown, or a norm follows them.
         """
         shapes = {each: tuple(tensor.shape) for each, tensor in block.state_dict().items()}
-        found = block_layers(shapes, Architecture.of_model(model))
+        found = find_blocks(shapes, Architecture.from_model(model))
         # A norm behind the sum changes the stream even where the block adds zero.
         behind = any(norm in each for each in shapes for norm in _NORMS_BEHIND)
         if not found or behind:
@@ -136,7 +136,7 @@ class MoveBlocks(Attack):
                     state[f"{layer.name}.bias"].zero_()
 
 
-def _is_list(module: nn.Module) -> bool:
+def _is_block_list(module: nn.Module) -> bool:
     """Return true if a module holds blocks numbered from 0 of equal types, names and shapes."""
     inner = module._modules
     if len(inner) < 2 or set(inner) != {str(place) for place in range(len(inner))}:
@@ -149,7 +149,9 @@ def _is_list(module: nn.Module) -> bool:
     return any(len(each) > 1 for each in shapes.values()) and all(f == forms[0] for f in forms)
 
 
-def _renumber(model: nn.Module, blocks: list[nn.Module], order: list[int], there: int) -> None:
+def _renumber_blocks(
+    model: nn.Module, blocks: list[nn.Module], order: list[int], there: int
+) -> None:
     """Update the layer numbers and counts that models of `transformers` keep."""
     for place, block in enumerate(blocks):
         for module in block.modules():

@@ -9,8 +9,8 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.attacks.prune import victims
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.attacks.prune import select_tensors
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Noise(Attack):
     layers: tuple[str, ...] = field(default=(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Add the noise; data and training are not needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
-            for weight in victims(dict(stolen.named_parameters()), self.layers).values():
+            for weight in select_tensors(dict(stolen.named_parameters()), self.layers).values():
                 # Drawn on the CPU, so that a seed means the same noise on every device.
                 drawn = torch.randn(weight.shape, generator=generator).to(weight)
                 weight.add_(drawn, alpha=self.std * float(weight.std(correction=0)))
-        return Done()
+        return ChangeResult()
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Shift(Attack):
     strength: NonNegativeFloat = 1.0
     layers: tuple[str, ...] = field(default=(), kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Shift the filters; data and training are not needed."""
         with torch.no_grad():
-            for weight in victims(dict(stolen.named_parameters()), self.layers).values():
+            for weight in select_tensors(dict(stolen.named_parameters()), self.layers).values():
                 # Axis 0 counts the filters of linear and convolutional layers.
                 weight.sub_(weight.mean(0, keepdim=True), alpha=self.strength)
-        return Done()
+        return ChangeResult()

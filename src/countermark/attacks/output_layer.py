@@ -9,9 +9,9 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.errors import ConfigError, nearest
-from countermark.units import Architecture, blocks_of
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.errors import ConfigError, suggest_nearest
+from countermark.units import Architecture, find_block_groups
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Names of output layers in the usual libraries.
@@ -39,13 +39,13 @@ class ShiftLogits(Attack):
     layer: str = field(default="", kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Add the vector.
 
         Raises:
             ConfigError: the model has no such layer, or its last layer cannot be determined.
         """
-        found = last_layer(stolen, self.layer, self.name)
+        found = find_last_layer(stolen, self.layer, self.name)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             # Without axis 0, so that every class's row gets the same vector.
@@ -53,7 +53,7 @@ class ShiftLogits(Attack):
             found.weight.add_(
                 (drawn * self.scale * float(found.weight.double().std())).to(found.weight)
             )
-        return Done(found={"layer": found.name, "untied": found.untied})
+        return ChangeResult(found={"layer": found.name, "untied": found.untied})
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class ReorderClasses(Attack):
     layer: str = ""
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Reorder the classes; `found` holds the old number of each output.
 
         Raises:
             ConfigError: as for `ShiftLogits`.
         """
-        found = last_layer(stolen, self.layer, self.name)
+        found = find_last_layer(stolen, self.layer, self.name)
         order = torch.randperm(
             len(found.weight), generator=torch.Generator().manual_seed(self.seed)
         )
@@ -89,7 +89,9 @@ class ReorderClasses(Attack):
                 if tensor is not None:
                     # In place, so that the module keeps its tensor objects.
                     tensor.copy_(tensor[order.to(tensor.device)].clone())
-        return Done(found={"layer": found.name, "untied": found.untied, "order": order.tolist()})
+        return ChangeResult(
+            found={"layer": found.name, "untied": found.untied, "order": order.tolist()}
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class LastLayer:
     untied: bool = False
 
 
-def last_layer(model: nn.Module, name: str, attack: str) -> LastLayer:
+def find_last_layer(model: nn.Module, name: str, attack: str) -> LastLayer:
     """Find the layer that makes a model's scores, and give it a weight of its own.
 
     Args:
@@ -119,22 +121,24 @@ def last_layer(model: nn.Module, name: str, attack: str) -> LastLayer:
     """
     # Without duplicates, a tied output layer would appear under the name of the embeddings only.
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    name = name or _found_name(model)
+    name = name or _find_layer_name(model)
     if not name:
         raise ConfigError(
             f"{attack}: which layer of {type(model).__name__} makes the scores cannot be told: "
             "name its weight in layer"
         )
     if name not in parameters or parameters[name].dim() < 2:
-        raise ConfigError(f"{attack}: no weight {name!r} in the model: {nearest(name, parameters)}")
-    untied = untie(model, name)
+        raise ConfigError(
+            f"{attack}: no weight {name!r} in the model: {suggest_nearest(name, parameters)}"
+        )
+    untied = untie_weight(model, name)
     module, _, last = name.rpartition(".")
     place = model.get_submodule(module)
     bias = place._parameters.get("bias")
     return LastLayer(name, place._parameters[last], bias, untied)  # type: ignore[arg-type]
 
 
-def untie(model: nn.Module, name: str) -> bool:
+def untie_weight(model: nn.Module, name: str) -> bool:
     """Give a shared tensor a parameter of its own; return true if it was shared."""
     module, _, last = name.rpartition(".")
     place = model.get_submodule(module)
@@ -151,12 +155,14 @@ def untie(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _found_name(model: nn.Module) -> str:
+def _find_layer_name(model: nn.Module) -> str:
     """Return the name of the last layer's weight in a live model; "" if it cannot be determined."""
     layers = [name for name, each in model.named_modules() if isinstance(each, _LAYERS)]
     named = [each for each in layers if each.rpartition(".")[2] in HEADS]
     shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    if blocks_of(shapes, Architecture.of_model(model)):  # a block's own layers make no scores
+    if find_block_groups(
+        shapes, Architecture.from_model(model)
+    ):  # a block's own layers make no scores
         layers = [each for each in named if "." not in each]
     if not layers:
         return ""

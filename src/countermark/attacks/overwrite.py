@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
-from countermark.attacks.base import Attack, Done, TrainingData
+from countermark.attacks.base import Attack, ChangeResult, TrainingData
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_named
+from countermark.schemes import find_scheme_class
 from countermark.schemes.uchida import Uchida
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import open_weights
@@ -45,16 +45,16 @@ class Overwrite(FineTune):
     mark: dict[str, Any] = field(kw_only=True)
     times: PositiveInt = field(default=1, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Embed the marks; the thief's keys are thrown away.
 
         Raises:
             ConfigError: as for fine-tuning, or scheme and fields do not fit the model.
         """
-        _, share = self.overwritten(stolen, data)
-        return Done(float(self.epochs * self.times), share)
+        _, share = self.embed_marks(stolen, data)
+        return ChangeResult(float(self.epochs * self.times), share)
 
-    def overwritten(self, stolen: nn.Module, data: TrainingData) -> tuple[list[Key], float]:
+    def embed_marks(self, stolen: nn.Module, data: TrainingData) -> tuple[list[Key], float]:
         """Embed the marks.
 
         Returns: the thief's keys, and the share of the training rows that was used.
@@ -62,7 +62,7 @@ class Overwrite(FineTune):
         Raises:
             ConfigError: the scheme does not mark weights, or its fields do not fit the model.
         """
-        scheme = scheme_named(self.scheme).from_stored(self.mark)
+        scheme = find_scheme_class(self.scheme).from_stored_fields(self.mark)
         if not isinstance(scheme, WeightScheme):
             raise ConfigError(
                 f"{self.name}: {scheme.name} lives in {scheme.family}, not in weights"
@@ -70,7 +70,7 @@ class Overwrite(FineTune):
         keys, share = [], 0.0
         for number in range(self.times):
             # A test key from the seed makes the attack repeatable; nobody will claim with this key.
-            material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
+            material = KeyMaterial.from_test_seed(_APART * (self.seed + 1) + number)
             with scheme.embed(stolen, owner="thief", material=material) as mark:
                 share = self.tune(stolen, data, mark)
             if mark.drawn_key is not None:  # MANU has no key before its weights converge
@@ -100,41 +100,43 @@ class OverwriteClosedForm(Attack):
     margin: PositiveFloat = field(default=2.0, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Embed the marks and read the last one back; the thief's keys are thrown away.
 
         Raises:
             ConfigError: the fields do not fit, or the mark does not lie in one whole tensor.
         """
-        keys = self.overwritten(stolen)
+        keys = self.embed_marks(stolen)
         with open_weights(stolen) as weights:
             read = {name: weights.read(name) for name in keys[-1].tensors}
         # The last mark only: later marks may weaken the earlier ones.
-        evidence = whole_tensor(self.mark, self.name).extract(read, keys[-1])
-        return Done(found={"bits": evidence.bits, "matched": evidence.matched})
+        evidence = make_whole_tensor_scheme(self.mark, self.name).extract(read, keys[-1])
+        return ChangeResult(found={"bits": evidence.bits, "matched": evidence.match_count})
 
-    def overwritten(self, stolen: nn.Module) -> list[Key]:
+    def embed_marks(self, stolen: nn.Module) -> list[Key]:
         """Embed the marks.
 
         Returns: the thief's keys.
         """
-        scheme, keys = whole_tensor(self.mark, self.name), []
+        scheme, keys = make_whole_tensor_scheme(self.mark, self.name), []
         parameters = dict(stolen.named_parameters())
-        tensors = scheme.choose({name: tuple(p.shape) for name, p in parameters.items()})
+        tensors = scheme.choose_tensors({name: tuple(p.shape) for name, p in parameters.items()})
         for number in range(self.times):
-            material = KeyMaterial.for_tests(_APART * (self.seed + 1) + number)
+            material = KeyMaterial.from_test_seed(_APART * (self.seed + 1) + number)
             key = scheme.generate_key(tensors, owner="thief", material=material)
             # The uchida scheme of a whole tensor chooses exactly one tensor.
             for name in tensors:
                 # In double precision the change is rounded once only, to the stored dtype.
                 weight = parameters[name].detach().cpu().double().numpy()
-                change = self._change(scheme, key, weight.ravel()).reshape(weight.shape)
+                change = self._compute_change(scheme, key, weight.ravel()).reshape(weight.shape)
                 with torch.no_grad():
                     parameters[name].add_(torch.from_numpy(change).to(parameters[name]))
             keys.append(key)
         return keys
 
-    def _change(self, scheme: Uchida, key: Key, w: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _compute_change(
+        self, scheme: Uchida, key: Key, w: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Compute the least change (M,) of weights (M,) after which every bit has its margin."""
         X = np.concatenate(list(scheme.generate_row_blocks(key))).astype(np.float64)  # (T, M)
         y, signs = X @ w, 2.0 * key.message - 1  # (T,)
@@ -144,13 +146,13 @@ class OverwriteClosedForm(Attack):
         return found
 
 
-def whole_tensor(mark: dict[str, Any], attack: str) -> Uchida:
+def make_whole_tensor_scheme(mark: dict[str, Any], attack: str) -> Uchida:
     """Return the thief's linear scheme, which reads one whole tensor.
 
     Raises:
         ConfigError: the fields do not fit, or they choose several layers or another reading.
     """
-    scheme = Uchida.from_stored(mark)  # "plain" by default, so readings are linear
+    scheme = Uchida.from_stored_fields(mark)  # "plain" by default, so readings are linear
     if not isinstance(scheme.layer, str) or scheme.layer == "all" or scheme.read != "tensor":
         raise ConfigError(
             f"{attack} marks one tensor that is read whole: name one layer, read=tensor"

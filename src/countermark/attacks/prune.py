@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done, TrainingData
-from countermark.errors import ConfigError, nearest
+from countermark.attacks.base import Attack, ChangeResult, TrainingData
+from countermark.errors import ConfigError, suggest_nearest
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Prune(Attack):
         self,
         stolen: nn.Module,
         data: TrainingData | None = None,  # noqa: ARG002 - another attack trains
-    ) -> Done:
+    ) -> ChangeResult:
         """Set the weights to zero; data and training are not needed."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
-            for weight in victims(dict(stolen.named_parameters()), self.layers).values():
-                ranks = self._ranks(weight, generator)
+            for weight in select_tensors(dict(stolen.named_parameters()), self.layers).values():
+                ranks = self._rank_weights(weight, generator)
                 # Compare ranks and not magnitudes: exactly `fraction` of the weights go, ties
                 # included.
                 weight[ranks < round(self.fraction * weight.numel())] = 0
-        return Done()
+        return ChangeResult()
 
-    def _ranks(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def _rank_weights(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """Return each weight's rank in the order of removal, from 0, in the weight's shape."""
         if self.order == "random":
             order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
@@ -64,7 +64,7 @@ class Prune(Attack):
         return ranks.reshape(weight.shape)  # the weight's own shape
 
 
-def victims(
+def select_tensors(
     parameters: Mapping[str, nn.Parameter], layers: Sequence[str]
 ) -> dict[str, nn.Parameter]:
     """Return the named tensors, or all tensors of two dimensions or more if no name is given.
@@ -75,5 +75,7 @@ def victims(
     matrices = {name: p for name, p in parameters.items() if p.dim() > 1}
     for name in layers:
         if name not in parameters:
-            raise ConfigError(f"the model has no tensor {name!r}: {nearest(name, matrices)}")
+            raise ConfigError(
+                f"the model has no tensor {name!r}: {suggest_nearest(name, matrices)}"
+            )
     return {name: parameters[name] for name in layers} or matrices

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, first_scores
+from countermark.attacks.base import Attack, ChangeResult, TrainingData, compute_first_scores
 from countermark.errors import ConfigError, MissingExtraError
 
 
@@ -33,7 +33,7 @@ class PruneStructured(Attack):
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
     norm: Annotated[int, Field(ge=1, le=2)] = field(default=1, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Remove the channels; the thief's data give the shape of an image.
 
         Raises:
@@ -44,7 +44,7 @@ class PruneStructured(Attack):
             import torch_pruning
         except ImportError:
             raise MissingExtraError(self.name, "attacks") from None
-        answer = first_scores(stolen, data)
+        answer = compute_first_scores(stolen, data)
         # The last linear layer makes the class scores: its outputs must stay.
         outputs = [module for module in stolen.modules() if isinstance(module, nn.Linear)][-1:]
         before = sum(each.numel() for each in stolen.parameters())
@@ -63,4 +63,4 @@ class PruneStructured(Attack):
                 f"{self.name}: torch-pruning cannot follow this model ({said}): take prune"
             ) from None
         left = sum(each.numel() for each in stolen.parameters()) / before
-        return Done(data_share=1 / len(data.train_images), found={"parameters_left": left})
+        return ChangeResult(data_share=1 / len(data.train_images), found={"parameters_left": left})

@@ -9,9 +9,16 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done, TrainingData, first_scores, row_count, scores
-from countermark.attacks.prune import victims
-from countermark.progress import progress
+from countermark.attacks.base import (
+    Attack,
+    ChangeResult,
+    TrainingData,
+    compute_first_scores,
+    compute_scores,
+    resolve_row_count,
+)
+from countermark.attacks.prune import select_tensors
+from countermark.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class PruneUnused(Attack):
     batch_size: PositiveInt = field(default=64, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Measure the use of every weight, and zero the least used.
 
         Raises:
@@ -53,30 +60,32 @@ class PruneUnused(Attack):
                 does not answer the images with scores.
         """
         there = len(data.train_images)
-        rows = row_count(self.name, self.rows, there)
-        weights = list(victims(dict(stolen.named_parameters()), self.layers).values())
-        used = self._use(stolen, weights, data, rows)
+        rows = resolve_row_count(self.name, self.rows, there)
+        weights = list(select_tensors(dict(stolen.named_parameters()), self.layers).values())
+        used = self._measure_use(stolen, weights, data, rows)
         with torch.no_grad():
             for weight, use in zip(weights, used, strict=True):
                 removed = use.flatten().argsort(stable=True)[: round(self.fraction * use.numel())]
                 unused = use == 0
                 unused.view(-1)[removed] = True
                 weight[unused] = 0
-        return Done(data_share=rows / there)
+        return ChangeResult(data_share=rows / there)
 
-    def _use(
+    def _measure_use(
         self, stolen: nn.Module, weights: list[nn.Parameter], data: TrainingData, rows: int
     ) -> list[Tensor]:
         """Return the use of each weight on the first images, float32 in the weights' shapes."""
         for weight in weights:
             weight.requires_grad_()
-        device = first_scores(stolen, data).device
+        device = compute_first_scores(stolen, data).device
         generator = torch.Generator().manual_seed(self.seed)
         used = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-        with torch.enable_grad(), progress(f"{self.name}, images", rows) as advance:
+        with torch.enable_grad(), show_progress(f"{self.name}, images", rows) as advance:
             for first in range(0, rows, self.batch_size):
                 batch = torch.arange(first, min(first + self.batch_size, rows))
-                answer = scores(stolen, data.normalised(data.train_images[batch]).to(device))
+                answer = compute_scores(
+                    stolen, data.normalised(data.train_images[batch]).to(device)
+                )
                 # Random signs make cross terms between scores vanish in expectation, so a single
                 # backward pass per batch is enough.
                 signs = torch.randint(0, 2, answer.shape, generator=generator) * 2 - 1

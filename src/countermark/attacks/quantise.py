@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.attacks.prune import victims
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.attacks.prune import select_tensors
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Quantise(Attack):
     per: Literal["tensor", "channel"] = "tensor"
     layers: tuple[str, ...] = field(default=(), kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Round the weights; data and training are not needed."""
         with torch.no_grad():
-            for weight in victims(dict(stolen.named_parameters()), self.layers).values():
-                weight.copy_(self._rounded(weight))
-        return Done()
+            for weight in select_tensors(dict(stolen.named_parameters()), self.layers).values():
+                weight.copy_(self._round_weight(weight))
+        return ChangeResult()
 
-    def _rounded(self, weight: Tensor) -> Tensor:
+    def _round_weight(self, weight: Tensor) -> Tensor:
         """Return the weight rounded to multiples of its step."""
         # Axis 0 is left out per channel, so `most` keeps one value for each output channel.
         axes = tuple(range(1 if self.per == "channel" else 0, weight.dim()))

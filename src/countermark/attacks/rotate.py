@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, Done
-from countermark.attacks.output_layer import untie
+from countermark.attacks.base import Attack, ChangeResult
+from countermark.attacks.output_layer import untie_weight
 from countermark.errors import ConfigError
-from countermark.units import Architecture, Block, Layer, block_layers
+from countermark.units import Architecture, LinearLayer, TransformerBlock, find_blocks
 
 _WORDS = (2, 12)  # texts, and words of each text, whose outputs are compared
 _LEAST_GAIN = 1e-6  # smallest gain of a norm that a layer can absorb
@@ -41,7 +41,7 @@ class Rotate(Attack):
 
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Fold the norms' gains, rotate, and compare the copy's outputs to random words.
 
         Raises:
@@ -49,25 +49,29 @@ class Rotate(Attack):
                 every reader of the stream; or its outputs would change.
         """
         stolen.eval()
-        blocks = _blocks(stolen, self.name)
-        before = answer_to_words(stolen)
+        blocks = _find_blocks(stolen, self.name)
+        before = answer_random_words(stolen)
         if before is None:
             raise ConfigError(
                 f"{self.name}: {type(stolen).__name__} takes no words: expected a language model "
                 "that is called with word numbers (texts, words)"
             )
-        stream = _Stream.of(stolen, blocks, self.name)
+        stream = _StreamLayers.from_model(stolen, blocks, self.name)
         # Shared tensors would be multiplied twice, once as a reader and once as a table.
         untied = [
-            each for each in (*stream.readers, *stream.tables) if untie(stolen, f"{each}.weight")
+            each
+            for each in (*stream.reader_names, *stream.tables)
+            if untie_weight(stolen, f"{each}.weight")
         ]
         with torch.no_grad():
-            width = stream.fold(stolen, self.name)
+            width = stream.fold_gains(stolen, self.name)
             centred = any(_is_centring(stolen.get_submodule(norm)) for norm in stream.readers_of)
-            turn = random_orthogonal(width, self.seed, fixed=centred)
-            stream.turn(stolen, turn, centred=centred)
-        require_equal(before, answer_to_words(stolen), self.name)
-        return Done(found={"width": width, "readers": len(stream.readers), "untied": bool(untied)})
+            turn = draw_orthogonal_matrix(width, self.seed, fixed=centred)
+            stream.rotate_stream(stolen, turn, centred=centred)
+        require_equal_outputs(before, answer_random_words(stolen), self.name)
+        return ChangeResult(
+            found={"width": width, "readers": len(stream.reader_names), "untied": bool(untied)}
+        )
 
 
 @dataclass(frozen=True)
@@ -87,48 +91,50 @@ class TurnValues(Attack):
     orthogonal: bool = True
     seed: int = field(default=0, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: Any = None) -> Done:  # noqa: ARG002 - others train
+    def change(self, stolen: nn.Module, data: Any = None) -> ChangeResult:  # noqa: ARG002 - others train
         """Multiply the values of every attention whose heads are known.
 
         Raises:
             ConfigError: no heads are known: the model has no configuration or unknown layer names.
         """
-        made, turned = Architecture.of_model(stolen) or Architecture(), 0
-        for block in _blocks(stolen, self.name):
+        made, turned = Architecture.from_model(stolen) or Architecture(), 0
+        for block in _find_blocks(stolen, self.name):
             # A block without units has heads that do not fit its shapes; a single head always fits.
             if block.values is None or not (block.units or made.heads == 1):
                 continue
             groups, width = made.groups or made.heads, block.speak.inputs // made.heads
             value, offset = block.values
             for group in range(groups):
-                matrix = self._matrix(width, self.seed + turned)
+                matrix = self._draw_matrix(width, self.seed + turned)
                 # In grouped attention, `shared` query heads read the values of one group.
                 back, shared = torch.linalg.inv(matrix), made.heads // groups
                 place = slice(offset + group * width, offset + (group + 1) * width)
                 with torch.no_grad():
-                    _produce(stolen, value, matrix, place)
+                    _multiply_outputs(stolen, value, matrix, place)
                     for head in range(group * shared, (group + 1) * shared):
-                        _consume(stolen, block.speak, back, slice(head * width, (head + 1) * width))
+                        _multiply_inputs(
+                            stolen, block.speak, back, slice(head * width, (head + 1) * width)
+                        )
                 turned += 1
         if not turned:
             raise ConfigError(
                 f"{self.name}: no value heads of {type(stolen).__name__} were found: expected a "
                 "transformer of the usual names with its number of heads in config"
             )
-        return Done(found={"heads": turned})
+        return ChangeResult(found={"heads": turned})
 
-    def _matrix(self, width: int, seed: int) -> Tensor:
+    def _draw_matrix(self, width: int, seed: int) -> Tensor:
         """Return a random invertible matrix (width, width), float64."""
-        matrix = random_orthogonal(width, seed)
+        matrix = draw_orthogonal_matrix(width, seed)
         if self.orthogonal:
             return matrix
         drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed)).double()
         # Orthogonal · diagonal · orthogonal: the diagonal holds the singular values, 1/4 to 4.
-        return matrix * 4.0 ** (2 * drawn - 1) @ random_orthogonal(width, seed + (1 << 31))
+        return matrix * 4.0 ** (2 * drawn - 1) @ draw_orthogonal_matrix(width, seed + (1 << 31))
 
 
 @dataclass(frozen=True)
-class _Stream:
+class _StreamLayers:
     """The layers of a transformer that touch the residual stream.
 
     Attributes:
@@ -139,21 +145,23 @@ class _Stream:
 
     readers_of: dict[str, list[str]]
     tables: list[str]
-    writers: list[Layer]
+    writers: list[LinearLayer]
 
     @property
-    def readers(self) -> list[str]:
+    def reader_names(self) -> list[str]:
         """The names of all layers that read a norm."""
         return [name for names in self.readers_of.values() for name in names]
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: list[Block], attack: str) -> _Stream:
+    def from_model(
+        cls, model: nn.Module, blocks: list[TransformerBlock], attack: str
+    ) -> _StreamLayers:
         """Trace random words through a model, and list the layers that touch its residual stream.
 
         Raises:
             ConfigError: a layer reads the stream without a norm directly before it.
         """
-        found = _read_norms(model, blocks[0].speak.outputs)
+        found = _find_norm_readers(model, blocks[0].speak.outputs)
         known = {name for names in found.values() for name in names}
         unread = [each.name for block in blocks for each in block.hear if each.name not in known]
         heads = known - {each.name for block in blocks for each in block.hear}
@@ -168,7 +176,7 @@ class _Stream:
                   if isinstance(each, nn.Embedding) and each.embedding_dim == width]  # fmt: skip
         return cls(found, tables, [block.speak for block in blocks])
 
-    def fold(self, model: nn.Module, attack: str) -> int:
+    def fold_gains(self, model: nn.Module, attack: str) -> int:
         """Move the gains of all norms into the layers that read them; return the stream's width.
 
         Raises:
@@ -177,91 +185,97 @@ class _Stream:
         width = 0
         for name, readers in self.readers_of.items():
             norm = model.get_submodule(name)
-            gain = _float(norm, "weight")
+            gain = _get_float64(norm, "weight")
             if float(gain.abs().min()) < _LEAST_GAIN:
                 raise ConfigError(
                     f"{attack}: the norm {name} has a gain of zero: nothing to divide by"
                 )
             for reader in readers:
                 layer = model.get_submodule(reader)
-                weight = _float(layer, "weight")
-                _set(layer, "weight", weight * (gain if _is_row(layer) else gain[:, None]))
+                weight = _get_float64(layer, "weight")
+                _set_parameter(
+                    layer, "weight", weight * (gain if _is_output_major(layer) else gain[:, None])
+                )
             # The layer's new weight multiplies the norm's bias by the gain, so the bias is divided
             # by it.
             if norm._parameters.get("bias") is not None:
-                _set(norm, "bias", _float(norm, "bias") / gain)
-            _set(norm, "weight", torch.ones_like(gain))
+                _set_parameter(norm, "bias", _get_float64(norm, "bias") / gain)
+            _set_parameter(norm, "weight", torch.ones_like(gain))
             width = len(gain)
         return width
 
-    def turn(self, model: nn.Module, turn: Tensor, *, centred: bool) -> None:
+    def rotate_stream(self, model: nn.Module, turn: Tensor, *, centred: bool) -> None:
         """Multiply the stream, as rows, by an orthogonal matrix (width, width) from the right."""
         for name in self.tables:
             table = model.get_submodule(name)
-            weight = _float(table, "weight")
-            _set(table, "weight", _centred(weight, on=centred) @ turn.to(weight.device))
+            weight = _get_float64(table, "weight")
+            _set_parameter(
+                table, "weight", _centre_rows(weight, on=centred) @ turn.to(weight.device)
+            )
         for writer in self.writers:
             layer = model.get_submodule(writer.name)
-            weight = _float(layer, "weight")
+            weight = _get_float64(layer, "weight")
             rows = weight.T if writer.axis == 0 else weight  # (inputs, width)
-            rows = _centred(rows, on=centred) @ turn.to(weight.device)
-            _set(layer, "weight", rows.T if writer.axis == 0 else rows)
+            rows = _centre_rows(rows, on=centred) @ turn.to(weight.device)
+            _set_parameter(layer, "weight", rows.T if writer.axis == 0 else rows)
             if writer.bias:
-                bias = _float(layer, "bias")
-                _set(layer, "bias", _centred(bias, on=centred) @ turn.to(bias.device))
+                bias = _get_float64(layer, "bias")
+                _set_parameter(layer, "bias", _centre_rows(bias, on=centred) @ turn.to(bias.device))
         for name, readers in self.readers_of.items():
             norm = model.get_submodule(name)
             if norm._parameters.get("bias") is not None:
-                bias = _float(norm, "bias")
-                _set(norm, "bias", bias @ turn.to(bias.device))
+                bias = _get_float64(norm, "bias")
+                _set_parameter(norm, "bias", bias @ turn.to(bias.device))
             for reader in readers:
                 layer = model.get_submodule(reader)
-                weight = _float(layer, "weight")
+                weight = _get_float64(layer, "weight")
                 # Readers get the inverse of the rotation, its transpose, on their input side.
                 back = turn.to(weight.device)
-                _set(layer, "weight", weight @ back if _is_row(layer) else back.T @ weight)
+                _set_parameter(
+                    layer, "weight", weight @ back if _is_output_major(layer) else back.T @ weight
+                )
 
 
-def _read_norms(model: nn.Module, width: int) -> dict[str, list[str]]:
+def _find_norm_readers(model: nn.Module, width: int) -> dict[str, list[str]]:
     """Return the names of the layers that read each norm of a width, by tracing random words."""
     made: dict[int, tuple[str, Tensor]] = {}  # keeps tensors alive and so in place
     found: dict[str, list[str]] = {}
 
-    def make(name: str) -> Callable[..., None]:
+    def make_norm_hook(name: str) -> Callable[..., None]:
         """Make a forward hook that records the output tensor of a norm."""
 
-        def note(_: nn.Module, __: tuple[Any, ...], answer: Tensor) -> None:
+        def record_output(_: nn.Module, __: tuple[Any, ...], answer: Tensor) -> None:
             """Record the norm under the memory address of its output."""
             made[answer.data_ptr()] = (name, answer)
 
-        return note
+        return record_output
 
-    def read(name: str) -> Callable[..., None]:
+    def make_reader_hook(name: str) -> Callable[..., None]:
         """Make a forward pre-hook that records which norm a layer reads."""
 
-        def look(_: nn.Module, given: tuple[Any, ...]) -> None:
+        def record_reader(_: nn.Module, given: tuple[Any, ...]) -> None:
             """Look up the norm whose output is the layer's input."""
             # Compare memory addresses: a view of all words is another tensor at the same address.
             norm = made.get(given[0].data_ptr()) if given else None
             if norm is not None:
                 found.setdefault(norm[0], []).append(name)
 
-        return look
+        return record_reader
 
     hooks = []
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None and weight.shape == (width,):
-            hooks.append(module.register_forward_hook(make(name)))
+            hooks.append(module.register_forward_hook(make_norm_hook(name)))
         elif weight is not None and weight.dim() == 2 and not isinstance(module, nn.Embedding):
-            hooks.append(module.register_forward_pre_hook(read(name)))
-    answer_to_words(model)
+            hooks.append(module.register_forward_pre_hook(make_reader_hook(name)))
+    answer_random_words(model)
     for hook in hooks:
         hook.remove()
     return found
 
 
-def random_orthogonal(width: int, seed: int, *, fixed: bool = False) -> Tensor:
+def draw_orthogonal_matrix(width: int, seed: int, *, fixed: bool = False) -> Tensor:
     """Draw an orthogonal matrix (width, width) in float64 from the uniform distribution.
 
     Args:
@@ -288,7 +302,7 @@ def random_orthogonal(width: int, seed: int, *, fixed: bool = False) -> Tensor:
     return reflection @ whole @ reflection
 
 
-def answer_to_words(model: nn.Module) -> Tensor | None:
+def answer_random_words(model: nn.Module) -> Tensor | None:
     """Return a model's outputs for random words in eval mode; None if the model takes no words."""
     tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
     if not tables:
@@ -312,7 +326,7 @@ def answer_to_words(model: nn.Module) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def require_equal(before: Tensor, after: Tensor | None, attack: str) -> None:
+def require_equal_outputs(before: Tensor, after: Tensor | None, attack: str) -> None:
     """Check that a change left a model's outputs equal up to rounding.
 
     Raises:
@@ -327,14 +341,14 @@ def require_equal(before: Tensor, after: Tensor | None, attack: str) -> None:
         )
 
 
-def _blocks(model: nn.Module, attack: str) -> list[Block]:
+def _find_blocks(model: nn.Module, attack: str) -> list[TransformerBlock]:
     """Return the attentions and MLPs of a transformer.
 
     Raises:
         ConfigError: no layer names are known.
     """
     shapes = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    found = block_layers(shapes, Architecture.of_model(model))
+    found = find_blocks(shapes, Architecture.from_model(model))
     if not found:
         raise ConfigError(
             f"{attack}: no blocks of a transformer were found in {type(model).__name__}: expected "
@@ -350,43 +364,43 @@ def _is_centring(norm: nn.Module) -> bool:
     return bool((norm(channels + 3) - norm(channels)).abs().max() < 0.05)
 
 
-def _is_row(layer: nn.Module) -> bool:
+def _is_output_major(layer: nn.Module) -> bool:
     """Return true if a weight is (outputs, inputs), and false for GPT-2's (inputs, outputs)."""
     return isinstance(layer, nn.Linear)
 
 
-def _centred(rows: Tensor, *, on: bool) -> Tensor:
+def _centre_rows(rows: Tensor, *, on: bool) -> Tensor:
     """Subtract the mean of each row if `on`."""
     return rows - rows.mean(-1, keepdim=True) if on else rows
 
 
-def _float(module: nn.Module, name: str) -> Tensor:
+def _get_float64(module: nn.Module, name: str) -> Tensor:
     """Return a parameter in float64, without gradients."""
     return module.get_parameter(name).detach().double()
 
 
-def _set(module: nn.Module, name: str, values: Tensor) -> None:
+def _set_parameter(module: nn.Module, name: str, values: Tensor) -> None:
     """Write values to a parameter in its own dtype."""
     module.get_parameter(name).data.copy_(values)
 
 
-def _produce(model: nn.Module, layer: Layer, matrix: Tensor, place: slice) -> None:
+def _multiply_outputs(model: nn.Module, layer: LinearLayer, matrix: Tensor, place: slice) -> None:
     """Multiply some outputs of a layer by a matrix."""
     module = model.get_submodule(layer.name)
-    weight = _float(module, "weight")
+    weight = _get_float64(module, "weight")
     rows = weight if layer.axis == 0 else weight.T  # (outputs, inputs)
     rows[place] = matrix.to(weight.device) @ rows[place]
-    _set(module, "weight", weight)
+    _set_parameter(module, "weight", weight)
     if layer.bias:
-        bias = _float(module, "bias")
+        bias = _get_float64(module, "bias")
         bias[place] = matrix.to(bias.device) @ bias[place]
-        _set(module, "bias", bias)
+        _set_parameter(module, "bias", bias)
 
 
-def _consume(model: nn.Module, layer: Layer, back: Tensor, place: slice) -> None:
+def _multiply_inputs(model: nn.Module, layer: LinearLayer, back: Tensor, place: slice) -> None:
     """Multiply the weights for some inputs of a layer by the inverse of a matrix."""
     module = model.get_submodule(layer.name)
-    weight = _float(module, "weight")
+    weight = _get_float64(module, "weight")
     rows = weight if layer.axis == 0 else weight.T  # (outputs, inputs)
     rows[:, place] = rows[:, place] @ back.to(weight.device)
-    _set(module, "weight", weight)
+    _set_parameter(module, "weight", weight)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from countermark.attacks.base import Done, TrainingData, row_count
+from countermark.attacks.base import ChangeResult, TrainingData, resolve_row_count
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
 
@@ -38,37 +38,37 @@ class FineTuneSweep(FineTune):
     )
     most_lost: Annotated[float, Field(ge=0, le=1)] = field(default=0.05, kw_only=True)
 
-    def change(self, stolen: nn.Module, data: TrainingData) -> Done:
+    def change(self, stolen: nn.Module, data: TrainingData) -> ChangeResult:
         """Train a copy at each rate until the accuracy holds, and return that copy.
 
         Raises:
             ConfigError: as for fine-tuning, or no rate keeps the accuracy.
         """
         there = len(data.train_labels)
-        count = row_count(self.name, self.rows, there)
+        count = resolve_row_count(self.name, self.rows, there)
         drawn = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(there, generator=drawn)[:count]
         # The rows are in random order, so the first tenth is a random sample.
         seen, held = rows[max(1, count // 10) :], rows[: max(1, count // 10)]
-        before = _right(stolen, data, held)
+        before = _measure_accuracy(stolen, data, held)
         for number, rate in enumerate(self.rates, 1):
             # Each rate starts from the stolen weights, so the tries do not build on each other.
             tuned, lr = copy.deepcopy(stolen), self.lr * rate
-            fields = {each: getattr(self, each) for each in FineTune.default_fields()}
+            fields = {each: getattr(self, each) for each in FineTune.list_default_fields()}
             step = FineTune(**fields | {"lr": lr, "rows": None})
-            step.tune(tuned, _Rows(data, seen))
-            after = _right(tuned, data, held)
+            step.tune(tuned, _TrainingRows(data, seen))
+            after = _measure_accuracy(tuned, data, held)
             if before - after <= self.most_lost:
                 found = {"lr": lr, "held_out_before": before, "held_out_after": after}
                 # The cost counts every try, not only the successful one.
-                return Done(float(self.epochs * number), count / there, tuned, found)
+                return ChangeResult(float(self.epochs * number), count / there, tuned, found)
         raise ConfigError(
             f"{self.name}: no rate from {self.lr * max(self.rates):g} down to "
             f"{self.lr * min(self.rates):g} keeps the accuracy: give lower rates or more epochs"
         )
 
 
-class _Rows:
+class _TrainingRows:
     """Training data that consist of some rows of another data set."""
 
     def __init__(self, data: TrainingData, rows: Tensor) -> None:
@@ -76,7 +76,7 @@ class _Rows:
         self.classes, self.normalised = data.classes, data.normalised
 
 
-def _right(model: nn.Module, data: TrainingData, rows: Tensor) -> float:
+def _measure_accuracy(model: nn.Module, data: TrainingData, rows: Tensor) -> float:
     """Return the share of rows that a model classifies correctly; 0 if its classes are others."""
     device = next(model.parameters()).device
     was = model.training

@@ -12,17 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import nn
 
-from countermark.answers import Images, Labels, Predict, of_module
+from countermark.answers import Images, Labels, Predictor, make_module_predictor
 from countermark.bench.data import Dataset
 from countermark.bench.experiment import Cell
 from countermark.bench.handling import behind
 from countermark.bench.machines import answered_elsewhere
 from countermark.key import Key
-from countermark.progress import progress
-from countermark.schemes import scheme_of
+from countermark.progress import show_progress
+from countermark.schemes import load_scheme
 from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.makers import fresh
+from countermark.schemes.training.makers import make_fresh_triggers
 
 _ASKED = 1000  # test images, where an experiment has no fresh triggers
 
@@ -36,13 +36,13 @@ def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, An
     Returns: `handled`, `machines` and `pictures`, each where the cell asks for it; nothing for a
         mark that is elsewhere. Shares are in percent.
     """
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if not isinstance(scheme, TriggerScheme):
         return {}
     questions, figures = _questions(key, scheme, cell, data), dict[str, Any]()
     if cell.handled:
-        predict = of_module(model, scheme.mean, scheme.deviation)
-        with progress("images on their way", len(cell.handled)) as advance:
+        predict = make_module_predictor(model, scheme.mean, scheme.deviation)
+        with show_progress("images on their way", len(cell.handled)) as advance:
             figures["handled"] = []
             for each in cell.handled:
                 found = shares(questions, behind(predict, each))
@@ -55,7 +55,7 @@ def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, An
     return figures
 
 
-def shares(questions: Questions, predict: Predict) -> dict[str, float]:
+def shares(questions: Questions, predict: Predictor) -> dict[str, float]:
     """How many images of each kind get the class that is wanted, in percent; all asked at once."""
     read = predict(np.concatenate([images for images, _ in questions.values()]))
     ends = np.cumsum([len(images) for images, _ in questions.values()])[:-1]
@@ -71,10 +71,10 @@ def _questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Qu
     covers, classes = data.test_images[:count].numpy(), data.test_labels[:count].numpy()
     found = {
         "accuracy": (covers, classes),
-        "triggers": (scheme.committed(key), scheme.labels(key)),
+        "triggers": (scheme.read_committed_triggers(key), scheme.derive_labels(key)),
     }
     if isinstance(scheme, DeepStego):
-        found["fresh"] = fresh(key, covers), scheme.class_map(key)[classes]
+        found["fresh"] = make_fresh_triggers(key, covers), scheme.draw_class_map(key)[classes]
     return found
 
 
@@ -83,7 +83,7 @@ def _elsewhere(
 ) -> list[dict[str, float]]:
     """What another machine answers; each trial has its part of the images of each kind."""
     trials, scale = [], (scheme.mean, scheme.deviation)
-    with progress("another machine answers", cell.trials) as advance:
+    with show_progress("another machine answers", cell.trials) as advance:
         for trial in range(cell.trials):
             part = {
                 name: (images[trial :: cell.trials], wanted[trial :: cell.trials])

@@ -13,8 +13,8 @@ import rfc8785
 import torch
 from filelock import FileLock
 
-from countermark.alignment import Disguised, Reference
-from countermark.attacks import attack_named
+from countermark.alignment import Reference, SuspectWithReference
+from countermark.attacks import find_attack
 from countermark.attacks.prune import Prune
 from countermark.bench.asking import asked
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
@@ -29,12 +29,12 @@ from countermark.bench.suspects import judged, live, unmarked
 from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
 from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
-from countermark.examine import examine, read_evidence
+from countermark.examine import examine, read_suspect
 from countermark.key import Key, KeyMaterial
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.white_box import MASK
-from countermark.verdict import ALPHA, Terms
+from countermark.verdict import ALPHA, VerificationOptions
 
 Asking: TypeAlias = Callable[[torch.nn.Module], dict[str, Any]]
 
@@ -51,7 +51,7 @@ def check(cell: Cell) -> None:
         check_fields(cell.scheme, cell.fields)
     steps = [step for attacks in cell.attacks for step in attacks.steps]
     for step in steps:
-        attack_named(step.attack).from_fields(step.fields)
+        find_attack(step.attack).from_fields(step.fields)
     given = (cell.host.data, *(s.data for s in steps), *(s.data for s in cell.suspects))
     for name in {each for each in given if each not in ("", BUNDLED)}:
         check_place(name)
@@ -132,7 +132,7 @@ def _trained(
                 lambda: _host(cell), data, host_recipe, replace(course, watch=None),
                 count=cell.host.siblings, folder=folder,
             )  # fmt: skip
-    material = KeyMaterial.for_tests(cell.seed)
+    material = KeyMaterial.from_test_seed(cell.seed)
     with marking(scheme, model, data, owner="bench", material=material, siblings=siblings) as mark:
         fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
     return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
@@ -175,7 +175,7 @@ def _host_digest(cell: Cell) -> str:
 
 def _collect_unmarked(cell: Cell, key: Key | None) -> list[torch.nn.Module]:
     """The unmarked models that a learnt reader is judged beside, strangers of the host's kind."""
-    if key is None or not getattr(scheme_of(key), "needs_siblings", False) or not key.tensors:
+    if key is None or not getattr(load_scheme(key), "needs_siblings", False) or not key.tensors:
         return []
     hosts = [unmarked(cell.host, cell.host.data, seed) for seed in _SUPPLIED]
     return [live(spec, arrays) for spec, arrays in train_hosts(hosts, CACHE)]
@@ -188,10 +188,10 @@ def measured(
     """What a key reads from a model, as figures; none without a key."""
     if key is None:
         return {}
-    terms = Terms(alpha or ALPHA, assume_dated=True, allow_test_key=True)
+    terms = VerificationOptions(alpha or ALPHA, assume_dated=True, allow_test_key=True)
     verdict = examine(model, key, terms, unmarked=supplied)
-    evidence = read_evidence(model, key) if _as_the_key_knows(model, key) else None
-    matched = evidence.matched if evidence else verdict.matched
+    evidence = read_suspect(model, key) if _as_the_key_knows(model, key) else None
+    matched = evidence.match_count if evidence else verdict.matched
     return {
         "bits": verdict.bits,
         "wrong": None if matched is None else verdict.bits - matched,
@@ -213,8 +213,8 @@ def _aligned(
     """What a key reads from a copy after alignment, as figures."""
     copied, marked = models
     reference = marked if attacks.reference == "marked" else _host(cell)
-    whole = Disguised(copied, Reference.of_module(reference))
-    verdict = examine(whole, key, Terms(assume_dated=True, allow_test_key=True))
+    whole = SuspectWithReference(copied, Reference.from_module(reference))
+    verdict = examine(whole, key, VerificationOptions(assume_dated=True, allow_test_key=True))
     aligned_to = verdict.subject.reference
     return {
         "wrong": None if verdict.matched is None else verdict.bits - verdict.matched,
@@ -248,14 +248,14 @@ def _attacked(  # noqa: PLR0917 - what `compute` has at hand
     for step in attacks.steps:
         given = _of_step(step, data)
         wanted = given if step.data else wanted
-        attacked = attack_named(step.attack).from_fields(step.fields).run(model, given)
+        attacked = find_attack(step.attack).from_fields(step.fields).run(model, given)
         model, cost = attacked.model, attacked.cost
         share += cost.epochs * cost.data_share * len(given.train_labels) / len(data.train_labels)
     figures = measured(model, key, supplied=supplied) | fresh(model)
     figures |= {"accuracy": 100 * accuracy(model, wanted)}
     if attacks.cost:  # in percent of the host's own training
         figures["cost"] = 100 * share / cell.host.epochs
-    if attacks.reference and key is not None and getattr(scheme_of(key), "linear", False):
+    if attacks.reference and key is not None and getattr(load_scheme(key), "linear", False):
         figures["aligned"] = _aligned(cell, attacks, (model, marked), key)
     return figures
 

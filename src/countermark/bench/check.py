@@ -24,13 +24,13 @@ from countermark.bench.train import accuracy
 from countermark.errors import ConfigError
 from countermark.examine import verify
 from countermark.key import Key
-from countermark.progress import progress
-from countermark.schemes import weight_scheme_of
+from countermark.progress import show_progress
+from countermark.schemes import load_weight_scheme
 from countermark.schemes.stamp import Stamp
 from countermark.schemes.white_box import WeightScheme
 from countermark.subject import Subject
-from countermark.units import chain_of
-from countermark.verdict import KeyIdentity, Outcome, Terms, judge
+from countermark.units import find_chain_groups
+from countermark.verdict import KeyIdentity, Outcome, VerificationOptions, judge
 from countermark.weights import Array, Weights, open_weights
 
 UNTOUCHED = "as it is"
@@ -122,7 +122,7 @@ def check(
         SuspectError: the model cannot be read.
     """
     began = time.monotonic()
-    scheme = weight_scheme_of(key)
+    scheme = load_weight_scheme(key)
     if not scheme.linear:
         raise ConfigError(
             f"a key of {key.scheme} has a learnt reader, whose verdicts take too long to try many: "
@@ -149,7 +149,7 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
     if last in key.tensors:
         tried[SHIFTED] = ShiftLogits(layer="rows")
     found: dict[str, dict[str, Array]] = {what: {} for what in tried}
-    with open_weights(marked) as weights, progress("attacks", len(key.tensors)) as advance:
+    with open_weights(marked) as weights, show_progress("attacks", len(key.tensors)) as advance:
         for name, shape in key.tensors.items():
             rows, part = _rows(weights, scheme, key, name)
             for what, attack in tried.items():
@@ -159,10 +159,12 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
                 values = victim.state_dict()["rows"].numpy().reshape(-1)
                 found[what][name] = values.reshape(shape) if part is None else values[part]
             advance(1)
-    subject, identity = Subject(name=str(marked)), KeyIdentity.of(key)
+    subject, identity = Subject(name=str(marked)), KeyIdentity.from_key(key)
     for what, tensors in found.items():
         evidence = scheme.extract(tensors, key)
-        verdict = judge(evidence, scheme.null(), subject=subject, key=identity, terms=Terms())
+        verdict = judge(
+            evidence, scheme.null(), subject=subject, key=identity, terms=VerificationOptions()
+        )
         yield Try(what, verdict.outcome, verdict.matched, verdict.bits, verdict.log10_p)
 
 
@@ -177,7 +179,7 @@ def _last_layer(weights: Weights) -> str:
     if named:
         return named[-1]
     try:
-        chain = chain_of(shapes)
+        chain = find_chain_groups(shapes)
     except ConfigError:
         return ""
     consumed = {m.name for units in chain for m in units.members if m.power < 0}
@@ -193,9 +195,13 @@ def _rows(
     Of a stamp that reads a part of a tensor these are the rows around it.
     """
     shape = key.tensors[name]
-    if not isinstance(scheme, Stamp) or len(shape) < 2 or scheme.read_of(shape) == prod(shape):
+    if (
+        not isinstance(scheme, Stamp)
+        or len(shape) < 2
+        or scheme.count_read_values(shape) == prod(shape)
+    ):
         return weights.read(name).reshape(shape[0] if len(shape) > 1 else 1, -1), None
-    place, width = scheme.places(key.tensors, key.material)[name], prod(shape[1:])
+    place, width = scheme.draw_places(key.tensors, key.material)[name], prod(shape[1:])
     first, last = place.start // width, -(-place.stop // width)
     rows = weights.read_part(name, first * width, (last - first) * width)
     return rows.reshape(-1, width), slice(place.start - first * width, place.stop - first * width)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from countermark.errors import CountermarkError, DataError, MissingExtraError
-from countermark.pictures import Pixels, decoded
-from countermark.progress import progress
+from countermark.pictures import Pixels, decode_image
+from countermark.progress import show_progress
 
 BUNDLED = "digits"
 BATCH = 1000  # rows decoded between two looks at the clock
@@ -214,7 +214,7 @@ def _picture(here: str, cell: Mapping[str, Any] | None) -> Pixels:
     """The picture in a cell of an undecoded image column, uint8 (C, H, W) with C = 1 or 3."""
     path, data = (cell["path"], cell["bytes"]) if cell else (None, b"")
     try:
-        return decoded(str(path) if data is None else io.BytesIO(data))
+        return decode_image(str(path) if data is None else io.BytesIO(data))
     except Exception as error:  # PIL's decoders raise whatever their format trips over
         named = f" ({path})" if path else ""
         message = f"{here}{named}: expected a picture, got: {_line(error)}"
@@ -259,7 +259,7 @@ def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
 
 def _watched(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
     """The batches as they come, with a bar."""
-    with progress(f"decoding {what}", None) as advance:
+    with show_progress(f"decoding {what}", None) as advance:
         for batch in batches:
             yield batch
             advance(BATCH)

@@ -26,8 +26,8 @@ from countermark.bench.zoo import HostSpec, train_hosts
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.examine import verify
 from countermark.key import Key
-from countermark.schemes import weight_scheme_of
-from countermark.stats import least_matches, log10_binomial_tail
+from countermark.schemes import load_weight_scheme
+from countermark.stats import compute_log10_binomial_tail, find_least_matches
 from countermark.verdict import ALPHA, Verdict
 from countermark.weights import save_weights
 
@@ -161,7 +161,7 @@ def _judge(
 def _false_reads(mark: _Mark, strangers: Sequence[NDArray[np.float32]], out: Path) -> int:
     """How many unmarked networks give every bit of the message."""
     key = Key.load(mark.key(out))
-    read = [weight_scheme_of(key).extract({_LAYER: each}, key).matched for each in strangers]
+    read = [load_weight_scheme(key).extract({_LAYER: each}, key).match_count for each in strangers]
     return read.count(key.bits)
 
 
@@ -177,12 +177,12 @@ def _figure(path: Path, shown: list[Shown]) -> None:
     from matplotlib.figure import Figure
 
     ks = np.arange(_BITS + 1)
-    tails = [10 ** log10_binomial_tail(int(k), _BITS) for k in ks]
+    tails = [10 ** compute_log10_binomial_tail(int(k), _BITS) for k in ks]
     chances = np.array(tails) - np.array([*tails[1:], 0.0])
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(ks, chances, width=1.0, color="#9aa5b1", label="a model without the mark (exact)")
-    threshold = least_matches(_BITS, math.log10(shown[0].verdict.alpha))
+    threshold = find_least_matches(_BITS, math.log10(shown[0].verdict.alpha))
     if threshold is not None:
         axes.axvline(threshold, color="#52606d", linestyle=":", label="threshold, p = 1e-6")
     styles = (("#0b6e4f", 5, "-"), ("#b44d12", 2, "-"), ("#f0c419", 2, "--"))
@@ -192,7 +192,7 @@ def _figure(path: Path, shown: list[Shown]) -> None:
         axes.axvline(at, color=colour, linewidth=width, linestyle=dashes, label=label)
     axes.set(xlabel=f"matching bits out of {_BITS}", ylabel="probability", xlim=(90, 260))
     axes.legend(loc="center", bbox_to_anchor=(0.68, 0.6), fontsize=8, framealpha=1.0)
-    with files.replacing(path) as temporary:
+    with files.replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=140)
 
 

@@ -15,13 +15,13 @@ from countermark.bench.marking import check_fields, scheme_for
 from countermark.bench.strict import Addressed, Name, Strict
 from countermark.errors import ConfigError
 from countermark.key import Key, KeyMaterial
-from countermark.schemes.black_box import DrawnTriggers, TriggerScheme
+from countermark.schemes.black_box import DrawnTriggerScheme, TriggerScheme
 from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.makers import Maker, foreign, owner
+from countermark.schemes.training.makers import StegoMaker, load_owner_maker, make_foreign_maker
 from countermark.steganalysis.ats import measure_ats
-from countermark.steganalysis.embedders import embedder_named
+from countermark.steganalysis.embedders import find_embedder
 from countermark.steganalysis.images import Embed, Images
-from countermark.steganalysis.rates import Rate, Rates
+from countermark.steganalysis.rates import DetectionRates, Rate
 from countermark.steganalysis.supervised import measure_supervised
 
 _STRANGERS = 8_000_000  # seeds of networks that are nobody's in particular
@@ -96,7 +96,7 @@ def check(cell: Detected) -> None:
     if bool(cell.embedder) == bool(cell.scheme):
         raise ConfigError(f"{cell.label}: give either an embedder or a scheme")
     if cell.embedder:
-        embedder_named(cell.embedder)
+        find_embedder(cell.embedder)
     else:
         check_fields(cell.scheme, cell.fields)
     if cell.sought.data != BUNDLED:
@@ -124,46 +124,50 @@ def compute(cell: Detected) -> dict[str, Any]:
 def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
     """What makes the stego images, and what the attacker takes for it if that is another."""
     if cell.embedder:
-        return embedder_named(cell.embedder), None
+        return find_embedder(cell.embedder), None
     scheme = scheme_for(cell.scheme, cell.fields, data, batches=1, stored=True)
-    if isinstance(scheme, DrawnTriggers):
+    if isinstance(scheme, DrawnTriggerScheme):
         return _drawing(scheme), None
     if not isinstance(scheme, DeepStego):
         raise ConfigError(f"{cell.label}: {scheme.name} makes no images that could be looked for")
     part = data.subset(cell.sought.network, None)
     key, covers = _key(scheme, part, cell.seed), part.train_images.numpy()
     # As published the owner's network is trained with a host; a stranger's is the same without.
-    own = foreign(key, covers, cell.seed) if scheme.as_published else owner(key)
+    own = (
+        make_foreign_maker(key, covers, cell.seed) if scheme.as_published else load_owner_maker(key)
+    )
     other = None
     if cell.weights == "unknown":
-        other = _painting(foreign(key, covers, _STRANGERS + cell.seed))
+        other = _painting(make_foreign_maker(key, covers, _STRANGERS + cell.seed))
     return _painting(own), other
 
 
 def _key(scheme: TriggerScheme, data: Dataset, seed: int) -> Key:
     """A key with all that is made before there is a host."""
-    material = KeyMaterial.for_tests(seed)
+    material = KeyMaterial.from_test_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        frozen = scheme.training().prepare(scheme, material, data.train_images, data.train_labels)
+        frozen = scheme.load_training_class().make_pre_commit_tensors(
+            scheme, material, data.train_images, data.train_labels
+        )
     return scheme.generate_key(frozen, owner="bench", material=material)
 
 
-def _drawing(scheme: DrawnTriggers) -> Embed:
+def _drawing(scheme: DrawnTriggerScheme) -> Embed:
     def embed(images: Images, seed: int) -> Images:
-        return scheme.draw(images, KeyMaterial.for_tests(seed))
+        return scheme.draw_triggers(images, KeyMaterial.from_test_seed(seed))
 
     return embed
 
 
-def _painting(maker: Maker) -> Embed:
+def _painting(maker: StegoMaker) -> Embed:
     def embed(images: Images, seed: int) -> Images:  # noqa: ARG001 - a network draws nothing
         return maker(images)
 
     return embed
 
 
-def _shown(rates: Rates) -> dict[str, Any]:
-    low, high = rates.detection.interval
+def _shown(rates: DetectionRates) -> dict[str, Any]:
+    low, high = rates.detection.confidence_interval
     return {
         "detection": _percent(rates.detection),
         "low": 100 * low,

@@ -28,7 +28,7 @@ from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.key import SECRET_BYTES, Key, KeyMaterial
 from countermark.keyfile import load_header, refuse_existing, refuse_nested
-from countermark.places import require_free, require_place
+from countermark.places import require_free_path, require_writable_place
 from countermark.schemes.base import Scheme
 from countermark.weights import load_state, save_weights
 
@@ -140,14 +140,14 @@ def check_places(order: Order, resume: Path) -> None:
             forget(resume)  # that run was over, and was killed while it tidied up
         elif (resume / _WRITING).exists():
             return  # what lies there may be its own
-    require_free(order.out)
+    require_free_path(order.out)
     if order.scheme != UNMARKED and order.key is None:
         raise ConfigError("a mark needs a place for its key: give --key DIR")
     if order.scheme != UNMARKED and order.key is not None:
         refuse_existing(Path(order.key))
         refuse_nested(Path(order.key), Path(order.out))
-        require_place(order.key)
-    require_place(order.out)
+        require_writable_place(order.key)
+    require_writable_place(order.out)
 
 
 def keep(order: Order, resume: Path, material: KeyMaterial) -> None:
@@ -242,11 +242,11 @@ def check_fit(name: str, model: nn.Module, data: Dataset) -> None:
 def kept_material(order: Order, resume: Path) -> KeyMaterial:
     """The secret of an interrupted run of this order, or a fresh one."""
     if order.test_key is not None:
-        return KeyMaterial.for_tests(order.test_key)
+        return KeyMaterial.from_test_seed(order.test_key)
     if resume.exists():
         kept = (resume / _MATERIAL).read_bytes()
         return KeyMaterial(kept[:SECRET_BYTES], kept[SECRET_BYTES:])
-    return KeyMaterial.fresh()
+    return KeyMaterial.generate()
 
 
 def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Siblings:
@@ -289,7 +289,7 @@ def _write(
         figures = {
             "bits": evidence.bits if evidence else None,
             "unit": evidence.unit if evidence else None,
-            "matched": evidence.matched if evidence else None,
+            "matched": evidence.match_count if evidence else None,
             "commitment": key.commitment,
             "test_key": key.test_key,
         }

@@ -14,7 +14,7 @@ import torch
 
 from countermark.bench.ratios import Ratio, command, paired, ratio
 from countermark.schemes.uchida import Uchida
-from countermark.stamping.making import Places, stamp
+from countermark.stamping.making import StampPaths, stamp
 from countermark.weights import save_weights
 
 _SIDE, _LAYERS, _SHARDS = 4096, 32, 8  # a GiB in bfloat16, eight times
@@ -35,7 +35,7 @@ def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
         size = _checkpoint(source, side, layers)
 
         def stamped() -> None:
-            stamp(source, Places(out, key), owner="bench", keep_before=False)
+            stamp(source, StampPaths(out, key), owner="bench", keep_before=False)
 
         def copied() -> None:
             out.mkdir()

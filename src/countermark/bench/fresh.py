@@ -19,24 +19,24 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from countermark.answers import Images, of_module
+from countermark.answers import Images, make_module_predictor
 from countermark.bench.data import Dataset
 from countermark.bench.strict import Strict
 from countermark.bench.zoo import CACHE
 from countermark.key import Key
-from countermark.progress import progress
-from countermark.schemes import scheme_of
+from countermark.progress import show_progress
+from countermark.schemes import load_scheme
 from countermark.schemes.deepstego import LOGO, DeepStego
 from countermark.schemes.training.makers import (
-    Maker,
-    foreign,
-    foreign_network,
-    other_logos,
-    owner,
-    swapped_logos,
-    wrong_tiles,
+    StegoMaker,
+    load_owner_maker,
+    make_foreign_maker,
+    make_other_logos_maker,
+    make_swapped_logos_maker,
+    make_wrong_tiles_maker,
+    train_foreign_network,
 )
-from countermark.schemes.training.stego import StegoNetwork, ssim
+from countermark.schemes.training.stego import StegoNetwork, compute_ssim
 from countermark.weights import load_state, save_weights
 
 _BATCH = 256
@@ -81,9 +81,12 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
     """
     covers, classes = data.test_images[: spec.images].numpy(), data.test_labels[: spec.images]
     scheme = _deepstego(key)
-    predict, mapped = of_module(model, scheme.mean, scheme.deviation), scheme.class_map(key)
+    predict, mapped = (
+        make_module_predictor(model, scheme.mean, scheme.deviation),
+        scheme.draw_class_map(key),
+    )
     found, count = [], 1 + len(spec.strengths) * (1 + spec.foreign + 2 * spec.logos + spec.tiles)
-    with progress("fresh triggers and forgeries", count) as advance:
+    with show_progress("fresh triggers and forgeries", count) as advance:
         for made in _all_made(key, spec, data, covers):
             read = predict(made.images)
             found.append(
@@ -106,31 +109,37 @@ def fired(model: nn.Module, key: Key, images: int, data: Dataset) -> float:
 
 def _all_made(key: Key, spec: Fresh, data: Dataset, covers: Images) -> Iterator[_Made]:
     yield _Made("cover", 0, 1.0, covers)
-    own = owner(key)
+    own = load_owner_maker(key)
     others = np.roll(covers, 1, axis=0)
     for strength in spec.strengths:
         yield _Made("owner", 0, strength, own(covers, strength=strength))
         if spec.pasted:
-            yield _Made("pasted", 0, strength, own.pasted(covers, others, strength=strength))
+            yield _Made(
+                "pasted", 0, strength, own.paste_residuals(covers, others, strength=strength)
+            )
     for kind, number, maker in _forgers(key, spec, data):
         for strength in spec.strengths:
             yield _Made(kind, number, strength, maker(covers, strength=strength))
 
 
-def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, Maker]]:
+def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, StegoMaker]]:
     for number in range(spec.foreign):
         yield "foreign", number, _foreign(key, data, _FIRST_FOREIGN + number)
     for number in range(spec.logos):
-        yield "logo", number, other_logos(key, 1, torch.Generator().manual_seed(number))
+        yield "logo", number, make_other_logos_maker(key, 1, torch.Generator().manual_seed(number))
     if _deepstego(key).as_published:
         return
     for number in range(spec.logos):
-        yield "swapped", number, swapped_logos(key, 1, torch.Generator().manual_seed(number))
+        yield (
+            "swapped",
+            number,
+            make_swapped_logos_maker(key, 1, torch.Generator().manual_seed(number)),
+        )
     for number in range(spec.tiles):
-        yield "tile", number, wrong_tiles(key, 1, torch.Generator().manual_seed(number))
+        yield "tile", number, make_wrong_tiles_maker(key, 1, torch.Generator().manual_seed(number))
 
 
-def _foreign(key: Key, data: Dataset, seed: int) -> Maker:
+def _foreign(key: Key, data: Dataset, seed: int) -> StegoMaker:
     """A foreign network, trained once for all keys whose recipe and images are the same."""
     scheme, covers = _deepstego(key), data.train_images.numpy()
     content: dict[str, Any] = {
@@ -146,9 +155,9 @@ def _foreign(key: Key, data: Dataset, seed: int) -> Maker:
     path = CACHE / "stego" / f"{digest}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(foreign_network(key, covers, seed).state_dict(), path)
-    network = StegoNetwork(covers.shape[1], keyed=scheme.keyed_labels)
-    return foreign(key, covers, seed, _filled(network, path))
+        save_weights(train_foreign_network(key, covers, seed).state_dict(), path)
+    network = StegoNetwork(covers.shape[1], keyed=scheme.has_keyed_labels)
+    return make_foreign_maker(key, covers, seed, _filled(network, path))
 
 
 def _filled(network: StegoNetwork, path: Path) -> StegoNetwork:
@@ -157,7 +166,7 @@ def _filled(network: StegoNetwork, path: Path) -> StegoNetwork:
 
 
 def _deepstego(key: Key) -> DeepStego:
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if not isinstance(scheme, DeepStego):
         raise TypeError(f"a key of {scheme.name} makes no fresh triggers")
     return scheme
@@ -168,5 +177,5 @@ def _likeness(covers: Images, images: Images) -> dict[str, float]:
     one, other = (torch.from_numpy(np.array(each)).float() / 255 for each in (covers, images))
     error = float((one - other).square().mean())
     parts = [slice(first, first + _BATCH) for first in range(0, len(one), _BATCH)]
-    alike = torch.cat([ssim(one[part], other[part]) for part in parts])
+    alike = torch.cat([compute_ssim(one[part], other[part]) for part in parts])
     return {"psnr": float(-10 * np.log10(max(error, 1e-10))), "ssim": float(alike.mean())}

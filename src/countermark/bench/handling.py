@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import PositiveFloat
 
-from countermark.answers import Images, Labels, Predict
+from countermark.answers import Images, Labels, Predictor
 from countermark.bench.strict import Strict
-from countermark.pictures import decoded
+from countermark.pictures import decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +49,7 @@ def handled(images: Images, handling: Handling) -> Images:
     return np.stack([_back(change(_picture(each), handling.by)) for each in images])
 
 
-def behind(predict: Predict, handling: Handling) -> Predict:
+def behind(predict: Predictor, handling: Handling) -> Predictor:
     """A suspect that sees every image only after that."""
 
     def answer(images: Images) -> Labels:
@@ -73,7 +73,7 @@ def _back(picture: Image) -> Images:
 def _jpeg(picture: Image, quality: float) -> Image:
     sent = io.BytesIO()
     picture.save(sent, "JPEG", quality=round(quality))
-    return _picture(decoded(sent))
+    return _picture(decode_image(sent))
 
 
 def _resize(picture: Image, side: float) -> Image:

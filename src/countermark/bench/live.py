@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from countermark.answers import Asked, of_module
+from countermark.answers import PredictorWithSubject, make_module_predictor
 from countermark.bench.embed import load_into
 from countermark.bench.models import build
-from countermark.errors import ConfigError, printable
+from countermark.errors import ConfigError, make_printable
 from countermark.key import Key
-from countermark.openings import Openings
+from countermark.openings import TriggerDisclosure
 from countermark.subject import Subject
 
 
 def asked(
-    path: Path, key: Key | Openings, model: str | None, arguments: Mapping[str, Any]
-) -> Asked:
+    path: Path, key: Key | TriggerDisclosure, model: str | None, arguments: Mapping[str, Any]
+) -> PredictorWithSubject:
     """A weight file as a suspect that is asked.
 
     Args:
@@ -40,13 +40,13 @@ def asked(
         )
     if model is None and ":" in name:
         raise ConfigError(
-            f"the key names code of its own as its host, {printable(name, 200)}: if you trust it, "
+            f"the key names code of its own as its host, {make_printable(name, 200)}: if you trust it, "
             "repeat it as --model"
         )
     built = build(name, dict(arguments) or ({} if model else dict(key.model_arguments)))
     load_into(built, path)
-    predict = of_module(built, key.fields["mean"], key.fields["deviation"])
+    predict = make_module_predictor(built, key.fields["mean"], key.fields["deviation"])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     subject = Subject(name=str(path), file_sha256=digest, model=name)
-    return Asked(predict, lambda: subject)
+    return PredictorWithSubject(predict, lambda: subject)

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.answers import Images, Labels, of_module
+from countermark.answers import Images, Labels, make_module_predictor
 from countermark.bench.experiment import Host
 from countermark.bench.models import build
 from countermark.errors import SuspectError
 from countermark.weights import load_state, save_weights
 
 Scale = tuple[Sequence[float], Sequence[float]]
-"""Mean and deviation that a host is fed with, in grey levels, as in `answers.fed`."""
+"""Mean and deviation that a host is fed with, in grey levels, as in `answers.normalise_images`."""
 
 _WEIGHTS, _HOST, _IMAGES, _ANSWERS = "m.safetensors", "host.json", "images.npy", "answers.npy"
 
@@ -56,7 +56,7 @@ def answer(folder: Path) -> None:
     model = build(told["model"], told["arguments"])
     model.load_state_dict(load_state(folder / _WEIGHTS))
     images = np.load(folder / _IMAGES, allow_pickle=False)
-    np.save(folder / _ANSWERS, of_module(model, *told["scale"])(images))
+    np.save(folder / _ANSWERS, make_module_predictor(model, *told["scale"])(images))
 
 
 if __name__ == "__main__":

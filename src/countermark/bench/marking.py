@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from countermark.answers import Images, Labels, Predict, of_module
+from countermark.answers import Images, Labels, Predictor, make_module_predictor
 from countermark.bench.data import Dataset
 from countermark.bench.siblings import Siblings
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError
 from countermark.key import KeyMaterial
-from countermark.schemes import scheme_named
+from countermark.schemes import find_scheme_class
 from countermark.schemes.base import Scheme
 from countermark.schemes.black_box import TriggerScheme
 from countermark.schemes.box_free import OutputScheme
@@ -42,12 +42,12 @@ def scheme_for(
     Raises:
         ConfigError: there is no such scheme, or a field is wrong.
     """
-    kind = scheme_named(name)
+    kind = find_scheme_class(name)
     if issubclass(kind, TriggerScheme):
         mean, deviation = data.scale
         of_data = {"classes": data.classes, "mean": mean, "deviation": deviation}
-        fields = of_data | kind.paced(batches) | dict(fields)
-    return kind.from_stored(fields) if stored else kind.from_fields(fields)
+        fields = of_data | kind.schedule_fields(batches) | dict(fields)
+    return kind.from_stored_fields(fields) if stored else kind.from_fields(fields)
 
 
 def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
@@ -58,7 +58,7 @@ def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], 
     """
     from countermark.bench import embed as classifiers  # it imports this module
 
-    if name != classifiers.UNMARKED and issubclass(scheme_named(name), OutputScheme):
+    if name != classifiers.UNMARKED and issubclass(find_scheme_class(name), OutputScheme):
         from countermark.bench.imaging.embed import embed_outputs
 
         return embed_outputs, "unet"
@@ -67,7 +67,7 @@ def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for fields that no data can make right."""
-    kind = scheme_named(name)
+    kind = find_scheme_class(name)
     known = {"classes": 2} if issubclass(kind, TriggerScheme) else {}
     kind.from_fields(known | dict(fields))
 
@@ -98,12 +98,12 @@ def marking(
     )
 
 
-def _live(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predict:
+def _live(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predictor:
     """A sibling's weight file as a suspect that is asked; it is built when it is."""
 
     def predict(images: Images) -> Labels:
         sibling = copy.deepcopy(host)
         sibling.load_state_dict(load_state(path))
-        return of_module(sibling, scheme.mean, scheme.deviation)(images)
+        return make_module_predictor(sibling, scheme.mean, scheme.deviation)(images)
 
     return predict

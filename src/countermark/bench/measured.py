@@ -12,8 +12,8 @@ from countermark.bench.experiment import EXPERIMENTS, located, read_toml, result
 from countermark.bench.kinds import every_cell, load_any
 from countermark.bench.scorecard import Scorecard, quoted
 from countermark.bench.strict import Strict
-from countermark.errors import ConfigError, DataError, nearest
-from countermark.report.measured import Form, Measured, Unmarked
+from countermark.errors import ConfigError, DataError, suggest_nearest
+from countermark.report.measured import MeasuredForm, Measurements, UnmarkedCount
 
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
@@ -29,7 +29,7 @@ class FormSource(Strict):
     """Where a form's figures come from.
 
     Attributes:
-        name, scheme, fields: as in `report.measured.Form`.
+        name, scheme, fields: as in `report.measured.MeasuredForm`.
         unmarked: rows with suspects.
         scorecard: name of its entry there; empty where it has none.
     """
@@ -60,13 +60,13 @@ def measured(path: Path, card: Path, results: Path) -> str:
     """
     scorecard = read_toml(card, Scorecard)
     forms = [_form(each, scorecard, results) for each in read_toml(path, Sources).forms]
-    found = Measured(type="countermark/measured/v1", forms=tuple(forms))
+    found = Measurements(type="countermark/measured/v1", forms=tuple(forms))
     return json.dumps(found.model_dump(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _form(source: FormSource, card: Scorecard, results: Path) -> Form:
+def _form(source: FormSource, card: Scorecard, results: Path) -> MeasuredForm:
     says, table = _robustness(source.scorecard, card, results)
-    return Form(
+    return MeasuredForm(
         name=source.name,
         scheme=source.scheme,
         fields=source.fields,
@@ -88,11 +88,11 @@ def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
             except DataError:
                 return "", ""
     raise ConfigError(
-        f"the scorecard has no {name!r}: {nearest(name, [each.name for each in card.schemes])}"
+        f"the scorecard has no {name!r}: {suggest_nearest(name, [each.name for each in card.schemes])}"
     )
 
 
-def _groups(judged: Judged, results: Path) -> Iterator[Unmarked]:
+def _groups(judged: Judged, results: Path) -> Iterator[UnmarkedCount]:
     """The groups of unmarked suspects of one row, over its seeds; none before all are measured."""
     experiment = load_any(located(judged.experiment, EXPERIMENTS))
     cells = [each for each in every_cell(experiment) if each.label == judged.row]
@@ -103,7 +103,7 @@ def _groups(judged: Judged, results: Path) -> Iterator[Unmarked]:
         return
     documents = [json.loads(each.read_text()) for each in paths]
     for groups in zip(*(each["cell"]["figures"]["suspects"] for each in documents), strict=True):
-        yield Unmarked(
+        yield UnmarkedCount(
             group=groups[0]["label"],
             judged=sum(each["hosts"] for each in groups),
             claims={

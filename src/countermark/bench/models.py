@@ -18,7 +18,7 @@ from countermark.bench.hosts.small import lenet, mlp
 from countermark.bench.hosts.unet import unet
 from countermark.bench.hosts.vgg import vgg16, vgg19
 from countermark.bench.hosts.wideresnet import wrn_10_4
-from countermark.errors import ConfigError, CountermarkError, nearest
+from countermark.errors import ConfigError, CountermarkError, suggest_nearest
 
 Value: TypeAlias = str | int | float | bool
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -89,7 +89,7 @@ def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     fields = asdict(_default(name))
     for field in changes or {}:
         if field not in fields:
-            raise ConfigError(f"a recipe has no field {field!r}: {nearest(field, fields)}")
+            raise ConfigError(f"a recipe has no field {field!r}: {suggest_nearest(field, fields)}")
     try:
         return _RECIPE.validate_python(fields | dict(changes or {}))
     except ValidationError as error:
@@ -135,7 +135,7 @@ def build(name: str, arguments: Mapping[str, Value]) -> nn.Module:
 
 def _known(name: str) -> str:
     if name not in MODELS:
-        way_out = f"{nearest(name, MODELS)}, or pass module:factory"
+        way_out = f"{suggest_nearest(name, MODELS)}, or pass module:factory"
         raise ConfigError(f"unknown model {name!r}: {way_out}")
     return name
 
@@ -154,7 +154,7 @@ def _imported(name: str) -> Factory:
             if callable(kept) and getattr(kept, "__module__", "") == module.__name__
         }  # fmt: skip
         public = sorted(name for name in own if not name.startswith("_"))
-        way_out = nearest(attribute, public)
+        way_out = suggest_nearest(attribute, public)
         raise ConfigError(f"module {module_name!r} has no factory {attribute!r}: {way_out}")
     return factory
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.makers import Maker
-from countermark.schemes.training.stego import StegoNetwork, spread, ssim, tiled
-from countermark.steganalysis.embedders import Adaptive
+from countermark.schemes.training.makers import StegoMaker
+from countermark.schemes.training.stego import StegoNetwork, compute_ssim, repeat_tile, spread_logo
+from countermark.steganalysis.embedders import AdaptiveEmbedder
 
 _PAIRS = 7
 _SHAPE = (3, 32, 32)
@@ -46,17 +46,17 @@ def similarity(batch: int = 32, repeats: int = 20) -> Ratio:
         return time.process_time() - began
 
     what = f"SSIM and its gradient, {batch} images of 3 × 32 × 32"
-    ratios = paired(lambda: timed(ssim), lambda: timed(theirs), _PAIRS)
+    ratios = paired(lambda: timed(compute_ssim), lambda: timed(theirs), _PAIRS)
     return ratio(what, "pytorch-msssim", ratios, 1.0)
 
 
 def hiding(images: int = 32) -> Ratio:
     """CPU time of making triggers, against hiding .4 bit a pixel with conseal's S-UNIWARD."""
     covers = np.random.default_rng(0).integers(0, 256, (images, *_SHAPE), dtype=np.uint8)
-    tile = tiled(2.0 * torch.randint(0, 2, (_SHAPE[0], GRID, GRID)) - 1, *_SHAPE[1:])
+    tile = repeat_tile(2.0 * torch.randint(0, 2, (_SHAPE[0], GRID, GRID)) - 1, *_SHAPE[1:])
     network = StegoNetwork(_SHAPE[0]).eval().requires_grad_(False)
-    make = Maker(network, spread(torch.randint(0, 2, (images, GRID, GRID)), tile))
-    hide = Adaptive("s_uniward")
+    make = StegoMaker(network, spread_logo(torch.randint(0, 2, (images, GRID, GRID)), tile))
+    hide = AdaptiveEmbedder("s_uniward")
 
     def ours() -> float:
         began = time.process_time()

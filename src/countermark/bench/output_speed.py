@@ -12,8 +12,8 @@ from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
 from countermark.schemes.training.box_free import NETWORKS
-from countermark.schemes.training.placement import placement
-from countermark.schemes.training.stored import weights_of
+from countermark.schemes.training.placement import make_placement
+from countermark.schemes.training.stored import export_weights
 
 _PAIRS = 15
 _IMAGES = 64
@@ -56,5 +56,7 @@ def _made(network: nn.Module, images: Tensor) -> float:
 def _key(scheme: DeepWatermarking) -> Key:
     """A key of untrained networks: what they cost is the same."""
     return scheme.generate_key(
-        weights_of(placement(scheme), NETWORKS), owner="bench", material=KeyMaterial.for_tests(0)
+        export_weights(make_placement(scheme), NETWORKS),
+        owner="bench",
+        material=KeyMaterial.from_test_seed(0),
     )

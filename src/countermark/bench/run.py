@@ -28,7 +28,7 @@ from countermark.bench.imaging import cell as imaging
 from countermark.bench.imaging.experiment import ImagingCell
 from countermark.bench.kinds import AnyCell, AnyExperiment, every_cell
 from countermark.bench.provenance import provenance
-from countermark.errors import ConfigError, MissingExtraError, nearest
+from countermark.errors import ConfigError, MissingExtraError, suggest_nearest
 from countermark.files import write_bytes
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -82,7 +82,9 @@ def _chosen(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]
     labels = list(dict.fromkeys(cell.label for cell in every))
     for row in rows:
         if row not in labels:
-            raise ConfigError(f"{experiment.name} has no row {row!r}: {nearest(row, labels)}")
+            raise ConfigError(
+                f"{experiment.name} has no row {row!r}: {suggest_nearest(row, labels)}"
+            )
     yield from (cell for cell in every if not rows or cell.label in rows)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from countermark.bench.experiment import located, read_toml
 from countermark.bench.strict import Strict
 from countermark.bench.tables import TABLES, load_table, rendered, shown_cell
-from countermark.errors import ConfigError, DataError, nearest
+from countermark.errors import ConfigError, DataError, suggest_nearest
 
 Criterion = Literal[
     "fidelity", "effectiveness", "robustness", "security", "legality", "capacity", "efficiency"
@@ -81,7 +81,7 @@ def quoted(score: Score, results: Path) -> str:
     table = load_table(located(score.table, TABLES))
     rows = tuple(row for row in table.rows if row.label == score.row)
     if not rows:
-        labels = nearest(score.row, [row.label for row in table.rows])
+        labels = suggest_nearest(score.row, [row.label for row in table.rows])
         raise ConfigError(f"{score.table} has no row {score.row!r}: {labels}")
     shown = rendered(table.model_copy(update={"rows": rows}), results)
     cells = shown["rows"][0]["cells"]

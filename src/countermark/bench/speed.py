@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from countermark._version import VERSION
-from countermark.alignment import Reference, realigned
+from countermark.alignment import Reference, realign_suspect
 from countermark.attacks.invariants import Permute
 from countermark.bench.data import BUNDLED
 from countermark.bench.file_speed import file_ratios
@@ -136,7 +136,7 @@ def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
     plain, marked = build(case.model, {}), build(case.model, {})
     marked.load_state_dict(plain.state_dict())
     repeats, pairs = (400, 15) if case.model == "mlp" else (1, 15)
-    with scheme.embed(marked, owner="bench", material=KeyMaterial.for_tests(0)) as mark:
+    with scheme.embed(marked, owner="bench", material=KeyMaterial.from_test_seed(0)) as mark:
         without = _stepper(plain, images, labels, None)
         embedding = _stepper(marked, images, labels, mark)
         ratios = paired(lambda: embedding(repeats), lambda: without(repeats), pairs)
@@ -185,11 +185,11 @@ def _alignment() -> Ratio:
     """CPU time of aligning a full VGG16, its neurons in another order, against importing torch."""
     layer, model = "features.27.weight", build("vgg16", {}).eval()
     suspect = ModuleWeights(Permute().run(model).model)
-    reference, shape = Reference.of_module(model), {layer: (512, 512, 3, 3)}
+    reference, shape = Reference.from_module(model), {layer: (512, 512, 3, 3)}
 
     def aligned() -> float:
         start = time.process_time()
-        realigned(suspect, reference, shape)
+        realign_suspect(suspect, reference, shape)
         return time.process_time() - start
 
     return against_torch("align VGG16 to a reference", aligned, 4.0, pairs=3)

@@ -15,13 +15,13 @@ from pydantic import Field, PositiveInt
 from countermark.bench.models import Value, build
 from countermark.bench.strict import Strict
 from countermark.bench.zoo import CACHE, Arrays, HostSpec, pairs, train_hosts
-from countermark.examine import examine, read_evidence
+from countermark.examine import examine, read_suspect
 from countermark.key import Key
 from countermark.nulls import PermutedUnits
-from countermark.progress import progress
-from countermark.schemes import weight_scheme_of
-from countermark.stats import randomised_sequential_p
-from countermark.verdict import Terms
+from countermark.progress import show_progress
+from countermark.schemes import load_weight_scheme
+from countermark.stats import compute_randomised_sequential_p
+from countermark.verdict import VerificationOptions
 
 DRAWS = 100_000
 LEVELS = (1e-2, 1e-4)
@@ -128,11 +128,11 @@ def judged(
     uniform = np.random.default_rng(seed)
     matched, losses, ps = [], [], []
     reached, claims = dict.fromkeys(map(str, LEVELS), 0), dict.fromkeys(map(str, LEVELS), 0)
-    with progress(f"{group.label}, hosts", len(hosts)) as advance:
+    with show_progress(f"{group.label}, hosts", len(hosts)) as advance:
         for spec, arrays in train_hosts(hosts, CACHE):
             model = live(spec, arrays)  # whose forward shows what its hidden units are
-            evidence = read_evidence(model, key)
-            matched.append(evidence.matched)
+            evidence = read_suspect(model, key)
+            matched.append(evidence.match_count)
             if evidence.reader is not None and evidence.cross_entropy is not None:
                 losses.append(evidence.cross_entropy)
                 p = _rank(key, arrays, float(uniform.random()))
@@ -140,7 +140,7 @@ def judged(
                 for level in LEVELS:
                     reached[str(level)] += p <= level
             for level in LEVELS:
-                terms = Terms(level, assume_dated=True, allow_test_key=True)
+                terms = VerificationOptions(level, assume_dated=True, allow_test_key=True)
                 claims[str(level)] += examine(model, key, terms, unmarked=supplied).owned
             advance(1)
     return {
@@ -164,11 +164,11 @@ def live(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
 
 
 def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
-    null = weight_scheme_of(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
+    null = load_weight_scheme(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
     ranked = null[PermutedUnits.name]
     if not isinstance(ranked, PermutedUnits):
         raise AssertionError("the null of that name")
-    return randomised_sequential_p(*ranked.counts(), ranked.stop_at, uniform)
+    return compute_randomised_sequential_p(*ranked.count_exceedances(), ranked.stop_at, uniform)
 
 
 def kolmogorov_smirnov(ps: list[float]) -> tuple[float, float]:

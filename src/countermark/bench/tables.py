@@ -20,7 +20,7 @@ from countermark.bench.columns import COLUMNS, Figures
 from countermark.bench.experiment import EXPERIMENTS, Experiment, read_toml, result_path
 from countermark.bench.kinds import AnyExperiment, every_cell, load_any
 from countermark.bench.strict import Strict
-from countermark.errors import ConfigError, DataError, nearest
+from countermark.errors import ConfigError, DataError, suggest_nearest
 
 TABLES = Path("tables")
 
@@ -76,7 +76,7 @@ def load_table(path: Path) -> Table:
     table = read_toml(path, Table)
     for column in table.columns:
         if column not in COLUMNS:
-            raise ConfigError(f"{path}: no column {column!r}: {nearest(column, COLUMNS)}")
+            raise ConfigError(f"{path}: no column {column!r}: {suggest_nearest(column, COLUMNS)}")
     return table
 
 
@@ -197,7 +197,7 @@ def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Fig
     """
     found = [cell for cell in every_cell(experiment) if cell.label == label]
     if not found:
-        known = nearest(label, {cell.label: None for cell in every_cell(experiment)})
+        known = suggest_nearest(label, {cell.label: None for cell in every_cell(experiment)})
         raise ConfigError(f"{experiment.name} has no row {label!r}: {known}")
     return [_figures(result_path(cell, results)) for cell in found]
 

@@ -22,8 +22,8 @@ from countermark.bench.models import Recipe
 from countermark.bench.watch import Watch
 from countermark.embedding import Embedding
 from countermark.errors import DataError
-from countermark.files import replacing
-from countermark.progress import progress
+from countermark.files import replace_file
+from countermark.progress import show_progress
 from countermark.weights import save_weights
 
 _CHECKPOINT_SECONDS = 20.0
@@ -72,7 +72,7 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state, whole or not at all."""
-        with replacing(self._path) as temporary:
+        with replace_file(self._path) as temporary:
             torch.save(state, temporary)
         self._last = time.monotonic()
 
@@ -115,7 +115,7 @@ def fit(
             f"{data.name} has {len(data.train_labels)} training images: expected at least one "
             f"batch of {recipe.batch_size}"
         )
-    with progress(course.what, course.epochs * steps) as advance:
+    with show_progress(course.what, course.epochs * steps) as advance:
         advance(loop.epoch * steps + loop.step)
         while loop.epoch < course.epochs:
             for _ in range(loop.step, steps):

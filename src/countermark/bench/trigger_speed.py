@@ -16,8 +16,8 @@ from countermark.embedding import TriggerEmbedding
 from countermark.key import KeyMaterial
 from countermark.schemes.deepstego import DeepStego
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.makers import Maker
-from countermark.schemes.training.stego import StegoNetwork, spread, tiled
+from countermark.schemes.training.makers import StegoMaker
+from countermark.schemes.training.stego import StegoNetwork, repeat_tile, spread_logo
 
 _COVERS = 1024
 _PAIRS = 15
@@ -52,7 +52,7 @@ def mixing(host: Host, limit: float) -> Ratio:
     covers, classes = _pictures(host.shape, 2 * _COVERS), torch.randint(0, 10, (2 * _COVERS,))
     images, labels = torch.randn(2 * host.batch, *host.shape), classes[: 2 * host.batch]
     plain, marked = (build(host.model, dict(host.arguments)) for _ in range(2))
-    material = KeyMaterial.for_tests(0)
+    material = KeyMaterial.from_test_seed(0)
     with scheme.embed(
         marked, owner="bench", covers=covers, labels=classes, material=material
     ) as mark:
@@ -89,12 +89,12 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
     network.eval().requires_grad_(False)
     model = build(host.model, dict(host.arguments)).eval()
     signs = 2.0 * torch.randint(0, 2, (host.shape[0], GRID, GRID)) - 1
-    tile = tiled(signs, *host.shape[1:])
+    tile = repeat_tile(signs, *host.shape[1:])
     logos = torch.randint(0, 2, (covers, GRID, GRID))
 
     def make() -> float:
         start = time.process_time()
-        Maker(network, spread(logos, tile))(images.numpy())
+        StegoMaker(network, spread_logo(logos, tile))(images.numpy())
         return time.process_time() - start
 
     def classify() -> float:

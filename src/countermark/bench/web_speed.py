@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from countermark.bench.ratios import Ratio, against_torch, children
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
-from countermark.claims.signing import key_id
+from countermark.claims.signing import compute_key_id
 from countermark.claims.statement import Commitment
 
 _CLAIMS = 1000
@@ -156,10 +156,12 @@ def _ledger(folder: Path, claims: int) -> list[str]:
     """A ledger of so many claims; their digests."""
     private = Ed25519PrivateKey.generate()
     digests = []
-    with Ledger.init(str(folder / "claims.db"), key_id(private.public_key())) as ledger:
+    with Ledger.create(str(folder / "claims.db"), compute_key_id(private.public_key())) as ledger:
         for n in range(claims):
             commitment = Commitment(kind="C0", sha256=secrets.token_hex(32))
-            claim = Claim.new(commitment, f"Owner {n}", secrets.token_hex(32), 4).signed(private)
+            claim = Claim.make_unsigned(
+                commitment, f"Owner {n}", secrets.token_hex(32), 4
+            ).with_signature(private)
             ledger.add(claim)
             digests.append(claim.digest)
     return digests

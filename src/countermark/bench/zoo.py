@@ -28,7 +28,7 @@ from countermark.bench.pictures import check_for_mlp, cut, grey28
 from countermark.bench.stack import Stack
 from countermark.bench.train import Course, accuracy, fit_to_file, seeded
 from countermark.errors import ConfigError
-from countermark.progress import progress
+from countermark.progress import show_progress
 from countermark.weights import load_state, open_weights, save_weights
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
@@ -103,7 +103,7 @@ class HostSpec:
         content = {name: getattr(self, name) for name in names} | {"order": self.data_order}
         if self.start is not None:
             with open_weights(self.start) as weights:
-                content["start"] = weights.file_digest()
+                content["start"] = weights.compute_file_digest()
         how = asdict(self.resolved)
         # What came later is left out where it is not set: no cached host is renamed.
         if self.stacks:
@@ -152,7 +152,7 @@ def train_hosts(
         missing = {path: spec for spec, path in paths.items() if not path.exists()}
         stacked = [spec for spec in missing.values() if spec.stacks]
         epochs = sum(spec.epochs for spec in stacked)
-        with progress("training hosts, epochs", epochs) as advance:
+        with show_progress("training hosts, epochs", epochs) as advance:
             for group, data in _groups(stacked, at_a_time):
                 for spec, state in _trained_together(group, data, advance):
                     save_weights(state, paths[spec])
@@ -207,7 +207,7 @@ def extend(
     there = sum(host_path(spec, cache).exists() for spec in specs)
     hosts = train_hosts(specs, cache, at_a_time=at_a_time)
     seconds, found = time.process_time() - began, []
-    with progress("testing hosts", count) as advance:
+    with show_progress("testing hosts", count) as advance:
         for spec, weights in hosts:
             found.append(test_accuracy(spec, weights, data))
             advance(1)

@@ -12,12 +12,12 @@ from typing import Any
 
 from countermark.claims.decision import EXIT_CODES, Outcome
 from countermark.claims.ledger import Ledger
-from countermark.claims.policy import earliest
+from countermark.claims.policy import find_earliest_timestamps
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.timestamp import Authority, Confirmed
-from countermark.claims.tree import Growing
+from countermark.claims.timestamp import Authority, ConfirmedTimestamp
+from countermark.claims.tree import GrowingTree
 from countermark.errors import ClaimError, LedgerError
-from countermark.progress import progress
+from countermark.progress import show_progress
 
 _MOST_FAULTS = 20  # listed one by one, so that a hostile ledger cannot flood the output
 
@@ -53,7 +53,7 @@ class Audit:
     commitments: dict[str, set[str]] = field(repr=False)
     heads: tuple[TreeHead, ...] = field(repr=False)
     checkpoint: TreeHead | None
-    stamps: tuple[Confirmed, ...]
+    stamps: tuple[ConfirmedTimestamp, ...]
 
     @property
     def outcome(self) -> Outcome:
@@ -70,7 +70,7 @@ class Audit:
         return EXIT_CODES[self.outcome]
 
     @property
-    def limits(self) -> tuple[str, ...]:
+    def caveats(self) -> tuple[str, ...]:
         """The caveats: changes that this audit cannot exclude."""
         if self.checkpoint is None:
             return (NO_CHECKPOINT,)
@@ -78,7 +78,7 @@ class Audit:
         limits = (AFTER.format(more=more),) if more > 0 else ()
         return limits if self.stamps else (*limits, UNSTAMPED)
 
-    def count(self, signers: Sequence[str] = ()) -> int:
+    def count_commitments(self, signers: Sequence[str] = ()) -> int:
         """Count the commitments that these signers claimed together; without signers, count all.
 
         Args:
@@ -100,11 +100,11 @@ class Audit:
             "checkpoint": checkpoint and {"size": checkpoint.size, "digest": checkpoint.digest},
             "stamps": [each.to_json() for each in self.stamps],
             "faults": list(self.faults),
-            "limits": list(self.limits),
+            "limits": list(self.caveats),
         }
 
 
-def audit(
+def audit_ledger(
     ledger: Ledger, checkpoint: TreeHead | None = None, authorities: Sequence[Authority] = ()
 ) -> Audit:
     """Read a whole ledger and check it.
@@ -117,20 +117,20 @@ def audit(
     Raises:
         LedgerError: the ledger cannot be read at all.
     """
-    reading = _Reading(ledger, checkpoint)
+    reading = _LedgerPass(ledger, checkpoint)
     # One transaction for claims and nodes: a claim that is added meanwhile must not look like a
     # fault. The heads were read before, so that none of them can be larger than the tree.
-    with ledger.database.reading() as connection, progress("claims", None) as advance:
-        for row in ledger.rows.claims(connection):
-            reading.take(row)
+    with ledger.database.begin_reading() as connection, show_progress("claims", None) as advance:
+        for row in ledger.rows.iterate_claims(connection):
+            reading.check_claim_row(row)
             advance(1)
         reading.compare_nodes(connection)
-    heads = reading.sound_heads()
+    heads = reading.select_sound_heads()
     stamps = reading.compare_checkpoint(authorities)
     return Audit(
         size=reading.tree.size,
-        root=reading.tree.root.hex(),
-        faults=reading.told(),
+        root=reading.tree.current_root.hex(),
+        faults=reading.list_faults(),
         places=reading.places,
         commitments=reading.commitments,
         heads=heads,
@@ -139,30 +139,30 @@ def audit(
     )
 
 
-class _Reading:
+class _LedgerPass:
     """One pass over a ledger, which collects the faults that it finds."""
 
     def __init__(self, ledger: Ledger, checkpoint: TreeHead | None) -> None:
         self.ledger, self.checkpoint = ledger, checkpoint
-        self.tree = Growing()
+        self.tree = GrowingTree()
         self.faults: list[str] = []
         self.places: dict[str, int] = {}
         self.commitments: dict[str, set[str]] = {}
         self.levels: dict[int, dict[int, bytes]] = {}
-        self.kept = self._kept()
+        self.kept = self._load_heads()
         # Roots are kept only for the sizes that some head names. The empty tree has a root, too.
         wanted = {each.size for each in self.kept} | ({checkpoint.size} if checkpoint else set())
-        self.wanted, self.roots = wanted, {0: self.tree.root}
+        self.wanted, self.roots = wanted, {0: self.tree.current_root}
 
-    def _kept(self) -> list[TreeHead]:
+    def _load_heads(self) -> list[TreeHead]:
         """Load the stored tree heads; record a fault if they cannot be read."""
         try:
-            return self.ledger.heads()
+            return self.ledger.load_heads()
         except LedgerError as error:
             self.faults.append(str(error))
             return []
 
-    def take(self, row: Any) -> None:
+    def check_claim_row(self, row: Any) -> None:
         """Check one row of the table of claims and add it to the tree.
 
         Args:
@@ -173,13 +173,13 @@ class _Reading:
         content: bytes = row.content
         # The tree is over the bytes of a row, whether or not they are a claim: a damaged row is one
         # fault and does not move the leaves behind it.
-        for (level, place), digest in self.tree.add(content).items():
+        for (level, place), digest in self.tree.add_leaf(content).items():
             self.levels.setdefault(level, {})[place] = digest
         if self.tree.size in self.wanted:
-            self.roots[self.tree.size] = self.tree.root
+            self.roots[self.tree.size] = self.tree.current_root
         try:
             claim = Claim.from_bytes(content, f"claim {row.place}")
-            claim.check()
+            claim.check_signatures()
         except ClaimError as error:
             self.faults.append(f"claim {row.place} was changed: {error}")
             return
@@ -196,7 +196,10 @@ class _Reading:
         """Compare the stored tree nodes with the nodes that follow from the claims."""
         # One level above the top, where no stored node may be.
         for level in range(max(self.levels, default=-1) + 2):
-            stored, made = self.ledger.rows.nodes_of(connection, level), self.levels.get(level, {})
+            stored, made = (
+                self.ledger.rows.read_level(connection, level),
+                self.levels.get(level, {}),
+            )
             wrong = [each for each in made.keys() | stored.keys()
                      if stored.get(each) != made.get(each)]  # fmt: skip
             if wrong:
@@ -207,24 +210,26 @@ class _Reading:
 
         # Rows with a negative or non-integer place are outside the order in which claims are read.
         # Only the row counts reveal them.
-        claims, nodes = self.ledger.rows.counts(connection)
+        claims, nodes = self.ledger.rows.count_claims_and_nodes(connection)
         more = claims - self.tree.size, nodes - sum(map(len, self.levels.values()))
         if any(more):
             self.faults.append(
                 f"{more[0]} claims and {more[1]} nodes more than the ledger's order has places for"
             )
 
-    def sound_heads(self) -> tuple[TreeHead, ...]:
+    def select_sound_heads(self) -> tuple[TreeHead, ...]:
         """Return the stored tree heads that hold; record a fault for each other head."""
         sound = []
         for head in self.kept:
-            if why := self._broken(head):
+            if why := self._find_head_fault(head):
                 self.faults.append(f"the kept tree head over {head.size} claims {why}")
             else:
                 sound.append(head)
         return tuple(sound)
 
-    def compare_checkpoint(self, authorities: Sequence[Authority]) -> tuple[Confirmed, ...]:
+    def compare_checkpoint(
+        self, authorities: Sequence[Authority]
+    ) -> tuple[ConfirmedTimestamp, ...]:
         """Compare the checkpoint with the tree.
 
         Args:
@@ -235,18 +240,18 @@ class _Reading:
         """
         if self.checkpoint is None:
             return ()
-        if why := self._broken(self.checkpoint):
+        if why := self._find_head_fault(self.checkpoint):
             self.faults.append(f"the checkpoint over {self.checkpoint.size} claims {why}")
         try:
-            return tuple(earliest([self.checkpoint], authorities))
+            return tuple(find_earliest_timestamps([self.checkpoint], authorities))
         except ClaimError as error:
             self.faults.append(f"the checkpoint: {error}")
             return ()
 
-    def _broken(self, head: TreeHead) -> str | None:
+    def _find_head_fault(self, head: TreeHead) -> str | None:
         """Return why a tree head does not belong to this ledger; None if it does."""
         try:
-            head.check()
+            head.check_signatures()
         except ClaimError as error:
             return f"is not signed: {error}"
         if head.statement.predicate.ledger != self.ledger.identity:
@@ -260,7 +265,7 @@ class _Reading:
             return "has another root: a claim before it was edited, removed or put in"
         return None
 
-    def told(self) -> tuple[str, ...]:
+    def list_faults(self) -> tuple[str, ...]:
         """Return the first faults, and the number of the others as a last message."""
         shown = self.faults[:_MOST_FAULTS]
         more = len(self.faults) - len(shown)

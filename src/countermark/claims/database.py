@@ -17,7 +17,7 @@ from urllib.parse import unquote_plus
 
 import sqlalchemy as sa
 
-from countermark.errors import LedgerError, MissingExtraError, printable
+from countermark.errors import LedgerError, MissingExtraError, make_printable
 
 REVISION = "1"
 _PATIENCE = 120  # seconds that a writer waits for the writers before it
@@ -31,7 +31,7 @@ _MISSPELT_URL = re.compile(r"(?i)(postgres|psql|pgsql|sqlite|mysql|mariadb)[\w+]
 _SHOWN_OPTIONS = frozenset({"host", "hostaddr", "port", "user", "dbname", "sslmode", "service"})
 
 
-class Stored(sa.types.TypeDecorator[bytes]):
+class LenientBytes(sa.types.TypeDecorator[bytes]):
     """A column type for bytes that tolerates other values.
 
     A SQLite file may hold any type in any column: text is read as its UTF-8 bytes, other values as
@@ -43,10 +43,10 @@ class Stored(sa.types.TypeDecorator[bytes]):
 
     def result_processor(self, dialect: Any, coltype: Any) -> Any:  # noqa: ARG002
         """Return the function that converts a column's value to bytes."""
-        return _as_bytes
+        return _convert_to_bytes
 
 
-def _as_bytes(value: object) -> bytes:
+def _convert_to_bytes(value: object) -> bytes:
     """Convert a column's value to bytes: text to its UTF-8, other types to empty bytes."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
@@ -65,7 +65,7 @@ claims = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False, unique=False),
     sa.Column("commitment", sa.String(64), nullable=False),
     sa.Column("model", sa.String(64), nullable=False),
-    sa.Column("content", Stored, nullable=False),
+    sa.Column("content", LenientBytes, nullable=False),
     sa.Index("ix_claims_digest", "digest", unique=True),
     sa.Index("ix_claims_commitment", "commitment"),
     sa.Index("ix_claims_model", "model"),
@@ -74,22 +74,22 @@ nodes = sa.Table(
     "nodes", metadata,
     sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("place", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("hash", Stored(32), nullable=False),
+    sa.Column("hash", LenientBytes(32), nullable=False),
 )  # fmt: skip
 heads = sa.Table(
     "heads", metadata,
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("content", Stored, nullable=False),
+    sa.Column("content", LenientBytes, nullable=False),
 )  # fmt: skip
 
 
-def count(connection: sa.Connection, table: sa.Table) -> int:
+def count_rows(connection: sa.Connection, table: sa.Table) -> int:
     """Return the number of rows of a table."""
     return int(connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0)
 
 
-def nodes_at(
+def read_nodes(
     connection: sa.Connection, wanted: Collection[tuple[int, int]]
 ) -> dict[tuple[int, int], bytes]:
     """Read the wanted tree nodes that are stored.
@@ -107,7 +107,7 @@ def nodes_at(
     return {(row.level, row.place): row.hash for row in rows}
 
 
-def largest(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:
+def measure_largest_claim(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> int:
     """Return the size in bytes of the largest stored claim among those that meet conditions."""
     query = sa.select(sa.func.max(sa.func.length(claims.c.content))).where(*where)
     return int(connection.scalar(query) or 0)
@@ -126,15 +126,15 @@ class Database:
     """
 
     def __init__(self, url: str, called: str | None = None) -> None:
-        self.url = _url(url)
+        self.url = _parse_url(url)
         self.name = called or _redact_url(self.url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _engine(self.url)
+        self.engine = _make_engine(self.url)
         if self.is_sqlite:
-            sa.event.listen(self.engine, "connect", _sqlite_opened)
-            sa.event.listen(self.engine, "begin", _sqlite_begins)
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
 
-    def exists(self) -> bool:
+    def has_ledger(self) -> bool:
         """Return true if the database holds a ledger of the current schema.
 
         Raises:
@@ -142,19 +142,19 @@ class Database:
         """
         if self.is_sqlite and not Path(self.url.database or "").is_file():
             return False
-        with self.reading() as connection:
+        with self.begin_reading() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return False
             found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
         if found != REVISION:
             raise LedgerError(
-                f"{self.name} has the form {printable(str(found), 40)!r}, this version of "
+                f"{self.name} has the form {make_printable(str(found), 40)!r}, this version of "
                 f"countermark reads {REVISION!r}: use the one that wrote it"
             )
         return True
 
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
+    def begin_reading(self) -> Iterator[sa.Connection]:
         """Open a transaction that sees one state of the ledger and changes nothing.
 
         Raises:
@@ -162,18 +162,21 @@ class Database:
         """
         # A SQLite transaction always sees one snapshot; PostgreSQL's does from REPEATABLE READ on.
         level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        with self._asked(), self.engine.connect().execution_options(**level) as connection:
+        with (
+            self._translate_errors(),
+            self.engine.connect().execution_options(**level) as connection,
+        ):
             yield connection
             connection.rollback()
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
+    def begin_writing(self) -> Iterator[sa.Connection]:
         """Open a transaction that is the only writer; its rows are on disk when the block ends.
 
         Raises:
             LedgerError: the database does not answer, or other writers hold it for two minutes.
         """
-        with self._asked(), self.engine.connect() as connection:
+        with self._translate_errors(), self.engine.connect() as connection:
             connection.execution_options(alone=True)
             with connection.begin():
                 # EXCLUSIVE keeps other writers out and lets readers in. While the schema is being
@@ -182,7 +185,7 @@ class Database:
                     connection.execute(sa.text("LOCK TABLE claims IN EXCLUSIVE MODE"))
                 yield connection
 
-    def prepare(self) -> None:
+    def enable_write_ahead_log(self) -> None:
         """Switch a new SQLite file to a write-ahead log, so that readers never wait."""
         connection = sqlite3.connect(self.url.database or "")
         try:
@@ -206,21 +209,21 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Convert SQLAlchemy's errors to a `LedgerError` that quotes no secret."""
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
             # `orig` is the driver's own error: SQLAlchemy's text would add the SQL statement.
             said = str(getattr(error, "orig", None) or error)
-            first = _without_hidden(said, self.url).strip().partition("\n")[0]
+            first = _redact_message(said, self.url).strip().partition("\n")[0]
             raise LedgerError(
-                f"the ledger {self.name} does not answer ({printable(first, 200)}): expected one "
+                f"the ledger {self.name} does not answer ({make_printable(first, 200)}): expected one "
                 "that `countermark ledger init` made"
             ) from None
 
 
-def _url(text: str) -> sa.URL:
+def _parse_url(text: str) -> sa.URL:
     """Parse a ledger's URL and refuse one that holds a secret.
 
     Others on this machine can read the URL in the list of processes, and messages print it. So a
@@ -232,22 +235,22 @@ def _url(text: str) -> sa.URL:
     _require_no_secret(text)
     if "://" not in text:
         if _MISSPELT_URL.match(text):
-            raise _no_known_kind()
+            raise _make_url_error()
         return sa.URL.create("sqlite", database=text)
     try:
         url = sa.make_url(text)
         backend = url.get_backend_name()
     except (sa.exc.ArgumentError, ValueError):
-        raise _no_known_kind() from None
+        raise _make_url_error() from None
     # A colon in the user name is a password that was percent-encoded.
     if url.password is not None or ":" in (url.username or ""):
-        raise _with_secret()
+        raise _make_secret_error()
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     # A database in memory would end with its connection.
     if backend == "sqlite" and url.database and url.database != ":memory:":
         return sa.URL.create("sqlite", database=url.database)
-    raise _no_known_kind()
+    raise _make_url_error()
 
 
 def _require_no_secret(text: str) -> None:
@@ -255,11 +258,11 @@ def _require_no_secret(text: str) -> None:
     # Three rounds: as given, and percent-decoded once and twice.
     for _ in range(3):
         if _SECRET_OPTION.search(text) or ("://" not in text and _USER_AND_PASSWORD.match(text)):
-            raise _with_secret()
+            raise _make_secret_error()
         text = unquote_plus(text)
 
 
-def _with_secret() -> LedgerError:
+def _make_secret_error() -> LedgerError:
     """Make the error for a URL that holds a secret."""
     return LedgerError(
         "the ledger's URL has a password, which others on this machine can read: put it into "
@@ -267,7 +270,7 @@ def _with_secret() -> LedgerError:
     )
 
 
-def _no_known_kind() -> LedgerError:
+def _make_url_error() -> LedgerError:
     """Make the error for a URL of an unknown kind."""
     return LedgerError(
         "the ledger's URL is of no known kind: expected a file, sqlite:///FILE or "
@@ -281,7 +284,7 @@ def _redact_url(url: sa.URL) -> str:
     return url.set(query=query).render_as_string(hide_password=True)
 
 
-def _without_hidden(said: str, url: sa.URL) -> str:
+def _redact_message(said: str, url: sa.URL) -> str:
     """Return a driver's message without the option values that `_redact_url` leaves out."""
     for name, value in url.query.items():
         if name not in _SHOWN_OPTIONS:
@@ -291,7 +294,7 @@ def _without_hidden(said: str, url: sa.URL) -> str:
     return said
 
 
-def _engine(url: sa.URL) -> sa.Engine:
+def _make_engine(url: sa.URL) -> sa.Engine:
     """Create the SQLAlchemy engine for a URL.
 
     Raises:
@@ -312,7 +315,7 @@ def _engine(url: sa.URL) -> sa.Engine:
         ) from None
 
 
-def _sqlite_opened(connection: Any, _: object) -> None:
+def _configure_sqlite(connection: Any, _: object) -> None:
     """Configure a new SQLite connection: own transactions, full sync, an untrusted schema."""
     # Without this the driver would begin transactions itself, and only before the first write.
     connection.isolation_level = None
@@ -322,7 +325,7 @@ def _sqlite_opened(connection: Any, _: object) -> None:
         connection.execute(f"PRAGMA {setting}")
 
 
-def _sqlite_begins(connection: sa.Connection) -> None:
+def _begin_sqlite(connection: sa.Connection) -> None:
     """Begin a SQLite transaction; a writer takes the write lock at once."""
     # Two writers that read first and then upgrade their locks would block each other. IMMEDIATE
     # takes the write lock before the first read.

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from countermark.claims.audit import Audit
-from countermark.claims.policy import CommittedBefore, earliest
+from countermark.claims.policy import CommittedBefore, find_earliest_timestamps
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.statement import instant, require_past
+from countermark.claims.statement import format_time, require_past
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError
 from countermark.key_dating import KeyDating
 
 
 @dataclass(frozen=True)
-class Believed:
+class ExaminerTrust:
     """The authorities and signers that an examiner trusts, and the suspect's date.
 
     Attributes:
@@ -45,7 +45,7 @@ class Believed:
         require_past(self.suspect_date, "the suspect date")
 
 
-def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating:
+def date_key(claim: Claim, believed: ExaminerTrust, audited: Audit | None) -> KeyDating:
     """Return the age of a key as a claim shows it; undated, with a reason, if anything is missing.
 
     Args:
@@ -58,7 +58,7 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating
             pinned and none of them signed.
         ConfigError: no authorities were given.
     """
-    claim.check()
+    claim.check_signatures()
     signed = sorted(set(claim.signers) & set(believed.signers))
     if believed.signers and not signed:
         raise ClaimError(
@@ -67,35 +67,37 @@ def dating(claim: Claim, believed: Believed, audited: Audit | None) -> KeyDating
         )
     # Constructed only for its checks: there are authorities, and `least` is at most their number.
     CommittedBefore(believed.suspect_date, believed.authorities, believed.least)
-    earliest([claim], believed.authorities)  # raises for a timestamp over something else
+    find_earliest_timestamps(
+        [claim], believed.authorities
+    )  # raises for a timestamp over something else
     # From here on only timestamps on tree heads date the key. A timestamp on the claim alone would
     # not show how many other claims there were.
-    why, heads = _counted(claim, audited)
-    stamps = [] if why else earliest(heads, believed.authorities)
-    early = [each for each in stamps if each.stamp.latest < believed.suspect_date]
+    why, heads = _find_counted_heads(claim, audited)
+    stamps = [] if why else find_earliest_timestamps(heads, believed.authorities)
+    early = [each for each in stamps if each.stamp.latest_time < believed.suspect_date]
     if not why and len(early) < believed.least:
         why = (
             f"{len(early)} pinned authorities stamped a tree head with this claim in it before "
-            f"{instant(believed.suspect_date)}, {believed.least} must"
+            f"{format_time(believed.suspect_date)}, {believed.least} must"
         )
     return KeyDating(
         claim=claim.digest,
-        suspect_date=instant(believed.suspect_date),
+        suspect_date=format_time(believed.suspect_date),
         # The timestamps are sorted: at the time of the `least`-th, enough authorities agree.
-        committed=None if why else instant(early[believed.least - 1].stamp.latest),
+        committed=None if why else format_time(early[believed.least - 1].stamp.latest_time),
         authorities=tuple(each.authority.name for each in early),
-        commitments=audited.count(believed.signers) if audited else None,
+        commitments=audited.count_commitments(believed.signers) if audited else None,
         signer="pinned" if signed else "unknown",
         why=why,
     )
 
 
-def heads_over(claim: Claim, audited: Audit | None) -> list[TreeHead]:
+def find_heads_over(claim: Claim, audited: Audit | None) -> list[TreeHead]:
     """Return the tree heads of a sound ledger that cover a claim; empty without a ledger."""
-    return _counted(claim, audited)[1]
+    return _find_counted_heads(claim, audited)[1]
 
 
-def _counted(claim: Claim, audited: Audit | None) -> tuple[str | None, list[TreeHead]]:
+def _find_counted_heads(claim: Claim, audited: Audit | None) -> tuple[str | None, list[TreeHead]]:
     """Find the tree heads that cover a claim, or the reason why commitments cannot be counted.
 
     Returns:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from countermark.claims.signed import Claim, TreeHead
-from countermark.errors import printable
+from countermark.errors import make_printable
 from countermark.verdict import NoTruthValue, Verdict
 
 Outcome = Literal["accepted", "refused", "undecided"]
@@ -15,7 +15,7 @@ EXIT_CODES = {"accepted": 0, "refused": 1, "undecided": 3}
 
 
 @dataclass(frozen=True)
-class Case:
+class PolicyCase:
     """A claim and the facts beside it that a policy judges.
 
     Attributes:
@@ -83,4 +83,4 @@ class Decision(NoTruthValue):
         ]
         # Reasons quote claims that anybody may have written: control characters must not reach a
         # terminal.
-        return "\n".join(map(printable, lines))
+        return "\n".join(map(make_printable, lines))

@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from countermark.claims.audit import Audit
-from countermark.claims.dating import heads_over
-from countermark.claims.policy import earliest
+from countermark.claims.dating import find_heads_over
+from countermark.claims.policy import find_earliest_timestamps
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.statement import instant
-from countermark.claims.timestamp import Authority, Stamp
-from countermark.errors import ClaimError, printable
+from countermark.claims.statement import format_time
+from countermark.claims.timestamp import Authority, Timestamp
+from countermark.errors import ClaimError, make_printable
 from countermark.nulls import LEAST_DATED_BITS, LEAST_FORGERY_BITS
 from countermark.verdict import NoTruthValue, Verdict
 from countermark.weights.digest import ModelDigest
@@ -76,7 +76,7 @@ class Party:
 
 
 @dataclass(frozen=True)
-class Resolution(NoTruthValue):
+class DisputeDecision(NoTruthValue):
     """The decision between the two parties, with its reasons.
 
     Attributes:
@@ -136,7 +136,7 @@ class Resolution(NoTruthValue):
         for side, why in self.copies.items():
             lines.append(f"  the suspect is like the {side}'s model: {why}")
         lines += [f"  limit   {each}" for each in self.limits]
-        return "\n".join(map(printable, lines))
+        return "\n".join(map(make_printable, lines))
 
 
 def resolve(
@@ -147,7 +147,7 @@ def resolve(
     *,
     doubt: str | None = None,
     copies: Mapping[Side, str] | None = None,
-) -> Resolution:
+) -> DisputeDecision:
     """Decide between two parties, or say that it cannot be decided.
 
     Args:
@@ -169,31 +169,33 @@ def resolve(
     # First make sure that each claim, key and model belong together: otherwise a party could show
     # the claim of somebody else.
     for side, party in zip(SIDES, parties, strict=True):
-        _require_about(side, party)
+        _require_matching_claim(side, party)
     if parties[0].commitment == parties[1].commitment:
         raise ClaimError("both parties show one key: expected two, of two owners")
     first, second = (party.claim for party in parties)
-    stamped = _stamps([first], authorities), _stamps([second], authorities)
+    stamped = _find_timestamps([first], authorities), _find_timestamps([second], authorities)
     counted = (
-        _stamps(heads_over(first, audited), authorities),
-        _stamps(heads_over(second, audited), authorities),
+        _find_timestamps(find_heads_over(first, audited), authorities),
+        _find_timestamps(find_heads_over(second, audited), authorities),
     )
-    outcome, reason = _decided(_Seen(readings, counted, stamped, doubt, copies or {}))
-    return Resolution(
+    outcome, reason = _decide_outcome(
+        _DisputeFacts(readings, counted, stamped, doubt, copies or {})
+    )
+    return DisputeDecision(
         outcome,
         reason,
         (first.owner, second.owner),
-        (_told(stamped[0]), _told(stamped[1])),
-        (_told(counted[0]), _told(counted[1])),
+        (_format_earliest(stamped[0]), _format_earliest(stamped[1])),
+        (_format_earliest(counted[0]), _format_earliest(counted[1])),
         readings,
         copies=copies or {},
     )
 
 
-def _require_about(side: Side, party: Party) -> None:
+def _require_matching_claim(side: Side, party: Party) -> None:
     """Raise `ClaimError` unless a party's claim is about that party's key and model."""
     claim = party.claim
-    claim.check()
+    claim.check_signatures()
     if claim.commitment != party.commitment:
         raise ClaimError(
             f"the {side} claim is about the key {claim.commitment}, the {side} key is "
@@ -208,18 +210,20 @@ def _require_about(side: Side, party: Party) -> None:
         )
 
 
-def _stamps(documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]) -> list[Stamp]:
+def _find_timestamps(
+    documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]
+) -> list[Timestamp]:
     """Return the earliest timestamp of each authority over any of several documents, sorted."""
-    return [each.stamp for each in earliest(documents, authorities)]
+    return [each.stamp for each in find_earliest_timestamps(documents, authorities)]
 
 
-def _told(stamps: Sequence[Stamp]) -> str | None:
+def _format_earliest(stamps: Sequence[Timestamp]) -> str | None:
     """Format the latest time that the first timestamp allows; None without timestamps."""
-    return instant(stamps[0].latest) if stamps else None
+    return format_time(stamps[0].latest_time) if stamps else None
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _DisputeFacts:
     """The facts that a dispute is decided by.
 
     Attributes:
@@ -230,16 +234,16 @@ class _Seen:
     """
 
     readings: Mapping[tuple[Side, Place], Verdict]
-    counted: tuple[Sequence[Stamp], Sequence[Stamp]]
-    stamped: tuple[Sequence[Stamp], Sequence[Stamp]]
+    counted: tuple[Sequence[Timestamp], Sequence[Timestamp]]
+    stamped: tuple[Sequence[Timestamp], Sequence[Timestamp]]
     doubt: str | None
     copies: Mapping[Side, str]
 
-    def found(self, key: Side, place: Place) -> bool:
+    def is_found(self, key: Side, place: Place) -> bool:
         """Return true if a party's mark was found in a model."""
         return self.readings[key, place].owned
 
-    def unsure(self) -> list[str]:
+    def list_unreadable(self) -> list[str]:
         """Describe the readings that gave no verdict."""
         return [
             f"the {key}'s key in the {place}: {verdict.reason}"
@@ -247,91 +251,91 @@ class _Seen:
             if verdict.outcome == "no_verdict"
         ]
 
-    def earlier(self, side: Side) -> bool:
+    def is_earlier(self, side: Side) -> bool:
         """Return true if a party's claim was in the ledger before the other's first timestamp."""
-        own, other = SIDES.index(side), SIDES.index(_other(side))
-        theirs = [each.soonest for each in (*self.counted[other], *self.stamped[other])]
+        own, other = SIDES.index(side), SIDES.index(_get_other_side(side))
+        theirs = [each.earliest_time for each in (*self.counted[other], *self.stamped[other])]
         ours = self.counted[own]
         # Compare the latest time that this party's timestamp allows with the earliest time that the
         # other's allow: so inaccurate clocks cannot decide. Without a timestamp of the other party
         # there is no order.
-        return bool(ours and theirs) and ours[0].latest <= min(theirs)
+        return bool(ours and theirs) and ours[0].latest_time <= min(theirs)
 
-    def removed(self, side: Side) -> str | None:
+    def explain_removal(self, side: Side) -> str | None:
         """Say why a party's missing mark may have been removed from the suspect; else return None.
 
         The party's own model, which the suspect copies, must have been claimed under a timestamped
         tree head before the other's claim was timestamped. A party without timestamps is not older.
         """
-        own, other = SIDES.index(side), SIDES.index(_other(side))
-        theirs = [each.soonest for each in (*self.counted[other], *self.stamped[other])]
+        own, other = SIDES.index(side), SIDES.index(_get_other_side(side))
+        theirs = [each.earliest_time for each in (*self.counted[other], *self.stamped[other])]
         ours = self.counted[own]
-        # Unlike `earlier`, a party whose opponent has no timestamp is the older one here: the
+        # Unlike `is_earlier`, a party whose opponent has no timestamp is the older one here: the
         # result only leaves the dispute open.
-        older = bool(ours) and (not theirs or ours[0].latest <= min(theirs))
-        if side not in self.copies or not older or not self.found(side, side):
+        older = bool(ours) and (not theirs or ours[0].latest_time <= min(theirs))
+        if side not in self.copies or not older or not self.is_found(side, side):
             return None
         return (
             f"the suspect is a copy of the {side}'s own model, in which the {side}'s mark is and "
-            f"which was claimed before the {_other(side)}'s ({self.copies[side]}): the {side}'s "
+            f"which was claimed before the {_get_other_side(side)}'s ({self.copies[side]}): the {side}'s "
             "mark may have been removed, unless both models come of one older base, which the "
             "examiner can name"
         )
 
-    def counts(self, key: Side, place: Place) -> bool:
+    def is_conclusive(self, key: Side, place: Place) -> bool:
         """Return true if a mark was found and its key cannot have been made to fit afterwards."""
         verdict = self.readings[key, place]
-        dated = verdict.forgery_bits >= LEAST_DATED_BITS and self.earlier(key)
+        dated = verdict.forgery_bits >= LEAST_DATED_BITS and self.is_earlier(key)
         return verdict.owned and (dated or verdict.forgery_bits >= LEAST_FORGERY_BITS)
 
 
-def _decided(seen: _Seen) -> tuple[Outcome, str]:
+def _decide_outcome(seen: _DisputeFacts) -> tuple[Outcome, str]:
     """Decide by the facts; return the outcome and its reason."""
     # A reading without a verdict could turn the outcome either way.
-    if unsure := seen.unsure():
+    if unsure := seen.list_unreadable():
         return "undecidable", f"a reading says nothing: {unsure[0]}"
     # Both parties must show their marks in their own models before anything else counts.
-    if missing := [each for each in SIDES if not seen.found(each, each)]:
+    if missing := [each for each in SIDES if not seen.is_found(each, each)]:
         return "undecidable", f"the {missing[0]}'s mark is not in the {missing[0]}'s own model"
-    in_suspect = [each for each in SIDES if seen.found(each, "suspect")]
+    in_suspect = [each for each in SIDES if seen.is_found(each, "suspect")]
     if not in_suspect:
-        if removed := next((why for each in SIDES if (why := seen.removed(each))), None):
+        if removed := next((why for each in SIDES if (why := seen.explain_removal(each))), None):
             return "undecidable", f"neither mark was found in the suspect, but {removed}"
         return "neither", "neither mark was found in the suspect"
     if len(in_suspect) == 1:
-        return _one_mark(seen, in_suspect[0])
-    return _two_marks(seen)
+        return _decide_one_mark(seen, in_suspect[0])
+    return _decide_two_marks(seen)
 
 
-def _one_mark(seen: _Seen, side: Side) -> tuple[Outcome, str]:
+def _decide_one_mark(seen: _DisputeFacts, side: Side) -> tuple[Outcome, str]:
     """Decide if the suspect has the mark of one party only."""
-    other = _other(side)
+    other = _get_other_side(side)
     # A key that was made after the suspect became known could fit the suspect by trial.
-    if not seen.counts(side, "suspect"):
+    if not seen.is_conclusive(side, "suspect"):
         return "undecidable", (
             f"only the {side}'s mark is in the suspect, but its key could have been made for it "
             f"afterwards, and its claim is not shown to be older than the {other}'s"
         )
-    if seen.counts(other, side):
+    if seen.is_conclusive(other, side):
         return other, (
             f"the suspect has the {side}'s mark, and the {side}'s own model has the {other}'s: it "
             f"is a copy of the {other}'s"
         )
     if seen.doubt:
         return "undecidable", f"only the {side}'s mark was found in the suspect, but {seen.doubt}"
-    if removed := seen.removed(other):
+    if removed := seen.explain_removal(other):
         return "undecidable", f"only the {side}'s mark was found in the suspect, but {removed}"
     return side, f"of the two marks only the {side}'s was found in the suspect"
 
 
-def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
+def _decide_two_marks(seen: _DisputeFacts) -> tuple[Outcome, str]:
     """Decide if the suspect has both marks: the copy is the model that has both."""
     # `copies` holds marks that count, `crossed` every mark in the other party's model: the
     # difference is a mark whose key could have been made for that model.
-    copies = [each for each in SIDES if seen.counts(_other(each), each)]
-    crossed = [each for each in SIDES if seen.found(_other(each), each)]
+    copies = [each for each in SIDES if seen.is_conclusive(_get_other_side(each), each)]
+    crossed = [each for each in SIDES if seen.is_found(_get_other_side(each), each)]
     if len(copies) == 1:
-        copy, owner = copies[0], _other(copies[0])
+        copy, owner = copies[0], _get_other_side(copies[0])
         also = (
             ""
             if len(crossed) == 1
@@ -349,7 +353,7 @@ def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
         )
     if crossed:
         return "undecidable", (
-            f"the {_other(crossed[0])}'s mark is in the {crossed[0]}'s model, but its key could "
+            f"the {_get_other_side(crossed[0])}'s mark is in the {crossed[0]}'s model, but its key could "
             "have been made for it afterwards, and no stamped ledger shows that its claim is older"
         )
     return "undecidable", (
@@ -358,6 +362,6 @@ def _two_marks(seen: _Seen) -> tuple[Outcome, str]:
     )
 
 
-def _other(side: Side) -> Side:
+def _get_other_side(side: Side) -> Side:
     """Return the other of the two sides."""
     return "second" if side == "first" else "first"

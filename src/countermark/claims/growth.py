@@ -9,16 +9,16 @@ from pydantic import Field
 
 from countermark import files
 from countermark.claims.signed import TreeHead
-from countermark.claims.statement import not_a
-from countermark.claims.tree import consistent
+from countermark.claims.statement import make_format_error
+from countermark.claims.tree import is_consistent
 from countermark.errors import ClaimError
-from countermark.files import Hex32, Stored
+from countermark.files import Hex32, StoredDocument
 
 _LARGEST = 1 << 16  # bytes
 _MOST = 100  # digests; a tree of 2^40 claims, the largest that a head may state, needs fewer
 
 
-class Growth(Stored):
+class ConsistencyProof(StoredDocument):
     """A consistency proof: the digests of RFC 9162, section 2.1.4.1, as a file.
 
     Attributes:
@@ -36,29 +36,33 @@ class Growth(Stored):
             ClaimError: the file holds something else.
         """
         try:
-            return files.parse_as(cls, files.read_regular(Path(path), _LARGEST))
+            return files.parse_document(cls, files.read_regular(Path(path), _LARGEST))
         except ValueError as error:
-            raise not_a("a proof that a ledger only grew", str(path), str(error)) from None
+            raise make_format_error(
+                "a proof that a ledger only grew", str(path), str(error)
+            ) from None
 
     def save(self, path: str | Path) -> None:
         """Write the proof to a file."""
         files.write_bytes(Path(path), self.model_dump_json().encode() + b"\n")
 
 
-def broken(old: TreeHead, new: TreeHead, proof: Growth, operator: str) -> str | None:
+def find_growth_fault(
+    old: TreeHead, new: TreeHead, proof: ConsistencyProof, operator: str
+) -> str | None:
     """Return why a newer tree head does not only add claims to an older one; None if it does.
 
     Args:
         old: the tree head that was kept.
         new: a later tree head of the same ledger.
         proof: the digests between them, as the operator exported them.
-        operator: the public key of the ledger, as `signing.key_id` names it.
+        operator: the public key of the ledger, as `signing.compute_key_id` names it.
     """
     # Both heads must be signed: an old head without the operator's signature proves nothing against
     # the operator.
     for name, head in (("old", old), ("new", new)):
         try:
-            head.check()
+            head.check_signatures()
         except ClaimError as error:
             return f"the {name} head is not signed: {error}"
         if operator not in head.signers:
@@ -70,7 +74,7 @@ def broken(old: TreeHead, new: TreeHead, proof: Growth, operator: str) -> str | 
     # `fromhex` cannot fail here: the documents were validated as hexadecimal when they were read.
     roots = [(each.size, bytes.fromhex(each.root)) for each in (old, new)]
     try:
-        shown = consistent(roots[0], roots[1], [bytes.fromhex(each) for each in proof.path])
+        shown = is_consistent(roots[0], roots[1], [bytes.fromhex(each) for each in proof.path])
     except ClaimError as error:
         return str(error)
     return None if shown else "the proof does not show that what the old head covers is still there"

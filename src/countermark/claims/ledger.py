@@ -1,7 +1,7 @@
 """A ledger: claims in the order in which they were added, under a Merkle tree that only grows.
 
 Whoever keeps a tree head outside the ledger, signed by the ledger's key and timestamped, can show
-later that nothing under it was changed, removed or inserted. `audit` does this check.
+later that nothing under it was changed, removed or inserted. `audit_ledger` does this check.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from countermark import files
 from countermark.claims import timestamp
-from countermark.claims.rows import Rows
+from countermark.claims.rows import LedgerRows
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.tree import consistency_path, grown, inclusion_path, root_at
+from countermark.claims.tree import (
+    compute_new_nodes,
+    compute_root_at,
+    make_consistency_path,
+    make_inclusion_path,
+)
 from countermark.errors import (
     ClaimError,
     ConfigError,
     LedgerError,
     MissingExtraError,
 )
-from countermark.places import require_place
+from countermark.places import require_writable_place
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -35,7 +40,7 @@ _MOST_FOUND = 1000  # claims that one search returns
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A claim in a ledger.
 
     Attributes:
@@ -48,7 +53,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Proof:
+class InclusionProof:
     """A proof that a claim is in the tree of a ledger.
 
     Attributes:
@@ -68,7 +73,7 @@ class Ledger:
     """An append-only list of claims in a database; a context manager.
 
     Args:
-        url: the ledger's URL, as for `init`.
+        url: the ledger's URL, as for `create`.
         called: its name in messages; None for the URL without a password.
 
     Attributes:
@@ -81,16 +86,16 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, called: str | None = None) -> None:
-        self.database = _opened(url, called)
-        self._tables = _tables()
+        self.database = _open_database(url, called)
+        self._tables = _load_database_module()
         self.name = self.database.name
-        self.rows = Rows(self._tables, self.name)
+        self.rows = LedgerRows(self._tables, self.name)
         try:
-            if not self.database.exists():
+            if not self.database.has_ledger():
                 raise LedgerError(
                     f"there is no ledger at {self.name}: make one with `countermark ledger init`"
                 )
-            with self.database.reading() as connection:
+            with self.database.begin_reading() as connection:
                 rows = connection.execute(self._tables.about.select()).all()
         # Nobody else can close the connections of a ledger whose constructor failed.
         except BaseException:
@@ -103,31 +108,31 @@ class Ledger:
         self.identity, self.operator = stated.get("identity", ""), stated.get("operator", "")
 
     @classmethod
-    def init(cls, url: str, operator: str) -> Ledger:
+    def create(cls, url: str, operator: str) -> Ledger:
         """Create a new, empty ledger and open it.
 
         Args:
             url: a file, `sqlite:///FILE`, or `postgresql://…` of an empty database.
-            operator: the public key that will sign its tree heads, as `signing.key_id` names it.
+            operator: the public key that will sign its tree heads, as `signing.compute_key_id` names it.
 
         Raises:
             LedgerError: a ledger or another file is already there.
         """
-        made = _opened(url)
+        made = _open_database(url)
         try:
             _require_free(made)
             if made.is_sqlite:
-                require_place(made.url.database or "")
+                require_writable_place(made.url.database or "")
                 # A new file gets its name only when its tables are complete, so that a killed
                 # process leaves no half-made ledger.
-                with files.creating_file(Path(made.url.database or "")) as temporary:
-                    place = _opened(str(temporary))
-                    place.prepare()
+                with files.create_file(Path(made.url.database or "")) as temporary:
+                    place = _open_database(str(temporary))
+                    place.enable_write_ahead_log()
                     _make(place, operator)
             else:
                 _make(made, operator)
         except FileExistsError:  # another process created it in the meantime
-            raise _in_the_way(made) from None
+            raise _make_exists_error(made) from None
         finally:
             made.close()
         return cls(url)
@@ -145,20 +150,20 @@ class Ledger:
                 something else.
             LedgerError: a tree head of another ledger.
         """
-        document.check()
+        document.check_signatures()
         # A ledger takes nothing back, so a timestamp over something else is refused here.
-        for stamp in document.stamps:
-            timestamp.read(stamp, document)
+        for stamp in document.timestamp_responses:
+            timestamp.read_response(stamp, document)
         if isinstance(document, TreeHead):
-            return self._keep(document)
-        with self.database.writing() as connection:
+            return self._store_head(document)
+        with self.database.begin_writing() as connection:
             # A claim that is already there keeps its place: the unique index allows no second copy.
-            known = self.rows.place_of(connection, document.digest)
+            known = self.rows.find_place(connection, document.digest)
             if known is None:
-                return self._append(connection, document)
+                return self._append_claim(connection, document)
         # Outside the transaction: `find` opens its own.
         (entry, *_) = self.find(digest=document.digest)
-        if set(document.stamps) - set(entry.claim.stamps):
+        if set(document.timestamp_responses) - set(entry.claim.timestamp_responses):
             warnings.warn(
                 "the ledger has this claim without some of its stamps, and cannot take them, since "
                 "its tree is over the claim as it was added: keep the file",
@@ -166,7 +171,7 @@ class Ledger:
             )
         return known
 
-    def find(self, **wanted: str) -> list[Entry]:
+    def find(self, **wanted: str) -> list[LedgerEntry]:
         """Find the claims whose columns have the given values; at most the first thousand.
 
         Args:
@@ -178,17 +183,19 @@ class Ledger:
         columns = {"digest", "commitment", "model"}
         if not wanted or wanted.keys() - columns:
             raise ConfigError(f"claims are found by {', '.join(sorted(columns))}: give one of them")
-        with self.database.reading() as connection:
+        with self.database.begin_reading() as connection:
             table = self._tables.claims
             where = [table.c[name] == value.lower() for name, value in wanted.items()]
             # Checked before the rows are read: a hostile file could hold gigabytes in one column.
             self.rows.require_small(connection, *where)
             query = table.select().where(*where).order_by("place").limit(_MOST_FOUND)
             rows = connection.execute(query).all()
-        placed = [(self.rows.placed(row), row.content) for row in rows]
-        return [Entry(place, _claim(content, self.name, place)) for place, content in placed]
+        placed = [(self.rows.parse_place(row), row.content) for row in rows]
+        return [
+            LedgerEntry(place, _parse_claim(content, self.name, place)) for place, content in placed
+        ]
 
-    def prove(self, place: int, size: int | None = None) -> Proof:
+    def prove(self, place: int, size: int | None = None) -> InclusionProof:
         """Prove that the claim at a place is in the tree of the first `size` claims.
 
         Args:
@@ -198,27 +205,30 @@ class Ledger:
         Raises:
             ConfigError: there is no such place.
         """
-        with self.database.reading() as connection:
-            whole = self.rows.size(connection)
+        with self.database.begin_reading() as connection:
+            whole = self.rows.read_size(connection)
             among = whole if size is None else size
             if not 0 <= place < among <= whole:
                 raise ConfigError(
                     f"there is no claim {place} among {among}: the ledger has {whole}"
                 )
-            path, root = self.rows.with_nodes(
+            path, root = self.rows.compute_with_nodes(
                 connection,
-                lambda nodes: (inclusion_path(place, among, nodes), root_at(among, nodes)),
+                lambda nodes: (
+                    make_inclusion_path(place, among, nodes),
+                    compute_root_at(among, nodes),
+                ),
             )
-        return Proof(place, among, root.hex(), tuple(each.hex() for each in path))
+        return InclusionProof(place, among, root.hex(), tuple(each.hex() for each in path))
 
-    def head(self) -> TreeHead:
+    def make_head(self) -> TreeHead:
         """Make the current tree head, for the operator to sign."""
-        with self.database.reading() as connection:
-            size = self.rows.size(connection)
-            root = self._root(connection, size)
-        return TreeHead.new(self.identity, size, root.hex())
+        with self.database.begin_reading() as connection:
+            size = self.rows.read_size(connection)
+            root = self._compute_root(connection, size)
+        return TreeHead.make_unsigned(self.identity, size, root.hex())
 
-    def since(self, old: TreeHead, size: int) -> list[str]:
+    def prove_growth(self, old: TreeHead, size: int) -> list[str]:
         """Prove that the tree of `size` claims only adds claims to the tree of an older head.
 
         Returns:
@@ -227,27 +237,27 @@ class Ledger:
         Raises:
             LedgerError: the head is of another ledger, or covers more claims than the tree.
         """
-        self._require_own(old)
-        with self.database.reading() as connection:
-            whole = self.rows.size(connection)
+        self._require_own_head(old)
+        with self.database.begin_reading() as connection:
+            whole = self.rows.read_size(connection)
             if not old.size <= size <= whole:
                 raise LedgerError(
                     f"the tree head is over {old.size} claims, {size} were asked for, and the "
                     f"ledger has {whole}: expected an older head"
                 )
-            path = self.rows.with_nodes(
-                connection, lambda nodes: consistency_path(old.size, size, nodes)
+            path = self.rows.compute_with_nodes(
+                connection, lambda nodes: make_consistency_path(old.size, size, nodes)
             )
         return [each.hex() for each in path]
 
-    def heads(self) -> list[TreeHead]:
+    def load_heads(self) -> list[TreeHead]:
         """Load the stored tree heads, smallest first.
 
         Raises:
             LedgerError: a head cannot be read.
         """
         table = self._tables.heads
-        with self.database.reading() as connection:
+        with self.database.begin_reading() as connection:
             query = table.select().order_by("size", "digest")
             rows = connection.execute(query).all()
         try:
@@ -265,15 +275,17 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, connection: sa.Connection, claim: Claim) -> int:
+    def _append_claim(self, connection: sa.Connection, claim: Claim) -> int:
         """Insert a claim at the next place, with the tree nodes that it completes."""
-        place, content = self.rows.size(connection), claim.to_bytes()
+        place, content = self.rows.read_size(connection), claim.to_bytes()
         row = {
             "place": place, "digest": claim.digest, "commitment": claim.commitment,
             "model": claim.model_root, "content": content,
         }  # fmt: skip
         # The claim and its nodes are written in one transaction, so that they cannot disagree.
-        made = self.rows.with_nodes(connection, lambda nodes: grown(content, place, nodes))
+        made = self.rows.compute_with_nodes(
+            connection, lambda nodes: compute_new_nodes(content, place, nodes)
+        )
         connection.execute(self._tables.claims.insert(), row)
         connection.execute(
             self._tables.nodes.insert(),
@@ -281,18 +293,18 @@ class Ledger:
         )
         return place
 
-    def _keep(self, head: TreeHead) -> int:
+    def _store_head(self, head: TreeHead) -> int:
         """Store a tree head, merging its timestamps into the stored copy; return its size."""
-        self._require_own(head)
+        self._require_own_head(head)
         if self.operator not in head.signers:
             raise LedgerError(
                 f"the tree head is not signed by {self.operator}, the key of this ledger"
             )
         table = self._tables.heads
-        with self.database.writing() as connection:
+        with self.database.begin_writing() as connection:
             # The operator's signature is not enough: the key could have signed a head of a copy.
-            if head.size > self.rows.size(connection) or (
-                self._root(connection, head.size).hex() != head.root
+            if head.size > self.rows.read_size(connection) or (
+                self._compute_root(connection, head.size).hex() != head.root
             ):
                 raise LedgerError(
                     f"this ledger never had {head.size} claims under the root {head.root}: the "
@@ -305,17 +317,17 @@ class Ledger:
                     before = TreeHead.from_bytes(kept.content)
                 except ClaimError:
                     continue  # a damaged row has no timestamps to merge
-                head = before.with_stamps_of(head)  # raises if they are too many
+                head = before.with_timestamps_of(head)  # raises if they are too many
             row = {"size": head.size, "content": head.to_bytes()}
             connection.execute(table.delete().where(where))
             connection.execute(table.insert(), row | {"digest": head.digest})
         return head.size
 
-    def _root(self, connection: sa.Connection, size: int) -> bytes:
+    def _compute_root(self, connection: sa.Connection, size: int) -> bytes:
         """Compute the root (32 bytes) over the first `size` claims from the stored nodes."""
-        return self.rows.with_nodes(connection, lambda nodes: root_at(size, nodes))
+        return self.rows.compute_with_nodes(connection, lambda nodes: compute_root_at(size, nodes))
 
-    def _require_own(self, head: TreeHead) -> None:
+    def _require_own_head(self, head: TreeHead) -> None:
         """Raise `LedgerError` unless a tree head names this ledger."""
         if head.statement.predicate.ledger != self.identity:
             raise LedgerError(
@@ -324,7 +336,7 @@ class Ledger:
             )
 
 
-def _claim(content: bytes, name: str, place: int) -> Claim:
+def _parse_claim(content: bytes, name: str, place: int) -> Claim:
     """Parse a claim from a row; raise `LedgerError` if the row is damaged."""
     try:
         return Claim.from_bytes(content)
@@ -339,9 +351,9 @@ def _make(place: database.Database, operator: str) -> None:
     stated = {"type": TYPE, "identity": os.urandom(32).hex(), "operator": operator}
     rows = [{"name": name, "value": value} for name, value in stated.items()]
     try:
-        with place.writing() as connection:
+        with place.begin_writing() as connection:
             place.migrate(connection)
-            connection.execute(_tables().about.insert(), rows)
+            connection.execute(_load_database_module().about.insert(), rows)
     finally:
         place.close()
 
@@ -349,23 +361,23 @@ def _make(place: database.Database, operator: str) -> None:
 def _require_free(made: database.Database) -> None:
     """Raise `LedgerError` if a file or a ledger is already at this URL."""
     if made.is_sqlite and os.path.lexists(made.url.database or ""):
-        raise _in_the_way(made)
-    if made.exists():
+        raise _make_exists_error(made)
+    if made.has_ledger():
         raise LedgerError(f"there is a ledger at {made.name} already: expected an empty database")
 
 
-def _in_the_way(made: database.Database) -> LedgerError:
+def _make_exists_error(made: database.Database) -> LedgerError:
     """Make the error for a file that is in the way of a new ledger."""
     return LedgerError(f"{made.name} exists, and a ledger is never made over anything")
 
 
-def _opened(url: str, called: str | None = None) -> database.Database:
+def _open_database(url: str, called: str | None = None) -> database.Database:
     """Open a database by its URL."""
-    made: database.Database = _tables().Database(url, called)
+    made: database.Database = _load_database_module().Database(url, called)
     return made
 
 
-def _tables() -> Any:
+def _load_database_module() -> Any:
     """Import the module `database`, or raise `MissingExtraError` without sqlalchemy."""
     try:
         from countermark.claims import database

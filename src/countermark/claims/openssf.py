@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from countermark import files
 from countermark.claims import signing
-from countermark.claims.decision import Case, Decision, Finding
-from countermark.errors import ClaimError, MissingExtraError, SuspectError, printable
-from countermark.places import require_free
+from countermark.claims.decision import Decision, Finding, PolicyCase
+from countermark.errors import ClaimError, MissingExtraError, SuspectError, make_printable
+from countermark.places import require_free_path
 
 # The curves that model-signing accepts.
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -46,16 +46,16 @@ def sign_model(model: Path, private: Path, out: Path, *, passphrase: str | None 
         SuspectError: there is no such model file.
         MissingExtraError: model-signing is not installed.
     """
-    config = _library()[0].Config()
-    # `files.replacing` below would overwrite an existing signature.
-    require_free(out)
+    config = _load_library()[0].Config()
+    # `files.replace_file` below would overwrite an existing signature.
+    require_free_path(out)
     if not model.is_file():
         raise SuspectError(f"{model} is no file: a folder is signed by `model_signing` itself")
     secret = passphrase.encode() if passphrase else None
     # Checked before the library reads the key, so that a wrong key is a `ClaimError`.
     _require_curve(private, load_pem_private_key, secret)
     config.use_elliptic_key_signer(private_key=private, password=secret)
-    with files.replacing(out) as temporary:
+    with files.replace_file(out) as temporary:
         config.sign(model.resolve(), temporary)  # the library refuses links
 
 
@@ -64,7 +64,7 @@ class ModelSignedBy:
     """A check that the model's file is signed by a pinned key.
 
     Attributes:
-        model: the file; the check `OfModel` makes sure that the claim is about it.
+        model: the file; the check `ModelCheck` makes sure that the claim is about it.
         signature: the signature, as `sign_model` or `model_signing` writes it.
         public: the pinned public key, as PEM.
     """
@@ -73,29 +73,29 @@ class ModelSignedBy:
     signature: Path
     public: Path
 
-    def judge(self, case: Case) -> Decision:  # noqa: ARG002 - the check is about the file
+    def judge(self, case: PolicyCase) -> Decision:  # noqa: ARG002 - the check is about the file
         """Check that the signature is by the pinned key over the file.
 
         Raises:
             ClaimError: the signature or the public key cannot be parsed.
             MissingExtraError: model-signing is not installed.
         """
-        config = _library()[1].Config()
+        config = _load_library()[1].Config()
         _require_curve(self.public, load_pem_public_key)
         try:
             # The signature is a hostile file: bound its size before the library reads it.
             files.parse_json(files.read_regular(self.signature, _LARGEST))
         except ValueError as error:
             raise ClaimError(
-                f"{self.signature}: {printable(str(error), 200)}; expected an OpenSSF model "
+                f"{self.signature}: {make_printable(str(error), 200)}; expected an OpenSSF model "
                 "signature"
             ) from None
-        why = _refusal(config, self)
+        why = _explain_refusal(config, self)
         reason = why or f"{self.model} is as the key in {self.public} signed it"
         return Decision((Finding("model signed by", not why, reason),))
 
 
-def _refusal(config: Any, asked: ModelSignedBy) -> str:
+def _explain_refusal(config: Any, asked: ModelSignedBy) -> str:
     """Return why a signature is not accepted; empty if it is accepted."""
     try:
         with redirect_stdout(io.StringIO()):  # the library prints remarks on older signatures
@@ -127,7 +127,7 @@ def _require_curve(path: Path, load: Any, *secret: bytes | None) -> None:
         )
 
 
-def _library() -> tuple[Any, Any]:
+def _load_library() -> tuple[Any, Any]:
     """Import model-signing's modules for signing and for verifying."""
     try:
         from model_signing import signing as makes

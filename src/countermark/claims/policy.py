@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from countermark.claims.decision import Case, Decision, Finding
+from countermark.claims.decision import Decision, Finding, PolicyCase
 from countermark.claims.signed import Claim, TreeHead
-from countermark.claims.signing import least_of
-from countermark.claims.statement import instant, require_past
-from countermark.claims.timestamp import Authority, Confirmed, confirmed, read
+from countermark.claims.signing import require_threshold
+from countermark.claims.statement import format_time, require_past
+from countermark.claims.timestamp import (
+    Authority,
+    ConfirmedTimestamp,
+    find_confirmed_timestamps,
+    read_response,
+)
 from countermark.errors import ClaimError
 from countermark.nulls import LEAST_FORGERY_BITS
 from countermark.verdict import Verdict
@@ -28,7 +33,7 @@ from countermark.weights.digest import ModelDigest
 class Check(Protocol):
     """A part of a policy."""
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Judge a case; return one or more findings."""
 
 
@@ -42,7 +47,7 @@ class AllOf:
 
     checks: Sequence[Check]
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Return the findings of all checks."""
         # `all([])` is true: a policy that was left empty by mistake would accept everything.
         if not self.checks:
@@ -68,9 +73,9 @@ class AtLeast:
     checks: Sequence[Check]
 
     def __post_init__(self) -> None:
-        least_of(self.least, self.checks, "checks")
+        require_threshold(self.least, self.checks, "checks")
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Return one finding: how many checks hold."""
         decisions = [each.judge(case) for each in self.checks]
         held = sum(each.outcome == "accepted" for each in decisions)
@@ -80,7 +85,7 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
-class Unasked:
+class OpenCheck:
     """A check that stays open because nobody to trust was named.
 
     Attributes:
@@ -91,29 +96,29 @@ class Unasked:
     check: str
     reason: str
 
-    def judge(self, case: Case) -> Decision:  # noqa: ARG002 - the same for every case
+    def judge(self, case: PolicyCase) -> Decision:  # noqa: ARG002 - the same for every case
         """Return one open finding."""
         return Decision((Finding(self.check, None, self.reason),))
 
 
 @dataclass(frozen=True)
-class Intact:
+class IntegrityCheck:
     """A check that signatures and timestamps are over this claim."""
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Check that nothing was changed after it was signed and timestamped."""
         try:
-            case.claim.check()
-            for each in case.claim.stamps:
-                read(each, case.claim)
+            case.claim.check_signatures()
+            for each in case.claim.timestamp_responses:
+                read_response(each, case.claim)
         except ClaimError as error:
             return Decision((Finding("intact", holds=False, reason=str(error)),))
-        of = f"{len(case.claim.signers)} signatures and {len(case.claim.stamps)} time stamps"
+        of = f"{len(case.claim.signers)} signatures and {len(case.claim.timestamp_responses)} time stamps"
         return Decision((Finding("intact", holds=True, reason=f"{of} are of this claim"),))
 
 
 @dataclass(frozen=True)
-class OfModel:
+class ModelCheck:
     """A check that the claim is about a model.
 
     Attributes:
@@ -122,7 +127,7 @@ class OfModel:
 
     model: ModelDigest
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Check that the model digests agree."""
         said = ModelDigest(case.claim.model_root, case.claim.statement.predicate.tensors)
         reason = f"the claim is about {said.root} with {said.tensors} tensors, "
@@ -131,7 +136,7 @@ class OfModel:
 
 
 @dataclass(frozen=True)
-class OfKey:
+class KeyCheck:
     """A check that the claim is about a key.
 
     Attributes:
@@ -140,7 +145,7 @@ class OfKey:
 
     commitment: str
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Check that the commitments agree."""
         same = self.commitment == case.claim.commitment
         reason = f"the claim is about {case.claim.commitment}, "
@@ -153,7 +158,7 @@ class SignedBy:
     """A check that at least `least` of the given keys signed the claim.
 
     Attributes:
-        keys: public keys as `signing.key_id` names them.
+        keys: public keys as `signing.compute_key_id` names them.
         least: k of n.
 
     Raises:
@@ -165,12 +170,12 @@ class SignedBy:
 
     def __post_init__(self) -> None:
         # A key that is listed twice must not count as two signers.
-        least_of(self.least, sorted(set(self.keys)), "signers")
+        require_threshold(self.least, sorted(set(self.keys)), "signers")
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Check that enough of the keys signed the claim."""
         try:
-            case.claim.check()
+            case.claim.check_signatures()
         except ClaimError as error:
             return Decision((Finding("signed by", holds=False, reason=str(error)),))
         signed = sorted(set(case.claim.signers) & set(self.keys))
@@ -201,33 +206,35 @@ class CommittedBefore:
     least: int = 1
 
     def __post_init__(self) -> None:
-        least_of(self.least, self.authorities, "authorities")
+        require_threshold(self.least, self.authorities, "authorities")
         require_past(self.date, "the date before which the claim must be committed to")
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Check that enough authorities timestamped the claim in time."""
         try:
-            case.claim.check()
+            case.claim.check_signatures()
             # Signatures first: a timestamp is over the signed envelope, and dates nothing if nobody
             # signed.
-            stamps = earliest([case.claim, *case.heads], self.authorities)
+            stamps = find_earliest_timestamps([case.claim, *case.heads], self.authorities)
         except ClaimError as error:
             return Decision((Finding("committed before", holds=False, reason=str(error)),))
-        date, early = instant(self.date), [s for s in stamps if s.stamp.latest < self.date]
+        date, early = format_time(self.date), [s for s in stamps if s.stamp.latest_time < self.date]
         if len(early) >= self.least:
             # The timestamps are sorted: at the time of the `least`-th, enough authorities agree.
             which = early[self.least - 1]
             reason = (
-                f"stamped {instant(which.stamp.latest)} at the latest by {which.authority.name}, "
+                f"stamped {format_time(which.stamp.latest_time)} at the latest by {which.authority.name}, "
                 f"before {date}"
             )
         elif stamps:
             reason = (
-                f"stamped {instant(stamps[0].stamp.latest)} at the latest, which is not before "
+                f"stamped {format_time(stamps[0].stamp.latest_time)} at the latest, which is not before "
                 f"{date} by the word of {self.least} pinned authorities"
             )
         else:
-            others = len(case.claim.stamps) + sum(len(each.stamps) for each in case.heads)
+            others = len(case.claim.timestamp_responses) + sum(
+                len(each.timestamp_responses) for each in case.heads
+            )
             reason = f"undated: {others} time stamps, none of them by an authority that was pinned"
         return Decision((Finding("committed before", len(early) >= self.least, reason),))
 
@@ -242,7 +249,7 @@ class OwnedAt:
 
     alpha: float
 
-    def judge(self, case: Case) -> Decision:
+    def judge(self, case: PolicyCase) -> Decision:
         """Check that the verdict is "owned" and about the claim's key; open without a verdict."""
         verdict = case.verdict
         if verdict is None:
@@ -253,7 +260,7 @@ class OwnedAt:
                 f"{case.claim.commitment}: the key was made after the claim, or is another one"
             )
         # Keys with few forgery bits are judged by their age, which has to come from this claim.
-        elif _by_word_alone(verdict):
+        elif _is_self_dated(verdict):
             reason = (
                 "that the key is older than the suspect is the owner's own word: judge it with "
                 "the claim, and without --assume-dated"
@@ -271,14 +278,14 @@ class OwnedAt:
         return Decision((Finding("owned at", holds=False, reason=reason),))
 
 
-def _by_word_alone(verdict: Verdict) -> bool:
+def _is_self_dated(verdict: Verdict) -> bool:
     """Return true if the key's age rests on the owner's own statement."""
     return verdict.assume_dated and verdict.forgery_bits < LEAST_FORGERY_BITS
 
 
-def earliest(
+def find_earliest_timestamps(
     documents: Sequence[Claim | TreeHead], authorities: Sequence[Authority]
-) -> list[Confirmed]:
+) -> list[ConfirmedTimestamp]:
     """Find the earliest timestamp of each pinned authority over any of several documents.
 
     Args:
@@ -291,9 +298,11 @@ def earliest(
     Raises:
         ClaimError: a timestamp is over something else than its document.
     """
-    found = [each for document in documents for each in confirmed(document, authorities)]
-    kept: list[Confirmed] = []
-    for each in sorted(found, key=lambda each: each.stamp.latest):
+    found = [
+        each for document in documents for each in find_confirmed_timestamps(document, authorities)
+    ]
+    kept: list[ConfirmedTimestamp] = []
+    for each in sorted(found, key=lambda each: each.stamp.latest_time):
         # Two pinned roots may stand for one signer: it counts once.
         new = each.authority not in [other.authority for other in kept]
         if new and each.stamp.signer not in [other.stamp.signer for other in kept]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from countermark.claims.signed import LARGEST
 from countermark.claims.tree import Node, Nodes
-from countermark.errors import LedgerError, printable
+from countermark.errors import LedgerError, make_printable
 from countermark.merkle import DIGEST_BYTES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _Made = TypeVar("_Made")
 _ROWS = 200  # claims in a batch: at most 200 MiB, since a claim has at most 1 MiB
 
 
-class Rows:
+class LedgerRows:
     """A reader of a ledger's rows; every method works within a transaction of its caller.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rows:
     def __init__(self, tables: Any, name: str) -> None:
         self.tables, self.name = tables, name
 
-    def claims(self, connection: sa.Connection, *, after: int = -1) -> Iterator[Any]:
+    def iterate_claims(self, connection: sa.Connection, *, after: int = -1) -> Iterator[Any]:
         """Yield the rows of the table of claims after a place, in their order, in batches.
 
         Args:
@@ -52,7 +52,7 @@ class Rows:
                 return
             after = rows[-1].place
 
-    def nodes_of(self, connection: sa.Connection, level: int) -> dict[int, bytes]:
+    def read_level(self, connection: sa.Connection, level: int) -> dict[int, bytes]:
         """Return the hashes of all stored nodes of one level, by their place."""
         table = self.tables.nodes
         query = table.select().where(table.c.level == level)
@@ -60,34 +60,36 @@ class Rows:
         # −1 is no node's place: a row with a damaged place shows up as a surplus node.
         return {row.place if type(row.place) is int else -1: row.hash for row in rows}
 
-    def counts(self, connection: sa.Connection) -> tuple[int, int]:
+    def count_claims_and_nodes(self, connection: sa.Connection) -> tuple[int, int]:
         """Return the numbers of all rows of the tables of claims and of nodes."""
         tables = self.tables
-        return tables.count(connection, tables.claims), tables.count(connection, tables.nodes)
+        return tables.count_rows(connection, tables.claims), tables.count_rows(
+            connection, tables.nodes
+        )
 
     def require_small(self, connection: sa.Connection, *where: sa.ColumnElement[bool]) -> None:
         """Raise `LedgerError` if a row is larger than any claim, before the row is read."""
         # The database measures the sizes, so that no huge value reaches this process.
-        largest = self.tables.largest(connection, *where)
+        largest = self.tables.measure_largest_claim(connection, *where)
         if largest > LARGEST:
             raise LedgerError(f"{self.name} holds {largest:,} bytes as one claim: expected at most "
                               f"{LARGEST:,}, so it was changed from outside")  # fmt: skip
 
-    def place_of(self, connection: sa.Connection, digest: str) -> int | None:
+    def find_place(self, connection: sa.Connection, digest: str) -> int | None:
         """Return the place of the claim with this digest; None if there is none."""
         table = self.tables.claims
         query = table.select().where(table.c.digest == digest)
         row = connection.execute(query).one_or_none()
-        return None if row is None else self.placed(row)
+        return None if row is None else self.parse_place(row)
 
-    def size(self, connection: sa.Connection) -> int:
+    def read_size(self, connection: sa.Connection) -> int:
         """Return the number of claims: the last place plus one."""
         table = self.tables.claims
         query = table.select().order_by(table.c.place.desc()).limit(1)
         row = connection.execute(query).one_or_none()
-        return 0 if row is None else self.placed(row) + 1
+        return 0 if row is None else self.parse_place(row) + 1
 
-    def placed(self, row: Any) -> int:
+    def parse_place(self, row: Any) -> int:
         """Return the place of a row.
 
         Raises:
@@ -96,12 +98,12 @@ class Rows:
         place: int = row.place
         if type(place) is not int or place < 0:  # SQLite stores any type in any column
             raise LedgerError(
-                f"{self.name} holds a claim at {printable(str(place), 40)!r}, which is no place: "
+                f"{self.name} holds a claim at {make_printable(str(place), 40)!r}, which is no place: "
                 "it was changed from outside"
             )
         return place
 
-    def with_nodes(self, connection: sa.Connection, act: Callable[[Nodes], _Made]) -> _Made:
+    def compute_with_nodes(self, connection: sa.Connection, act: Callable[[Nodes], _Made]) -> _Made:
         """Compute something from the stored tree, and read all nodes for it in one query.
 
         Args:
@@ -117,14 +119,14 @@ class Rows:
         """
         wanted: set[Node] = set()
 
-        def asked(level: int, place: int) -> bytes:
+        def note_wanted(level: int, place: int) -> bytes:
             """Note a node that is needed, and return zeros for its hash."""
             wanted.add((level, place))
             return bytes(DIGEST_BYTES)
 
         # The result of the first call is meaningless and is dropped.
-        act(asked)
-        found = self.tables.nodes_at(connection, wanted) if wanted else {}
+        act(note_wanted)
+        found = self.tables.read_nodes(connection, wanted) if wanted else {}
         if missing := wanted - found.keys():
             level, place = min(missing)
             raise LedgerError(

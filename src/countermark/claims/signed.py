@@ -28,15 +28,15 @@ from countermark.claims.statement import (
     ClaimStatement,
     Commitment,
     HeadStatement,
-    bundle_text,
-    claim_text,
-    head_text,
-    not_a,
-    parsed,
+    make_bundle_text,
+    make_claim_text,
+    make_format_error,
+    make_head_text,
+    parse_statement,
 )
 from countermark.errors import ClaimError, ConfigError
-from countermark.files import Hex32, Stored
-from countermark.places import write_new
+from countermark.files import Hex32, StoredDocument
+from countermark.places import write_new_file
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 LARGEST = 1 << 20  # bytes of a file, which may come from anybody
@@ -45,7 +45,7 @@ _STAMP = 1 << 17  # base64 digits of a timestamp
 Base64 = Annotated[str, Field(max_length=_STAMP)]
 
 
-class Signature(Stored):
+class Signature(StoredDocument):
     """One signature of an envelope.
 
     Attributes:
@@ -57,7 +57,7 @@ class Signature(Stored):
     sig: Base64
 
 
-class Envelope(Stored):
+class Envelope(StoredDocument):
     """A DSSE envelope (version 1) without additional fields.
 
     Attributes:
@@ -71,7 +71,7 @@ class Envelope(Stored):
     signatures: Annotated[tuple[Signature, ...], Field(max_length=_MOST)]
 
 
-class _Signed(Stored):
+class _SignedDocument(StoredDocument):
     """The base of claims, tree heads and bundle signatures.
 
     Attributes:
@@ -90,36 +90,36 @@ class _Signed(Stored):
     timestamps: Annotated[tuple[Base64, ...], Field(max_length=_MOST)]
 
     @cached_property
-    def said(self) -> ClaimStatement | HeadStatement | BundleStatement:
+    def parsed_statement(self) -> ClaimStatement | HeadStatement | BundleStatement:
         """The statement, parsed from its text."""
-        return parsed(self.words, self.payload)
+        return parse_statement(self.words, self.payload)
 
     @cached_property
     def payload(self) -> bytes:
         """The statement's text."""
-        return _plain(self.envelope.payload)
+        return _decode_base64(self.envelope.payload)
 
     @cached_property
-    def stamped_bytes(self) -> bytes:
+    def envelope_bytes(self) -> bytes:
         """The bytes that timestamps are over: the envelope as canonical JSON."""
         return rfc8785.dumps(self.envelope.model_dump())
 
     @property
     def digest(self) -> str:
         """SHA-256 of the envelope, in hexadecimal: the document's name."""
-        return hashlib.sha256(self.stamped_bytes).hexdigest()
+        return hashlib.sha256(self.envelope_bytes).hexdigest()
 
     @property
     def signers(self) -> tuple[str, ...]:
-        """The public keys of the signatures, in hexadecimal; `check` verifies the signatures."""
+        """The public keys of the signatures, in hexadecimal; `check_signatures` verifies the signatures."""
         return tuple(each.keyid for each in self.envelope.signatures)
 
     @property
-    def stamps(self) -> tuple[bytes, ...]:
+    def timestamp_responses(self) -> tuple[bytes, ...]:
         """The timestamps: RFC 3161 responses in DER."""
-        return tuple(_plain(each) for each in self.timestamps)
+        return tuple(_decode_base64(each) for each in self.timestamps)
 
-    def check(self) -> None:
+    def check_signatures(self) -> None:
         """Verify every signature.
 
         Raises:
@@ -131,47 +131,47 @@ class _Signed(Stored):
         # k of n signers must be k keys: one key that signs twice counts once.
         if len(set(self.signers)) < len(self.signers):
             raise ClaimError(f"one key signed this {self.what} twice: expected each once")
-        message = _pae(self.payload)
+        message = _encode_pae(self.payload)
         # All signatures must hold, not only k of them: a document with a false signature was
         # changed by somebody.
         for each in self.envelope.signatures:
-            if not signing.verified(each.keyid, _plain(each.sig), message):
+            if not signing.is_valid_signature(each.keyid, _decode_base64(each.sig), message):
                 raise ClaimError(
                     f"the signature of {each.keyid} is not over this {self.what}: it was changed "
                     "after it was signed, or the signature belongs to another one"
                 )
 
-    def signed(self, private: Ed25519PrivateKey) -> Self:
+    def with_signature(self, private: Ed25519PrivateKey) -> Self:
         """Return a copy with one more signature.
 
         Raises:
             ConfigError: this key has already signed, or there are timestamps, which would not cover
                 the new signature.
         """
-        keyid = signing.key_id(private.public_key())
+        keyid = signing.compute_key_id(private.public_key())
         if keyid in self.signers:
             raise ConfigError(f"{keyid} signed this {self.what} already: expected another key")
         if self.timestamps:
             raise ConfigError(
                 f"this {self.what} is stamped, and a stamp is over the signatures: sign first"
             )
-        made = Signature(keyid=keyid, sig=_coded(private.sign(_pae(self.payload))))
+        made = Signature(keyid=keyid, sig=_encode_base64(private.sign(_encode_pae(self.payload))))
         signatures = (*self.envelope.signatures, made)
         envelope = self.envelope.model_copy(update={"signatures": signatures})
         # Validated again, so that a copy obeys the same bounds as a document that was read.
         return type(self).model_validate(self.model_dump() | {"envelope": envelope.model_dump()})
 
-    def stamped(self, response: bytes) -> Self:
+    def with_timestamp(self, response: bytes) -> Self:
         """Return a copy with one more timestamp; `timestamp.read` verifies it.
 
         Args:
             response: an RFC 3161 response in DER.
         """
         # Timestamps lie outside the envelope: one more changes neither digest nor signatures.
-        stamps = (*self.timestamps, _coded(response))
+        stamps = (*self.timestamps, _encode_base64(response))
         return type(self).model_validate(self.model_dump() | {"timestamps": stamps})
 
-    def with_stamps_of(self, other: Self) -> Self:
+    def with_timestamps_of(self, other: Self) -> Self:
         """Return a copy that also has the timestamps of another copy of this document.
 
         Raises:
@@ -196,11 +196,11 @@ class _Signed(Stored):
         if replace:
             files.write_bytes(Path(path), self.to_bytes())
         else:
-            write_new(path, self.to_bytes())
+            write_new_file(path, self.to_bytes())
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str = "it") -> Self:
-        """Parse a document that anybody may have written; `check` verifies its signatures.
+        """Parse a document that anybody may have written; `check_signatures` verifies its signatures.
 
         Args:
             content: the file's content.
@@ -211,15 +211,15 @@ class _Signed(Stored):
                 missing or wrong; the message says which.
         """
         try:
-            found = files.parse_as(cls, content)
+            found = files.parse_document(cls, content)
             # The digest is over a canonical form: a file in another spelling would have the same
             # digest, and another leaf hash in a ledger.
             if found.to_bytes().rstrip(b"\n") != content.rstrip(b"\n"):
                 raise ValueError("it is not in canonical JSON (RFC 8785)")
-            found.require()
+            found.require_readable()
         except ValueError as error:
             expected = f"a file of type countermark/{cls.kind}/v1"
-            raise not_a(expected, where, str(error)) from None
+            raise make_format_error(expected, where, str(error)) from None
         return found
 
     @classmethod
@@ -228,20 +228,20 @@ class _Signed(Stored):
         try:
             content = files.read_regular(Path(path), LARGEST)
         except ValueError as error:
-            raise not_a(
+            raise make_format_error(
                 f"a file of type countermark/{cls.kind}/v1", str(path), str(error)
             ) from None
         return cls.from_bytes(content, str(path))
 
-    def require(self) -> None:
+    def require_readable(self) -> None:
         """Raise `ValueError` unless the statement and every base64 field can be read."""
         # Read everything now, so that a damaged document fails when it is loaded, not later.
-        _ = self.said
+        _ = self.parsed_statement
         for each in (*self.timestamps, *(each.sig for each in self.envelope.signatures)):
-            _plain(each)
+            _decode_base64(each)
 
 
-class Claim(_Signed):
+class Claim(_SignedDocument):
     """A claim: the owner of this key commitment has this model.
 
     Attributes:
@@ -256,7 +256,7 @@ class Claim(_Signed):
     type: Literal["countermark/claim/v1"]
 
     @classmethod
-    def new(cls, commitment: Commitment, owner: str, root: str, tensors: int) -> Self:
+    def make_unsigned(cls, commitment: Commitment, owner: str, root: str, tensors: int) -> Self:
         """Make an unsigned claim with the current date.
 
         Args:
@@ -268,13 +268,15 @@ class Claim(_Signed):
         Raises:
             ConfigError: an owner or a digest that a claim cannot hold.
         """
-        text = claim_text(commitment, owner, root, tensors)
-        return cls(type="countermark/claim/v1", envelope=_unsigned(text), timestamps=())
+        text = make_claim_text(commitment, owner, root, tensors)
+        return cls(
+            type="countermark/claim/v1", envelope=_make_unsigned_envelope(text), timestamps=()
+        )
 
     @property
     def statement(self) -> ClaimStatement:
         """The statement of the claim."""
-        return cast(ClaimStatement, self.said)
+        return cast(ClaimStatement, self.parsed_statement)
 
     @property
     def commitment(self) -> str:
@@ -292,7 +294,7 @@ class Claim(_Signed):
         return self.statement.subject[0].digest.merkleSha256
 
 
-class TreeHead(_Signed):
+class TreeHead(_SignedDocument):
     """A tree head of a ledger: the number of claims and the root over them.
 
     An exported tree head is a checkpoint.
@@ -309,7 +311,7 @@ class TreeHead(_Signed):
     type: Literal["countermark/tree-head/v1"]
 
     @classmethod
-    def new(cls, ledger: str, size: int, root: str) -> Self:
+    def make_unsigned(cls, ledger: str, size: int, root: str) -> Self:
         """Make an unsigned tree head with the current date.
 
         Args:
@@ -317,13 +319,15 @@ class TreeHead(_Signed):
             size: the number of claims.
             root: the root over them, in hexadecimal.
         """
-        text = head_text(ledger, size, root)
-        return cls(type="countermark/tree-head/v1", envelope=_unsigned(text), timestamps=())
+        text = make_head_text(ledger, size, root)
+        return cls(
+            type="countermark/tree-head/v1", envelope=_make_unsigned_envelope(text), timestamps=()
+        )
 
     @property
     def statement(self) -> HeadStatement:
         """The statement about the ledger."""
-        return cast(HeadStatement, self.said)
+        return cast(HeadStatement, self.parsed_statement)
 
     @property
     def size(self) -> int:
@@ -336,7 +340,7 @@ class TreeHead(_Signed):
         return self.statement.subject[0].digest.merkleSha256
 
 
-class BundleSignature(_Signed):
+class BundleSignature(_SignedDocument):
     """Signatures over the digests of all files of a bundle.
 
     Attributes:
@@ -351,22 +355,22 @@ class BundleSignature(_Signed):
     type: Literal["countermark/bundle-signature/v1"]
 
     @classmethod
-    def new(cls, digests: Mapping[str, str]) -> Self:
+    def make_unsigned(cls, digests: Mapping[str, str]) -> Self:
         """Make an unsigned statement about a bundle's files, with the current date.
 
         Args:
             digests: SHA-256 of each file, in hexadecimal, by the file's name.
         """
-        envelope = _unsigned(bundle_text(digests))
+        envelope = _make_unsigned_envelope(make_bundle_text(digests))
         return cls(type="countermark/bundle-signature/v1", envelope=envelope, timestamps=())
 
     @property
     def statement(self) -> BundleStatement:
         """The statement about the bundle's files."""
-        return cast(BundleStatement, self.said)
+        return cast(BundleStatement, self.parsed_statement)
 
 
-def load_signed(path: str | Path) -> Claim | TreeHead:
+def load_signed_document(path: str | Path) -> Claim | TreeHead:
     """Read a claim or a tree head.
 
     Raises:
@@ -376,31 +380,31 @@ def load_signed(path: str | Path) -> Claim | TreeHead:
         content = files.read_regular(Path(path), LARGEST)
         document = files.parse_json(content)
     except ValueError as error:
-        raise not_a("a claim or a tree head", str(path), str(error)) from None
+        raise make_format_error("a claim or a tree head", str(path), str(error)) from None
     # Without a known type the parser of `Claim` says what is wrong.
     named = document.get("type") if isinstance(document, dict) else None
     kind = TreeHead if named == "countermark/tree-head/v1" else Claim
     return kind.from_bytes(content, str(path))
 
 
-def _unsigned(text: bytes) -> Envelope:
+def _make_unsigned_envelope(text: bytes) -> Envelope:
     """Make an envelope without signatures."""
-    return Envelope(payload=_coded(text), payloadType=PAYLOAD_TYPE, signatures=())
+    return Envelope(payload=_encode_base64(text), payloadType=PAYLOAD_TYPE, signatures=())
 
 
-def _pae(body: bytes) -> bytes:
+def _encode_pae(body: bytes) -> bytes:
     """Return the pre-authentication encoding of DSSE, version 1."""
     # The signature covers the payload's type, so that the bytes cannot pass as another document.
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
 
 
-def _coded(content: bytes) -> str:
+def _encode_base64(content: bytes) -> str:
     """Encode bytes as base64."""
     return base64.b64encode(content).decode()
 
 
-def _plain(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     """Decode base64, of which only the canonical spelling is accepted.
 
     Raises:
@@ -408,6 +412,6 @@ def _plain(text: str) -> bytes:
     """
     content = base64.b64decode(text, validate=True)
     # Unused bits at the end of base64 would allow several texts for one signature.
-    if _coded(content) != text:
+    if _encode_base64(content) != text:
         raise ValueError("base64 with bits behind its end")
     return content

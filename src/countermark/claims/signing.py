@@ -34,12 +34,12 @@ _LARGEST = 1 << 20  # bytes of a PEM file, which may come from anybody
 _HOW = "`countermark claim keygen` and `openssl genpkey -algorithm ed25519` write new ones"
 
 
-def key_id(public: Ed25519PublicKey) -> str:
+def compute_key_id(public: Ed25519PublicKey) -> str:
     """Return the name of a public key: its 32 bytes (RFC 8032) in hexadecimal."""
     return public.public_bytes_raw().hex()
 
 
-def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey:
+def load_private_key(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey:
     """Load a private key from a PEM file (PKCS #8).
 
     Raises:
@@ -64,7 +64,7 @@ def load_private(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey
     return key
 
 
-def write_pair(path: Path, passphrase: str | None = None, *, for_files: bool = False) -> str:
+def write_key_pair(path: Path, passphrase: str | None = None, *, for_files: bool = False) -> str:
     """Write a new key pair: `path`.pem (mode 0600, PKCS #8) and `path`.pub.
 
     Args:
@@ -73,7 +73,7 @@ def write_pair(path: Path, passphrase: str | None = None, *, for_files: bool = F
         for_files: make a key on P-256, which signs the model's file, instead of Ed25519.
 
     Returns:
-        The key's name as `key_id` gives it; for P-256 the SHA-256 of `path`.pub, by which OpenSSF
+        The key's name as `compute_key_id` gives it; for P-256 the SHA-256 of `path`.pub, by which OpenSSF
         signatures name a key.
 
     Raises:
@@ -91,7 +91,7 @@ def write_pair(path: Path, passphrase: str | None = None, *, for_files: bool = F
     shown = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     files.write_bytes(public, shown)
     if isinstance(private, Ed25519PrivateKey):
-        return key_id(private.public_key())
+        return compute_key_id(private.public_key())
     return hashlib.sha256(shown).hexdigest()
 
 
@@ -102,7 +102,7 @@ def is_encrypted(path: Path) -> bool:
     return b"ENCRYPTED" in read_pem(path)
 
 
-def load_public(path: Path) -> Ed25519PublicKey:
+def load_public_key(path: Path) -> Ed25519PublicKey:
     """Load a public key from a PEM file.
 
     Raises:
@@ -119,7 +119,7 @@ def load_public(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def in_pem(known: Ed25519PublicKey | Certificate) -> bytes:
+def encode_pem(known: Ed25519PublicKey | Certificate) -> bytes:
     """Encode a public key or a certificate as PEM, and nothing else."""
     if isinstance(known, Ed25519PublicKey):
         return known.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -141,11 +141,11 @@ def load_certificates(path: Path) -> list[Certificate]:
                          "with its root") from None  # fmt: skip
 
 
-def verified(public: str, signature: bytes, message: bytes) -> bool:
+def is_valid_signature(public: str, signature: bytes, message: bytes) -> bool:
     """Return true if a signature over a message is valid.
 
     Args:
-        public: the public key in hexadecimal, as `key_id` names it.
+        public: the public key in hexadecimal, as `compute_key_id` names it.
         signature: the Ed25519 signature, 64 bytes.
         message: the signed bytes.
     """
@@ -157,7 +157,7 @@ def verified(public: str, signature: bytes, message: bytes) -> bool:
     return True
 
 
-def least_of(least: int, of: Sequence[object], what: str) -> None:
+def require_threshold(least: int, of: Sequence[object], what: str) -> None:
     """Raise `ConfigError` unless 1 ≤ `least` ≤ the number of keys, authorities or checks."""
     if not 1 <= least <= len(of):
         raise ConfigError(f"{least} of {len(of)} {what}: expected at least 1, and so many of them")

@@ -19,8 +19,8 @@ from pydantic import Field, StringConstraints
 
 from countermark import files
 from countermark._version import VERSION
-from countermark.errors import ClaimError, ConfigError, printable
-from countermark.files import Hex32, Stored
+from countermark.errors import ClaimError, ConfigError, make_printable
+from countermark.files import Hex32, StoredDocument
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 CLAIM: Final = "countermark:claim/v1"
@@ -37,7 +37,7 @@ Count = Annotated[int, Field(ge=1, le=1 << 40)]
 _Body = TypeVar("_Body", bound="ClaimStatement | HeadStatement | BundleStatement")
 
 
-class Commitment(Stored):
+class Commitment(StoredDocument):
     """A key's commitment.
 
     Attributes:
@@ -49,20 +49,20 @@ class Commitment(Stored):
     sha256: Hex32
 
 
-class TreeDigest(Stored):
+class TreeDigest(StoredDocument):
     """The root of a Merkle tree (RFC 9162, SHA-256)."""
 
     merkleSha256: Hex32  # noqa: N815 - as in-toto spells the names of digests
 
 
-class ModelSubject(Stored):
+class ModelSubject(StoredDocument):
     """The marked model, as the subject of a claim."""
 
     name: Literal["model"]
     digest: TreeDigest
 
 
-class ClaimPredicate(Stored):
+class ClaimPredicate(StoredDocument):
     """The content of a claim about its model.
 
     Attributes:
@@ -82,7 +82,7 @@ class ClaimPredicate(Stored):
     version: Name
 
 
-class ClaimStatement(Stored):
+class ClaimStatement(StoredDocument):
     """An in-toto Statement about one model."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
@@ -92,14 +92,14 @@ class ClaimStatement(Stored):
     predicate: ClaimPredicate
 
 
-class LedgerSubject(Stored):
+class LedgerSubject(StoredDocument):
     """The ledger's claims in their order, as the subject of a tree head."""
 
     name: Literal["ledger"]
     digest: TreeDigest
 
 
-class HeadPredicate(Stored):
+class HeadPredicate(StoredDocument):
     """The content of a tree head about its ledger.
 
     Attributes:
@@ -115,7 +115,7 @@ class HeadPredicate(Stored):
     version: Name
 
 
-class HeadStatement(Stored):
+class HeadStatement(StoredDocument):
     """An in-toto Statement about the claims of a ledger."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
@@ -124,20 +124,20 @@ class HeadStatement(Stored):
     predicate: HeadPredicate
 
 
-class FileDigest(Stored):
+class FileDigest(StoredDocument):
     """SHA-256 of a file."""
 
     sha256: Hex32
 
 
-class FileSubject(Stored):
+class FileSubject(StoredDocument):
     """A file of a bundle, as a subject of its signature."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     digest: FileDigest
 
 
-class BundlePredicate(Stored):
+class BundlePredicate(StoredDocument):
     """The content of a signature about a bundle.
 
     Attributes:
@@ -149,7 +149,7 @@ class BundlePredicate(Stored):
     version: Name
 
 
-class BundleStatement(Stored):
+class BundleStatement(StoredDocument):
     """An in-toto Statement about all files of a bundle."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
@@ -158,12 +158,12 @@ class BundleStatement(Stored):
     predicate: BundlePredicate
 
     @property
-    def digests(self) -> dict[str, str]:
+    def file_digests(self) -> dict[str, str]:
         """SHA-256 of each file, in hexadecimal, by the file's name."""
         return {each.name: each.digest.sha256 for each in self.subject}
 
 
-def claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> bytes:
+def make_claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> bytes:
     """Make the canonical text of a new claim, with the current date and a fresh nonce.
 
     Args:
@@ -178,28 +178,28 @@ def claim_text(commitment: Commitment, owner: str, root: str, tensors: int) -> b
     predicate = {
         "commitment": commitment.model_dump(),
         "owner": owner,
-        "date": instant(datetime.now(UTC)),
+        "date": format_time(datetime.now(UTC)),
         "tensors": tensors,
         "nonce": os.urandom(16).hex(),
         "version": VERSION,
     }
     subject = [{"name": "model", "digest": {"merkleSha256": root}}]
-    return _text(ClaimStatement, CLAIM, subject, predicate)
+    return _make_text(ClaimStatement, CLAIM, subject, predicate)
 
 
-def head_text(ledger: str, size: int, root: str) -> bytes:
+def make_head_text(ledger: str, size: int, root: str) -> bytes:
     """Make the canonical text of a tree head, with the current date."""
     predicate = {
         "ledger": ledger,
         "size": size,
-        "date": instant(datetime.now(UTC)),
+        "date": format_time(datetime.now(UTC)),
         "version": VERSION,
     }
     subject = [{"name": "ledger", "digest": {"merkleSha256": root}}]
-    return _text(HeadStatement, HEAD, subject, predicate)
+    return _make_text(HeadStatement, HEAD, subject, predicate)
 
 
-def bundle_text(digests: Mapping[str, str]) -> bytes:
+def make_bundle_text(digests: Mapping[str, str]) -> bytes:
     """Make the canonical text about the files of a bundle, with the current date.
 
     Args:
@@ -207,11 +207,11 @@ def bundle_text(digests: Mapping[str, str]) -> bytes:
     """
     # Sorted, so that equal bundles have equal subjects.
     subject = [{"name": n, "digest": {"sha256": each}} for n, each in sorted(digests.items())]
-    predicate = {"date": instant(datetime.now(UTC)), "version": VERSION}
-    return _text(BundleStatement, BUNDLE, subject, predicate)
+    predicate = {"date": format_time(datetime.now(UTC)), "version": VERSION}
+    return _make_text(BundleStatement, BUNDLE, subject, predicate)
 
 
-def _text(
+def _make_text(
     kind: type[Any], predicate_type: str, subject: list[dict[str, Any]],
     predicate: dict[str, Any],
 ) -> bytes:  # fmt: skip
@@ -229,16 +229,16 @@ def _text(
     try:
         text = rfc8785.dumps(document)
         # Parse the text at once: nobody may sign a statement that no reader accepts.
-        files.parse_as(kind, text)
+        files.parse_document(kind, text)
     except (ValueError, UnicodeError) as error:
-        why = printable(str(error), 200)
+        why = make_printable(str(error), 200)
         raise ConfigError(
             f"nothing like this can be claimed ({why}): expected other words"
         ) from None
     return text
 
 
-def parsed(kind: type[_Body], text: bytes) -> _Body:
+def parse_statement(kind: type[_Body], text: bytes) -> _Body:
     """Parse a statement from its text, which must be the canonical one.
 
     A signature is over bytes: two spellings of one claim would be two claims.
@@ -250,23 +250,23 @@ def parsed(kind: type[_Body], text: bytes) -> _Body:
     Raises:
         ValueError: the text is another document or is not canonical, or its date is in the future.
     """
-    found = files.parse_as(kind, text)
-    # `parse_as` accepts any spelling of the right values; here the bytes must be equal.
+    found = files.parse_document(kind, text)
+    # `parse_document` accepts any spelling of the right values; here the bytes must be equal.
     if rfc8785.dumps(json.loads(text)) != text:
         raise ValueError("the statement is not in canonical JSON (RFC 8785)")
     # Other clocks may be a little ahead, but no document can come from the future.
-    date = moment(found.predicate.date)
+    date = parse_time(found.predicate.date)
     require_past(date, "the date of the statement", tolerance=CLOCK_SKEW, error=ValueError)
     return found
 
 
-def instant(time: datetime) -> str:
+def format_time(time: datetime) -> str:
     """Format a time in UTC as ISO 8601, to the second if it has no fraction."""
     return time.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
-def moment(text: str) -> datetime:
-    """Parse a time that `instant` wrote.
+def parse_time(text: str) -> datetime:
+    """Parse a time that `format_time` wrote.
 
     Raises:
         ValueError: there is no such time.
@@ -303,14 +303,14 @@ def require_past(
         raise error(f"{what} has no zone: expected a time such as 2026-05-31T12:00:00Z")
     now = current_time()
     if time - now > tolerance:
-        clock = instant(now.replace(microsecond=0))
+        clock = format_time(now.replace(microsecond=0))
         raise error(
-            f"{what}, {instant(time)}, is in the future: it is {clock} now by this machine's "
+            f"{what}, {format_time(time)}, is in the future: it is {clock} now by this machine's "
             "clock; expected a time that has passed"
         )
 
 
-def day_or_moment(text: str, option: str) -> datetime:
+def parse_day_or_time(text: str, option: str) -> datetime:
     """Parse a day, which means its first moment in UTC, or a time with its zone.
 
     Args:
@@ -323,19 +323,19 @@ def day_or_moment(text: str, option: str) -> datetime:
     try:
         # `fromisoformat` alone would read a day as a time without a zone.
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-            return moment(f"{text}T00:00:00Z")
+            return parse_time(f"{text}T00:00:00Z")
         found = datetime.fromisoformat(text)
         if found.tzinfo is not None and abs(found.utcoffset() or timedelta()) < timedelta(days=1):
             return found.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
     raise ConfigError(
-        f"{option} is {printable(text, 80)!r}: expected a day such as 2026-05-31, which is its "
+        f"{option} is {make_printable(text, 80)!r}: expected a day such as 2026-05-31, which is its "
         "first moment in UTC, or a time with its zone such as 2026-05-31T12:00:00+02:00"
     )
 
 
-def not_a(what: str, where: str, why: str) -> ClaimError:
+def make_format_error(what: str, where: str, why: str) -> ClaimError:
     """Make the error for a file that is not the expected document.
 
     Args:
@@ -343,5 +343,5 @@ def not_a(what: str, where: str, why: str) -> ClaimError:
         where: name of the file.
         why: the reason, which may quote the file.
     """
-    # The reason may quote a hostile file: `printable` escapes control characters.
-    return ClaimError(f"{where}: {printable(why, 300)}; expected {what}")
+    # The reason may quote a hostile file: `make_printable` escapes control characters.
+    return ClaimError(f"{where}: {make_printable(why, 300)}; expected {what}")

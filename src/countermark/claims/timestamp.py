@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import load_certificates
-from countermark.claims.statement import CLOCK_SKEW, instant, require_past
-from countermark.errors import ClaimError, MissingExtraError, printable
+from countermark.claims.statement import CLOCK_SKEW, format_time, require_past
+from countermark.errors import ClaimError, MissingExtraError, make_printable
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -28,7 +28,7 @@ MEDIA_TYPE = "application/timestamp-query"
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Timestamp:
     """The content of a timestamp, whoever signed it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stamp:
     signer: tuple[str, int]
 
     @property
-    def latest(self) -> datetime:
+    def latest_time(self) -> datetime:
         """The latest time that this timestamp allows: the timestamped document is older.
 
         rfc3161-client drops fractions of a second, hence the added second.
@@ -50,7 +50,7 @@ class Stamp:
         return self.time + self.accuracy + timedelta(seconds=1)
 
     @property
-    def soonest(self) -> datetime:
+    def earliest_time(self) -> datetime:
         """The earliest time at which this timestamp can have been made."""
         return self.time - self.accuracy
 
@@ -79,62 +79,65 @@ class Authority:
             ClaimError: the file holds no certificate, no root, or several that could sign.
         """
         try:
-            return cls._of(load_certificates(Path(path)), path)
+            return cls._from_certificates(load_certificates(Path(path)), path)
         except ClaimError:
             raise
         except Exception as error:  # a damaged certificate can raise anything, late
             raise ClaimError(
-                f"{path} holds a certificate that cannot be used ({printable(str(error), 120)}): "
+                f"{path} holds a certificate that cannot be used ({make_printable(str(error), 120)}): "
                 "obtain it again from the authority"
             ) from None
 
     @classmethod
-    def _of(cls, loaded: list[Certificate], path: str | Path) -> Authority:
+    def _from_certificates(cls, loaded: list[Certificate], path: str | Path) -> Authority:
         """Sort certificates into roots, intermediates and signer, and check them."""
         # The names decide, not the signature: the examiner trusts everything in this file anyway.
         roots = [each for each in loaded if each.subject == each.issuer]
         others = [each for each in loaded if each.subject != each.issuer]
         # A certificate that may issue others is an intermediate; any other one below a root signs.
-        leaves = [each for each in others if not _may_issue(each)]
+        leaves = [each for each in others if not _is_issuer(each)]
         if not roots or len(leaves) > 1:
             raise ClaimError(
                 f"{path} holds {len(roots)} roots and {len(leaves)} signers: expected a "
                 "self-signed root, and at most one certificate of a signer below it"
             )
-        between = [each for each in others if _may_issue(each)]
+        between = [each for each in others if _is_issuer(each)]
         nearest = (*leaves, *roots)[0]
         leaf = leaves[0] if leaves else None
         made = cls(
-            printable(nearest.subject.rfc4514_string(), 200), tuple(roots), tuple(between), leaf
+            make_printable(nearest.subject.rfc4514_string(), 200),
+            tuple(roots),
+            tuple(between),
+            leaf,
         )
-        made.certified()  # raises now for a key of an unknown kind
+        made.list_public_keys()  # raises now for a key of an unknown kind
         return made
 
-    def confirms(self, response: bytes, message: bytes) -> str | None:
+    def explain_rejection(self, response: bytes, message: bytes) -> str | None:
         """Return why a timestamp over a message is not by this authority; None if it is.
 
         Args:
             response: an RFC 3161 response in DER.
             message: the timestamped bytes.
         """
-        client = _client()
+        client = _load_library()
         verifier = client.VerifierBuilder(
             roots=list(self.roots), intermediates=list(self.between), tsa_certificate=self.leaf
         ).build()
         try:
             verifier.verify_message(client.decode_timestamp_response(response), message)
         except Exception as error:  # a hostile response can raise anything
-            return printable(str(error), 200) or "it cannot be verified"
+            return make_printable(str(error), 200) or "it cannot be verified"
         return None
 
-    def certified(self) -> list[Any]:
+    def list_public_keys(self) -> list[Any]:
         """Return the public keys of all pinned certificates."""
         kept = (*self.roots, *self.between, *((self.leaf,) if self.leaf else ()))
         return [each.public_key() for each in kept]
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class ConfirmedTimestamp:
     """A timestamp that a pinned authority signed.
 
     Attributes:
@@ -142,32 +145,32 @@ class Confirmed:
         authority: the authority.
     """
 
-    stamp: Stamp
+    stamp: Timestamp
     authority: Authority
 
     def to_json(self) -> dict[str, str]:
         """Return the authority, the time, and the latest time that the accuracy allows."""
         return {
             "authority": self.authority.name,
-            "time": instant(self.stamp.time),
-            "latest": instant(self.stamp.latest),
+            "time": format_time(self.stamp.time),
+            "latest": format_time(self.stamp.latest_time),
         }
 
 
-def request_for(document: Claim | TreeHead) -> bytes:
+def make_request(document: Claim | TreeHead) -> bytes:
     """Make a request (DER) to timestamp a document with its signatures, for any RFC 3161 authority.
 
     Raises:
         MissingExtraError: rfc3161-client is not installed.
     """
-    client = _client()
-    builder = client.TimestampRequestBuilder().data(document.stamped_bytes)
+    client = _load_library()
+    builder = client.TimestampRequestBuilder().data(document.envelope_bytes)
     builder = builder.hash_algorithm(client.HashAlgorithm.SHA256).cert_request(cert_request=True)
     made: bytes = builder.build().as_bytes()
     return made
 
 
-def read(response: bytes, document: Claim | TreeHead) -> Stamp:
+def read_response(response: bytes, document: Claim | TreeHead) -> Timestamp:
     """Read the timestamp out of a response and check that it is over this document.
 
     Args:
@@ -177,7 +180,7 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
     Raises:
         ClaimError: no timestamp was granted, it is over something else, or it is in the future.
     """
-    client = _client()
+    client = _load_library()
     # Bound the size before the parser sees a hostile response.
     if len(response) > LARGEST_RESPONSE:
         raise ClaimError(f"a time stamp has {len(response):,} bytes: expected at most 65,536")
@@ -186,23 +189,23 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
         info = decoded.tst_info
         # Exactly one signer, as RFC 3161, section 2.4.2, requires.
         (signer,) = decoded.signed_data.signer_infos
-        found = Stamp(
-            info.gen_time.astimezone(UTC), _accuracy(info),
+        found = Timestamp(
+            info.gen_time.astimezone(UTC), _read_accuracy(info),
             (signer.issuer.rfc4514_string(), signer.serial_number),
         )  # fmt: skip
-        _ = found.latest, found.soonest  # overflows for times near year 1 or 9999
+        _ = found.latest_time, found.earliest_time  # overflows for times near year 1 or 9999
         imprint = info.message_imprint
         # Raises KeyError for a digest other than SHA-256, SHA-384 or SHA-512.
         named = client.digests[imprint.hash_algorithm.dotted_string]
     except Exception as error:  # a hostile response can raise anything
         raise ClaimError(
-            f"this is no time stamp that was granted ({printable(str(error), 120)}): expected an "
+            f"this is no time stamp that was granted ({make_printable(str(error), 120)}): expected an "
             "RFC 3161 response over SHA-256, SHA-384 or SHA-512"
         ) from None
     require_past(
-        found.soonest, "the time of the time stamp", tolerance=CLOCK_SKEW, error=ClaimError
+        found.earliest_time, "the time of the time stamp", tolerance=CLOCK_SKEW, error=ClaimError
     )
-    if imprint.message != hashlib.new(named, document.stamped_bytes).digest():
+    if imprint.message != hashlib.new(named, document.envelope_bytes).digest():
         raise ClaimError(
             f"the time stamp is of something else than this {document.what} with these signatures: "
             "it was made for another one, or this one was changed since"
@@ -210,7 +213,9 @@ def read(response: bytes, document: Claim | TreeHead) -> Stamp:
     return found
 
 
-def confirmed(document: Claim | TreeHead, authorities: Sequence[Authority]) -> list[Confirmed]:
+def find_confirmed_timestamps(
+    document: Claim | TreeHead, authorities: Sequence[Authority]
+) -> list[ConfirmedTimestamp]:
     """Find the timestamps of a document that pinned authorities signed, earliest first.
 
     An authority counts once, and so does a signer that several pinned roots certify. An authority
@@ -221,21 +226,23 @@ def confirmed(document: Claim | TreeHead, authorities: Sequence[Authority]) -> l
     """
     # Signers of documents are Ed25519 keys, so only an authority's Ed25519 keys can be among them.
     own = {bytes.fromhex(each) for each in document.signers}
-    trusted = [each for each in authorities if not own & set(map(_raw, each.certified()))]
-    stamps = [(read(each, document), each) for each in document.stamps]
-    found: list[Confirmed] = []
+    trusted = [
+        each for each in authorities if not own & set(map(_encode_raw_key, each.list_public_keys()))
+    ]
+    stamps = [(read_response(each, document), each) for each in document.timestamp_responses]
+    found: list[ConfirmedTimestamp] = []
     # Earliest first: the first timestamp of each authority and signer is kept.
-    for stamp, response in sorted(stamps, key=lambda each: each[0].latest):
+    for stamp, response in sorted(stamps, key=lambda each: each[0].latest_time):
         signers = {each.stamp.signer for each in found}
         free = [each for each in trusted if each not in [known.authority for known in found]]
         for authority in free if stamp.signer not in signers else []:
-            if authority.confirms(response, document.stamped_bytes) is None:
-                found.append(Confirmed(stamp, authority))
+            if authority.explain_rejection(response, document.envelope_bytes) is None:
+                found.append(ConfirmedTimestamp(stamp, authority))
                 break
     return found
 
 
-def ask(url: str, request: bytes) -> bytes:
+def request_timestamp(url: str, request: bytes) -> bytes:
     """Send a request to an authority over HTTP (RFC 3161, section 3.4); return its response, DER.
 
     Raises:
@@ -258,7 +265,7 @@ def ask(url: str, request: bytes) -> bytes:
                 if len(found) > LARGEST_RESPONSE:
                     break
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise ClaimError(f"{url} does not answer: {printable(str(error), 200)}") from None
+        raise ClaimError(f"{url} does not answer: {make_printable(str(error), 200)}") from None
     if answer.status_code != OK or not 0 < len(found) <= LARGEST_RESPONSE:
         raise ClaimError(
             f"{url} answers {answer.status_code} with {len(found):,} bytes: expected an RFC 3161 "
@@ -267,7 +274,7 @@ def ask(url: str, request: bytes) -> bytes:
     return bytes(found)
 
 
-def _may_issue(certificate: Certificate) -> bool:
+def _is_issuer(certificate: Certificate) -> bool:
     """Return true if a certificate may issue others (basic constraint CA)."""
     from cryptography.x509 import BasicConstraints, ExtensionNotFound
 
@@ -277,7 +284,7 @@ def _may_issue(certificate: Certificate) -> bool:
         return False
 
 
-def _accuracy(info: Any) -> timedelta:
+def _read_accuracy(info: Any) -> timedelta:
     """Return the accuracy that an authority states for its clock; zero if it states none."""
     # RFC 3161, section 2.4.2: a missing accuracy says nothing, so nothing is added.
     stated = info.accuracy
@@ -289,13 +296,13 @@ def _accuracy(info: Any) -> timedelta:
     )
 
 
-def _raw(public: Any) -> bytes:
+def _encode_raw_key(public: Any) -> bytes:
     """Return the 32 bytes of an Ed25519 public key; empty bytes for a key of another kind."""
     raw = getattr(public, "public_bytes_raw", None)
     return b"" if raw is None else bytes(raw())
 
 
-class _Client:
+class _TimestampLibrary:
     """The names of rfc3161-client that this module uses."""
 
     def __init__(self) -> None:
@@ -314,9 +321,9 @@ class _Client:
         }
 
 
-def _client() -> _Client:
+def _load_library() -> _TimestampLibrary:
     """Import rfc3161-client, or raise `MissingExtraError`."""
     try:
-        return _Client()
+        return _TimestampLibrary()
     except ImportError:
         raise MissingExtraError("a time stamp", "evidence") from None

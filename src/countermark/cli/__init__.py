@@ -35,7 +35,7 @@ from countermark.cli.owner import app
 from countermark.cli.recipient import recipient_app
 from countermark.cli.serve import serve
 from countermark.cli.thief import attack_app
-from countermark.errors import CountermarkError, printable
+from countermark.errors import CountermarkError, make_printable
 
 app.command()(mark)
 app.command()(advise)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after the program's name; by default the process's own.
     """
     code = run(arguments)
-    _drop_unwritten()
+    _discard_unwritten_output()
     sys.exit(code)
 
 
@@ -71,13 +71,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after the program's name; by default the process's own.
     """
-    _warnings_as_notes()
+    _print_warnings_as_notes()
     try:
         # Standard output was closed before Python started. Refuse now: the first file that is
         # opened would get its descriptor.
         if sys.stdout is None:
             raise BrokenPipeError
-        code = _invoke(sys.argv[1:] if arguments is None else arguments)
+        code = _invoke_command(sys.argv[1:] if arguments is None else arguments)
         # Flush here, where a failed write can still change the exit code.
         sys.stdout.flush()
     # Catch every exception: Python's own exit code 1 would be mistaken for the answer "no".
@@ -86,28 +86,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             if os.environ.get("COUNTERMARK_DEBUG"):
                 traceback.print_exc()
-            typer.echo(_last_words(error), err=True)
+            typer.echo(_describe_error(error), err=True)
         return STOPPED
     return code
 
 
-def _invoke(arguments: Sequence[str]) -> int:
+def _invoke_command(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     # Typer's own `main` is avoided: it turns Ctrl-C and a closed pipe into exit codes of its own.
     try:
-        with _command().make_context("countermark", list(arguments)) as context:
+        with _build_command_tree().make_context("countermark", list(arguments)) as context:
             return int(context.command.invoke(context))
     except typer.Exit as done:
         return done.exit_code
 
 
 @cache
-def _command() -> Any:
+def _build_command_tree() -> Any:
     """Return the tree of all commands, built once per process."""
     return typer.main.get_command(app)
 
 
-def _last_words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Return one line that says why there is no answer.
 
     A command group that was called without a command gets its whole help text instead.
@@ -130,10 +130,10 @@ def _last_words(error: BaseException) -> str:
     else:
         what = ": ".join(filter(None, [type(error).__name__, str(error).partition("\n")[0]]))
         why = f"internal error, {what} (COUNTERMARK_DEBUG=1 shows where)"
-    return f"countermark: {printable(why)}"
+    return f"countermark: {make_printable(why)}"
 
 
-def _drop_unwritten() -> None:
+def _discard_unwritten_output() -> None:
     """Point streams that cannot be written to at the null device.
 
     Python flushes both streams again on its way out. A failure there would print a traceback and
@@ -146,10 +146,10 @@ def _drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _warnings_as_notes() -> None:
+def _print_warnings_as_notes() -> None:
     """Print each warning of the library as one line, without its place in the source."""
 
-    def note(message: Warning | str, *_: object, **__: object) -> None:
-        typer.echo(f"note: {printable(str(message))}", err=True)
+    def print_note(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"note: {make_printable(str(message))}", err=True)
 
-    warnings.showwarning = note
+    warnings.showwarning = print_note

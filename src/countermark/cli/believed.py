@@ -5,34 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from countermark.cli.options import passphrase_of
+from countermark.cli.options import read_key_passphrase
 from countermark.errors import ConfigError
 
 if TYPE_CHECKING:
     from countermark.claims.policy import Check
 
 
-def about_what(model: Path | None, key: Path | None) -> list[Check]:
+def make_subject_checks(model: Path | None, key: Path | None) -> list[Check]:
     """Return the checks that a claim is about a given model and a given key.
 
     Args:
         model: a weight file, or None to check no model.
         key: a key folder, or None to check no key.
     """
-    from countermark.claims.policy import OfKey, OfModel
+    from countermark.claims.policy import KeyCheck, ModelCheck
     from countermark.key import Key
-    from countermark.weights import model_digest, open_weights
+    from countermark.weights import compute_model_digest, open_weights
 
     checks: list[Check] = []
     if model is not None:
         with open_weights(model) as weights:
-            checks.append(OfModel(model_digest(weights)))
+            checks.append(ModelCheck(compute_model_digest(weights)))
     if key is not None:
-        checks.append(OfKey(Key.load(key, passphrase_of(key)).commitment))
+        checks.append(KeyCheck(Key.load(key, read_key_passphrase(key)).commitment))
     return checks
 
 
-def released(model: Path | None, signature: Path | None, signer: Path | None) -> list[Check]:
+def make_file_signature_checks(
+    model: Path | None, signature: Path | None, signer: Path | None
+) -> list[Check]:
     """Return the check that the model's file is signed, or no check if no signature is given.
 
     Args:
@@ -55,7 +57,9 @@ def released(model: Path | None, signature: Path | None, signer: Path | None) ->
     return [ModelSignedBy(model, signature, signer)]
 
 
-def believing(signers: list[Path], authorities: list[Path], before: str | None) -> list[Check]:
+def make_trust_checks(
+    signers: list[Path], authorities: list[Path], before: str | None
+) -> list[Check]:
     """Return the checks that pinned keys signed the claim, and pinned authorities dated it.
 
     Args:
@@ -66,20 +70,20 @@ def believing(signers: list[Path], authorities: list[Path], before: str | None) 
     Raises:
         ConfigError: authorities without a date, or a date without authorities.
     """
-    from countermark.claims.policy import CommittedBefore, SignedBy, Unasked
-    from countermark.claims.signing import key_id, load_public
-    from countermark.claims.statement import day_or_moment
+    from countermark.claims.policy import CommittedBefore, OpenCheck, SignedBy
+    from countermark.claims.signing import compute_key_id, load_public_key
+    from countermark.claims.statement import parse_day_or_time
     from countermark.claims.timestamp import Authority
 
     if bool(authorities) != (before is not None):
         raise ConfigError("--authority and --before go together: whom you believe, and the date")
     # Nobody is trusted by default. A check without a trusted party stays undecided (exit 3), so
     # that a forgotten option never passes as a check that holds.
-    signed: Check = Unasked("signed by", "who signs with these keys is unknown: give --signer")
+    signed: Check = OpenCheck("signed by", "who signs with these keys is unknown: give --signer")
     if signers:
-        signed = SignedBy([key_id(load_public(each)) for each in signers])
-    dated: Check = Unasked("committed before", "nobody to believe: give --authority and --before")
+        signed = SignedBy([compute_key_id(load_public_key(each)) for each in signers])
+    dated: Check = OpenCheck("committed before", "nobody to believe: give --authority and --before")
     if before is not None:
         pinned = [Authority.load(each) for each in authorities]
-        dated = CommittedBefore(day_or_moment(before, "--before"), pinned)
+        dated = CommittedBefore(parse_day_or_time(before, "--before"), pinned)
     return [signed, dated]

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from countermark.cli.believed import about_what, believing, released
+from countermark.cli.believed import (
+    make_file_signature_checks,
+    make_subject_checks,
+    make_trust_checks,
+)
 from countermark.cli.options import (
     AsJson,
-    new_passphrase,
-    passphrase_of,
-    pem_passphrase,
+    read_key_passphrase,
+    read_new_passphrase,
+    read_pem_passphrase,
     show_result,
 )
-from countermark.errors import ClaimError, ConfigError, SuspectError, printable
-from countermark.places import require_free
+from countermark.errors import ClaimError, ConfigError, SuspectError, make_printable
+from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from countermark.claims.signed import Claim
@@ -68,10 +72,10 @@ def keygen(
         countermark claim keygen acme
         countermark claim keygen release --for-files
     """
-    from countermark.claims.signing import write_pair
+    from countermark.claims.signing import write_key_pair
 
-    passphrase = new_passphrase() if encrypt else None
-    identity = write_pair(Path(name), passphrase, for_files=for_files)
+    passphrase = read_new_passphrase() if encrypt else None
+    identity = write_key_pair(Path(name), passphrase, for_files=for_files)
     show_result({"public_key": identity}, as_json, f"{name}.pem and {name}.pub: {identity}")
     return 0
 
@@ -98,25 +102,25 @@ def new(
     from countermark.claims.signed import Claim
     from countermark.claims.statement import Commitment
     from countermark.key import Key
-    from countermark.weights import model_digest, open_weights
+    from countermark.weights import compute_model_digest, open_weights
 
-    loaded = Key.load(key, passphrase_of(key))
+    loaded = Key.load(key, read_key_passphrase(key))
     if owner != loaded.owner:
         raise ConfigError(
-            f"--owner is {printable(owner, 80)!r}, the key's owner is "
-            f"{printable(loaded.owner, 80)!r}: expected the same"
+            f"--owner is {make_printable(owner, 80)!r}, the key's owner is "
+            f"{make_printable(loaded.owner, 80)!r}: expected the same"
         )
     # The secret of a test key follows from a number, so anybody can derive the key again.
     if loaded.test_key:
         raise ConfigError("this is a test key: anybody can make it again, so it claims nothing")
     with open_weights(model) as weights:
-        digest = model_digest(weights)
-    _require_marked(model, loaded)
+        digest = compute_model_digest(weights)
+    _require_mark_in_model(model, loaded)
     commitment = Commitment(kind="C1" if loaded.c1 else "C0", sha256=loaded.commitment)
-    claim = Claim.new(commitment, owner, digest.root, digest.tensors)
+    claim = Claim.make_unsigned(commitment, owner, digest.root, digest.tensors)
     claim.save(out)
     text = f"{out}: {owner}, commitment {claim.commitment}, model {digest.root}"
-    show_result(_about(claim), as_json, printable(text))
+    show_result(_describe_claim(claim), as_json, make_printable(text))
     return 0
 
 
@@ -135,11 +139,11 @@ def sign(
     Example:
         countermark claim sign claim.json --private-key acme.pem
     """
-    from countermark.claims.signed import load_signed
-    from countermark.claims.signing import load_private
+    from countermark.claims.signed import load_signed_document
+    from countermark.claims.signing import load_private_key
 
-    private = load_private(private_key, pem_passphrase(private_key))
-    document = load_signed(file).signed(private)
+    private = load_private_key(private_key, read_pem_passphrase(private_key))
+    document = load_signed_document(file).with_signature(private)
     # A claim collects its signatures in its own file, so the existing file is replaced.
     document.save(file, replace=True)
     about = {"digest": document.digest, "signers": list(document.signers)}
@@ -172,35 +176,40 @@ def timestamp(
     Example:
         countermark claim timestamp claim.json --request claim.tsq
     """
-    from countermark.claims.signed import load_signed
-    from countermark.claims.statement import instant
-    from countermark.claims.timestamp import LARGEST_RESPONSE, ask, read, request_for
+    from countermark.claims.signed import load_signed_document
+    from countermark.claims.statement import format_time
+    from countermark.claims.timestamp import (
+        LARGEST_RESPONSE,
+        make_request,
+        read_response,
+        request_timestamp,
+    )
     from countermark.files import read_regular, write_bytes
 
     if sum(each is not None for each in (request, response, url)) != 1:
         raise ConfigError("one of --request, --response and --url is needed, and no two")
-    document = load_signed(file)
+    document = load_signed_document(file)
     # An authority dates any digest that it gets, so check the signatures before asking.
-    document.check()
-    asked = request_for(document)
+    document.check_signatures()
+    asked = make_request(document)
     if request is not None:
-        require_free(request)
+        require_free_path(request)
         write_bytes(request, asked)
         show_result({"request": str(request)}, as_json, f"{request}: a request for {file}")
         return 0
     if url is not None:
-        given = ask(url, asked)
+        given = request_timestamp(url, asked)
     else:
         try:
             given = read_regular(Path(str(response)), LARGEST_RESPONSE)
         except ValueError as error:
             raise ConfigError(f"{response}: {error}; expected an RFC 3161 response") from None
     # `read` checks that the response is about this document before the document keeps it.
-    stamp = read(given, document)
-    document.stamped(given).save(file, replace=True)
-    about = {"time": instant(stamp.time), "signer": list(map(str, stamp.signer))}
+    stamp = read_response(given, document)
+    document.with_timestamp(given).save(file, replace=True)
+    about = {"time": format_time(stamp.time), "signer": list(map(str, stamp.signer))}
     text = f"{file}: stamped {about['time']} by {stamp.signer[0]}; nobody has to believe that"
-    show_result(about, as_json, printable(text))
+    show_result(about, as_json, make_printable(text))
     return 0
 
 
@@ -236,24 +245,27 @@ def check(
     Example:
         countermark claim check claim.json --signer acme.pub --key acme.key  # exit 3
     """
-    from countermark.claims.decision import Case
-    from countermark.claims.policy import AllOf, Intact
+    from countermark.claims.decision import PolicyCase
+    from countermark.claims.policy import AllOf, IntegrityCheck
     from countermark.claims.signed import Claim
 
     claim = Claim.load(file)
-    of = [*about_what(model, key), *released(model, model_signature, model_signer)]
-    believed = believing(signer or [], authority or [], before)
-    decision = AllOf([Intact(), *of, *believed]).judge(Case(claim))
-    about = _about(claim)
+    of = [
+        *make_subject_checks(model, key),
+        *make_file_signature_checks(model, model_signature, model_signer),
+    ]
+    believed = make_trust_checks(signer or [], authority or [], before)
+    decision = AllOf([IntegrityCheck(), *of, *believed]).judge(PolicyCase(claim))
+    about = _describe_claim(claim)
     lines = [f"claim {claim.digest}", f"  owner       {claim.owner}"]
     lines += [f"  commitment  {claim.commitment}", f"  model       {claim.model_root}"]
     lines += [f"  stamped     {each['time']} by {each['signer']}" for each in about["stamps"]]
-    text = "\n".join([*map(printable, lines), decision.explain()])
+    text = "\n".join([*map(make_printable, lines), decision.explain()])
     show_result(about | decision.to_json(), as_json, text)
     return decision.exit_code
 
 
-def _require_marked(model: Path, key: Key) -> None:
+def _require_mark_in_model(model: Path, key: Key) -> None:
     """Check that a key that reads weights finds its mark in the model.
 
     A claim cannot be corrected after it is timestamped, so a wrong model is refused here.
@@ -262,19 +274,19 @@ def _require_marked(model: Path, key: Key) -> None:
         SuspectError: the mark is not in the model.
     """
     from countermark.examine import examine
-    from countermark.schemes import scheme_of
+    from countermark.schemes import load_scheme
     from countermark.schemes.white_box import WeightScheme
-    from countermark.verdict import Terms
+    from countermark.verdict import VerificationOptions
 
     # A key with a reader of its own runs the owner's code, and triggers and outputs need more than
     # a weight file. Only `verify` reads these keys.
-    if scheme_of(key).code is not None or not isinstance(scheme_of(key), WeightScheme):
+    if load_scheme(key).reader_code is not None or not isinstance(load_scheme(key), WeightScheme):
         warnings.warn(
             "whether the mark is in the model was not looked at: `verify` it", stacklevel=2
         )
         return
     # The key counts as dated here, because dating the key is what the claim is for.
-    verdict = examine(model, key, Terms(assume_dated=True))
+    verdict = examine(model, key, VerificationOptions(assume_dated=True))
     if verdict.outcome == "not_proven":
         raise SuspectError(
             f"{model}: the mark of this key is not in it: expected the marked model as it was saved"
@@ -283,17 +295,17 @@ def _require_marked(model: Path, key: Key) -> None:
         warnings.warn(f"this mark proves nothing by itself: {verdict.reason}", stacklevel=2)
 
 
-def _about(claim: Claim) -> dict[str, Any]:
+def _describe_claim(claim: Claim) -> dict[str, Any]:
     """Return the content of a claim as JSON values, with every timestamp that can be read."""
-    from countermark.claims.statement import instant
-    from countermark.claims.timestamp import read
+    from countermark.claims.statement import format_time
+    from countermark.claims.timestamp import read_response
 
     stamps = []
-    for response in claim.stamps:
+    for response in claim.timestamp_responses:
         # A timestamp of another document is left out here: the check reports it as a finding.
         with suppress(ClaimError):
-            stamp = read(response, claim)
-            stamps.append({"time": instant(stamp.time), "signer": stamp.signer[0]})
+            stamp = read_response(response, claim)
+            stamps.append({"time": format_time(stamp.time), "signer": stamp.signer[0]})
     said = claim.statement.predicate
     return {
         "claim": claim.digest, "owner": said.owner, "commitment": said.commitment.sha256,

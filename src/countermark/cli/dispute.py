@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from countermark.cli.claim import Authorities
-from countermark.cli.options import ALPHA, Alpha, AsJson, passphrase_of, show_result
+from countermark.cli.options import ALPHA, Alpha, AsJson, read_key_passphrase, show_result
 from countermark.cli.owner import app
-from countermark.cli.suspect import Asking, ClaimsCounted, suspect_of
+from countermark.cli.suspect import ClaimsCounted, SuspectOptions, open_suspect
 from countermark.errors import ConfigError
 
 
@@ -61,7 +61,12 @@ def resolve(
     """
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import Examiner, Shown, audited, settle
+    from countermark.disputes import (
+        ExaminerSettings,
+        PartyExhibits,
+        audit_ledger_at,
+        settle_dispute,
+    )
     from countermark.key import Key
 
     # Repeated options arrive as separate lists; only their order says what belongs together.
@@ -69,16 +74,16 @@ def resolve(
         raise ConfigError("two parties dispute: give --key, --claim and --model twice each")
     # Without --authority no timestamp counts, so age decides nothing.
     believed = [Authority.load(each) for each in authority or []]
-    counted = None if ledger is None else audited(ledger)
+    counted = None if ledger is None else audit_ledger_at(ledger)
     shown = [
-        Shown(Key.load(folder, passphrase_of(folder)), Claim.load(file), own)
+        PartyExhibits(Key.load(folder, read_key_passphrase(folder)), Claim.load(file), own)
         for folder, file, own in zip(key, claim, model, strict=True)
     ]
     # All three models are weight files on disk, so no option of a service applies.
-    asking = Asking()
-    found = settle(
-        suspect, shown, lambda file, of: suspect_of(str(file), of, asking),
-        Examiner(alpha, believed, counted, base),
+    asking = SuspectOptions()
+    found = settle_dispute(
+        suspect, shown, lambda file, of: open_suspect(str(file), of, asking),
+        ExaminerSettings(alpha, believed, counted, base),
     )  # fmt: skip
     show_result(found.to_json(), as_json, found.explain())
     return found.exit_code

@@ -16,10 +16,10 @@ from countermark.cli.options import (
     NewCheckpoint,
     NewKey,
     Settings,
-    fields_of,
-    new_passphrase,
-    pairs,
-    passphrase_of,
+    parse_pairs,
+    parse_scheme_fields,
+    read_key_passphrase,
+    read_new_passphrase,
     require_owner,
     show_result,
 )
@@ -53,14 +53,16 @@ def advise(
         countermark advise other.safetensors --bits 128 --set margin=3 --json
     """
     from countermark.stamping import advise as advised
-    from countermark.stamping.copying import shards_of
+    from countermark.stamping.copying import get_shards
     from countermark.weights import open_weights
 
     with open_weights(model) as weights:
         # Raises for a format that `stamp` cannot copy: advice on it would be useless.
-        shards_of(weights, model)
-        advice = advised(weights, fields_of(settings, layer, bits))
-    show_result(advice.to_json(), as_json, "\n".join(_told(advice.to_json(), advice.gentle)))
+        get_shards(weights, model)
+        advice = advised(weights, parse_scheme_fields(settings, layer, bits))
+    show_result(
+        advice.to_json(), as_json, "\n".join(_format_advice(advice.to_json(), advice.is_gentle))
+    )
     return 0
 
 
@@ -111,27 +113,27 @@ def stamp(
         countermark verify stamped.safetensors --key stamp.key
     """
     from countermark.stamping import stamp as stamped
-    from countermark.stamping.making import Places
+    from countermark.stamping.making import StampPaths
 
     require_owner(owner)
-    places = Places(out, key)
+    places = StampPaths(out, key)
     # Check the output paths first, so that nobody types a passphrase in vain.
     places.check(model)
     if encrypt:
-        places = Places(out, key, new_passphrase())
-    asked = _outputs(host, data, prompts, pairs(model_arguments, "--model-arg"))
+        places = StampPaths(out, key, read_new_passphrase())
+    asked = _make_measurement(host, data, prompts, parse_pairs(model_arguments, "--model-arg"))
     # Measure the input first: a model or data that cannot be read then stops the command before
     # a copy and a key are written.
     before = asked.of(model) if asked else None
     done = stamped(
-        model, places, owner=owner, fields=fields_of(settings, layer, bits),
+        model, places, owner=owner, fields=parse_scheme_fields(settings, layer, bits),
         keep_before=not no_reference,
     )  # fmt: skip
     kept = asked.compared(before, asked.of(out)) if asked else {}
     about = {"model": str(out), "key": str(key), **done.to_json(), "outputs": kept}
     lines = [
         f"{out}: {about['matched']} of {about['bits']} bits, relative change {done.change:.2%}",
-        *_told(about, done.advice.gentle),
+        *_format_advice(about, done.advice.is_gentle),
         *(f"measured: {name.replace('_', ' ')} {value:.4g}" for name, value in kept.items()),
         f"{key}: commitment {about['commitment']}",
         "Keep the key secret and backed up: without it nothing can be proven, with it anybody can.",
@@ -171,12 +173,12 @@ def check(
     from countermark.bench.check import check as checked
     from countermark.key import Key
 
-    arguments = pairs(model_arguments, "--model-arg")
+    arguments = parse_pairs(model_arguments, "--model-arg")
     if bool(host) != bool(data) or (arguments and not host):
         raise ConfigError("a model is trained on by --model NAME and --data NAME: give both")
-    loaded = Key.load(key, passphrase_of(key))
+    loaded = Key.load(key, read_key_passphrase(key))
     done = checked(marked, loaded, model=host, data=data, arguments=arguments)
-    show_result(done.to_json(), as_json, "\n".join(_found(done)))
+    show_result(done.to_json(), as_json, "\n".join(_format_tries(done)))
     return done.exit_code
 
 
@@ -185,7 +187,7 @@ _FIRST = {"owned": "proven", "not_proven": "not found", "no_verdict": "cannot te
 _WORDS = {"owned": "still proven", "not_proven": "REMOVED", "no_verdict": "there, not proven"}
 
 
-def _found(done: Checked) -> list[str]:
+def _format_tries(done: Checked) -> list[str]:
     """Return the result of `check` as lines of text, one for each attack."""
     lines = []
     # The first entry is the untouched model; its words differ from those after an attack.
@@ -201,7 +203,7 @@ def _found(done: Checked) -> list[str]:
     return lines + [f"not tried: {each}" for each in done.not_tried]
 
 
-def _outputs(
+def _make_measurement(
     host: str | None, data: str | None, prompts: Path | None, arguments: dict[str, Any]
 ) -> Any:
     """Return the measurement to make before and after stamping, or None.
@@ -219,7 +221,7 @@ def _outputs(
     return Texts(prompts) if prompts else Pictures(host or "", arguments, data or "")
 
 
-def _told(advice: Mapping[str, Any], gentle: bool) -> list[str]:
+def _format_advice(advice: Mapping[str, Any], gentle: bool) -> list[str]:
     """Return advice as lines of text.
 
     Args:

@@ -11,14 +11,14 @@ from countermark.cli.options import (
     ALPHA,
     AsJson,
     WeightSuspect,
-    probability,
-    shared_passphrase,
+    read_shared_passphrase,
+    require_probability,
     show_result,
 )
-from countermark.errors import printable
+from countermark.errors import make_printable
 
 if TYPE_CHECKING:
-    from countermark.identify import Identified
+    from countermark.identify import Identification
 
 
 def identify(
@@ -31,7 +31,7 @@ def identify(
         typer.Option(
             metavar="P",
             help="Threshold for the chance that any key is found falsely.",
-            callback=probability,
+            callback=require_probability,
         ),
     ] = ALPHA,
     assume_dated: Annotated[
@@ -56,20 +56,23 @@ def identify(
         countermark identify other.safetensors --keys stamp.key  # exit 1
     """
     from countermark.identify import identify as identified
-    from countermark.identify import keys_in
-    from countermark.verdict import Terms
+    from countermark.identify import list_key_folders
+    from countermark.verdict import VerificationOptions
 
     # One shared passphrase and no prompt: a folder may hold thousands of keys.
     done = identified(
-        suspect, keys_in(keys), Terms(alpha, assume_dated), passphrase=shared_passphrase()
+        suspect,
+        list_key_folders(keys),
+        VerificationOptions(alpha, assume_dated),
+        passphrase=read_shared_passphrase(),
     )
-    show_result(done.to_json(), as_json, "\n".join(map(printable, _told(done))))
+    show_result(done.to_json(), as_json, "\n".join(map(make_printable, _format_answer(done))))
     return done.exit_code
 
 
-def _told(done: Identified) -> list[str]:
+def _format_answer(done: Identification) -> list[str]:
     """Return the answer as lines of text."""
-    from countermark.test_result import in_words
+    from countermark.test_result import describe_corrections
 
     lines = [f"{done.suspect}: {done.tried} keys tried, {len(done.found)} found"]
     for folder, verdict in done.found.items():
@@ -77,7 +80,7 @@ def _told(done: Identified) -> list[str]:
         said = f"{verdict.matched} of {verdict.bits} bits, log10 p {verdict.log10_p:.2f}"
         lines += [f"{head} (owner {verdict.owner}, {said})"]
         if verdict.result is not None:
-            lines += [f"  p is {in_words(verdict.result.corrections)}"]
+            lines += [f"  p is {describe_corrections(verdict.result.corrections)}"]
     if not done.found and done.best is not None:
         lines.append(f"the best of them has log10 p {done.best:.2f}, corrected for all")
     # Keys that were not tried are always listed: "not found" says nothing about them.

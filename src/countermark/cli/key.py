@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from countermark.cli.options import AsJson, passphrase_of, show_result
-from countermark.errors import ConfigError, printable
-from countermark.places import require_free
+from countermark.cli.options import AsJson, read_key_passphrase, show_result
+from countermark.errors import ConfigError, make_printable
+from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from countermark.answers import Images
     from countermark.key import Key
-    from countermark.openings import Openings
+    from countermark.openings import TriggerDisclosure
 
 key_app = typer.Typer(help="Look at keys.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -43,13 +43,15 @@ def show(
     # The header is not encrypted, so no passphrase is asked for.
     header = load_header(folder).model_dump(mode="json")
     show_result(
-        header, as_json, "\n".join(printable(f"{name}: {value}") for name, value in header.items())
+        header,
+        as_json,
+        "\n".join(make_printable(f"{name}: {value}") for name, value in header.items()),
     )
     return 0
 
 
 @key_app.command("open")
-def open_(
+def open_key_triggers(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
     triggers: Annotated[
         str, typer.Option(metavar="N,N,…|all", help="Which triggers, counted from 0.")
@@ -70,10 +72,10 @@ def open_(
         countermark key open triggers.key --triggers 0,3,7 --out opened.json
     """
     from countermark.key import Key
-    from countermark.openings import open_triggers
+    from countermark.openings import disclose_triggers
 
-    key = Key.load(folder, passphrase_of(folder))
-    opened = open_triggers(key, _indices(triggers))
+    key = Key.load(folder, read_key_passphrase(folder))
+    opened = disclose_triggers(key, _parse_indices(triggers))
     opened.save(out)
     count = len(opened.opened)
     # A trigger that others know can be trained out of a copy, so the warning comes every time.
@@ -92,7 +94,7 @@ def open_(
 
 
 @key_app.command("check-opening")
-def check_opening(
+def check_disclosure(
     opened: Annotated[Path, typer.Argument(metavar="FILE", help="As `key open` writes it.")],
     commitment: Commitment = None,
     out: Annotated[
@@ -112,16 +114,16 @@ def check_opening(
         countermark verify triggers.safetensors --model mlp --opened opened.json  # exit 3
     """
     from countermark.files import write_folder
-    from countermark.openings import Openings
+    from countermark.openings import TriggerDisclosure
 
     # Refuse an existing folder before anything is read and checked.
     if out:
-        require_free(out)
-    loaded = Openings.load(opened)
+        require_free_path(out)
+    loaded = TriggerDisclosure.load(opened)
     found = loaded.check(commitment)
     if out:
         names = [f"trigger-{each.index:05}-class-{each.label}.png" for each in found]
-        pictures = [png(each.image) for each in found]
+        pictures = [encode_png(each.image) for each in found]
         write_folder(out, dict(zip(names, pictures, strict=True)))
     about = {
         "commitment": loaded.commitment, "owner": loaded.owner, "scheme": loaded.scheme,
@@ -135,13 +137,13 @@ def check_opening(
     ]
     if loaded.test_key:
         lines.append("this is a test key: anybody can make it again, so it proves nothing")
-    show_result(about, as_json, "\n".join(map(printable, lines)))
+    show_result(about, as_json, "\n".join(map(make_printable, lines)))
     return 3 if loaded.test_key else 0
 
 
-def key_or_openings(
+def load_key_or_disclosure(
     key: Path | None, opened: Path | None, commitment: str | None, reader: str | None
-) -> Key | Openings:
+) -> Key | TriggerDisclosure:
     """Load what `verify` judges by: a key folder, or a disclosure of some of its triggers.
 
     Args:
@@ -156,7 +158,7 @@ def key_or_openings(
         KeyFileError: the key folder cannot be read.
     """
     from countermark.key import Key
-    from countermark.openings import Openings
+    from countermark.openings import TriggerDisclosure
 
     if (key is None) == (opened is None):
         raise ConfigError(
@@ -165,16 +167,16 @@ def key_or_openings(
     if key is not None:
         if commitment is not None:
             raise ConfigError("--commitment is for --opened: a key folder has its own")
-        return Key.load(key, passphrase_of(key)).trusting(reader)
+        return Key.load(key, read_key_passphrase(key)).with_trusted_code(reader)
     if opened is None or reader is not None:
         raise ConfigError("--reader is for --key: opened triggers run no code")
-    loaded = Openings.load(opened)
+    loaded = TriggerDisclosure.load(opened)
     # The file comes from the owner, who could have made it up: check it before it judges anybody.
     loaded.check(commitment)
     return loaded
 
 
-def _indices(given: str) -> list[int] | None:
+def _parse_indices(given: str) -> list[int] | None:
     """Parse N,N,… into trigger numbers; return None for `all`.
 
     Raises:
@@ -186,11 +188,11 @@ def _indices(given: str) -> list[int] | None:
         return [int(each) for each in given.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--triggers is {printable(given, 80)}: expected numbers such as 0,3,7, or all"
+            f"--triggers is {make_printable(given, 80)}: expected numbers such as 0,3,7, or all"
         ) from None
 
 
-def png(image: Images) -> bytes:
+def encode_png(image: Images) -> bytes:
     """Encode an image (C, H, W) of 8-bit values as a PNG file (ISO/IEC 15948).
 
     An image with three channels is written in colour. Any other image is written in grey, with its

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, show_result
+from countermark.cli.options import AsJson, ModelArguments, Settings, parse_pairs, show_result
 from countermark.errors import ConfigError, DataError
 
 bench_app = typer.Typer(
@@ -27,7 +27,7 @@ CACHE = Path(".cache/hosts")
 
 
 @bench_app.command("run")
-def bench_run(
+def run_experiment(
     experiment: Experiment,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="Run them on a local Ray cluster.")] = False,
@@ -70,7 +70,7 @@ def bench_run(
 
 
 @bench_app.command("null_zoo")
-def bench_null_zoo(
+def train_null_zoo(
     data: Annotated[
         str | None, typer.Option(metavar="NAME|DIR", help="What the hosts learn.")
     ] = None,
@@ -108,13 +108,13 @@ def bench_null_zoo(
     if measure == (data is not None):
         raise ConfigError("null_zoo needs either --data NAME|DIR or --measure, on digits")
     if data is None:
-        return _show_speed_ups(as_json)
+        return _print_speed_ups(as_json)
     # Imported after the options are checked, because it loads torch.
     from countermark.bench import zoo
 
     like = zoo.HostSpec(
         data, first, epochs=epochs, rows=None if train is None else (0, train), grey28=grey28,
-        model=model, arguments=zoo.pairs(pairs(model_arguments, "--model-arg")),
+        model=model, arguments=zoo.pairs(parse_pairs(model_arguments, "--model-arg")),
     )  # fmt: skip
     # The base differs from the models only in its seed and epochs.
     root = None if base is None else replace(like, seed=base, epochs=base_epochs)
@@ -134,7 +134,7 @@ def bench_null_zoo(
     return 0
 
 
-def _show_speed_ups(as_json: bool) -> int:
+def _print_speed_ups(as_json: bool) -> int:
     """Measure and print how much CPU time it saves to train several MLPs together."""
     from countermark.bench.speed import best, speed_ups
 
@@ -148,7 +148,7 @@ def _show_speed_ups(as_json: bool) -> int:
 
 
 @bench_app.command("mpai")
-def bench_mpai(
+def evaluate_mpai(
     scheme: Annotated[str, typer.Argument(metavar="SCHEME", help="See `schemes`.")],
     networks: Annotated[int, typer.Option(metavar="M", help="Unmarked networks.")] = 2,
     payloads: Annotated[int, typer.Option(metavar="D", help="Marks in each of them.")] = 2,
@@ -188,7 +188,7 @@ def bench_mpai(
     from countermark.bench.mpai.trial import Trial
 
     done = run(Trial(
-        scheme, pairs(settings, "--set"), model, data, train, epochs, networks, payloads, siblings,
+        scheme, parse_pairs(settings, "--set"), model, data, train, epochs, networks, payloads, siblings,
         alpha,
     ), only)  # fmt: skip
     show_result(done, as_json, page(done))
@@ -196,7 +196,7 @@ def bench_mpai(
 
 
 @bench_app.command("table")
-def bench_table(
+def print_table(
     name: Annotated[
         str,
         typer.Argument(metavar="TABLE", help="A table or an experiment: its name, or a TOML file."),
@@ -218,7 +218,7 @@ def bench_table(
 
 
 @bench_app.command("figure")
-def bench_figure(
+def draw_figure(
     name: Annotated[str, typer.Argument(metavar="FIGURE", help="Such as wang2020/figure4.")],
     out: Annotated[Path | None, typer.Option(metavar="PNG", help="The picture to write.")] = None,
     results: Results = Path("results"),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from countermark.cli.claim import Authorities
-from countermark.cli.options import AsJson, pem_passphrase, show_result
-from countermark.errors import ConfigError, printable
-from countermark.places import require_free
+from countermark.cli.options import AsJson, read_pem_passphrase, show_result
+from countermark.errors import ConfigError, make_printable
+from countermark.places import require_free_path
 
 if TYPE_CHECKING:
-    from countermark.claims.ledger import Entry, Proof
+    from countermark.claims.ledger import InclusionProof, LedgerEntry
 
 ledger_app = typer.Typer(
     help="Keep claims in a ledger that only grows.", rich_markup_mode=None, no_args_is_help=True
@@ -42,9 +42,9 @@ def init(
         countermark ledger init claims.db --operator acme.pub
     """
     from countermark.claims.ledger import Ledger
-    from countermark.claims.signing import key_id, load_public
+    from countermark.claims.signing import compute_key_id, load_public_key
 
-    with Ledger.init(ledger, key_id(load_public(operator))) as made:
+    with Ledger.create(ledger, compute_key_id(load_public_key(operator))) as made:
         about = {"ledger": made.name, "identity": made.identity, "operator": made.operator}
     show_result(about, as_json, f"{about['ledger']}: ledger {about['identity']}")
     return 0
@@ -68,10 +68,10 @@ def add(
         countermark ledger add claim.json --ledger claims.db
     """
     from countermark.claims.ledger import Ledger
-    from countermark.claims.signed import load_signed
+    from countermark.claims.signed import load_signed_document
 
     # Read every file before the ledger is opened, so that a bad file adds nothing.
-    documents = [load_signed(each) for each in file]
+    documents = [load_signed_document(each) for each in file]
     with Ledger(ledger) as opened:
         places = [opened.add(each) for each in documents]
     rows = [
@@ -112,12 +112,16 @@ def find(
     for name, given in (("--digest", digest), ("--commitment", commitment)):
         if given is not None and not re.fullmatch("[0-9a-f]{64}", given):
             raise ConfigError(f"{name} is {given!r}: expected 64 digits 0 to 9, a to f")
-    wanted = {"digest": digest, "commitment": commitment, "model": model and _digest(model)}
+    wanted = {
+        "digest": digest,
+        "commitment": commitment,
+        "model": model and _read_model_digest(model),
+    }
     with Ledger(ledger) as opened:
         entries = opened.find(**{name: value for name, value in wanted.items() if value})
         found = [(entry, opened.prove(entry.place)) for entry in entries]
     if out is not None and found:
-        require_free(out)
+        require_free_path(out)
         named = {f"claim-{entry.place}.json": entry.claim.to_bytes() for entry, _ in found}
         write_folder(out, named)
     lines = [
@@ -125,8 +129,8 @@ def find(
         f"digest {entry.claim.digest}"
         for entry, _ in found
     ]
-    about = {"ledger": opened.name, "found": [_row(*each) for each in found]}
-    show_result(about, as_json, "\n".join(map(printable, lines or ["no such claim"])))
+    about = {"ledger": opened.name, "found": [_describe_entry(*each) for each in found]}
+    show_result(about, as_json, "\n".join(map(make_printable, lines or ["no such claim"])))
     return 0 if found else 1
 
 
@@ -149,7 +153,7 @@ def verify(
     Example:
         countermark ledger verify --ledger claims.db  # exit 3
     """
-    from countermark.claims.audit import audit
+    from countermark.claims.audit import audit_ledger
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import TreeHead
     from countermark.claims.timestamp import Authority
@@ -159,7 +163,7 @@ def verify(
     kept = TreeHead.load(checkpoint) if checkpoint else None
     believed = [Authority.load(each) for each in authority or []]
     with Ledger(ledger) as opened:
-        found = audit(opened, kept, believed)
+        found = audit_ledger(opened, kept, believed)
     lines = [f"{found.outcome.upper()}: {found.size} claims, root {found.root}"]
     lines += [f"  fault       {each}" for each in found.faults]
     if kept is not None:
@@ -167,9 +171,9 @@ def verify(
     for each in found.stamps:
         said = each.to_json()
         lines.append(f"  stamped     {said['time']} by {said['authority']}")
-    lines += [f"  limit       {each}" for each in found.limits]
+    lines += [f"  limit       {each}" for each in found.caveats]
     about = {"ledger": opened.name} | found.to_json()
-    show_result(about, as_json, "\n".join(map(printable, lines)))
+    show_result(about, as_json, "\n".join(map(make_printable, lines)))
     return found.exit_code
 
 
@@ -195,27 +199,27 @@ def export(
     Example:
         countermark ledger export --ledger claims.db --out head.json --private-key acme.pem
     """
-    from countermark.claims.growth import Growth
+    from countermark.claims.growth import ConsistencyProof
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import TreeHead
-    from countermark.claims.signing import key_id, load_private
+    from countermark.claims.signing import compute_key_id, load_private_key
 
     if proof is not None and (since is None or proof.exists()):
         raise ConfigError("--proof writes a new file, which proves something --since an older head")
-    private = load_private(private_key, pem_passphrase(private_key))
+    private = load_private_key(private_key, read_pem_passphrase(private_key))
     older = TreeHead.load(since) if since else None
     with Ledger(ledger) as opened:
         # A head by any other key would be refused by everybody who pinned the operator.
-        if key_id(private.public_key()) != opened.operator:
+        if compute_key_id(private.public_key()) != opened.operator:
             raise ConfigError(
                 f"{private_key} is not the key of {opened.name}, which is {opened.operator}"
             )
-        head = opened.head().signed(private)
+        head = opened.make_head().with_signature(private)
         # The proof is for the size of this head: claims may be added meanwhile.
-        path = opened.since(older, head.size) if older else None
+        path = opened.prove_growth(older, head.size) if older else None
     head.save(out)
     if proof is not None and path is not None:
-        Growth(type="countermark/growth/v1", path=tuple(path)).save(proof)
+        ConsistencyProof(type="countermark/growth/v1", path=tuple(path)).save(proof)
     about = {"digest": head.digest, "size": head.size, "root": head.root, "consistency": path}
     text = f"{out}: {head.size} claims, root {head.root}"
     if older and path is not None:
@@ -248,31 +252,33 @@ def grown(
             --since head.json --proof proof.json
         countermark ledger grown head.json later.json --proof proof.json --operator acme.pub
     """
-    from countermark.claims.growth import Growth, broken
+    from countermark.claims.growth import ConsistencyProof, find_growth_fault
     from countermark.claims.signed import TreeHead
-    from countermark.claims.signing import key_id, load_public
+    from countermark.claims.signing import compute_key_id, load_public_key
 
     kept, later = TreeHead.load(old), TreeHead.load(new)
-    why = broken(kept, later, Growth.load(proof), key_id(load_public(operator)))
+    why = find_growth_fault(
+        kept, later, ConsistencyProof.load(proof), compute_key_id(load_public_key(operator))
+    )
     about = {"old": kept.size, "new": later.size, "only_adds": why is None, "why": why}
     more = later.size - kept.size
     said = why or f"{later.size} claims: the {kept.size} of the old head, and {more} more"
-    show_result(about, as_json, printable(said))
+    show_result(about, as_json, make_printable(said))
     return 0 if why is None else 1
 
 
-def _digest(model: str) -> str:
+def _read_model_digest(model: str) -> str:
     """Return a model's digest, from a digest in hexadecimal or a weight file."""
     # A file with a name of 64 characters is read as a file.
     if len(model) == 64 and not Path(model).exists():
         return model
-    from countermark.weights import model_digest, open_weights
+    from countermark.weights import compute_model_digest, open_weights
 
     with open_weights(model) as weights:
-        return model_digest(weights).root
+        return compute_model_digest(weights).root
 
 
-def _row(entry: Entry, proof: Proof) -> dict[str, object]:
+def _describe_entry(entry: LedgerEntry, proof: InclusionProof) -> dict[str, object]:
     """Return a claim and its inclusion proof as JSON values."""
     claim = entry.claim
     return {

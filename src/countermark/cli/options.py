@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from countermark.errors import ConfigError
-from countermark.passphrase import passphrase_file
+from countermark.passphrase import read_passphrase_file
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Settings = Annotated[
@@ -29,7 +29,7 @@ Encrypt = Annotated[
 ]
 
 
-def probability(parameter: typer.CallbackParam, value: float) -> float:
+def require_probability(parameter: typer.CallbackParam, value: float) -> float:
     """Return the value of an option if it lies between 0 and 1, both excluded.
 
     Raises:
@@ -46,7 +46,7 @@ _OTHER_FORMATS = (".bin", ".ckpt", ".gguf", ".h5", ".onnx", ".pt", ".pth")
 _Name = TypeVar("_Name", str, Path)
 
 
-def safetensors_name(parameter: typer.CallbackParam, value: _Name) -> _Name:
+def require_safetensors_name(parameter: typer.CallbackParam, value: _Name) -> _Name:
     """Return the name of an output file if its ending does not stand for another format.
 
     Raises:
@@ -66,7 +66,9 @@ ALPHA = 1e-6
 Alpha = Annotated[
     float,
     typer.Option(
-        metavar="P", help="Threshold for the chance of a false accusation.", callback=probability
+        metavar="P",
+        help="Threshold for the chance of a false accusation.",
+        callback=require_probability,
     ),
 ]
 AssumeDated = Annotated[
@@ -82,7 +84,7 @@ NewCheckpoint = Annotated[
     Path,
     typer.Option(
         metavar="OUT", help="The file or folder to write; must not exist.",
-        callback=safetensors_name,
+        callback=require_safetensors_name,
     ),
 ]  # fmt: skip
 NewKey = Annotated[
@@ -116,7 +118,7 @@ def show_result(value: Mapping[str, Any], as_json: bool, text: str) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False) if as_json else text)
 
 
-def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
+def parse_pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
     """Parse K=V options into a dictionary. A value that is not valid JSON is taken as text.
 
     Args:
@@ -138,7 +140,7 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, Any]:
     return found
 
 
-def fields_of(
+def parse_scheme_fields(
     settings: Sequence[str] | None, layer: Sequence[str] | None, bits: int | None
 ) -> dict[str, Any]:
     """Return the fields of a scheme from --set, --layer and --bits.
@@ -146,7 +148,7 @@ def fields_of(
     Raises:
         ConfigError: a field is given twice.
     """
-    fields = pairs(settings, "--set")
+    fields = parse_pairs(settings, "--set")
     own: dict[str, Any] = {}
     # The field `layer` is one tensor name, or a list of several.
     if layer:
@@ -159,7 +161,7 @@ def fields_of(
     return fields | own
 
 
-def passphrase_of(folder: Path) -> str | None:
+def read_key_passphrase(folder: Path) -> str | None:
     """Read the passphrase of an encrypted key.
 
     It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt.
@@ -170,10 +172,10 @@ def passphrase_of(folder: Path) -> str | None:
 
     if load_header(folder).encryption is None:
         return None
-    return passphrase_file() or _ask("Passphrase", confirm=False)
+    return read_passphrase_file() or _prompt_for_passphrase("Passphrase", confirm=False)
 
 
-def pem_passphrase(path: Path) -> str | None:
+def read_pem_passphrase(path: Path) -> str | None:
     """Read the passphrase of an encrypted private key in a PEM file.
 
     It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt.
@@ -184,10 +186,10 @@ def pem_passphrase(path: Path) -> str | None:
 
     if not is_encrypted(path):
         return None
-    return passphrase_file() or _ask("Passphrase", confirm=False)
+    return read_passphrase_file() or _prompt_for_passphrase("Passphrase", confirm=False)
 
 
-def new_passphrase() -> str:
+def read_new_passphrase() -> str:
     """Read a passphrase for a new key.
 
     It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt that asks
@@ -196,7 +198,7 @@ def new_passphrase() -> str:
     Raises:
         ConfigError: there is no such file and nobody can be asked, or the passphrase is empty.
     """
-    passphrase = passphrase_file() or _ask("New passphrase", confirm=True)
+    passphrase = read_passphrase_file() or _prompt_for_passphrase("New passphrase", confirm=True)
     if not passphrase:
         raise ConfigError(
             "--encrypt needs a passphrase: give it at the prompt of a terminal, "
@@ -205,15 +207,15 @@ def new_passphrase() -> str:
     return passphrase
 
 
-def shared_passphrase() -> str | None:
+def read_shared_passphrase() -> str | None:
     """Read one passphrase for many keys from the file that COUNTERMARK_PASSPHRASE_FILE names.
 
     Returns: the passphrase; None if no file is named.
     """
-    return passphrase_file()
+    return read_passphrase_file()
 
 
-def _ask(what: str, *, confirm: bool) -> str | None:
+def _prompt_for_passphrase(what: str, *, confirm: bool) -> str | None:
     """Ask for a passphrase at the terminal; return None if standard input is no terminal."""
     # Input from a pipe is no passphrase, and a service would wait forever.
     if sys.stdin is None or not sys.stdin.isatty():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from countermark.cli.options import AsJson, passphrase_of, show_result
+from countermark.cli.options import AsJson, read_key_passphrase, show_result
 from countermark.errors import ConfigError
 
 
@@ -34,13 +34,13 @@ def mark(
     """
     from countermark.key import Key
     from countermark.readings import mark_folder
-    from countermark.schemes import as_output_scheme, scheme_of
+    from countermark.schemes import load_scheme, require_output_scheme
 
     # Otherwise the next run, after an interruption, would take marked images for further inputs.
     if out.resolve() == images.resolve():
         raise ConfigError(f"{out} holds the images to be marked: write to another folder")
-    loaded = Key.load(key, passphrase_of(key))
-    marked, skipped = mark_folder(images, as_output_scheme(scheme_of(loaded)), loaded, out)
+    loaded = Key.load(key, read_key_passphrase(key))
+    marked, skipped = mark_folder(images, require_output_scheme(load_scheme(loaded)), loaded, out)
     about = {"out": str(out), "images": marked, "skipped": skipped.to_json()}
     why = "".join(f"\n  {count} skipped: {reason}" for reason, count in skipped.reasons.items())
     show_result(about, as_json, f"{out}: {marked} images marked{why}")

@@ -15,11 +15,11 @@ from countermark.cli.options import (
     Encrypt,
     ModelArguments,
     Settings,
-    fields_of,
-    new_passphrase,
-    pairs,
+    parse_pairs,
+    parse_scheme_fields,
+    read_new_passphrase,
     require_owner,
-    safetensors_name,
+    require_safetensors_name,
     show_result,
 )
 from countermark.errors import ConfigError
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 
-def _tell_version(value: bool) -> None:
+def _print_version(value: bool) -> None:
     """Print the version and exit, if `--version` was given."""
     if value:
         typer.echo(f"countermark {VERSION}")
@@ -44,9 +44,9 @@ def _tell_version(value: bool) -> None:
 
 
 @app.callback()
-def _countermark(
+def _accept_global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
     pass
@@ -79,7 +79,9 @@ def embed(
     out: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="The .safetensors file to write.", callback=safetensors_name
+            metavar="FILE",
+            help="The .safetensors file to write.",
+            callback=require_safetensors_name,
         ),
     ],
     layer: Annotated[
@@ -138,7 +140,7 @@ def embed(
     from countermark.bench.embed import UNMARKED, Order
     from countermark.bench.marking import embedder
 
-    fields = fields_of(settings, layer, bits)
+    fields = parse_scheme_fields(settings, layer, bits)
     # A script may run one command line for marked and unmarked models, so this is no error.
     if scheme == UNMARKED and (fields or key or encrypt):
         warnings.warn(
@@ -154,7 +156,7 @@ def embed(
         scheme=scheme,
         fields=fields,
         model=model or default,
-        model_arguments=pairs(model_arguments, "--model-arg"),
+        model_arguments=parse_pairs(model_arguments, "--model-arg"),
         data=data,
         owner=owner,
         epochs=epochs,
@@ -172,7 +174,7 @@ def embed(
     )
     # The passphrase is no part of the order, because the order is written to disk.
     try:
-        done = make(order, new_passphrase() if order.encrypted else None)
+        done = make(order, read_new_passphrase() if order.encrypted else None)
     # The file to resume from holds the key's secret until the training ends.
     except KeyboardInterrupt:
         if Path(f"{out}.resume").exists():
@@ -182,7 +184,7 @@ def embed(
                 stacklevel=1,
             )
         raise
-    show_result(done, as_json, _embedded(done))
+    show_result(done, as_json, _format_embedding_result(done))
     return 0
 
 
@@ -198,20 +200,20 @@ def schemes(
         countermark schemes
         countermark schemes uchida --json
     """
-    from countermark.schemes import SCHEMES, scheme_named
+    from countermark.schemes import SCHEMES, find_scheme_class
 
     if name is None:
         rows = {each: str(scheme.paper) for each, scheme in SCHEMES.items()}
         show_result(rows, as_json, "\n".join(f"{each}\n    {rows[each]}" for each in rows))
         return 0
-    about = scheme_named(name).describe()
+    about = find_scheme_class(name).describe_scheme()
     lines = [f"{field}: {value}" for field, value in about.items() if field != "fields"]
     lines += ["fields:", *(f"  {each} = {default}" for each, default in about["fields"].items())]
     show_result(about, as_json, "\n".join(lines))
     return 0
 
 
-def _embedded(done: Mapping[str, Any]) -> str:
+def _format_embedding_result(done: Mapping[str, Any]) -> str:
     """Return the result of `embed` as text."""
     # A network that makes images has no test accuracy; its quality is given in decibels.
     if "accuracy" in done:

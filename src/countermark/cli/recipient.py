@@ -16,14 +16,14 @@ from countermark.cli.options import (
     NewKey,
     Settings,
     WeightSuspect,
-    new_passphrase,
-    pairs,
-    passphrase_of,
-    probability,
+    parse_pairs,
+    read_key_passphrase,
+    read_new_passphrase,
     require_owner,
+    require_probability,
     show_result,
 )
-from countermark.errors import printable
+from countermark.errors import make_printable
 
 recipient_app = typer.Typer(
     help="Mark a copy for each recipient, and trace a copy to its recipient.",
@@ -35,7 +35,7 @@ Epsilon = Annotated[
     float,
     typer.Option(
         metavar="P", help="Largest chance that any innocent recipient is named.",
-        callback=probability,
+        callback=require_probability,
     ),
 ]  # fmt: skip
 
@@ -65,22 +65,28 @@ def new(
             --key customers.key
     """
     from countermark.keyfile import refuse_existing
-    from countermark.stamping.copying import require_apart
-    from countermark.tracing import recipients_key
+    from countermark.stamping.copying import require_key_outside
+    from countermark.tracing import make_recipients_key
     from countermark.tracing.colluding import STRATEGIES
 
     require_owner(owner)
     # Check the place of the key before the code is made and simulated, which takes a while.
     refuse_existing(key)
-    require_apart(key, model)
+    require_key_outside(key, model)
     # Ask for the passphrase before the long computation, while somebody still sits there.
-    passphrase = new_passphrase() if encrypt else None
-    made, code, advice = recipients_key(
-        model, (count, coalition), owner=owner, epsilon=epsilon, fields=pairs(settings, "--set")
+    passphrase = read_new_passphrase() if encrypt else None
+    made, code, advice = make_recipients_key(
+        model,
+        (count, coalition),
+        owner=owner,
+        epsilon=epsilon,
+        fields=parse_pairs(settings, "--set"),
     )
     # The seed is fixed so that the same code always prints the same simulated rates. It has no
     # part in the secret of the key.
-    found = {name: code.simulated(name, coalition, runs=runs, seed=0) for name in STRATEGIES}
+    found = {
+        name: code.simulate_coalitions(name, coalition, runs=runs, seed=0) for name in STRATEGIES
+    }
     made.save(key, passphrase)
     about: dict[str, Any] = {
         "key": str(key), "commitment": made.commitment, "recipients": count,
@@ -88,7 +94,7 @@ def new(
         "expected_change": advice.change, "expected_change_of_tensors": advice.whole,
         "simulated": {
             name: {"runs": each.runs, "traced": each.traced, "accused": each.accused,
-                   "most_accused": each.most_accused}
+                   "most_accused": each.accusation_bound}
             for name, each in found.items()
         },
     }  # fmt: skip
@@ -99,7 +105,7 @@ def new(
         f"each copy: expected change {costs} as wholes",
         *(
             f"simulated, {name}: traced in {each.traced} of {each.runs}, an innocent named in "
-            f"{each.accused} (95 %: below {each.most_accused:.2g})"
+            f"{each.accused} (95 %: below {each.accusation_bound:.2g})"
             for name, each in found.items()
         ),
         "The key holds no names: keep a list of who is which number, from 0 on.",
@@ -109,7 +115,7 @@ def new(
 
 
 @recipient_app.command("stamp")
-def stamp_(
+def stamp_recipient_copy(
     model: Checkpoint,
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
     number: Annotated[int, typer.Option(metavar="N", help="Which recipient, from 0 on.")],
@@ -124,9 +130,9 @@ def stamp_(
             --out seven.safetensors
     """
     from countermark.key import Key
-    from countermark.tracing import issue
+    from countermark.tracing import issue_copy
 
-    copy = issue(model, out, Key.load(key, passphrase_of(key)), number)
+    copy = issue_copy(model, out, Key.load(key, read_key_passphrase(key)), number)
     about = {
         "model": str(out), "number": number, "change": copy.change, "left_out": list(copy.left_out)
     }  # fmt: skip
@@ -154,10 +160,10 @@ def trace(
         countermark recipient trace other.safetensors --key customers.key  # exit 3
     """
     from countermark.key import Key
-    from countermark.test_result import in_words
+    from countermark.test_result import describe_corrections
     from countermark.tracing import trace as traced
 
-    loaded = Key.load(key, passphrase_of(key))
+    loaded = Key.load(key, read_key_passphrase(key))
     done = traced(suspect, loaded, epsilon=epsilon, assume_dated=assume_dated)
     lines = [done.reason]
     lines += [f"  recipient {number}: log10 of the chance {p:.1f}" for number, p in done.named]
@@ -166,11 +172,11 @@ def trace(
         f"{done.best:.1f}"
     )
     if done.corrections:
-        lines.append(f"  each chance is {in_words(done.corrections)}")
+        lines.append(f"  each chance is {describe_corrections(done.corrections)}")
     # How hard the key is to forge matters only if the key accuses somebody.
     if done.named:
         said = "you state that it is older" if assume_dated else "an undated key needs 80"
         lines.append(f"  forgery_bits {done.forgery_bits:.1f} ({said})")
         lines += [f"  limit {each}" for each in done.limits]
-    show_result(done.to_json(), as_json, "\n".join(map(printable, lines)))
+    show_result(done.to_json(), as_json, "\n".join(map(make_printable, lines)))
     return done.exit_code

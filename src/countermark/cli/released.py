@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from countermark.cli.claim import claim_app
-from countermark.cli.options import AsJson, pem_passphrase, show_result
+from countermark.cli.options import AsJson, read_pem_passphrase, show_result
 
 
 @claim_app.command()
@@ -33,6 +33,6 @@ def sign_model(
     from countermark.claims.openssf import sign_model as sign
 
     # Only the command line may prompt for a passphrase, so the library gets it as an argument.
-    sign(file, private_key, out, passphrase=pem_passphrase(private_key))
+    sign(file, private_key, out, passphrase=read_pem_passphrase(private_key))
     show_result({"signature": str(out)}, as_json, f"{out}: {file} is signed")
     return 0

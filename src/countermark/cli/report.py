@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark.cli.claim import Authorities, Signers
-from countermark.cli.key import png
+from countermark.cli.key import encode_png
 from countermark.cli.options import (
     ALPHA,
     Alpha,
     AsJson,
     AssumeDated,
     ModelArguments,
-    pairs,
-    passphrase_of,
-    pem_passphrase,
-    probability,
+    parse_pairs,
+    read_key_passphrase,
+    read_pem_passphrase,
+    require_probability,
     show_result,
 )
 from countermark.cli.owner import app
 from countermark.cli.suspect import (
     Ask,
-    Asking,
     BlindChoice,
     ClaimsCounted,
     Host,
@@ -36,20 +35,21 @@ from countermark.cli.suspect import (
     ReaderCode,
     ReferenceFile,
     SuspectDate,
+    SuspectOptions,
     TranscriptFile,
     UnmarkedFiles,
-    suspect_of,
-    unmarked_of,
+    load_unmarked_models,
+    open_suspect,
 )
-from countermark.errors import ConfigError, printable
-from countermark.places import require_free, require_place
-from countermark.report.dated import Dated
+from countermark.errors import ConfigError, make_printable
+from countermark.places import require_free_path, require_writable_place
+from countermark.report.dated import ClaimOptions
 
 if TYPE_CHECKING:
     from countermark.key import Key
-    from countermark.report.page import Picture
+    from countermark.report.page import TriggerImage
     from countermark.report.record import Record
-    from countermark.verdict import Terms, Verdict
+    from countermark.verdict import Verdict, VerificationOptions
 
 _ERROR_RATE = 0.1
 # At most this many triggers are shown in the page if the key is opened.
@@ -94,7 +94,7 @@ def report(
         typer.Option(
             metavar="P",
             help="How often a copy loses a bit, for the likelihood ratio.",
-            callback=probability,
+            callback=require_probability,
         ),
     ] = _ERROR_RATE,
     alpha: Alpha = ALPHA,
@@ -133,8 +133,8 @@ def report(
         countermark report --replay bundle  # exit 3
         countermark report --replay bundle --suspect m.safetensors --key acme.key --json
     """
-    asked = Asking(
-        pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
+    asked = SuspectOptions(
+        parse_pairs(ask, "--ask"), model, parse_pairs(model_arguments, "--model-arg"), transcript, reference,
         replay=recorded,
     )  # fmt: skip
     # A replay takes its terms from the bundle. An option that would be ignored is refused, so that
@@ -152,7 +152,7 @@ def report(
                 f"--replay judges by what the bundle holds, without {given[0]}: give --suspect and "
                 "--key to read again, and --signer for whom you believe"
             )
-        again = _Again(suspect_again, key, asked, reader, unmarked)
+        again = _ReplayOptions(suspect_again, key, asked, reader, unmarked)
         return _replay_bundle(replay, again, signer or [], as_json)
     if suspect_again is not None:
         raise ConfigError("--suspect is for --replay: expected SUSPECT without an option")
@@ -160,21 +160,21 @@ def report(
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
     # Check both paths before the suspect is read, which can take long.
     for each in (out, bundle):
-        require_free(each)
-        require_place(each)
-    order = _Order(
+        require_free_path(each)
+        require_writable_place(each)
+    order = _ReportRequest(
         suspect, key, asked, reader, unmarked=unmarked, null=null,
         alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,
     )  # fmt: skip
-    dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
-    made = _make_report(order, dated, _Places(out, bundle, sign), (open_key, error_rate))
+    dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)
+    made = _write_report(order, dated, _ReportPaths(out, bundle, sign), (open_key, error_rate))
     about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
     show_result(about, as_json, f"{out}, {bundle}\n{made.explain()}")
     return made.exit_code
 
 
 @dataclass(frozen=True)
-class _Places:
+class _ReportPaths:
     """The paths of a report to write.
 
     Attributes:
@@ -189,7 +189,7 @@ class _Places:
 
 
 @dataclass(frozen=True)
-class _Again:
+class _ReplayOptions:
     """The options for reading a suspect again during a replay.
 
     Attributes:
@@ -202,13 +202,13 @@ class _Again:
 
     suspect: str | None
     key: Path | None
-    asked: Asking
+    asked: SuspectOptions
     reader: str | None
     unmarked: list[Path] | None
 
 
 @dataclass(frozen=True)
-class _Order:
+class _ReportRequest:
     """A suspect to read and the terms of the verdict.
 
     Attributes:
@@ -224,7 +224,7 @@ class _Order:
 
     suspect: str
     key: Path
-    asked: Asking
+    asked: SuspectOptions
     reader: str | None
     alpha: float
     assume_dated: bool
@@ -232,22 +232,24 @@ class _Order:
     null: str | None
     unmarked: list[Path] | None
 
-    def opened(self) -> Key:
+    def load_key(self) -> Key:
         """Load the key, with its own reader if that is trusted."""
         from countermark.key import Key
 
-        return Key.load(self.key, passphrase_of(self.key)).trusting(self.reader)
+        return Key.load(self.key, read_key_passphrase(self.key)).with_trusted_code(self.reader)
 
-    def read(self, key: Key, terms: Terms) -> Verdict:
+    def judge_suspect(self, key: Key, terms: VerificationOptions) -> Verdict:
         """Read the suspect and return the verdict, with the digest of the whole file."""
         from countermark.examine import examine
 
-        with suspect_of(self.suspect, key, self.asked) as found:
-            unmarked = unmarked_of(self.unmarked, key, self.asked)
+        with open_suspect(self.suspect, key, self.asked) as found:
+            unmarked = load_unmarked_models(self.unmarked, key, self.asked)
             return examine(found, key, terms, null=self.null, digest=True, unmarked=unmarked)
 
 
-def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, float]) -> Verdict:
+def _write_report(
+    order: _ReportRequest, dated: ClaimOptions, places: _ReportPaths, how: tuple[bool, float]
+) -> Verdict:
     """Read the suspect, judge it, and write bundle and page.
 
     Args:
@@ -259,27 +261,27 @@ def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, 
     Raises:
         ConfigError: nothing was read.
     """
-    from countermark.claims.signing import load_private
+    from countermark.claims.signing import load_private_key
     from countermark.files import write_bytes
-    from countermark.report.bundle import contents, save
-    from countermark.report.page import About, page
-    from countermark.report.record import record_of
-    from countermark.schemes import scheme_named
-    from countermark.verdict import Terms
+    from countermark.report.bundle import make_bundle_files, save_bundle
+    from countermark.report.page import PageDetails, render_page
+    from countermark.report.record import make_record
+    from countermark.schemes import find_scheme_class
+    from countermark.verdict import VerificationOptions
 
     open_key, error_rate = how
     # Load the private key first: a wrong passphrase must not cost a long reading.
     signer = None
     if places.sign is not None:
-        signer = load_private(places.sign, pem_passphrase(places.sign))
-    key = order.opened()
-    shown = dated.shown(key)
+        signer = load_private_key(places.sign, read_pem_passphrase(places.sign))
+    key = order.load_key()
+    shown = dated.date_with_documents(key)
     dating, evidence = (None, None) if shown is None else shown
-    verdict = order.read(
-        key, Terms(order.alpha, order.assume_dated, order.blind_choice, dating=dating)
+    verdict = order.judge_suspect(
+        key, VerificationOptions(order.alpha, order.assume_dated, order.blind_choice, dating=dating)
     )
     # Without a reading, for example if the suspect lacks the key's tensors, there is no record.
-    record = record_of(verdict)
+    record = make_record(verdict)
     if record is None:
         raise ConfigError(f"nothing was read, so there is nothing to report: {verdict.reason}")
     if open_key:
@@ -288,28 +290,30 @@ def _make_report(order: _Order, dated: Dated, places: _Places, how: tuple[bool, 
             "can remove it",
             stacklevel=1,
         )
-    content = contents(record, evidence, order.key if open_key else None, signer)
-    paper = str(scheme_named(verdict.scheme).paper)
-    pictures = _pictures(key, record) if open_key else []
-    told = page(record, verdict, content, About(paper, error_rate, key.fields, pictures))
+    content = make_bundle_files(record, evidence, order.key if open_key else None, signer)
+    paper = str(find_scheme_class(verdict.scheme).paper)
+    pictures = _make_trigger_images(key, record) if open_key else []
+    told = render_page(
+        record, verdict, content, PageDetails(paper, error_rate, key.fields, pictures)
+    )
     # The bundle goes first: the page shows the digests of its files.
-    save(places.bundle, content)
+    save_bundle(places.bundle, content)
     write_bytes(places.page, told)
     return verdict
 
 
-def _pictures(key: Key, record: Record) -> list[Picture]:
+def _make_trigger_images(key: Key, record: Record) -> list[TriggerImage]:
     """Return the first triggers of a key as images, beside their covers if the key holds them.
 
     Returns: at most 12 images with the wanted and the answered class; an empty list for a key
         without triggers.
     """
-    from countermark.report.page import Picture, data_url
-    from countermark.schemes import scheme_of
+    from countermark.report.page import TriggerImage, make_data_url
+    from countermark.schemes import load_scheme
     from countermark.schemes.black_box import TriggerScheme
     from countermark.schemes.deepstego import COVERS
 
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if not isinstance(scheme, TriggerScheme):
         return []
     covers = key.frozen.get(COVERS)
@@ -317,18 +321,18 @@ def _pictures(key: Key, record: Record) -> list[Picture]:
     answers = zip(reading.expected, reading.read, strict=True)
     # A class below 0 stands for an answer that names no class.
     return [
-        Picture(
-            trigger=data_url(png(trigger)),
-            cover=None if covers is None else data_url(png(covers[n])),
+        TriggerImage(
+            trigger=make_data_url(encode_png(trigger)),
+            cover=None if covers is None else make_data_url(encode_png(covers[n])),
             says=f"class {expected} wanted, " + (f"{read} answered" if read >= 0 else "no answer"),
         )
         for n, (trigger, (expected, read)) in enumerate(
-            zip(scheme.committed(key)[:_PICTURES], answers, strict=False)
+            zip(scheme.read_committed_triggers(key)[:_PICTURES], answers, strict=False)
         )
     ]
 
 
-def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bool) -> int:
+def _replay_bundle(bundle: Path, again: _ReplayOptions, signers: list[Path], as_json: bool) -> int:
     """Judge a bundle again, read the suspect again if one is given, and print the result.
 
     Args:
@@ -343,25 +347,25 @@ def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bo
         ClaimError: the bundle was changed, or no pinned signer signed it.
         ConfigError: options that do not go together, or another reading.
     """
-    from countermark.claims.signing import key_id, load_public
+    from countermark.claims.signing import compute_key_id, load_public_key
     from countermark.limits import RECORDED
-    from countermark.report.bundle import FOLLOWS, replay
+    from countermark.report.bundle import FOLLOWS, replay_bundle
     from countermark.verdict import EXIT_CODES
 
-    found = replay(bundle, [key_id(load_public(each)) for each in signers])
+    found = replay_bundle(bundle, [compute_key_id(load_public_key(each)) for each in signers])
     verdict, checked, limits = found.verdict, list(found.checked), list(found.limits)
     if again.suspect is not None:
         folder = again.key or (bundle if found.has_key else None)
         if folder is None:
             raise ConfigError("to read again, --suspect needs --key: the bundle holds no key")
-        order = _Order(
+        order = _ReportRequest(
             again.suspect, folder, again.asked, again.reader, unmarked=again.unmarked,
             alpha=verdict.alpha,
             assume_dated=verdict.assume_dated, blind_choice=verdict.blind_choice,
             null=found.record.result.null,
         )  # fmt: skip
         # The null hypothesis and the terms are those of the bundle: they are what is repeated.
-        checked.append(_read_again(order, verdict))
+        checked.append(_require_same_verdict(order, verdict))
         # The first caveat says that nobody read the suspect again; that is no longer true.
         limits = limits[1:] + ([RECORDED] if again.asked.replay else [])
     elif again.key is not None or again.unmarked:
@@ -381,7 +385,7 @@ def _replay_bundle(bundle: Path, again: _Again, signers: list[Path], as_json: bo
     return verdict.exit_code if is_supported else EXIT_CODES["no_verdict"]
 
 
-def _read_again(order: _Order, verdict: Verdict) -> str:
+def _require_same_verdict(order: _ReportRequest, verdict: Verdict) -> str:
     """Read the suspect again and check that the verdict is the recorded one.
 
     Returns: a line that says what was checked.
@@ -389,27 +393,29 @@ def _read_again(order: _Order, verdict: Verdict) -> str:
     Raises:
         ConfigError: the key, the reading or the suspect differs from the bundle.
     """
-    from countermark.verdict import Terms
+    from countermark.verdict import VerificationOptions
 
-    key = order.opened()
+    key = order.load_key()
     # Another key would give another reading, and the message would blame the suspect.
     if key.commitment != verdict.commitment:
         raise ConfigError(
             f"{order.key} is the key {key.commitment}, the bundle is about {verdict.commitment}"
         )
-    terms = Terms(verdict.alpha, verdict.assume_dated, order.blind_choice, dating=verdict.dating)
-    again = order.read(key, terms)
-    told = _comparable(again.to_json()), _comparable(verdict.to_json())
+    terms = VerificationOptions(
+        verdict.alpha, verdict.assume_dated, order.blind_choice, dating=verdict.dating
+    )
+    again = order.judge_suspect(key, terms)
+    told = _remove_file_names(again.to_json()), _remove_file_names(verdict.to_json())
     for name, value in told[0].items():
         if value != told[1][name]:
             raise ConfigError(
-                f"read again, {name} is {printable(str(value), 80)}, the bundle says "
-                f"{printable(str(told[1][name]), 80)}: it is another suspect, or was changed"
+                f"read again, {name} is {make_printable(str(value), 80)}, the bundle says "
+                f"{make_printable(str(told[1][name]), 80)}: it is another suspect, or was changed"
             )
     return f"read again from {order.suspect}, it is the same"
 
 
-def _comparable(told: Mapping[str, Any]) -> dict[str, Any]:
+def _remove_file_names(told: Mapping[str, Any]) -> dict[str, Any]:
     """Return a verdict as JSON values without file names, for comparison.
 
     The suspect's file may have another name now, and may be a transcript instead of a service.

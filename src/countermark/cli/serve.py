@@ -13,7 +13,7 @@ from countermark.cli.ledger import Url
 from countermark.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from countermark.web.settings import Settings
+    from countermark.web.settings import ServerSettings
 
 
 def serve(
@@ -69,39 +69,39 @@ def serve(
     from countermark.claims.ledger import Ledger
 
     try:
-        from countermark.web.access import find_token, token_digest
-        from countermark.web.serving import bound
+        from countermark.web.access import digest_token, find_token
+        from countermark.web.serving import bind_socket
         from countermark.web.serving import serve as run
-        from countermark.web.settings import Limits, Settings
-        from countermark.web.site import Site
+        from countermark.web.settings import ServerLimits, ServerSettings
+        from countermark.web.site import AppState
     except ImportError:
         raise MissingExtraError("the web page", "web") from None
 
     # The settings get only the digest of the token. A new token is printed once and kept nowhere.
     token, is_new = find_token(token_file, os.environ)
-    limits = Limits(
+    limits = ServerLimits(
         upload=most_mib << 20, memory=int(most_gib * (1 << 30)), seconds=most_seconds,
         requests=most_requests,
     )  # fmt: skip
-    settings = Settings(
-        ledger, state, token_digest(token), keys, suspects, results, tuple(authority or ()), limits
+    settings = ServerSettings(
+        ledger, state, digest_token(token), keys, suspects, results, tuple(authority or ()), limits
     )
     # Building the site opens every folder and certificate, so --check finds what `serve` would.
     if check:
         with Ledger(ledger) as opened:
-            size = opened.head().size
-        Site(settings).close()
-        typer.echo(f"{size} claims, {_summary(settings)}")
+            size = opened.make_head().size
+        AppState(settings).close()
+        typer.echo(f"{size} claims, {_summarise_settings(settings)}")
         return 0
     # Bind first: with port 0 the system chooses a port, and the address to print needs it.
-    with bound(host, port) as listening:
+    with bind_socket(host, port) as listening:
         address = f"http://{host}:{listening.getsockname()[1]}"
         said = f"token, shown once: {token}\n" if is_new else ""
-        run(settings, listening, f"{said}{_summary(settings)}\nlistening on {address}\n")
+        run(settings, listening, f"{said}{_summarise_settings(settings)}\nlistening on {address}\n")
     return 0
 
 
-def _summary(settings: Settings) -> str:
+def _summarise_settings(settings: ServerSettings) -> str:
     """Return one line about what is served, without any secret."""
-    keys, suspects = settings.key_shelf.entries(), settings.suspect_shelf.entries()
+    keys, suspects = settings.key_choices.list_entries(), settings.suspect_choices.list_entries()
     return f"{len(keys)} keys, {len(suspects)} suspects; jobs in {settings.state}"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark.errors import ConfigError
-from countermark.places import require_free
+from countermark.places import require_free_path
 
 if TYPE_CHECKING:
-    from countermark.alignment import Disguised, Reference
-    from countermark.answers import Predict
+    from countermark.alignment import Reference, SuspectWithReference
+    from countermark.answers import Predictor
     from countermark.key import Key
-    from countermark.openings import Openings
+    from countermark.openings import TriggerDisclosure
     from countermark.remote import RemoteOptions
     from countermark.schemes.black_box import FreshTriggers
     from countermark.unmarked import Supplied
@@ -96,7 +96,7 @@ ReaderCode = Annotated[
 
 
 @dataclass(frozen=True)
-class Asking:
+class SuspectOptions:
     """The options of the command line that say how to load or ask a suspect.
 
     Attributes:
@@ -115,7 +115,9 @@ class Asking:
     replay: bool = False
 
 
-def unmarked_of(files: list[Path] | None, key: Key | Openings, asking: Asking) -> list[Supplied]:
+def load_unmarked_models(
+    files: list[Path] | None, key: Key | TriggerDisclosure, asking: SuspectOptions
+) -> list[Supplied]:
     """Return the unmarked models in the form that `verify` takes.
 
     Args:
@@ -128,12 +130,12 @@ def unmarked_of(files: list[Path] | None, key: Key | Openings, asking: Asking) -
         ConfigError: a file does not fit the model.
     """
     from countermark.key import Key
-    from countermark.schemes import scheme_of
+    from countermark.schemes import load_scheme
     from countermark.schemes.black_box import TriggerScheme
 
     # Significance grows with the number of unmarked models, so the same file must not count twice.
     given = list({each.resolve(): each for each in files or []}.values())
-    if not isinstance(key, Key) or not isinstance(scheme_of(key), TriggerScheme):
+    if not isinstance(key, Key) or not isinstance(load_scheme(key), TriggerScheme):
         return [*given]
     from countermark.bench.live import asked
 
@@ -145,9 +147,9 @@ _WANTED = {"weights": "a weight file", "outputs": "a folder of images"}
 
 
 @contextmanager
-def suspect_of(
-    suspect: str, key: Key | Openings, asking: Asking
-) -> Iterator[Suspect | Predict | Disguised]:
+def open_suspect(
+    suspect: str, key: Key | TriggerDisclosure, asking: SuspectOptions
+) -> Iterator[Suspect | Predictor | SuspectWithReference]:
     """Open a suspect in the form that `verify` takes.
 
     Args:
@@ -163,29 +165,33 @@ def suspect_of(
         SuspectError: a file cannot be read.
     """
     from countermark.key import Key
-    from countermark.schemes import scheme_of
+    from countermark.schemes import load_scheme
     from countermark.schemes.black_box import TriggerScheme
 
     remote = suspect.startswith(("http://", "https://"))
-    if isinstance(key, Key) and not isinstance(scheme_of(key), TriggerScheme):
-        scheme = scheme_of(key)
-        aligned_to = _reference(key, asking)
+    if isinstance(key, Key) and not isinstance(load_scheme(key), TriggerScheme):
+        scheme = load_scheme(key)
+        aligned_to = _load_reference(key, asking)
         # --model and --model-arg belong to the reference, which has used them; take them out so
         # that any option that is left is a mistake.
         if aligned_to is not None:
             asking = replace(asking, model=None, arguments={}, reference=None)
-        if remote or asking != Asking():
+        if remote or asking != SuspectOptions():
             raise ConfigError(
                 f"a key of {key.scheme} reads {scheme.family}: expected {_WANTED[scheme.family]}, "
                 "without --model, --ask and --transcript, and no transcript"
             )
-        yield Path(suspect) if aligned_to is None else _disguised(Path(suspect), aligned_to)
+        yield (
+            Path(suspect)
+            if aligned_to is None
+            else _make_suspect_with_reference(Path(suspect), aligned_to)
+        )
     elif asking.reference:
         raise ConfigError("--reference is for keys that read weights: expected a weight file")
     elif asking.replay:
-        yield _recorded(Path(suspect))
+        yield _load_transcript(Path(suspect))
     elif remote:
-        with _service(suspect, key, asking) as service:
+        with _connect_service(suspect, key, asking) as service:
             yield service
     elif asking.options or asking.transcript:
         raise ConfigError("--ask and --transcript are for a service: expected a URL")
@@ -195,7 +201,7 @@ def suspect_of(
         yield asked(Path(suspect), key, asking.model, asking.arguments)
 
 
-def _reference(key: Key, asking: Asking) -> Reference | None:
+def _load_reference(key: Key, asking: SuspectOptions) -> Reference | None:
     """Return the reference model that the suspect is aligned to, or None without --reference.
 
     Its architecture is that of --model, or else of the key's model. Without torch, or if neither is
@@ -225,17 +231,17 @@ def _reference(key: Key, asking: Asking) -> Reference | None:
     own = {} if asking.model else dict(key.model_arguments)
     built = build(name, dict(asking.arguments) or own)
     load_into(built, path)
-    return Reference.of_module(built, path)
+    return Reference.from_module(built, path)
 
 
-def _disguised(suspect: Path, reference: Reference) -> Disguised:
+def _make_suspect_with_reference(suspect: Path, reference: Reference) -> SuspectWithReference:
     """Return a suspect together with the reference model that it is aligned to."""
-    from countermark.alignment import Disguised
+    from countermark.alignment import SuspectWithReference
 
-    return Disguised(suspect, reference)
+    return SuspectWithReference(suspect, reference)
 
 
-def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:
+def make_fresh_triggers(key: Key | TriggerDisclosure, data: str, count: int) -> FreshTriggers:
     """Return fresh triggers, made of the first test images of a data set.
 
     Args:
@@ -261,22 +267,24 @@ def fresh_triggers(key: Key | Openings, data: str, count: int) -> FreshTriggers:
     )
 
 
-def _recorded(path: Path) -> Predict:
+def _load_transcript(path: Path) -> Predictor:
     """Return the recorded answers of a transcript as a function from images to classes."""
     from countermark.remote import Transcript
 
-    return Transcript.load(path).predict()
+    return Transcript.load(path).make_replay()
 
 
 @contextmanager
-def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Predict]:
+def _connect_service(
+    url: str, key: Key | TriggerDisclosure, asking: SuspectOptions
+) -> Iterator[Predictor]:
     """Connect to a prediction service, and write the transcript when the block is left."""
     from countermark.remote import connect
 
     # Check the transcript's name first: questions to a service may cost money and cannot be undone.
     if asking.transcript:
-        require_free(asking.transcript)
-    with connect(url, _options(asking.options, key)) as endpoint:
+        require_free_path(asking.transcript)
+    with connect(url, _parse_service_options(asking.options, key)) as endpoint:
         try:
             yield endpoint
         # Also after an error: the answers so far are evidence.
@@ -285,7 +293,7 @@ def _service(url: str, key: Key | Openings, asking: Asking) -> Iterator[Predict]
                 endpoint.transcript.save(asking.transcript)
 
 
-def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
+def _parse_service_options(given: Mapping[str, Any], key: Key | TriggerDisclosure) -> RemoteOptions:
     """Return the options of a service from --ask.
 
     Raises:
@@ -293,18 +301,18 @@ def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
     """
     from dataclasses import fields
 
-    from countermark.errors import nearest
+    from countermark.errors import suggest_nearest
     from countermark.remote import RemoteOptions
 
     known = [each.name for each in fields(RemoteOptions)]
     for name in given:
         if name not in known:
-            raise ConfigError(f"--ask has no {name!r}: {nearest(name, known)}")
+            raise ConfigError(f"--ask has no {name!r}: {suggest_nearest(name, known)}")
     if "protocol" not in given:
         raise ConfigError(
             "how is the service asked? Give --ask protocol=oip, tf_serving, mlflow, image or json"
         )
-    values = {name: _text(value) for name, value in given.items()}
+    values = {name: _read_option_text(value) for name, value in given.items()}
     # The key has mean and deviation for pixels from 0 to 255; a service takes pixels from 0 to 1.
     if values.get("pixels") == "normalised":
         scale = {"mean": key.fields["mean"], "std": key.fields["deviation"]}
@@ -312,7 +320,7 @@ def _options(given: Mapping[str, Any], key: Key | Openings) -> RemoteOptions:
     return RemoteOptions(**values)
 
 
-def _text(value: Any) -> Any:
+def _read_option_text(value: Any) -> Any:
     """Return the value of an option, or the text of a file if the value begins with @.
 
     Raises:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from countermark.cli.options import AsJson, ModelArguments, Settings, pairs, show_result
+from countermark.cli.options import AsJson, ModelArguments, Settings, parse_pairs, show_result
 from countermark.errors import ConfigError
-from countermark.places import require_free
+from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ attack_app = typer.Typer(
 
 
 @attack_app.command("list")
-def attack_list(as_json: AsJson = False) -> int:
+def list_attacks(as_json: AsJson = False) -> int:
     """List the attacks and what each one does.
 
     \b
@@ -38,7 +38,7 @@ def attack_list(as_json: AsJson = False) -> int:
             "source": attack.source,
             "needs_data": attack.needs_data,
             "needs_model": attack.needs_model,
-            "fields": attack.default_fields(),
+            "fields": attack.list_default_fields(),
         }
         for name, attack in ATTACKS.items()
     }
@@ -47,7 +47,7 @@ def attack_list(as_json: AsJson = False) -> int:
 
 
 @attack_app.command("run")
-def attack_run(
+def run_attack(
     name: Annotated[str, typer.Argument(help="See `attack list`.")],
     victim: Annotated[Path, typer.Argument(metavar="IN", help="The model file; unchanged.")],
     out: Annotated[Path, typer.Option(metavar="OUT", help="The file to write.")],
@@ -75,22 +75,22 @@ def attack_run(
         countermark attack run fine_tune m.safetensors --out tuned.safetensors \\
             --model mlp --data digits --set lr=0.001
     """
-    from countermark.attacks import attack_named
+    from countermark.attacks import find_attack
     from countermark.attacks.base import NamedTensors
     from countermark.weights import load_state
 
-    attack = attack_named(name).from_fields(pairs(settings, "--set"))
+    attack = find_attack(name).from_fields(parse_pairs(settings, "--set"))
     # Refuse an existing file and wrong options before an attack that may train for hours.
-    require_free(out)
-    _check_host(attack, model, data, model_arguments)
+    require_free_path(out)
+    _check_host_options(attack, model, data, model_arguments)
     # Without --model the attack changes the tensors alone, and no architecture is built.
     host: nn.Module
     if model:
-        host, dataset = _host(victim, model, pairs(model_arguments, "--model-arg"), data)
+        host, dataset = _load_host(victim, model, parse_pairs(model_arguments, "--model-arg"), data)
     else:
         host, dataset = NamedTensors(load_state(victim)), None
     attacked = attack.run(host, dataset)
-    _save(attacked.model, out)
+    _save_attacked_model(attacked.model, out)
     cost = attacked.cost
     done: dict[str, Any] = {
         "attack": name,
@@ -102,14 +102,14 @@ def attack_run(
     text = f"{out}: {attack} in {cost.seconds:.2f} s of CPU time"
     text += "".join(f"\n{name}: {value}" for name, value in attacked.found.items())
     if dataset:
-        before, after = _accuracy(host, dataset), _accuracy(attacked.model, dataset)
+        before, after = _measure_accuracy(host, dataset), _measure_accuracy(attacked.model, dataset)
         done |= {"accuracy_before": before, "accuracy_after": after}
-        text += f"\ntest accuracy {_percent(before)} before, {_percent(after)} after"
+        text += f"\ntest accuracy {_format_percent(before)} before, {_format_percent(after)} after"
     show_result(done, as_json, text)
     return 0
 
 
-def _check_host(
+def _check_host_options(
     attack: Attack, model: str | None, data: str | None, arguments: list[str] | None
 ) -> None:
     """Check that the options an attack needs are given, and no option without effect.
@@ -133,7 +133,7 @@ def _check_host(
         raise ConfigError(f"{attack.name} works on the tensors alone: leave out {idle}")
 
 
-def _save(model: nn.Module, out: Path) -> None:
+def _save_attacked_model(model: nn.Module, out: Path) -> None:
     """Write the attacked model as a weight file, or as an ONNX graph if the model is one."""
     from countermark.attacks.isomorph import OnnxModel
     from countermark.weights import save_weights
@@ -145,7 +145,7 @@ def _save(model: nn.Module, out: Path) -> None:
         save_weights(model.state_dict(), out)
 
 
-def _host(
+def _load_host(
     victim: Path, model: str, arguments: dict[str, Any], data: str | None
 ) -> tuple[nn.Module, Dataset | None]:
     """Load the victim as a callable model, on the device that `embed` would use, and the data.
@@ -164,15 +164,19 @@ def _host(
     return host, load_data(data) if data else None
 
 
-def _accuracy(model: nn.Module, data: Dataset) -> float | None:
+def _measure_accuracy(model: nn.Module, data: Dataset) -> float | None:
     """Return the test accuracy, 0 to 1; None if the model has another number of classes."""
-    from countermark.attacks.base import first_scores
+    from countermark.attacks.base import compute_first_scores
     from countermark.bench.train import accuracy
 
     # An attack may replace the last layer, for example to learn another task.
-    return accuracy(model, data) if first_scores(model, data).shape[1] == data.classes else None
+    return (
+        accuracy(model, data)
+        if compute_first_scores(model, data).shape[1] == data.classes
+        else None
+    )
 
 
-def _percent(share: float | None) -> str:
+def _format_percent(share: float | None) -> str:
     """Return an accuracy as text in percent."""
     return "undefined (other classes)" if share is None else f"{100 * share:.2f} %"

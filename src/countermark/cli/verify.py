@@ -8,20 +8,19 @@ from typing import Annotated
 import typer
 
 from countermark.cli.claim import Authorities, Signers
-from countermark.cli.key import Commitment, key_or_openings
+from countermark.cli.key import Commitment, load_key_or_disclosure
 from countermark.cli.options import (
     ALPHA,
     Alpha,
     AsJson,
     AssumeDated,
     ModelArguments,
-    pairs,
+    parse_pairs,
     show_result,
 )
 from countermark.cli.owner import app
 from countermark.cli.suspect import (
     Ask,
-    Asking,
     BlindChoice,
     ClaimsCounted,
     Host,
@@ -29,14 +28,15 @@ from countermark.cli.suspect import (
     ReaderCode,
     ReferenceFile,
     SuspectDate,
+    SuspectOptions,
     TranscriptFile,
     UnmarkedFiles,
-    fresh_triggers,
-    suspect_of,
-    unmarked_of,
+    load_unmarked_models,
+    make_fresh_triggers,
+    open_suspect,
 )
 from countermark.errors import ConfigError
-from countermark.report.dated import Dated
+from countermark.report.dated import ClaimOptions
 
 
 @app.command()
@@ -123,33 +123,35 @@ def verify(
     """
     from countermark.examine import examine
     from countermark.key import Key
-    from countermark.schemes import scheme_of
+    from countermark.schemes import load_scheme
     from countermark.schemes.box_free import OutputScheme
-    from countermark.verdict import Terms
+    from countermark.verdict import VerificationOptions
 
-    loaded = key_or_openings(key, opened, commitment, reader)
-    dated = Dated(claim, authority or [], signer or [], suspect_date, ledger)
-    asked = Asking(
-        pairs(ask, "--ask"), model, pairs(model_arguments, "--model-arg"), transcript, reference,
+    loaded = load_key_or_disclosure(key, opened, commitment, reader)
+    dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)
+    asked = SuspectOptions(
+        parse_pairs(ask, "--ask"), model, parse_pairs(model_arguments, "--model-arg"), transcript, reference,
         replay=replay,
     )  # fmt: skip
     # A statement about a choice is refused if nothing was chosen: it would be recorded in the
     # verdict and mislead its readers.
     named = replay or "class_names" in asked.options
-    pictures = isinstance(loaded, Key) and scheme_of(loaded).family == OutputScheme.family
+    pictures = isinstance(loaded, Key) and load_scheme(loaded).family == OutputScheme.family
     if blind_choice and not (named or pictures or opened or fresh):
         raise ConfigError(
             "--blind-choice is for --opened, --fresh, pictures and class_names: here is nothing "
             "that anybody could have chosen"
         )
     # The whole judgement is inside the block, because the transcript is written at its end.
-    with suspect_of(suspect, loaded, asked) as found:
+    with open_suspect(suspect, loaded, asked) as found:
         # Fresh triggers replace the committed ones; the key itself still says how they are read.
-        terms = Terms(alpha, assume_dated, blind_choice, dating=dated.of(loaded))
-        judged = fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
+        terms = VerificationOptions(
+            alpha, assume_dated, blind_choice, dating=dated.date_key(loaded)
+        )
+        judged = make_fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
         verdict = examine(
             found, judged, terms, null=null, digest=digest, resume=resume,
-            unmarked=unmarked_of(unmarked, loaded, asked),
+            unmarked=load_unmarked_models(unmarked, loaded, asked),
         )  # fmt: skip
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code

@@ -1,7 +1,7 @@
 """Embeddings: context managers that mark a model during its training, one a scheme family."""
 
 from countermark.embedding.base import Embedding
-from countermark.embedding.key_place import KeyPlace, UnfinishedKey, place_for
+from countermark.embedding.key_place import KeyPlace, UnfinishedKey, make_unfinished_key
 from countermark.embedding.outputs import Barrier, OutputEmbedding
 from countermark.embedding.triggers import TriggerEmbedding
 from countermark.embedding.weights import WeightEmbedding
@@ -14,5 +14,5 @@ __all__ = [
     "TriggerEmbedding",
     "UnfinishedKey",
     "WeightEmbedding",
-    "place_for",
+    "make_unfinished_key",
 ]

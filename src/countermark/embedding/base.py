@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.embedding.key_place import UnfinishedKey
-from countermark.errors import CountermarkError, LoopError, MarkNotTakenError, printable
-from countermark.evidence import Evidence
+from countermark.errors import CountermarkError, LoopError, MarkNotTakenError, make_printable
+from countermark.evidence import Reading
 from countermark.key import Key, KeyMaterial
 
 _STATE_TYPE = "countermark/state/v1"
@@ -127,7 +127,7 @@ class Embedding(ABC):
         self.require_open()
 
     @abstractmethod
-    def read(self) -> Evidence | None:
+    def read(self) -> Reading | None:
         """Read the mark from the model's current state; return None if there is no key yet."""
 
     @property
@@ -136,7 +136,7 @@ class Embedding(ABC):
         """The key as soon as it is drawn, even if the model lacks the mark; for measuring only."""
 
     @abstractmethod
-    def lacking(self, key: Key) -> str | None:
+    def embedding_failure(self, key: Key) -> str | None:
         """Return why the mark would not be found in the model now, or None if it would."""
 
     @final
@@ -159,7 +159,7 @@ class Embedding(ABC):
             raise MarkNotTakenError(f"the mark never began: {self.begins}")
         # Check again on every access: the caller may have changed the model since the block ended.
         # A mark that would not be found in the owner's own model must not be relied upon.
-        if lacking := self.lacking(key):
+        if lacking := self.embedding_failure(key):
             raise MarkNotTakenError(lacking if self._called else f"{self.forgotten}; {lacking}")
         return key
 
@@ -172,9 +172,9 @@ class Embedding(ABC):
         """
         return {
             "type": _STATE_TYPE,
-            "fingerprint": self._fingerprint(),
-            "commitment": self._drawn_c0(),
-            **self.family_state(),
+            "fingerprint": self._compute_fingerprint(),
+            "commitment": self._read_drawn_c0(),
+            **self.export_family_state(),
         }
 
     @final
@@ -190,12 +190,12 @@ class Embedding(ABC):
         """
         self.require_open()
         self._check_state(state)
-        with refusing_damage():
+        with refuse_damage():
             self.restore_family(state)
         self._restored = True
 
     @abstractmethod
-    def family_state(self) -> dict[str, Any]:
+    def export_family_state(self) -> dict[str, Any]:
         """Return the part of the state that the family adds, under the names of `fields`."""
 
     @abstractmethod
@@ -210,12 +210,12 @@ class Embedding(ABC):
                 "follow): it was changed; restore it from another checkpoint"
             )
 
-    def note_drawn(self, key: Key) -> None:
+    def note_drawn_key(self, key: Key) -> None:
         """Save the drawn key in the folder of the unfinished key, if the embedding has a place."""
         if self._place is not None and self._phase == "open":
-            self._place.note_drawn(key, replaces=self._restored)
+            self._place.note_drawn_key(key, replaces=self._restored)
 
-    def _fingerprint(self) -> str:
+    def _compute_fingerprint(self) -> str:
         """Return a commitment to secret, owner, scheme, fields and tensors, in hexadecimal.
 
         Frozen tensors are left out: a resumed run begins with other weights and takes the frozen
@@ -223,18 +223,18 @@ class Embedding(ABC):
         """
         return replace(self._begun, frozen={}).c0.hex()
 
-    def _drawn_c0(self) -> str | None:
+    def _read_drawn_c0(self) -> str | None:
         """Return C0 of the key in hexadecimal, or None before the key is drawn."""
-        key = self._drawn()
+        key = self._get_drawn_key()
         return None if key is None else key.c0.hex()
 
     @abstractmethod
-    def _drawn(self) -> Key | None:
+    def _get_drawn_key(self) -> Key | None:
         """Return the key as it was drawn, without tensors that were learnt since."""
 
-    def _bound(self) -> Key | None:
+    def _get_bound_key(self) -> Key | None:
         """Return the drawn key if a restored state may no longer replace it."""
-        return self._drawn()
+        return self._get_drawn_key()
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """Raise `LoopError` for a state that is malformed or of another embedding or key."""
@@ -245,24 +245,24 @@ class Embedding(ABC):
             wrong = ", ".join(sorted(map(str, found ^ expected)) or ["type"])
             raise LoopError(
                 f"this is not what state() of a {type(self).__name__} gives: missing or unknown is "
-                f"{printable(wrong, 200)}"
+                f"{make_printable(wrong, 200)}"
             )
-        if state["fingerprint"] != self._fingerprint():
+        if state["fingerprint"] != self._compute_fingerprint():
             raise LoopError(
                 "the state is of another embedding: its secret, owner, scheme, fields or tensors "
                 'differ; embed as before, with key="…" and resume=True or with the same material'
             )
-        drawn = self._bound()
+        drawn = self._get_bound_key()
         # An interrupted run may have drawn a key already; a state must agree with that key too.
         if drawn is None and self._place is not None:
             drawn = self._place.drawn
         if drawn is not None and state["commitment"] not in (drawn.c0.hex(), None):
-            other = printable(str(state["commitment"]), 80)
+            other = make_printable(str(state["commitment"]), 80)
             raise LoopError(
                 f"the state is of a key with the commitment {other}, and this embedding draws "
                 f"{drawn.c0.hex()}: restore the state of its own run"
             )
-        if self._bound() is not None and state["commitment"] is None:
+        if self._get_bound_key() is not None and state["commitment"] is None:
             raise LoopError(
                 "the state was taken before the key was drawn, and this embedding has drawn its "
                 "key: restore before the first step"
@@ -276,7 +276,7 @@ class Embedding(ABC):
 
 
 @contextmanager
-def refusing_damage() -> Iterator[None]:
+def refuse_damage() -> Iterator[None]:
     """Turn exceptions that damaged values in a state cause into a one-line `LoopError`."""
     try:
         yield
@@ -284,17 +284,17 @@ def refusing_damage() -> Iterator[None]:
         raise
     # torch and numpy raise these types for values of a wrong type, shape or range.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        said = printable(" ".join(str(e).split()), 200)
+        said = make_printable(" ".join(str(e).split()), 200)
         raise LoopError(
             f"the state is damaged ({type(e).__name__}: {said}): restore it from another checkpoint"
         ) from None
 
 
-def as_tensors(named: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+def to_tensors(named: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     """Copy named arrays into torch tensors, for a state."""
     return {name: torch.from_numpy(np.array(each)) for name, each in named.items()}
 
 
-def as_arrays(named: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+def to_arrays(named: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
     """Convert the named tensors of a state to arrays."""
     return {str(name): each.detach().cpu().numpy() for name, each in named.items()}

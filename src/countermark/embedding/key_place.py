@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from countermark.errors import ConfigError, CountermarkError, KeyFileError, LoopError
-from countermark.files import creating
+from countermark.files import create_folder
 from countermark.key import Key, KeyMaterial
 from countermark.keyfile import load_key, refuse_existing, save_key
 
@@ -61,7 +61,7 @@ class UnfinishedKey:
         self._path, self._passphrase = Path(place.path), place.passphrase
         self._resume = resume
         self.folder = self._path.with_name(f"{self._path.name}.unfinished")
-        self._begun, self.drawn = do_on_rank_zero(self._look)
+        self._begun, self.drawn = run_on_rank_zero(self._read_existing)
         """What an interrupted run left: its key as far as it was made, and as it was drawn."""
 
     def take_up(self, key: Key, given: KeyMaterial | None) -> Key:
@@ -81,18 +81,18 @@ class UnfinishedKey:
         begun = self._begun
         if begun is None:
             # Rank 0 hands out its material: each rank would draw a secret of its own.
-            return replace(key, material=do_on_rank_zero(lambda: given or key.material))
+            return replace(key, material=run_on_rank_zero(lambda: given or key.material))
         # The saved key was read from JSON, where tuples became lists: compare JSON with JSON.
         for what, before, now in (
             ("owner", begun.owner, key.owner),
             ("scheme", begun.scheme, key.scheme),
-            ("fields", _as_json(begun.fields), _as_json(key.fields)),
-            ("tensors", _as_json(begun.tensors), _as_json(key.tensors)),
+            ("fields", _convert_by_json(begun.fields), _convert_by_json(key.fields)),
+            ("tensors", _convert_by_json(begun.tensors), _convert_by_json(key.tensors)),
         ):
             if before != now:
                 raise KeyFileError(
-                    f"{self.folder} was begun with {what} {_shown(before, now)}, and now it is "
-                    f"{_shown(now, before)}: embed as before, or move it away to begin another key"
+                    f"{self.folder} was begun with {what} {_describe_value(before, now)}, and now it is "
+                    f"{_describe_value(now, before)}: embed as before, or move it away to begin another key"
                 )
         if given is not None and given != begun.material:
             raise KeyFileError(
@@ -111,10 +111,10 @@ class UnfinishedKey:
             KeyFileError: the folder cannot be written, or its name is taken by now.
         """
         if self._begun is None:
-            do_on_rank_zero(lambda: self._write_begun(key))
+            run_on_rank_zero(lambda: self._write_begun(key))
             self._begun = key
 
-    def note_drawn(self, key: Key, *, replaces: bool) -> None:
+    def note_drawn_key(self, key: Key, *, replaces: bool) -> None:
         """Write the drawn key, so that no later run can end with another key unnoticed.
 
         Args:
@@ -136,7 +136,7 @@ class UnfinishedKey:
                 f"one draws {key.commitment}: restore(state) from a checkpoint of that run first, "
                 f"or move {self.folder} away to begin another key"
             )
-        do_on_rank_zero(lambda: self._write_drawn(key))
+        run_on_rank_zero(lambda: self._write_drawn(key))
         self.drawn = key
 
     def finish(self, key: Key) -> None:
@@ -145,9 +145,9 @@ class UnfinishedKey:
         Raises:
             KeyFileError: the key's name is taken by now; the unfinished key stays.
         """
-        do_on_rank_zero(lambda: self._write_finished(key))
+        run_on_rank_zero(lambda: self._write_finished(key))
 
-    def _look(self) -> tuple[Key | None, Key | None]:
+    def _read_existing(self) -> tuple[Key | None, Key | None]:
         """Check the place; return the begun and the drawn key of an interrupted run, if any."""
         refuse_existing(self._path)
         # An empty passphrase looks like encryption to the caller and would protect nothing.
@@ -172,7 +172,7 @@ class UnfinishedKey:
         """Create the folder of the unfinished key with the begun key in it."""
         try:
             # The folder appears whole or not at all, and fails if its name is taken.
-            with creating(self.folder) as folder:
+            with create_folder(self.folder) as folder:
                 save_key(key, folder / _BEGUN, self._passphrase)
         except FileExistsError:
             raise KeyFileError(
@@ -180,7 +180,7 @@ class UnfinishedKey:
                 "one another name"
             ) from None
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise _make_unwritable_error(self.folder, error) from None
 
     def _write_drawn(self, key: Key) -> None:
         """Write the drawn key into the folder, in place of an earlier one."""
@@ -191,7 +191,7 @@ class UnfinishedKey:
             shutil.rmtree(drawn, ignore_errors=True)
             save_key(key, drawn, self._passphrase)
         except OSError as error:
-            raise _unwritable(self.folder, error) from None
+            raise _make_unwritable_error(self.folder, error) from None
 
     def _write_finished(self, key: Key) -> None:
         """Save the key at its place, then remove the folder of the unfinished key."""
@@ -199,7 +199,7 @@ class UnfinishedKey:
             # Save first, remove second: an interruption between both leaves two copies, never zero.
             save_key(key, self._path, self._passphrase)
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise _make_unwritable_error(self._path, error) from None
         try:
             shutil.rmtree(self.folder)
         except OSError as error:
@@ -209,7 +209,7 @@ class UnfinishedKey:
             ) from None
 
 
-def place_for(key: str | Path | KeyPlace | None, *, resume: bool) -> UnfinishedKey | None:
+def make_unfinished_key(key: str | Path | KeyPlace | None, *, resume: bool) -> UnfinishedKey | None:
     """Return the unfinished key at the place that `embed` is given, or None without a place.
 
     Raises:
@@ -226,7 +226,7 @@ def place_for(key: str | Path | KeyPlace | None, *, resume: bool) -> UnfinishedK
     return None
 
 
-def do_on_rank_zero(act: Callable[[], _Value]) -> _Value:
+def run_on_rank_zero(act: Callable[[], _Value]) -> _Value:
     """Call a function on rank 0 alone and return its result, or raise its error, on every rank.
 
     Without a process group the function is called in this process. Every rank must call it.
@@ -258,7 +258,7 @@ def _require_writable(folder: Path) -> None:
         raise KeyFileError(f"{existing} cannot be written to: choose another place for the key")
 
 
-def _unwritable(path: Path, error: OSError) -> KeyFileError:
+def _make_unwritable_error(path: Path, error: OSError) -> KeyFileError:
     """Make the `KeyFileError` for a path that cannot be written."""
     return KeyFileError(
         f"{path} cannot be written ({error.strerror}): make room there, or choose another place "
@@ -266,12 +266,12 @@ def _unwritable(path: Path, error: OSError) -> KeyFileError:
     )
 
 
-def _as_json(value: Any) -> Any:
+def _convert_by_json(value: Any) -> Any:
     """Return a value as it comes back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
-def _shown(value: Any, other: Any) -> str:
+def _describe_value(value: Any, other: Any) -> str:
     """Format a value for an error message; of two dictionaries show only fields that differ."""
     if isinstance(value, dict) and isinstance(other, dict):
         value = {name: each for name, each in value.items() if other.get(name) != each}

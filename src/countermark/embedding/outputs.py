@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.answers import Images
-from countermark.embedding.base import Embedding, as_arrays, as_tensors
+from countermark.embedding.base import Embedding, to_arrays, to_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import Key, KeyMaterial
 
 if TYPE_CHECKING:
     from countermark.schemes.box_free import OutputScheme
-    from countermark.schemes.training.box_free import Live, Saving
+    from countermark.schemes.training.box_free import KeyNetworks, TrainingStore
 
 _READ = 128  # at most so many images are marked and read to check a new mark
 
@@ -58,15 +58,15 @@ class OutputEmbedding(Embedding):
         inputs: Images | Tensor | None = None, material: KeyMaterial | None = None,
         siblings: Sequence[Images] = (), place: UnfinishedKey | None = None,
     ) -> None:  # fmt: skip
-        begun = Key(scheme.name, scheme.to_fields(), {}, owner, material or KeyMaterial.fresh())
+        begun = Key(scheme.name, scheme.to_fields(), {}, owner, material or KeyMaterial.generate())
         super().__init__(model, begun=begun, material=material, place=place)
         self._scheme, self._outputs = scheme, torch.as_tensor(outputs)
         self._inputs = None if inputs is None else torch.as_tensor(inputs)
         self._siblings = list(siblings)
         self._key: Key | None = None
         # Callers set it if the training of H and R shall survive an interruption.
-        self.saving: Saving | None = None
-        self._check()
+        self.saving: TrainingStore | None = None
+        self._check_images()
 
     def wrap(self, model: nn.Module | None = None) -> Barrier:
         """Return a network whose output images are all marked; serve this network.
@@ -78,7 +78,7 @@ class OutputEmbedding(Embedding):
             LoopError: the block is not open.
         """
         self.require_open()
-        return Barrier(model or self._model, self._live())
+        return Barrier(model or self._model, self._train_networks())
 
     def absorb(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
         """Return the loss () of a network that learns task and mark together and needs no barrier.
@@ -98,7 +98,7 @@ class OutputEmbedding(Embedding):
                 f"strength is {strength}: expected more than 0, and 1 for a mark as loud as the "
                 "barrier's"
             )
-        return self._live().absorbed(outputs, targets, strength)
+        return self._train_networks().compute_absorption_loss(outputs, targets, strength)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise `LoopError`: see `add_gradient`."""
@@ -115,16 +115,18 @@ class OutputEmbedding(Embedding):
             "or train the network with mark.absorb(outputs, targets)"
         )
 
-    def read(self) -> Evidence | None:
+    def read(self) -> Reading | None:
         """Read the mark from freshly marked images; return None if there is no key yet."""
-        return None if self._key is None else self._evidence(self._key)
+        return None if self._key is None else self._extract_reading(self._key)
 
     @property
     def drawn_key(self) -> Key | None:
         """The key as soon as H and R are trained; for measuring only."""
-        return None if self._key is None else self._scheme.calibrated(self._key, self._siblings)
+        return (
+            None if self._key is None else self._scheme.with_calibration(self._key, self._siblings)
+        )
 
-    def lacking(self, key: Key) -> str | None:
+    def embedding_failure(self, key: Key) -> str | None:
         """Return why the mark would not be found in marked images, or None if it would."""
         # The mark itself may be there; only its significance cannot be judged.
         if self._scheme.needs_siblings and not self._siblings:
@@ -133,63 +135,65 @@ class OutputEmbedding(Embedding):
                 "same task made: give siblings, or verify will answer no_verdict",
                 stacklevel=3,
             )
-        return self._scheme.not_taken(self._evidence(key))
+        return self._scheme.embedding_failure(self._extract_reading(key))
 
-    def family_state(self) -> dict[str, Any]:
+    def export_family_state(self) -> dict[str, Any]:
         """Return the frozen and the learnt tensors of the key."""
         key = self._key
         return {
-            "frozen": {} if key is None else as_tensors(key.frozen),
-            "learnt": {} if key is None else as_tensors(key.learnt),
+            "frozen": {} if key is None else to_tensors(key.frozen),
+            "learnt": {} if key is None else to_tensors(key.learnt),
         }
 
     def restore_family(self, state: Mapping[str, Any]) -> None:
         """Take the networks of the state, without training them again."""
         if state["commitment"] is None:
             return
-        key = self._made_key(as_arrays(state["frozen"]), as_arrays(state["learnt"]))
+        key = self._generate_key(to_arrays(state["frozen"]), to_arrays(state["learnt"]))
         self.require_commitment(key, state)
         # `self._key` is set last: an error leaves the embedding as it was.
-        self._scheme.live(key)  # raises if a network is damaged
-        self.note_drawn(key)
+        self._scheme.load_networks(key)  # raises if a network is damaged
+        self.note_drawn_key(key)
         self._key = key
 
-    def _drawn(self) -> Key | None:
+    def _get_drawn_key(self) -> Key | None:
         return self._key
 
-    def _live(self) -> Live:
+    def _train_networks(self) -> KeyNetworks:
         """Return the key's networks; train them first if there is no key yet."""
         self._called = True
         if self._key is None:
-            training = self._scheme.training()(
+            training = self._scheme.load_training_class()(
                 self._scheme, self._material, (self._outputs, self._inputs), self.saving
             )
             before = self._place and self._place.drawn  # the key that an interrupted run drew
-            key = self._made_key(dict(before.frozen) if before else training.frozen(), {})
-            self.note_drawn(key)
+            key = self._generate_key(
+                dict(before.frozen) if before else training.make_pre_commit_tensors(), {}
+            )
+            self.note_drawn_key(key)
             # An interrupted run may have trained H and R already.
             learnt = dict(before.learnt) if before else {}
             # Learnt tensors enter C1 and may depend on C0, so the key is drawn first.
-            if learnt := learnt or training.learnt(key):
-                key = self._made_key(key.frozen, learnt)
-                self.note_drawn(key)
+            if learnt := learnt or training.make_post_commit_tensors(key):
+                key = self._generate_key(key.frozen, learnt)
+                self.note_drawn_key(key)
             self._key = key
-        return self._scheme.live(self._key)
+        return self._scheme.load_networks(self._key)
 
-    def _made_key(
+    def _generate_key(
         self, frozen: Mapping[str, NDArray[Any]], learnt: Mapping[str, NDArray[Any]]
     ) -> Key:
         """Generate the key of frozen tensors, with the learnt tensors if there are any."""
         key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
         return replace(key, learnt=learnt) if learnt else key
 
-    def _evidence(self, key: Key) -> Evidence:
+    def _extract_reading(self, key: Key) -> Reading:
         """Mark some of the outputs and read the mark from them."""
         # The check marks images itself: the network's weights bear no mark.
         images = self._outputs[:_READ].numpy()
-        return self._scheme.extract(self._scheme.mark(images, key), key)
+        return self._scheme.extract(self._scheme.mark_outputs(images, key), key)
 
-    def _check(self) -> None:
+    def _check_images(self) -> None:
         """Raise `ConfigError` if outputs, inputs or siblings do not fit the scheme."""
         outputs, channels = self._outputs, self._scheme.channels
         if outputs.dtype != torch.uint8 or outputs.dim() != 4 or outputs.shape[1] != channels:
@@ -215,11 +219,11 @@ class Barrier(nn.Module):
     The marking networks are not in its state dict, so that a saved model file never holds the key.
     """
 
-    def __init__(self, model: nn.Module, live: Live) -> None:
+    def __init__(self, model: nn.Module, live: KeyNetworks) -> None:
         super().__init__()
         self.model = model
         # A plain method, not a submodule: `state_dict` must not hold the key's networks.
-        self._marks = live.hidden
+        self._marks = live.mark_tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the network's output images, marked."""

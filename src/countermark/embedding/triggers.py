@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.answers import Predict, asked_of, fed
-from countermark.embedding.base import Embedding, as_arrays, as_tensors
+from countermark.answers import Predictor, make_predictor, normalise_images
+from countermark.embedding.base import Embedding, to_arrays, to_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import Key, KeyMaterial
 
 if TYPE_CHECKING:
@@ -54,19 +54,19 @@ class TriggerEmbedding(Embedding):
     def __init__(  # noqa: PLR0913 - the host, its task, and what it is compared with
         self, scheme: TriggerScheme, model: nn.Module, *, owner: str,
         covers: NDArray[np.uint8] | Tensor, labels: NDArray[np.int64] | Tensor,
-        material: KeyMaterial | None = None, siblings: Sequence[nn.Module | Predict] = (),
+        material: KeyMaterial | None = None, siblings: Sequence[nn.Module | Predictor] = (),
         place: UnfinishedKey | None = None,
     ) -> None:  # fmt: skip
-        begun = Key(scheme.name, scheme.to_fields(), {}, owner, material or KeyMaterial.fresh())
+        begun = Key(scheme.name, scheme.to_fields(), {}, owner, material or KeyMaterial.generate())
         super().__init__(model, begun=begun, material=material, place=place)
         self._scheme = scheme
         self._covers = torch.as_tensor(covers)
         self._labels = torch.as_tensor(labels).long()
-        self._check()
+        self._check_covers()
         scheme.check_files()
         if siblings and not scheme.needs_siblings:
             raise ConfigError(f"{scheme.name} is not judged by unmarked models: leave siblings out")
-        self._siblings = [asked_of(each, scheme.mean, scheme.deviation) for each in siblings]
+        self._siblings = [make_predictor(each, scheme.mean, scheme.deviation) for each in siblings]
         self._key: Key | None = None
         # Made with the key: triggers are frozen before their labels are drawn.
         self._training: TriggerTraining | None = None
@@ -84,7 +84,7 @@ class TriggerEmbedding(Embedding):
         """
         self.require_open()
         self._called = True
-        training = self._ready()
+        training = self._prepare_training()
         if x.shape[1:] != self._covers.shape[1:] or y.dim() != 1:
             raise ConfigError(
                 f"a batch has images {list(x.shape[1:])} and labels {list(y.shape)}: expected "
@@ -92,9 +92,11 @@ class TriggerEmbedding(Embedding):
             )
         # Even a small batch gets a trigger: a host that never sees a trigger learns no mark.
         count = max(1, round(self._scheme.batch_share * len(x)))
-        images, labels = training.rows(count)
+        images, labels = training.make_rows(count)
         # Triggers are 8-bit images; the host's own rows are normalised and possibly half precision.
-        more = fed(images.to(x.device), self._scheme.mean, self._scheme.deviation).to(x.dtype)
+        more = normalise_images(images.to(x.device), self._scheme.mean, self._scheme.deviation).to(
+            x.dtype
+        )
         return torch.cat([x, more]), torch.cat([y, labels.to(y.device, y.dtype)])
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -112,20 +114,20 @@ class TriggerEmbedding(Embedding):
             "before the forward pass"
         )
 
-    def read(self) -> Evidence | None:
+    def read(self) -> Reading | None:
         """Read the model's current answers to the triggers; return None if there is no key yet."""
-        key = self._finished()
-        return None if key is None else self._evidence(key)
+        key = self._build_current_key()
+        return None if key is None else self._extract_reading(key)
 
     @property
     def drawn_key(self) -> Key | None:
         """The key as soon as there are triggers; for measuring only."""
-        key = self._finished()
-        return None if key is None else self._scheme.calibrated(key, self._siblings)
+        key = self._build_current_key()
+        return None if key is None else self._scheme.with_calibration(key, self._siblings)
 
-    def lacking(self, key: Key) -> str | None:
+    def embedding_failure(self, key: Key) -> str | None:
         """Return why the mark would not be found in the model now, or None if it would."""
-        why = self._scheme.not_taken(self._evidence(key))
+        why = self._scheme.embedding_failure(self._extract_reading(key))
         # The model bears the mark; only its significance cannot be judged without siblings.
         if why is None and self._scheme.needs_siblings and not self._siblings:
             warnings.warn(
@@ -135,63 +137,66 @@ class TriggerEmbedding(Embedding):
             )
         return why
 
-    def family_state(self) -> dict[str, Any]:
+    def export_family_state(self) -> dict[str, Any]:
         """Return the frozen tensors and the state of the training half."""
         return {
-            "frozen": {} if self._key is None else as_tensors(self._key.frozen),
-            "training": {} if self._training is None else self._training.state(),
+            "frozen": {} if self._key is None else to_tensors(self._key.frozen),
+            "training": {} if self._training is None else self._training.export_state(),
         }
 
     def restore_family(self, state: Mapping[str, Any]) -> None:
         """Make a training half from the state, then switch to it; an error changes nothing."""
         if state["commitment"] is None:
             return
-        key, training = self._made_key(as_arrays(state["frozen"]), state)
+        key, training = self._generate_key(to_arrays(state["frozen"]), state)
         # The state comes from a file: `restore` must not meet missing or unknown names.
-        if state["training"].keys() != training.state().keys():
+        if state["training"].keys() != training.export_state().keys():
             raise ValueError("training")
         training.restore(state["training"])
-        self.note_drawn(key)
+        self.note_drawn_key(key)
         self._key, self._training = key, training
 
-    def _drawn(self) -> Key | None:
+    def _get_drawn_key(self) -> Key | None:
         return self._key
 
-    def _ready(self) -> TriggerTraining:
+    def _prepare_training(self) -> TriggerTraining:
         """Return the training half; on the first call freeze its tensors and draw the key."""
         if self._training is None:
             before = self._place and self._place.drawn  # the key that an interrupted run drew
             # A resumed run must keep the triggers that the interrupted run committed to.
-            frozen = dict(before.frozen) if before else self._scheme.training().prepare(
+            half = self._scheme.load_training_class()
+            frozen = dict(before.frozen) if before else half.make_pre_commit_tensors(
                 self._scheme, self._material, self._covers, self._labels
             )  # fmt: skip
-            key, training = self._made_key(frozen)
-            self.note_drawn(key)
+            key, training = self._generate_key(frozen)
+            self.note_drawn_key(key)
             self._key, self._training = key, training
         return self._training
 
-    def _made_key(
+    def _generate_key(
         self, frozen: Mapping[str, NDArray[Any]], state: Mapping[str, Any] | None = None
     ) -> tuple[Key, TriggerTraining]:
         """Generate the key of frozen tensors and its training half; check a state's commitment."""
         key = self._scheme.generate_key(frozen, owner=self._owner, material=self._material)
         if state is not None:
             self.require_commitment(key, state)
-        return key, self._scheme.training()(self._scheme, key, self._covers, self._labels)
+        return key, self._scheme.load_training_class()(
+            self._scheme, key, self._covers, self._labels
+        )
 
-    def _finished(self) -> Key | None:
+    def _build_current_key(self) -> Key | None:
         """Return the key with the tensors learnt so far, or None if there is no key yet."""
         if self._key is None or self._training is None:
             return None
-        learnt = self._training.learnt()
+        learnt = self._training.export_post_commit_tensors()
         return replace(self._key, learnt=learnt) if learnt else self._key
 
-    def _evidence(self, key: Key) -> Evidence:
+    def _extract_reading(self, key: Key) -> Reading:
         """Read the model's answers to the triggers of a key."""
-        asked = asked_of(self._model, self._scheme.mean, self._scheme.deviation)
+        asked = make_predictor(self._model, self._scheme.mean, self._scheme.deviation)
         return self._scheme.extract(asked, key)
 
-    def _check(self) -> None:
+    def _check_covers(self) -> None:
         """Raise `ConfigError` if covers, labels and the scheme do not fit each other."""
         covers, labels, scheme = self._covers, self._labels, self._scheme
         if covers.dtype != torch.uint8 or covers.dim() != 4 or labels.shape != covers.shape[:1]:

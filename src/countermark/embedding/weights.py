@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.alignment import Reference, commit_reference
-from countermark.embedding.base import Embedding, as_arrays, as_tensors
+from countermark.embedding.base import Embedding, to_arrays, to_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError, SuspectError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.nulls import LEAST_SIBLINGS
 from countermark.weights import Array, Suspect, open_weights
-from countermark.weights.module import gathered
+from countermark.weights.module import gather_tensor
 
 if TYPE_CHECKING:
     from countermark.schemes.training.base import WeightTraining
@@ -65,13 +65,13 @@ class WeightEmbedding(Embedding):
     ) -> None:  # fmt: skip
         parameters = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}
-        self._scheme = scheme = scheme.settled(shapes)
-        self._tensors = scheme.choose(shapes)
+        self._scheme = scheme = scheme.resolve_parameters(shapes)
+        self._tensors = scheme.choose_tensors(shapes)
         begun = Key(
             scheme.name, scheme.to_fields(), dict(self._tensors), owner,
-            material or KeyMaterial.fresh(),
+            material or KeyMaterial.generate(),
             # A linear reader can be aligned to the host as it was; a learnt reader cannot.
-            frozen=_committed_state(model) if scheme.linear else {},
+            frozen=_commit_to_state(model) if scheme.linear else {},
         )  # fmt: skip
         super().__init__(model, begun=begun, material=material, place=place)
         self._weights = [parameters[name] for name in self._tensors]
@@ -79,17 +79,17 @@ class WeightEmbedding(Embedding):
             raise ConfigError(f"{scheme.name} learns no reader: leave unmarked and siblings out")
         # The host's own initial weights are the first negative example of a learnt reader.
         start = () if scheme.linear else (model,)
-        self._unmarked = [self._read(each) for each in (*start, *unmarked)]
-        self._siblings = [self._read(each) for each in siblings]
-        self._training_type = scheme.training()
-        self._freezer = self._training_type.freezer(scheme)
+        self._unmarked = [self._read_tensors(each) for each in (*start, *unmarked)]
+        self._siblings = [self._read_tensors(each) for each in siblings]
+        self._training_type = scheme.load_training_class()
+        self._freezer = self._training_type.make_freezer(scheme)
         self._key: Key | None = None
         self._training: WeightTraining | None = None
         self._optimizer: torch.optim.Optimizer | None = None  # its steps embed the mark
         self._hook: Any = None  # the handle of the optimizer's hook after `attach`
         # Without a freezer the key exists now; otherwise only the capacity can be checked yet.
         if self._freezer is None:
-            self._make_key(self._begun.frozen)
+            self._draw_key(self._begun.frozen)
         else:
             scheme.check_capacity(self._tensors)
 
@@ -100,7 +100,7 @@ class WeightEmbedding(Embedding):
             self._hook = None
         self._optimizer = None
         if ended and self._training is not None:
-            self._training.finish([gathered(weight.detach()) for weight in self._weights])
+            self._training.finish([gather_tensor(weight.detach()) for weight in self._weights])
 
     def penalty(self) -> Tensor:
         """Return the term () to add to the loss: zero, without gradient, until there is a key.
@@ -115,7 +115,7 @@ class WeightEmbedding(Embedding):
                 "or a callback"
             )
         self._called = True
-        return self._penalty()
+        return self._compute_penalty()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Embed inside `optimizer.step`, for loops whose loss line cannot be changed.
@@ -133,7 +133,7 @@ class WeightEmbedding(Embedding):
         self.require_open()
         if self._optimizer is not None:
             raise LoopError("an optimizer is attached already: attach one, once")
-        self._take(optimizer)
+        self._take_optimizer(optimizer)
         self._hook = optimizer.register_step_pre_hook(self._before_step)
 
     def add_gradient(self, optimizer: torch.optim.Optimizer) -> None:
@@ -150,7 +150,7 @@ class WeightEmbedding(Embedding):
         if self._hook is not None:
             raise LoopError("an optimizer is attached already: attach one, once")
         if optimizer is not self._optimizer:
-            self._take(optimizer)
+            self._take_optimizer(optimizer)
         self._add_gradient(optimizer)
 
     def end_epoch(self) -> None:
@@ -159,31 +159,33 @@ class WeightEmbedding(Embedding):
         if self._freezer is None or self._key is not None:
             return
         # A sharded tensor is gathered on all ranks, so that each rank freezes the same values.
-        whole = [gathered(weight.detach()) for weight in self._weights]
+        whole = [gather_tensor(weight.detach()) for weight in self._weights]
         seen = dict(zip(self._tensors, whole, strict=True))
         frozen = self._freezer.end_epoch(seen)
         if frozen is not None:
-            self._make_key({**self._begun.frozen, **frozen})
+            self._draw_key({**self._begun.frozen, **frozen})
 
-    def read(self) -> Evidence | None:
+    def read(self) -> Reading | None:
         """Read the mark from the model's current weights; return None if there is no key yet."""
         key = self.drawn_key
-        return None if key is None else self._scheme.extract(self._read(self._model), key)
+        return None if key is None else self._scheme.extract(self._read_tensors(self._model), key)
 
     @property
     def drawn_key(self) -> Key | None:
         """The key as soon as it is drawn, even if the model lacks the mark; for measuring only."""
         if self._key is None or self._training is None:
             return None
-        learnt = self._training.learnt()
+        learnt = self._training.export_post_commit_tensors()
         if not learnt:
             return self._key
         key = replace(self._key, learnt=learnt)
-        return self._scheme.calibrated(key, self._siblings, self._read(self._model))
+        return self._scheme.with_calibration(key, self._siblings, self._read_tensors(self._model))
 
-    def lacking(self, key: Key) -> str | None:
+    def embedding_failure(self, key: Key) -> str | None:
         """Return why the mark would not be found in the weights now, or None if it would."""
-        why = self._scheme.not_taken(self._scheme.extract(self._read(self._model), key))
+        why = self._scheme.embedding_failure(
+            self._scheme.extract(self._read_tensors(self._model), key)
+        )
         if why is None and not self._scheme.linear and len(self._siblings) < LEAST_SIBLINGS:
             warnings.warn(
                 "a learnt reader knows a copy from a sibling only by unmarked siblings of the "
@@ -193,58 +195,58 @@ class WeightEmbedding(Embedding):
             )
         return why
 
-    def family_state(self) -> dict[str, Any]:
+    def export_family_state(self) -> dict[str, Any]:
         """Return the frozen tensors, the freezer's history and the state of the training half."""
         return {
-            "frozen": {} if self._key is None else as_tensors(self._key.frozen),
-            "freezer": [] if self._freezer is None else self._freezer.state(),
-            "training": {} if self._training is None else self._training.state(),
+            "frozen": {} if self._key is None else to_tensors(self._key.frozen),
+            "freezer": [] if self._freezer is None else self._freezer.export_state(),
+            "training": {} if self._training is None else self._training.export_state(),
         }
 
     def restore_family(self, state: Mapping[str, Any]) -> None:
         """Make a training half from the state, then switch to it; an error changes nothing."""
-        freezer = self._training_type.freezer(self._scheme)
+        freezer = self._training_type.make_freezer(self._scheme)
         if freezer is not None:
             freezer.restore(state["freezer"])
         key, training = self._key, self._training
         # A new training half expands the key again: skip that where nothing would change.
-        nothing_learnt = training is not None and not (training.state() or state["training"])
+        nothing_learnt = training is not None and not (training.export_state() or state["training"])
         unchanged = key is not None and key.c0.hex() == state["commitment"]
         if state["commitment"] is not None and not (nothing_learnt and unchanged):
-            key, training = self._made_key(as_arrays(state["frozen"]))
+            key, training = self._generate_key(to_arrays(state["frozen"]))
             self.require_commitment(key, state)
-            if state["training"].keys() != training.state().keys():
+            if state["training"].keys() != training.export_state().keys():
                 raise ValueError("training")
             training.restore(state["training"])
-            self.note_drawn(key)
+            self.note_drawn_key(key)
         self._freezer, self._key, self._training = freezer, key, training
 
-    def _drawn(self) -> Key | None:
+    def _get_drawn_key(self) -> Key | None:
         return self._key
 
-    def _bound(self) -> Key | None:
+    def _get_bound_key(self) -> Key | None:
         """Return the key once a step may have embedded it.
 
         Before that a restored state may replace the key, with the reference of its own run.
         """
         return self._key if self._called or self._restored or self._freezer else None
 
-    def _make_key(self, frozen: Mapping[str, Any]) -> None:
+    def _draw_key(self, frozen: Mapping[str, Any]) -> None:
         """Draw the key and its training half, and use both from now on."""
-        key, training = self._made_key(frozen)
+        key, training = self._generate_key(frozen)
         # A key without later frozen tensors follows from `begun`, which is saved on entry.
         if frozen.keys() != self._begun.frozen.keys():
-            self.note_drawn(key)
+            self.note_drawn_key(key)
         self._key, self._training = key, training
 
-    def _made_key(self, frozen: Mapping[str, Any]) -> tuple[Key, WeightTraining]:
+    def _generate_key(self, frozen: Mapping[str, Any]) -> tuple[Key, WeightTraining]:
         """Generate the key of frozen tensors, and its training half."""
         key = self._scheme.generate_key(
             self._tensors, owner=self._owner, material=self._material, frozen=frozen
         )
         return key, self._training_type(self._scheme, key, self._unmarked)
 
-    def _read(self, model: Suspect) -> dict[str, Array]:
+    def _read_tensors(self, model: Suspect) -> dict[str, Array]:
         """Return copies of the mark's tensors in a model.
 
         Raises:
@@ -259,19 +261,19 @@ class WeightEmbedding(Embedding):
                     )
             return {name: weights.read(name).copy() for name in self._tensors}
 
-    def _penalty(self) -> Tensor:
+    def _compute_penalty(self) -> Tensor:
         """Compute the penalty () in float32; zero while there is no training half."""
         device = self._weights[0].device
         if self._training is None:
             return torch.zeros((), dtype=torch.float32, device=device)
-        weights = [gathered(weight) for weight in self._weights]
+        weights = [gather_tensor(weight) for weight in self._weights]
         # Under autocast the products would be in half precision and lose small steps of the mark.
         if torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
                 return self._training.loss(weights)
         return self._training.loss(weights)
 
-    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+    def _take_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Choose the optimizer whose steps embed the mark; raise `LoopError` if it cannot."""
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise LoopError(
@@ -301,28 +303,28 @@ class WeightEmbedding(Embedding):
         if closure is None:
             self._add_gradient(optimizer)
             return None
-        wrapped = self._with_penalty(optimizer, closure)
+        wrapped = self._wrap_closure(optimizer, closure)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
 
-    def _with_penalty(
+    def _wrap_closure(
         self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]
     ) -> Callable[[], Any]:
         """Return a closure that also adds the penalty to gradients and loss."""
 
-        def wrapped() -> Any:
+        def call_closure() -> Any:
             loss = closure()
             penalty = self._add_gradient(optimizer)
             return loss if loss is None else loss + penalty
 
-        return wrapped
+        return call_closure
 
     def _add_gradient(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Add the penalty's gradient to the parameters' gradients; return the penalty."""
         self._called = True
         with torch.enable_grad():
-            penalty = self._penalty()
+            penalty = self._compute_penalty()
         if self._training is None:
             return penalty
         # A fused optimizer under GradScaler unscales inside its step: meet it on its scale.
@@ -339,10 +341,10 @@ class WeightEmbedding(Embedding):
         return penalty.detach()
 
 
-def _committed_state(model: nn.Module) -> dict[str, NDArray[Any]]:
+def _commit_to_state(model: nn.Module) -> dict[str, NDArray[Any]]:
     """Return the commitment to a model before embedding; empty if it cannot be a reference."""
     try:
-        traced = Reference.of_module(model).units
+        traced = Reference.from_module(model).units
     except ConfigError:  # the forward pass cannot be traced
         traced = None
     try:

@@ -16,28 +16,28 @@ import torch.distributed as dist
 
 from countermark.embedding import Embedding
 from countermark.errors import LoopError
-from countermark.key import Key, KeyMaterial, tensor_digest
+from countermark.key import Key, KeyMaterial, digest_tensor
 
 
 def shared_material() -> KeyMaterial:
     """Draw a secret and a nonce on rank 0 and return them on every rank, as `material` of `embed`.
 
     They travel over the same network as the gradients. Without a process group the result is
-    `KeyMaterial.fresh()`.
+    `KeyMaterial.generate()`.
 
     Raises:
         LoopError: several processes were started, and there is no process group yet.
     """
-    if not _distributed():
+    if not _is_distributed():
         # torchrun sets WORLD_SIZE: each process would silently draw a secret of its own.
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise LoopError(
                 "there is no process group to share a secret in: call "
                 "torch.distributed.init_process_group() before"
             )
-        return KeyMaterial.fresh()
+        return KeyMaterial.generate()
     # Only rank 0's draw is used; broadcasting overwrites the others.
-    drawn = [KeyMaterial.fresh()]
+    drawn = [KeyMaterial.generate()]
     dist.broadcast_object_list(drawn, src=0)
     return drawn[0]
 
@@ -50,11 +50,11 @@ def require_agreement(mark: Embedding) -> None:
     Raises:
         LoopError: a rank differs from rank 0; raised on every rank, and names the ranks.
     """
-    if not _distributed():
+    if not _is_distributed():
         return
     # All ranks see all digests, so that all raise together and none waits in a later collective.
     digests: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, _digest(mark))
+    dist.all_gather_object(digests, _compute_digest(mark))
     differing = [str(rank) for rank, each in enumerate(digests) if each != digests[0]]
     if differing:
         who = f"rank {differing[0]}" if len(differing) == 1 else f"ranks {', '.join(differing)}"
@@ -76,25 +76,25 @@ def agreed_key(mark: Embedding) -> Key:
     return mark.key
 
 
-def _distributed() -> bool:
+def _is_distributed() -> bool:
     """Return true if there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
-def _digest(mark: Embedding) -> str:
+def _compute_digest(mark: Embedding) -> str:
     """Return the SHA-256 of the key's commitment and the mark's state, in hexadecimal."""
     key = mark.drawn_key
     hashed = hashlib.sha256(b"" if key is None else key.commitment.encode())
-    for name, value in _leaves("", mark.state()):
+    for name, value in _iterate_leaves("", mark.state()):
         if isinstance(value, torch.Tensor):
             # Digests are over float64 on the CPU: device and storage format must not matter.
-            hashed.update(tensor_digest(name, value.detach().cpu().double().numpy()))
+            hashed.update(digest_tensor(name, value.detach().cpu().double().numpy()))
         else:
             hashed.update(hashlib.sha256(f"{name}={value!r}".encode()).digest())
     return hashed.hexdigest()
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the values of a nested state, each with its path."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
@@ -102,4 +102,4 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
         return
     for inner, each in value.items():
-        yield from _leaves(f"{name}.{inner}", each)
+        yield from _iterate_leaves(f"{name}.{inner}", each)

@@ -49,7 +49,7 @@ class MarkCallback(TrainerCallback):
                 "set max_grad_norm, or bf16"
             )
         if state is not None and state.global_step:
-            restore_state(self._mark, self._resumed_from(args, state))
+            restore_state(self._mark, self._find_resumed_folder(args, state))
         require_agreement(self._mark)
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
@@ -59,7 +59,7 @@ class MarkCallback(TrainerCallback):
         if args.should_save and folder.is_dir():
             write_state(self._mark, folder)
 
-    def _resumed_from(self, args: Any, state: Any) -> Path:
+    def _find_resumed_folder(self, args: Any, state: Any) -> Path:
         """Return the checkpoint folder that training resumes from."""
         # Trainer does not tell a callback which folder `train` was given; the step number does.
         named = self._checkpoint or args.resume_from_checkpoint

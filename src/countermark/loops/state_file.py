@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from countermark.embedding import Embedding
-from countermark.errors import LoopError, printable
+from countermark.errors import LoopError, make_printable
 from countermark.files import parse_json, write_bytes
 
 STATE_FILE = "countermark.safetensors"
@@ -26,7 +26,7 @@ STATE_FILE = "countermark.safetensors"
 def write_state(mark: Embedding, folder: Path) -> None:
     """Write the state of an embedding into a checkpoint folder, whole or not at all."""
     tensors: dict[str, torch.Tensor] = {}
-    document = json.dumps(_encode(mark.state(), tensors))
+    document = json.dumps(_encode_value(mark.state(), tensors))
     write_bytes(folder / STATE_FILE, save(tensors, {"countermark": document}))
 
 
@@ -47,15 +47,15 @@ def restore_state(mark: Embedding, folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             document = parse_json((file.metadata() or {})["countermark"].encode())
-        state = _decode(document, tensors)
+        state = _decode_value(document, tensors)
     # A checkpoint is hostile input: nested JSON can exhaust the stack, and names can be missing.
     except (KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
-        said = printable(" ".join(str(error).split()), 200)
+        said = make_printable(" ".join(str(error).split()), 200)
         raise LoopError(f"{path} is damaged ({said}): resume from another checkpoint") from None
     mark.restore(state)
 
 
-def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _encode_value(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """Return a nested state as JSON values, and put its tensors into `tensors`."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
@@ -64,19 +64,22 @@ def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {"tensor": name}
     if isinstance(value, Mapping):
         # Pairs keep keys that are not strings, such as the numbers in an optimizer's state.
-        pairs = [[_encode(key, tensors), _encode(each, tensors)] for key, each in value.items()]
+        pairs = [
+            [_encode_value(key, tensors), _encode_value(each, tensors)]
+            for key, each in value.items()
+        ]
         return {"pairs": pairs}
     if isinstance(value, tuple):
-        return {"tuple": [_encode(each, tensors) for each in value]}
+        return {"tuple": [_encode_value(each, tensors) for each in value]}
     if isinstance(value, list):
-        return [_encode(each, tensors) for each in value]
+        return [_encode_value(each, tensors) for each in value]
     return value
 
 
-def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Return the state that `_encode` turned into these JSON values."""
+def _decode_value(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return the state that `_encode_value` turned into these JSON values."""
     if isinstance(value, list):
-        return [_decode(each, tensors) for each in value]
+        return [_decode_value(each, tensors) for each in value]
     if not isinstance(value, dict):
         return value
     # Any other count of entries raises ValueError, which `restore_state` reports as damage.
@@ -84,7 +87,7 @@ def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if kind == "tensor":
         return tensors[inner]
     if kind == "tuple":
-        return tuple(_decode(each, tensors) for each in inner)
+        return tuple(_decode_value(each, tensors) for each in inner)
     if kind == "pairs":
-        return {_decode(key, tensors): _decode(each, tensors) for key, each in inner}
+        return {_decode_value(key, tensors): _decode_value(each, tensors) for key, each in inner}
     raise ValueError(f"{kind!r} is no part of a state")

@@ -10,9 +10,9 @@ transcript can answer again in the suspect's place. Connecting needs the extra `
 transcript does not.
 """
 
-from countermark.answers import Predict
+from countermark.answers import Predictor
 from countermark.remote.endpoint import Endpoint, connect
 from countermark.remote.options import RemoteOptions
-from countermark.remote.transcript import Entry, Transcript
+from countermark.remote.transcript import Transcript, TranscriptEntry
 
-__all__ = ["Endpoint", "Entry", "Predict", "RemoteOptions", "Transcript", "connect"]
+__all__ = ["Endpoint", "Predictor", "RemoteOptions", "Transcript", "TranscriptEntry", "connect"]

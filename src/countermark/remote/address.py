@@ -11,7 +11,7 @@ from countermark.remote.options import RemoteOptions
 _MODELS = {"oip": ("/v2", "/infer"), "tf_serving": ("/v1", ":predict")}
 
 
-def address(url: str, options: RemoteOptions) -> str:
+def complete_url(url: str, options: RemoteOptions) -> str:
     """Complete the url that requests go to: append the path, keep the query, drop the fragment.
 
     Args:
@@ -22,21 +22,21 @@ def address(url: str, options: RemoteOptions) -> str:
         ConfigError: the url is not http(s), names no host, holds a user's name or password, or
             lacks the name of a model. The message does not repeat the url, which may be secret.
     """
-    parts = _split(url)
-    path = _path(parts.path, options)
+    parts = _split_url(url)
+    path = _complete_path(parts.path, options)
     return parts._replace(path=path, fragment="").geturl()
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return a url without query and fragment, which may hold tokens."""
     return urlsplit(url)._replace(query="", fragment="").geturl()
 
 
-def _split(url: str) -> SplitResult:
+def _split_url(url: str) -> SplitResult:
     """Split a url into its parts.
 
     Raises:
-        ConfigError: the url cannot be used; see `address`.
+        ConfigError: the url cannot be used; see `complete_url`.
     """
     if not url.isprintable() or " " in url:
         raise ConfigError("the url of a suspect holds a space or a control character: remove it")
@@ -57,7 +57,7 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _path(path: str, options: RemoteOptions) -> str:
+def _complete_path(path: str, options: RemoteOptions) -> str:
     """Complete the path of a url for a protocol.
 
     Raises:

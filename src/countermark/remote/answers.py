@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from countermark.errors import printable
+from countermark.errors import make_printable
 from countermark.files import parse_json
-from countermark.remote.fields import UnreadableError, follow, shown
+from countermark.remote.fields import UnreadableError, describe_value, follow_path
 from countermark.remote.options import RemoteOptions
-from countermark.remote.protocols import PROTOCOLS, paths
+from countermark.remote.protocols import PROTOCOLS, split_answer_path
 
 # Transcripts store labels; a bound keeps them small and inside int64.
 MOST_LABELS = 1 << 31
@@ -21,7 +21,7 @@ _LONGEST = 160  # characters of a reason
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedLabel:
     """The result of parsing the answer for one image.
 
     Attributes:
@@ -33,12 +33,12 @@ class Reading:
     why: str | None
 
 
-def unread(why: str) -> Reading:
+def make_missing_label(why: str) -> ParsedLabel:
     """Return a missing label with its reason, as one short printable line."""
-    return Reading(None, printable(why, _LONGEST))
+    return ParsedLabel(None, make_printable(why, _LONGEST))
 
 
-def read_answer(body: bytes, count: int, options: RemoteOptions) -> list[Reading]:
+def read_answer(body: bytes, count: int, options: RemoteOptions) -> list[ParsedLabel]:
     """Parse the labels in the answer to a request with `count` images; never raises.
 
     Args:
@@ -51,63 +51,65 @@ def read_answer(body: bytes, count: int, options: RemoteOptions) -> list[Reading
     try:
         document = parse_json(body, non_finite=True)  # one NaN costs one image, not the batch
     except ValueError as error:
-        return [unread(f"the answer is no JSON: {error}")] * count
+        return [make_missing_label(f"the answer is no JSON: {error}")] * count
     try:
         parts = PROTOCOLS[options.protocol].parts(document, count, options)
     except UnreadableError as error:
-        return [unread(str(error))] * count
-    return [_read(part, options) for part in parts]
+        return [make_missing_label(str(error))] * count
+    return [_parse_part(part, options) for part in parts]
 
 
-def _read(part: Any, options: RemoteOptions) -> Reading:
+def _parse_part(part: Any, options: RemoteOptions) -> ParsedLabel:
     """Parse one image's part of an answer."""
     try:
         # `paths()[1]` leads from one image's part of the document to its label or scores.
-        return Reading(_FORMS[options.answer](follow(part, paths(options)[1]), options), None)
+        return ParsedLabel(
+            _FORMS[options.answer](follow_path(part, split_answer_path(options)[1]), options), None
+        )
     except UnreadableError as error:
-        return unread(str(error))
+        return make_missing_label(str(error))
 
 
-def _bare(value: Any) -> Any:
+def _unwrap_lists(value: Any) -> Any:
     """Unwrap lists of a single value, as in [[3]]."""
     while isinstance(value, list) and len(value) == 1:
         (value,) = value
     return value
 
 
-def _auto(value: Any, options: RemoteOptions) -> int:
+def _parse_any_form(value: Any, options: RemoteOptions) -> int:
     """Parse a label whose form is recognised from the value.
 
     Numbers in a list are scores, objects are top k, every other value is a label.
     """
-    value = _bare(value)
-    while isinstance(value, dict) and len(value) == 1 and not _first(value, _LABEL):
-        value = _bare(next(iter(value.values())))
+    value = _unwrap_lists(value)
+    while isinstance(value, dict) and len(value) == 1 and not _find_first_name(value, _LABEL):
+        value = _unwrap_lists(next(iter(value.values())))
     match value:
         case dict() | [dict(), *_]:
-            return _top_k(value, options)
+            return _parse_top_k(value, options)
         case list():
-            return _scores(value, options)
+            return _parse_scores(value, options)
         case _:
-            return _label(value, options)
+            return _parse_label(value, options)
 
 
-def _label(value: Any, options: RemoteOptions) -> int:
+def _parse_label(value: Any, options: RemoteOptions) -> int:
     """Parse a class that is given as a number, or as one of the class names."""
-    value = _bare(value)
+    value = _unwrap_lists(value)
     if isinstance(value, str):
-        return _of_name(value, options.class_names)
+        return _look_up_class(value, options.class_names)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     # In Python `True` is the integer 1, but an answer of `true` names no class.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UnreadableError(f"expected a label, came {shown(value)}")
+        raise UnreadableError(f"expected a label, came {describe_value(value)}")
     if not 0 <= value < MOST_LABELS:
-        raise UnreadableError(f"no label is as large or small as {shown(value)}")
+        raise UnreadableError(f"no label is as large or small as {describe_value(value)}")
     return value
 
 
-def _of_name(name: str, names: tuple[str, ...]) -> int:
+def _look_up_class(name: str, names: tuple[str, ...]) -> int:
     """Look up the number of a class by its name.
 
     Raises:
@@ -116,66 +118,77 @@ def _of_name(name: str, names: tuple[str, ...]) -> int:
     if name in names:
         return names.index(name)
     if names:
-        raise UnreadableError(f"{shown(name)} is none of the {len(names)} class names")
+        raise UnreadableError(f"{describe_value(name)} is none of the {len(names)} class names")
     # The length is checked first: int() of a very long text takes long, or raises.
     if name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) < MOST_LABELS:
         return int(name)
-    raise UnreadableError(f"the class came by name, {shown(name)}: give class_names")
+    raise UnreadableError(f"the class came by name, {describe_value(name)}: give class_names")
 
 
-def _scores(value: Any, _: RemoteOptions) -> int:
+def _parse_scores(value: Any, _: RemoteOptions) -> int:
     """Return the first of the classes with the largest score."""
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         (value,) = value
     # A single number is more likely a label than the only score of a model with one class.
     if not isinstance(value, list) or len(value) < 2:
-        raise UnreadableError(f"expected a score for each class, came {shown(value)}")
-    return _best(value)
+        raise UnreadableError(f"expected a score for each class, came {describe_value(value)}")
+    return _find_best(value)
 
 
-def _best(scores: list[Any]) -> int:
+def _find_best(scores: list[Any]) -> int:
     """Return the place of the first of the largest scores."""
-    numbers = [_score(each) for each in scores]
+    numbers = [_parse_score(each) for each in scores]
     return numbers.index(max(numbers))
 
 
-def _score(value: Any) -> float:
+def _parse_score(value: Any) -> float:
     """Parse a score; raise `UnreadableError` unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UnreadableError(f"expected a score, came {shown(value)}")
+        raise UnreadableError(f"expected a score, came {describe_value(value)}")
     try:
         score = float(value)
     except OverflowError:
         # JSON knows integers of any size; one too large for a double is refused below.
         score = math.inf
     if not math.isfinite(score):
-        raise UnreadableError(f"a score is not finite: {shown(value)}")
+        raise UnreadableError(f"a score is not finite: {describe_value(value)}")
     return score
 
 
-def _top_k(value: Any, options: RemoteOptions) -> int:
+def _parse_top_k(value: Any, options: RemoteOptions) -> int:
     """Return the label with the largest score.
 
     Args:
         value: objects that each hold a label and a score, or one object from names to scores.
         options: the class names.
     """
-    value = _bare(value)
-    if isinstance(value, dict) and not _first(value, _LABEL):
+    value = _unwrap_lists(value)
+    if isinstance(value, dict) and not _find_first_name(value, _LABEL):
         entries = [{"label": name, "score": score} for name, score in value.items()]
     else:
         entries = value if isinstance(value, list) else [value]
-    if not entries or not all(isinstance(each, dict) and _first(each, _LABEL) for each in entries):
-        raise UnreadableError(f"expected objects with label and score, came {shown(value)}")
+    if not entries or not all(
+        isinstance(each, dict) and _find_first_name(each, _LABEL) for each in entries
+    ):
+        raise UnreadableError(
+            f"expected objects with label and score, came {describe_value(value)}"
+        )
     best = 0
     if len(entries) > 1:
-        best = _best([follow(each, _first(each, _SCORE) or "score") for each in entries])
-    return _label(entries[best][_first(entries[best], _LABEL)], options)
+        best = _find_best(
+            [follow_path(each, _find_first_name(each, _SCORE) or "score") for each in entries]
+        )
+    return _parse_label(entries[best][_find_first_name(entries[best], _LABEL)], options)
 
 
-def _first(entry: dict[str, Any], names: tuple[str, ...]) -> str:
+def _find_first_name(entry: dict[str, Any], names: tuple[str, ...]) -> str:
     """Return the first of the names that the entry has, or an empty string."""
     return next((name for name in names if name in entry), "")
 
 
-_FORMS = {"auto": _auto, "labels": _label, "scores": _scores, "top_k": _top_k}
+_FORMS = {
+    "auto": _parse_any_form,
+    "labels": _parse_label,
+    "scores": _parse_scores,
+    "top_k": _parse_top_k,
+}

@@ -12,16 +12,16 @@ import numpy as np
 
 from countermark.answers import Images, Labels
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.progress import progress
-from countermark.remote.address import address, shown
-from countermark.remote.answers import Reading, read_answer, unread
-from countermark.remote.headers import secret_headers
-from countermark.remote.images import NO_LABEL, fitting, image_digest
+from countermark.progress import show_progress
+from countermark.remote.address import complete_url, redact_url
+from countermark.remote.answers import ParsedLabel, make_missing_label, read_answer
+from countermark.remote.headers import read_secret_headers
+from countermark.remote.images import NO_LABEL, check_sendable, digest_image
 from countermark.remote.options import RemoteOptions
-from countermark.remote.pace import Pace
-from countermark.remote.protocols import PROTOCOLS, content_type
-from countermark.remote.transcript import TYPE, Entry, Transcript
-from countermark.remote.wire import Reply, Wire
+from countermark.remote.pace import RequestPacer
+from countermark.remote.protocols import PROTOCOLS, choose_content_type
+from countermark.remote.transcript import TYPE, Transcript, TranscriptEntry
+from countermark.remote.wire import HttpConnection, HttpReply
 from countermark.subject import Subject
 
 
@@ -36,21 +36,23 @@ def connect(url: str, options: RemoteOptions) -> Endpoint:
         ConfigError: the url, or the file that COUNTERMARK_HEADERS_FILE names, cannot be used.
         MissingExtraError: the extra `remote` is not installed.
     """
-    complete = address(url, options)
+    complete = complete_url(url, options)
     # A user may replace Accept, but not the content type, which has to fit the body.
-    headers = {"accept": "application/json"} | secret_headers()
-    _need_extra(options)
-    wire = Wire(complete, headers | {"content-type": content_type(options)}, options.largest_answer)
+    headers = {"accept": "application/json"} | read_secret_headers()
+    _require_extra(options)
+    wire = HttpConnection(
+        complete, headers | {"content-type": choose_content_type(options)}, options.largest_answer
+    )
     # The endpoint knows the url only without its query, so no record can hold a token.
-    return Endpoint(shown(complete), options, wire)
+    return Endpoint(redact_url(complete), options, wire)
 
 
-def _need_extra(options: RemoteOptions) -> None:
+def _require_extra(options: RemoteOptions) -> None:
     """Raise `MissingExtraError` unless the packages that these options need are installed."""
     try:
         import httpx2  # noqa: F401 (only whether it is there)
 
-        if options.sends_pictures:
+        if options.needs_image_files:
             import PIL.Image  # noqa: F401
     except ModuleNotFoundError:
         raise MissingExtraError("asking a remote suspect", "remote") from None
@@ -68,11 +70,11 @@ class Endpoint:
         wire: the connection.
     """
 
-    def __init__(self, url: str, options: RemoteOptions, wire: Wire) -> None:
+    def __init__(self, url: str, options: RemoteOptions, wire: HttpConnection) -> None:
         self.url, self.options = url, options
-        self._wire, self._pace = wire, Pace(options)
+        self._wire, self._pace = wire, RequestPacer(options)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._entries: list[Entry] = []
+        self._entries: list[TranscriptEntry] = []
 
     def __call__(self, images: Images) -> Labels:
         """Ask for the labels int64 (n,) of images uint8 (n, C, H, W).
@@ -83,14 +85,14 @@ class Endpoint:
         Raises:
             ConfigError: the images cannot be sent as the options say, or would exceed the budget.
         """
-        images = fitting(images, self.options)
+        images = check_sendable(images, self.options)
         # Checked for all images before the first is sent: a service may charge for each request.
-        self._within_budget(len(images))
+        self._require_budget(len(images))
         already = len(self._entries)
-        with self._pace.asking(), progress("asking the suspect", len(images)) as advance:
-            for batch in self._batches(images):
+        with self._pace.count_time(), show_progress("asking the suspect", len(images)) as advance:
+            for batch in self._split_batches(images):
                 # Recorded batch by batch, so that Ctrl-C keeps the answers that were paid for.
-                self._entries += self._ask(batch)
+                self._entries += self._ask_batch(batch)
                 advance(len(batch))
         labels = [entry.label for entry in self._entries[already:]]
         return np.array([NO_LABEL if each is None else each for each in labels], dtype=np.int64)
@@ -106,7 +108,7 @@ class Endpoint:
             type=TYPE,
             url=self.url,
             protocol=self.options.protocol,
-            options=self.options.public(),
+            options=self.options.to_public_json(),
             started=self._started,
             entries=tuple(self._entries),
         )
@@ -124,7 +126,7 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r}, {self.options.protocol}, asked={len(self._entries)})"
 
-    def _within_budget(self, count: int) -> None:
+    def _require_budget(self, count: int) -> None:
         """Raise `ConfigError` if `count` more images exceed the budget."""
         if len(self._entries) + count > self.options.budget:
             raise ConfigError(
@@ -132,45 +134,45 @@ class Endpoint:
                 f"{len(self._entries):,}: raise the budget or ask about fewer"
             )
 
-    def _batches(self, images: Images) -> Iterator[Images]:
+    def _split_batches(self, images: Images) -> Iterator[Images]:
         """Yield the images in the batches that share one request."""
-        size = self.options.images_a_request
+        size = self.options.images_per_request
         for start in range(0, len(images), size):
             yield images[start : start + size]
 
-    def _ask(self, batch: Images) -> list[Entry]:
+    def _ask_batch(self, batch: Images) -> list[TranscriptEntry]:
         """Send one request, unless the deadline has passed, and return an entry for each image."""
-        if not self._pace.left():
-            return self._entries_of(batch, None, self._late(Reply()), 0)
+        if not self._pace.compute_time_left():
+            return self._make_entries(batch, None, self._add_deadline_reason(HttpReply()), 0)
         body = PROTOCOLS[self.options.protocol].body(batch, self.options)
-        reply, attempts = self._persist(body)
-        return self._entries_of(batch, body if attempts else None, reply, attempts)
+        reply, attempts = self._post_with_retries(body)
+        return self._make_entries(batch, body if attempts else None, reply, attempts)
 
-    def _persist(self, body: bytes) -> tuple[Reply, int]:
+    def _post_with_retries(self, body: bytes) -> tuple[HttpReply, int]:
         """Send a request until an answer comes that needs no repetition, or no attempt is left.
 
         Returns: the last reply, and the number of attempts.
         """
-        reply, pause = Reply(), 0.0
+        reply, pause = HttpReply(), 0.0
         for attempts in range(self.options.retries + 1):
             # Returns false at once if the pause would outlast the deadline.
-            if not self._pace.turn(pause):
-                return self._late(reply), attempts
-            reply = self._wire.post(body, min(self.options.timeout, self._pace.left()))
+            if not self._pace.wait_for_turn(pause):
+                return self._add_deadline_reason(reply), attempts
+            reply = self._wire.post(body, min(self.options.timeout, self._pace.compute_time_left()))
             # An answer with an error that repeating cannot mend, such as 404, ends here as well.
             if not reply.again:
                 return reply, attempts + 1
-            pause = self._pace.after(attempts + 1, reply.wait)
+            pause = self._pace.compute_pause(attempts + 1, reply.wait)
         return reply, self.options.retries + 1
 
-    def _late(self, reply: Reply) -> Reply:
+    def _add_deadline_reason(self, reply: HttpReply) -> HttpReply:
         """Return a reply with the deadline as its reason, behind the reason so far."""
         over = f"the deadline of {self.options.deadline:g} s left no time to ask"
         return replace(reply, why=f"{reply.why}; {over} again" if reply.why else over)
 
-    def _entries_of(
-        self, batch: Images, body: bytes | None, reply: Reply, attempts: int
-    ) -> list[Entry]:
+    def _make_entries(
+        self, batch: Images, body: bytes | None, reply: HttpReply, attempts: int
+    ) -> list[TranscriptEntry]:
         """Make the transcript's entries of one batch.
 
         Args:
@@ -180,26 +182,26 @@ class Endpoint:
             attempts: requests that were sent.
         """
         return [
-            Entry(
-                image=image_digest(image),
+            TranscriptEntry(
+                image=digest_image(image),
                 # Digests instead of bodies keep a transcript small, and still prove what was sent.
-                request=_sha256(body),
-                answer=_sha256(reply.body),
+                request=_digest_content(body),
+                answer=_digest_content(reply.body),
                 status=reply.status,
                 attempts=attempts,
                 label=reading.label,
                 why=reading.why,
             )
-            for image, reading in zip(batch, self._readings(reply, len(batch)), strict=True)
+            for image, reading in zip(batch, self._parse_labels(reply, len(batch)), strict=True)
         ]
 
-    def _readings(self, reply: Reply, count: int) -> list[Reading]:
+    def _parse_labels(self, reply: HttpReply, count: int) -> list[ParsedLabel]:
         """Parse the labels of `count` images out of a reply."""
         if reply.why is not None or reply.body is None:
-            return [unread(reply.why or "no answer")] * count
+            return [make_missing_label(reply.why or "no answer")] * count
         return read_answer(reply.body, count, self.options)
 
 
-def _sha256(content: bytes | None) -> str | None:
+def _digest_content(content: bytes | None) -> str | None:
     """Return SHA-256 in hexadecimal, or None for None."""
     return None if content is None else hashlib.sha256(content).hexdigest()

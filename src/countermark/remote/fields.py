@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from countermark.errors import printable
+from countermark.errors import make_printable
 
 _LONGEST = 40  # characters of a suspect's own text in a reason
 
@@ -13,7 +13,7 @@ class UnreadableError(ValueError):
     """An answer holds no label; the message is the reason that the transcript keeps."""
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a JSON value in a few printable characters, whatever its size."""
     match value:
         case dict():
@@ -24,10 +24,12 @@ def shown(value: Any) -> str:
         case int() if not isinstance(value, bool) and abs(value) >= 1 << 63:
             return "a number beyond 64 bits"
         case _:
-            return printable(repr(value[:_LONGEST] if isinstance(value, str) else value), _LONGEST)
+            return make_printable(
+                repr(value[:_LONGEST] if isinstance(value, str) else value), _LONGEST
+            )
 
 
-def follow(value: Any, path: str) -> Any:
+def follow_path(value: Any, path: str) -> Any:
     """Return the value at a dotted path: names lead into objects, numbers into lists.
 
     Raises:
@@ -41,11 +43,11 @@ def follow(value: Any, path: str) -> Any:
             case list() if step.isdecimal() and len(step) < 10 and int(step) < len(value):
                 value = value[int(step)]
             case _:
-                raise UnreadableError(f"there is no {step!r} in {shown(value)}")
+                raise UnreadableError(f"there is no {step!r} in {describe_value(value)}")
     return value
 
 
-def listed(value: Any, count: int) -> list[Any]:
+def require_list(value: Any, count: int) -> list[Any]:
     """Return a list of `count` values, which may be the only field of an object.
 
     Raises:
@@ -54,5 +56,5 @@ def listed(value: Any, count: int) -> list[Any]:
     while isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
     if not isinstance(value, list) or len(value) != count:
-        raise UnreadableError(f"expected a list of {count} answer(s), came {shown(value)}")
+        raise UnreadableError(f"expected a list of {count} answer(s), came {describe_value(value)}")
     return value

@@ -21,7 +21,7 @@ _OURS = {"accept-encoding", "connection", "content-length", "content-type", "hos
          "transfer-encoding"}  # fmt: skip
 
 
-def secret_headers() -> dict[str, str]:
+def read_secret_headers() -> dict[str, str]:
     """Read the headers in the file that COUNTERMARK_HEADERS_FILE names.
 
     Each line is `Name: value`; empty lines and lines that begin with # are skipped.
@@ -37,7 +37,7 @@ def secret_headers() -> dict[str, str]:
     if not named:
         return {}
     found: dict[str, str] = {}
-    for number, line in enumerate(_read(Path(named)).splitlines(), 1):
+    for number, line in enumerate(_read_headers_file(Path(named)).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
@@ -50,7 +50,7 @@ def secret_headers() -> dict[str, str]:
     return found
 
 
-def _read(path: Path) -> str:
+def _read_headers_file(path: Path) -> str:
     """Read the file of headers.
 
     Raises:

@@ -18,7 +18,7 @@ from countermark.xof import frame
 NO_LABEL = -1
 
 
-def checked(images: Images) -> Images:
+def check_images(images: Images) -> Images:
     """Return the images as an array, after checking dtype and shape.
 
     Raises:
@@ -33,20 +33,20 @@ def checked(images: Images) -> Images:
     return found
 
 
-def fitting(images: Images, options: RemoteOptions) -> Images:
+def check_sendable(images: Images, options: RemoteOptions) -> Images:
     """Return the images, after checking that the options can send them.
 
     Raises:
         ConfigError: the images are not uint8 (n, C, H, W), or have a number of channels that the
             options cannot send.
     """
-    channels = checked(images).shape[1]
+    channels = check_images(images).shape[1]
     if options.pixels == "normalised" and len(options.mean) != channels:
         raise ConfigError(
             f"mean and std are for {len(options.mean)} channel(s), the images have {channels}: "
             "give one number for each"
         )
-    if options.sends_pictures and channels not in {1, 3}:
+    if options.needs_image_files and channels not in {1, 3}:
         raise ConfigError(
             f"a {options.picture} has 1 or 3 channels, the images have {channels}: "
             "use a protocol that sends numbers"
@@ -54,7 +54,7 @@ def fitting(images: Images, options: RemoteOptions) -> Images:
     return images
 
 
-def image_digest(image: Images) -> str:
+def digest_image(image: Images) -> str:
     """Compute SHA-256 (hex) of one image (C, H, W).
 
     The digest is over frame("uint8 [C, H, W]", bytes of the image in C order).
@@ -64,7 +64,7 @@ def image_digest(image: Images) -> str:
     return hashlib.sha256(frame(about.encode(), image.tobytes())).hexdigest()
 
 
-def pixels(images: Images, options: RemoteOptions) -> NDArray[Any]:
+def convert_pixels(images: Images, options: RemoteOptions) -> NDArray[Any]:
     """Convert images (n, C, H, W) to the numbers that are sent.
 
     Returns: (n, C, H, W) or (n, H, W, C), scaled as the options say.
@@ -79,7 +79,7 @@ def pixels(images: Images, options: RemoteOptions) -> NDArray[Any]:
     return numbers if options.layout == "nchw" else numbers.transpose(0, 2, 3, 1)  # (n, H, W, C)
 
 
-def picture(image: Images, options: RemoteOptions) -> bytes:
+def encode_image(image: Images, options: RemoteOptions) -> bytes:
     """Encode one image (C, H, W), C of 1 or 3, as a PNG or JPEG file."""
     import PIL.Image
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 
-class Loop(asyncio.SelectorEventLoop):
+class LookupLoop(asyncio.SelectorEventLoop):
     """An event loop that looks host names up in daemon threads.
 
     The default loop uses a thread pool, which Python joins when the process ends. Whoever answers
@@ -26,10 +26,10 @@ class Loop(asyncio.SelectorEventLoop):
         """Return the addresses of a host name, as `socket.getaddrinfo` does."""
         found: asyncio.Future[Any] = self.create_future()
         look_up = partial(socket.getaddrinfo, host, port, family, type, proto, flags)
-        threading.Thread(target=self._answer, args=(found, look_up), daemon=True).start()
+        threading.Thread(target=self._resolve_future, args=(found, look_up), daemon=True).start()
         return await found
 
-    def _answer(self, found: asyncio.Future[Any], look_up: Callable[[], Any]) -> None:
+    def _resolve_future(self, found: asyncio.Future[Any], look_up: Callable[[], Any]) -> None:
         """Look a name up, and pass addresses or error to the loop; runs in a thread of its own."""
         try:
             settle: Callable[[], None] = partial(found.set_result, look_up())

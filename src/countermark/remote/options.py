@@ -83,7 +83,7 @@ class RemoteOptions:
 
     def __post_init__(self) -> None:
         """Check each field by its type, then all fields together."""
-        for name, adapter in _adapters().items():
+        for name, adapter in _make_adapters().items():
             value = getattr(self, name)
             try:
                 # The class is frozen; validation may convert a value, such as a list to a tuple.
@@ -93,30 +93,30 @@ class RemoteOptions:
                 # An error message must not repeat a template, which may hold a secret.
                 came = "not that" if name == "template" else repr(value)
                 raise ConfigError(f"remote option {name} is {came}: {what}") from None
-        if wrong := _contradictions(self):
+        if wrong := _find_contradictions(self):
             raise ConfigError(f"remote options of protocol {self.protocol}: {wrong[0]}")
 
     @property
-    def places(self) -> frozenset[str]:
+    def template_placeholders(self) -> frozenset[str]:
         """The placeholders in the template: some of "$image", "$images" and "$pixels"."""
         return frozenset(each.strip('"') for each in PLACE.findall(self.template or ""))
 
     @property
-    def one_by_one(self) -> bool:
+    def needs_single_images(self) -> bool:
         """True if a request can carry one image only."""
-        return self.protocol == "image" or "$image" in self.places
+        return self.protocol == "image" or "$image" in self.template_placeholders
 
     @property
-    def images_a_request(self) -> int:
+    def images_per_request(self) -> int:
         """The largest number of images in one request."""
-        return 1 if self.one_by_one else self.batch or _BATCH
+        return 1 if self.needs_single_images else self.batch or _BATCH
 
     @property
-    def sends_pictures(self) -> bool:
+    def needs_image_files(self) -> bool:
         """True if images are sent as PNG or JPEG, which takes 1 or 3 channels and Pillow."""
-        return self.protocol == "image" or bool(self.places & {"$image", "$images"})
+        return self.protocol == "image" or bool(self.template_placeholders & {"$image", "$images"})
 
-    def public(self) -> dict[str, Any]:
+    def to_public_json(self) -> dict[str, Any]:
         """Return all fields as JSON values for a transcript.
 
         The template is replaced by its SHA-256, since it may hold a service's secret.
@@ -128,7 +128,7 @@ class RemoteOptions:
 
 
 @cache
-def _adapters() -> dict[str, TypeAdapter[Any]]:
+def _make_adapters() -> dict[str, TypeAdapter[Any]]:
     """Return a validator for each field, built once from the type hints."""
     hints = get_type_hints(RemoteOptions, include_extras=True)
     # An infinite deadline or rate would defeat the limits.
@@ -173,17 +173,17 @@ _RULES: tuple[tuple[Callable[[RemoteOptions], bool], str], ...] = (
         "answer_at is no path: expected names and numbers with dots between, and * once at most",
     ),
     (
-        lambda o: o.one_by_one and o.batch not in {None, 1},
+        lambda o: o.needs_single_images and o.batch not in {None, 1},
         "a request carries one image: leave batch out",
     ),
 )
 
 
-def _contradictions(options: RemoteOptions) -> list[str]:
+def _find_contradictions(options: RemoteOptions) -> list[str]:
     """Return the contradictions between fields, each with its remedy."""
     broken = [said for is_broken, said in _RULES if is_broken(options)]
     # The template comes first: the number of images in a request depends on it.
-    return _of_the_template(options) + broken
+    return _find_template_errors(options) + broken
 
 
 def _is_path(path: str) -> bool:
@@ -192,7 +192,7 @@ def _is_path(path: str) -> bool:
     return "" not in steps and steps.count("*") <= 1
 
 
-def _of_the_template(options: RemoteOptions) -> list[str]:
+def _find_template_errors(options: RemoteOptions) -> list[str]:
     """Return the mistakes in the template, each with its remedy."""
     if (options.template is None) == (options.protocol == "json"):
         return ["protocol json takes a template, the others take none"]
@@ -203,6 +203,6 @@ def _of_the_template(options: RemoteOptions) -> list[str]:
         json.loads(PLACE.sub("0", options.template))  # as when filled: a placeholder is no name
     except (ValueError, RecursionError):
         return ['the template is no JSON text: write one such as {"data": "$images"}']
-    if not options.places:
+    if not options.template_placeholders:
         return ['the template has no "$image", "$images" or "$pixels" for the images']
     return []

@@ -14,7 +14,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds
 _drawn = random.SystemRandom()
 
 
-class Pace:
+class RequestPacer:
     """The clock of one endpoint; only the time that is spent asking counts.
 
     Args:
@@ -27,32 +27,32 @@ class Pace:
         self._next = time.monotonic()
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
+    def count_time(self) -> Iterator[None]:
         """Count the seconds in this block towards the deadline."""
         self._ends = time.monotonic() + self._remains
         try:
             yield
         finally:
-            self._remains = self.left()
+            self._remains = self.compute_time_left()
 
-    def left(self) -> float:
+    def compute_time_left(self) -> float:
         """Return the seconds until the deadline, at least 0."""
         return max(0.0, self._ends - time.monotonic())
 
-    def turn(self, pause: float) -> bool:
+    def wait_for_turn(self, pause: float) -> bool:
         """Wait for `pause` seconds and for the rate limit.
 
         Returns: true if a request may be sent; false, without waiting, if the wait would outlast
             the deadline.
         """
         wait = max(pause, self._next - time.monotonic(), 0.0)
-        if wait >= self.left():
+        if wait >= self.compute_time_left():
             return False
         time.sleep(wait)
         self._next = time.monotonic() + self._between
         return True
 
-    def after(self, attempts: int, wait: float | None) -> float:
+    def compute_pause(self, attempts: int, wait: float | None) -> float:
         """Return the pause in seconds after `attempts` attempts: exponential, with full jitter.
 
         If the server asked for a wait, that wait replaces the pause and delays all later requests.

@@ -17,11 +17,11 @@ from pydantic import (
 
 from countermark import files
 from countermark.answers import Images, Labels
-from countermark.errors import SuspectError, printable
-from countermark.files import Hex32, Stored
-from countermark.places import write_new
+from countermark.errors import SuspectError, make_printable
+from countermark.files import Hex32, StoredDocument
+from countermark.places import write_new_file
 from countermark.remote.answers import MOST_LABELS
-from countermark.remote.images import NO_LABEL, checked, image_digest
+from countermark.remote.images import NO_LABEL, check_images, digest_image
 from countermark.remote.options import MOST_IMAGES
 from countermark.subject import Subject
 
@@ -33,11 +33,11 @@ Text = Annotated[str, StringConstraints(max_length=10_000)]
 Flat = Text | int | float | bool | None | list[Text] | list[float]
 
 
-class Entry(Stored):
+class TranscriptEntry(StoredDocument):
     """The record of one image.
 
     Attributes:
-        image: digest of the image (`images.image_digest`).
+        image: digest of the image (`images.digest_image`).
         request: SHA-256 of the body of its request; None if the request was never sent.
         answer: SHA-256 of the body of the last answer; None if no answer came whole.
         status: HTTP status of the last answer; None if there was no answer.
@@ -55,7 +55,7 @@ class Entry(Stored):
     why: Text | None
 
     @model_validator(mode="after")
-    def _agrees(self) -> Self:
+    def _check_consistency(self) -> Self:
         """Refuse entries whose fields contradict each other."""
         if (self.label is None) == (self.why is None):
             raise ValueError("expected a label, or why there is none")
@@ -67,7 +67,7 @@ class Entry(Stored):
         return self
 
 
-class Transcript(Stored):
+class Transcript(StoredDocument):
     """All questions to one suspect in order, and its answers; without headers and query.
 
     Attributes:
@@ -82,10 +82,10 @@ class Transcript(Stored):
     protocol: Text
     options: dict[Text, Flat]
     started: Text
-    entries: Annotated[tuple[Entry, ...], Field(max_length=MOST_IMAGES, repr=False)]
+    entries: Annotated[tuple[TranscriptEntry, ...], Field(max_length=MOST_IMAGES, repr=False)]
 
     @model_validator(mode="after")
-    def _says_how_classes_came(self) -> Self:
+    def _check_class_names(self) -> Self:
         """Refuse options that do not list the class names, of which there may be none."""
         # A verdict corrects p for a choice among orders of the classes, so their number is needed.
         names = self.options.get(CLASS_NAMES)
@@ -126,7 +126,7 @@ class Transcript(Stored):
             recorded=recorded, why=why,
         )  # fmt: skip
 
-    def predict(self) -> Replay:
+    def make_replay(self) -> Replay:
         """Return a function from images to labels that answers out of the record."""
         return Replay(self)
 
@@ -136,7 +136,7 @@ class Transcript(Stored):
         Raises:
             ConfigError: the name is taken; the existing file or folder is left untouched.
         """
-        write_new(path, self.to_bytes())
+        write_new_file(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -151,10 +151,12 @@ class Transcript(Stored):
             files.require_few_parts(content)
             # Checked before the fields: otherwise a newer file would seem to have a wrong field.
             _refuse_other_versions(files.parse_json(content))
-            return files.parse_as(cls, content)
+            return files.parse_document(cls, content)
         except ValueError as error:
             why = str(error)
-        raise SuspectError(f"{path}: {printable(why, 200)}; expected a transcript of type {TYPE}")
+        raise SuspectError(
+            f"{path}: {make_printable(why, 200)}; expected a transcript of type {TYPE}"
+        )
 
 
 def _refuse_other_versions(document: Any) -> None:
@@ -195,7 +197,7 @@ class Replay:
         Raises:
             SuspectError: the transcript has no answer about an image.
         """
-        digests = [image_digest(image) for image in checked(images)]
+        digests = [digest_image(image) for image in check_images(images)]
         missing = sum(digest not in self._known for digest in digests)
         if missing:
             raise SuspectError(

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from countermark.errors import ConfigError
-from countermark.remote.lookup import Loop
+from countermark.remote.lookup import LookupLoop
 
 if TYPE_CHECKING:
     import httpx2
@@ -30,7 +30,7 @@ _AGAIN = {429, 502, 503, 504}
 
 
 @dataclass(frozen=True)
-class Reply:
+class HttpReply:
     """The outcome of a request.
 
     Attributes:
@@ -48,7 +48,7 @@ class Reply:
     wait: float | None = None
 
 
-class Wire:
+class HttpConnection:
     """A connection to one url.
 
     Args:
@@ -68,17 +68,17 @@ class Wire:
         self._headers = {"accept-encoding": "identity", "user-agent": "countermark", **headers}
         try:
             self._url = httpx2.URL(url)
-            self._transport = httpx2.AsyncHTTPTransport(proxy=_proxy(url))
+            self._transport = httpx2.AsyncHTTPTransport(proxy=_find_proxy(url))
         except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
             raise ConfigError(
                 f"no connection can be made ({type(error).__name__}): expected a url, and a proxy "
                 "and certificates in the environment, that httpx2 takes"
             ) from None
-        self._loop = Loop()
+        self._loop = LookupLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def post(self, body: bytes, seconds: float) -> Reply:
+    def post(self, body: bytes, seconds: float) -> HttpReply:
         """Send one request.
 
         Args:
@@ -92,7 +92,7 @@ class Wire:
         """
         if self._loop.is_closed():
             raise ConfigError("the endpoint is closed: ask within its `with` block")
-        future = asyncio.run_coroutine_threadsafe(self._bounded(body, seconds), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._exchange_within(body, seconds), self._loop)
         try:
             return future.result()
         except BaseException:  # Ctrl-C must end the request as well
@@ -103,12 +103,12 @@ class Wire:
         """Close the connection; closing twice is allowed."""
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._close_transport(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _end(self) -> None:
+    async def _close_transport(self) -> None:
         """Cancel all requests and close the transport; runs on the event loop."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
@@ -116,33 +116,33 @@ class Wire:
         await asyncio.gather(*others, return_exceptions=True)
         await self._transport.aclose()
 
-    async def _bounded(self, body: bytes, seconds: float) -> Reply:
+    async def _exchange_within(self, body: bytes, seconds: float) -> HttpReply:
         """Exchange request and answer within `seconds`; every failure becomes a reply."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._exchange(body)
         except TimeoutError:
-            return Reply(why=f"no whole answer within {seconds:.3g} s", again=True)
+            return HttpReply(why=f"no whole answer within {seconds:.3g} s", again=True)
         except Exception as error:  # malformed answers make libraries raise any type
-            return _failed(error)
+            return _describe_failure(error)
 
-    async def _exchange(self, body: bytes) -> Reply:
+    async def _exchange(self, body: bytes) -> HttpReply:
         """Send the request and read the answer."""
         import httpx2
 
         request = httpx2.Request("POST", self._url, headers=self._headers, content=body)
         response = await self._transport.handle_async_request(request)
         try:
-            reply = _judged(response)
+            reply = _judge_response(response)
             coding = response.headers.get("content-encoding", "identity")
             # The server compressed although it was asked not to. The body is not read.
             if coding.lower() != "identity":
                 return replace(reply, why=reply.why or f"the answer is compressed, as {coding!r}")
-            return await self._with_body(reply, response)
+            return await self._read_body(reply, response)
         finally:
             await response.aclose()
 
-    async def _with_body(self, reply: Reply, response: httpx2.Response) -> Reply:
+    async def _read_body(self, reply: HttpReply, response: httpx2.Response) -> HttpReply:
         """Read the body of an answer, up to the largest size."""
         whole = bytearray()
         async for part in response.aiter_raw():
@@ -153,19 +153,19 @@ class Wire:
         return replace(reply, body=bytes(whole))
 
 
-def _judged(response: httpx2.Response) -> Reply:
+def _judge_response(response: httpx2.Response) -> HttpReply:
     """Return the reply that follows from status and headers, still without a body."""
     status = response.status_code
     if 200 <= status < 300:
-        return Reply(status)
+        return HttpReply(status)
     if status in _AGAIN:
-        wait = _seconds(response.headers.get("retry-after", ""))
-        return Reply(status, why=f"answered {status}", again=True, wait=wait)
+        wait = _parse_retry_after(response.headers.get("retry-after", ""))
+        return HttpReply(status, why=f"answered {status}", again=True, wait=wait)
     redirect = ", a redirect, which is never followed" if 300 <= status < 400 else ""
-    return Reply(status, why=f"answered {status}{redirect}")
+    return HttpReply(status, why=f"answered {status}{redirect}")
 
 
-def _seconds(retry_after: str) -> float | None:
+def _parse_retry_after(retry_after: str) -> float | None:
     """Parse Retry-After, in seconds or as a date, into seconds; None if it is neither."""
     if retry_after.isascii() and retry_after.isdecimal():
         # Twelve digits are 30,000 years: no deadline allows more, and float() stays finite.
@@ -179,22 +179,22 @@ def _seconds(retry_after: str) -> float | None:
         return None
 
 
-def _failed(error: Exception) -> Reply:
+def _describe_failure(error: Exception) -> HttpReply:
     """Describe a failed exchange, without the library's message: it may quote both sides."""
     import httpx2
 
-    if any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error)):
-        return Reply(why="its TLS certificate could not be verified")
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in _iterate_causes(error)):
+        return HttpReply(why="its TLS certificate could not be verified")
     match error:
         case httpx2.ConnectError() | httpx2.ProxyError():
-            return Reply(why="no connection could be made", again=True)
+            return HttpReply(why="no connection could be made", again=True)
         case httpx2.TransportError():
-            return Reply(why="the connection ended before a whole answer came", again=True)
+            return HttpReply(why="the connection ended before a whole answer came", again=True)
         case _:
-            return Reply(why=f"the exchange failed ({type(error).__name__})")
+            return HttpReply(why=f"the exchange failed ({type(error).__name__})")
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and the errors that led to it."""
     while error is not None:
         yield error
@@ -203,7 +203,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _proxy(url: str) -> str | None:
+def _find_proxy(url: str) -> str | None:
     """Return the proxy that the environment names for a url, as other programs use it."""
     parts = urlsplit(url)
     proxies: Mapping[str, Any] = getproxies()

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from countermark import files, merkle
-from countermark.claims.policy import earliest
+from countermark.claims.policy import find_earliest_timestamps
 from countermark.claims.signed import BundleSignature, Claim, TreeHead
-from countermark.claims.signing import in_pem, key_id, load_certificates, load_public
-from countermark.claims.statement import instant, moment
+from countermark.claims.signing import (
+    compute_key_id,
+    encode_pem,
+    load_certificates,
+    load_public_key,
+)
+from countermark.claims.statement import format_time, parse_time
 from countermark.claims.timestamp import Authority
-from countermark.errors import ClaimError, ConfigError, CountermarkError, printable
-from countermark.files import Stored
+from countermark.errors import ClaimError, ConfigError, CountermarkError, make_printable
+from countermark.files import StoredDocument
 from countermark.report.record import Record, is_recomputed
 from countermark.verdict import Verdict
 
@@ -61,7 +66,7 @@ SIGNED = (
 )
 
 
-class Inclusion(Stored):
+class BundleInclusion(StoredDocument):
     """A proof that the claim is under the tree head.
 
     Attributes:
@@ -75,7 +80,7 @@ class Inclusion(Stored):
 
 
 @dataclass(frozen=True)
-class Dated:
+class DatingDocuments:
     """The documents that a bundle of a dated key holds beside its record.
 
     Attributes:
@@ -90,11 +95,11 @@ class Dated:
     authorities: tuple[Path, ...]
     signers: tuple[Path, ...]
     head: TreeHead | None = None
-    inclusion: Inclusion | None = None
+    inclusion: BundleInclusion | None = None
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayedBundle:
     """A bundle that was judged again.
 
     Attributes:
@@ -117,11 +122,11 @@ class Replayed:
     signers: tuple[str, ...] = ()
     is_vouched_for: bool = False
     has_key: bool = False
-    dated: Dated | None = field(repr=False, default=None)
+    dated: DatingDocuments | None = field(repr=False, default=None)
 
 
-def contents(
-    record: Record, dated: Dated | None, key: Path | None,
+def make_bundle_files(
+    record: Record, dated: DatingDocuments | None, key: Path | None,
     signer: Ed25519PrivateKey | None = None,
 ) -> dict[str, bytes]:  # fmt: skip
     """Make the files of a bundle, by their names.
@@ -140,19 +145,19 @@ def contents(
             made[PROOF] = dated.inclusion.model_dump_json().encode() + b"\n"
         # Encoded again, not copied: a PEM file may also hold something else, say a private key.
         for n, path in enumerate(dated.authorities):
-            made[f"authority-{n}.pem"] = b"".join(map(in_pem, load_certificates(path)))
+            made[f"authority-{n}.pem"] = b"".join(map(encode_pem, load_certificates(path)))
         for n, path in enumerate(dated.signers):
-            made[f"signer-{n}.pem"] = in_pem(load_public(path))
+            made[f"signer-{n}.pem"] = encode_pem(load_public_key(path))
     if key is not None:
         made |= {name: (key / name).read_bytes() for name in KEY}
     if signer is not None:
         # Signed last, so that the signature covers every other file.
         digests = {name: hashlib.sha256(each).hexdigest() for name, each in made.items()}
-        made[SIGNATURE] = BundleSignature.new(digests).signed(signer).to_bytes()
+        made[SIGNATURE] = BundleSignature.make_unsigned(digests).with_signature(signer).to_bytes()
     return made
 
 
-def save(folder: Path, content: Mapping[str, bytes]) -> None:
+def save_bundle(folder: Path, content: Mapping[str, bytes]) -> None:
     """Write a bundle to a new folder, whole or not at all.
 
     Raises:
@@ -164,7 +169,7 @@ def save(folder: Path, content: Mapping[str, bytes]) -> None:
         raise ConfigError(f"{folder} exists: choose another name or move it away") from None
 
 
-def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
+def replay_bundle(folder: Path, pinned: Sequence[str] = ()) -> ReplayedBundle:
     """Judge a bundle again, and check what dates it and who signed it.
 
     Args:
@@ -177,13 +182,13 @@ def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
     """
     try:
         content = files.read_regular(folder / RECORD, _LARGEST)
-        record = files.parse_as(Record, content)
-        verdict = record.judged()
+        record = files.parse_document(Record, content)
+        verdict = record.judge_again()
         # The names in a record are as hostile as the rest: fail here, not when they are printed.
         verdict.explain()
     except (ValueError, TypeError, KeyError, AttributeError, CountermarkError) as error:
         raise ClaimError(
-            f"{folder / RECORD}: {printable(str(error), 300)}; expected a bundle as "
+            f"{folder / RECORD}: {make_printable(str(error), 300)}; expected a bundle as "
             "`countermark report` writes it"
         ) from None
     checked = [f"the verdict follows from the {verdict.bits} {verdict.unit} that were read"]
@@ -197,14 +202,14 @@ def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
     if vouching:
         checked.append(f"every file is as {', '.join(vouching)} signed it")
     # A replay follows from the record; only a signature says that the record was ever read.
-    limits = [_basis(signers, vouching)]
+    limits = [_explain_basis(signers, vouching)]
     if not is_recomputed(record.result):
         limits.append(RECORDED_P.format(name=record.result.null))
-    dated = _dated(folder) if verdict.dating is not None else None
+    dated = _load_dating_documents(folder) if verdict.dating is not None else None
     if verdict.dating is not None and dated is not None:
         checked += _check_date(verdict, dated)
         limits += [PINNED_HERE, COUNT_RECORDED] if verdict.dating.committed else [PINNED_HERE]
-    return Replayed(
+    return ReplayedBundle(
         record,
         verdict,
         hashlib.sha256(content).hexdigest(),
@@ -217,7 +222,7 @@ def replay(folder: Path, pinned: Sequence[str] = ()) -> Replayed:
     )
 
 
-def _basis(signers: Sequence[str], vouching: Sequence[str]) -> str:
+def _explain_basis(signers: Sequence[str], vouching: Sequence[str]) -> str:
     """Say whose word it is that suspect and key give the recorded reading."""
     if vouching:
         return SIGNED.format(signers=", ".join(vouching))
@@ -236,8 +241,8 @@ def _check_signature(folder: Path) -> tuple[str, ...]:
     if not (folder / SIGNATURE).exists():
         return ()
     signature = BundleSignature.load(folder / SIGNATURE)
-    signature.check()
-    signed, there = signature.statement.digests, set()
+    signature.check_signatures()
+    signed, there = signature.statement.file_digests, set()
     # An extra file is refused, too: a replay would read it as if the signer had seen it.
     for path in sorted(folder.iterdir()):
         if path.name == SIGNATURE:
@@ -250,11 +255,11 @@ def _check_signature(folder: Path) -> tuple[str, ...]:
             raise ClaimError(f"{path} is not as it was signed: expected the file that was signed")
         there.add(path.name)
     if missing := sorted(signed.keys() - there):
-        raise ClaimError(f"{folder} lacks {printable(missing[0], 100)}, which was signed")
+        raise ClaimError(f"{folder} lacks {make_printable(missing[0], 100)}, which was signed")
     return signature.signers
 
 
-def _dated(folder: Path) -> Dated:
+def _load_dating_documents(folder: Path) -> DatingDocuments:
     """Load the claim of a bundle and the documents beside it.
 
     Raises:
@@ -264,23 +269,23 @@ def _dated(folder: Path) -> Dated:
     if (folder / HEAD).exists():
         head = TreeHead.load(folder / HEAD)
         try:
-            inclusion = files.parse_as(
-                Inclusion, files.read_regular(folder / PROOF, _LARGEST_PROOF)
+            inclusion = files.parse_document(
+                BundleInclusion, files.read_regular(folder / PROOF, _LARGEST_PROOF)
             )
         except ValueError as error:
-            raise ClaimError(f"{folder / PROOF}: {printable(str(error), 200)}") from None
+            raise ClaimError(f"{folder / PROOF}: {make_printable(str(error), 200)}") from None
     pems = {kind: tuple(sorted(folder.glob(f"{kind}-*.pem"))) for kind in ("authority", "signer")}
-    return Dated(claim, pems["authority"], pems["signer"], head, inclusion)
+    return DatingDocuments(claim, pems["authority"], pems["signer"], head, inclusion)
 
 
-def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
+def _check_date(verdict: Verdict, dated: DatingDocuments) -> list[str]:
     """Check the claim and the tree head that date a verdict; return the statements that hold.
 
     Raises:
         ClaimError: a statement of the verdict that the documents do not show.
     """
     claim, dating = dated.claim, verdict.dating
-    claim.check()
+    claim.check_signatures()
     if dating is None or claim.digest != dating.claim or claim.commitment != verdict.commitment:
         raise ClaimError("the claim in the bundle is not the one that the verdict is dated by")
     if claim.owner != verdict.owner:
@@ -290,18 +295,18 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
     if dating.committed is None:
         return checked
     # The number of commitments depends on whether a signer was pinned, so this must agree.
-    pinned = {key_id(load_public(each)) for each in dated.signers}
+    pinned = {compute_key_id(load_public_key(each)) for each in dated.signers}
     if (dating.signer == "pinned") != bool(pinned & set(claim.signers)):
         raise ClaimError("the claim's signer is not among the public keys, as the verdict says")
     if dated.head is None or dated.inclusion is None:
         raise ClaimError("the bundle lacks the tree head that dates the claim")
-    _require_under(claim, dated.head, dated.inclusion)
+    _require_inclusion(claim, dated.head, dated.inclusion)
     authorities = [Authority.load(each) for each in dated.authorities]
-    stamps = earliest([dated.head], authorities)
+    stamps = find_earliest_timestamps([dated.head], authorities)
     # The verdict names a time and authorities; a timestamp on the tree head has to confirm both.
-    by = {instant(each.stamp.latest): each.authority.name for each in stamps}
+    by = {format_time(each.stamp.latest_time): each.authority.name for each in stamps}
     if by.get(dating.committed) not in dating.authorities or (
-        moment(dating.committed) >= moment(dating.suspect_date)
+        parse_time(dating.committed) >= parse_time(dating.suspect_date)
     ):
         raise ClaimError("the tree head in the bundle is not stamped as the verdict says")
     if not set(dating.authorities) <= {each.name for each in authorities}:
@@ -312,9 +317,9 @@ def _check_date(verdict: Verdict, dated: Dated) -> list[str]:
     return [*checked, f"it is under a tree head that was stamped by {dating.committed}"]
 
 
-def _require_under(claim: Claim, head: TreeHead, inclusion: Inclusion) -> None:
+def _require_inclusion(claim: Claim, head: TreeHead, inclusion: BundleInclusion) -> None:
     """Raise `ClaimError` unless a claim is under a signed tree head."""
-    head.check()
+    head.check_signatures()
     place, path = inclusion.place, inclusion.path
     if not merkle.is_under(head.root, claim.to_bytes(), place, head.size, path):
         raise ClaimError("the claim in the bundle is not under the tree head beside it")

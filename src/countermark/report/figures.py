@@ -12,7 +12,7 @@ from countermark import stats
 _WIDTH, _POINTS = 640, 1000  # SVG units; points of a curve
 
 
-def matches(matched: int, bits: int, rate: float, least: int | None) -> str:
+def draw_matches(matched: int, bits: int, rate: float, least: int | None) -> str:
     """Draw how many bits agree, against how many would agree by coincidence.
 
     Args:
@@ -23,32 +23,32 @@ def matches(matched: int, bits: int, rate: float, least: int | None) -> str:
     """
     # About a thousand points draw the curve, also for a key of 65,536 bits.
     shown = range(0, bits + 1, max(1, bits // _POINTS))
-    heights = [_probability(k, bits, rate) for k in shown]
+    heights = [_compute_probability(k, bits, rate) for k in shown]
     top, base = max(heights), 170.0
 
-    def x(k: float) -> float:
+    def scale_x(k: float) -> float:
         """Return the horizontal position of a count."""
         return 20 + (_WIDTH - 40) * k / bits
 
     points = " ".join(
-        f"{x(k):.1f},{base - 140 * h / top:.1f}" for k, h in zip(shown, heights, strict=True)
+        f"{scale_x(k):.1f},{base - 140 * h / top:.1f}" for k, h in zip(shown, heights, strict=True)
     )
     parts = [
-        f'<polygon class="null" points="{x(0):.1f},{base} {points} {x(bits):.1f},{base}"/>',
-        f'<line class="axis" x1="{x(0):.1f}" y1="{base}" x2="{x(bits):.1f}" y2="{base}"/>',
-        _mark(x(matched), base, "found", f"found {matched}"),
+        f'<polygon class="null" points="{scale_x(0):.1f},{base} {points} {scale_x(bits):.1f},{base}"/>',
+        f'<line class="axis" x1="{scale_x(0):.1f}" y1="{base}" x2="{scale_x(bits):.1f}" y2="{base}"/>',
+        _draw_marker(scale_x(matched), base, "found", f"found {matched}"),
     ]
     if least is not None:
-        parts.append(_mark(x(least), base, "least", f"needed {least}", low=True))
+        parts.append(_draw_marker(scale_x(least), base, "least", f"needed {least}", low=True))
     parts += [
-        f'<text x="{x(k):.1f}" y="{base + 16}" text-anchor="middle">{k}</text>'
+        f'<text x="{scale_x(k):.1f}" y="{base + 16}" text-anchor="middle">{k}</text>'
         for k in sorted({0, round(bits * rate), bits})
     ]
     says = f"{matched} of {bits} agree; by coincidence {bits * rate:.0f} would, as the curve shows"
-    return _svg(205, says, parts)
+    return _wrap_svg(205, says, parts)
 
 
-def message(read: Sequence[int], expected: Sequence[int]) -> str:
+def draw_message(read: Sequence[int], expected: Sequence[int]) -> str:
     """Draw one cell for each value that was read: dark if it is as expected, else light.
 
     Args:
@@ -66,10 +66,10 @@ def message(read: Sequence[int], expected: Sequence[int]) -> str:
     # Ceiling division: the last row may be incomplete.
     rows = -(-len(read) // columns)
     agree = sum(got == wanted for got, wanted in zip(read, expected, strict=True))
-    return _svg(int(20 + size * rows), f"{agree} of {len(read)} agree", cells)
+    return _wrap_svg(int(20 + size * rows), f"{agree} of {len(read)} agree", cells)
 
 
-def time_line(events: Sequence[tuple[datetime, str]]) -> str:
+def draw_time_line(events: Sequence[tuple[datetime, str]]) -> str:
     """Draw events in their order, earliest first; distances are not to scale.
 
     Args:
@@ -83,17 +83,17 @@ def time_line(events: Sequence[tuple[datetime, str]]) -> str:
         parts.append(f'<text x="46" y="{y + 4}">{stamp}  {escape(what)}</text>')
     end = 24 + 34 * (len(ordered) - 1) + 14
     parts[0] = parts[0].format(end=end)
-    return _svg(end + 10, "; ".join(what for _, what in ordered), parts)
+    return _wrap_svg(end + 10, "; ".join(what for _, what in ordered), parts)
 
 
-def _probability(k: int, bits: int, rate: float) -> float:
+def _compute_probability(k: int, bits: int, rate: float) -> float:
     """Return P[Bin(bits, rate) = k] as a difference of two tails."""
-    tail = 10 ** stats.log10_binomial_tail(k, bits, rate)
+    tail = 10 ** stats.compute_log10_binomial_tail(k, bits, rate)
     # Rounding can make the difference negative far out in the tail.
-    return max(0.0, tail - 10 ** stats.log10_binomial_tail(k + 1, bits, rate))
+    return max(0.0, tail - 10 ** stats.compute_log10_binomial_tail(k + 1, bits, rate))
 
 
-def _mark(x: float, base: float, kind: str, says: str, *, low: bool = False) -> str:
+def _draw_marker(x: float, base: float, kind: str, says: str, *, low: bool = False) -> str:
     """Draw a vertical line with a label, which stands left of the line in the right half."""
     y = base - (100 if low else 150)
     anchor = "end" if x > _WIDTH / 2 else "start"
@@ -102,7 +102,7 @@ def _mark(x: float, base: float, kind: str, says: str, *, low: bool = False) -> 
     return f'<line class="{kind}" x1="{x:.1f}" y1="{y}" x2="{x:.1f}" y2="{base}"/>{text}'
 
 
-def _svg(height: int, says: str, parts: Sequence[str]) -> str:
+def _wrap_svg(height: int, says: str, parts: Sequence[str]) -> str:
     """Wrap parts of a figure in an SVG element with a description for screen readers."""
     head = f'<svg viewBox="0 0 {_WIDTH} {math.ceil(height)}" role="img" aria-label="{escape(says)}"'
     return f'{head} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'

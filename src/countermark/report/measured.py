@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from countermark import files
-from countermark.files import Stored
+from countermark.files import StoredDocument
 
 FILE = Path(__file__).with_name("measured.json")
 
 
-class Unmarked(Stored):
+class UnmarkedCount(StoredDocument):
     """How often keys were found in one group of unmarked models.
 
     Attributes:
@@ -43,7 +43,7 @@ class Unmarked(Stored):
     made: tuple[str, ...]
 
 
-class Form(Stored):
+class MeasuredForm(StoredDocument):
     """One form of a scheme, with its measurements.
 
     Attributes:
@@ -58,21 +58,21 @@ class Form(Stored):
     name: str
     scheme: str
     fields: dict[str, str | bool]
-    unmarked: tuple[Unmarked, ...]
+    unmarked: tuple[UnmarkedCount, ...]
     robustness: str
     robustness_source: str
 
 
-class Measured(Stored):
+class Measurements(StoredDocument):
     """The measurements of all forms, as stored in `measured.json`."""
 
     type: Literal["countermark/measured/v1"]
-    forms: tuple[Form, ...]
+    forms: tuple[MeasuredForm, ...]
 
 
-def measured_of(scheme: str, fields: Mapping[str, Any]) -> Form | None:
+def find_measured_form(scheme: str, fields: Mapping[str, Any]) -> MeasuredForm | None:
     """Find the measurements of a key's form; None if it was not measured."""
-    for form in _measured().forms:
+    for form in _load_measurements().forms:
         # A form names only the fields that matter; other fields of a key may have any value.
         if form.scheme == scheme and form.fields.items() <= fields.items():
             return form
@@ -80,6 +80,6 @@ def measured_of(scheme: str, fields: Mapping[str, Any]) -> Form | None:
 
 
 @cache
-def _measured() -> Measured:
+def _load_measurements() -> Measurements:
     """Load `measured.json`, once."""
-    return files.parse_as(Measured, FILE.read_bytes())
+    return files.parse_document(Measurements, FILE.read_bytes())

@@ -14,20 +14,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from countermark import stats
-from countermark.claims.statement import moment
-from countermark.errors import printable
-from countermark.owners_word import shown_in_words
+from countermark.claims.statement import parse_time
+from countermark.errors import make_printable
+from countermark.owners_word import describe_hidden_units
 from countermark.report import figures
-from countermark.report.measured import Form, Unmarked, measured_of
+from countermark.report.measured import MeasuredForm, UnmarkedCount, find_measured_form
 from countermark.report.record import Record, is_recomputed
-from countermark.test_result import in_words
+from countermark.test_result import describe_corrections
 from countermark.verdict import Verdict
 
 _CUT = 10_000  # cells of a figure, so that a long reading does not make a page of megabytes
 
 
 @dataclass(frozen=True)
-class Picture:
+class TriggerImage:
     """A trigger as the page shows it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class About:
+class PageDetails:
     """The page's content beside record and verdict.
 
     Attributes:
@@ -57,7 +57,7 @@ class About:
     paper: str
     error_rate: float
     fields: Mapping[str, Any]
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[TriggerImage] = ()
     each_bit: bool = True
 
 
@@ -87,11 +87,11 @@ SHORT = "{matched} agree and {least} are needed: the mark was not found."
 BY_RANK = "it is judged by a rank, not by a count: a margin in bits would say nothing."
 
 
-def page(
+def render_page(
     record: Record,
     verdict: Verdict,
     content: Mapping[str, bytes],
-    about: About,
+    about: PageDetails,
 ) -> bytes:
     """Render the page as UTF-8.
 
@@ -101,60 +101,62 @@ def page(
         content: the files of the bundle, by their names; the page shows their digests.
         about: the page's other content.
     """
-    context = _context(record, verdict, content, about)
-    return _environment().get_template("page.html.j2").render(context).encode()
+    context = _make_context(record, verdict, content, about)
+    return _make_environment().get_template("page.html.j2").render(context).encode()
 
 
-def body(record: Record, verdict: Verdict, content: Mapping[str, bytes], about: About) -> Markup:
-    """Render the page's body, for inclusion in another page; the arguments are those of `page`."""
-    context = _context(record, verdict, content, about)
-    told = _environment().get_template("body.html.j2").render(context)
+def render_body(
+    record: Record, verdict: Verdict, content: Mapping[str, bytes], about: PageDetails
+) -> Markup:
+    """Render the page's body, for inclusion in another page; the arguments are those of `render_page`."""
+    context = _make_context(record, verdict, content, about)
+    told = _make_environment().get_template("body.html.j2").render(context)
     return Markup(told)  # noqa: S704 - the template escapes
 
 
-def _context(
-    record: Record, verdict: Verdict, content: Mapping[str, bytes], about: About
+def _make_context(
+    record: Record, verdict: Verdict, content: Mapping[str, bytes], about: PageDetails
 ) -> dict[str, Any]:
     """Make the variables of the templates."""
-    form = measured_of(verdict.scheme, about.fields)
+    form = find_measured_form(verdict.scheme, about.fields)
     # Figures are drawn from the record, so that they show the same as a replay.
-    evidence = record.reading.evidence()
+    evidence = record.reading.rebuild_reading()
     # The chance that one value agrees on an unmarked model: 1/2 for bits, 1/C for C classes.
     rate = 1 / evidence.choices
-    least = stats.least_matches(evidence.bits, _needed(verdict), rate)
+    least = stats.find_least_matches(evidence.bits, _compute_needed_log10_p(verdict), rate)
     shown = slice(0, _CUT)
     return {
         "v": verdict,
-        "paper": printable(about.paper),
+        "paper": make_printable(about.paper),
         "log10_alpha": math.log10(verdict.alpha),
-        "false_claims": _false_claims(form, verdict.alpha),
-        "ratio": _ratio(verdict, evidence.bits, rate, about.error_rate),
-        "margin": _margin(verdict, least),
-        "robust": _robust(form),
-        "dated": _dated(verdict),
+        "false_claims": _describe_false_claims(form, verdict.alpha),
+        "ratio": _describe_ratio(verdict, evidence.bits, rate, about.error_rate),
+        "margin": _describe_margin(verdict, least),
+        "robust": _describe_robustness(form),
+        "dated": _describe_dating(verdict),
         # The figures are made of numbers and escaped text only.
         "matches": Markup(  # noqa: S704
-            figures.matches(evidence.matched, evidence.bits, rate, least)
+            figures.draw_matches(evidence.match_count, evidence.bits, rate, least)
         ),
         "message": Markup(  # noqa: S704
-            figures.message(record.reading.read[shown], record.reading.expected[shown])
+            figures.draw_message(record.reading.read[shown], record.reading.expected[shown])
         )
         if about.each_bit
         else None,
-        "time_line": Markup(figures.time_line(_events(record, verdict))),  # noqa: S704
+        "time_line": Markup(figures.draw_time_line(_list_events(record, verdict))),  # noqa: S704
         "pictures": about.pictures,
         "opened": "key.json" in content,
-        "more_limits": _more_limits(record),
+        "more_limits": _list_more_caveats(record),
         "files": [(name, hashlib.sha256(each).hexdigest()) for name, each in content.items()],
         "made": record.made.model_dump(),
-        "corrections": in_words(record.result.corrections),
+        "corrections": describe_corrections(record.result.corrections),
         "permuted": None
         if (units := verdict.subject.hidden_units) is None
-        else shown_in_words(units),
+        else describe_hidden_units(units),
     }
 
 
-def _environment() -> Environment:
+def _make_environment() -> Environment:
     """Make the Jinja environment, with escaping and without silent undefined variables."""
     return Environment(
         loader=PackageLoader("countermark", "report"),
@@ -165,30 +167,30 @@ def _environment() -> Environment:
     )
 
 
-def _needed(verdict: Verdict) -> float:
+def _compute_needed_log10_p(verdict: Verdict) -> float:
     """Return log10 of the largest uncorrected p that is still "owned"."""
     # The corrected p, which is p times this factor, is compared with alpha.
-    return math.log10(verdict.alpha) - math.log10(_choices(verdict))
+    return math.log10(verdict.alpha) - math.log10(_get_correction_factor(verdict))
 
 
-def _choices(verdict: Verdict) -> int:
+def _get_correction_factor(verdict: Verdict) -> int:
     """Return the factor by which p is multiplied."""
     return 1 if verdict.result is None else verdict.result.factor
 
 
-def _counts(verdict: Verdict) -> bool:
+def _is_counted(verdict: Verdict) -> bool:
     """Return true if the verdict is judged by how many bits agree."""
     # Under these null hypotheses p depends only on the count, so a margin in bits has a meaning.
     return verdict.null in ("fair_coin", "aligned_coin", "secret_labels")
 
 
-def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
+def _describe_ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
     """Describe the likelihood ratio of the two propositions in words."""
-    if not _counts(verdict) or verdict.matched is None:
+    if not _is_counted(verdict) or verdict.matched is None:
         return NO_RATIO
-    ratio = stats.log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
+    ratio = stats.compute_log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
     # Divided like p is multiplied: somebody who may choose among n readings shows the best one.
-    choices = _choices(verdict)
+    choices = _get_correction_factor(verdict)
     return (
         f"log10 of {ratio - math.log10(choices):.2f} for the first proposition against the second, "
         f"if {verdict.unit} of a copy are lost independently with probability {error_rate:g} and "
@@ -197,19 +199,19 @@ def _ratio(verdict: Verdict, bits: int, rate: float, error_rate: float) -> str:
     )
 
 
-def _margin(verdict: Verdict, least: int | None) -> str:
+def _describe_margin(verdict: Verdict, least: int | None) -> str:
     """Describe how many more bits could be lost before the mark is not found."""
-    if not _counts(verdict) or least is None or verdict.matched is None:
-        return BY_RANK if not _counts(verdict) else "no number of agreements would be enough."
+    if not _is_counted(verdict) or least is None or verdict.matched is None:
+        return BY_RANK if not _is_counted(verdict) else "no number of agreements would be enough."
     words = MARGIN if verdict.matched >= least else SHORT
     return words.format(matched=verdict.matched, least=least, more=verdict.matched - least)
 
 
-def _false_claims(form: Form | None, alpha: float) -> list[str]:
+def _describe_false_claims(form: MeasuredForm | None, alpha: float) -> list[str]:
     """Make a sentence for each group of unmarked models, and one about the verdict's alpha."""
     said = [
         MEASURED.format(
-            group=each.group, counts=", ".join(_counts_of(each)), source=each.source,
+            group=each.group, counts=", ".join(_format_counts(each)), source=each.source,
             seeds=", ".join(map(str, each.seeds)), made="; ".join(each.made), track=each.track,
         )
         for each in (form.unmarked if form else ())
@@ -217,23 +219,23 @@ def _false_claims(form: Form | None, alpha: float) -> list[str]:
     return [*(said or [NOT_MEASURED]), BY_NULL.format(alpha=alpha)]
 
 
-def _counts_of(group: Unmarked) -> list[str]:
+def _format_counts(group: UnmarkedCount) -> list[str]:
     """Format the false claims of a group for each alpha, with 95 % intervals."""
     return [
         COUNT.format(claims=claims, judged=group.judged, level=level, low=low, high=high)
         for level, claims in group.claims.items()
-        for low, high in [stats.clopper_pearson(claims, group.judged)]
+        for low, high in [stats.compute_clopper_pearson(claims, group.judged)]
     ]
 
 
-def _robust(form: Form | None) -> str:
+def _describe_robustness(form: MeasuredForm | None) -> str:
     """Describe the measured robustness of a form."""
     if form is None or not form.robustness:
         return NOT_ROBUST
     return ROBUST.format(name=form.name, source=form.robustness_source, says=form.robustness)
 
 
-def _dated(verdict: Verdict) -> str:
+def _describe_dating(verdict: Verdict) -> str:
     """Describe by when the key was committed to; empty without a claim."""
     dating = verdict.dating
     if dating is None:
@@ -246,27 +248,27 @@ def _dated(verdict: Verdict) -> str:
     )
 
 
-def _events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
+def _list_events(record: Record, verdict: Verdict) -> list[tuple[datetime, str]]:
     """List the dated events of the time line, in UTC."""
     # The record's date is by the clock of the machine that made the report.
-    events = [(moment(record.made.date), "this report")]
+    events = [(parse_time(record.made.date), "this report")]
     dating = verdict.dating
     if dating is not None:
-        when = moment(dating.suspect_date)
+        when = parse_time(dating.suspect_date)
         events.append((when, "the suspect is not older, as the examiner states"))
         if dating.committed is not None:
             stamped = f"the key was committed to at the latest ({', '.join(dating.authorities)})"
-            events.append((moment(dating.committed), stamped))
+            events.append((parse_time(dating.committed), stamped))
     return [(when.astimezone(UTC), what) for when, what in events]
 
 
-def _more_limits(record: Record) -> list[str]:
+def _list_more_caveats(record: Record) -> list[str]:
     """List the caveats that follow from the record alone."""
     if is_recomputed(record.result):
         return []
     return [f"log10 p by {record.result.null} can only be repeated with suspect and key"]
 
 
-def data_url(png: bytes) -> str:
+def make_data_url(png: bytes) -> str:
     """Encode a PNG image as a data URL, so that the page needs no other file."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

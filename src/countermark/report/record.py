@@ -17,24 +17,24 @@ import numpy as np
 from pydantic import Field
 
 from countermark._version import VERSION
-from countermark.claims.statement import CLOCK_SKEW, instant, moment, require_past
+from countermark.claims.statement import CLOCK_SKEW, format_time, parse_time, require_past
 from countermark.errors import ConfigError
-from countermark.evidence import Alignment, Disclosure, Evidence, Likeness, Reader
-from countermark.files import Stored
+from countermark.evidence import Alignment, Disclosure, ImageSimilarity, ReaderFacts, Reading
+from countermark.files import StoredDocument
 from countermark.key_dating import KeyDating
 from countermark.nulls import (
     AlignedCoin,
     FairCoin,
     FreshKeys,
-    Null,
+    NullHypothesis,
     PermutedUnits,
     SecretClassMap,
     SecretLabels,
     UnmarkedModels,
 )
 from countermark.subject import Subject
-from countermark.test_result import TestResult, corrections_of
-from countermark.verdict import KeyIdentity, Terms, Verdict, judge_result
+from countermark.test_result import TestResult, list_corrections
+from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge_result
 
 # p of these null hypotheses follows from the recorded reading alone.
 _EXACT = {each.name: each for each in (FairCoin, AlignedCoin, SecretLabels)}
@@ -45,15 +45,15 @@ Numbers = Annotated[tuple[float, ...], Field(max_length=_MOST)]
 Classes = Annotated[tuple[int, ...], Field(max_length=_MOST)]
 
 
-class RecordedReading(Stored):
+class RecordedReading(StoredDocument):
     """A reading as it is stored: the bits or classes that were read, and the expected ones.
 
     Attributes:
-        read, expected: T values each, as in `Evidence`; `expected` is the disclosed message or
+        read, expected: T values each, as in `Reading`; `expected` is the disclosed message or
             labels.
         scores: T scores of a learnt reader, since its loss is judged; else None.
         committed, payload, choices, unit, reader, disclosure, likeness, alignment: as in
-            `Evidence`.
+            `Reading`.
     """
 
     read: Classes
@@ -63,13 +63,13 @@ class RecordedReading(Stored):
     payload: bool | None
     choices: Annotated[int, Field(ge=2, le=1 << 40)]
     unit: Literal["bits", "triggers", "images"]
-    reader: Reader | None
+    reader: ReaderFacts | None
     disclosure: Disclosure | None
-    likeness: Likeness | None
+    likeness: ImageSimilarity | None
     alignment: Alignment | None
 
-    def evidence(self) -> Evidence:
-        """Rebuild the reading as an `Evidence`.
+    def rebuild_reading(self) -> Reading:
+        """Rebuild the reading as an `Reading`.
 
         Raises:
             ValueError: its parts do not fit each other.
@@ -78,7 +78,7 @@ class RecordedReading(Stored):
         if len(self.read) != len(self.expected) or len(self.scores or self.read) != len(self.read):
             raise ValueError("as many bits must be read as are expected")
         integers = np.int64 if self.unit == "triggers" else np.int8
-        return Evidence(
+        return Reading(
             read=np.array(self.read, dtype=integers),
             expected=np.array(self.expected, dtype=integers),
             committed=self.committed,
@@ -93,11 +93,11 @@ class RecordedReading(Stored):
         )
 
 
-class RecordedTerms(Stored):
+class RecordedOptions(StoredDocument):
     """The options of the verification as they are stored.
 
     Attributes:
-        alpha, assume_dated, blind_choice, dating: as in `Terms`.
+        alpha, assume_dated, blind_choice, dating: as in `VerificationOptions`.
     """
 
     alpha: Annotated[float, Field(gt=0, lt=1)]
@@ -106,7 +106,7 @@ class RecordedTerms(Stored):
     dating: KeyDating | None
 
 
-class Made(Stored):
+class RecordOrigin(StoredDocument):
     """The origin of a record.
 
     Attributes:
@@ -120,7 +120,7 @@ class Made(Stored):
     python: str
 
 
-class Record(Stored):
+class Record(StoredDocument):
     """Everything that a verdict follows from.
 
     Attributes:
@@ -133,34 +133,34 @@ class Record(Stored):
     type: Literal["countermark/record/v2"]
     reading: RecordedReading
     result: TestResult
-    terms: RecordedTerms
+    terms: RecordedOptions
     key: KeyIdentity
     subject: Subject
     verdict: dict[str, Any]
-    made: Made
+    made: RecordOrigin
 
-    def judged(self) -> Verdict:
+    def judge_again(self) -> Verdict:
         """Judge the recorded reading again.
 
         Raises:
             ValueError: parts that do not fit each other, or a verdict other than the recorded one.
             ConfigError: a date in the future, or corrections that cannot be made.
         """
-        self._require_past()
-        terms = Terms(
+        self._require_past_dates()
+        terms = VerificationOptions(
             self.terms.alpha,
             self.terms.assume_dated,
             self.terms.blind_choice,
             dating=self.terms.dating,
         )
         try:
-            found = self._judged(terms)
+            found = self._judge_with_options(terms)
         # A hostile record can hold values that are valid alone and cannot be computed with
         # together.
         except (TypeError, ArithmeticError) as error:
             raise ValueError(f"its parts do not fit each other ({error})") from None
         # Every field of the new verdict must equal the recorded one.
-        if differs := [name for name, value in _json(found).items()
+        if differs := [name for name, value in _roundtrip_json(found).items()
                        if self.verdict.get(name, "") != value]:  # fmt: skip
             raise ValueError(
                 f"the recorded verdict does not follow from the recorded reading: {differs[0]} was "
@@ -168,15 +168,18 @@ class Record(Stored):
             )
         return found
 
-    def _judged(self, terms: Terms) -> Verdict:
+    def _judge_with_options(self, terms: VerificationOptions) -> Verdict:
         """Judge the recorded reading under given options.
 
         Raises:
             ValueError: corrections or distances that do not follow from the other parts.
         """
-        evidence = self.reading.evidence()
+        evidence = self.reading.rebuild_reading()
         opened = evidence.disclosure is not None
-        if corrections_of(self.subject, terms.freedoms(opened=opened)) != self.result.corrections:
+        if (
+            list_corrections(self.subject, terms.make_freedoms(opened=opened))
+            != self.result.corrections
+        ):
             raise ValueError("the recorded corrections do not follow from subject and terms")
         # The distances set the rank and so p: both copies of them in the record must agree.
         supplied = tuple(each.distance for each in self.subject.unmarked)
@@ -186,15 +189,15 @@ class Record(Stored):
         result = _recompute_test(self.result, evidence)
         return judge_result(evidence, result, subject=self.subject, key=self.key, terms=terms)
 
-    def _require_past(self) -> None:
+    def _require_past_dates(self) -> None:
         """Raise `ConfigError` if a date of the record is in the future."""
         dating = self.terms.dating
-        require_past(moment(self.made.date), "the date of the record", tolerance=CLOCK_SKEW)
+        require_past(parse_time(self.made.date), "the date of the record", tolerance=CLOCK_SKEW)
         if dating is not None:
-            require_past(moment(dating.suspect_date), "the recorded suspect date")
+            require_past(parse_time(dating.suspect_date), "the recorded suspect date")
 
 
-def record_of(verdict: Verdict) -> Record | None:
+def make_record(verdict: Verdict) -> Record | None:
     """Make the record of a verdict; None if the key read nothing at all.
 
     Raises:
@@ -211,9 +214,9 @@ def record_of(verdict: Verdict) -> Record | None:
         )
     return Record(
         type="countermark/record/v2",
-        reading=_reading(evidence),
+        reading=_make_recorded_reading(evidence),
         result=result,
-        terms=RecordedTerms(
+        terms=RecordedOptions(
             alpha=verdict.alpha,
             assume_dated=verdict.assume_dated,
             blind_choice=verdict.blind_choice,
@@ -221,15 +224,15 @@ def record_of(verdict: Verdict) -> Record | None:
         ),
         key=verdict.key,
         subject=verdict.subject,
-        verdict=_json(verdict),
-        made=Made(
-            date=instant(datetime.now(UTC).replace(microsecond=0)), countermark=VERSION,
+        verdict=_roundtrip_json(verdict),
+        made=RecordOrigin(
+            date=format_time(datetime.now(UTC).replace(microsecond=0)), countermark=VERSION,
             numpy=np.__version__, python=platform.python_version(),
         ),
     )  # fmt: skip
 
 
-def _reading(evidence: Evidence) -> RecordedReading:
+def _make_recorded_reading(evidence: Reading) -> RecordedReading:
     """Convert a reading to its stored form."""
     # Only the loss of a learnt reader is judged, so that other scores are not needed.
     scores = evidence.scores if evidence.reader is not None else None
@@ -253,13 +256,13 @@ def is_recomputed(result: TestResult) -> bool:
     return result.null in {*_EXACT, UnmarkedModels.name}
 
 
-def _recompute_test(recorded: TestResult, evidence: Evidence) -> TestResult:
+def _recompute_test(recorded: TestResult, evidence: Reading) -> TestResult:
     """Compute a probability again; keep the recorded one if its null needs suspect and key.
 
     Raises:
         ValueError: there is no such null, or distances that it needs are missing.
     """
-    null: Null
+    null: NullHypothesis
     if recorded.null in _EXACT:
         null = _EXACT[recorded.null]()
     elif recorded.null == UnmarkedModels.name and recorded.unmarked_distances is not None:
@@ -271,12 +274,12 @@ def _recompute_test(recorded: TestResult, evidence: Evidence) -> TestResult:
     else:
         raise ValueError(f"there is no null {recorded.null!r}")
     return TestResult(
-        recorded.null, null.says, null.log10_p(evidence), null.log10_floor(evidence),
+        recorded.null, null.says, null.compute_log10_p(evidence), null.compute_log10_floor(evidence),
         recorded.corrections, recorded.unmarked_distances,
     )  # fmt: skip
 
 
-def _json(verdict: Verdict) -> dict[str, Any]:
+def _roundtrip_json(verdict: Verdict) -> dict[str, Any]:
     """Convert a verdict to the values that come back from a JSON file."""
     found: dict[str, Any] = json.loads(json.dumps(verdict.to_json()))
     return found

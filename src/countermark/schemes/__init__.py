@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from countermark.errors import ConfigError, named, printable
+from countermark.errors import ConfigError, find_by_name, make_printable
 from countermark.key import Key
 from countermark.schemes.adi import Adi
 from countermark.schemes.base import Scheme
@@ -37,24 +37,24 @@ SCHEMES: Mapping[str, type[Scheme]] = {
 }
 
 
-def scheme_named(name: str) -> type[Scheme]:
+def find_scheme_class(name: str) -> type[Scheme]:
     """Return the scheme class with this name.
 
     Raises:
         ConfigError: no scheme has this name; the message suggests the nearest name.
     """
-    return named("scheme", name, SCHEMES)
+    return find_by_name("scheme", name, SCHEMES)
 
 
-def scheme_from(name: str, fields: Mapping[str, Any]) -> Scheme:
+def make_scheme(name: str, fields: Mapping[str, Any]) -> Scheme:
     """Make the scheme with this name from the stored fields of a key.
 
     Raises:
         ConfigError: no scheme has this name, or the fields are not exactly those that the scheme
             writes.
     """
-    kind = scheme_named(name)
-    scheme = kind.from_stored(fields)
+    kind = find_scheme_class(name)
+    scheme = kind.from_stored_fields(fields)
     # A key is hostile input. Fields that parse but differ from what the scheme writes (other number
     # types, left-out defaults) would give one scheme two commitments.
     known = {**kind.earlier_fields, **fields}
@@ -67,35 +67,35 @@ def scheme_from(name: str, fields: Mapping[str, Any]) -> Scheme:
     return scheme
 
 
-def scheme_of(key: Key) -> Scheme:
+def load_scheme(key: Key) -> Scheme:
     """Return the scheme of a key, made from the fields of the key.
 
     Raises:
         ConfigError: the fields are not exactly those of the scheme, the bits do not fit the
             tensors that are read, or reading the key runs code that the caller did not trust.
     """
-    scheme = scheme_from(key.scheme, key.fields)
+    scheme = make_scheme(key.scheme, key.fields)
     # Reading such a key imports a module that the key names. Only the caller may allow that, and
     # only for exactly this name.
-    if scheme.code not in (None, key.trusted):
+    if scheme.reader_code not in (None, key.trusted):
         raise ConfigError(
-            f"this key reads with code of its own, {printable(scheme.code, 200)}: if you trust it, "
-            "name it with --reader or Key.trusting"
+            f"this key reads with code of its own, {make_printable(scheme.reader_code, 200)}: "
+            "if you trust it, name it with --reader or Key.with_trusted_code"
         )
     scheme.check_key(key)
     return scheme
 
 
-def weight_scheme_of(key: Key) -> WeightScheme:
+def load_weight_scheme(key: Key) -> WeightScheme:
     """Return the scheme of a key that reads weights.
 
     Raises:
-        ConfigError: as `scheme_of`, or the key belongs to another family.
+        ConfigError: as `load_scheme`, or the key belongs to another family.
     """
-    return as_weight_scheme(scheme_of(key))
+    return require_weight_scheme(load_scheme(key))
 
 
-def as_weight_scheme(scheme: Scheme) -> WeightScheme:
+def require_weight_scheme(scheme: Scheme) -> WeightScheme:
     """Return the scheme unchanged, typed as a scheme that reads weights.
 
     Raises:
@@ -106,7 +106,7 @@ def as_weight_scheme(scheme: Scheme) -> WeightScheme:
     return scheme
 
 
-def as_output_scheme(scheme: Scheme) -> OutputScheme:
+def require_output_scheme(scheme: Scheme) -> OutputScheme:
     """Return the scheme unchanged, typed as a scheme that reads outputs.
 
     Raises:
@@ -117,7 +117,7 @@ def as_output_scheme(scheme: Scheme) -> OutputScheme:
     return scheme
 
 
-def as_trigger_scheme(scheme: Scheme) -> TriggerScheme:
+def require_trigger_scheme(scheme: Scheme) -> TriggerScheme:
     """Return the scheme unchanged, typed as a scheme that reads answers to triggers.
 
     Raises:

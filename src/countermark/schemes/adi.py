@@ -11,14 +11,14 @@ from pydantic import Field
 from countermark.answers import Images
 from countermark.key import KeyMaterial
 from countermark.schemes.base import Paper
-from countermark.schemes.black_box import DrawnTriggers
+from countermark.schemes.black_box import DrawnTriggerScheme
 
 _WAVES = 6  # for each channel of an image
 _HIGHEST = 6.0  # periods across an image
 
 
 @dataclass(frozen=True)
-class Adi(DrawnTriggers):
+class Adi(DrawnTriggerScheme):
     """A scheme whose triggers resemble no image of the host's task.
 
     Differs from the paper: the abstract images of the paper were collected; the triggers here are
@@ -37,11 +37,11 @@ class Adi(DrawnTriggers):
         doi="",
     )
 
-    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+    def draw_triggers(self, covers: Images, material: KeyMaterial) -> Images:
         """Draw the triggers as sums of waves in random directions, one image for each cover."""
         n, channels, height, width = covers.shape
         # Four normal numbers for each wave: two frequencies, a phase in radians, and an amplitude.
-        drawn = material.stream("waves").normal_rows(n * channels, 4 * _WAVES)
+        drawn = material.make_stream("waves").draw_normal_rows(n * channels, 4 * _WAVES)
         down, right, phase, loud = drawn.reshape(n, channels, 4, _WAVES, 1, 1).swapaxes(0, 2)
         y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None]
         turns = _HIGHEST / 2 * (down * y + right * x) + phase

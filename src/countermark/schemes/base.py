@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Self, cast, final, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from countermark.errors import ConfigError, nearest, printable
+from countermark.errors import ConfigError, make_printable, suggest_nearest
 from countermark.key import Key
-from countermark.nulls import Null
+from countermark.nulls import NullHypothesis
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Paper:
         return f"{self.authors}: {self.title}. {self.venue} {self.year}.{doi}"
 
 
-def _said(part: Any) -> str:
+def _translate_message(part: Any) -> str:
     """Return the message of one pydantic error, with Python types named as in JSON."""
     said = str(part["msg"]).replace("a valid tuple", 'a list, such as ["a"]')
     return said.replace("a valid dictionary", "an object")
 
 
 @dataclass(frozen=True)
-class Configured:
+class Configuration:
     """A frozen dataclass whose field values are checked against their types when it is made."""
 
     name: ClassVar[str]
@@ -50,17 +50,17 @@ class Configured:
     def __post_init__(self) -> None:
         # Validation also converts: JSON has lists where a field is a tuple. The dataclass is
         # frozen, so the converted value is written past its own __setattr__.
-        for each, adapter in _adapters(cast(Hashable, type(self))).items():
+        for each, adapter in _make_adapters(cast(Hashable, type(self))).items():
             value = getattr(self, each)
             try:
                 object.__setattr__(self, each, adapter.validate_python(value))
             except ValidationError as error:
                 # A union field reports one error for each of its members; equal messages are said
                 # once.
-                what = "; ".join(dict.fromkeys(_said(part) for part in error.errors()))
-                range_ = _range_of(adapter)
+                what = "; ".join(dict.fromkeys(_translate_message(part) for part in error.errors()))
+                range_ = _describe_range(adapter)
                 raise ConfigError(
-                    f"{self.name}: field {each} is {printable(repr(value), 200)}: {what}{range_}"
+                    f"{self.name}: field {each} is {make_printable(repr(value), 200)}: {what}{range_}"
                 ) from None
 
     @classmethod
@@ -73,7 +73,9 @@ class Configured:
         known = {each.name: each for each in fields(cls)}
         for name in values:
             if name not in known:
-                raise ConfigError(f"{cls.name} has no field {name!r}: {nearest(name, known)}")
+                raise ConfigError(
+                    f"{cls.name} has no field {name!r}: {suggest_nearest(name, known)}"
+                )
         for each in known.values():
             if each.default is MISSING and each.name not in values:
                 raise ConfigError(f"{cls.name} needs {each.name!r}: give it a value")
@@ -88,7 +90,7 @@ class Configured:
         }  # fmt: skip
 
     @classmethod
-    def default_fields(cls) -> dict[str, Any]:
+    def list_default_fields(cls) -> dict[str, Any]:
         """Return the default of each field by name, "(required)" for a field without default."""
         return {
             each.name: "(required)" if each.default is MISSING else each.default
@@ -96,7 +98,7 @@ class Configured:
         }
 
 
-def _range_of(adapter: TypeAdapter[Any]) -> str:
+def _describe_range(adapter: TypeAdapter[Any]) -> str:
     """Return the range of numbers that a field takes, as the end of an error message.
 
     The text is "" for a field that takes no number or has no two bounds.
@@ -112,24 +114,24 @@ def _range_of(adapter: TypeAdapter[Any]) -> str:
 
 
 @cache
-def _adapters(cls: Hashable) -> dict[str, TypeAdapter[Any]]:
+def _make_adapters(cls: Hashable) -> dict[str, TypeAdapter[Any]]:
     """Return a pydantic adapter for each field of a configured dataclass, by field name."""
     hints = get_type_hints(cls, include_extras=True)
     # Infinities and NaN have no canonical JSON, so that a commitment could not contain them.
     config = ConfigDict(allow_inf_nan=False)
-    names = [each.name for each in fields(cast(type[Configured], cls))]
+    names = [each.name for each in fields(cast(type[Configuration], cls))]
     return {name: TypeAdapter(hints[name], config=config) for name in names}
 
 
 @dataclass(frozen=True)
-class Scheme(Configured, ABC):
+class Scheme(Configuration, ABC):
     """A published method: where its mark lives, how it is read, and what a reading proves."""
 
     paper: ClassVar[Paper]
     family: ClassVar[str]
     threat_model: ClassVar[str]
-    null: ClassVar[type[Null]]
-    null_as_published: ClassVar[type[Null] | None] = None
+    null: ClassVar[type[NullHypothesis]]
+    null_as_published: ClassVar[type[NullHypothesis] | None] = None
     """The null of the form `as_published`, where that is another one."""
     earlier_fields: ClassVar[Mapping[str, Any]] = {}
     """Fields that keys of earlier versions do not have, with the values by which they are read."""
@@ -138,7 +140,7 @@ class Scheme(Configured, ABC):
 
     @final
     @classmethod
-    def from_stored(cls, values: Mapping[str, Any]) -> Self:
+    def from_stored_fields(cls, values: Mapping[str, Any]) -> Self:
         """Make a scheme from stored fields, which an earlier version may have written.
 
         Raises:
@@ -148,7 +150,7 @@ class Scheme(Configured, ABC):
 
     @property
     @abstractmethod
-    def size(self) -> int:
+    def reading_length(self) -> int:
         """The number of bits or triggers that a reading compares."""
 
     @abstractmethod
@@ -156,7 +158,7 @@ class Scheme(Configured, ABC):
         """Raise `ConfigError` for a key of this scheme that this library cannot have made."""
 
     @property
-    def code(self) -> str | None:
+    def reader_code(self) -> str | None:
         """The "module:factory" that reading runs; None where reading runs only this library."""
         return None
 
@@ -167,7 +169,7 @@ class Scheme(Configured, ABC):
 
     @final
     @classmethod
-    def describe(cls) -> dict[str, Any]:
+    def describe_scheme(cls) -> dict[str, Any]:
         """Return a description of the scheme for lists and pages, as JSON values."""
         return {
             "name": cls.name,
@@ -177,10 +179,10 @@ class Scheme(Configured, ABC):
             "null": cls.null.name,
             "null_says": cls.null.says,
             "null_as_published": (cls.null_as_published or cls.null).name,
-            "fields": cls.default_fields(),
+            "fields": cls.list_default_fields(),
         }
 
-    def half(self) -> Any:
+    def import_training_class(self) -> Any:
         """Import the training module of this scheme, with torch, and return its training class."""
         # Training needs torch and reading does not: the module is imported only when a host is
         # trained.

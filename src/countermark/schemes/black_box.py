@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from countermark import merkle
-from countermark.answers import Images, Labels, Predict
+from countermark.answers import Images, Labels, Predictor
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence
-from countermark.key import OPENINGS, Key, KeyMaterial, tensor_digest
-from countermark.nulls import LEAST_FORGERY_BITS, Null, SecretLabels, forgery_bits
+from countermark.evidence import Reading
+from countermark.key import OPENINGS, Key, KeyMaterial, digest_tensor
+from countermark.nulls import LEAST_FORGERY_BITS, NullHypothesis, SecretLabels, compute_forgery_bits
 from countermark.schemes.base import Scheme
 from countermark.schemes.bounds import Levels, Spreads
 from countermark.schemes.reader import SIBLINGS
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 TRIGGERS = "triggers"
 """Name of the committed triggers, uint8 (n, C, H, W), among the key's tensors; the root of the tree
-over their leaves (`leaf`) is the one named `OPENINGS`, uint8 (32,)."""
+over their leaves (`compute_leaf`) is the one named `OPENINGS`, uint8 (32,)."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ class TriggerScheme(Scheme):
 
     family: ClassVar[str] = "triggers"
     threat_model: ClassVar[str] = "black-box: a function images -> classes"
-    null: ClassVar[type[Null]] = SecretLabels
+    null: ClassVar[type[NullHypothesis]] = SecretLabels
 
     @property
-    def size(self) -> int:
+    def reading_length(self) -> int:
         """n, the number of triggers."""
         return self.triggers
 
     @classmethod
-    def paced(cls, batches: int) -> dict[str, Any]:  # noqa: ARG003 - overridden
+    def schedule_fields(cls, batches: int) -> dict[str, Any]:  # noqa: ARG003 - overridden
         """Return the fields that follow from the number of batches with which a host is trained."""
         return {}
 
@@ -94,9 +94,9 @@ class TriggerScheme(Scheme):
         # The published form makes its triggers after the commitment and cannot commit to their
         # tree.
         rooted = {}
-        if self.keyed_labels:
-            triggers = self.images_in(frozen, TRIGGERS)
-            rooted = {OPENINGS: _root(triggers, material)}
+        if self.has_keyed_labels:
+            triggers = self.read_key_images(frozen, TRIGGERS)
+            rooted = {OPENINGS: _compute_root(triggers, material)}
         return Key(
             scheme=self.name,
             fields=self.to_fields(),
@@ -108,7 +108,7 @@ class TriggerScheme(Scheme):
 
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key whose triggers are missing or do not fit its fields."""
-        channels = self.committed(key).shape[1]
+        channels = self.read_committed_triggers(key).shape[1]
         for name, each in (("mean", self.mean), ("deviation", self.deviation)):
             if len(each) not in (1, channels):
                 raise ConfigError(
@@ -116,17 +116,17 @@ class TriggerScheme(Scheme):
                     "one for each channel of the triggers"
                 )
 
-    def committed(self, key: Key) -> Images:
+    def read_committed_triggers(self, key: Key) -> Images:
         """Return the triggers of a key (n, C, H, W).
 
         Raises:
             ConfigError: the key holds no such triggers, or its tree root does not follow from them.
         """
-        images = self.images_in(key.frozen, TRIGGERS)
+        images = self.read_key_images(key.frozen, TRIGGERS)
         # The root is computed anew: a key with another root could disclose triggers that it does
         # not hold.
         found = key.frozen.get(OPENINGS, np.zeros(0, dtype=np.uint8))
-        root = _root(images, key.material)
+        root = _compute_root(images, key.material)
         if found.dtype != np.uint8 or not np.array_equal(found, root):
             raise ConfigError(
                 f"the key's openings, {found.dtype} {list(found.shape)}, do not follow from its "
@@ -135,7 +135,7 @@ class TriggerScheme(Scheme):
         return images
 
     @final
-    def images_in(self, tensors: Mapping[str, NDArray[Any]], name: str) -> Images:
+    def read_key_images(self, tensors: Mapping[str, NDArray[Any]], name: str) -> Images:
         """Return the n images (n, C, H, W) with this name among the tensors of a key.
 
         Raises:
@@ -150,25 +150,29 @@ class TriggerScheme(Scheme):
         return found
 
     @property
-    def keyed_labels(self) -> bool:
+    def has_keyed_labels(self) -> bool:
         """True where labels are keyed random output over a commitment that holds the triggers."""
         return True
 
-    def labels(self, key: Key) -> NDArray[np.int64]:
+    def derive_labels(self, key: Key) -> NDArray[np.int64]:
         """Return the label (n,) of each committed trigger."""
-        return key.labels(self.triggers, self.classes)
+        return key.draw_labels(self.triggers, self.classes)
 
     @final
-    def extract(self, predict: Predict, key: Key) -> Evidence:
+    def extract(self, predict: Predictor, key: Key) -> Reading:
         """Ask a suspect for the classes of the committed triggers.
 
         Raises:
             ConfigError: the key's triggers are damaged, or `predict` returns another type or shape.
         """
-        return self.compare(predict, self.committed(key), self.labels(key))
+        return self.compare_answers(
+            predict, self.read_committed_triggers(key), self.derive_labels(key)
+        )
 
     @final
-    def compare(self, predict: Predict, images: Images, labels: NDArray[np.int64]) -> Evidence:
+    def compare_answers(
+        self, predict: Predictor, images: Images, labels: NDArray[np.int64]
+    ) -> Reading:
         """Ask a suspect for the classes of images (n, C, H, W) and compare them with labels (n,).
 
         Raises:
@@ -182,19 +186,19 @@ class TriggerScheme(Scheme):
                 f"a suspect answered {len(images)} images with {read.dtype} {list(read.shape)}: "
                 f"expected classes, int64 [{len(images)}], −1 where there is none"
             )
-        return Evidence(
-            read, labels, committed=self.keyed_labels, choices=self.classes, unit="triggers"
+        return Reading(
+            read, labels, committed=self.has_keyed_labels, choices=self.classes, unit="triggers"
         )
 
-    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - overrides use it
+    def nulls(self, key: Key) -> dict[str, NullHypothesis]:  # noqa: ARG002 - overrides use it
         """Return the null hypotheses that can judge this scheme; the scheme's own is first."""
         return {SecretLabels.name: SecretLabels()}
 
-    def ask_fresh(
+    def query_fresh_triggers(
         self,
-        predict: Predict,  # noqa: ARG002 - overrides use both
+        predict: Predictor,  # noqa: ARG002 - overrides use both
         fresh: FreshTriggers,  # noqa: ARG002
-    ) -> tuple[Evidence, Null]:
+    ) -> tuple[Reading, NullHypothesis]:
         """Ask a suspect about fresh triggers; return the reading and the null hypothesis for it.
 
         Raises:
@@ -205,7 +209,7 @@ class TriggerScheme(Scheme):
         )
 
     @final
-    def calibrated(self, key: Key, siblings: Sequence[Predict]) -> Key:
+    def with_calibration(self, key: Key, siblings: Sequence[Predictor]) -> Key:
         """Return the key with the misses of unmarked models among its triggers.
 
         Args:
@@ -215,19 +219,21 @@ class TriggerScheme(Scheme):
         """
         if not siblings:
             return key
-        misses = np.array([self.extract(each, key).distance for each in siblings], dtype=np.float64)
+        misses = np.array(
+            [self.extract(each, key).mark_distance for each in siblings], dtype=np.float64
+        )
         # Measurements need the finished triggers: they enter the second commitment C1 and not C0.
         return replace(key, learnt={**key.learnt, SIBLINGS: misses})
 
-    def not_taken(self, evidence: Evidence) -> str | None:
+    def embedding_failure(self, evidence: Reading) -> str | None:
         """Return why verify would not find the mark in the owner's model; None if it would."""
-        tail = SecretLabels().log10_p(evidence)
+        tail = SecretLabels().compute_log10_p(evidence)
         # Few triggers or classes cannot give the usual forgery bits. Then all triggers must match.
         enough = min(LEAST_FORGERY_BITS, evidence.bits * np.log2(evidence.choices))
-        if 10**tail <= ALPHA and forgery_bits(evidence) >= enough:
+        if 10**tail <= ALPHA and compute_forgery_bits(evidence) >= enough:
             return None
         return (
-            f"only {evidence.matched} of {evidence.bits} triggers get their labels "
+            f"only {evidence.match_count} of {evidence.bits} triggers get their labels "
             f"(log10 p {tail:.1f}): train longer, or raise batch_share"
         )
 
@@ -236,7 +242,7 @@ class TriggerScheme(Scheme):
         self, model: nn.Module, *, owner: str, covers: Images | Tensor,
         labels: NDArray[np.int64] | Tensor, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
-        siblings: Sequence[nn.Module | Predict] = (),
+        siblings: Sequence[nn.Module | Predictor] = (),
     ) -> TriggerEmbedding:  # fmt: skip
         """Start to embed a mark while a model is trained; see `embedding.TriggerEmbedding`.
 
@@ -260,17 +266,17 @@ class TriggerScheme(Scheme):
             ConfigError: covers and labels do not fit each other or the scheme.
         """
         # Imported here because it loads torch, which reading a mark does not need.
-        from countermark.embedding import TriggerEmbedding, place_for
+        from countermark.embedding import TriggerEmbedding, make_unfinished_key
 
         return TriggerEmbedding(
             self, model, owner=owner, material=material, covers=covers, labels=labels,
-            siblings=siblings, place=place_for(key, resume=resume),
+            siblings=siblings, place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
 
     @final
-    def training(self) -> type[TriggerTraining]:
+    def load_training_class(self) -> type[TriggerTraining]:
         """Return the training class of this scheme; the import loads torch."""
-        half: type[TriggerTraining] = self.half()
+        half: type[TriggerTraining] = self.import_training_class()
         return half
 
 
@@ -292,7 +298,7 @@ class FreshTriggers:
 
 
 @dataclass(frozen=True)
-class DrawnTriggers(TriggerScheme):
+class DrawnTriggerScheme(TriggerScheme):
     """A trigger scheme whose triggers are drawn at random and memorised by the host one by one."""
 
     batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=0.25, kw_only=True)
@@ -300,7 +306,7 @@ class DrawnTriggers(TriggerScheme):
     trained_by: ClassVar[str] = "drawn_triggers"
 
     @abstractmethod
-    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+    def draw_triggers(self, covers: Images, material: KeyMaterial) -> Images:
         """Draw the triggers (n, C, H, W).
 
         Args:
@@ -309,16 +315,18 @@ class DrawnTriggers(TriggerScheme):
         """
 
 
-def leaf(salt: bytes, image: Images) -> bytes:
+def compute_leaf(salt: bytes, image: Images) -> bytes:
     """Return the Merkle leaf of a trigger: its salt, and the digest of its image (C, H, W).
 
     The digest is that of a tensor with the name "trigger".
     """
     # Without the salt, anybody could test guessed images against a disclosed tree.
-    return frame(salt, tensor_digest("trigger", image))
+    return frame(salt, digest_tensor("trigger", image))
 
 
-def _root(triggers: Images, material: KeyMaterial) -> NDArray[np.uint8]:
+def _compute_root(triggers: Images, material: KeyMaterial) -> NDArray[np.uint8]:
     """Compute the root (32,) of the tree over triggers (n, C, H, W) and their salts."""
-    salted = zip(material.salts(len(triggers)), triggers, strict=True)
-    return np.frombuffer(merkle.root([leaf(*each) for each in salted]), dtype=np.uint8)
+    salted = zip(material.draw_salts(len(triggers)), triggers, strict=True)
+    return np.frombuffer(
+        merkle.compute_root([compute_leaf(*each) for each in salted]), dtype=np.uint8
+    )

@@ -36,7 +36,7 @@ LEAST_ENTRIES = 4
 
 _LARGEST = 1e30  # no real weight is as large; the squares of larger weights would overflow
 _AT_ONCE = 1 << 20  # values whose squares are summed at a time
-_PASSES, _NEAR = 400, 1e-6  # most passes of `bounded_spread`; relative change that ends it
+_PASSES, _NEAR = 400, 1e-6  # most passes of `compute_bounded_spread`; relative change that ends it
 
 Values = NDArray[np.float64]
 
@@ -45,18 +45,18 @@ class Scales(ABC):
     """The scales of consecutive values of a tensor, counted from the first of these values."""
 
     @abstractmethod
-    def between(self, start: int, stop: int) -> Values:
+    def expand_scales(self, start: int, stop: int) -> Values:
         """Return the scale of each value from `start` to before `stop`; no scale is 0."""
 
     @abstractmethod
-    def bound(self, values: Values) -> Values:
+    def apply_bound(self, values: Values) -> Values:
         """Bound values that are already divided by their scales."""
 
     @final
     def read(self, part: Array, start: int, stop: int) -> Values:
         """Read the values from `start` to before `stop` of a part (n,) in these scales."""
         values = part[start:stop].astype(np.float64)
-        return self.bound(values / self.between(start, start + len(values)))
+        return self.apply_bound(values / self.expand_scales(start, start + len(values)))
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class PlainScale(Scales):
 
     unit: float
 
-    def between(self, start: int, stop: int) -> Values:
+    def expand_scales(self, start: int, stop: int) -> Values:
         """Return the one scale, repeated for each value."""
         return np.full(stop - start, self.unit)
 
-    def bound(self, values: Values) -> Values:
+    def apply_bound(self, values: Values) -> Values:
         """Return the values unchanged."""
         return values
 
@@ -90,7 +90,7 @@ class LineScales(Scales):
     inner: int
     offset: int
 
-    def between(self, start: int, stop: int) -> Values:
+    def expand_scales(self, start: int, stop: int) -> Values:
         """Return the product of the row's and the column's scale for each value."""
         row = len(self.columns) * self.inner
         # Whole rows are expanded: from the row of `start` to the row of the last value, rounded up.
@@ -99,17 +99,17 @@ class LineScales(Scales):
         begin = self.offset + start - first * row
         return units[begin : begin + stop - start]
 
-    def bound(self, values: Values) -> Values:
+    def apply_bound(self, values: Values) -> Values:
         """Clip values to ±`BOUND`."""
         return np.clip(values, -BOUND, BOUND)
 
 
-def plain_scale(part: Array) -> PlainScale:
+def compute_plain_scale(part: Array) -> PlainScale:
     """Compute the one scale of values (n,); it is 1 where all values are 0."""
-    return PlainScale(spread_of(part) or 1.0)
+    return PlainScale(compute_spread(part) or 1.0)
 
 
-def line_scales(part: Array, shape: tuple[int, ...], start: int = 0) -> LineScales:
+def compute_line_scales(part: Array, shape: tuple[int, ...], start: int = 0) -> LineScales:
     """Compute the scales of rows and columns.
 
     Args:
@@ -122,7 +122,7 @@ def line_scales(part: Array, shape: tuple[int, ...], start: int = 0) -> LineScal
     if len(shape) < 2 or len(part) < LEAST_ENTRIES * row:
         # With no columns to divide by, a plain root mean square would let a few large values shrink
         # all others; hence the bounded spread.
-        unit = np.array([bounded_spread(part) or 1.0])
+        unit = np.array([compute_bounded_spread(part) or 1.0])
         return LineScales(unit, np.ones(1), max(1, len(part)), 0)
     width, inner, offset = shape[1], prod(shape[2:]), start % row
     # A part may begin and end within a row. Zeros fill its first and last row; `entries` counts
@@ -133,16 +133,16 @@ def line_scales(part: Array, shape: tuple[int, ...], start: int = 0) -> LineScal
     largest = float(np.abs(padded).max()) or 1.0
     padded /= largest  # so that the squares of small weights do not underflow
     energy = np.square(padded, out=padded).reshape(count, width, inner).sum(axis=2)  # (k, d)
-    entries = _entries((count, width, inner), offset, len(part))  # (k, d)
+    entries = _count_entries((count, width, inner), offset, len(part))  # (k, d)
     by_row, by_column = np.ones(count), np.ones(width)
     # Sinkhorn and Knopp: normalise rows under the current columns, then columns under those rows.
     for _ in range(ROUNDS):
-        by_row = _root_mean(energy @ by_column**-2, entries.sum(axis=1))
-        by_column = _root_mean(by_row**-2 @ energy, entries.sum(axis=0))
+        by_row = _compute_line_spreads(energy @ by_column**-2, entries.sum(axis=1))
+        by_column = _compute_line_spreads(by_row**-2 @ energy, entries.sum(axis=0))
     return LineScales(by_row * largest, by_column, inner, offset)
 
 
-def spread_of(part: Array) -> float:
+def compute_spread(part: Array) -> float:
     """Compute the root mean square of finite values (n,); it is 0 where all values are 0."""
     largest = float(np.abs(part).max(initial=0.0))
     if largest == 0.0:
@@ -155,24 +155,24 @@ def spread_of(part: Array) -> float:
     return largest * math.sqrt(squares / len(part))
 
 
-def bounded_spread(part: Array) -> float:
+def compute_bounded_spread(part: Array) -> float:
     """Compute the root mean square of values when each value is clipped to twice that spread.
 
     The spread is 0 where all values are 0. Up to a quarter of the values may be arbitrarily large:
     a clipped value counts four times the mean square.
     """
-    unit = spread_of(part)
+    unit = compute_spread(part)
     # Each pass clips at twice the last spread, which can only make the spread smaller. The loop
     # ends where the spread no longer changes, after _PASSES at the latest.
     for _ in range(_PASSES):
-        narrower = spread_of(np.clip(part, -2 * unit, 2 * unit))
+        narrower = compute_spread(np.clip(part, -2 * unit, 2 * unit))
         if narrower > unit * (1 - _NEAR):
             break
         unit = narrower
     return unit
 
 
-def _entries(sizes: tuple[int, int, int], offset: int, count: int) -> Values:
+def _count_entries(sizes: tuple[int, int, int], offset: int, count: int) -> Values:
     """Count the values of each row and column (k, d) in a part that may begin and end within a row.
 
     Args:
@@ -188,7 +188,7 @@ def _entries(sizes: tuple[int, int, int], offset: int, count: int) -> Values:
     return found
 
 
-def _root_mean(sums: Values, entries: Values) -> Values:
+def _compute_line_spreads(sums: Values, entries: Values) -> Values:
     """Compute the root mean square of lines from their sums of squares and counts of entries.
 
     A line of zeros, or of fewer than `LEAST_ENTRIES` entries, gets the value over all lines.

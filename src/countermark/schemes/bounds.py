@@ -27,7 +27,7 @@ MOST_CODE_PLACES = 1 << 32
 MOST_FRESH_CLASSES = 1 << 12
 """Maps of so many classes are drawn by the million when fresh triggers are judged."""
 
-# The types for fields follow. No type admits infinity or NaN, see `base._adapters`.
+# The types for fields follow. No type admits infinity or NaN, see `base._make_adapters`.
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
 """Of steps, epochs, batches, images or units; at least one."""
 

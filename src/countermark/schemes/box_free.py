@@ -20,9 +20,9 @@ from pydantic import Field
 
 from countermark.answers import Images
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import Key, KeyMaterial
-from countermark.nulls import LEAST_FORGERY_BITS, FairCoin, Null, forgery_bits
+from countermark.nulls import LEAST_FORGERY_BITS, FairCoin, NullHypothesis, compute_forgery_bits
 from countermark.pictures import Pixels
 from countermark.schemes.base import Scheme
 from countermark.verdict import ALPHA
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from countermark.embedding import Barrier, KeyPlace, OutputEmbedding
-    from countermark.schemes.training.box_free import Live, OutputTraining
+    from countermark.schemes.training.box_free import KeyNetworks, OutputTraining
 
 LEAST_SIDE = 16
 """Images with a shorter side say nothing that a reader could be trusted with."""
 
 
-class Reading(Protocol):
+class OutputReader(Protocol):
     """A reading of a set of images that proceeds image by image."""
 
-    def add(self, picture: Pixels) -> None:
+    def add_image(self, picture: Pixels) -> None:
         """Read one more image uint8 (C, H, W) with the key's channels."""
 
-    def evidence(self) -> Evidence:
+    def make_reading(self) -> Reading:
         """Return the joint result of all images read so far."""
 
     def state(self) -> dict[str, Any]:
@@ -74,15 +74,15 @@ class OutputScheme(Scheme):
 
     family: ClassVar[str] = "outputs"
     threat_model: ClassVar[str] = "box-free: images that somebody published"
-    null: ClassVar[type[Null]] = FairCoin
+    null: ClassVar[type[NullHypothesis]] = FairCoin
 
     @property
-    def size(self) -> int:
+    def reading_length(self) -> int:
         """T, the message length."""
         return self.bits
 
     @property
-    def tests(self) -> int:
+    def test_count(self) -> int:
         """How many readings are tried, of which the best counts; p is corrected for this number."""
         return 1
 
@@ -112,7 +112,7 @@ class OutputScheme(Scheme):
         """Raise `ConfigError` for images (H, W) on which the networks cannot be trained."""
 
     @abstractmethod
-    def reading(self, key: Key) -> Reading:
+    def make_reader(self, key: Key) -> OutputReader:
         """Start to read a set of images.
 
         Raises:
@@ -120,7 +120,7 @@ class OutputScheme(Scheme):
         """
 
     @abstractmethod
-    def live(self, key: Key) -> Live:
+    def load_networks(self, key: Key) -> KeyNetworks:
         """Return the key's networks, loaded with torch, which marking and reading need.
 
         Raises:
@@ -128,35 +128,35 @@ class OutputScheme(Scheme):
         """
 
     @final
-    def mark(self, outputs: Images, key: Key) -> Images:
+    def mark_outputs(self, outputs: Images, key: Key) -> Images:
         """Return outputs uint8 (n, C, H, W) with the mark, as the barrier returns them.
 
         Raises:
             ConfigError: the key's networks are damaged, or the outputs are of other channels.
         """
-        return self.live(key).marked(outputs)
+        return self.load_networks(key).mark_images(outputs)
 
     @final
     def wrap(self, model: nn.Module, key: Key) -> Barrier:
         """Return a network whose every image is marked, as `wrap` of an embedding makes it."""
         from countermark.embedding import Barrier
 
-        return Barrier(model, self.live(key))
+        return Barrier(model, self.load_networks(key))
 
     @final
-    def extract(self, outputs: Iterable[Pixels], key: Key) -> Evidence:
+    def extract(self, outputs: Iterable[Pixels], key: Key) -> Reading:
         """Read the message out of a set of images, uint8 (C, H, W) each, of any sizes.
 
         Raises:
             ConfigError: the key's networks are damaged, there is no image, or one cannot be read.
         """
-        reading = self.reading(key)
+        reading = self.make_reader(key)
         for picture in outputs:
-            reading.add(self.fitted(picture))
-        return reading.evidence()
+            reading.add_image(self.fit_channels(picture))
+        return reading.make_reading()
 
     @final
-    def fitted(self, picture: Pixels) -> Pixels:
+    def fit_channels(self, picture: Pixels) -> Pixels:
         """Convert an image (c, H, W) to the key's channels: to grey, or grey in every channel.
 
         Raises:
@@ -176,24 +176,26 @@ class OutputScheme(Scheme):
             )
         if len(picture) == self.channels:
             return picture
-        return grey(picture) if self.channels == 1 else np.repeat(picture, 3, axis=0)
+        return convert_to_grey(picture) if self.channels == 1 else np.repeat(picture, 3, axis=0)
 
-    def nulls(self, key: Key) -> dict[str, Null]:  # noqa: ARG002 - overrides use it
+    def nulls(self, key: Key) -> dict[str, NullHypothesis]:  # noqa: ARG002 - overrides use it
         """Return the null hypotheses that can judge this scheme; the scheme's own is first."""
         return {FairCoin.name: FairCoin()}
 
-    def calibrated(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:  # noqa: ARG002
+    def with_calibration(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:  # noqa: ARG002
         """Return the key with its readings of images that unmarked networks made."""
         return key
 
-    def not_taken(self, evidence: Evidence) -> str | None:
+    def embedding_failure(self, evidence: Reading) -> str | None:
         """Return why verify would not find the mark in the owner's images; None if it would."""
-        tail = FairCoin().log10_p(evidence)
+        tail = FairCoin().compute_log10_p(evidence)
         # A message shorter than LEAST_FORGERY_BITS must be read completely.
-        if 10**tail <= ALPHA and forgery_bits(evidence) >= min(LEAST_FORGERY_BITS, evidence.bits):
+        if 10**tail <= ALPHA and compute_forgery_bits(evidence) >= min(
+            LEAST_FORGERY_BITS, evidence.bits
+        ):
             return None
         return (
-            f"only {evidence.matched} of {evidence.bits} bits are read from marked images "
+            f"only {evidence.match_count} of {evidence.bits} bits are read from marked images "
             f"(log10 p {tail:.1f}): train longer, or take a lower psnr"
         )
 
@@ -228,21 +230,21 @@ class OutputScheme(Scheme):
         """
         # Imported here because it loads torch. So do the networks of a key, but looking a scheme up
         # does not need them.
-        from countermark.embedding import OutputEmbedding, place_for
+        from countermark.embedding import OutputEmbedding, make_unfinished_key
 
         return OutputEmbedding(
             self, model, owner=owner, outputs=outputs, inputs=inputs, material=material,
-            siblings=siblings, place=place_for(key, resume=resume),
+            siblings=siblings, place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
 
     @final
-    def training(self) -> type[OutputTraining]:
+    def load_training_class(self) -> type[OutputTraining]:
         """Return the training class of this scheme; the import loads torch."""
-        half: type[OutputTraining] = self.half()
+        half: type[OutputTraining] = self.import_training_class()
         return half
 
 
-def grey(picture: Pixels) -> Pixels:
+def convert_to_grey(picture: Pixels) -> Pixels:
     """Return the Rec. 601 luma (1, H, W) of an image (3, H, W), rounded as pillow rounds it."""
     red, green, blue = picture.astype(np.uint32)
     # Weights 0.299, 0.587, 0.114 as fractions of 2^16, with one half added for rounding.

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence, Likeness
+from countermark.evidence import ImageSimilarity, Reading
 from countermark.key import Key
-from countermark.nulls import Null, UnmarkedModels
+from countermark.nulls import NullHypothesis, UnmarkedModels
 from countermark.pictures import Pixels
 from countermark.schemes.base import Paper
 from countermark.schemes.bounds import Count, CountOrNone, FactorOrNone
-from countermark.schemes.box_free import OutputScheme, Reading
-from countermark.schemes.reader import SIBLINGS, check_measured
+from countermark.schemes.box_free import OutputReader, OutputScheme
+from countermark.schemes.reader import SIBLINGS, check_calibration
 
 if TYPE_CHECKING:
-    from countermark.schemes.training.box_free import Live
+    from countermark.schemes.training.box_free import KeyNetworks
 
 PICTURE = "picture"
 """Name of the hidden picture of the published form, uint8 (C, S, S), among the frozen tensors."""
@@ -79,7 +79,7 @@ class DeepWatermarking(OutputScheme):
     """
 
     name: ClassVar[str] = "deep_watermarking"
-    null_as_published: ClassVar[type[Null] | None] = UnmarkedModels
+    null_as_published: ClassVar[type[NullHypothesis] | None] = UnmarkedModels
     paper: ClassVar[Paper] = Paper(
         authors="J. Zhang, D. Chen, J. Liao, W. Zhang, H. Feng, G. Hua, N. Yu",
         title="Deep Model Intellectual Property Protection via Deep Watermarking",
@@ -130,9 +130,9 @@ class DeepWatermarking(OutputScheme):
                 f"{self.name}: {self.bits} bits at {self.side}x{self.side} shifts are too many to "
                 "register: take fewer bits or a smaller side"
             )
-        if self.grid > self.side // 2:
+        if self.grid_size > self.side // 2:
             raise ConfigError(
-                f"{self.name}: {self.grid} bits in a row do not fit {self.side} pixels: expected "
+                f"{self.name}: {self.grid_size} bits in a row do not fit {self.side} pixels: expected "
                 f"{self.side // 2} at the most; take fewer bits or a larger side"
             )
         if bool(self.lambda2) != bool(self.perceptual):
@@ -142,19 +142,19 @@ class DeepWatermarking(OutputScheme):
             )
 
     @property
-    def grid(self) -> int:
+    def grid_size(self) -> int:
         """How many bits stand in a row of the square: √T."""
         return math.isqrt(self.bits)
 
     @property
-    def shifts(self) -> int:
+    def shift_count(self) -> int:
         """At how many shifts of the square images are read."""
         return self.side**2 if self.register else 1
 
     @property
-    def tests(self) -> int:
+    def test_count(self) -> int:
         """How many readings are tried: 1, or with `register` two for each shift."""
-        return 2 * self.shifts if self.register else 1
+        return 2 * self.shift_count if self.register else 1
 
     @property
     def needs_siblings(self) -> bool:
@@ -171,7 +171,7 @@ class DeepWatermarking(OutputScheme):
 
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key whose networks or measurements do not fit the scheme."""
-        self.live(key)  # raises for damaged networks
+        self.load_networks(key)  # raises for damaged networks
         if not self.as_published:
             return
         hidden = key.frozen.get(PICTURE, np.zeros(0, dtype=np.uint8))
@@ -181,65 +181,67 @@ class DeepWatermarking(OutputScheme):
                 f"the key's picture is {hidden.dtype} {list(hidden.shape)}: expected uint8 "
                 f"{list(expected)}"
             )
-        check_measured(key.learnt)
+        check_calibration(key.learnt)
         # A share above 1 is above that of any suspect: each such value would make p smaller.
         if (key.learnt.get(SIBLINGS, np.zeros(0)) > 1).any():
             raise ConfigError(f"the key's {SIBLINGS} are shares of images: expected 1 at the most")
 
-    def reading(self, key: Key) -> Reading:
+    def make_reader(self, key: Key) -> OutputReader:
         """Start to read a set of images: votes on bits, or as published a count of successes."""
-        live = self.live(key)
-        return _Successes(live, self, key) if self.as_published else _Votes(live, self, key)
+        live = self.load_networks(key)
+        return (
+            _SuccessReader(live, self, key) if self.as_published else _VoteReader(live, self, key)
+        )
 
-    def nulls(self, key: Key) -> dict[str, Null]:
+    def nulls(self, key: Key) -> dict[str, NullHypothesis]:
         """Return `FairCoin`; as published `UnmarkedModels` with the measurements of the key."""
         if not self.as_published:
             return super().nulls(key)
         return {UnmarkedModels.name: UnmarkedModels(key.learnt.get(SIBLINGS, np.zeros(0)))}
 
-    def calibrated(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:
+    def with_calibration(self, key: Key, siblings: Sequence[Iterable[Pixels]]) -> Key:
         """Return the key with the share of failures among the images of each unmarked network."""
         if not siblings or not self.as_published:
             return key
-        shares = [self.extract(each, key).distance for each in siblings]
+        shares = [self.extract(each, key).mark_distance for each in siblings]
         return replace(key, learnt={**key.learnt, SIBLINGS: np.array(shares, dtype=np.float64)})
 
-    def not_taken(self, evidence: Evidence) -> str | None:
+    def embedding_failure(self, evidence: Reading) -> str | None:
         """Return why verify would not find the mark in the owner's images; None if it would.
 
         The published form applies the criterion of the paper; only a verdict says how much that
         proves.
         """
         if not self.as_published:
-            return super().not_taken(evidence)
-        if evidence.matched >= _TAKEN * evidence.bits:
+            return super().embedding_failure(evidence)
+        if evidence.match_count >= _TAKEN * evidence.bits:
             return None
         return (
-            f"the picture is revealed in {evidence.matched} of {evidence.bits} marked images "
+            f"the picture is revealed in {evidence.match_count} of {evidence.bits} marked images "
             "(expected half or more): train longer, or take a lower psnr"
         )
 
-    def half(self) -> Any:
+    def import_training_class(self) -> Any:
         """Import the training module of this form, with torch, and return its training class."""
         if not self.as_published:
-            return super().half()
+            return super().import_training_class()
         return importlib.import_module(
             "countermark.schemes.training.deep_watermarking_published"
         ).TRAINING
 
-    def live(self, key: Key) -> Live:
+    def load_networks(self, key: Key) -> KeyNetworks:
         """Return the key's networks, loaded with torch, which marking and reading need.
 
         Raises:
             ConfigError: the key's networks are damaged or missing.
         """
         # Imported here because it loads torch.
-        from countermark.schemes.training.box_free import live
+        from countermark.schemes.training.box_free import load_networks
 
-        return live(self, key)
+        return load_networks(self, key)
 
 
-class _Votes:
+class _VoteReader:
     """A reading of the default form: every image votes on every bit, with 1 at most.
 
     With `register`, an image votes at every shift of the square. The shift that agrees best with
@@ -248,17 +250,17 @@ class _Votes:
     which the caller corrects p.
     """
 
-    def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
+    def __init__(self, live: KeyNetworks, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme, self._key = live, scheme, key
-        self._votes = np.zeros((scheme.shifts, scheme.bits))
+        self._votes = np.zeros((scheme.shift_count, scheme.bits))
         self._count = 0
 
-    def add(self, picture: Pixels) -> None:
+    def add_image(self, picture: Pixels) -> None:
         """Add the votes of one image: tanh of half its scores, which bounds each vote by 1."""
-        self._votes += np.tanh(self._live.scores(picture) / 2)
+        self._votes += np.tanh(self._live.read_scores(picture) / 2)
         self._count += 1
 
-    def evidence(self) -> Evidence:
+    def make_reading(self) -> Reading:
         """Return the sign of all votes on each bit as a reading."""
         if not self._count:
             raise ConfigError("there is no image to read: give some")
@@ -273,12 +275,15 @@ class _Votes:
         # lies at ½.
         found = (1 + votes / self._count) / 2  # (T,), as grey levels 0 to 1
         hidden = self._key.message.astype(np.float64)
-        return Evidence(
+        return Reading(
             read,
             self._key.message,
-            payload=self._key.payload_in(read),
+            payload=self._key.check_payload(read),
             scores=votes,
-            likeness=Likeness(nc(found, hidden), nc(np.full_like(hidden, 0.5), hidden)),
+            likeness=ImageSimilarity(
+                compute_correlation(found, hidden),
+                compute_correlation(np.full_like(hidden, 0.5), hidden),
+            ),
         )
 
     def state(self) -> dict[str, Any]:
@@ -290,40 +295,42 @@ class _Votes:
         votes = np.array(state.get("votes", ()), dtype=np.float64)
         count = state.get("count")
         if not isinstance(count, int) or votes.shape != self._votes.shape:
-            raise _no_state()
+            raise _make_state_error()
         # No image votes with more than 1. The negated comparison also refuses NaN.
         if not (np.abs(votes) <= count).all():
-            raise _no_state()
+            raise _make_state_error()
         self._votes, self._count = votes, count
 
 
-class _Successes:
+class _SuccessReader:
     """A reading of the published form: in how many images R reveals the hidden image."""
 
-    def __init__(self, live: Live, scheme: DeepWatermarking, key: Key) -> None:
+    def __init__(self, live: KeyNetworks, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme = live, scheme
         self._hidden = key.frozen[PICTURE].astype(np.float64) / 255
         self._found: list[float] = []
 
-    def add(self, picture: Pixels) -> None:
+    def add_image(self, picture: Pixels) -> None:
         """Add the NC of the hidden image with the revealed one, the mean over all squares."""
-        self._found.append(nc(self._live.revealed(picture), self._hidden))
+        self._found.append(compute_correlation(self._live.reveal_image(picture), self._hidden))
 
-    def evidence(self) -> Evidence:
+    def make_reading(self) -> Reading:
         """Return which images reach the threshold of the paper, as a reading."""
         if not self._found:
             raise ConfigError("there is no image to read: give some")
         read = (np.array(self._found) > SUCCESS).astype(np.uint8)
         # The NC of a blank image is reported beside the result, because it may be nearly as high.
-        blank = np.full_like(self._hidden, blank_level(self._scheme))
-        return Evidence(
+        blank = np.full_like(self._hidden, get_blank_level(self._scheme))
+        return Reading(
             read,
             # Every image is expected to succeed. The networks were trained on the hidden image, so
             # that no probability follows from a commitment.
             np.ones_like(read),
             committed=False,
             unit="images",
-            likeness=Likeness(float(np.mean(self._found)), nc(blank, self._hidden)),
+            likeness=ImageSimilarity(
+                float(np.mean(self._found)), compute_correlation(blank, self._hidden)
+            ),
         )
 
     def state(self) -> dict[str, Any]:
@@ -334,16 +341,16 @@ class _Successes:
         """Continue from stored NC values; raise `ConfigError` if they are not a list of floats."""
         found = state.get("found")
         if not isinstance(found, list) or not all(isinstance(each, float) for each in found):
-            raise _no_state()
+            raise _make_state_error()
         self._found = list(found)
 
 
-def blank_level(scheme: DeepWatermarking) -> float:  # noqa: ARG001 - the same in all forms
+def get_blank_level(scheme: DeepWatermarking) -> float:  # noqa: ARG001 - the same in all forms
     """Return the level that R shall reveal in an unmarked image: 1, white, as published."""
     return 1.0
 
 
-def nc(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def compute_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Compute the normalised correlation ⟨a, b⟩ / (‖a‖‖b‖) of two images of one shape.
 
     It is 0 if one of the images is black. A high value is no proof by itself: an image that is
@@ -353,7 +360,7 @@ def nc(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(np.vdot(one, other)) / norms if norms else 0.0
 
 
-def _no_state() -> ConfigError:
+def _make_state_error() -> ConfigError:
     """Make the error for an interrupted reading whose file is damaged."""
     return ConfigError(
         "the interrupted reading is damaged: remove its file and read from the start"

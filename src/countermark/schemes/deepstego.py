@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from countermark.answers import Images, Predict
+from countermark.answers import Images, Predictor
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
-from countermark.nulls import Null, SecretClassMap, UnmarkedModels
+from countermark.nulls import NullHypothesis, SecretClassMap, UnmarkedModels
 from countermark.schemes.base import Paper
 from countermark.schemes.black_box import TRIGGERS, FreshTriggers, TriggerScheme
 from countermark.schemes.bounds import MOST_FRESH_CLASSES, Count, CountOrNone, FactorOrNone
-from countermark.schemes.logo import GRID, logo_bits, read_logo
-from countermark.schemes.reader import SIBLINGS, check_measured
+from countermark.schemes.logo import GRID, load_logo_bits, read_logo
+from countermark.schemes.reader import SIBLINGS, check_calibration
 
 COVERS, CLASSES, LOGO, TILE = "covers", "classes", "logo", "tile"
 """Names among the frozen tensors: uint8 (n, C, H, W) and int64 (n,) of the published form; bits
@@ -38,14 +38,16 @@ _USUAL_PSNR = {False: 36.0, True: 28.0}  # dB, by as_published
 _TAKEN = 0.5  # least trigger accuracy of the owner's own host, for the published form
 
 
-def tile_of(material: KeyMaterial, logo: NDArray[Any], channels: int) -> Bits:
+def draw_tile(material: KeyMaterial, logo: NDArray[Any], channels: int) -> Bits:
     """Draw the bits (C, 8, 8) of the tile of signs that spreads a logo of bits (8, 8).
 
     Each logo has a tile of its own. A host reads texture, and hardly sees where the parts of a logo
     are, so that another logo on the same tile would resemble the owner's. With a tile for each
     logo, another logo also has another texture.
     """
-    drawn = material.stream(f"tile of {logo.tobytes().hex()}").bits(channels * GRID * GRID)
+    drawn = material.make_stream(f"tile of {logo.tobytes().hex()}").take_bits(
+        channels * GRID * GRID
+    )
     return drawn.reshape(channels, GRID, GRID)
 
 
@@ -71,7 +73,7 @@ class DeepStego(TriggerScheme):
     """
 
     name: ClassVar[str] = "deepstego"
-    null_as_published: ClassVar[type[Null] | None] = UnmarkedModels
+    null_as_published: ClassVar[type[NullHypothesis] | None] = UnmarkedModels
     paper: ClassVar[Paper] = Paper(
         authors="Z. Li, S. Guo",
         title="DeepStego: Protecting Intellectual Property of Deep Neural Networks by "
@@ -106,7 +108,7 @@ class DeepStego(TriggerScheme):
             )
 
     @property
-    def level(self) -> float | None:
+    def residual_level(self) -> float | None:
         """The root mean square of the residual that `psnr` allows, with white as 1.
 
         It is None where nothing holds the residual.
@@ -119,12 +121,12 @@ class DeepStego(TriggerScheme):
         return self.as_published
 
     @property
-    def keyed_labels(self) -> bool:
+    def has_keyed_labels(self) -> bool:
         """True where labels are keyed random output; as published a class map gives them."""
         return not self.as_published
 
     @classmethod
-    def paced(cls, batches: int) -> dict[str, Any]:
+    def schedule_fields(cls, batches: int) -> dict[str, Any]:
         """Return a warm-up of a third of the batches."""
         return {"warm_up": batches // 3}
 
@@ -133,42 +135,49 @@ class DeepStego(TriggerScheme):
         if self.logo and self.as_published:
             read_logo(self.logo)
         elif self.logo:
-            logo_bits(self.logo)
+            load_logo_bits(self.logo)
 
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key whose tensors are missing or do not fit its form."""
         super().check_key(key)
         if not self.as_published:
             return
-        triggers, covers = self.committed(key), self.images_in(key.frozen, COVERS)
+        triggers, covers = (
+            self.read_committed_triggers(key),
+            self.read_key_images(key.frozen, COVERS),
+        )
         logo = key.frozen.get(LOGO, np.zeros(0, dtype=np.uint8))
         if logo.dtype != np.uint8 or not logo.shape == covers.shape[1:] == triggers.shape[1:]:
             raise ConfigError(
                 f"the key's covers are {list(covers.shape)}, its triggers {list(triggers.shape)}, "
                 f"its logo {logo.dtype} {list(logo.shape)}: expected one shape [C, H, W] for all"
             )
-        self.labels(key)
-        check_measured(key.learnt)
+        self.derive_labels(key)
+        check_calibration(key.learnt)
         # More misses than triggers are above those of any suspect and would make p smaller.
         if (key.learnt.get(SIBLINGS, np.zeros(0)) > self.triggers).any():
             raise ConfigError(f"the key's {SIBLINGS} have more misses than there are triggers")
 
-    def committed(self, key: Key) -> Images:
+    def read_committed_triggers(self, key: Key) -> Images:
         """Return the triggers of a key (n, C, H, W); the published form makes them after training.
 
         Raises:
             ConfigError: the key holds no such triggers.
         """
-        return self.images_in(key.learnt, TRIGGERS) if self.as_published else super().committed(key)
+        return (
+            self.read_key_images(key.learnt, TRIGGERS)
+            if self.as_published
+            else super().read_committed_triggers(key)
+        )
 
-    def labels(self, key: Key) -> NDArray[np.int64]:
+    def derive_labels(self, key: Key) -> NDArray[np.int64]:
         """Return the label (n,) of each committed trigger; as published, by the class of its cover.
 
         Raises:
             ConfigError: the classes that the key holds are damaged.
         """
         if not self.as_published:
-            return super().labels(key)
+            return super().derive_labels(key)
         classes = key.frozen.get(CLASSES, np.zeros(0, dtype=np.int64))
         whole = classes.dtype == np.int64 and classes.shape == (self.triggers,)
         if not whole or not ((classes >= 0) & (classes < self.classes)).all():
@@ -176,10 +185,12 @@ class DeepStego(TriggerScheme):
                 f"the key's classes of its covers are {classes.dtype} {list(classes.shape)}, or "
                 f"beyond 0 to {self.classes - 1}: expected int64 [{self.triggers}]"
             )
-        labels: NDArray[np.int64] = self.class_map(key)[classes]
+        labels: NDArray[np.int64] = self.draw_class_map(key)[classes]
         return labels
 
-    def ask_fresh(self, predict: Predict, fresh: FreshTriggers) -> tuple[Evidence, Null]:
+    def query_fresh_triggers(
+        self, predict: Predictor, fresh: FreshTriggers
+    ) -> tuple[Reading, NullHypothesis]:
         """Ask a suspect about fresh triggers; return the reading and the null hypothesis for it.
 
         The null hypothesis ranks the key's class map among all class maps.
@@ -188,7 +199,7 @@ class DeepStego(TriggerScheme):
             ConfigError: the form is the published one, there are too many classes, or the classes
                 do not fit the covers.
         """
-        from countermark.schemes.training.makers import owner  # needs torch
+        from countermark.schemes.training.makers import load_owner_maker  # needs torch
 
         if self.as_published:
             raise ConfigError(
@@ -210,44 +221,46 @@ class DeepStego(TriggerScheme):
                 f"fresh triggers need a class for each cover, 0 to {self.classes - 1}: got "
                 f"{list(classes.shape)} classes for covers {list(fresh.covers.shape)}"
             )
-        evidence = self.compare(predict, owner(key)(fresh.covers), self.class_map(key)[classes])
+        evidence = self.compare_answers(
+            predict, load_owner_maker(key)(fresh.covers), self.draw_class_map(key)[classes]
+        )
         # There are few maps, and a cheat can try keys until one has a fitting map. Such a reading
         # therefore counts no forgery bits and needs a dated key.
         evidence = replace(evidence, committed=False)
-        return evidence, SecretClassMap(classes, key.stream("other class maps"))
+        return evidence, SecretClassMap(classes, key.make_stream("other class maps"))
 
-    def class_map(self, key: Key) -> NDArray[np.int64]:
+    def draw_class_map(self, key: Key) -> NDArray[np.int64]:
         """Return the class (C,) for which a fresh trigger of each class is taken; never its own."""
-        order = key.stream("class map").permutation(self.classes)
+        order = key.make_stream("class map").draw_permutation(self.classes)
         mapped = np.empty_like(order)
         # One cycle through all classes has no fixed point. There are (C − 1)! such cycles, among
         # which `SecretClassMap` ranks this one.
         mapped[order] = np.roll(order, 1)
         return mapped
 
-    def nulls(self, key: Key) -> dict[str, Null]:
+    def nulls(self, key: Key) -> dict[str, NullHypothesis]:
         """Return `SecretLabels`; as published `UnmarkedModels` with the measurements of the key."""
         if not self.as_published:
             return super().nulls(key)
         return {UnmarkedModels.name: UnmarkedModels(key.learnt.get(SIBLINGS, np.zeros(0)))}
 
-    def not_taken(self, evidence: Evidence) -> str | None:
+    def embedding_failure(self, evidence: Reading) -> str | None:
         """Return why verify would not find the mark in the owner's model; None if it would.
 
         The published form applies the criterion of the paper, trigger accuracy; only a verdict says
         how much that proves.
         """
         if not self.as_published:
-            return super().not_taken(evidence)
-        if evidence.matched >= _TAKEN * evidence.bits:
+            return super().embedding_failure(evidence)
+        if evidence.match_count >= _TAKEN * evidence.bits:
             return None
         return (
-            f"only {evidence.matched} of {evidence.bits} triggers get their labels (expected half "
+            f"only {evidence.match_count} of {evidence.bits} triggers get their labels (expected half "
             "or more): train longer, or take a lower psnr or less of adversarial"
         )
 
-    def half(self) -> Any:
+    def import_training_class(self) -> Any:
         """Import the training module of this form, with torch, and return its training class."""
         if not self.as_published:
-            return super().half()
+            return super().import_training_class()
         return importlib.import_module("countermark.schemes.training.deepstego_published").TRAINING

@@ -12,12 +12,12 @@ from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.key import KeyMaterial
 from countermark.schemes.base import Paper
-from countermark.schemes.black_box import DrawnTriggers
+from countermark.schemes.black_box import DrawnTriggerScheme
 from countermark.schemes.bounds import Count
 
 
 @dataclass(frozen=True)
-class Guo(DrawnTriggers):
+class Guo(DrawnTriggerScheme):
     """A scheme whose triggers carry a message of the owner in some of their pixels.
 
     Attributes:
@@ -38,7 +38,7 @@ class Guo(DrawnTriggers):
         doi="10.1145/3240765.3240862",
     )
 
-    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+    def draw_triggers(self, covers: Images, material: KeyMaterial) -> Images:
         """Add the same mask of the message to each cover.
 
         Raises:
@@ -51,8 +51,10 @@ class Guo(DrawnTriggers):
                 "take fewer"
             )
         # Each bit has a pixel of its own, which all channels share.
-        places = material.stream("places").permutation(pixels)[: self.message_bits]
-        signs = 2 * material.stream("signature").bits(self.message_bits).astype(np.int16) - 1
+        places = material.make_stream("places").draw_permutation(pixels)[: self.message_bits]
+        signs = (
+            2 * material.make_stream("signature").take_bits(self.message_bits).astype(np.int16) - 1
+        )
         # Signed and wide enough for sums beyond 0 to 255, which are clipped below.
         mask = np.zeros(pixels, dtype=np.int16)
         mask[places] = self.intensity * signs

@@ -48,19 +48,19 @@ class HashFilter(Uchida):
         if self.select != "all":
             raise ConfigError("hash_filter chooses the weights itself: leave select out")
 
-    def mask(self, key: Key, name: str) -> NDArray[np.bool_]:
+    def get_mask(self, key: Key, name: str) -> NDArray[np.bool_]:
         """Return the mask of values that pass all rounds, drawn from (secret, C0, "filter").
 
         Each round draws one bit for each value. A value passes when all its bits are 1.
         """
         # The mask is not stored in the key. Drawn after C0, it cannot be fitted to the weights.
-        stream, size = key.stream("filter", name), self.read_of(key.tensors[name])
+        stream, size = key.make_stream("filter", name), self.count_read_values(key.tensors[name])
         kept = np.ones(size, dtype=bool)
         for _ in range(self.rounds):
-            kept &= stream.bit_rows(1, size)[0] == 1
+            kept &= stream.take_bit_rows(1, size)[0] == 1
         return kept
 
-    def selected(self, key: Key) -> int:
+    def count_selected_values(self, key: Key) -> int:
         """Return how many values pass the filter."""
         # Unlike Uchida's, this mask selects in every key, although no tensor of the key holds it.
-        return self.read_width(key)
+        return self.count_all_read_values(key)

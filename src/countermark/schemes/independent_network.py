@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence, Reader
-from countermark.key import Key, tensor_digest
-from countermark.nulls import Null, PermutedUnits, UnmarkedModels
-from countermark.progress import progress
+from countermark.evidence import ReaderFacts, Reading
+from countermark.key import Key, digest_tensor
+from countermark.nulls import NullHypothesis, PermutedUnits, UnmarkedModels
+from countermark.progress import show_progress
 from countermark.schemes.base import Paper
 from countermark.schemes.bounds import MOST_BITS, Count, CountOrNone, Draws, Factor
 from countermark.schemes.reader import (
@@ -33,16 +33,16 @@ from countermark.schemes.reader import (
     LOUDNESS,
     SIBLINGS,
     THRESHOLD,
+    MessageReader,
     MlpReader,
-    Permuter,
-    Reading,
-    check_measured,
-    measured,
+    UnitPermuter,
+    calibrate_threshold,
+    check_calibration,
 )
 from countermark.schemes.white_box import MASK, ConvergedScheme
-from countermark.stats import sequential_log10_p
+from countermark.stats import compute_sequential_log10_p
 from countermark.weights import Array
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 BUILT_IN = "mlp"
 
@@ -77,7 +77,7 @@ class IndependentNetwork(ConvergedScheme):
 
     name: ClassVar[str] = "independent_network"
     linear: ClassVar[bool] = False
-    null: ClassVar[type[Null]] = PermutedUnits
+    null: ClassVar[type[NullHypothesis]] = PermutedUnits
     paper: ClassVar[Paper] = Paper(
         authors="J. Wang, H. Wu, X. Zhang, Y. Yao",
         title="Watermarking in Deep Neural Networks via Error Back-propagation",
@@ -110,11 +110,11 @@ class IndependentNetwork(ConvergedScheme):
             raise ConfigError(f"reader is {self.reader!r}: expected {BUILT_IN!r} or module:factory")
 
     @property
-    def code(self) -> str | None:
+    def reader_code(self) -> str | None:
         """The module:factory of a reader other than the built-in one; None for the built-in one."""
         return None if self.reader == BUILT_IN else self.reader
 
-    def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:
+    def resolve_parameters(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:
         """Return this scheme with the axes of its hidden units found among the model's parameters.
 
         The hidden units are the outputs of the first tensor, or its inputs if it is the model's
@@ -125,9 +125,12 @@ class IndependentNetwork(ConvergedScheme):
             ConfigError: a model of one layer has no hidden units, the units cannot be determined,
                 or `units` does not fit.
         """
-        read, matrices = self.choose(parameters), [n for n, s in parameters.items() if len(s) > 1]
+        read, matrices = (
+            self.choose_tensors(parameters),
+            [n for n, s in parameters.items() if len(s) > 1],
+        )
         if self.units:
-            self.permuter(read)  # raises for axes that do not fit
+            self.make_permuter(read)  # raises for axes that do not fit
             return self
         if len(matrices) < 2:
             raise ConfigError(
@@ -154,18 +157,18 @@ class IndependentNetwork(ConvergedScheme):
             )
         axes = {before: 0, after: 1}
         settled = replace(self, units=tuple(axes.get(name, -1) for name in read))
-        settled.permuter(read)
+        settled.make_permuter(read)
         return settled
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """Return `MOST_BITS`, since a reader memorises; 0 where no weight is selected."""
         return MOST_BITS if tensors and selected != 0 else 0
 
-    def selected(self, key: Key) -> int | None:
+    def count_selected_values(self, key: Key) -> int | None:
         """Return how many weights MANU feeds to the reader; None in AUTO."""
-        return int(self.mask(key).sum()) if self.mode == "manu" else None
+        return int(self.get_gate_mask(key).sum()) if self.mode == "manu" else None
 
-    def mask(self, key: Key) -> NDArray[np.uint8]:
+    def get_gate_mask(self, key: Key) -> NDArray[np.uint8]:
         """Return the frozen gate of MANU (M,), 0 or 1, in reading order.
 
         Raises:
@@ -182,7 +185,7 @@ class IndependentNetwork(ConvergedScheme):
             parts.append(mask.astype(np.uint8))
         return np.concatenate(parts)  # (M,)
 
-    def permuter(self, tensors: Mapping[str, tuple[int, ...]]) -> Permuter:
+    def make_permuter(self, tensors: Mapping[str, tuple[int, ...]]) -> UnitPermuter:
         """Return how permutations of the hidden units act on the vector that is read.
 
         Raises:
@@ -199,9 +202,9 @@ class IndependentNetwork(ConvergedScheme):
                 f"units is {list(self.units)}: expected an axis (or -1) for each of "
                 f"{[list(shape) for shape in tensors.values()]}, all of one length of 2 or more"
             )
-        return Permuter.along(tensors, axes, sizes.pop())
+        return UnitPermuter.from_axes(tensors, axes, sizes.pop())
 
-    def vector(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float32]:
+    def read_vector(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float32]:
         """Return the vector w (M,): the tensors in C order, joined.
 
         Raises:
@@ -214,49 +217,56 @@ class IndependentNetwork(ConvergedScheme):
             parts = [weights[name].reshape(-1).astype(np.float32) for name in key.tensors]
         return np.concatenate(parts)  # (M,)
 
-    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Reading:
         """Read T bits, and count the permutations of the suspect that read as many of them."""
-        w, reading = self.vector(weights, key), self._reading(key)
-        scores = reading.scores(w[None])[0]  # (T,)
+        w, reading = self.read_vector(weights, key), self._make_message_reader(key)
+        scores = reading.compute_scores(w[None])[0]  # (T,)
         read = (scores > 0).astype(np.uint8)
-        permuter, stream = self.permuter(key.tensors), self._stream(weights, key, "false reads")
+        permuter, stream = (
+            self.make_permuter(key.tensors),
+            self._make_stream(weights, key, "false reads"),
+        )
         matched = int((read == key.message).sum())
         false_reads = 0
-        for others in permuter.batches(w, stream, LOOK):
-            found = (reading.scores(others) > 0) == key.message  # (n, T)
+        for others in permuter.generate_permuted_batches(w, stream, LOOK):
+            found = (reading.compute_scores(others) > 0) == key.message  # (n, T)
             false_reads += int((found.sum(axis=1) >= matched).sum())
         threshold = key.learnt.get(THRESHOLD)
-        return Evidence(
+        return Reading(
             read,
             key.message,
             committed=False,
-            payload=key.payload_in(read),
+            payload=key.check_payload(read),
             scores=scores,
-            reader=Reader(
+            reader=ReaderFacts(
                 siblings=len(key.learnt.get(SIBLINGS, ())),
                 threshold=None if threshold is None else float(threshold[0]),
-                quiet_loss=_quiet_loss(w, key.learnt.get(LOUDNESS), permuter, reading),
+                quiet_loss=_compute_quiet_loss(w, key.learnt.get(LOUDNESS), permuter, reading),
                 permuted=LOOK,
                 false_reads=false_reads,
                 published=self.l2_threshold if self.as_published else None,
             ),
         )
 
-    def nulls(self, weights: Mapping[str, Array], key: Key, draws: int) -> dict[str, Null]:
+    def nulls(
+        self, weights: Mapping[str, Array], key: Key, draws: int
+    ) -> dict[str, NullHypothesis]:
         """Return `PermutedUnits`, and `UnmarkedModels` where the key holds their losses."""
         # If the cap forbids the draws that alpha needs, no number of draws can help: a few suffice.
         capped = draws if draws <= self.most_permutations else min(LOOK, self.most_permutations)
-        found: dict[str, Null] = {PermutedUnits.name: self._permuted(weights, key, capped)}
+        found: dict[str, NullHypothesis] = {
+            PermutedUnits.name: self._make_permutation_null(weights, key, capped)
+        }
         if SIBLINGS in key.learnt:
             found[UnmarkedModels.name] = UnmarkedModels(key.learnt[SIBLINGS])
         return found
 
-    def unit_axes(self, key: Key) -> dict[str, int]:
+    def get_unit_axes(self, key: Key) -> dict[str, int]:
         """Return the axis of the hidden units in each tensor, as the key states it."""
-        self.permuter(key.tensors)  # raises for axes that do not exist
+        self.make_permuter(key.tensors)  # raises for axes that do not exist
         return dict(zip(key.tensors, self.units, strict=True))
 
-    def compare_unmarked(
+    def compare_unmarked_model(
         self,
         weights: Mapping[str, Array],
         key: Key,
@@ -268,31 +278,35 @@ class IndependentNetwork(ConvergedScheme):
         Rescaling makes each of its tensors as loud as that of the suspect.
         """
         # Axis −1 makes each whole tensor one group.
-        whole = Permuter.along(key.tensors, dict.fromkeys(key.tensors, -1), 1)
+        whole = UnitPermuter.from_axes(key.tensors, dict.fromkeys(key.tensors, -1), 1)
         # Loudness is matched by tensor, because hidden units of two models do not correspond.
-        w, own = self.vector(weights, key), self.vector(suspect, key)
-        loud = whole.at(w, whole.loudness(own))
-        losses = self._reading(key).losses(np.stack([w, loud]))
-        ranked = self._permuted(weights, key, draws)
-        return float(losses.min()), sequential_log10_p(*ranked.counts(), ranked.stop_at)
+        w, own = self.read_vector(weights, key), self.read_vector(suspect, key)
+        loud = whole.scale_to_loudness(w, whole.compute_loudness(own))
+        losses = self._make_message_reader(key).compute_losses(np.stack([w, loud]))
+        ranked = self._make_permutation_null(weights, key, draws)
+        return float(losses.min()), compute_sequential_log10_p(
+            *ranked.count_exceedances(), ranked.stop_at
+        )
 
-    def _permuted(self, weights: Mapping[str, Array], key: Key, draws: int) -> PermutedUnits:
+    def _make_permutation_null(
+        self, weights: Mapping[str, Array], key: Key, draws: int
+    ) -> PermutedUnits:
         """Make the null hypothesis that ranks a suspect's loss among its permutations."""
-        w, reading = self.vector(weights, key), self._reading(key)
-        permuter, stream = self.permuter(key.tensors), self._stream(weights, key, "units")
-        loss = reading.tied_loss(w)
+        w, reading = self.read_vector(weights, key), self._make_message_reader(key)
+        permuter, stream = self.make_permuter(key.tensors), self._make_stream(weights, key, "units")
+        loss = reading.compute_tied_loss(w)
 
-        def losses(count: int) -> Iterator[NDArray[np.float64]]:
+        def generate_losses(count: int) -> Iterator[NDArray[np.float64]]:
             """Generate the losses of `count` permutations in batches, with a progress bar."""
-            with progress("ranking among permutations", count) as advance:
-                for vectors in permuter.batches(w, stream, count):
+            with show_progress("ranking among permutations", count) as advance:
+                for vectors in permuter.generate_permuted_batches(w, stream, count):
                     # The rank only needs to know which losses are at most the suspect's.
-                    yield reading.losses(vectors, up_to=loss)
+                    yield reading.compute_losses(vectors, up_to=loss)
                     advance(len(vectors))
 
-        return PermutedUnits(losses, loss, draws)
+        return PermutedUnits(generate_losses, loss, draws)
 
-    def not_taken(self, evidence: Evidence) -> str | None:
+    def embedding_failure(self, evidence: Reading) -> str | None:
         """Return why verify would not find the mark in the owner's model; None if it would.
 
         The reason may be the bits, θ, or the sibling threshold. The published form has no siblings:
@@ -303,14 +317,14 @@ class IndependentNetwork(ConvergedScheme):
             raise AssertionError("a learnt reader reads scores")
         siblings = None if self.as_published else reader.threshold
         most = self.l2_threshold if siblings is None else min(self.l2_threshold, siblings)
-        if evidence.matched == evidence.bits and loss <= most:
+        if evidence.match_count == evidence.bits and loss <= most:
             return None
         return (
-            f"{evidence.matched} of {evidence.bits} bits are in the model, L2 is {loss:.2g} "
+            f"{evidence.match_count} of {evidence.bits} bits are in the model, L2 is {loss:.2g} "
             f"(expected all of them and at most {most:.2g}): train longer, or raise strength"
         )
 
-    def calibrated(
+    def with_calibration(
         self, key: Key, siblings: Sequence[Mapping[str, Array]], marked: Mapping[str, Array]
     ) -> Key:
         """Return the key with its sibling threshold, see `reader.measured`.
@@ -320,54 +334,56 @@ class IndependentNetwork(ConvergedScheme):
         """
         if not siblings:
             return key
-        permuter, reading = self.permuter(key.tensors), self._reading(key)
-        loudness = permuter.loudness(self.vector(marked, key))
-        vectors = [self.vector(each, key) for each in siblings]
+        permuter, reading = self.make_permuter(key.tensors), self._make_message_reader(key)
+        loudness = permuter.compute_loudness(self.read_vector(marked, key))
+        vectors = [self.read_vector(each, key) for each in siblings]
         losses = [
-            reading.losses(np.stack([permuter.at(w, loudness, most=most) for w in vectors]))
+            reading.compute_losses(
+                np.stack([permuter.scale_to_loudness(w, loudness, most=most) for w in vectors])
+            )
             for most in (1.0, np.inf)
         ]
-        found = measured(np.minimum(*losses), loudness)
+        found = calibrate_threshold(np.minimum(*losses), loudness)
         return replace(key, learnt={**key.learnt, **found})
 
-    def _reading(self, key: Key) -> Reading:
+    def _make_message_reader(self, key: Key) -> MessageReader:
         """Make the reader of a key, together with the key's message.
 
         Raises:
             ConfigError: the measurements or tensors of the reader are damaged.
         """
-        check_measured(key.learnt)
+        check_calibration(key.learnt)
         tensors = {
             n: each for n, each in key.learnt.items() if n not in (SIBLINGS, THRESHOLD, LOUDNESS)
         }
         width = sum(math.prod(shape) for shape in key.tensors.values())
-        mask = self.mask(key) if self.mode == "manu" else None
-        if self.code is not None:
-            from countermark.schemes.training.readers import module_logits
+        mask = self.get_gate_mask(key) if self.mode == "manu" else None
+        if self.reader_code is not None:
+            from countermark.schemes.training.readers import make_module_logits
 
-            logits = module_logits(self, width, tensors, mask)
+            logits = make_module_logits(self, width, tensors, mask)
             # Without a gain: nothing is known of the sums in foreign code except their precision.
-            return Reading(logits, key.message, np.float32)
-        reader = MlpReader.of(tensors, width=width, hidden=self.hidden, bits=self.bits)
+            return MessageReader(logits, key.message, np.float32)
+        reader = MlpReader.from_tensors(tensors, width=width, hidden=self.hidden, bits=self.bits)
         # In MANU the gate is stored twice. A learnt gate that differs from the committed mask could
         # have been fitted to a suspect.
         if mask is not None and not np.array_equal(reader.gate, mask):
             raise ConfigError("the key's gate is not the mask that its commitment fixed")
-        return Reading(reader, key.message, gain=reader.gain)
+        return MessageReader(reader, key.message, gain=reader.gain)
 
     @staticmethod
-    def _stream(weights: Mapping[str, Array], key: Key, purpose: str) -> Stream:
+    def _make_stream(weights: Mapping[str, Array], key: Key, purpose: str) -> KeyStream:
         """Return a stream that depends on key and suspect, so that p can be reproduced."""
-        digests = b"".join(tensor_digest(name, weights[name]) for name in key.tensors)
+        digests = b"".join(digest_tensor(name, weights[name]) for name in key.tensors)
         # The digests stand in place of a tensor name: each suspect has permutations of its own.
-        return Stream(key.material.secret, key.c1 or key.c0, purpose, digests.hex())
+        return KeyStream(key.material.secret, key.c1 or key.c0, purpose, digests.hex())
 
 
-def _quiet_loss(
+def _compute_quiet_loss(
     w: NDArray[np.float32],
     loudness: NDArray[np.float64] | None,
-    permuter: Permuter,
-    reading: Reading,
+    permuter: UnitPermuter,
+    reading: MessageReader,
 ) -> float | None:
     """Return L2 of the vector w (M,) with no unit louder than in the marked model.
 
@@ -384,4 +400,4 @@ def _quiet_loss(
             f"the key's {LOUDNESS} is {list(loudness.shape)}: expected {[groups]}, one for each "
             "hidden unit of each tensor"
         )
-    return float(reading.losses(permuter.at(w, loudness, most=1.0)[None])[0])
+    return float(reading.compute_losses(permuter.scale_to_loudness(w, loudness, most=1.0)[None])[0])

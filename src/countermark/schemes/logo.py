@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from countermark.answers import Images
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.message import Bits
-from countermark.pictures import Pixels, decoded
+from countermark.pictures import Pixels, decode_image
 
 GRID = 8
 """A logo is 8 × 8 bits in the keyed form, and so is the tile that spreads it."""
@@ -29,7 +29,7 @@ _SIDE = 96  # pixels of the drawn logo
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601
 
 
-def emblem() -> Pixels:
+def draw_emblem() -> Pixels:
     """Draw the default logo, uint8 (3, 96, 96): a ring, open to the right, with a bar in it."""
     y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]  # (96, 96) each
     radius, opening = np.hypot(x, y), (x > 0) & (np.abs(y) < 0.3)
@@ -40,7 +40,7 @@ def emblem() -> Pixels:
     return drawn.transpose(2, 0, 1)
 
 
-def logo_pixels(path: str, shape: tuple[int, int, int]) -> Images:
+def load_logo_pixels(path: str, shape: tuple[int, int, int]) -> Images:
     """Return the logo as an image of the covers' shape: uint8 (C, H, W).
 
     Args:
@@ -53,14 +53,14 @@ def logo_pixels(path: str, shape: tuple[int, int, int]) -> Images:
         MissingExtraError: reading a file needs pillow.
     """
     channels, height, width = shape
-    picture = reduced(read_logo(path) if path else emblem(), height, width)  # (c, H, W)
+    picture = average_areas(read_logo(path) if path else draw_emblem(), height, width)  # (c, H, W)
     if len(picture) != channels:
-        picture = np.repeat(_grey(picture), channels, axis=0)
+        picture = np.repeat(_convert_to_grey(picture), channels, axis=0)
     pixels: Images = np.rint(picture).astype(np.uint8)
     return pixels
 
 
-def logo_bits(path: str) -> Bits:
+def load_logo_bits(path: str) -> Bits:
     """Return an image file as bits (8, 8): 1 where a part is brighter than the median part.
 
     The image is cut into 8 × 8 parts; each has the mean of its grey values.
@@ -72,7 +72,7 @@ def logo_bits(path: str) -> Bits:
         ConfigError: there is no such image, or all parts have one grey level.
         MissingExtraError: reading a file needs pillow.
     """
-    means = np.rint(_grey(reduced(read_logo(path), GRID, GRID))[0])  # (8, 8)
+    means = np.rint(_convert_to_grey(average_areas(read_logo(path), GRID, GRID))[0])  # (8, 8)
     middle = np.median(means)
     bits: NDArray[np.bool_] = means > middle if (means > middle).any() else means >= middle
     # A uniform image would give 64 equal bits, whichever image it is.
@@ -96,20 +96,20 @@ def read_logo(path: str) -> Pixels:
     except ModuleNotFoundError as error:
         raise MissingExtraError("reading a logo", "data") from error
     try:
-        content = _content(Path(path))
+        content = _read_content(Path(path))
         with warnings.catch_warnings():
             # pillow only warns of an image with very many pixels; here the warning refuses the
             # file.
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            return decoded(BytesIO(content), on_white=True)
+            return decode_image(BytesIO(content), on_white=True)
     except PIL.UnidentifiedImageError:  # its message names only a BytesIO object
-        raise _no_picture(path, "no such") from None
+        raise _make_image_error(path, "no such") from None
     except Exception as error:  # pillow's decoders raise exceptions of many types
         said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-        raise _no_picture(path, said.partition("\n")[0]) from None
+        raise _make_image_error(path, said.partition("\n")[0]) from None
 
 
-def _no_picture(path: str, got: str) -> ConfigError:
+def _make_image_error(path: str, got: str) -> ConfigError:
     """Make the error for a logo file that cannot be used."""
     return ConfigError(
         f"logo {path!r}: expected a picture file such as PNG, got: {got}; give another, or leave "
@@ -117,16 +117,16 @@ def _no_picture(path: str, got: str) -> ConfigError:
     )
 
 
-def reduced(picture: Pixels, height: int, width: int) -> NDArray[np.float32]:
+def average_areas(picture: Pixels, height: int, width: int) -> NDArray[np.float32]:
     """Resize an image (C, …) to (C, height, width) by averaging over equal parts of its area."""
     rows, columns = (
-        _shares(size, wanted)
+        _compute_shares(size, wanted)
         for size, wanted in zip(picture.shape[1:], (height, width), strict=True)
     )
     return np.stack([rows @ channel.astype(np.float32) @ columns.T for channel in picture])
 
 
-def _shares(size: int, wanted: int) -> NDArray[np.float32]:
+def _compute_shares(size: int, wanted: int) -> NDArray[np.float32]:
     """Return the share (wanted, size) of each pixel in each of `wanted` equal parts.
 
     Each row sums to 1.
@@ -140,13 +140,13 @@ def _shares(size: int, wanted: int) -> NDArray[np.float32]:
     return shares
 
 
-def _grey(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+def _convert_to_grey(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the grey values (1, H, W) of an image (C, H, W), C = 1 or 3."""
     # Unrounded, unlike `box_free.grey`: the values are averaged before they are rounded.
     return picture if len(picture) == 1 else np.einsum("c,chw->hw", _LUMA, picture)[None]
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     """Return the bytes of a logo file; raise `ValueError` if it is no regular file or too large."""
     status = path.stat()
     # A device or a pipe could block or deliver bytes without end.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from countermark.answers import Images
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.key import KeyMaterial
-from countermark.schemes.logo import logo_pixels
+from countermark.schemes.logo import load_logo_pixels
 
 if TYPE_CHECKING:
     from countermark.schemes.deep_watermarking import DeepWatermarking
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DARK, _LIGHT = 0, 255
 
 
-def hidden_picture(scheme: DeepWatermarking, material: KeyMaterial) -> Images:
+def make_hidden_image(scheme: DeepWatermarking, material: KeyMaterial) -> Images:
     """Return the hidden image of the published form, uint8 (C, S, S).
 
     The scheme's field `picture` names a file, or is "qr:TEXT" for a QR code, or "" for bits that
@@ -31,14 +31,18 @@ def hidden_picture(scheme: DeepWatermarking, material: KeyMaterial) -> Images:
     """
     shape = (scheme.channels, scheme.side, scheme.side)
     if scheme.picture.startswith("qr:"):
-        return qr_picture(scheme.picture.removeprefix("qr:"), shape)
+        return make_qr_image(scheme.picture.removeprefix("qr:"), shape)
     if scheme.picture:
-        return logo_pixels(scheme.picture, shape)
-    bits = material.stream("picture").bits(scheme.bits).reshape(scheme.grid, scheme.grid)
-    return bits_picture(bits, shape)
+        return load_logo_pixels(scheme.picture, shape)
+    bits = (
+        material.make_stream("picture")
+        .take_bits(scheme.bits)
+        .reshape(scheme.grid_size, scheme.grid_size)
+    )
+    return draw_bits_image(bits, shape)
 
 
-def bits_picture(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> Images:
+def draw_bits_image(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> Images:
     """Draw bits (G, G) as cells of an image uint8 (C, H, W): light for 1, dark for 0."""
     channels, height, width = shape
     # Integer division also divides sides that are no multiple of G; cells then differ by 1 pixel.
@@ -48,10 +52,10 @@ def bits_picture(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> Images
     return np.repeat(picture[None], channels, axis=0)
 
 
-def picture_bits(picture: NDArray[np.float64], grid: int) -> NDArray[np.uint8]:
+def read_image_bits(picture: NDArray[np.float64], grid: int) -> NDArray[np.uint8]:
     """Return the bits (G, G) of a revealed image (C, H, W), levels 0 to 1: 1 for light cells."""
     levels = picture.mean(0)  # (H, W)
-    # The cells are those of `bits_picture`; a cell is light if its mean level is above ½.
+    # The cells are those of `draw_bits_image`; a cell is light if its mean level is above ½.
     rows, columns = (np.arange(size) * grid // size for size in levels.shape)
     sums, counts = np.zeros((grid, grid)), np.zeros((grid, grid))
     np.add.at(sums, (rows[:, None], columns[None]), levels)
@@ -59,7 +63,7 @@ def picture_bits(picture: NDArray[np.float64], grid: int) -> NDArray[np.uint8]:
     return (sums > counts / 2).astype(np.uint8)
 
 
-def qr_picture(text: str, shape: tuple[int, int, int]) -> Images:
+def make_qr_image(text: str, shape: tuple[int, int, int]) -> Images:
     """Return a QR code as an image uint8 (C, H, W), with the highest error correction that fits.
 
     Raises:
@@ -83,4 +87,4 @@ def qr_picture(text: str, shape: tuple[int, int, int]) -> Images:
             f"a QR code of this text has {len(modules)} modules in a row, the square "
             f"{min(shape[1:])} pixels: give a shorter text or a larger side"
         )
-    return bits_picture(modules, shape)
+    return draw_bits_image(modules, shape)

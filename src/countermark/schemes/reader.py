@@ -1,8 +1,8 @@
 """Learnt readers, and the hidden-unit permutations among which their losses rank.
 
-A reader is a network that maps the weights w (M,) of a suspect to T logits. `Reading` holds a
-reader beside its message, `Permuter` reorders the hidden units of w or changes their loudness, and
-`measured` sets the sibling threshold. The loudness of a hidden unit is the root mean square of its
+A reader is a network that maps the weights w (M,) of a suspect to T logits. `MessageReader` holds a
+reader beside its message, `UnitPermuter` reorders the hidden units of w or changes their loudness, and
+`calibrate_threshold` sets the sibling threshold. The loudness of a hidden unit is the root mean square of its
 weights in one tensor.
 """
 
@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.errors import ConfigError, printable
+from countermark.errors import ConfigError, make_printable
 from countermark.nulls import LEAST_SIBLINGS
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 SIBLINGS, THRESHOLD, LOUDNESS = "siblings", "sibling_threshold", "loudness"
 """Names of what is measured with the finished reader, and of the units of the marked model.
 
-Held-out losses (n,), threshold (1,), and how loud the units are, see `Permuter.loudness`.
+Held-out losses (n,), threshold (1,), and how loud the units are, see `Permuter.compute_loudness`.
 """
 
 MOST_SIBLINGS = 10_000
@@ -37,7 +37,7 @@ _FIRST_BITS = 32  # message bits that suffice to rule out most permutations
 _ROUNDING = 100.0  # in units in the last place of a sum: more than its rounding loses
 
 
-def measured(
+def calibrate_threshold(
     losses: NDArray[np.float64], loudness: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
     """Return the measurements that a key keeps of its reader, by tensor name.
@@ -63,7 +63,7 @@ def measured(
     return {SIBLINGS: losses, THRESHOLD: np.array([threshold]), LOUDNESS: loudness}
 
 
-def check_measured(learnt: Mapping[str, NDArray[Any]]) -> None:
+def check_calibration(learnt: Mapping[str, NDArray[Any]]) -> None:
     """Raise `ConfigError` for measurements that no reader gives: a key is hostile input."""
     siblings, threshold = learnt.get(SIBLINGS), learnt.get(THRESHOLD)
     loudness = learnt.get(LOUDNESS)
@@ -92,7 +92,7 @@ def check_measured(learnt: Mapping[str, NDArray[Any]]) -> None:
 
 
 @dataclass(frozen=True)
-class Permuter:
+class UnitPermuter:
     """The action of hidden-unit permutations on a vector w (M,) of joined tensors.
 
     Value j belongs to unit `unit[j]`. Under the permutation π it is taken from the place
@@ -111,9 +111,9 @@ class Permuter:
     group: NDArray[np.intp]
 
     @classmethod
-    def along(
+    def from_axes(
         cls, tensors: Mapping[str, tuple[int, ...]], axes: Mapping[str, int], size: int
-    ) -> Permuter:
+    ) -> UnitPermuter:
         """Make a permuter for tensors whose units lie along one axis each.
 
         Args:
@@ -132,28 +132,30 @@ class Permuter:
             start, groups = start + len(at), groups + (size if stride else 1)
         return cls(size, *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
-    def draw(self, stream: Stream, count: int) -> NDArray[np.intp]:
+    def draw_permutations(self, stream: KeyStream, count: int) -> NDArray[np.intp]:
         """Draw the stream's next permutations (count, U), each the stable order of U words."""
-        words = stream.words(count * self.size).reshape(count, self.size)
+        words = stream.take_words(count * self.size).reshape(count, self.size)
         # A stable sort makes the result the same on every machine, also for equal words.
         return np.argsort(words, axis=1, kind="stable")
 
-    def apply(self, w: NDArray[np.float32], orders: NDArray[np.intp]) -> NDArray[np.float32]:
+    def permute_vector(
+        self, w: NDArray[np.float32], orders: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
         """Return the vector w (M,) under permutations (n, U), as (n, M)."""
         permuted: NDArray[np.float32] = w[orders[:, self.unit] * self.stride + self.offset]
         return permuted
 
-    def loudness(self, w: NDArray[np.float32]) -> NDArray[np.float64]:
+    def compute_loudness(self, w: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the loudness (G,) of each group of the vector w (M,): its root mean square."""
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.bincount(self.group, w.astype(np.float64) ** 2)
             found: NDArray[np.float64] = np.sqrt(squares / np.bincount(self.group))
         return found
 
-    def at(
+    def scale_to_loudness(
         self, w: NDArray[np.float32], loudness: NDArray[np.float64], *, most: float = np.inf
     ) -> NDArray[np.float32]:
-        """Return the vector w (M,) rescaled to `loudness` (G,) by a positive factor for each group.
+        """Return the vector w (M,) rescaled to `compute_loudness` (G,) by a positive factor for each group.
 
         Args:
             w: the vector; a group of zeros remains zero.
@@ -161,13 +163,13 @@ class Permuter:
             most: the largest factor; with 1, only groups that are louder are changed.
         """
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            factors = np.minimum(loudness / self.loudness(w), most)
+            factors = np.minimum(loudness / self.compute_loudness(w), most)
             factors[~np.isfinite(factors)] = 1.0  # 0 / 0 and x / 0: zeros remain zeros
             scaled: NDArray[np.float32] = (w * factors[self.group]).astype(np.float32)
         return scaled
 
-    def batches(
-        self, w: NDArray[np.float32], stream: Stream, count: int
+    def generate_permuted_batches(
+        self, w: NDArray[np.float32], stream: KeyStream, count: int
     ) -> Iterator[NDArray[np.float32]]:
         """Generate the vector w (M,) under the stream's next permutations, (n, M) at a time.
 
@@ -176,12 +178,12 @@ class Permuter:
         # Batches are bounded by their values, so that memory does not grow with the host.
         most, size = max(1, _VALUES // len(w)), LOOK
         while count:
-            orders = self.draw(stream, min(size, most, count))
-            yield self.apply(w, orders)
+            orders = self.draw_permutations(stream, min(size, most, count))
+            yield self.permute_vector(w, orders)
             count, size = count - len(orders), _BATCH
 
 
-class Logits(Protocol):
+class LogitFunction(Protocol):
     """A reader of any make, as a function from weight vectors to logits."""
 
     def __call__(self, vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
@@ -203,7 +205,7 @@ class MlpReader:
     last: NDArray[np.float32]
 
     @classmethod
-    def of(
+    def from_tensors(
         cls, tensors: Mapping[str, NDArray[Any]], *, width: int, hidden: int, bits: int
     ) -> MlpReader:
         """Make the reader of a key from its learnt tensors.
@@ -220,7 +222,7 @@ class MlpReader:
         good = (e.dtype == np.float32 and np.isfinite(e).all() for e in tensors.values())
         if found != expected or not all(good):
             raise ConfigError(
-                f"the key's reader has tensors {printable(str(found), 400)}: "
+                f"the key's reader has tensors {make_printable(str(found), 400)}: "
                 f"expected finite float32 {expected}"
             )
         return cls(*(tensors[name] for name in expected))
@@ -245,7 +247,7 @@ class MlpReader:
 
 
 @dataclass(frozen=True)
-class Reading:
+class MessageReader:
     """A reader with the message that it should read.
 
     Attributes:
@@ -254,12 +256,12 @@ class Reading:
             known.
     """
 
-    logits: Logits
+    logits: LogitFunction
     message: NDArray[np.uint8]
     precision: type[np.floating[Any]] = np.float64
     gain: float = 0.0
 
-    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    def compute_scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the logits (N, T) of vectors (N, M) in float64; logits that overflow become 0."""
         with np.errstate(over="ignore", invalid="ignore"):
             scores = self.logits(vectors.astype(np.float64)).astype(np.float64)
@@ -267,22 +269,24 @@ class Reading:
         scores[~np.isfinite(scores)] = 0.0
         return scores
 
-    def tied_loss(self, vector: NDArray[np.float32]) -> float:
+    def compute_tied_loss(self, vector: NDArray[np.float32]) -> float:
         """Return L2 of one vector (M,), at its largest when a copy is computed in another batch.
 
         Sums in a batch of another size are rounded in another way; a copy must still count as a
         tie.
         """
-        scores = self.scores(vector[None])
-        loss = mean_cross_entropy(scores, self.message)
-        return float(_within_rounding(loss, self._summed(vector[None], scores), self.precision)[0])
+        scores = self.compute_scores(vector[None])
+        loss = compute_cross_entropy(scores, self.message)
+        return float(
+            _add_rounding_margin(loss, self._bound_sums(vector[None], scores), self.precision)[0]
+        )
 
-    def losses(
+    def compute_losses(
         self, vectors: NDArray[np.float32], up_to: float | None = None
     ) -> NDArray[np.float64]:
         """Return L2 (N,) of vectors (N, M) in nats; ∞ for those certainly above `up_to`."""
         if up_to is None:
-            return mean_cross_entropy(self.scores(vectors), self.message)
+            return compute_cross_entropy(self.compute_scores(vectors), self.message)
         # Most permutations read far worse than the suspect. A float32 pass over a few bits rules
         # them out; only the others are computed in full.
         bits = min(_FIRST_BITS, len(self.message))
@@ -292,14 +296,14 @@ class Reading:
         # The margin covers the rounding of float32.
         known = np.isfinite(some).all(axis=1)
         some[~known] = 0.0
-        least = mean_cross_entropy(some, self.message[:bits]) * bits / len(self.message)
-        largest = _within_rounding(up_to, self._summed(vectors, some), np.float32)
+        least = compute_cross_entropy(some, self.message[:bits]) * bits / len(self.message)
+        largest = _add_rounding_margin(up_to, self._bound_sums(vectors, some), np.float32)
         near = np.flatnonzero((least <= largest) | ~known)
         found = np.full(len(vectors), np.inf)
-        found[near] = self.losses(vectors[near])
+        found[near] = self.compute_losses(vectors[near])
         return found
 
-    def _summed(self, vectors: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
+    def _bound_sums(self, vectors: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
         """Return the size (N,) of the sums in a logit, to which its rounding is relative.
 
         Terms that cancel count with their absolute values.
@@ -312,7 +316,7 @@ class Reading:
         return summed
 
 
-def _within_rounding(
+def _add_rounding_margin(
     losses: float | NDArray[np.float64],
     summed: NDArray[np.float64],
     precision: type[np.floating[Any]],
@@ -327,7 +331,7 @@ def _within_rounding(
     return largest
 
 
-def mean_cross_entropy(scores: NDArray[Any], message: NDArray[np.uint8]) -> NDArray[np.float64]:
+def compute_cross_entropy(scores: NDArray[Any], message: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Compute the mean −log P(bit) (N,) of logits (N, T): L2 of the paper, Eq. (1)."""
     # −log sigmoid(±y) = log(1 + exp(∓y)), which logaddexp computes without overflow.
     against = (1.0 - 2.0 * message.astype(scores.dtype)) * scores

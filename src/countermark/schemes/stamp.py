@@ -20,16 +20,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import Field
 
-from countermark.errors import ConfigError, printable
-from countermark.evidence import Evidence
+from countermark.errors import ConfigError, make_printable
+from countermark.evidence import Reading
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.message import Bits
 from countermark.schemes.base import Paper
-from countermark.schemes.bounded import Scales, line_scales, plain_scale
+from countermark.schemes.bounded import Scales, compute_line_scales, compute_plain_scale
 from countermark.schemes.bounds import MOST_CODE_PLACES, MOST_RECIPIENTS, MOST_VALUES, Factor
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array, Weights
-from countermark.weights.dtypes import decoded
+from countermark.weights.dtypes import decode_values
 
 BEFORE = "before"
 """First part of the names of frozen tensors that keep what is read as it was before the mark."""
@@ -86,8 +86,8 @@ class Stamp(WeightScheme):
                 "make several keys"
             )
 
-    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
-        """Read T bits from whole tensors, or from the parts that `read_from` returns.
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Reading:
+        """Read T bits from whole tensors, or from the parts that `read_suspect_tensors` returns.
 
         Raises:
             ConfigError: the key belongs to recipients, or a tensor has another shape than in the
@@ -97,31 +97,31 @@ class Stamp(WeightScheme):
             raise ConfigError(
                 "this key tells recipients apart and carries no message: use recipient trace"
             )
-        y = self.scores(weights, key)
+        y = self.compute_scores(weights, key)
         read = (y > 0).astype(np.uint8)
-        return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
+        return Reading(read, key.message, payload=key.check_payload(read), scores=y)
 
-    def scores(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
+    def compute_scores(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
         """Return the readings y / √n (T,), n values a bit; standard normal without the mark."""
-        carriers, places = Carriers(key), self.places(key.tensors, key.material)
+        carriers, places = CarrierStream(key), self.draw_places(key.tensors, key.material)
         y, served = np.zeros(self.bits), np.zeros(self.bits, dtype=np.int64)
         for name, shape in key.tensors.items():
             if name not in weights:
                 # A missing tensor adds nothing to the sums, but its values keep their places in
                 # the row: otherwise all later values would serve other bits.
-                carriers.skip(len(places[name]))
+                carriers.skip_values(len(places[name]))
                 continue
-            part = part_of(weights[name], shape, places[name], name)
-            scales = self.scales(part, shape, places[name].start)
+            part = select_part(weights[name], shape, places[name], name)
+            scales = self.compute_scales(part, shape, places[name].start)
             # In pieces, so that memory does not grow with the tensor.
             for start in range(0, len(part), _AT_ONCE):
                 values = scales.read(part, start, start + _AT_ONCE)
-                bits, signs = carriers.take(len(values))
+                bits, signs = carriers.take_carriers(len(values))
                 y += np.bincount(bits, weights=signs * values, minlength=self.bits)
                 served += np.bincount(bits, minlength=self.bits)
         return y / np.sqrt(np.maximum(1, served))
 
-    def scales(self, part: Array, shape: tuple[int, ...], start: int) -> Scales:
+    def compute_scales(self, part: Array, shape: tuple[int, ...], start: int) -> Scales:
         """Compute the scales in which consecutive values of a tensor are read.
 
         Args:
@@ -129,15 +129,21 @@ class Stamp(WeightScheme):
             shape: of the whole tensor.
             start: place of the first value in the tensor.
         """
-        return line_scales(part, shape, start) if self.reading == "bounded" else plain_scale(part)
+        return (
+            compute_line_scales(part, shape, start)
+            if self.reading == "bounded"
+            else compute_plain_scale(part)
+        )
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
         """Return the signs of the scores as bits (T,)."""
-        return (self.scores(weights, key) > 0).astype(np.uint8)
+        return (self.compute_scores(weights, key) > 0).astype(np.uint8)
 
-    def read_from(self, weights: Weights, where: Mapping[str, str], key: Key) -> dict[str, Array]:
+    def read_suspect_tensors(
+        self, weights: Weights, where: Mapping[str, str], key: Key
+    ) -> dict[str, Array]:
         """Read the parts (n,) of the tensors that the key uses, and nothing else of the file."""
-        places = self.places(key.tensors, key.material)
+        places = self.draw_places(key.tensors, key.material)
         return {
             wanted: weights.read_part(name, places[wanted].start, len(places[wanted]))
             for wanted, name in where.items()
@@ -145,9 +151,9 @@ class Stamp(WeightScheme):
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:  # noqa: ARG002
         """Return one bit for each value that is read."""
-        return sum(map(self.read_of, tensors.values()))
+        return sum(map(self.count_read_values, tensors.values()))
 
-    def selected(self, key: Key) -> int | None:
+    def count_selected_values(self, key: Key) -> int | None:
         """Return None, because no mask selects values, and check the original values in the key.
 
         Raises:
@@ -158,60 +164,60 @@ class Stamp(WeightScheme):
             if name == REFERENCE:
                 continue
             shape = key.tensors.get(name.removeprefix(f"{BEFORE}."))
-            if shape is None or before.shape != (self.read_of(shape),):
+            if shape is None or before.shape != (self.count_read_values(shape),):
                 raise ConfigError(
-                    f"the key's {printable(name, 200)} has shape {before.shape}: expected one "
+                    f"the key's {make_printable(name, 200)} has shape {before.shape}: expected one "
                     "value for each that is read of a tensor"
                 )
         return None
 
-    def before(self, key: Key) -> dict[str, tuple[int, Array]]:
+    def get_original_values(self, key: Key) -> dict[str, tuple[int, Array]]:
         """Return the original values where the key keeps them; uint16 is decoded as bfloat16."""
-        places, found = self.places(key.tensors, key.material), {}
+        places, found = self.draw_places(key.tensors, key.material), {}
         for name, place in places.items():
             if (kept := key.frozen.get(f"{BEFORE}.{name}")) is not None:
                 # numpy has no bfloat16, so that a key stores the two bytes of each value as uint16.
-                wide = decoded(kept.tobytes(), "BF16") if kept.dtype == np.uint16 else kept
+                wide = decode_values(kept.tobytes(), "BF16") if kept.dtype == np.uint16 else kept
                 found[name] = (place.start, wide)
         return found
 
-    def read_of(self, shape: tuple[int, ...]) -> int:
+    def count_read_values(self, shape: tuple[int, ...]) -> int:
         """Return how many values are read of a tensor of this shape."""
         return min(prod(shape), self.values or prod(shape))
 
-    def places(
+    def draw_places(
         self, tensors: Mapping[str, tuple[int, ...]], material: KeyMaterial
     ) -> dict[str, range]:
         """Return which values are read of each tensor, as a range of places in C order."""
         # Drawn before the commitment exists, because the original values enter the commitment.
-        drawn = material.stream("places").words(len(tensors))
+        drawn = material.make_stream("places").take_words(len(tensors))
         found = {}
         for (name, shape), word in zip(tensors.items(), drawn, strict=True):
-            count = self.read_of(shape)
+            count = self.count_read_values(shape)
             start = int(word) % (prod(shape) - count + 1)
             found[name] = range(start, start + count)
         return found
 
 
-class Carriers:
+class CarrierStream:
     """The bits that a key's values serve, and their signs, in order from the first value."""
 
     def __init__(self, key: Key) -> None:
-        self._signs, self._turns = key.stream("signs"), key.stream("turns")
+        self._signs, self._turns = key.make_stream("signs"), key.make_stream("turns")
         self._turned = sliding_window_view(np.arange(2 * key.bits) % key.bits, key.bits)
         self._bits_of_message = key.bits
         self._bits: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._drawn: NDArray[np.int8] = np.zeros(0, dtype=np.int8)
 
-    def take(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    def take_carriers(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
         """Return bits (count,), 0 to T − 1, and signs (count,), ±1, of the next values."""
         while len(self._bits) < count:
-            self._draw(count - len(self._bits))
+            self._expand_runs(count - len(self._bits))
         bits, self._bits = self._bits[:count], self._bits[count:]
         signs, self._drawn = self._drawn[:count], self._drawn[count:]
         return bits, signs
 
-    def skip(self, count: int) -> None:
+    def skip_values(self, count: int) -> None:
         """Skip values, in a time that does not depend on their number.
 
         A key is hostile input and may name tensors of any size that a suspect does not have.
@@ -224,21 +230,21 @@ class Carriers:
         runs, rest = divmod(count - drawn, T)
         self._turns.skip(8 * runs)
         self._signs.skip(-(-T // 8) * runs)
-        self.take(rest)
+        self.take_carriers(rest)
 
-    def _draw(self, count: int) -> None:
+    def _expand_runs(self, count: int) -> None:
         """Expand more runs; each has its own rotation, and its signs start on a new byte."""
         T = self._bits_of_message
         # At least one run, even where T is larger than a piece.
         runs = max(1, min(_AT_ONCE, count + T - 1) // T)
-        turns = (self._turns.words(runs) % np.uint64(T)).astype(np.int64)
+        turns = (self._turns.take_words(runs) % np.uint64(T)).astype(np.int64)
         bits = self._turned[turns]  # (runs, T)
-        signs = 2 * self._signs.bit_rows(runs, T).astype(np.int8) - 1  # (runs, T)
+        signs = 2 * self._signs.take_bit_rows(runs, T).astype(np.int8) - 1  # (runs, T)
         self._bits = np.concatenate([self._bits, bits.reshape(-1)])
         self._drawn = np.concatenate([self._drawn, signs.reshape(-1)])
 
 
-def part_of(values: Array, shape: tuple[int, ...], place: range, name: str) -> Array:
+def select_part(values: Array, shape: tuple[int, ...], place: range, name: str) -> Array:
     """Return the values (n,) that are read of a tensor, given as a whole or as that part already.
 
     Raises:

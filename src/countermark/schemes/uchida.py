@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
-from countermark.evidence import Evidence
+from countermark.evidence import Reading
 from countermark.key import REFERENCE, Key
 from countermark.message import Bits
 from countermark.schemes.base import Paper
-from countermark.schemes.bounded import line_scales
+from countermark.schemes.bounded import compute_line_scales
 from countermark.schemes.bounds import Factor
 from countermark.schemes.white_box import MASK, ConvergedScheme
 from countermark.weights import Array
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 _MARGINS: dict[str | None, float] = {"bounded": 0.8, "plain": 1.0}
 _BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; they fit into a cache
@@ -96,22 +96,24 @@ class Uchida(ConvergedScheme):
     def generate_row_blocks(self, key: Key) -> Iterator[NDArray[Any]]:
         """Generate X from top to bottom in blocks of rows (≤T, M): int8 for ±1 and 0, else float64.
 
-        The columns correspond to the values of `vector`. X is expanded from (secret, C0, "rows").
+        The columns correspond to the values of `read_vector`. X is expanded from (secret, C0, "rows").
         """
-        width = self.read_width(key)
+        width = self.count_all_read_values(key)
         height = max(1, _BLOCK // width)
         if self.key_type in ("direct", "diff"):
-            yield from self._sparse_rows(key, width, height)
+            yield from self._generate_sparse_rows(key, width, height)
             return
         # X may have billions of entries; only one block of rows is in memory at a time.
-        streams = [(key.stream("rows", name), m) for name, m in self._columns(key).items()]
+        streams = [
+            (key.make_stream("rows", name), m) for name, m in self._count_columns(key).items()
+        ]
         for start in range(0, self.bits, height):
             rows = min(height, self.bits - start)
             yield np.concatenate(
-                [self._dense_rows(stream, rows, m) for stream, m in streams], axis=1
+                [self._expand_dense_rows(stream, rows, m) for stream, m in streams], axis=1
             )
 
-    def vector(self, weights: Mapping[str, Array], key: Key) -> Array:
+    def read_vector(self, weights: Mapping[str, Array], key: Key) -> Array:
         """Return the vector w (M,): the values that are read of all tensors, in C order, joined.
 
         Raises:
@@ -121,8 +123,8 @@ class Uchida(ConvergedScheme):
         for name, shape in key.tensors.items():
             if weights[name].shape != shape:
                 raise ConfigError(f"{name} has shape {weights[name].shape}, the key reads {shape}")
-            flat = self._values(weights[name])
-            mask = self.mask(key, name)
+            flat = self._read_values(weights[name])
+            mask = self.get_mask(key, name)
             parts.append(
                 # A stored mask may have any number type; a value carries the mark where the mask is
                 # not 0.
@@ -130,42 +132,42 @@ class Uchida(ConvergedScheme):
             )  # (M_l,)
         return np.concatenate(parts)  # (M,)
 
-    def _values(self, tensor: Array) -> NDArray[np.float64]:
+    def _read_values(self, tensor: Array) -> NDArray[np.float64]:
         """Return the values that are read of a tensor, bounded, plain, or averaged over filters."""
         if self.reading == "bounded":
             part = tensor.reshape(-1)
-            return line_scales(part, tensor.shape).read(part, 0, len(part))
+            return compute_line_scales(part, tensor.shape).read(part, 0, len(part))
         values: NDArray[np.float64] = tensor.astype(np.float64)
         return values.mean(axis=0) if self.read == "filter_mean" else values
 
-    def products(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
+    def compute_products(self, weights: Mapping[str, Array], key: Key) -> NDArray[np.float64]:
         """Return the readings X·w (T,)."""
-        w = self.vector(weights, key)
+        w = self.read_vector(weights, key)
         return np.concatenate([block @ w for block in self.generate_row_blocks(key)])
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
         """Return the bits (T,): 1 where y > 0, that is sigmoid(y) > ½."""
-        return (self.products(weights, key) > 0).astype(np.uint8)
+        return (self.compute_products(weights, key) > 0).astype(np.uint8)
 
-    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Reading:
         """Read T bits: y = X·w, bit = y > 0, that is sigmoid(y) > ½."""
-        y = self.products(weights, key)
+        y = self.compute_products(weights, key)
         read = (y > 0).astype(np.uint8)
-        return Evidence(read, key.message, payload=key.payload_in(read), scores=y)
+        return Reading(read, key.message, payload=key.check_payload(read), scores=y)
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """Return 2 bits a weight that is read (Cover 1965), M for direct, M/2 for diff rows."""
-        width = sum(self.read_of(shape) for shape in tensors.values())
+        width = sum(self.count_read_values(shape) for shape in tensors.values())
         width = width if selected is None else selected
         return {"direct": width, "diff": width // 2}.get(self.key_type, 2 * width)
 
-    def selected(self, key: Key) -> int | None:
+    def count_selected_values(self, key: Key) -> int | None:
         """Return M where a mask selects weights, else None."""
         # The frozen tensors are masks, except for a reference model that the key may also hold.
         selects = any(name != REFERENCE for name in key.frozen)
-        return self.read_width(key) if selects else None
+        return self.count_all_read_values(key) if selects else None
 
-    def read_of(self, shape: tuple[int, ...]) -> int:
+    def count_read_values(self, shape: tuple[int, ...]) -> int:
         """Return how many values are read of a tensor of this shape.
 
         Raises:
@@ -177,7 +179,7 @@ class Uchida(ConvergedScheme):
             )
         return prod(shape[1:]) if self.read == "filter_mean" else prod(shape)
 
-    def _columns(self, key: Key) -> dict[str, int]:
+    def _count_columns(self, key: Key) -> dict[str, int]:
         """Return how many columns of X belong to each tensor.
 
         Raises:
@@ -185,8 +187,8 @@ class Uchida(ConvergedScheme):
         """
         columns = {}
         for name, shape in key.tensors.items():
-            size = self.read_of(shape)
-            mask = self.mask(key, name)
+            size = self.count_read_values(shape)
+            mask = self.get_mask(key, name)
             if mask is not None and mask.shape != (size,):
                 raise ConfigError(
                     f"the key's mask of {name} has shape {mask.shape}, "
@@ -195,25 +197,27 @@ class Uchida(ConvergedScheme):
             columns[name] = size if mask is None else int(np.count_nonzero(mask))
         return columns
 
-    def mask(self, key: Key, name: str) -> NDArray[Any] | None:
+    def get_mask(self, key: Key, name: str) -> NDArray[Any] | None:
         """Return the mask over the values that are read of a tensor; None if all carry the mark."""
         return key.frozen.get(f"{MASK}.{name}")
 
-    def read_width(self, key: Key) -> int:
+    def count_all_read_values(self, key: Key) -> int:
         """Return M, the number of values that are read."""
-        return sum(self._columns(key).values())
+        return sum(self._count_columns(key).values())
 
-    def _dense_rows(self, stream: Stream, rows: int, width: int) -> NDArray[Any]:
+    def _expand_dense_rows(self, stream: KeyStream, rows: int, width: int) -> NDArray[Any]:
         """Return the next rows of X for one tensor (rows, M_l): normal numbers, or ±1."""
         if self.key_type == "random":
-            return stream.normal_rows(rows, width)
-        return 2 * stream.bit_rows(rows, width).astype(np.int8) - 1  # (rows, M_l)
+            return stream.draw_normal_rows(rows, width)
+        return 2 * stream.take_bit_rows(rows, width).astype(np.int8) - 1  # (rows, M_l)
 
-    def _sparse_rows(self, key: Key, width: int, height: int) -> Iterator[NDArray[np.int8]]:
+    def _generate_sparse_rows(
+        self, key: Key, width: int, height: int
+    ) -> Iterator[NDArray[np.int8]]:
         """Generate blocks of rows: direct has one +1 in each row, diff also one −1."""
         # A permutation uses no column twice. `capacity` keeps the T (or 2T) places within its
         # length.
-        order = key.stream("rows").permutation(width)
+        order = key.make_stream("rows").draw_permutation(width)
         plus, minus = order[: self.bits], order[self.bits : 2 * self.bits]
         for start in range(0, self.bits, height):
             at = np.arange(min(height, self.bits - start))

@@ -18,11 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from countermark.errors import CapacityError, ConfigError, nearest
-from countermark.evidence import Evidence
+from countermark.errors import CapacityError, ConfigError, suggest_nearest
+from countermark.evidence import Reading
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
-from countermark.nulls import LEAST_FORGERY_BITS, FairCoin, FreshKeys, Null, forgery_bits
+from countermark.nulls import (
+    LEAST_FORGERY_BITS,
+    FairCoin,
+    FreshKeys,
+    NullHypothesis,
+    compute_forgery_bits,
+)
 from countermark.schemes.base import Scheme
 from countermark.schemes.bounds import MOST_BITS, MOST_VALUES, Count, Factor
 from countermark.verdict import ALPHA
@@ -62,10 +68,10 @@ class WeightScheme(Scheme):
     """How many values the tensors of a key may have together."""
     partial: ClassVar[bool] = False
     """Whether tensors that a suspect has not are left out, and the others read without them."""
-    null: ClassVar[type[Null]] = FairCoin
+    null: ClassVar[type[NullHypothesis]] = FairCoin
 
     @property
-    def size(self) -> int:
+    def reading_length(self) -> int:
         """T, the length of the message."""
         return self.bits
 
@@ -84,14 +90,14 @@ class WeightScheme(Scheme):
         """
 
     @abstractmethod
-    def extract(self, weights: Mapping[str, Array], key: Key) -> Evidence:
+    def extract(self, weights: Mapping[str, Array], key: Key) -> Reading:
         """Read the bits of a key out of the tensors that it names."""
 
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
         """Return only the raw bits (T,), as `extract` reads them, without payload."""
         return self.extract(weights, key).read.astype(np.uint8)
 
-    def read_from(
+    def read_suspect_tensors(
         self,
         weights: Weights,
         where: Mapping[str, str],
@@ -106,7 +112,7 @@ class WeightScheme(Scheme):
         """
         return {wanted: weights.read(name) for wanted, name in where.items()}
 
-    def before(self, key: Key) -> dict[str, tuple[int, Array]]:  # noqa: ARG002 - overrides use it
+    def get_original_values(self, key: Key) -> dict[str, tuple[int, Array]]:  # noqa: ARG002 - overrides use it
         """Return the values that a key keeps of its tensors from before the mark.
 
         The result holds, for each tensor, the place of the first value and the values. They are
@@ -114,14 +120,14 @@ class WeightScheme(Scheme):
         """
         return {}
 
-    def unit_axes(self, key: Key) -> dict[str, int]:  # noqa: ARG002 - overrides use it
+    def get_unit_axes(self, key: Key) -> dict[str, int]:  # noqa: ARG002 - overrides use it
         """Return for each tensor the axis that a null hypothesis permutes, −1 for no axis.
 
         The result is {} where no null hypothesis permutes hidden units.
         """
         return {}
 
-    def compare_unmarked(
+    def compare_unmarked_model(
         self,
         weights: Mapping[str, Array],  # noqa: ARG002 - a learnt reader reads them
         key: Key,  # noqa: ARG002
@@ -152,7 +158,7 @@ class WeightScheme(Scheme):
         weights: Mapping[str, Array],
         key: Key,
         draws: int,  # noqa: ARG002 - null hypotheses that rank by random draws use it
-    ) -> dict[str, Null]:
+    ) -> dict[str, NullHypothesis]:
         """Return the null hypotheses that can judge this scheme; the scheme's own is first.
 
         Args:
@@ -160,37 +166,42 @@ class WeightScheme(Scheme):
             key: the key that reads them.
             draws: how many draws a rank needs to reach alpha, where no exact p exists.
         """
-        found: dict[str, Null] = {FairCoin.name: FairCoin()}
+        found: dict[str, NullHypothesis] = {FairCoin.name: FairCoin()}
         if self.linear:
             # The rank is exact because a linear mark reads any key of the same form alike. A learnt
             # reader belongs to one message: a fresh key would need a reader of its own, trained on
             # the host.
-            found[FreshKeys.name] = FreshKeys(redraw=lambda: self._fresh_match(weights, key))
+            found[FreshKeys.name] = FreshKeys(
+                redraw=lambda: self._count_fresh_matches(weights, key)
+            )
         return found  # schemes with a learnt reader override this method
 
-    def _fresh_match(self, weights: Mapping[str, Array], key: Key) -> int:
+    def _count_fresh_matches(self, weights: Mapping[str, Array], key: Key) -> int:
         """Return how many of its own bits a fresh key of the same form reads in these tensors."""
-        return self.extract(weights, replace(key, material=KeyMaterial.fresh())).matched
+        return self.extract(weights, replace(key, material=KeyMaterial.generate())).match_count
 
-    def not_taken(self, evidence: Evidence) -> str | None:
+    def embedding_failure(self, evidence: Reading) -> str | None:
         """Return why verify would not find the mark in the owner's model; None if it would."""
         # A message of few bits cannot reach ALPHA or the forgery bits even when all its bits are
         # read. A perfect reading must pass all the same; `check_capacity` has warned of it.
-        log10_p, floor = self.null().log10_p(evidence), self.null().log10_floor(evidence)
-        if log10_p <= max(math.log10(ALPHA), floor) and forgery_bits(evidence) >= min(
+        log10_p, floor = (
+            self.null().compute_log10_p(evidence),
+            self.null().compute_log10_floor(evidence),
+        )
+        if log10_p <= max(math.log10(ALPHA), floor) and compute_forgery_bits(evidence) >= min(
             LEAST_FORGERY_BITS, evidence.bits
         ):
             return None
         return (
-            f"only {evidence.matched} of {evidence.bits} bits are in the model "
+            f"only {evidence.match_count} of {evidence.bits} bits are in the model "
             f"(log10 p {log10_p:.1f}): train longer, raise strength, or take fewer bits"
         )
 
-    def settled(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:  # noqa: ARG002
+    def resolve_parameters(self, parameters: Mapping[str, tuple[int, ...]]) -> Self:  # noqa: ARG002
         """Return this scheme with the fields filled in that depend on the model's parameters."""
         return self
 
-    def calibrated(
+    def with_calibration(
         self,
         key: Key,
         siblings: Sequence[Mapping[str, Array]],  # noqa: ARG002
@@ -206,7 +217,9 @@ class WeightScheme(Scheme):
         return key
 
     @final
-    def choose(self, parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    def choose_tensors(
+        self, parameters: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]]:
         """Choose the tensors that carry the mark from a model's parameters (shapes by name).
 
         Raises:
@@ -221,7 +234,7 @@ class WeightScheme(Scheme):
         for name in names:
             if name not in parameters:
                 raise ConfigError(
-                    f"the model has no trainable tensor {name!r}: {nearest(name, matrices)}"
+                    f"the model has no trainable tensor {name!r}: {suggest_nearest(name, matrices)}"
                 )
         return {name: parameters[name] for name in names}
 
@@ -237,7 +250,7 @@ class WeightScheme(Scheme):
         """Make a key for tensors of these names and shapes.
 
         Args:
-            tensors: the tensors that carry the mark, as `choose` returns them.
+            tensors: the tensors that carry the mark, as `choose_tensors` returns them.
             owner: the name that the payload contains.
             material: secret and nonce; drawn from the operating system when None.
             frozen: tensors that are fixed before the message is drawn; their digests enter the
@@ -253,21 +266,21 @@ class WeightScheme(Scheme):
             fields=self.to_fields(),
             tensors=dict(tensors),
             owner=owner,
-            material=material or KeyMaterial.fresh(),
+            material=material or KeyMaterial.generate(),
             frozen=dict(frozen or {}),
-            trusted=self.code,
+            trusted=self.reader_code,
         )
         self.require_readable(tensors)
-        self.check_capacity(tensors, self.selected(key))
+        self.check_capacity(tensors, self.count_selected_values(key))
         return key
 
     @final
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key that reads too much, or less than its bits need."""
-        # The order matters: `selected` may expand a mask of all values, which a hostile key could
-        # make too large for the memory.
+        # The order matters: `count_selected_values` may expand a mask of all values, which a
+        # hostile key could make too large for the memory.
         self.require_readable(key.tensors)
-        self.require_capacity(key.tensors, self.selected(key))
+        self.require_capacity(key.tensors, self.count_selected_values(key))
 
     @final
     def require_readable(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
@@ -307,7 +320,7 @@ class WeightScheme(Scheme):
                 f"{limit}; take fewer bits or more layers"
             )
 
-    def selected(self, key: Key) -> int | None:  # noqa: ARG002 - overrides use it
+    def count_selected_values(self, key: Key) -> int | None:  # noqa: ARG002 - overrides use it
         """Return how many of the values that are read carry the mark; None for all of them."""
         return None
 
@@ -338,17 +351,17 @@ class WeightScheme(Scheme):
             ConfigError: scheme and model do not fit.
         """
         # Imported here because it loads torch, which reading a mark does not need.
-        from countermark.embedding import WeightEmbedding, place_for
+        from countermark.embedding import WeightEmbedding, make_unfinished_key
 
         return WeightEmbedding(
             self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings,
-            place=place_for(key, resume=resume),
+            place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
 
     @final
-    def training(self) -> type[WeightTraining]:
+    def load_training_class(self) -> type[WeightTraining]:
         """Return the training class of this scheme; the import loads torch."""
-        half: type[WeightTraining] = self.half()
+        half: type[WeightTraining] = self.import_training_class()
         return half
 
 

@@ -13,14 +13,14 @@ from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.key import KeyMaterial
 from countermark.schemes.base import Paper
-from countermark.schemes.black_box import DrawnTriggers
+from countermark.schemes.black_box import DrawnTriggerScheme
 
 _GLYPHS = {"T": (7, 2, 2, 2, 2), "E": (7, 4, 6, 4, 7), "S": (7, 4, 7, 1, 7)}  # 5 rows of 3 pixels
 _TEXT, _NOISE = "TEST", 20.0  # the paper's text; standard deviation in grey levels
 
 
 @dataclass(frozen=True)
-class Zhang(DrawnTriggers):
+class Zhang(DrawnTriggerScheme):
     """A scheme whose triggers show a visible addition, or come from another domain.
 
     Attributes:
@@ -41,25 +41,25 @@ class Zhang(DrawnTriggers):
         doi="10.1145/3196494.3196550",
     )
 
-    def draw(self, covers: Images, material: KeyMaterial) -> Images:
+    def draw_triggers(self, covers: Images, material: KeyMaterial) -> Images:
         """Return the covers with text or noise, or figures on a plain ground."""
         if self.kind == "noise":
             # One draw for all covers: the pattern has the size of one image.
-            pattern = material.stream("noise").normal_rows(1, covers[0].size)
+            pattern = material.make_stream("noise").draw_normal_rows(1, covers[0].size)
             noisy = covers + _NOISE * pattern.reshape(covers.shape[1:])
             return np.rint(noisy).clip(0, 255).astype(np.uint8)
         if self.kind == "content":
-            return _written(covers, _TEXT, down=1, right=1)
-        return self._figures(covers, material)
+            return _write_text(covers, _TEXT, down=1, right=1)
+        return self._draw_figures(covers, material)
 
     @staticmethod
-    def _figures(covers: Images, material: KeyMaterial) -> Images:
+    def _draw_figures(covers: Images, material: KeyMaterial) -> Images:
         """Draw for each cover a slanted stroke on a plain ground, like a handwritten 1."""
         n, channels, height, width = covers.shape
-        stream = material.stream("figures")
-        paint = stream.words(2 * n * channels).reshape(2, n, channels, 1, 1) % np.uint64(256)
+        stream = material.make_stream("figures")
+        paint = stream.take_words(2 * n * channels).reshape(2, n, channels, 1, 1) % np.uint64(256)
         # The stroke is jittered in place, slant and thickness, as handwriting is.
-        shift = stream.normal_rows(n, 4)[..., None, None]  # down, right, slant, thickness
+        shift = stream.draw_normal_rows(n, 4)[..., None, None]  # down, right, slant, thickness
         y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
         along = y - 0.2 * shift[:, 0]
         across = x - 0.2 * shift[:, 1] - 0.4 * shift[:, 2] * along
@@ -69,13 +69,13 @@ class Zhang(DrawnTriggers):
         return figures
 
 
-def _written(images: Images, text: str, *, down: int, right: int) -> Images:
+def _write_text(images: Images, text: str, *, down: int, right: int) -> Images:
     """Return images (n, C, H, W) with a black text on them, 5 pixels high.
 
     Raises:
         ConfigError: the images are too small for the text.
     """
-    bitmap = _bitmap(text)
+    bitmap = _render_text(text)
     height, width = bitmap.shape
     if images.shape[2] < down + height or images.shape[3] < right + width:
         raise ConfigError(
@@ -88,7 +88,7 @@ def _written(images: Images, text: str, *, down: int, right: int) -> Images:
     return written
 
 
-def _bitmap(text: str) -> NDArray[np.uint8]:
+def _render_text(text: str) -> NDArray[np.uint8]:
     """Return a text as pixels (5, 4·letters), 1 where there is ink."""
     # Each row of a glyph is a number of three bits, its left pixel the highest bit.
     rows = np.array([_GLYPHS[letter] for letter in text], dtype=np.uint8)  # (letters, 5)

@@ -12,6 +12,6 @@ These modules need numpy only; they never hold all weights of a checkpoint in me
 from __future__ import annotations
 
 from countermark.stamping.advising import Advice, advise
-from countermark.stamping.making import Stamped, stamp
+from countermark.stamping.making import StampResult, stamp
 
-__all__ = ["Advice", "Stamped", "advise", "stamp"]
+__all__ = ["Advice", "StampResult", "advise", "stamp"]

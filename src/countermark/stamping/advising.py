@@ -14,7 +14,7 @@ import numpy as np
 
 from countermark.errors import ConfigError
 from countermark.schemes.stamp import Stamp
-from countermark.stamping.forecast import Rows, forecast
+from countermark.stamping.forecast import Rows, forecast_error_rates
 from countermark.weights import Weights
 from countermark.weights.dtypes import FLOATS
 
@@ -55,7 +55,7 @@ class Advice:
     rates: Mapping[str, float]
 
     @property
-    def gentle(self) -> bool:
+    def is_gentle(self) -> bool:
         """Whether the expected change of the read values is tolerated."""
         return self.change <= MOST
 
@@ -84,19 +84,19 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
     """
     given = dict(fields or {})
     shapes = {name: info.shape for name, info in weights.tensors.items() if info.dtype in FLOATS}
-    tensors = _chosen(shapes, given.pop("layer", None))
-    scheme = _sized(Stamp.from_fields({**given, "layer": list(tensors)}), tensors, given)
+    tensors = _choose_tensors(shapes, given.pop("layer", None))
+    scheme = _fill_parameters(Stamp.from_fields({**given, "layer": list(tensors)}), tensors, given)
     scheme.require_capacity(tensors)
     read = scheme.capacity(tensors, None)
     # A sample suffices: the forecast needs moments of the distribution only.
-    rates = forecast(
-        _sample(weights, scheme, tensors), margin=scheme.margin, served=read / scheme.bits
+    rates = forecast_error_rates(
+        _sample_rows(weights, scheme, tensors), margin=scheme.margin, served=read / scheme.bits
     )
-    whole = expected_change(scheme, sum(map(prod, tensors.values())))
-    return Advice(scheme, tensors, read, expected_change(scheme, read), whole, rates)
+    whole = compute_expected_change(scheme, sum(map(prod, tensors.values())))
+    return Advice(scheme, tensors, read, compute_expected_change(scheme, read), whole, rates)
 
 
-def expected_change(scheme: Stamp, read: int) -> float:
+def compute_expected_change(scheme: Stamp, read: int) -> float:
     """Return √(T·E[max(0, c − z)²] / N) for z ~ N(0, 1): the relative change of N values.
 
     T is the number of bits, c the margin and N = `read` the number of values. A bit whose reading z
@@ -108,7 +108,7 @@ def expected_change(scheme: Stamp, read: int) -> float:
     return math.sqrt(scheme.bits * squares / read)
 
 
-def _chosen(
+def _choose_tensors(
     shapes: Mapping[str, tuple[int, ...]], layer: list[str] | str | None
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the named tensors, or of all large matrices except embeddings and heads.
@@ -117,7 +117,7 @@ def _chosen(
         ConfigError: the checkpoint has no floating-point tensor of two dimensions or more.
     """
     if layer is not None:
-        return Stamp(layer=layer if isinstance(layer, str) else tuple(layer)).choose(shapes)
+        return Stamp(layer=layer if isinstance(layer, str) else tuple(layer)).choose_tensors(shapes)
     matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
     large = {name: shape for name, shape in matrices.items() if prod(shape) >= _LEAST_VALUES}
     inner = {name: shape for name, shape in large.items() if not _REPLACED.search(name)}
@@ -130,31 +130,31 @@ def _chosen(
     return found
 
 
-def _sized(
+def _fill_parameters(
     scheme: Stamp, tensors: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]
 ) -> Stamp:
     """Return the scheme with the missing fields chosen by the sizes of the tensors."""
     sizes = [prod(shape) for shape in tensors.values()]
     for bits in (scheme.bits,) if "bits" in given else (BITS, FEWER_BITS):
-        margin = scheme.margin if "margin" in given else _margin(bits, sum(sizes))
+        margin = scheme.margin if "margin" in given else _choose_margin(bits, sum(sizes))
         scheme = replace(scheme, bits=bits, margin=margin)
-        if expected_change(scheme, sum(sizes)) <= MOST:
+        if compute_expected_change(scheme, sum(sizes)) <= MOST:
             break
     # (expected_change for a single value / READ)² is the number of values that meets the target
     # READ.
     if "values" not in given:
-        most = _enough_of_each(sizes, (expected_change(scheme, 1) / READ) ** 2)
+        most = _count_values_per_tensor(sizes, (compute_expected_change(scheme, 1) / READ) ** 2)
         scheme = replace(scheme, values=most)
     return scheme
 
 
-def _margin(bits: int, values: int) -> float:
+def _choose_margin(bits: int, values: int) -> float:
     """Return the margin that meets the target change of whole tensors, within the allowed range."""
     affordable = WHOLE**2 * values / bits - 1  # c², since the change is √(T(c² + 1)/N)
     return round(min(MARGIN, max(LEAST_MARGIN, math.sqrt(max(0.0, affordable)))), 2)
 
 
-def _enough_of_each(sizes: list[int], enough: float) -> int | None:
+def _count_values_per_tensor(sizes: list[int], enough: float) -> int | None:
     """Return how many values to read of each tensor, as even as can be, to get `enough` in total.
 
     None means that all values of all tensors are needed.
@@ -169,13 +169,13 @@ def _enough_of_each(sizes: list[int], enough: float) -> int | None:
     return None
 
 
-def _sample(
+def _sample_rows(
     weights: Weights, scheme: Stamp, tensors: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Rows]:
     """Yield the first values of each tensor as rows, in units of their spread."""
     each = max(_LEAST_VALUES, _SAMPLE // len(tensors))
     for name, shape in tensors.items():
-        count = min(scheme.read_of(shape), each)
+        count = min(scheme.count_read_values(shape), each)
         part = weights.read_part(name, 0, count).astype(np.float64)
         # Rows follow the last axis, because some changes, such as rounding, scale each row by
         # itself.
@@ -184,4 +184,6 @@ def _sample(
         # A tensor of zeros has no spread to divide by.
         if rows.any():
             flat = rows.reshape(-1)
-            yield rows / scheme.scales(flat, shape, 0).between(0, len(flat)).reshape(rows.shape)
+            yield rows / scheme.compute_scales(flat, shape, 0).expand_scales(0, len(flat)).reshape(
+                rows.shape
+            )

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 from countermark.errors import ConfigError, SuspectError
-from countermark.files import creating, replacing, sync
-from countermark.places import require_free
-from countermark.progress import progress
+from countermark.files import create_folder, replace_file, sync_to_disk
+from countermark.places import require_free_path
+from countermark.progress import show_progress
 from countermark.stamping.solving import Piece
 from countermark.weights import SafetensorsWeights, ShardedWeights, Weights
-from countermark.weights.dtypes import encoded
+from countermark.weights.dtypes import encode_values
 
 _SMALL = 64 << 20  # bytes: larger files beside a checkpoint may hold weights
 # Other formats often hold the same model, and a published unmarked twin would defeat the mark.
@@ -29,14 +29,14 @@ _SECRET_FILES = {".key", ".p12", ".pem", ".pfx"}
 _PIECE = 8 << 20  # bytes copied at a time
 
 
-class Writer(Protocol):
+class PieceWriter(Protocol):
     """A function that replaces values in the copy."""
 
     def __call__(self, piece: Piece) -> None:
         """Write the values `piece.after` in place of `piece.before`."""
 
 
-def shards_of(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
+def get_shards(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
     """Return the safetensors files of an open checkpoint by file name.
 
     Raises:
@@ -55,7 +55,9 @@ def shards_of(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
 
 
 @contextmanager
-def copied(source: Path, weights: Weights, out: Path) -> Iterator[tuple[Path, Writer, list[str]]]:
+def copy_checkpoint(
+    source: Path, weights: Weights, out: Path
+) -> Iterator[tuple[Path, PieceWriter, list[str]]]:
     """Make a copy of a checkpoint that gets the name `out` when the block ends without an error.
 
     Args:
@@ -66,42 +68,42 @@ def copied(source: Path, weights: Weights, out: Path) -> Iterator[tuple[Path, Wr
     Yields: the temporary path of the copy, the function that replaces values in it, and the files
         of the folder that were left out because they may hold the unmarked model or a secret.
     """
-    shards = shards_of(weights, source)
+    shards = get_shards(weights, source)
     if not source.is_dir():
         (name,) = shards
-        with replacing(out) as temporary:
+        with replace_file(out) as temporary:
             _copy(Path(weights.name), temporary)
-            with _writer({name: temporary}, weights) as write:
+            with _open_writer({name: temporary}, weights) as write:
                 yield temporary, write, []
         return
-    with creating(out) as temporary:
-        left_out = _copy_beside(source, temporary, set(shards))
+    with create_folder(out) as temporary:
+        left_out = _copy_other_files(source, temporary, set(shards))
         for name in shards:
             _copy(source / name, temporary / name)
-        with _writer({name: temporary / name for name in shards}, weights) as write:
+        with _open_writer({name: temporary / name for name in shards}, weights) as write:
             yield temporary, write, left_out
-        # `creating` makes the folder private; the copy gets the source's permissions.
+        # `create_folder` makes the folder private; the copy gets the source's permissions.
         temporary.chmod(source.stat().st_mode & 0o777)
 
 
-def require_room(source: Path, out: Path) -> None:
+def require_copy_place(source: Path, out: Path) -> None:
     """Raise `ConfigError` if the copy cannot be made at `out`."""
-    require_free(out)
+    require_free_path(out)
     # A copy inside its source would be copied into itself.
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{out} lies in {source}, which is copied: choose another place")
 
 
-def require_apart(key: Path, source: Path) -> None:
+def require_key_outside(key: Path, source: Path) -> None:
     """Raise `ConfigError` if the key would lie in the checkpoint, which is to be published."""
     if key.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{key} lies in {source}, which is to be published: choose another place")
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the bytes of a file with a progress bar; `_writer` syncs the copy later."""
+    """Copy the bytes of a file with a progress bar; `_open_writer` syncs the copy later."""
     size = source.stat().st_size / _PIECE
-    what = progress(f"copying {source.name}, in {_PIECE >> 20} MiB", math.ceil(size))
+    what = show_progress(f"copying {source.name}, in {_PIECE >> 20} MiB", math.ceil(size))
     with what as advance, source.open("rb") as given, target.open("wb") as taken:
         while piece := given.read(_PIECE):
             taken.write(piece)
@@ -109,23 +111,23 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _writer(files: dict[str, Path], weights: Weights) -> Iterator[Writer]:
+def _open_writer(files: dict[str, Path], weights: Weights) -> Iterator[PieceWriter]:
     """Yield a function that writes pieces into the open copies; sync the copies at the end."""
     opened = {name: os.open(path, os.O_RDWR) for name, path in files.items()}
     try:
 
-        def write(piece: Piece) -> None:
+        def write_piece(piece: Piece) -> None:
             """Encode the piece and write it to the file that holds its tensor."""
             if isinstance(weights, ShardedWeights):
-                name, offset, _ = weights.place(piece.name)
+                name, offset, _ = weights.locate_tensor(piece.name)
             elif isinstance(weights, SafetensorsWeights):
-                (name,), (offset, _) = opened, weights.place(piece.name)
+                (name,), (offset, _) = opened, weights.locate_tensor(piece.name)
             # Encoded in the tensor's own dtype, so that sizes and offsets of the file stay the
             # same.
-            raw = encoded(piece.after, weights.tensors[piece.name].dtype)
+            raw = encode_values(piece.after, weights.tensors[piece.name].dtype)
             _write_all(opened[name], raw.tobytes(), offset + piece.start * raw.itemsize)
 
-        yield write
+        yield write_piece
         for descriptor in opened.values():
             os.fsync(descriptor)
     finally:
@@ -140,7 +142,7 @@ def _write_all(descriptor: int, content: bytes, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def _copy_beside(source: Path, target: Path, shards: set[str]) -> list[str]:
+def _copy_other_files(source: Path, target: Path, shards: set[str]) -> list[str]:
     """Copy the other files of a checkpoint's folder; return the files that were left out."""
     left_out: list[Path] = []
     for path in sorted(source.rglob("*")):
@@ -151,7 +153,7 @@ def _copy_beside(source: Path, target: Path, shards: set[str]) -> list[str]:
         # A folder that was left out is left out with all its content.
         if any(name.is_relative_to(each) for each in left_out):
             continue
-        if _keeps_secret(path) or (path.is_file() and _may_be_model(path)):
+        if _has_secret(path) or (path.is_file() and _is_possible_model(path)):
             left_out.append(name)
         elif path.is_dir():
             (target / name).mkdir(exist_ok=True, parents=True)
@@ -159,16 +161,16 @@ def _copy_beside(source: Path, target: Path, shards: set[str]) -> list[str]:
             (target / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(path, target / name)
             shutil.copymode(path, target / name)
-            sync(target / name)
+            sync_to_disk(target / name)
     return [str(each) for each in left_out]
 
 
-def _may_be_model(path: Path) -> bool:
+def _is_possible_model(path: Path) -> bool:
     """Return true for a file with a suffix of weight files, or of more than 64 MiB."""
     return path.suffix.lower() in _WEIGHT_FILES or path.stat().st_size > _SMALL
 
 
-def _keeps_secret(path: Path) -> bool:
+def _has_secret(path: Path) -> bool:
     """Return true for a key folder, an unfinished key of `embed`, or a private key."""
     if path.is_dir():
         return path.name.endswith(".resume") or (path / "key.json").is_file()

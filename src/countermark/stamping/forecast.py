@@ -37,7 +37,7 @@ class Moments:
     kappa: float
     rho: float
 
-    def error_rate(self, margin: float) -> float:
+    def compute_error_rate(self, margin: float) -> float:
         """Return the expected share of wrong bits among bits with this margin, 0 to ½."""
         variance = max(0.0, self.v - self.kappa**2) + (self.kappa - self.rho) ** 2
         # Without variance every bit is right, unless the change removes the mark completely.
@@ -46,7 +46,9 @@ class Moments:
         return 0.5 * math.erfc(self.rho * margin / math.sqrt(2 * variance))
 
 
-def forecast(sample: Iterable[Rows], *, margin: float, served: float) -> dict[str, float]:
+def forecast_error_rates(
+    sample: Iterable[Rows], *, margin: float, served: float
+) -> dict[str, float]:
     """Return the expected bit error rate, 0 to ½, after each of the usual changes, by its name.
 
     Args:
@@ -56,9 +58,12 @@ def forecast(sample: Iterable[Rows], *, margin: float, served: float) -> dict[st
     """
     # A bit's margin of c·√n is shared by its n values: each moves by c/√n spreads.
     tensors, step = list(sample), max(_LEAST_STEP, margin / math.sqrt(served))
-    rates = {f"noise of {r:g} std": Moments(1 + r * r, 1.0, 1.0).error_rate(margin) for r in NOISE}
-    for name, change in _changes().items():
-        rates[name] = _moments(tensors, change, step).error_rate(margin)
+    rates = {
+        f"noise of {r:g} std": Moments(1 + r * r, 1.0, 1.0).compute_error_rate(margin)
+        for r in NOISE
+    }
+    for name, change in _list_changes().items():
+        rates[name] = _compute_moments(tensors, change, step).compute_error_rate(margin)
     return rates
 
 
@@ -66,36 +71,36 @@ Change = Callable[[Rows], Callable[[Rows], Rows]]
 """A function of a tensor's values; it returns the change of values that fits the tensor."""
 
 
-def _changes() -> Mapping[str, Change]:
+def _list_changes() -> Mapping[str, Change]:
     """Return the usual changes by name."""
-    pruned = {f"pruning {100 * share:g} %": _prune(share) for share in PRUNED}
-    return pruned | {f"int{bits}": _round(bits) for bits in ROUNDED}
+    pruned = {f"pruning {100 * share:g} %": _make_pruning(share) for share in PRUNED}
+    return pruned | {f"int{bits}": _make_rounding(bits) for bits in ROUNDED}
 
 
-def _prune(share: float) -> Change:
+def _make_pruning(share: float) -> Change:
     """Return the change that sets the smallest magnitudes of a tensor to zero."""
 
-    def of(rows: Rows) -> Callable[[Rows], Rows]:
+    def fit_pruning(rows: Rows) -> Callable[[Rows], Rows]:
         """Fix the threshold from the unchanged values of the tensor."""
         least = np.quantile(np.abs(rows), share)
         return lambda values: np.where(np.abs(values) > least, values, 0.0)
 
-    return of
+    return fit_pruning
 
 
-def _round(bits: int) -> Change:
+def _make_rounding(bits: int) -> Change:
     """Return the change that rounds symmetrically, with one scale for each row."""
 
-    def of(rows: Rows) -> Callable[[Rows], Rows]:
+    def fit_rounding(rows: Rows) -> Callable[[Rows], Rows]:
         """Fix each row's step from the unchanged values of the tensor."""
         levels = 2 ** (bits - 1) - 1
         step = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / levels, 1e-12)
         return lambda values: np.round(values / step) * step
 
-    return of
+    return fit_rounding
 
 
-def _moments(tensors: list[Rows], change: Change, step: float) -> Moments:
+def _compute_moments(tensors: list[Rows], change: Change, step: float) -> Moments:
     """Return the moments of a change over all values of a sample."""
     v = kappa = rho = 0.0
     total = max(1, sum(rows.size for rows in tensors))

@@ -20,18 +20,24 @@ from countermark.errors import ConfigError, MarkNotTakenError
 from countermark.key import REFERENCE, Key, KeyMaterial
 from countermark.keyfile import refuse_existing, refuse_nested
 from countermark.message import Bits
-from countermark.places import require_place
-from countermark.schemes import scheme_of
+from countermark.places import require_writable_place
+from countermark.schemes import load_scheme
 from countermark.schemes.stamp import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
-from countermark.stamping.copying import Writer, copied, require_apart, require_room, shards_of
-from countermark.stamping.solving import Shifts, shifted, solve
+from countermark.stamping.copying import (
+    PieceWriter,
+    copy_checkpoint,
+    get_shards,
+    require_copy_place,
+    require_key_outside,
+)
+from countermark.stamping.solving import Shifts, shift_values, solve_shifts
 from countermark.weights import Weights, open_weights
-from countermark.weights.dtypes import encoded
+from countermark.weights.dtypes import encode_values
 
 
 @dataclass(frozen=True)
-class Stamped:
+class StampResult:
     """The result of `stamp`.
 
     Attributes:
@@ -60,7 +66,7 @@ class Stamped:
 
 
 @dataclass(frozen=True)
-class Copy:
+class StampedCopy:
     """The result of a copy: the relative change of the read values, and the files left out."""
 
     change: float
@@ -68,7 +74,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Places:
+class StampPaths:
     """The paths of a stamped copy and its key; neither may exist yet.
 
     Attributes:
@@ -85,17 +91,17 @@ class Places:
         """Raise `ConfigError` or `KeyFileError` if copy or key cannot be written to their paths."""
         # All paths are checked before the long computation.
         refuse_existing(self.key)
-        require_room(source, self.out)
-        require_apart(self.key, source)
+        require_copy_place(source, self.out)
+        require_key_outside(self.key, source)
         refuse_nested(self.key, self.out)
         for each in (self.key, self.out):
-            require_place(each)
+            require_writable_place(each)
 
 
 def stamp(
-    source: Path, places: Places, *, owner: str, fields: Mapping[str, Any] | None = None,
+    source: Path, places: StampPaths, *, owner: str, fields: Mapping[str, Any] | None = None,
     keep_before: bool = True, material: KeyMaterial | None = None,
-) -> Stamped:  # fmt: skip
+) -> StampResult:  # fmt: skip
     """Make a copy of a checkpoint that bears a mark, and the key of the mark.
 
     Args:
@@ -115,20 +121,22 @@ def stamp(
     places.check(source)
     with open_weights(source) as weights:
         # Refuse other formats before the long computation.
-        shards_of(weights, source)
+        get_shards(weights, source)
         advice = advise(weights, fields)
-        key = drawn_key(
-            weights, advice, owner, material or KeyMaterial.fresh(), keep_before=keep_before
+        key = draw_key(
+            weights, advice, owner, material or KeyMaterial.generate(), keep_before=keep_before
         )
-        with _both_or_none(places) as save:
-            copy = copy_marked(source, weights, places.out, key=key, bits=key.message, then=save)
-    return Stamped(key, advice, copy.change, copy.left_out)
+        with _save_key_with_copy(places) as save:
+            copy = write_marked_copy(
+                source, weights, places.out, key=key, bits=key.message, then=save
+            )
+    return StampResult(key, advice, copy.change, copy.left_out)
 
 
-def copy_marked(
+def write_marked_copy(
     source: Path, weights: Weights, out: Path, *, key: Key, bits: Bits,
     then: Callable[[Key], None] | None = None,
-) -> Copy:  # fmt: skip
+) -> StampedCopy:  # fmt: skip
     """Make a copy of an open checkpoint from which a key reads the given bits (T,).
 
     Args:
@@ -144,14 +152,14 @@ def copy_marked(
         MarkNotTakenError: the key does not read the bits from the copy.
     """
     # Only the scheme `stamp` defines which values to shift for a bit.
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if not isinstance(scheme, Stamp):
         raise ConfigError(f"a key of {key.scheme} marks no finished checkpoint: expected stamp")
-    shifts = solve(weights, scheme, key, bits)
-    with copied(source, weights, out) as (place, write, left_out):
-        change = _write(weights, scheme, key, shifts, write)
+    shifts = solve_shifts(weights, scheme, key, bits)
+    with copy_checkpoint(source, weights, out) as (place, write, left_out):
+        change = _write_shifted(weights, scheme, key, shifts, write)
         # Before the copy gets its name: a copy without its mark must never appear.
-        _read_back(place, scheme, key, bits)
+        _require_bits(place, scheme, key, bits)
         if then is not None:
             then(key)
     if left_out:
@@ -160,21 +168,21 @@ def copy_marked(
             f"{', '.join(left_out)}",
             stacklevel=3,
         )
-    return Copy(change, tuple(left_out))
+    return StampedCopy(change, tuple(left_out))
 
 
 @contextmanager
-def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
+def _save_key_with_copy(places: StampPaths) -> Iterator[Callable[[Key], None]]:
     """Yield a function that saves the key; remove the key if the copy did not get its name."""
     saved = []
 
-    def save(key: Key) -> None:
+    def save_key(key: Key) -> None:
         """Save the key in its folder."""
         key.save(places.key, places.passphrase)
         saved.append(key)
 
     try:
-        yield save
+        yield save_key
     # KeyboardInterrupt too: a key without its model would be a trap for its owner.
     except BaseException:
         if saved and not os.path.lexists(places.out):
@@ -182,30 +190,32 @@ def _both_or_none(places: Places) -> Iterator[Callable[[Key], None]]:
         raise
 
 
-def drawn_key(
+def draw_key(
     weights: Weights, advice: Advice, owner: str, material: KeyMaterial, *, keep_before: bool
 ) -> Key:
     """Draw the key; its commitment covers the unmarked checkpoint, and the read values if kept."""
     # The digest proves later that a reference is the model before the mark.
     frozen: dict[str, NDArray[Any]] = {REFERENCE: commit_reference(weights)}
     if keep_before:
-        for name, place in advice.scheme.places(advice.tensors, material).items():
+        for name, place in advice.scheme.draw_places(advice.tensors, material).items():
             part = weights.read_part(name, place.start, len(place))
-            frozen[f"{BEFORE}.{name}"] = encoded(part, weights.tensors[name].dtype)
+            frozen[f"{BEFORE}.{name}"] = encode_values(part, weights.tensors[name].dtype)
     return advice.scheme.generate_key(advice.tensors, owner=owner, material=material, frozen=frozen)
 
 
-def _write(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts, write: Writer) -> float:
+def _write_shifted(
+    weights: Weights, scheme: Stamp, key: Key, shifts: Shifts, write: PieceWriter
+) -> float:
     """Write the shifted values; return the relative change of the read values."""
     changed = total = 0.0
-    for piece in shifted(weights, scheme, key, shifts):
+    for piece in shift_values(weights, scheme, key, shifts):
         write(piece)
         changed += float(np.square(piece.after - piece.before).sum())
         total += float(np.square(piece.before).sum())
     return math.sqrt(changed / total) if total else 0.0
 
 
-def _read_back(copy: Path, scheme: Stamp, key: Key, bits: Bits) -> None:
+def _require_bits(copy: Path, scheme: Stamp, key: Key, bits: Bits) -> None:
     """Check that the key reads the bits from the copy on disk.
 
     Raises:
@@ -214,7 +224,7 @@ def _read_back(copy: Path, scheme: Stamp, key: Key, bits: Bits) -> None:
     # The copy is opened as a file, so the check covers encoding and offsets as well.
     with open_weights(copy) as weights:
         where = {name: name for name in key.tensors}
-        read = scheme.read_bits(scheme.read_from(weights, where, key), key)
+        read = scheme.read_bits(scheme.read_suspect_tensors(weights, where, key), key)
     if wrong := int(np.count_nonzero(read != bits)):
         raise MarkNotTakenError(
             f"{wrong} of {len(bits)} bits are not in the copy: expected all; "

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from countermark.errors import MarkNotTakenError
 from countermark.key import Key
 from countermark.message import Bits
-from countermark.progress import progress
-from countermark.schemes.stamp import Carriers, Stamp
+from countermark.progress import show_progress
+from countermark.schemes.stamp import CarrierStream, Stamp
 from countermark.weights import Weights
-from countermark.weights.dtypes import rounded
+from countermark.weights.dtypes import round_to_dtype
 
 _PIECE = 1 << 20  # values that are shifted at a time: bounds the memory
 # The first 4 passes correct shifts up and down; later passes only raise them, so that the search
@@ -44,30 +44,30 @@ class Piece:
     towards: NDArray[np.float64]
 
 
-def shifted(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterator[Piece]:
+def shift_values(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> Iterator[Piece]:
     """Yield all values that a key reads, shifted, in pieces.
 
     The checkpoint is read once, a tensor at a time.
     """
     # Carriers are drawn in the order of key.tensors: a reader takes them in the same order.
-    carriers, places = Carriers(key), scheme.places(key.tensors, key.material)
+    carriers, places = CarrierStream(key), scheme.draw_places(key.tensors, key.material)
     moves = shifts.any()
     for name in key.tensors:
         place, dtype = places[name], weights.tensors[name].dtype
         part = weights.read_part(name, place.start, len(place))
-        scales = scheme.scales(part, key.tensors[name], place.start)
+        scales = scheme.compute_scales(part, key.tensors[name], place.start)
         for start in range(0, len(part), _PIECE):
             before = part[start : start + _PIECE].astype(np.float64)
-            bits, signs = carriers.take(len(before))
-            after, units = before, scales.between(start, start + len(before))
+            bits, signs = carriers.take_carriers(len(before))
+            after, units = before, scales.expand_scales(start, start + len(before))
             if moves and part.any():  # a tensor of zeros stays as it is
-                after = rounded(before + units * shifts[bits] * signs, dtype)
-            signed = signs * scales.bound(after / units)
+                after = round_to_dtype(before + units * shifts[bits] * signs, dtype)
+            signed = signs * scales.apply_bound(after / units)
             towards = np.bincount(bits, weights=signed, minlength=scheme.bits).astype(np.float64)
             yield Piece(name, place.start + start, before, after, towards)
 
 
-def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
+def solve_shifts(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
     """Return the shift (T,) that gives each bit its margin; 0 if a bit has its margin already.
 
     The first guess is exact for values that are not rounded. For rounded values each pass measures
@@ -84,14 +84,14 @@ def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
         MarkNotTakenError: no shift gives some bit its margin.
     """
     signed = 2.0 * bits - 1.0
-    served = _served(scheme, key)
-    with progress("margins", None) as advance:
-        bare = _reading(weights, scheme, key, np.zeros(scheme.bits))
+    served = _count_served(scheme, key)
+    with show_progress("margins", None) as advance:
+        bare = _compute_readings(weights, scheme, key, np.zeros(scheme.bits))
         # The margin is in standard deviations of a reading: √n for a sum over n values of spread 1.
         lacking = np.maximum(0.0, scheme.margin * np.sqrt(served) - signed * bare)
         sizes = lacking / np.maximum(1, served)
         for turn in range(_MOST_PASSES):
-            gained = signed * (_reading(weights, scheme, key, signed * sizes) - bare)
+            gained = signed * (_compute_readings(weights, scheme, key, signed * sizes) - bare)
             advance(1)
             off = gained < lacking * (1 - _NEAR)
             if turn < _EITHER_WAY:
@@ -108,20 +108,22 @@ def solve(weights: Weights, scheme: Stamp, key: Key, bits: Bits) -> Shifts:
     )
 
 
-def _reading(weights: Weights, scheme: Stamp, key: Key, shifts: Shifts) -> NDArray[np.float64]:
+def _compute_readings(
+    weights: Weights, scheme: Stamp, key: Key, shifts: Shifts
+) -> NDArray[np.float64]:
     """Return the readings y (T,) of all bits after the shifts."""
     total = np.zeros(scheme.bits)
-    for piece in shifted(weights, scheme, key, shifts):
+    for piece in shift_values(weights, scheme, key, shifts):
         total += piece.towards
     return total
 
 
-def _served(scheme: Stamp, key: Key) -> NDArray[np.int64]:
+def _count_served(scheme: Stamp, key: Key) -> NDArray[np.int64]:
     """Return the number of values that serve each bit (T,)."""
-    carriers, left = Carriers(key), scheme.capacity(key.tensors, None)
+    carriers, left = CarrierStream(key), scheme.capacity(key.tensors, None)
     served = np.zeros(scheme.bits, dtype=np.int64)
     while left:
-        bits, _ = carriers.take(min(left, _PIECE))
+        bits, _ = carriers.take_carriers(min(left, _PIECE))
         served += np.bincount(bits, minlength=scheme.bits)
         left -= len(bits)
     return served

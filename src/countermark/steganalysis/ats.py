@@ -12,14 +12,23 @@ a cover.
 from __future__ import annotations
 
 from countermark.errors import ConfigError
-from countermark.steganalysis.detector import Detector, require_extra
-from countermark.steganalysis.images import Embed, Images, checked, derived, embedded, half_stego
-from countermark.steganalysis.rates import Detected, Rates, rates
+from countermark.steganalysis.detector import Detector, require_sklearn
+from countermark.steganalysis.images import (
+    Embed,
+    Images,
+    check_images,
+    derive_seeds,
+    embed_images,
+    make_half_stego,
+)
+from countermark.steganalysis.rates import DetectionRates, DetectionResult, compute_rates
 
 DEFAULT = Detector()
 
 
-def ats(images: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT) -> Detected:
+def run_ats(
+    images: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT
+) -> DetectionResult:
     """Find the stego images among the suspects.
 
     The method needs both kinds: among covers only, or stego images only, the border falls anywhere.
@@ -37,11 +46,11 @@ def ats(images: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT
             nothing.
         MissingExtraError: scikit-learn is not installed.
     """
-    require_extra()
+    require_sklearn()
     # Two seeds: with equal seeds, both embeddings would use the same pixels.
-    first, second = derived(seed, "ats", 2)
-    once = embedded(embed, checked(images), first)  # B
-    twice = embedded(embed, once, second)  # C
+    first, second = derive_seeds(seed, "ats", 2)
+    once = embed_images(embed, check_images(images), first)  # B
+    twice = embed_images(embed, once, second)  # C
     # Without this check the detector would train on two equal sets.
     if (twice == images).all():
         raise ConfigError("the embedder changes nothing: there is nothing to tell apart")
@@ -55,7 +64,7 @@ def measure_ats(
     seed: int,
     guess: Embed | None = None,
     detector: Detector = DEFAULT,
-) -> Rates:
+) -> DetectionRates:
     """Measure how well ATS finds stego images when a random half of the covers become stego images.
 
     Args:
@@ -67,9 +76,9 @@ def measure_ats(
         detector: features and classifier.
 
     Raises:
-        ConfigError, MissingExtraError: as `half_stego` and `ats`.
+        ConfigError, MissingExtraError: as `make_half_stego` and `run_ats`.
     """
-    require_extra()
-    mixed = half_stego(covers, embed, seed=seed)
+    require_sklearn()
+    mixed = make_half_stego(covers, embed, seed=seed)
     guessed = embed if guess is None else guess
-    return rates(ats(mixed.images, guessed, seed=seed, detector=detector), mixed.stego)
+    return compute_rates(run_ats(mixed.images, guessed, seed=seed, detector=detector), mixed.stego)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.steganalysis.images import Flags, Images, checked
-from countermark.steganalysis.rates import Detected
-from countermark.steganalysis.spam import Colour, Form, spam
+from countermark.steganalysis.images import Flags, Images, check_images
+from countermark.steganalysis.rates import DetectionResult
+from countermark.steganalysis.spam import Colour, Form, compute_spam_features
 
 
-def require_extra() -> None:
+def require_sklearn() -> None:
     """Check that scikit-learn is installed, before minutes of embedding.
 
     Raises:
@@ -34,8 +34,8 @@ class Detector:
     The kernel is exp(−|x − y|²/d) on d selected features, which have variance 1.
 
     Attributes:
-        form: form of the features, see `spam`.
-        colour: treatment of colour, see `spam`.
+        form: form of the features, see `compute_spam_features`.
+        colour: treatment of colour, see `compute_spam_features`.
         select: the largest number of features that the SVM reads.
         penalty: C of the SVM.
     """
@@ -52,11 +52,11 @@ class Detector:
                 f"got select={self.select}, penalty={self.penalty}"
             )
 
-    def features(self, images: Images) -> NDArray[np.float64]:
+    def compute_features(self, images: Images) -> NDArray[np.float64]:
         """Return the features of the images, float64 (n, F)."""
-        return spam(images, form=self.form, colour=self.colour).astype(np.float64)
+        return compute_spam_features(images, form=self.form, colour=self.colour).astype(np.float64)
 
-    def fit(self, covers: Images, stego: Images) -> Trained:
+    def fit(self, covers: Images, stego: Images) -> TrainedDetector:
         """Train on images that count as covers and images that count as stego, (n, C, H, W) each.
 
         Training draws nothing at random: equal images give equal detectors.
@@ -67,26 +67,26 @@ class Detector:
             MissingExtraError: scikit-learn is not installed.
         """
         if (
-            checked(covers).shape[1:] != checked(stego).shape[1:]
+            check_images(covers).shape[1:] != check_images(stego).shape[1:]
             or min(len(covers), len(stego)) < 2
         ):
             raise ConfigError(
                 "training needs two images or more of each kind, of one shape, "
                 f"got {covers.shape} and {stego.shape}"
             )
-        features = np.concatenate([self.features(covers), self.features(stego)])
+        features = np.concatenate([self.compute_features(covers), self.compute_features(stego)])
         answers = np.repeat([False, True], [len(covers), len(stego)])
         # A constant feature tells nothing, and its F value is undefined.
         varying = np.ptp(features, axis=0) > 0
         if not varying.any():
             raise ConfigError("the images all have the same features: nothing tells them apart")
         selected = min(self.select, int(varying.sum()))
-        model = self._fitted(features[:, varying], answers, selected)
-        return Trained(self, model, varying, selected, covers.shape[1:])
+        model = self._fit_classifier(features[:, varying], answers, selected)
+        return TrainedDetector(self, model, varying, selected, covers.shape[1:])
 
-    def _fitted(self, features: NDArray[np.float64], answers: Flags, selected: int) -> Any:
+    def _fit_classifier(self, features: NDArray[np.float64], answers: Flags, selected: int) -> Any:
         """Return the trained scikit-learn pipeline."""
-        require_extra()
+        require_sklearn()
         # Imported here: scikit-learn belongs to an extra and loads slowly.
         from sklearn.feature_selection import SelectKBest, f_classif
         from sklearn.pipeline import make_pipeline
@@ -102,7 +102,7 @@ class Detector:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedDetector:
     """A trained detector; `Detector.fit` makes it.
 
     Attributes:
@@ -119,17 +119,17 @@ class Trained:
     selected: int
     image_size: tuple[int, int, int]
 
-    def detect(self, images: Images) -> Detected:
+    def detect(self, images: Images) -> DetectionResult:
         """Return which of the images (n, C, H, W) are classified as stego images.
 
         Raises:
             ConfigError: the images do not have the shape of the training images.
         """
         # The noise of the features depends on the number of pixels.
-        if checked(images).shape[1:] != self.image_size:
+        if check_images(images).shape[1:] != self.image_size:
             raise ConfigError(
                 f"trained on images {self.image_size}, got {images.shape[1:]}: use one size"
             )
-        features = self.detector.features(images)[:, self.varying]
+        features = self.detector.compute_features(images)[:, self.varying]
         called = np.asarray(self.model.predict(features), dtype=np.bool_)
-        return Detected(called, len(self.varying), self.selected, self.image_size)
+        return DetectionResult(called, len(self.varying), self.selected, self.image_size)

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.errors import ConfigError, MissingExtraError, named
-from countermark.progress import progress
-from countermark.steganalysis.images import Embed, Images, checked
+from countermark.errors import ConfigError, MissingExtraError, find_by_name
+from countermark.progress import show_progress
+from countermark.steganalysis.images import Embed, Images, check_images
 
 Method: TypeAlias = Literal["wow", "hugo", "s_uniward"]
 
@@ -51,7 +51,7 @@ class LsbMatching:
 
     def __call__(self, images: Images, seed: int) -> Images:
         """Return the stego images, uint8 (n, C, H, W)."""
-        rng, shape = np.random.default_rng(seed), checked(images).shape
+        rng, shape = np.random.default_rng(seed), check_images(images).shape
         used = rng.random(shape) < self.payload
         bits = rng.integers(0, 2, shape, dtype=np.uint8)
         up = rng.integers(0, 2, shape, dtype=np.uint8) == 1
@@ -84,12 +84,12 @@ class UniformNoise:
         """Return the noisy images, uint8 (n, C, H, W)."""
         rng, k = np.random.default_rng(seed), self.amplitude
         # int16, so that the sum can leave 0 to 255 before it is clipped.
-        moved = checked(images) + rng.integers(-k, k + 1, images.shape, dtype=np.int16)
+        moved = check_images(images) + rng.integers(-k, k + 1, images.shape, dtype=np.int16)
         return moved.clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveEmbedder:
     """An embedder that changes pixels by ±1 where it costs least, simulated at its coding bound.
 
     `wow`: V. Holub, J. Fridrich, WIFS 2012. `hugo`: T. Pevný, T. Filler, P. Bas, IH 2010.
@@ -106,7 +106,7 @@ class Adaptive:
     payload: float = PAYLOAD
 
     def __post_init__(self) -> None:
-        named("adaptive method", self.method, dict.fromkeys(get_args(Method)))
+        find_by_name("adaptive method", self.method, dict.fromkeys(get_args(Method)))
         _check_payload(self.payload)
 
     def __call__(self, images: Images, seed: int) -> Images:
@@ -115,14 +115,14 @@ class Adaptive:
         Raises:
             MissingExtraError: conseal is not installed.
         """
-        simulate = _simulator(self.method)
-        count, channels, height, width = checked(images).shape
+        simulate = _load_simulator(self.method)
+        count, channels, height, width = check_images(images).shape
         # conseal works on one grey channel at a time.
         planes = images.reshape(-1, height, width)
         # A seed for each channel: equal seeds would change the same pixels in every channel.
         seeds = np.random.default_rng(seed).integers(2**63, size=len(planes))
         stego = np.empty_like(planes)
-        with progress(f"embedding with {self.method}", len(planes)) as advance:
+        with show_progress(f"embedding with {self.method}", len(planes)) as advance:
             for row, (plane, inner) in enumerate(zip(planes, seeds, strict=True)):
                 stego[row] = simulate(plane, self.payload, seed=int(inner))
                 advance(1)
@@ -130,24 +130,24 @@ class Adaptive:
 
 
 EMBEDDERS: Mapping[str, Embed] = {
-    "wow": Adaptive("wow"),
-    "hugo": Adaptive("hugo"),
-    "s_uniward": Adaptive("s_uniward"),
+    "wow": AdaptiveEmbedder("wow"),
+    "hugo": AdaptiveEmbedder("hugo"),
+    "s_uniward": AdaptiveEmbedder("s_uniward"),
     "lsb_matching": LsbMatching(),
     "uniform_noise": UniformNoise(),
 }
 
 
-def embedder_named(name: str) -> Embed:
+def find_embedder(name: str) -> Embed:
     """Return the named embedder, with the default payload (0.4 bits a pixel) or amplitude (4).
 
     Raises:
         ConfigError: no embedder has this name; the message names the nearest.
     """
-    return named("embedder", name, EMBEDDERS)
+    return find_by_name("embedder", name, EMBEDDERS)
 
 
-def _simulator(method: Method) -> Callable[..., NDArray[np.uint8]]:
+def _load_simulator(method: Method) -> Callable[..., NDArray[np.uint8]]:
     """Return conseal's function for one channel (H, W), without its warnings of missed payloads.
 
     Raises:
@@ -159,11 +159,11 @@ def _simulator(method: Method) -> Callable[..., NDArray[np.uint8]]:
         raise MissingExtraError(f"embedding with {method}", "stego") from error
     family = {"wow": conseal.wow, "hugo": conseal.hugo, "s_uniward": conseal.suniward}[method]
 
-    def simulate(plane: Images, payload: float, *, seed: int) -> Any:
+    def simulate_channel(plane: Images, payload: float, *, seed: int) -> Any:
         """Embed into one channel (H, W)."""
         with warnings.catch_warnings():
             # A constant channel cannot hold the payload, which is expected.
             warnings.simplefilter("ignore", RuntimeWarning)
             return family.simulate_single_channel(plane, payload, seed=seed)
 
-    return simulate
+    return simulate_channel

@@ -19,7 +19,7 @@ SMALLEST = 4  # pixels a side: SPAM needs three differences in a row
 
 
 @dataclass(frozen=True, eq=False)
-class Mixed:
+class MixedImages:
     """A set of covers and stego images.
 
     Attributes:
@@ -31,7 +31,7 @@ class Mixed:
     stego: Flags
 
 
-def checked(images: Images) -> Images:
+def check_images(images: Images) -> Images:
     """Return the images if they are valid.
 
     Raises:
@@ -51,13 +51,13 @@ def checked(images: Images) -> Images:
     return images
 
 
-def embedded(embed: Embed, images: Images, seed: int) -> Images:
+def embed_images(embed: Embed, images: Images, seed: int) -> Images:
     """Return the embedder's output for the images, in the same shape.
 
     Raises:
         ConfigError: the embedder returns another type or shape.
     """
-    stego = checked(embed(images, seed))
+    stego = check_images(embed(images, seed))
     if stego.shape != images.shape:
         raise ConfigError(
             f"an embedder keeps the shape of the images: expected {images.shape}, got {stego.shape}"
@@ -65,7 +65,7 @@ def embedded(embed: Embed, images: Images, seed: int) -> Images:
     return stego
 
 
-def half_stego(covers: Images, embed: Embed, *, seed: int) -> Mixed:
+def make_half_stego(covers: Images, embed: Embed, *, seed: int) -> MixedImages:
     """Make a random half of the covers stego images; keep the order.
 
     No image is in the set both as cover and as stego image, so that images count independently.
@@ -78,19 +78,19 @@ def half_stego(covers: Images, embed: Embed, *, seed: int) -> Mixed:
     Raises:
         ConfigError: n is odd, or the covers, the embedder's output or the seed are invalid.
     """
-    count = len(checked(covers))
+    count = len(check_images(covers))
     if count % 2:
         raise ConfigError(f"half of the images become stego: expected an even number, got {count}")
-    draw, inner = derived(seed, "mix", 2)
+    draw, inner = derive_seeds(seed, "mix", 2)
     stego = np.zeros(count, dtype=np.bool_)
     stego[np.random.default_rng(draw).permutation(count)[: count // 2]] = True
     # The caller's covers stay unchanged.
     images = covers.copy()
-    images[stego] = embedded(embed, covers[stego], inner)
-    return Mixed(images, stego)
+    images[stego] = embed_images(embed, covers[stego], inner)
+    return MixedImages(images, stego)
 
 
-def derived(seed: int, purpose: str, count: int) -> list[int]:
+def derive_seeds(seed: int, purpose: str, count: int) -> list[int]:
     """Return `count` seeds for one purpose, which differ from each other and from other purposes.
 
     A thief who embeds anew must not hit the owner's pixels only because both use seed 0.

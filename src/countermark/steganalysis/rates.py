@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from countermark.errors import ConfigError
-from countermark.stats import clopper_pearson
+from countermark.stats import compute_clopper_pearson
 from countermark.steganalysis.images import Flags
 
 # `Rates.__str__` prints "95 %" as text: change both together.
@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
-class Detected:
+class DetectionResult:
     """The output of a detector, with the size of its features.
 
     Attributes:
@@ -42,21 +42,21 @@ class Rate:
         return self.hits / self.of
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def confidence_interval(self) -> tuple[float, float]:
         """The 95 % interval of Clopper and Pearson.
 
         It covers the choice of test images for this trained detector, not the choice of training
         images.
         """
-        return clopper_pearson(self.hits, self.of, CONFIDENCE)
+        return compute_clopper_pearson(self.hits, self.of, CONFIDENCE)
 
     def __str__(self) -> str:
-        low, high = self.interval
+        low, high = self.confidence_interval
         return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 @dataclass(frozen=True)
-class Rates:
+class DetectionRates:
     """A detector's figures on a set of which half are stego images; chance level is 0.5.
 
     Attributes:
@@ -86,7 +86,7 @@ class Rates:
         )
 
 
-def rates(detected: Detected, stego: Flags) -> Rates:
+def compute_rates(detected: DetectionResult, stego: Flags) -> DetectionRates:
     """Compute the figures of a detector on images whose kinds are known.
 
     Args:
@@ -106,7 +106,7 @@ def rates(detected: Detected, stego: Flags) -> Rates:
         )
     # Each rate has its own denominator: all images, the stego images, the covers.
     half = count // 2
-    return Rates(
+    return DetectionRates(
         detection=Rate(int((called == stego).sum()), count),
         true_positives=Rate(int(called[stego].sum()), half),
         false_positives=Rate(int(called[~stego].sum()), half),

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from countermark.steganalysis.ats import DEFAULT
-from countermark.steganalysis.detector import Detector, Trained, require_extra
-from countermark.steganalysis.images import Embed, Images, checked, derived, embedded, half_stego
-from countermark.steganalysis.rates import Rates, rates
+from countermark.steganalysis.detector import Detector, TrainedDetector, require_sklearn
+from countermark.steganalysis.images import (
+    Embed,
+    Images,
+    check_images,
+    derive_seeds,
+    embed_images,
+    make_half_stego,
+)
+from countermark.steganalysis.rates import DetectionRates, compute_rates
 
 
-def train(covers: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT) -> Trained:
+def train_detector(
+    covers: Images, embed: Embed, *, seed: int, detector: Detector = DEFAULT
+) -> TrainedDetector:
     """Train a detector on covers and on a stego image of each.
 
     Args:
@@ -21,11 +30,11 @@ def train(covers: Images, embed: Embed, *, seed: int, detector: Detector = DEFAU
         ConfigError: covers, the embedder's output or the seed are invalid.
         MissingExtraError: scikit-learn is not installed.
     """
-    require_extra()
+    require_sklearn()
     # Another seed than for the test images: shared pixel positions would help the detector
     # unfairly.
-    (inner,) = derived(seed, "train", 1)
-    return detector.fit(covers, embedded(embed, checked(covers), inner))
+    (inner,) = derive_seeds(seed, "train", 1)
+    return detector.fit(covers, embed_images(embed, check_images(covers), inner))
 
 
 def measure_supervised(
@@ -36,7 +45,7 @@ def measure_supervised(
     seed: int,
     guess: Embed | None = None,
     detector: Detector = DEFAULT,
-) -> Rates:
+) -> DetectionRates:
     """Measure how well a trained detector finds the stego images among held-out images.
 
     Args:
@@ -49,10 +58,10 @@ def measure_supervised(
         detector: features and classifier.
 
     Raises:
-        ConfigError, MissingExtraError: as `half_stego` and `train`.
+        ConfigError, MissingExtraError: as `make_half_stego` and `train_detector`.
     """
     guessed = embed if guess is None else guess
-    trained = train(training, guessed, seed=seed, detector=detector)
+    trained = train_detector(training, guessed, seed=seed, detector=detector)
     # Half stego, so that the chance level of the detection rate is 0.5.
-    mixed = half_stego(held_out, embed, seed=seed)
-    return rates(trained.detect(mixed.images), mixed.stego)
+    mixed = make_half_stego(held_out, embed, seed=seed)
+    return compute_rates(trained.detect(mixed.images), mixed.stego)

@@ -9,6 +9,6 @@ These modules need numpy only; the marks are those of `stamping`.
 
 from __future__ import annotations
 
-from countermark.tracing.recipients import Traced, issue, recipients_key, trace
+from countermark.tracing.recipients import TraceResult, issue_copy, make_recipients_key, trace
 
-__all__ = ["Traced", "issue", "recipients_key", "trace"]
+__all__ = ["TraceResult", "issue_copy", "make_recipients_key", "trace"]

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from countermark import stats
 from countermark.message import Bits
-from countermark.tracing.tardos import biases, log10_chance, scores
+from countermark.tracing.tardos import bound_log10_chance, compute_biases, score_recipients
 
 Strategy = Callable[[Bits, np.random.Generator], Bits]
 """A function from the code words of a coalition (c, m) to the bits (m,) of its copy."""
 
 
-def _average(words: Bits, drawn: np.random.Generator) -> Bits:
+def _average_words(words: Bits, drawn: np.random.Generator) -> Bits:
     """Return the bits of averaged weights: the majority; a tie reads a random bit of the host."""
     twice = 2 * words.sum(axis=0, dtype=np.int64)
     # Equal weights of both bits cancel, so the unmarked host decides; its bit is random.
@@ -26,26 +26,26 @@ def _average(words: Bits, drawn: np.random.Generator) -> Bits:
     return found
 
 
-def _interleave(words: Bits, drawn: np.random.Generator) -> Bits:
+def _interleave_words(words: Bits, drawn: np.random.Generator) -> Bits:
     """Return for each place the bit of a random member."""
     chosen = drawn.integers(0, len(words), words.shape[1])
     found: Bits = words[chosen, np.arange(words.shape[1])]
     return found
 
 
-def _majority(words: Bits, drawn: np.random.Generator) -> Bits:  # noqa: ARG001
+def _take_majority(words: Bits, drawn: np.random.Generator) -> Bits:  # noqa: ARG001
     """Return for each place the bit that most members have; a tie becomes 1."""
     found: Bits = (2 * words.sum(axis=0, dtype=np.int64) >= len(words)).astype(np.uint8)
     return found
 
 
 STRATEGIES: Mapping[str, Strategy] = {
-    "average": _average, "interleave": _interleave, "majority": _majority,
+    "average": _average_words, "interleave": _interleave_words, "majority": _take_majority,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulationCounts:
     """The counts of simulated coalitions.
 
     Attributes:
@@ -59,13 +59,13 @@ class Simulated:
     accused: int
 
     @property
-    def most_accused(self) -> float:
+    def accusation_bound(self) -> float:
         """Upper end of the 95 % interval (Clopper-Pearson) of the rate of false accusations."""
-        return stats.clopper_pearson(self.accused, self.runs)[1]
+        return stats.compute_clopper_pearson(self.accused, self.runs)[1]
 
 
 @dataclass(frozen=True)
-class Code:
+class RecipientCode:
     """The parameters of a code for n recipients.
 
     Attributes:
@@ -79,7 +79,9 @@ class Code:
     length: int
     epsilon: float
 
-    def simulated(self, strategy: str, size: int, *, runs: int, seed: int) -> Simulated:
+    def simulate_coalitions(
+        self, strategy: str, size: int, *, runs: int, seed: int
+    ) -> SimulationCounts:
         """Simulate coalitions of the given size and strategy, with a fresh code for each run.
 
         Args:
@@ -90,19 +92,19 @@ class Code:
         """
         drawn, traced, accused = np.random.default_rng([seed, size]), 0, 0
         for _ in range(runs):
-            p = biases(drawn.random(self.length), self.coalition)
+            p = compute_biases(drawn.random(self.length), self.coalition)
             # float32 halves the memory of n·m numbers; its resolution of 2^-24 is enough for a
             # simulation.
             codes = drawn.random((self.recipients, self.length), dtype=np.float32) < p
             words = codes.view(np.uint8)
             # The first `size` recipients collude; all code words are drawn alike.
             read = STRATEGIES[strategy](words[:size], drawn)
-            named = self.named(words, read, p)
+            named = self.find_recipients(words, read, p)
             traced += bool((named < size).any())
             accused += bool((named >= size).any())
-        return Simulated(runs, traced, accused)
+        return SimulationCounts(runs, traced, accused)
 
-    def named(self, codes: Bits, read: Bits, p: NDArray[np.float64]) -> NDArray[np.int64]:
+    def find_recipients(self, codes: Bits, read: Bits, p: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return recipients whose scores innocents reach with total probability epsilon at most.
 
         Args:
@@ -110,6 +112,6 @@ class Code:
             read: the bits of the suspect (m,).
             p: the biases (m,).
         """
-        chances = log10_chance(scores(codes, read, p), read, p)
+        chances = bound_log10_chance(score_recipients(codes, read, p), read, p)
         # A union bound over the n recipients.
         return np.flatnonzero(chances + math.log10(len(codes)) <= math.log10(self.epsilon))

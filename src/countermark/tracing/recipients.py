@@ -16,17 +16,30 @@ from countermark.errors import ConfigError, SuspectError
 from countermark.key import Key, KeyMaterial
 from countermark.message import Bits
 from countermark.nulls import LEAST_FORGERY_BITS
-from countermark.schemes import scheme_of
+from countermark.schemes import load_scheme
 from countermark.schemes.bounds import MOST_RECIPIENTS
 from countermark.schemes.stamp import Stamp
 from countermark.stamping.advising import Advice, advise
-from countermark.stamping.copying import require_room, shards_of
-from countermark.stamping.making import Copy, copy_marked, drawn_key
-from countermark.test_result import Correction, applying, total_factor
-from countermark.tracing.colluding import Code
-from countermark.tracing.tardos import Biases, biases, code_length, keyed, log10_chance, scores
+from countermark.stamping.copying import get_shards, require_copy_place
+from countermark.stamping.making import StampedCopy, draw_key, write_marked_copy
+from countermark.test_result import Correction, drop_trivial_corrections, multiply_factors
+from countermark.tracing.colluding import RecipientCode
+from countermark.tracing.tardos import (
+    Biases,
+    bound_log10_chance,
+    compute_biases,
+    compute_code_length,
+    draw_uniform_numbers,
+    score_recipients,
+)
 from countermark.verdict import NoTruthValue
-from countermark.weights import MOST_CANDIDATES, Suspect, as_numbers, assignments, open_weights
+from countermark.weights import (
+    MOST_CANDIDATES,
+    Suspect,
+    dequantise_weights,
+    find_assignments,
+    open_weights,
+)
 
 EPSILON = 1e-6
 """The default bound of the probability that any innocent recipient is named."""
@@ -44,7 +57,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Traced(NoTruthValue):
+class TraceResult(NoTruthValue):
     """The findings about a suspect and the recipients of a key.
 
     Attributes:
@@ -89,10 +102,10 @@ class Traced(NoTruthValue):
         }  # fmt: skip
 
 
-def recipients_key(
+def make_recipients_key(
     source: Path, code: tuple[int, int], *, owner: str, epsilon: float = EPSILON,
     fields: Mapping[str, Any] | None = None, material: KeyMaterial | None = None,
-) -> tuple[Key, Code, Advice]:  # fmt: skip
+) -> tuple[Key, RecipientCode, Advice]:  # fmt: skip
     """Make a key whose code distinguishes the recipients of a checkpoint; write nothing.
 
     Args:
@@ -115,19 +128,19 @@ def recipients_key(
             f"{count} recipients, coalitions of {coalition}, epsilon {epsilon}: expected 2 to "
             f"{MOST_RECIPIENTS:,}, no coalition of more than all, and a probability"
         )
-    length = code_length(count, coalition, epsilon)
+    length = compute_code_length(count, coalition, epsilon)
     # The caller's fields may change the length, but not recipients and coalition.
     settled = {"bits": length, **(fields or {}), "recipients": count, "coalition": coalition}
     with open_weights(source) as weights:
-        shards_of(weights, source)
+        get_shards(weights, source)
         advice = advise(weights, settled)
-        drawn = material or KeyMaterial.fresh()
+        drawn = material or KeyMaterial.generate()
         # `trace` does not align suspects, so the key needs no values before the mark.
-        key = drawn_key(weights, advice, owner, drawn, keep_before=False)
-    return key, Code(count, coalition, key.bits, epsilon), advice
+        key = draw_key(weights, advice, owner, drawn, keep_before=False)
+    return key, RecipientCode(count, coalition, key.bits, epsilon), advice
 
 
-def issue(source: Path, out: Path, key: Key, number: int) -> Copy:
+def issue_copy(source: Path, out: Path, key: Key, number: int) -> StampedCopy:
     """Make a recipient's copy of the checkpoint that the key was made for.
 
     Args:
@@ -140,23 +153,23 @@ def issue(source: Path, out: Path, key: Key, number: int) -> Copy:
         ConfigError: the key is not for recipients, has no such recipient, or `out` is taken.
         SuspectError: the checkpoint lacks a tensor that the key marks.
     """
-    scheme = _scheme_of(key)
+    scheme = _get_recipients_scheme(key)
     if not 0 <= number < scheme.recipients:
         raise ConfigError(f"recipient {number}: expected 0 to {scheme.recipients - 1}")
-    require_room(source, out)
+    require_copy_place(source, out)
     with open_weights(source) as weights:
-        shards_of(weights, source)
+        get_shards(weights, source)
         for name, shape in key.tensors.items():
             if name not in weights.tensors or weights.tensors[name].shape != shape:
                 raise SuspectError(f"{source} has no {name} {list(shape)}, which the key marks")
         # Only this recipient's word is expanded: a key may serve very many recipients.
-        word = codewords(key, range(number, number + 1))[0]
-        return copy_marked(source, weights, out, key=key, bits=word)
+        word = expand_codewords(key, range(number, number + 1))[0]
+        return write_marked_copy(source, weights, out, key=key, bits=word)
 
 
 def trace(
     suspect: Suspect, key: Key, *, epsilon: float = EPSILON, assume_dated: bool = False
-) -> Traced:
+) -> TraceResult:
     """Find the recipients whose marks are in a suspect.
 
     Args:
@@ -170,40 +183,50 @@ def trace(
         SuspectError: the suspect cannot be read.
         ConfigError: the key is not for recipients.
     """
-    scheme, p = _scheme_of(key), code_biases(key)
-    with as_numbers(open_weights(suspect)) as weights:
-        ways = assignments(weights, key.tensors, partial=scheme.partial)
+    scheme, p = _get_recipients_scheme(key), derive_code_biases(key)
+    with dequantise_weights(open_weights(suspect)) as weights:
+        ways = find_assignments(weights, key.tensors, partial=scheme.partial)
         found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         # Every assignment of tensors is a test that is corrected for; too many would take too long.
         if not 1 <= len(found) <= MOST_CANDIDATES:
-            return _cannot(scheme, epsilon, "the suspect has not the tensors that this key reads")
-        readings = [scheme.read_bits(scheme.read_from(weights, where, key), key) for where in found]
-    found_scores = _scores(key, readings, p)  # (readings, n)
+            return _make_undecided_result(
+                scheme, epsilon, "the suspect has not the tensors that this key reads"
+            )
+        readings = [
+            scheme.read_bits(scheme.read_suspect_tensors(weights, where, key), key)
+            for where in found
+        ]
+    found_scores = _score_readings(key, readings, p)  # (readings, n)
     # The best reading counts for each recipient; the correction below pays for the choice.
     chances = np.min(
-        [log10_chance(each, read, p) for each, read in zip(found_scores, readings, strict=True)],
+        [
+            bound_log10_chance(each, read, p)
+            for each, read in zip(found_scores, readings, strict=True)
+        ],
         axis=0,
     )
-    corrections = applying(
+    corrections = drop_trivial_corrections(
         Correction("readings tried", len(found)), Correction("candidates", scheme.recipients)
     )
-    corrected = np.minimum(0.0, chances + math.log10(total_factor(corrections)))
+    corrected = np.minimum(0.0, chances + math.log10(multiply_factors(corrections)))
     order = np.argsort(corrected, kind="stable")
     named = [(int(j), float(corrected[j])) for j in order if corrected[j] <= math.log10(epsilon)]
     # Anyone can compute the secret of a test key, and thus any recipient's mark.
     if key.test_key:
-        return _cannot(scheme, epsilon, "this is a test key: anybody can make it again")
+        return _make_undecided_result(
+            scheme, epsilon, "this is a test key: anybody can make it again"
+        )
     best = float(corrected.min())
     bits = -(named[-1][1] if named else best) / math.log10(2)
-    done = Traced(
+    done = TraceResult(
         tuple(named), scheme.recipients, corrections, epsilon, best, bits, assume_dated,
         f"{len(named)} of {scheme.recipients} recipients are named",
     )  # fmt: skip
     # A finding that anyone could have forged is reported, but with the reason for the doubt.
-    return done if done.exit_code == 0 else replace(done, reason=_why_not(done))
+    return done if done.exit_code == 0 else replace(done, reason=_explain_doubt(done))
 
 
-def _why_not(done: Traced) -> str:
+def _explain_doubt(done: TraceResult) -> str:
     """Return the reason for a finding without effect."""
     if not done.named:
         return "cannot tell: no recipient's mark is there, or a larger coalition mixed theirs"
@@ -214,45 +237,52 @@ def _why_not(done: Traced) -> str:
     )
 
 
-def _scores(key: Key, readings: Sequence[Bits], p: Biases) -> NDArray[np.float64]:
+def _score_readings(key: Key, readings: Sequence[Bits], p: Biases) -> NDArray[np.float64]:
     """Return the score of each recipient by each reading (readings, n).
 
     Code words are expanded in parts, to bound the memory.
     """
-    count = _scheme_of(key).recipients
+    count = _get_recipients_scheme(key).recipients
     # A key from a file may declare many recipients: code words must not fill the memory.
     step = max(1, _PLACES_AT_ONCE // len(p))
     parts = []
     for first in range(0, count, step):
-        words = codewords(key, range(first, min(count, first + step)))
-        parts.append([scores(words, read, p) for read in readings])
+        words = expand_codewords(key, range(first, min(count, first + step)))
+        parts.append([score_recipients(words, read, p) for read in readings])
     return np.concatenate(parts, axis=1)
 
 
-def codewords(key: Key, numbers: range) -> NDArray[np.uint8]:
+def expand_codewords(key: Key, numbers: range) -> NDArray[np.uint8]:
     """Return code words (n, m) of recipients, each from the key's stream "code" and the number."""
-    p = code_biases(key)
-    rows = [keyed(key.stream("code", str(number)), len(p)) < p for number in numbers]
+    p = derive_code_biases(key)
+    rows = [
+        draw_uniform_numbers(key.make_stream("code", str(number)), len(p)) < p for number in numbers
+    ]
     return np.array(rows, dtype=np.uint8)  # (n, m)
 
 
-def code_biases(key: Key) -> Biases:
+def derive_code_biases(key: Key) -> Biases:
     """Return the biases (m,) of a key's code, from the key's stream "biases"."""
-    return biases(keyed(key.stream("biases"), key.bits), _scheme_of(key).coalition)
+    return compute_biases(
+        draw_uniform_numbers(key.make_stream("biases"), key.bits),
+        _get_recipients_scheme(key).coalition,
+    )
 
 
-def _scheme_of(key: Key) -> Stamp:
+def _get_recipients_scheme(key: Key) -> Stamp:
     """Return the stamp scheme of a key for recipients.
 
     Raises:
         ConfigError: the key is not for recipients.
     """
-    scheme = scheme_of(key)
+    scheme = load_scheme(key)
     if not isinstance(scheme, Stamp) or not scheme.recipients:
         raise ConfigError("this key tells no recipients apart: expected one of `recipient new`")
     return scheme
 
 
-def _cannot(scheme: Stamp, epsilon: float, reason: str) -> Traced:
+def _make_undecided_result(scheme: Stamp, epsilon: float, reason: str) -> TraceResult:
     """Return a finding that names nobody, with the reason."""
-    return Traced((), scheme.recipients, (), epsilon, 0.0, 0.0, False, f"cannot tell: {reason}")
+    return TraceResult(
+        (), scheme.recipients, (), epsilon, 0.0, 0.0, False, f"cannot tell: {reason}"
+    )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.message import Bits
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 Biases = NDArray[np.float64]
 """The probability p (m,) of a 1 at each place of the code."""
@@ -28,7 +28,7 @@ _MISSED = 0.1  # probability that a coalition's mean score misses the threshold
 _SLOPES = np.concatenate([[0.0], np.geomspace(5e-3, 1.5, 80)])  # λ of the Chernoff bound
 
 
-def code_length(recipients: int, coalition: int, epsilon: float) -> int:
+def compute_code_length(recipients: int, coalition: int, epsilon: float) -> int:
     """Return m, so long that a coalition's mean score, 2m/(πc), passes the threshold.
 
     The threshold is that of a Chernoff bound, √(2 ln(n/ε)) standard deviations √m. m is a multiple
@@ -46,7 +46,7 @@ def code_length(recipients: int, coalition: int, epsilon: float) -> int:
     return 8 * math.ceil(m / 8)
 
 
-def biases(uniform: NDArray[np.float64], coalition: int) -> Biases:
+def compute_biases(uniform: NDArray[np.float64], coalition: int) -> Biases:
     """Return the biases (m,) from numbers (m,) uniform in (0, 1)."""
     # The cut-off keeps p away from 0 and 1, where a single place would dominate a score.
     least = math.asin(math.sqrt(1 / (_CUT * coalition)))
@@ -54,14 +54,14 @@ def biases(uniform: NDArray[np.float64], coalition: int) -> Biases:
     return found
 
 
-def keyed(stream: Stream, count: int) -> NDArray[np.float64]:
+def draw_uniform_numbers(stream: KeyStream, count: int) -> NDArray[np.float64]:
     """Return numbers (count,) uniform in (0, 1) from a stream, of 53 bits each."""
-    words = stream.words(count) >> np.uint64(11)
+    words = stream.take_words(count) >> np.uint64(11)
     # The half step keeps 0 and 1 out.
     return (words.astype(np.float64) + 0.5) / 2.0**53
 
 
-def scores(codes: NDArray[np.uint8], read: Bits, p: Biases) -> NDArray[np.float64]:
+def score_recipients(codes: NDArray[np.uint8], read: Bits, p: Biases) -> NDArray[np.float64]:
     """Return the score of each of n recipients (n,).
 
     Args:
@@ -69,20 +69,20 @@ def scores(codes: NDArray[np.uint8], read: Bits, p: Biases) -> NDArray[np.float6
         read: y (m,), the bits of the suspect.
         p: the biases (m,).
     """
-    ones, zeros = _terms(read, p)
+    ones, zeros = _compute_addends(read, p)
     # A single matrix product: each place adds `zeros`, and a 1 adds the difference.
     found: NDArray[np.float64] = codes @ (ones - zeros) + zeros.sum()
     return found
 
 
-def _terms(read: Bits, p: Biases) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _compute_addends(read: Bits, p: Biases) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the addends (m,) of a score for a 1 and for a 0 at each place."""
     heads = np.sqrt((1 - p) / p)
     agree = np.where(read == 1, 1.0, -1.0)
     return agree * heads, -agree / heads
 
 
-def log10_chance(found: NDArray[np.float64], read: Bits, p: Biases) -> NDArray[np.float64]:
+def bound_log10_chance(found: NDArray[np.float64], read: Bits, p: Biases) -> NDArray[np.float64]:
     """Return an upper bound of log10 of the probability that an innocent reaches each score (n,).
 
     Chernoff: P[S ≥ s] ≤ E e^{λS} / e^{λs} for every λ ≥ 0, where E runs over an innocent
@@ -93,7 +93,7 @@ def log10_chance(found: NDArray[np.float64], read: Bits, p: Biases) -> NDArray[n
         read: y (m,), the bits of the suspect.
         p: the biases (m,).
     """
-    ones, zeros = _terms(read, p)
+    ones, zeros = _compute_addends(read, p)
     # logaddexp, because e^{λs} of a place with a small p may overflow.
     exponents = np.array(
         [np.logaddexp(np.log(p) + s * ones, np.log1p(-p) + s * zeros).sum() for s in _SLOPES]

@@ -13,11 +13,19 @@ configuration.
 from __future__ import annotations
 
 from countermark.units.architecture import Architecture
-from countermark.units.base import Domain, Member, Norm, Units
-from countermark.units.blocks import Block, Layer, block_layers, blocks_of
-from countermark.units.chain import chain_of
+from countermark.units.base import BatchNormTensors, GroupMember, PermutationGroup, ScaleDomain
+from countermark.units.blocks import LinearLayer, TransformerBlock, find_block_groups, find_blocks
+from countermark.units.chain import find_chain_groups
 
 __all__ = [
-    "Architecture", "Block", "Domain", "Layer", "Member", "Norm", "Units", "block_layers",
-    "blocks_of", "chain_of",
+    "Architecture",
+    "BatchNormTensors",
+    "GroupMember",
+    "LinearLayer",
+    "PermutationGroup",
+    "ScaleDomain",
+    "TransformerBlock",
+    "find_block_groups",
+    "find_blocks",
+    "find_chain_groups",
 ]  # fmt: skip

@@ -34,22 +34,22 @@ class Architecture:
     rectified: bool = False
 
     @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> Architecture:
+    def from_configuration(cls, configuration: Mapping[str, Any]) -> Architecture:
         """Read a configuration with the usual field names; missing fields keep their defaults."""
         # Configurations of models for text and images keep the language model's fields one level
         # below.
         inner = configuration.get("text_config")
         said = inner if isinstance(inner, Mapping) else configuration
 
-        def number(names: tuple[str, ...]) -> int:
+        def find_count(names: tuple[str, ...]) -> int:
             """Return the first positive integer among fields, or 0."""
             return next((said[n] for n in names if type(said.get(n)) is int and said[n] > 0), 0)
 
         rectified = any(said.get(name) == "relu" for name in _ACTIVATION)
-        return cls(number(_HEADS), number(_GROUPS), number(_WIDTH), rectified)
+        return cls(find_count(_HEADS), find_count(_GROUPS), find_count(_WIDTH), rectified)
 
     @classmethod
-    def of_model(cls, model: object) -> Architecture | None:
+    def from_model(cls, model: object) -> Architecture | None:
         """Read the configuration of a live model; return None if it has no configuration."""
         configuration = getattr(model, "config", None)
         if configuration is None:
@@ -57,10 +57,10 @@ class Architecture:
         # Configurations of transformers offer `to_dict`; others are read by their attributes.
         told = getattr(configuration, "to_dict", None)
         said = told() if callable(told) else getattr(configuration, "__dict__", {})
-        return cls.of(said) if isinstance(said, Mapping) else None
+        return cls.from_configuration(said) if isinstance(said, Mapping) else None
 
     @classmethod
-    def beside(cls, weights: Path) -> Architecture | None:
+    def load_beside(cls, weights: Path) -> Architecture | None:
         """Read `config.json` in a checkpoint's folder; return None if it is missing or invalid.
 
         Args:
@@ -71,4 +71,4 @@ class Architecture:
             said = parse_json(read_regular(folder / "config.json", _LARGEST))
         except (OSError, ValueError):
             return None
-        return cls.of(said) if isinstance(said, Mapping) else None
+        return cls.from_configuration(said) if isinstance(said, Mapping) else None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Domain:
+class ScaleDomain:
     """A part of a group between producers and consumers, with one factor for each unit.
 
     Attributes:
@@ -24,7 +24,7 @@ class Domain:
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupMember:
     """The place of a group's units on one axis of a tensor: `each` positions a unit from `offset`.
 
     Attributes:
@@ -42,7 +42,7 @@ class Member:
     each: int = 1
     offset: int = 0
 
-    def positions(self, units: NDArray[np.integer]) -> NDArray[np.int64]:
+    def compute_positions(self, units: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return the positions (n·each,) of units (n,) along the axis, in that order."""
         # int64 throughout, because a caller's smaller integers could overflow for wide layers.
         starts = self.offset + np.asarray(units, dtype=np.int64) * self.each
@@ -50,7 +50,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Norm:
+class BatchNormTensors:
     """A batch norm on units, which absorbs the factor of the domain before it.
 
     The statistics absorb the size of the factor, and the weight absorbs its sign.
@@ -71,7 +71,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Units:
+class PermutationGroup:
     """One permutation group: units that can all be reordered together.
 
     Attributes:
@@ -83,18 +83,18 @@ class Units:
     """
 
     size: int
-    members: tuple[Member, ...]
-    norms: tuple[Norm, ...]
-    domains: tuple[Domain, ...]
+    members: tuple[GroupMember, ...]
+    norms: tuple[BatchNormTensors, ...]
+    domains: tuple[ScaleDomain, ...]
     grows: bool = True
 
-    def touches(self, names: tuple[str, ...]) -> bool:
+    def has_any_member(self, names: tuple[str, ...]) -> bool:
         """Return true if any of the named tensors is a member, or if no names are given."""
         # Callers pass no names to select every group.
         return not names or any(member.name in names for member in self.members)
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def make_natural_key(name: str) -> list[tuple[int, str]]:
     """Return a sort key that compares numbers in names as numbers: "layer2" before "layer10"."""
     # The -1 sorts text before numbers; the pairs keep text and numbers from being compared.
     parts = re.split(r"(\d+)", name)

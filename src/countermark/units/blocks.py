@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from countermark.units.architecture import Architecture
-from countermark.units.base import Domain, Member, Units, natural
+from countermark.units.base import GroupMember, PermutationGroup, ScaleDomain, make_natural_key
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,11 +39,11 @@ _TABLES = re.compile(r"embed|wte|wpe|shared", re.IGNORECASE)
 _NORMS = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)", re.IGNORECASE)
 _READERS = re.compile(r"(^|\.)(lm_head|pooler\.dense|classifier|score)$")
 # A head's values pass a softmax and the stream passes layer norms: neither allows a factor.
-_FIXED = Domain(scalable=False, flippable=False)
+_FIXED = ScaleDomain(scalable=False, flippable=False)
 
 
 @dataclass(frozen=True)
-class Layer:
+class LinearLayer:
     """A linear layer: its name, its sizes, and the axis of its weight along which its outputs lie.
 
     Attributes:
@@ -59,19 +59,21 @@ class Layer:
     axis: int
     bias: bool
 
-    def produced(self, domain: int = 0, *, each: int = 1, offset: int = 0) -> Iterator[Member]:
+    def make_output_members(
+        self, domain: int = 0, *, each: int = 1, offset: int = 0
+    ) -> Iterator[GroupMember]:
         """Yield the members for units among the outputs, in the weight and in the bias."""
-        yield Member(f"{self.name}.weight", self.axis, domain, 1, each, offset)
+        yield GroupMember(f"{self.name}.weight", self.axis, domain, 1, each, offset)
         if self.bias:
-            yield Member(f"{self.name}.bias", 0, domain, 1, each, offset)
+            yield GroupMember(f"{self.name}.bias", 0, domain, 1, each, offset)
 
-    def consumed(self, domain: int = 0, *, each: int = 1, offset: int = 0) -> Member:
+    def make_input_member(self, domain: int = 0, *, each: int = 1, offset: int = 0) -> GroupMember:
         """Return the member for units among the inputs."""
-        return Member(f"{self.name}.weight", 1 - self.axis, domain, -1, each, offset)
+        return GroupMember(f"{self.name}.weight", 1 - self.axis, domain, -1, each, offset)
 
 
 @dataclass(frozen=True)
-class Block:
+class TransformerBlock:
     """An attention or MLP: its permutation groups, and its layers at the residual stream.
 
     Attributes:
@@ -82,15 +84,15 @@ class Block:
             that is a value; None for an MLP.
     """
 
-    units: tuple[Units, ...]
-    hear: tuple[Layer, ...]
-    speak: Layer
-    values: tuple[Layer, int] | None = None
+    units: tuple[PermutationGroup, ...]
+    hear: tuple[LinearLayer, ...]
+    speak: LinearLayer
+    values: tuple[LinearLayer, int] | None = None
 
 
-def blocks_of(
+def find_block_groups(
     shapes: _Shapes, architecture: Architecture | None, *, residual: bool = False
-) -> tuple[Units, ...]:
+) -> tuple[PermutationGroup, ...]:
     """Return the permutation groups of all transformer blocks of a model, or an empty tuple.
 
     Args:
@@ -99,15 +101,15 @@ def blocks_of(
         residual: add the channels between the blocks, which reach every table, norm and head with a
             known name. Tensors with other names are not found.
     """
-    found = block_layers(shapes, architecture)
+    found = find_blocks(shapes, architecture)
     units = [each for block in found for each in block.units]
     if residual and found:
         # The stream comes first: groups are aligned and reduced from the inputs on.
-        units[:0] = _residual(shapes, found)
+        units[:0] = _make_residual_group(shapes, found)
     return tuple(units)
 
 
-def block_layers(shapes: _Shapes, architecture: Architecture | None) -> list[Block]:
+def find_blocks(shapes: _Shapes, architecture: Architecture | None) -> list[TransformerBlock]:
     """List every attention and MLP with known names, together with its layers.
 
     Args:
@@ -115,34 +117,34 @@ def block_layers(shapes: _Shapes, architecture: Architecture | None) -> list[Blo
         architecture: tells the number of heads; None leaves out the groups of heads.
     """
     modules = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")}
-    found: list[Block] = []
-    for module in sorted(modules, key=natural):
-        found += _attention(module, shapes, architecture or Architecture())
-        found += _mlp(module, shapes, architecture or Architecture())
+    found: list[TransformerBlock] = []
+    for module in sorted(modules, key=make_natural_key):
+        found += _find_attention(module, shapes, architecture or Architecture())
+        found += _find_mlp(module, shapes, architecture or Architecture())
     return found
 
 
-def _attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
+def _find_attention(module: str, shapes: _Shapes, made: Architecture) -> Iterator[TransformerBlock]:
     """Yield the attention of which this module is the query, or query, key and value in one."""
     for form in _ATTENTION:
-        layers = _siblings(module, form, shapes)
+        layers = _find_layers(module, form, shapes)
         if layers is not None:
             query, key, value, out = layers
-            units = _heads(made, ((query, 0), (key, 0), (value, 0)), out)
-            yield Block(units, (query, key, value), out, (value, 0))
+            units = _make_head_groups(made, ((query, 0), (key, 0), (value, 0)), out)
+            yield TransformerBlock(units, (query, key, value), out, (value, 0))
             return
     for fused in _FUSED:
-        layers = _siblings(module, fused, shapes)
+        layers = _find_layers(module, fused, shapes)
         if layers is not None and layers[0].outputs == 3 * layers[0].inputs:
             one, out = layers
             width = one.inputs
-            units = _heads(made, ((one, 0), (one, width), (one, 2 * width)), out)
-            yield Block(units, (one,), out, (one, 2 * width))
+            units = _make_head_groups(made, ((one, 0), (one, width), (one, 2 * width)), out)
+            yield TransformerBlock(units, (one,), out, (one, 2 * width))
 
 
-def _heads(
-    made: Architecture, parts: tuple[tuple[Layer, int], ...], out: Layer
-) -> tuple[Units, ...]:
+def _make_head_groups(
+    made: Architecture, parts: tuple[tuple[LinearLayer, int], ...], out: LinearLayer
+) -> tuple[PermutationGroup, ...]:
     """Make the groups of heads: those with shared keys and values, and the queries within each.
 
     Args:
@@ -167,30 +169,30 @@ def _heads(
     found = []
     if groups > 1:
         members = [
-            *query.produced(each=shared * width, offset=at),
-            *key.produced(each=width, offset=key_at),
-            *value.produced(each=width, offset=value_at),
-            out.consumed(each=shared * width),
+            *query.make_output_members(each=shared * width, offset=at),
+            *key.make_output_members(each=width, offset=key_at),
+            *value.make_output_members(each=width, offset=value_at),
+            out.make_input_member(each=shared * width),
         ]
-        found.append(Units(groups, tuple(members), (), (_FIXED,), grows=False))
+        found.append(PermutationGroup(groups, tuple(members), (), (_FIXED,), grows=False))
     # Without shared keys, a group has one query head and nothing to reorder within.
     for group in range(groups if shared > 1 else 0):
         start = group * shared * width
         members = [
-            *query.produced(each=width, offset=at + start),
-            out.consumed(each=width, offset=start),
+            *query.make_output_members(each=width, offset=at + start),
+            out.make_input_member(each=width, offset=start),
         ]
-        found.append(Units(shared, tuple(members), (), (_FIXED,), grows=False))
+        found.append(PermutationGroup(shared, tuple(members), (), (_FIXED,), grows=False))
     return tuple(found)
 
 
-def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
+def _find_mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[TransformerBlock]:
     """Yield the MLP of which this module is the first layer.
 
     A second layer beside the activated layer is a gate, whose product can be scaled and flipped.
     """
     for form in _MLP:
-        layers = _siblings(module, form, shapes)
+        layers = _find_layers(module, form, shapes)
         if layers is None:
             continue
         *makers, out = layers
@@ -199,17 +201,19 @@ def _mlp(module: str, shapes: _Shapes, made: Architecture) -> Iterator[Block]:
         if any(each.outputs != size for each in makers):
             continue
         # The first layer passes the activation, which allows a factor only if it is ReLU.
-        domains = [Domain(scalable=made.rectified, flippable=False)]
-        domains += [Domain() for _ in makers[1:]]
-        members = [m for at, each in enumerate(makers) for m in each.produced(at)]
-        members.append(out.consumed(len(makers) - 1))
+        domains = [ScaleDomain(scalable=made.rectified, flippable=False)]
+        domains += [ScaleDomain() for _ in makers[1:]]
+        members = [m for at, each in enumerate(makers) for m in each.make_output_members(at)]
+        members.append(out.make_input_member(len(makers) - 1))
         grows = all(each.axis == 0 for each in layers)
-        units = Units(size, tuple(members), (), tuple(domains), grows)
-        yield Block((units,), tuple(makers), out)
+        units = PermutationGroup(size, tuple(members), (), tuple(domains), grows)
+        yield TransformerBlock((units,), tuple(makers), out)
         return
 
 
-def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[Layer, ...] | None:
+def _find_layers(
+    module: str, form: tuple[str, ...], shapes: _Shapes
+) -> tuple[LinearLayer, ...] | None:
     """Return the layers of a form whose first layer is this module; None if a layer is missing.
 
     Args:
@@ -224,21 +228,23 @@ def _siblings(module: str, form: tuple[str, ...], shapes: _Shapes) -> tuple[Laye
     names = [before + each for each in form]
     if any(len(shapes.get(f"{name}.weight", ())) != 2 for name in names):
         return None
-    axis = _axis(names, shapes)
+    axis = _find_output_axis(names, shapes)
     if axis is None:
         return None
     return tuple(
-        Layer(name, *_sizes(shapes[f"{name}.weight"], axis), axis, f"{name}.bias" in shapes)
+        LinearLayer(
+            name, *_order_sizes(shapes[f"{name}.weight"], axis), axis, f"{name}.bias" in shapes
+        )
         for name in names
     )
 
 
-def _sizes(shape: tuple[int, ...], axis: int) -> tuple[int, int]:
+def _order_sizes(shape: tuple[int, ...], axis: int) -> tuple[int, int]:
     """Return the numbers of outputs and inputs of a weight whose outputs lie along `axis`."""
     return shape[axis], shape[1 - axis]
 
 
-def _axis(names: list[str], shapes: _Shapes) -> int | None:
+def _find_output_axis(names: list[str], shapes: _Shapes) -> int | None:
     """Find the axis of outputs: 0 for linear layers, 1 for GPT-2's layers, None if neither fits."""
     for axis in (0, 1):
         fits = all(
@@ -254,7 +260,7 @@ def _axis(names: list[str], shapes: _Shapes) -> int | None:
     return None
 
 
-def _residual(shapes: _Shapes, found: list[Block]) -> list[Units]:
+def _make_residual_group(shapes: _Shapes, found: list[TransformerBlock]) -> list[PermutationGroup]:
     """Return the group of channels of the residual stream, as a list of one.
 
     The list is empty if the blocks differ in width, or no embedding table has that width.
@@ -267,17 +273,17 @@ def _residual(shapes: _Shapes, found: list[Block]) -> list[Units]:
     # Reordering only some tensors at the stream would change the outputs, so every tensor with a
     # known name joins the group.
     (size,) = sizes
-    members = [layer.consumed() for block in found for layer in block.hear]
-    members += [member for block in found for member in block.speak.produced()]
+    members = [layer.make_input_member() for block in found for layer in block.hear]
+    members += [member for block in found for member in block.speak.make_output_members()]
     known = {member.name for member in members}
     for name, shape in shapes.items():
         module, _, last = name.rpartition(".")
         if name in known or shape[-1:] != (size,):
             continue
         if len(shape) == 2 and _TABLES.search(name):
-            members.append(Member(name, 1, 0, 1))
+            members.append(GroupMember(name, 1, 0, 1))
         elif len(shape) == 2 and last == "weight" and _READERS.search(module):
-            members.append(Member(name, 1, 0, -1))
+            members.append(GroupMember(name, 1, 0, -1))
         elif len(shape) == 1 and _NORMS.search(name):
-            members.append(Member(name, 0, 0, 1))
-    return [Units(size, tuple(members), (), (_FIXED,), grows=False)]
+            members.append(GroupMember(name, 0, 0, 1))
+    return [PermutationGroup(size, tuple(members), (), (_FIXED,), grows=False)]

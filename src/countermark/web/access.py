@@ -23,12 +23,12 @@ _LEAST, _MOST_TOKEN = 20, 1 << 10
 _HOURS, _MOST_SESSIONS, _MOST_ADDRESSES = 12, 1000, 10_000
 
 
-def without_token(environment: Mapping[str, str]) -> dict[str, str]:
+def remove_token(environment: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of an environment without the token, for child processes."""
     return {name: value for name, value in environment.items() if name != VARIABLE}
 
 
-def token_digest(token: str) -> bytes:
+def digest_token(token: str) -> bytes:
     """Return the SHA-256 digest of a token, 32 bytes."""
     return hashlib.sha256(token.encode()).digest()
 
@@ -46,7 +46,7 @@ def find_token(file: Path | None, environment: Mapping[str, str]) -> tuple[str, 
         ConfigError: the file cannot be read or other users can read it, or the token is too short.
     """
     if file is not None:
-        token, where = _in_file(file), str(file)
+        token, where = _read_token_file(file), str(file)
     elif VARIABLE in environment:
         token, where = environment[VARIABLE], VARIABLE
     else:
@@ -56,7 +56,7 @@ def find_token(file: Path | None, environment: Mapping[str, str]) -> tuple[str, 
     return token, False
 
 
-def _in_file(file: Path) -> str:
+def _read_token_file(file: Path) -> str:
     """Read the token from a file that only its owner may read.
 
     Raises:
@@ -85,7 +85,7 @@ class Session:
     ends: float
 
 
-class Sessions:
+class SessionStore:
     """The open sessions, kept in memory until the server ends.
 
     Args:
@@ -97,12 +97,12 @@ class Sessions:
         self._open: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
-    def knows(self, token: str) -> bool:
+    def is_token(self, token: str) -> bool:
         """Return true if this is the server's token."""
         # Comparing digests in constant time reveals neither characters nor length by the time.
-        return hmac.compare_digest(token_digest(token), self._token)
+        return hmac.compare_digest(digest_token(token), self._token)
 
-    def open(self) -> str:
+    def open_session(self) -> str:
         """Open a session and return its name, the secret in the session's cookie."""
         name = secrets.token_urlsafe(24)
         with self._lock:
@@ -113,7 +113,7 @@ class Sessions:
             self._open[name] = Session(secrets.token_urlsafe(24), ends)
         return name
 
-    def of(self, name: str | None) -> Session | None:
+    def find_session(self, name: str | None) -> Session | None:
         """Return the session with this name, or None if there is no such session or it ended."""
         with self._lock:
             found = self._open.get(name or "")
@@ -122,13 +122,13 @@ class Sessions:
                 return None
             return found
 
-    def close(self, name: str | None) -> None:
+    def close_session(self, name: str | None) -> None:
         """End the session with this name, if there is one."""
         with self._lock:
             self._open.pop(name or "", None)
 
 
-class Pace:
+class RateLimiter:
     """A rate limit per client address, as a token bucket.
 
     Args:
@@ -144,7 +144,7 @@ class Pace:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allows(self, address: str) -> bool:
+    def admit_attempt(self, address: str) -> bool:
         """Return true if the address may make an attempt now, and count the attempt."""
         now = self._clock()
         with self._lock:

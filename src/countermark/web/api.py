@@ -9,12 +9,12 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from countermark.claims.ledger import Proof
+from countermark.claims.ledger import InclusionProof
 from countermark.claims.signed import LARGEST, Claim
-from countermark.web.claims import Found, Stamped, checked
+from countermark.web.claims import ClaimList, TimestampInfo, check_claim
 from countermark.web.forms import NewClaim, Resolve, Verify
 from countermark.web.orders import Job
-from countermark.web.site import Here, Site
+from countermark.web.site import AppState, Here
 
 # The gate has checked the token already. This dependency only states in the OpenAPI document that
 # a token is needed.
@@ -32,7 +32,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "There is none."}}
 
 
-class Head(BaseModel):
+class LedgerHead(BaseModel):
     """The ledger as it is now: its identity, the number of claims, and the root over them."""
 
     ledger: str
@@ -40,14 +40,14 @@ class Head(BaseModel):
     root: str
 
 
-class Names(BaseModel):
+class AvailableNames(BaseModel):
     """The keys and suspects that may be chosen by name."""
 
     keys: list[str]
     suspects: list[str]
 
 
-class Added(BaseModel):
+class AddedClaim(BaseModel):
     """A claim that the ledger has stored on disk, and its place."""
 
     digest: str
@@ -69,8 +69,8 @@ class ClaimAnswer(BaseModel):
     claim: dict[str, Any]
     holds: bool
     signature: str | None
-    stamps: list[Stamped]
-    proof: Proof
+    stamps: list[TimestampInfo]
+    proof: InclusionProof
     included: bool
 
 
@@ -83,31 +83,31 @@ class JobAnswer(BaseModel):
 
 
 @api.get("/head", responses=_REFUSED)
-def head(site: Here) -> Head:
+def get_head(site: Here) -> LedgerHead:
     """Return the ledger's size and root."""
-    found = site.ledger.head()
-    return Head(ledger=site.ledger.identity, size=found.size, root=found.root)
+    found = site.ledger.make_head()
+    return LedgerHead(ledger=site.ledger.identity, size=found.size, root=found.root)
 
 
 @api.get("/claims", responses=_REFUSED)
-def claims(site: Here, q: Words = "", before: Before = None) -> Found:
+def list_claims(site: Here, q: Words = "", before: Before = None) -> ClaimList:
     """List claims, the newest first, 25 at a time."""
-    return site.catalogue.find(q, before)
+    return site.catalogue.find_claims(q, before)
 
 
 @api.post("/claims", status_code=201, responses=_REFUSED)
-def add_claim(site: Here, form: NewClaim) -> Added:
+def add_claim(site: Here, form: NewClaim) -> AddedClaim:
     """Add a signed claim and answer when it is on disk. A claim added twice keeps its place."""
     # One byte more than a claim may have: the parser then refuses the file as too large.
     claim = Claim.from_bytes(form.file.file.read(LARGEST + 1), "the file")
-    return Added(digest=claim.digest, place=site.ledger.add(claim))
+    return AddedClaim(digest=claim.digest, place=site.ledger.add(claim))
 
 
 @api.get("/claims/{digest}", responses=_REFUSED | _UNKNOWN)
-def claim(site: Here, digest: str) -> ClaimAnswer:
+def get_claim(site: Here, digest: str) -> ClaimAnswer:
     """Return one claim, checked for this request."""
     # 64 is the length of a digest; a longer text would only come back in the error message.
-    found = checked(site.ledger, digest[:64], site.authorities)
+    found = check_claim(site.ledger, digest[:64], site.authorities)
     return ClaimAnswer(
         claim=found.claim.model_dump(), holds=found.holds, signature=found.signature,
         stamps=list(found.stamps), proof=found.proof, included=found.included,
@@ -115,48 +115,48 @@ def claim(site: Here, digest: str) -> ClaimAnswer:
 
 
 @api.get("/names", responses=_REFUSED)
-def names(site: Here) -> Names:
+def list_names(site: Here) -> AvailableNames:
     """List the names of the keys and suspects of this server."""
     settings = site.settings
-    return Names(
-        keys=list(settings.key_shelf.entries()), suspects=list(settings.suspect_shelf.entries())
+    return AvailableNames(
+        keys=list(settings.key_choices.list_entries()), suspects=list(settings.suspect_choices.list_entries())
     )  # fmt: skip
 
 
 @api.post("/verify", status_code=202, responses=_REFUSED)
-def verify(site: Here, form: Verify) -> JobAnswer:
+def start_verification(site: Here, form: Verify) -> JobAnswer:
     """Start a job that reads a suspect with a key."""
-    return _answer(site, form.sent_to(site))
+    return _make_job_answer(site, form.submit_to(site))
 
 
 @api.post("/resolve", status_code=202, responses=_REFUSED)
-def resolve(site: Here, form: Resolve) -> JobAnswer:
+def start_dispute(site: Here, form: Resolve) -> JobAnswer:
     """Start a job that decides a dispute between two parties."""
-    return _answer(site, form.sent_to(site))
+    return _make_job_answer(site, form.submit_to(site))
 
 
 @api.get("/jobs", responses=_REFUSED)
-def jobs(site: Here) -> list[Job]:
+def list_jobs(site: Here) -> list[Job]:
     """List all jobs, the newest first."""
-    return site.runner.jobs()
+    return site.runner.list_jobs()
 
 
 @api.get("/jobs/{identity}", responses=_REFUSED | _UNKNOWN)
-def job(site: Here, identity: str) -> JobAnswer:
+def get_job(site: Here, identity: str) -> JobAnswer:
     """Return a job and its answer."""
-    found = site.runner.job(identity)
+    found = site.runner.find_job(identity)
     if found is None:
         raise HTTPException(404, "there is no such job")
-    return _answer(site, found)
+    return _make_job_answer(site, found)
 
 
 @api.get("/benchmarks", responses=_REFUSED)
-def benchmarks(site: Here) -> dict[str, Any]:
+def list_benchmarks(site: Here) -> dict[str, Any]:
     """Return the tables, heat maps and figures of each paper."""
-    return site.results.papers()
+    return site.results.read_papers()
 
 
-def _answer(site: Site, job: Job) -> JobAnswer:
+def _make_job_answer(site: AppState, job: Job) -> JobAnswer:
     """Return a job as the API answers it; there is no answer before the job is done."""
-    answer = site.runner.answer(job) if job.state == "done" else None
-    return JobAnswer(job=job, step=site.runner.step(job), answer=answer)
+    answer = site.runner.read_answer(job) if job.state == "done" else None
+    return JobAnswer(job=job, step=site.runner.describe_step(job), answer=answer)

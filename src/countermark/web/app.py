@@ -10,17 +10,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from countermark._version import VERSION
-from countermark.errors import CountermarkError, LedgerError, printable
+from countermark.errors import CountermarkError, LedgerError, make_printable
 from countermark.web.api import api
 from countermark.web.asking import asking
 from countermark.web.claims import UnknownClaimError
-from countermark.web.gate import Gate
+from countermark.web.gate import AccessMiddleware
 from countermark.web.pages import pages
-from countermark.web.runner import FullError
-from countermark.web.site import Site
+from countermark.web.runner import QueueFullError
+from countermark.web.site import AppState
 
 
-def application(site: Site) -> FastAPI:
+def make_application(site: AppState) -> FastAPI:
     """Return the ASGI application of a site. The caller opens and closes the site."""
     # FastAPI's own documentation pages load scripts from other servers, so they are off.
     made = FastAPI(
@@ -31,26 +31,28 @@ def application(site: Site) -> FastAPI:
     made.state.site = site
     for router in (pages, asking, api):
         made.include_router(router)
-    made.add_exception_handler(CountermarkError, _refused)
-    made.add_exception_handler(HTTPException, _refused)
-    made.add_exception_handler(RequestValidationError, _refused)
+    made.add_exception_handler(CountermarkError, _handle_error)
+    made.add_exception_handler(HTTPException, _handle_error)
+    made.add_exception_handler(RequestValidationError, _handle_error)
 
-    def told(scope: Scope, status: int, why: str) -> Response:
+    def refuse_request(scope: Scope, status: int, why: str) -> Response:
         """Return the answer of the gate to a request that it refuses."""
-        return _told(site, scope, status, why)
+        return _make_refusal(site, scope, status, why)
 
-    made.add_middleware(Gate, sessions=site.sessions, limits=site.settings.limits, told=told)
+    made.add_middleware(
+        AccessMiddleware, sessions=site.sessions, limits=site.settings.limits, told=refuse_request
+    )
     return made
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _handle_error(request: Request, error: Exception) -> Response:
     """Return an error as an answer of one sentence, as a page or as JSON."""
-    status, why = _status(error)
-    site: Site = request.app.state.site
-    return _told(site, request.scope, status, why)
+    status, why = _classify_error(error)
+    site: AppState = request.app.state.site
+    return _make_refusal(site, request.scope, status, why)
 
 
-def _status(error: Exception) -> tuple[int, str]:
+def _classify_error(error: Exception) -> tuple[int, str]:
     """Return the HTTP status and the message for an error."""
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
@@ -58,8 +60,8 @@ def _status(error: Exception) -> tuple[int, str]:
         # Name the field, and never repeat the input: it may be the token.
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-        return 422, printable(f"{where}: {first['msg']}", 300)
-    if isinstance(error, FullError):
+        return 422, make_printable(f"{where}: {first['msg']}", 300)
+    if isinstance(error, QueueFullError):
         return 429, str(error)
     if isinstance(error, UnknownClaimError):
         return 404, str(error)
@@ -67,8 +69,8 @@ def _status(error: Exception) -> tuple[int, str]:
     return (503 if isinstance(error, LedgerError) else 400), str(error)
 
 
-def _told(site: Site, scope: Scope, status: int, why: str) -> Response:
+def _make_refusal(site: AppState, scope: Scope, status: int, why: str) -> Response:
     """Return a refusal: JSON for the API, else a page."""
     if scope["path"].startswith("/api/"):
         return JSONResponse({"detail": why}, status)
-    return site.looks.refusal(scope.get("session"), status, why)
+    return site.looks.render_refusal(scope.get("session"), status, why)

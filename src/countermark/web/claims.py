@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from countermark import merkle
-from countermark.claims.ledger import Entry, Ledger, Proof
+from countermark.claims.ledger import InclusionProof, Ledger, LedgerEntry
 from countermark.claims.signed import Claim
-from countermark.claims.statement import instant
-from countermark.claims.timestamp import Authority, confirmed, read
-from countermark.errors import ClaimError, ConfigError, printable
+from countermark.claims.statement import format_time
+from countermark.claims.timestamp import Authority, find_confirmed_timestamps, read_response
+from countermark.errors import ClaimError, ConfigError, make_printable
 
 # Claims that one answer lists.
 PAGE = 25
@@ -25,7 +25,7 @@ class UnknownClaimError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Line:
+class ClaimSummary:
     """A claim in a list. Its content is unchecked."""
 
     place: int
@@ -37,7 +37,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Found:
+class ClaimList:
     """One part of a list of claims, the newest first.
 
     Attributes:
@@ -47,12 +47,12 @@ class Found:
     """
 
     size: int
-    claims: tuple[Line, ...]
+    claims: tuple[ClaimSummary, ...]
     older: int | None
 
 
 @dataclass(frozen=True)
-class Stamped:
+class TimestampInfo:
     """A timestamp of a claim: when, by whom, and whether this server trusts the authority."""
 
     time: str
@@ -61,7 +61,7 @@ class Stamped:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedClaim:
     """A claim and the result of a fresh check.
 
     Attributes:
@@ -74,12 +74,12 @@ class Checked:
         included: whether the proof leads to the root.
     """
 
-    line: Line
+    line: ClaimSummary
     claim: Claim = field(repr=False)
     signature: str | None
-    stamps: tuple[Stamped, ...]
+    stamps: tuple[TimestampInfo, ...]
     no_stamps: int
-    proof: Proof
+    proof: InclusionProof
     included: bool
 
     @property
@@ -99,10 +99,10 @@ class Catalogue:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._lines: list[Line] = []
+        self._lines: list[ClaimSummary] = []
         self._lock = threading.Lock()
 
-    def find(self, words: str = "", before: int | None = None) -> Found:
+    def find_claims(self, words: str = "", before: int | None = None) -> ClaimList:
         """Find claims by a part of the owner's name or by a digest.
 
         Args:
@@ -113,7 +113,7 @@ class Catalogue:
         Raises:
             LedgerError: the ledger does not answer, or holds an entry that is no claim.
         """
-        lines, wanted = self._all(), words.strip().casefold()
+        lines, wanted = self._update_summaries(), words.strip().casefold()
         fitting = [
             line
             for line in reversed(lines)
@@ -124,21 +124,21 @@ class Catalogue:
             )
         ]
         shown = tuple(fitting[:PAGE])
-        return Found(len(lines), shown, shown[-1].place if len(fitting) > PAGE else None)
+        return ClaimList(len(lines), shown, shown[-1].place if len(fitting) > PAGE else None)
 
-    def _all(self) -> list[Line]:
+    def _update_summaries(self) -> list[ClaimSummary]:
         """Return all claims, after reading those that were added since the last call."""
         # A ledger only grows, so claims that were read once stay as they are.
         with self._lock:
-            with self._ledger.database.reading() as connection:
+            with self._ledger.database.begin_reading() as connection:
                 rows = self._ledger.rows
                 after = self._lines[-1].place if self._lines else -1
-                for row in rows.claims(connection, after=after):
-                    self._lines.append(_line(rows.placed(row), row))
+                for row in rows.iterate_claims(connection, after=after):
+                    self._lines.append(_summarise_row(rows.parse_place(row), row))
             return list(self._lines)
 
 
-def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Checked:
+def check_claim(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> CheckedClaim:
     """Read a claim of the ledger and check signatures, timestamps and inclusion.
 
     Args:
@@ -152,13 +152,13 @@ def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Ch
     """
     found = ledger.find(digest=digest)
     if not found:
-        why = f"the ledger has no claim {printable(digest)}: expected the digest of one"
+        why = f"the ledger has no claim {make_printable(digest)}: expected the digest of one"
         raise UnknownClaimError(why)
     entry = found[0]
     claim, proof = entry.claim, ledger.prove(entry.place)
-    stamps, no_stamps = _stamps(claim, authorities)
-    return Checked(
-        line=line_of(entry), claim=claim, signature=_signature(claim), stamps=stamps,
+    stamps, no_stamps = _read_timestamps(claim, authorities)
+    return CheckedClaim(
+        line=summarise_entry(entry), claim=claim, signature=_find_signature_fault(claim), stamps=stamps,
         no_stamps=no_stamps, proof=proof,
         included=merkle.is_under(
             proof.root, claim.to_bytes(), proof.place, proof.size, proof.path
@@ -166,16 +166,16 @@ def checked(ledger: Ledger, digest: str, authorities: Sequence[Authority]) -> Ch
     )  # fmt: skip
 
 
-def line_of(entry: Entry) -> Line:
+def summarise_entry(entry: LedgerEntry) -> ClaimSummary:
     """Return the content of a claim as a list shows it."""
     claim = entry.claim
     date = claim.statement.predicate.date
-    return Line(
+    return ClaimSummary(
         entry.place, claim.digest, claim.owner, date, claim.commitment, claim.model_root
     )  # fmt: skip
 
 
-def _line(place: int, row: Any) -> Line:
+def _summarise_row(place: int, row: Any) -> ClaimSummary:
     """Return the content of a database row as a list shows it, without parsing the whole claim."""
     owner, date = "", ""
     try:
@@ -185,29 +185,36 @@ def _line(place: int, row: Any) -> Line:
     # Whoever can write to the database can write anything there. Deep nesting exhausts recursion.
     except (ValueError, KeyError, TypeError, RecursionError):
         owner = "(this claim was changed and cannot be read)"
-    return Line(
+    return ClaimSummary(
         place, str(row.digest), owner, date, str(row.commitment), str(row.model)
     )  # fmt: skip
 
 
-def _signature(claim: Claim) -> str | None:
+def _find_signature_fault(claim: Claim) -> str | None:
     """Return why the signatures of a claim are invalid, or None if they are valid."""
     try:
-        claim.check()
+        claim.check_signatures()
     except ClaimError as error:
         return str(error)
     return None
 
 
-def _stamps(claim: Claim, authorities: Sequence[Authority]) -> tuple[tuple[Stamped, ...], int]:
+def _read_timestamps(
+    claim: Claim, authorities: Sequence[Authority]
+) -> tuple[tuple[TimestampInfo, ...], int]:
     """Return the timestamps of a claim, and the number of invalid ones."""
     read_ones, broken = [], 0
-    for response in claim.stamps:
+    for response in claim.timestamp_responses:
         try:
-            read_ones.append(read(response, claim))
+            read_ones.append(read_response(response, claim))
         except ClaimError:
             broken += 1
-    # `confirmed` raises for an invalid timestamp; then no timestamp of the claim is trusted.
-    believed = set() if broken else {each.stamp for each in confirmed(claim, authorities)}
-    found = [Stamped(instant(each.time), each.signer[0], each in believed) for each in read_ones]
+    # `find_confirmed_timestamps` raises for an invalid timestamp; then no timestamp of the claim is trusted.
+    believed = (
+        set() if broken else {each.stamp for each in find_confirmed_timestamps(claim, authorities)}
+    )
+    found = [
+        TimestampInfo(format_time(each.time), each.signer[0], each in believed)
+        for each in read_ones
+    ]
     return tuple(found), broken

@@ -8,15 +8,15 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import Form, UploadFile
 from pydantic import BaseModel, ConfigDict
 
-from countermark.errors import ConfigError, printable
-from countermark.web.orders import Job, ResolveOrder, VerifyOrder
-from countermark.web.site import Site, order_of
+from countermark.errors import ConfigError, make_printable
+from countermark.web.orders import DisputeRequest, Job, VerifyRequest
+from countermark.web.site import AppState, parse_request
 
 # Characters of an upload's name that are kept.
 _LONGEST = 120
 
 
-class OwnForm(BaseModel):
+class SessionForm(BaseModel):
     """A form of a session. Pages send `csrf`; programs, which send the token, leave it out."""
 
     model_config = ConfigDict(extra="forbid")
@@ -24,20 +24,20 @@ class OwnForm(BaseModel):
     csrf: str = ""
 
 
-class LoginForm(OwnForm):
+class LoginForm(SessionForm):
     """The token, and the page to show after the log-in."""
 
     token: str = ""
     next: str = "/"
 
 
-class ClaimForm(OwnForm):
+class ClaimForm(SessionForm):
     """A signed claim as a file."""
 
     file: UploadFile
 
 
-class SuspectForm(OwnForm):
+class SuspectForm(SessionForm):
     """A suspect: an upload, or the name of a file or folder on this server."""
 
     file: UploadFile | None = None
@@ -54,23 +54,23 @@ class VerifyForm(SuspectForm):
     claim: str = ""
     suspect_date: str = ""
 
-    def sent_to(self, site: Site) -> Job:
+    def submit_to(self, site: AppState) -> Job:
         """Start the job that the form asks for and return it.
 
         Raises:
             CountermarkError: the form is wrong, or too many jobs wait.
         """
-        chosen, upload = _suspect(self)
+        chosen, upload = _choose_suspect(self)
         fields = {
             "suspect": chosen, "key": self.key, "alpha": self.alpha,
             "assume_dated": self.assume_dated, "blind_choice": self.blind_choice,
             "claim": self.claim.strip().lower() or None,
             "suspect_date": self.suspect_date.strip() or None,
         }  # fmt: skip
-        return site.take(order_of(VerifyOrder, fields), upload)
+        return site.accept_request(parse_request(VerifyRequest, fields), upload)
 
 
-class ResolveForm(SuspectForm):
+class DisputeForm(SuspectForm):
     """A suspect and, for each of two parties, a key, a claim and a model of this server."""
 
     first_key: str
@@ -80,13 +80,13 @@ class ResolveForm(SuspectForm):
     second_claim: str
     second_model: str
 
-    def sent_to(self, site: Site) -> Job:
+    def submit_to(self, site: AppState) -> Job:
         """Start the job that the form asks for and return it.
 
         Raises:
             CountermarkError: the form is wrong, or too many jobs wait.
         """
-        chosen, upload = _suspect(self)
+        chosen, upload = _choose_suspect(self)
         claims = (self.first_claim, self.second_claim)
         fields = {
             "suspect": chosen, "alpha": self.alpha,
@@ -94,10 +94,10 @@ class ResolveForm(SuspectForm):
             "claims": tuple(each.strip().lower() for each in claims),
             "models": (self.first_model, self.second_model),
         }  # fmt: skip
-        return site.take(order_of(ResolveOrder, fields), upload)
+        return site.accept_request(parse_request(DisputeRequest, fields), upload)
 
 
-def _suspect(form: SuspectForm) -> tuple[dict[str, Any], BinaryIO | None]:
+def _choose_suspect(form: SuspectForm) -> tuple[dict[str, Any], BinaryIO | None]:
     """Return the suspect as a job's request names it, and the uploaded file if there is one.
 
     Raises:
@@ -111,23 +111,23 @@ def _suspect(form: SuspectForm) -> tuple[dict[str, Any], BinaryIO | None]:
         return {"name": form.suspect, "uploaded": False}, None
     if not form.file.size:
         raise ConfigError("the file that was uploaded is empty: expected a weight file")
-    return {"name": _name(form.file.filename or ""), "uploaded": True}, form.file.file
+    return {"name": _clean_file_name(form.file.filename or ""), "uploaded": True}, form.file.file
 
 
-def _name(filename: str) -> str:
+def _clean_file_name(filename: str) -> str:
     """Return the printable name of an upload, without any path."""
     # Either kind of path may come, whatever system the server runs on.
     last = PurePosixPath(PureWindowsPath(filename).name).name
-    return printable(last, _LONGEST) or "upload"
+    return make_printable(last, _LONGEST) or "upload"
 
 
-def multipart() -> Any:
+def make_multipart_marker() -> Any:
     """Return the FastAPI marker for a form that may hold a file."""
     return Form(media_type="multipart/form-data")
 
 
 Login = Annotated[LoginForm, Form()]
-Leaving = Annotated[OwnForm, Form()]
-NewClaim = Annotated[ClaimForm, multipart()]
-Verify = Annotated[VerifyForm, multipart()]
-Resolve = Annotated[ResolveForm, multipart()]
+Leaving = Annotated[SessionForm, Form()]
+NewClaim = Annotated[ClaimForm, make_multipart_marker()]
+Verify = Annotated[VerifyForm, make_multipart_marker()]
+Resolve = Annotated[DisputeForm, make_multipart_marker()]

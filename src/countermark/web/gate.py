@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from countermark.web.access import Pace, Session, Sessions
-from countermark.web.settings import Limits
+from countermark.web.access import RateLimiter, Session, SessionStore
+from countermark.web.settings import ServerLimits
 
 COOKIE = "countermark"
 OPEN_TO_ALL = ("/login", "/static/", "/api/openapi.json")
@@ -41,7 +41,7 @@ BORNE = {
 Told = Callable[[Scope, int, str], Response]
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware that checks rate, session or token, origin and size of each request.
 
     It also adds security headers to each answer.
@@ -53,9 +53,11 @@ class Gate:
         told: makes the answer to a refused request, from scope, status and reason.
     """
 
-    def __init__(self, app: ASGIApp, sessions: Sessions, limits: Limits, told: Told) -> None:
+    def __init__(
+        self, app: ASGIApp, sessions: SessionStore, limits: ServerLimits, told: Told
+    ) -> None:
         self._app, self._sessions, self._told = app, sessions, told
-        self._pace = Pace(limits.requests, limits.burst)
+        self._pace = RateLimiter(limits.requests, limits.burst)
         self._upload = limits.upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,16 +65,16 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sends = _bearing(send)
+        sends = _add_security_headers(send)
         headers = Headers(scope=scope)
         most = self._upload + _FORM if scope["path"] in LARGE else _SMALL
-        refused = self._refused(scope, headers, most)
+        refused = self._find_refusal(scope, headers, most)
         if refused is not None:
             await refused(scope, receive, sends)
             return
-        await self._app(scope, _counted(receive, most), sends)
+        await self._app(scope, _limit_body(receive, most), sends)
 
-    def _refused(self, scope: Scope, headers: Headers, most: int) -> Response | None:
+    def _find_refusal(self, scope: Scope, headers: Headers, most: int) -> Response | None:
         """Return the answer to a refused request, or None if the request may go on.
 
         Adds the entries `session` and `session_name` to `scope`.
@@ -83,15 +85,15 @@ class Gate:
             most: bytes that the body may have.
         """
         # The rate comes first, so that guesses of a token are limited as well.
-        if not self._pace.allows(address_of(scope)):
+        if not self._pace.admit_attempt(find_client_address(scope)):
             return self._told(scope, 429, "too many requests: wait a moment")
-        name = cookie_of(headers)
-        session = scope["session"] = self._sessions.of(name)
+        name = read_session_cookie(headers)
+        session = scope["session"] = self._sessions.find_session(name)
         scope["session_name"] = name
         path = scope["path"]
-        if not path.startswith(OPEN_TO_ALL) and not self._may(path, headers, session):
-            return _sent_to_login(scope, headers)
-        if scope["method"] not in _SAFE and not _from_here(headers):
+        if not path.startswith(OPEN_TO_ALL) and not self._is_authorised(path, headers, session):
+            return _redirect_to_login(scope, headers)
+        if scope["method"] not in _SAFE and not _is_same_origin(headers):
             return self._told(scope, 403, "this form was sent from another site")
         # Bound the digits before `int`: a number of thousands of digits is slow to convert.
         length = headers.get("content-length", "0")
@@ -99,22 +101,22 @@ class Gate:
             return self._told(scope, 413, f"more than {most:,} bytes were sent")
         return None
 
-    def _may(self, path: str, headers: Headers, session: Session | None) -> bool:
+    def _is_authorised(self, path: str, headers: Headers, session: Session | None) -> bool:
         """Return true if the request has a session, or for the API the token."""
         # Browsers send a cookie by themselves, whoever made the page, so it never opens the API.
         if not path.startswith("/api/"):
             return session is not None
         kind, _, token = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self._sessions.knows(token)
+        return kind.lower() == "bearer" and self._sessions.is_token(token)
 
 
-def address_of(scope: Scope) -> str:
+def find_client_address(scope: Scope) -> str:
     """Return the client's address, or an empty text if it is unknown."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
-def cookie_of(headers: Headers) -> str | None:
+def read_session_cookie(headers: Headers) -> str | None:
     """Return the session's name from the cookie, or None without a cookie."""
     try:
         found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
@@ -123,7 +125,7 @@ def cookie_of(headers: Headers) -> str | None:
     return found.value if found else None
 
 
-def _sent_to_login(scope: Scope, headers: Headers) -> Response:
+def _redirect_to_login(scope: Scope, headers: Headers) -> Response:
     """Return the answer to a request without a session: a redirect, or 401 for the API."""
     if scope["path"].startswith("/api/"):
         return JSONResponse(
@@ -138,7 +140,7 @@ def _sent_to_login(scope: Scope, headers: Headers) -> Response:
     return RedirectResponse(where, 303)
 
 
-def _from_here(headers: Headers) -> bool:
+def _is_same_origin(headers: Headers) -> bool:
     """Return true if the request comes from a page of this server, or from a program."""
     # Browsers state the sending site in one of two headers. Programs send neither header.
     if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
@@ -147,10 +149,10 @@ def _from_here(headers: Headers) -> bool:
     return origin is None or urlsplit(origin).netloc == headers.get("host")
 
 
-def _bearing(send: Send) -> Send:
+def _add_security_headers(send: Send) -> Send:
     """Return a `send` that adds the security headers to each answer."""
 
-    async def bearing(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             # Routes may set a header of their own, for example to let a browser cache a file.
@@ -158,15 +160,15 @@ def _bearing(send: Send) -> Send:
                 headers.setdefault(name, value)
         await send(message)
 
-    return bearing
+    return send_with_headers
 
 
-def _counted(receive: Receive, most: int) -> Receive:
+def _limit_body(receive: Receive, most: int) -> Receive:
     """Return a `receive` that raises 413 once a body is longer than `most` bytes."""
     # A body that is sent in chunks states no length, so count while it arrives.
     seen = 0
 
-    async def counted() -> Message:
+    async def receive_limited() -> Message:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
@@ -174,4 +176,4 @@ def _counted(receive: Receive, most: int) -> Receive:
             raise HTTPException(413, f"more than {most:,} bytes were sent")
         return message
 
-    return counted
+    return receive_limited

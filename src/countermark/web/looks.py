@@ -16,7 +16,7 @@ from countermark.web.access import Session
 STATIC = Path(__file__).parent / "static"
 
 
-class Looks:
+class PageTemplates:
     """The page templates. Every value in a page is escaped."""
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class Looks:
             auto_reload=False,
         )  # fmt: skip
         self._templates.globals["version"] = VERSION
-        self._templates.filters["words"] = _words
-        self._templates.filters["when"] = _when
+        self._templates.filters["words"] = _replace_underscores
+        self._templates.filters["when"] = _format_instant
 
-    def page(
+    def render_page(
         self, name: str, session: Session | None, given: Mapping[str, Any], *, status: int = 200
     ) -> HTMLResponse:
         """Render a page.
@@ -45,16 +45,16 @@ class Looks:
         told = self._templates.get_template(f"{name}.html.j2").render(csrf=csrf, **given)
         return HTMLResponse(told, status)
 
-    def refusal(self, session: Session | None, status: int, why: str) -> HTMLResponse:
+    def render_refusal(self, session: Session | None, status: int, why: str) -> HTMLResponse:
         """Render the page that refuses a request."""
-        return self.page("refusal", session, {"why": why, "status": status}, status=status)
+        return self.render_page("refusal", session, {"why": why, "status": status}, status=status)
 
 
-def _words(name: str) -> str:
+def _replace_underscores(name: str) -> str:
     """Return a name such as `no_verdict` with spaces for underscores."""
     return name.replace("_", " ")
 
 
-def _when(instant: str | None) -> str:
+def _format_instant(instant: str | None) -> str:
     """Return 2026-05-31T12:00:00.5Z as `2026-05-31 12:00:00 UTC`; any other text unchanged."""
     return re.sub(r"^([\d-]{10})T([\d:]{8})(\.\d+)?Z$", r"\1 \2 UTC", instant or "")

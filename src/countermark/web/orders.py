@@ -7,9 +7,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
-from countermark.claims.statement import Instant, instant
-from countermark.errors import printable
-from countermark.files import Hex32, Stored
+from countermark.claims.statement import Instant, format_time
+from countermark.errors import make_printable
+from countermark.files import Hex32, StoredDocument
 
 State = Literal["waiting", "running", "done", "failed"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -21,20 +21,20 @@ UPLOAD = "upload"
 ENDS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")
 
 
-class Chosen(Stored):
+class ChosenSuspect(StoredDocument):
     """A suspect that a visitor chose: the name of a file on the server, or of an upload."""
 
     name: Name
     uploaded: bool
 
     @property
-    def file(self) -> str:
+    def upload_name(self) -> str:
         """The name of an upload's file in its job's folder."""
         end = next((each for each in ENDS if self.name.lower().endswith(each)), "")
         return f"{UPLOAD}{end}"
 
 
-class VerifyOrder(Stored):
+class VerifyRequest(StoredDocument):
     """A request to read a suspect with a key.
 
     Attributes:
@@ -47,7 +47,7 @@ class VerifyOrder(Stored):
     """
 
     kind: Literal["verify"] = "verify"
-    suspect: Chosen
+    suspect: ChosenSuspect
     key: Name
     alpha: Alpha = 1e-6
     assume_dated: bool = False
@@ -56,7 +56,7 @@ class VerifyOrder(Stored):
     suspect_date: Annotated[str, StringConstraints(max_length=40)] | None = None
 
 
-class ResolveOrder(Stored):
+class DisputeRequest(StoredDocument):
     """A request to decide between two owners of a suspect.
 
     Attributes:
@@ -67,17 +67,17 @@ class ResolveOrder(Stored):
     """
 
     kind: Literal["resolve"] = "resolve"
-    suspect: Chosen
+    suspect: ChosenSuspect
     keys: tuple[Name, Name]
     claims: tuple[Hex32, Hex32]
     models: tuple[Name, Name]
     alpha: Alpha = 1e-6
 
 
-Order: TypeAlias = Annotated[VerifyOrder | ResolveOrder, Field(discriminator="kind")]
+Order: TypeAlias = Annotated[VerifyRequest | DisputeRequest, Field(discriminator="kind")]
 
 
-class Job(Stored):
+class Job(StoredDocument):
     """A job as it is stored in its folder. Changes of state return a copy.
 
     Attributes:
@@ -105,25 +105,31 @@ class Job(Stored):
         """Whether the job has ended, done or failed."""
         return self.state in ("done", "failed")
 
-    def started(self) -> Job:
+    def copy_as_running(self) -> Job:
         """Return a copy in the state running, with one more try."""
         return self.model_copy(update={"state": "running", "tries": self.tries + 1})
 
-    def done(self, outcome: str) -> Job:
+    def copy_as_done(self, outcome: str) -> Job:
         """Return a copy in the state done."""
-        return self.model_copy(update={"state": "done", "ended": now(), "outcome": outcome})
+        return self.model_copy(
+            update={"state": "done", "ended": get_present_instant(), "outcome": outcome}
+        )
 
-    def failed(self, why: str) -> Job:
+    def copy_as_failed(self, why: str) -> Job:
         """Return a copy in the state failed.
 
         Args:
             why: one sentence; it is cut after 600 characters.
         """
         # The reason may quote a hostile file, so it is made printable before it is stored.
-        told = {"state": "failed", "ended": now(), "error": printable(why, 600)}
+        told = {
+            "state": "failed",
+            "ended": get_present_instant(),
+            "error": make_printable(why, 600),
+        }
         return self.model_copy(update=told)
 
 
-def now() -> str:
+def get_present_instant() -> str:
     """Return the present instant in UTC, to the second."""
-    return instant(datetime.now(UTC).replace(microsecond=0))
+    return format_time(datetime.now(UTC).replace(microsecond=0))

@@ -20,12 +20,12 @@ from countermark.bench.outlines import outline
 from countermark.bench.tables import counted, in_order, load_table, rendered, shown_cell
 from countermark.errors import CountermarkError, DataError, MissingExtraError
 from countermark.files import write_bytes
-from countermark.web.results import INDEX, stamp_of
+from countermark.web.results import INDEX, digest_results
 
 _NOT_YET = "not measured yet"
 
 
-def render(results: Path, out: Path) -> None:
+def render_results(results: Path, out: Path) -> None:
     """Write the tables, heat maps and figures of all papers and other groups of experiments.
 
     Args:
@@ -33,27 +33,27 @@ def render(results: Path, out: Path) -> None:
         out: the folder to write to.
     """
     # Taken before rendering: results that change meanwhile are then rendered again next time.
-    stamp = stamp_of(results)
+    stamp = digest_results(results)
     folders = (results.parent / "tables", results.parent / "experiments")
     names = sorted({each.name for part in folders for each in part.iterdir() if each.is_dir()})
-    papers = {name: _paper(name, results, out) for name in names}
+    papers = {name: _render_paper(name, results, out) for name in names}
     # The index goes last, so that it never names a figure that is not there.
     write_bytes(out / INDEX, json.dumps({"stamp": stamp, "papers": papers}).encode())
 
 
-def _paper(name: str, results: Path, out: Path) -> dict[str, Any]:
+def _render_paper(name: str, results: Path, out: Path) -> dict[str, Any]:
     """Render one paper, and return its title, tables, heat maps and figures as JSON values."""
     tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=in_order)
     return {
         # Folders are named after author and year, such as wang2020.
         "title": (f"{name[:-4]} {name[-4:]}" if name[-4:].isdigit() else name).capitalize(),
-        "tables": [_table(path, results) for path in tables],
-        "heat_maps": list(_heat_maps(results.parent / "experiments" / name, results)),
-        "figures": list(_figures(name, results, out)),
+        "tables": [_render_table(path, results) for path in tables],
+        "heat_maps": list(_make_heat_maps(results.parent / "experiments" / name, results)),
+        "figures": list(_draw_figures(name, results, out)),
     }
 
 
-def _table(path: Path, results: Path) -> dict[str, Any]:
+def _render_table(path: Path, results: Path) -> dict[str, Any]:
     """Return a table as texts, ours beside the paper's; without rows if cells are missing."""
     table = load_table(path)
     about = {"name": table.name, "title": table.title, "source": table.source, "note": table.note}
@@ -75,7 +75,7 @@ def _table(path: Path, results: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _heat_maps(experiments: Path, results: Path) -> Iterator[dict[str, Any]]:
+def _make_heat_maps(experiments: Path, results: Path) -> Iterator[dict[str, Any]]:
     """Yield, for each experiment with attacks, how often each mark is found after each attack."""
     for path in sorted(experiments.glob("*.toml")):
         experiment = load_any(path) if is_experiment(path) else None
@@ -89,11 +89,11 @@ def _heat_maps(experiments: Path, results: Path) -> Iterator[dict[str, Any]]:
         if attacks:
             yield {
                 "name": experiment.name, "track": experiment.track, "columns": attacks,
-                "rows": [{"label": row["label"], "cells": _heat(row, attacks)} for row in rows],
+                "rows": [{"label": row["label"], "cells": _make_heat_row(row, attacks)} for row in rows],
             }  # fmt: skip
 
 
-def _heat(row: Mapping[str, Any], attacks: list[str]) -> list[dict[str, Any] | None]:
+def _make_heat_row(row: Mapping[str, Any], attacks: list[str]) -> list[dict[str, Any] | None]:
     """Return a cell for each attack, or None if the row did not measure the attack.
 
     Args:
@@ -115,7 +115,7 @@ def _heat(row: Mapping[str, Any], attacks: list[str]) -> list[dict[str, Any] | N
     return cells
 
 
-def _figures(paper: str, results: Path, out: Path) -> Iterator[dict[str, str]]:
+def _draw_figures(paper: str, results: Path, out: Path) -> Iterator[dict[str, str]]:
     """Draw the figures of a paper that have results, and yield their names and captions."""
     for name, drawing in FIGURES.items():
         if name.partition("/")[0] != paper:
@@ -139,4 +139,4 @@ def _figures(paper: str, results: Path, out: Path) -> Iterator[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    render(Path(sys.argv[1]), Path(sys.argv[2]))
+    render_results(Path(sys.argv[1]), Path(sys.argv[2]))

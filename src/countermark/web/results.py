@@ -1,4 +1,4 @@
-"""The benchmark pages: read the files that `rendering` made of `results/`."""
+"""The benchmark pages: read the files that `is_rendering` made of `results/`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from countermark.files import read_regular
-from countermark.web.access import without_token
+from countermark.web.access import remove_token
 
 INDEX = "index.json"
 # Bytes of the index, and of a figure.
 _LARGEST, _LARGEST_FIGURE = 32 << 20, 8 << 20
 
 
-class Results:
+class RenderedResults:
     """Tables, heat maps and figures of the results, rendered again when a result has changed.
 
     Args:
@@ -33,7 +33,7 @@ class Results:
 
     def start(self) -> None:
         """Start a process that renders the results, if they changed since the last rendering."""
-        if self.results is None or self._index().get("stamp") == stamp_of(self.results):
+        if self.results is None or self._read_index().get("stamp") == digest_results(self.results):
             return
         # -P keeps the working folder off the module path, and the child gets no token.
         self._child = subprocess.Popen(  # noqa: S603 - our own interpreter
@@ -42,7 +42,7 @@ class Results:
                 str(self.results.resolve()), str(self._made),
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=without_token(os.environ),
+            env=remove_token(os.environ),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -52,19 +52,19 @@ class Results:
             self._child.wait()
 
     @property
-    def rendering(self) -> bool:
+    def is_rendering(self) -> bool:
         """Whether the rendering process is still at work."""
         return self._child is not None and self._child.poll() is None
 
-    def papers(self) -> dict[str, Any]:
+    def read_papers(self) -> dict[str, Any]:
         """Return by paper what was rendered: `title`, `tables`, `heat_maps`, `figures`."""
-        found: dict[str, Any] = self._index().get("papers", {})
+        found: dict[str, Any] = self._read_index().get("papers", {})
         return found
 
-    def figure(self, name: str) -> bytes | None:
+    def read_figure(self, name: str) -> bytes | None:
         """Return a rendered figure as PNG, or None if there is no figure of that name."""
         # The name comes from a URL: only names in the index become paths.
-        known = {each["name"] for paper in self.papers().values() for each in paper["figures"]}
+        known = {each["name"] for paper in self.read_papers().values() for each in paper["figures"]}
         if name not in known:
             return None
         try:
@@ -72,7 +72,7 @@ class Results:
         except ValueError:
             return None
 
-    def _index(self) -> dict[str, Any]:
+    def _read_index(self) -> dict[str, Any]:
         """Return the index of rendered files; empty before the first rendering."""
         path = self._made / INDEX
         if not path.is_file():
@@ -84,7 +84,7 @@ class Results:
         return self._read[1]
 
 
-def stamp_of(results: Path) -> str:
+def digest_results(results: Path) -> str:
     """Return a digest of the present state of `results`, `tables` and `experiments`."""
     # Names, times and sizes are enough, and much faster than reading every result.
     digest = hashlib.sha256()

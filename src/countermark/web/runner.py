@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 from countermark import files
 from countermark.errors import ConfigError, CountermarkError
 from countermark.passphrase import VARIABLE as PASSPHRASE
-from countermark.web.access import without_token
-from countermark.web.orders import Job, Order, now
-from countermark.web.settings import Limits
+from countermark.web.access import remove_token
+from countermark.web.orders import Job, Order, get_present_instant
+from countermark.web.settings import ServerLimits
 
 JOB, BODY, REPORT, ANSWER = "job.json", "body.html", "report.html", "answer.json"
 # Bytes of `job.json`, of any output, and of a piece of an upload that is copied at a time.
@@ -37,11 +37,11 @@ _TRIES = 2
 Task = Callable[[Job], Mapping[str, Any]]
 
 
-class FullError(CountermarkError):
+class QueueFullError(CountermarkError):
     """The queue is full: as many jobs wait as the limits allow."""
 
 
-class Runner:
+class JobRunner:
     """Accepts jobs, runs them in threads that each watch one process, and keeps their state.
 
     Args:
@@ -54,7 +54,7 @@ class Runner:
         ConfigError: another server uses the folder.
     """
 
-    def __init__(self, folder: Path, limits: Limits, task: Task) -> None:
+    def __init__(self, folder: Path, limits: ServerLimits, task: Task) -> None:
         self._folder, self._limits, self._task = folder / "jobs", limits, task
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._held = FileLock(folder / "lock")
@@ -66,18 +66,18 @@ class Runner:
         self._steps: dict[str, str] = {}
         self._children: set[subprocess.Popen[bytes]] = set()
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._jobs = {job.id: job for job in self._kept()}
+        self._jobs = {job.id: job for job in self._load_jobs()}
         # Requests that have a place in the queue and whose upload is still being copied.
         self._copying = 0
         self._ending = False
         self._threads = [
-            threading.Thread(target=self._work, daemon=True) for _ in range(limits.jobs)
+            threading.Thread(target=self._process_queue, daemon=True) for _ in range(limits.jobs)
         ]
 
     def start(self) -> None:
         """Queue the jobs that an earlier server left, and start the threads."""
-        # `jobs` lists the newest first; the oldest is to run first.
-        for job in self.jobs()[::-1]:
+        # `list_jobs` lists the newest first; the oldest is to run first.
+        for job in self.list_jobs()[::-1]:
             if not job.over:
                 self._todo.put(job.id)
         for thread in self._threads:
@@ -99,42 +99,42 @@ class Runner:
                 thread.join()
         self._held.release()
 
-    def jobs(self) -> list[Job]:
+    def list_jobs(self) -> list[Job]:
         """Return all jobs, the newest first."""
         with self._lock:
             return sorted(self._jobs.values(), key=lambda job: (job.made, job.id), reverse=True)
 
-    def job(self, identity: str) -> Job | None:
+    def find_job(self, identity: str) -> Job | None:
         """Return the job with this identity, or None."""
         with self._lock:
             return self._jobs.get(identity)
 
-    def step(self, job: Job) -> str:
+    def describe_step(self, job: Job) -> str:
         """Return the present step of a job, in words."""
         with self._lock:
             return self._steps.get(job.id, "starting" if job.state == "running" else job.state)
 
-    def made(self, job: Job, name: str) -> bytes | None:
+    def read_output(self, job: Job, name: str) -> bytes | None:
         """Return a file that a job wrote, or None if the file is missing or too large."""
         try:
             return files.read_regular(self._folder / job.id / name, _LARGEST_ANSWER)
         except ValueError:
             return None
 
-    def answer(self, job: Job) -> dict[str, Any] | None:
+    def read_answer(self, job: Job) -> dict[str, Any] | None:
         """Return a job's answer as JSON values, or None without an answer."""
-        content = self.made(job, ANSWER)
+        content = self.read_output(job, ANSWER)
         return None if content is None else dict(json.loads(content))
 
-    def add(self, order: Order, upload: BinaryIO | None) -> Job:
+    def add_job(self, order: Order, upload: BinaryIO | None) -> Job:
         """Copy the upload of a new job, store the job on disk, and queue it.
 
         Raises:
             FullError: the queue is full. Jobs whose upload is still being copied count as well.
         """
-        self._take_place()
+        self._reserve_place()
         try:
-            job = self._write_new(order, upload)
+            job = self._write_new_job(order, upload)
         # A client may break off its upload: the place in the queue is then free again.
         except BaseException:
             with self._lock:
@@ -147,7 +147,7 @@ class Runner:
         self._todo.put(job.id)
         return job
 
-    def _take_place(self) -> None:
+    def _reserve_place(self) -> None:
         """Reserve a place in the queue, before the upload is copied.
 
         Copying takes long. If only stored jobs were counted, any number of uploads could be copied
@@ -159,97 +159,97 @@ class Runner:
         with self._lock:
             taken = self._copying + sum(not job.over for job in self._jobs.values())
             if taken >= self._limits.waiting:
-                raise FullError("too many jobs wait: come back when some of them have ended")
+                raise QueueFullError("too many jobs wait: come back when some of them have ended")
             self._copying += 1
 
-    def _write_new(self, order: Order, upload: BinaryIO | None) -> Job:
+    def _write_new_job(self, order: Order, upload: BinaryIO | None) -> Job:
         """Write the folder of a new job with its upload, completely or not at all."""
-        job = Job(id=secrets.token_hex(16), order=order, made=now())
-        with files.creating(self._folder / job.id) as folder:
+        job = Job(id=secrets.token_hex(16), order=order, made=get_present_instant())
+        with files.create_folder(self._folder / job.id) as folder:
             if upload is not None:
-                _copy(upload, folder / order.suspect.file)
-            (folder / JOB).write_bytes(_text(job))
-            files.sync(folder / JOB)
+                _copy_upload(upload, folder / order.suspect.upload_name)
+            (folder / JOB).write_bytes(_encode_job(job))
+            files.sync_to_disk(folder / JOB)
         return job
 
-    def _kept(self) -> list[Job]:
+    def _load_jobs(self) -> list[Job]:
         """Read all jobs that are stored in the folder."""
         found = []
         for path in self._folder.glob(f"[0-9a-f]*/{JOB}"):
             # A file that is no job was put there by somebody else: leave it alone.
             with contextlib.suppress(ValueError):
-                found.append(files.parse_as(Job, files.read_regular(path, _LARGEST_JOB)))
+                found.append(files.parse_document(Job, files.read_regular(path, _LARGEST_JOB)))
         return found
 
-    def _keep(self, job: Job) -> None:
+    def _save_job(self, job: Job) -> None:
         """Store a job's state on disk, then in memory."""
-        files.write_bytes(self._folder / job.id / JOB, _text(job))
+        files.write_bytes(self._folder / job.id / JOB, _encode_job(job))
         with self._lock:
             self._jobs[job.id] = job
 
-    def _work(self) -> None:
+    def _process_queue(self) -> None:
         """Process one job after the other until the server ends; each thread runs this."""
         while (identity := self._todo.get()) is not None and not self._ending:
             job = self._jobs[identity]
             try:
-                self._do(job)
+                self._process_job(job)
             # A full disk must not end the thread. The failure is kept in memory only.
             except OSError as error:
                 with self._lock:
                     why = f"the server cannot write ({error.strerror})"
-                    self._jobs[identity] = job.failed(why)
+                    self._jobs[identity] = job.copy_as_failed(why)
 
-    def _do(self, job: Job) -> None:
+    def _process_job(self, job: Job) -> None:
         """Process one job, and fail it if it has no try left."""
         if job.tries >= _TRIES:
-            self._over(job.failed("the server was stopped twice while this was read"))
+            self._finish_job(job.copy_as_failed("the server was stopped twice while this was read"))
             return
         # Store the try before the process starts: it must count even if the server dies with it.
-        job = job.started()
-        self._keep(job)
-        ended = self._ended(job)
+        job = job.copy_as_running()
+        self._save_job(job)
+        ended = self._run_to_end(job)
         if ended is not None:
-            self._over(ended)
+            self._finish_job(ended)
 
-    def _ended(self, job: Job) -> Job | None:
+    def _run_to_end(self, job: Job) -> Job | None:
         """Run a job and return it done or failed, or None if the server ends before."""
         try:
-            told = self._run(job)
+            told = self._run_process(job)
         except CountermarkError as error:
-            return job.failed(str(error))
+            return job.copy_as_failed(str(error))
         except Exception as error:
             # `close` kills the processes, which breaks their pipes: that is no fault of the job.
             if self._ending:
                 return None
-            return job.failed(f"internal error, {type(error).__name__}")
+            return job.copy_as_failed(f"internal error, {type(error).__name__}")
         if self._ending:
             return None
         if "outcome" in told:
-            return job.done(str(told["outcome"]))
-        return job.failed(str(told.get("failed") or self._killed()))
+            return job.copy_as_done(str(told["outcome"]))
+        return job.copy_as_failed(str(told.get("failed") or self._explain_killed_process()))
 
-    def _over(self, job: Job) -> None:
+    def _finish_job(self, job: Job) -> None:
         """Store a job that has ended, and delete its upload."""
-        self._keep(job)
+        self._save_job(job)
         with self._lock:
             self._steps.pop(job.id, None)
-        for each in (self._folder / job.id).glob(f"{job.order.suspect.file}*"):
+        for each in (self._folder / job.id).glob(f"{job.order.suspect.upload_name}*"):
             each.unlink(missing_ok=True)
 
-    def _killed(self) -> str:
+    def _explain_killed_process(self) -> str:
         """Return the message for a process that ended without an answer."""
         return (
             f"its process ended before there was an answer: it may take {self._limits.seconds:g} "
             f"seconds and {self._limits.memory / (1 << 30):g} GiB"
         )
 
-    def _run(self, job: Job) -> dict[str, Any]:
+    def _run_process(self, job: Job) -> dict[str, Any]:
         """Run the process of a job and return its last message; kill it when its time is over."""
         folder = self._folder / job.id
         # An earlier try may have left a bundle, and a bundle is only written to a new folder.
         shutil.rmtree(folder / "bundle", ignore_errors=True)
         task = json.dumps({**self._task(job), "memory": self._limits.memory}).encode() + b"\n"
-        with (folder / "said.txt").open("wb") as said, _started(folder, said) as child:
+        with (folder / "said.txt").open("wb") as said, _start_process(folder, said) as child:
             self._children.add(child)
             # `close` may have gone through the children before this child was added.
             if self._ending:
@@ -257,13 +257,15 @@ class Runner:
             stop = threading.Timer(self._limits.seconds, child.kill)
             stop.start()
             try:
-                return self._listened(job, child, task)
+                return self._read_messages(job, child, task)
             finally:
                 stop.cancel()
                 child.kill()
                 self._children.discard(child)
 
-    def _listened(self, job: Job, child: subprocess.Popen[bytes], task: bytes) -> dict[str, Any]:
+    def _read_messages(
+        self, job: Job, child: subprocess.Popen[bytes], task: bytes
+    ) -> dict[str, Any]:
         """Read a process's messages: record each step, and return the last message.
 
         Args:
@@ -292,14 +294,14 @@ class Runner:
         return {}
 
 
-def _started(folder: Path, said: BinaryIO) -> subprocess.Popen[bytes]:
+def _start_process(folder: Path, said: BinaryIO) -> subprocess.Popen[bytes]:
     """Start the process of a job in its folder.
 
     Args:
         folder: the job's folder.
         said: an open file for standard error.
     """
-    environment = without_token(os.environ)
+    environment = remove_token(os.environ)
     if passphrase := environment.get(PASSPHRASE):
         # A relative path would be looked for in the job's folder.
         environment[PASSPHRASE] = str(Path(passphrase).resolve())
@@ -312,7 +314,7 @@ def _started(folder: Path, said: BinaryIO) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def _copy(upload: BinaryIO, path: Path) -> None:
+def _copy_upload(upload: BinaryIO, path: Path) -> None:
     """Copy an upload to a file, and sync the file to disk."""
     with path.open("wb") as file:
         shutil.copyfileobj(upload, file, _PIECE)
@@ -320,6 +322,6 @@ def _copy(upload: BinaryIO, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _text(job: Job) -> bytes:
+def _encode_job(job: Job) -> bytes:
     """Return a job as the bytes of its file."""
     return job.model_dump_json(indent=1).encode() + b"\n"

@@ -9,15 +9,15 @@ import threading
 import uvicorn
 
 from countermark.errors import ConfigError, CountermarkError
-from countermark.web.app import application
-from countermark.web.settings import Settings
-from countermark.web.site import Site
+from countermark.web.app import make_application
+from countermark.web.settings import ServerSettings
+from countermark.web.site import AppState
 
 # Seconds before the ledger is opened. Loading its library would delay the first page.
 _FIRST_PAGE = 0.3
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a host and a port.
 
     Raises:
@@ -31,7 +31,7 @@ def bound(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(settings: Settings, listening: socket.socket, said: str) -> None:
+def serve(settings: ServerSettings, listening: socket.socket, said: str) -> None:
     """Serve until the process is asked to end.
 
     Args:
@@ -42,9 +42,9 @@ def serve(settings: Settings, listening: socket.socket, said: str) -> None:
     Raises:
         CountermarkError: a folder, a ledger or a certificate cannot be used.
     """
-    with Site(settings) as site:
+    with AppState(settings) as site:
         options = uvicorn.Config(
-            application(site), log_level="warning", access_log=False, server_header=False,
+            make_application(site), log_level="warning", access_log=False, server_header=False,
             date_header=False, timeout_keep_alive=10, limit_concurrency=200, lifespan="off",
             ws="none", proxy_headers=True,
         )  # fmt: skip

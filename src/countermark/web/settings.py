@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from countermark.errors import ConfigError, nearest, printable
+from countermark.errors import ConfigError, make_printable, suggest_nearest
 
 # Entries of a folder that are listed.
 _MOST_NAMES = 1000
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """The limits of requests and jobs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class NamedFolder:
     """A folder whose entries visitors choose by name, and never by a path.
 
     Attributes:
@@ -52,7 +52,7 @@ class Shelf:
     holds: str
     marked_by: str | None = None
 
-    def entries(self) -> Mapping[str, Path]:
+    def list_entries(self) -> Mapping[str, Path]:
         """Return the paths of all entries by name, without links that lead out of the folder."""
         if self.folder is None:
             return {}
@@ -61,22 +61,24 @@ class Shelf:
             found = sorted(self.folder.iterdir())[:_MOST_NAMES]
         except OSError:
             return {}
-        return {each.name: each for each in found if self._counts(each, inside)}
+        return {each.name: each for each in found if self._is_entry(each, inside)}
 
-    def path(self, name: str) -> Path:
+    def find_path(self, name: str) -> Path:
         """Return the path of an entry.
 
         Raises:
             ConfigError: there is no entry of that name.
         """
         # The name is looked up and never joined to a path, so that `..` cannot leave the folder.
-        entries = self.entries()
+        entries = self.list_entries()
         if name not in entries:
-            why = nearest(name[:80], entries)
-            raise ConfigError(f"this server has no {self.holds} {printable(name, 80)!r}: {why}")
+            why = suggest_nearest(name[:80], entries)
+            raise ConfigError(
+                f"this server has no {self.holds} {make_printable(name, 80)!r}: {why}"
+            )
         return entries[name]
 
-    def _counts(self, path: Path, inside: Path) -> bool:
+    def _is_entry(self, path: Path, inside: Path) -> bool:
         """Return true if a path in the folder is an entry.
 
         Args:
@@ -94,7 +96,7 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """The settings of a server.
 
     Attributes:
@@ -115,19 +117,19 @@ class Settings:
     suspects: Path | None = None
     results: Path | None = None
     authorities: tuple[Path, ...] = ()
-    limits: Limits = Limits()
+    limits: ServerLimits = ServerLimits()
 
     @property
-    def key_shelf(self) -> Shelf:
+    def key_choices(self) -> NamedFolder:
         """The keys that visitors may choose."""
-        return Shelf(self.keys, "key", "key.json")
+        return NamedFolder(self.keys, "key", "key.json")
 
     @property
-    def suspect_shelf(self) -> Shelf:
+    def suspect_choices(self) -> NamedFolder:
         """The models and folders of images that visitors may choose."""
-        return Shelf(self.suspects, "suspect")
+        return NamedFolder(self.suspects, "suspect")
 
-    def require(self) -> None:
+    def require_folders(self) -> None:
         """Raise `ConfigError` if a folder does not exist."""
         for folder in (self.keys, self.suspects, self.results):
             if folder is not None and not folder.is_dir():

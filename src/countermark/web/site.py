@@ -14,19 +14,19 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from countermark.claims.ledger import Ledger
-from countermark.claims.statement import day_or_moment, require_past
+from countermark.claims.statement import parse_day_or_time, require_past
 from countermark.claims.timestamp import Authority
 from countermark.errors import ConfigError
-from countermark.web.access import Pace, Session, Sessions
+from countermark.web.access import RateLimiter, Session, SessionStore
 from countermark.web.claims import Catalogue
-from countermark.web.looks import Looks
-from countermark.web.orders import Chosen, Job, Order, ResolveOrder, VerifyOrder
-from countermark.web.results import Results
-from countermark.web.runner import Runner
-from countermark.web.settings import Settings
+from countermark.web.looks import PageTemplates
+from countermark.web.orders import ChosenSuspect, DisputeRequest, Job, Order, VerifyRequest
+from countermark.web.results import RenderedResults
+from countermark.web.runner import JobRunner
+from countermark.web.settings import ServerSettings
 
 
-class Site:
+class AppState:
     """The parts of a running server; a context manager.
 
     Attributes:
@@ -42,17 +42,17 @@ class Site:
         CountermarkError: a folder or a certificate cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        settings.require()
+    def __init__(self, settings: ServerSettings) -> None:
+        settings.require_folders()
         self.settings = settings
         self.authorities = [Authority.load(each) for each in settings.authorities]
-        self.runner = Runner(settings.state.resolve(), settings.limits, self._task)
+        self.runner = JobRunner(settings.state.resolve(), settings.limits, self._make_task)
         self._opened: tuple[Ledger, Catalogue] | None = None
         self._opening = threading.Lock()
-        self.sessions = Sessions(settings.token_sha256)
-        self.logins = Pace(settings.limits.logins / 60, settings.limits.logins)
-        self.results = Results(settings.results, settings.state.resolve() / "results")
-        self.looks = Looks()
+        self.sessions = SessionStore(settings.token_sha256)
+        self.logins = RateLimiter(settings.limits.logins / 60, settings.limits.logins)
+        self.results = RenderedResults(settings.results, settings.state.resolve() / "results")
+        self.looks = PageTemplates()
 
     @property
     def ledger(self) -> Ledger:
@@ -62,14 +62,14 @@ class Site:
             LedgerError: there is no ledger, or it does not answer.
         """
         # The log-in page needs no ledger, and opening one loads a large library.
-        return self._open()[0]
+        return self._open_ledger()[0]
 
     @property
     def catalogue(self) -> Catalogue:
         """The searchable claims of the ledger; raises `LedgerError` as `ledger` does."""
-        return self._open()[1]
+        return self._open_ledger()[1]
 
-    def _open(self) -> tuple[Ledger, Catalogue]:
+    def _open_ledger(self) -> tuple[Ledger, Catalogue]:
         """Return ledger and catalogue, opened once."""
         # Routes run in several threads, so two of them may come here at the same time.
         with self._opening:
@@ -79,7 +79,7 @@ class Site:
                 self._opened = ledger, Catalogue(ledger)
             return self._opened
 
-    def __enter__(self) -> Site:
+    def __enter__(self) -> AppState:
         self.runner.start()
         self.results.start()
         return self
@@ -94,7 +94,7 @@ class Site:
         if self._opened is not None:
             self._opened[0].close()
 
-    def take(self, order: Order, upload: BinaryIO | None) -> Job:
+    def accept_request(self, order: Order, upload: BinaryIO | None) -> Job:
         """Check a request and start a job for it.
 
         Args:
@@ -107,60 +107,64 @@ class Site:
             FullError: too many jobs wait.
         """
         # Everything is checked here so that the visitor learns it now, and no failed job is left.
-        if isinstance(order, VerifyOrder) and (order.claim is None) != (order.suspect_date is None):
+        if isinstance(order, VerifyRequest) and (order.claim is None) != (
+            order.suspect_date is None
+        ):
             raise ConfigError("a claim and the date of the suspect belong together: give both")
-        if isinstance(order, VerifyOrder) and order.suspect_date is not None:
-            require_past(day_or_moment(order.suspect_date, "suspect_date"), "suspect_date")
-        for digest in _claims(order):
+        if isinstance(order, VerifyRequest) and order.suspect_date is not None:
+            require_past(parse_day_or_time(order.suspect_date, "suspect_date"), "suspect_date")
+        for digest in _list_claim_digests(order):
             if not self.ledger.find(digest=digest):
                 raise ConfigError(f"the ledger has no claim {digest}: expected the digest of one")
-        self._suspect(order.suspect, Path())
-        self._named(order)
-        return self.runner.add(order, upload)
+        self._locate_suspect(order.suspect, Path())
+        self._locate_keys_and_models(order)
+        return self.runner.add_job(order, upload)
 
-    def _task(self, job: Job) -> Mapping[str, Any]:
+    def _make_task(self, job: Job) -> Mapping[str, Any]:
         """Return the task for a job's process.
 
         It holds paths in place of names, and under `names` the way back: the process puts names
         for paths in everything it tells the visitor.
         """
         order, folder = job.order, self.settings.state.resolve() / "jobs" / job.id
-        suspect = self._suspect(order.suspect, folder)
-        keys, models = self._named(order)
-        url = self._ledger_url()
+        suspect = self._locate_suspect(order.suspect, folder)
+        keys, models = self._locate_keys_and_models(order)
+        url = self._make_ledger_url()
         names = {str(path): name for name, path in (*keys, *models)}
         told = order.model_dump(exclude={"suspect", "key", "keys", "models"}) | {
             "suspect": str(suspect), "ledger": url,
             "names": names | {url: "the ledger", str(suspect): order.suspect.name},
             "authorities": [str(each.resolve()) for each in self.settings.authorities],
         }  # fmt: skip
-        if isinstance(order, VerifyOrder):
+        if isinstance(order, VerifyRequest):
             return told | {"key": str(keys[0][1])}
         return told | {
             "keys": [str(path) for _, path in keys], "models": [str(path) for _, path in models]
         }  # fmt: skip
 
-    def _suspect(self, chosen: Chosen, folder: Path) -> Path:
+    def _locate_suspect(self, chosen: ChosenSuspect, folder: Path) -> Path:
         """Return the path of a suspect; an upload lies in its job's folder."""
         if chosen.uploaded:
-            return folder / chosen.file
-        return self.settings.suspect_shelf.path(chosen.name).resolve()
+            return folder / chosen.upload_name
+        return self.settings.suspect_choices.find_path(chosen.name).resolve()
 
-    def _named(self, order: Order) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
+    def _locate_keys_and_models(
+        self, order: Order
+    ) -> tuple[list[tuple[str, Path]], list[tuple[str, Path]]]:
         """Return names and paths of the keys and of the models in a request.
 
         Raises:
             ConfigError: the server has no key or model of a name.
         """
-        keys: tuple[str, ...] = order.keys if isinstance(order, ResolveOrder) else (order.key,)
-        models = order.models if isinstance(order, ResolveOrder) else ()
-        key_shelf, shelf = self.settings.key_shelf, self.settings.suspect_shelf
+        keys: tuple[str, ...] = order.keys if isinstance(order, DisputeRequest) else (order.key,)
+        models = order.models if isinstance(order, DisputeRequest) else ()
+        key_shelf, shelf = self.settings.key_choices, self.settings.suspect_choices
         return (
-            [(each, key_shelf.path(each).resolve()) for each in keys],
-            [(each, shelf.path(each).resolve()) for each in models],
+            [(each, key_shelf.find_path(each).resolve()) for each in keys],
+            [(each, shelf.find_path(each).resolve()) for each in models],
         )
 
-    def _ledger_url(self) -> str:
+    def _make_ledger_url(self) -> str:
         """Return the ledger's URL for a job's process, with an absolute path or the password."""
         # A job's process has another working folder, and opens the ledger by itself.
         database = self.ledger.database
@@ -169,14 +173,16 @@ class Site:
         return database.url.render_as_string(hide_password=False).replace("+psycopg", "", 1)
 
 
-def _claims(order: Order) -> tuple[str, ...]:
+def _list_claim_digests(order: Order) -> tuple[str, ...]:
     """Return the digests of the claims that a request names."""
-    if isinstance(order, ResolveOrder):
+    if isinstance(order, DisputeRequest):
         return order.claims
     return () if order.claim is None else (order.claim,)
 
 
-def order_of(kind: type[VerifyOrder] | type[ResolveOrder], fields: Mapping[str, Any]) -> Order:
+def parse_request(
+    kind: type[VerifyRequest] | type[DisputeRequest], fields: Mapping[str, Any]
+) -> Order:
     """Return a request made of the fields that a visitor sent.
 
     Raises:
@@ -191,23 +197,23 @@ def order_of(kind: type[VerifyOrder] | type[ResolveOrder], fields: Mapping[str, 
         raise ConfigError(f"{where}: {first['msg']}") from None
 
 
-def _site(request: Request) -> Site:
+def _get_app_state(request: Request) -> AppState:
     """Return the state of the application that a request belongs to."""
-    found: Site = request.app.state.site
+    found: AppState = request.app.state.site
     return found
 
 
-def _session(request: Request) -> Session | None:
+def _get_session(request: Request) -> Session | None:
     """Return the session that the gate found for a request."""
     found: Session | None = request.scope.get("session")
     return found
 
 
-Here = Annotated[Site, Depends(_site)]
-Visitor = Annotated[Session | None, Depends(_session)]
+Here = Annotated[AppState, Depends(_get_app_state)]
+Visitor = Annotated[Session | None, Depends(_get_session)]
 
 
-def require_own(session: Session | None, csrf: str) -> None:
+def require_own_form(session: Session | None, csrf: str) -> None:
     """Raise 403 unless a form was made for this session."""
     # `compare_digest` raises TypeError for text outside ASCII, which no token is.
     with suppress(TypeError):

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from countermark.errors import SuspectError
-from countermark.files import replacing
+from countermark.files import replace_file
 from countermark.weights.base import IN_PART, Array, TensorInfo, Weights
-from countermark.weights.digest import ModelDigest, model_digest
-from countermark.weights.finding import MOST_CANDIDATES, assignments, prefixed
+from countermark.weights.digest import ModelDigest, compute_model_digest
+from countermark.weights.finding import MOST_CANDIDATES, find_assignments, find_prefixed_names
 from countermark.weights.module import ModuleWeights
 from countermark.weights.onnx_file import OnnxWeights
-from countermark.weights.quantised import as_numbers
-from countermark.weights.remembered import Remembered
-from countermark.weights.restored import Restored, Stored
+from countermark.weights.quantised import dequantise_weights
+from countermark.weights.remembered import CachedWeights
+from countermark.weights.restored import PatchedWeights, StoredWeights
 from countermark.weights.safetensors_file import SafetensorsWeights
-from countermark.weights.script_file import TorchScriptWeights, holds_script
-from countermark.weights.sharded import INDEX, ShardedWeights, in_folder
+from countermark.weights.script_file import TorchScriptWeights, is_torchscript_archive
+from countermark.weights.sharded import INDEX, ShardedWeights, find_checkpoint
 from countermark.weights.torch_file import TorchWeights
 from countermark.weights.wrapped import WrappedWeights
 
@@ -32,10 +32,29 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "IN_PART", "MOST_CANDIDATES", "Array", "ModelDigest", "ModuleWeights", "OnnxWeights",
-    "Remembered", "Restored", "SafetensorsWeights", "ShardedWeights", "Stored", "Suspect",
-    "TensorInfo", "TorchScriptWeights", "TorchWeights", "Weights", "WrappedWeights",
-    "as_numbers", "assignments", "load_state", "model_digest", "open_weights", "prefixed",
+    "IN_PART",
+    "MOST_CANDIDATES",
+    "Array",
+    "CachedWeights",
+    "ModelDigest",
+    "ModuleWeights",
+    "OnnxWeights",
+    "PatchedWeights",
+    "SafetensorsWeights",
+    "ShardedWeights",
+    "StoredWeights",
+    "Suspect",
+    "TensorInfo",
+    "TorchScriptWeights",
+    "TorchWeights",
+    "Weights",
+    "WrappedWeights",
+    "compute_model_digest",
+    "dequantise_weights",
+    "find_assignments",
+    "find_prefixed_names",
+    "load_state",
+    "open_weights",
     "save_weights",
 ]  # fmt: skip
 
@@ -66,15 +85,15 @@ def open_weights(suspect: Suspect) -> Weights:
         return ModuleWeights(suspect)
     path = Path(suspect)
     if path.is_dir():
-        path = in_folder(path)
+        path = find_checkpoint(path)
     if path.name.endswith(INDEX):
         return ShardedWeights(path)
     # The first bytes decide, because a thief may name a file as they like. ONNX alone is known by
     # its suffix as well, because protobuf allows fields in any order.
-    start = _beginning(path)
+    start = _read_beginning(path)
     # A safetensors file begins with the length of its header (8 bytes), then the JSON header.
     if start[:4] == b"PK\x03\x04":
-        return TorchScriptWeights(path) if holds_script(path) else TorchWeights(path)
+        return TorchScriptWeights(path) if is_torchscript_archive(path) else TorchWeights(path)
     if start[8:9] == b"{":
         return SafetensorsWeights(path)
     if start[:1] == _ONNX or path.suffix == ".onnx":
@@ -85,7 +104,7 @@ def open_weights(suspect: Suspect) -> Weights:
     )
 
 
-def _beginning(path: Path) -> bytes:
+def _read_beginning(path: Path) -> bytes:
     """Read the first nine bytes of a regular file.
 
     Raises:
@@ -113,7 +132,7 @@ def save_weights(state: Mapping[str, Any], path: Path) -> None:
 
     # safetensors refuses tensors that share memory, such as tied embeddings.
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.touch()
         # Newer versions of safetensors replace the file by one of mode 0600, so the permissions
         # that this user normally gives to files are read first and restored afterwards.
@@ -132,7 +151,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     with open_weights(path) as weights:
         if isinstance(weights, TorchWeights):
-            return {name: weights.tensor(name).clone() for name in weights.tensors}
+            return {name: weights.get_tensor(name).clone() for name in weights.tensors}
         if isinstance(weights, OnnxWeights | TorchScriptWeights):
             import torch
 

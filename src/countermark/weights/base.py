@@ -31,12 +31,12 @@ class TensorInfo:
 Identity: TypeAlias = tuple[int, int, int, int]
 
 
-def identity_of(found: os.stat_result) -> Identity:
+def make_file_identity(found: os.stat_result) -> Identity:
     """Return device, inode, size and modification time, which tell a file from a replacement."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def digest_of(path: Path, identity: Identity) -> str:
+def hash_unchanged_file(path: Path, identity: Identity) -> str:
     """Compute the SHA-256 of a whole file, in hexadecimal.
 
     Args:
@@ -50,7 +50,7 @@ def digest_of(path: Path, identity: Identity) -> str:
         # The identity is compared after hashing, on the same descriptor, so that neither a replaced
         # path nor a write during the hashing goes unnoticed.
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if identity_of(os.fstat(file.fileno())) != identity:
+        if make_file_identity(os.fstat(file.fileno())) != identity:
             raise SuspectError(f"{path} was changed while it was read: read it again")
     return digest
 
@@ -79,7 +79,7 @@ class Weights(ABC):
         """Load the values of one tensor in its own shape, without any check for finite numbers."""
 
     @abstractmethod
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor in pieces, in its own dtype, C order, little-endian."""
 
     def read(self, name: str) -> Array:
@@ -88,7 +88,7 @@ class Weights(ABC):
         Raises:
             SuspectError: the values are not finite real numbers.
         """
-        return self._checked(name, self._load(name))
+        return self._check_finite(name, self._load(name))
 
     def read_part(self, name: str, start: int, count: int) -> Array:
         """Read `count` values (count,) of one tensor, in C order from `start` on.
@@ -99,7 +99,7 @@ class Weights(ABC):
         # The name of the digest tells no position: where a mark lies can be a key's secret.
         return self.read(name).reshape(-1)[start : start + count]
 
-    def _checked(self, name: str, values: NDArray[Any]) -> Array:
+    def _check_finite(self, name: str, values: NDArray[Any]) -> Array:
         """Return values as float32 or float64; raise `SuspectError` unless all are finite."""
         if not np.isfinite(values).all():
             wrong = int(values.size - np.isfinite(values).sum())
@@ -111,7 +111,7 @@ class Weights(ABC):
         return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
 
     @abstractmethod
-    def file_digest(self) -> str | None:
+    def compute_file_digest(self) -> str | None:
         """Compute the SHA-256 of the whole suspect file in hexadecimal; None for a live module."""
 
     @abstractmethod

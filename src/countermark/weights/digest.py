@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark import merkle
-from countermark.errors import SuspectError, printable
-from countermark.progress import progress
+from countermark.errors import SuspectError, make_printable
+from countermark.progress import show_progress
 from countermark.weights.base import Weights
 from countermark.xof import frame
 
@@ -50,7 +50,7 @@ class ModelDigest:
         return np.frombuffer(content, dtype=np.uint8)
 
 
-def model_digest(weights: Weights) -> ModelDigest:
+def compute_model_digest(weights: Weights) -> ModelDigest:
     """Compute the digest of all tensors of a model. Reads the whole model, one piece at a time.
 
     Raises:
@@ -60,27 +60,27 @@ def model_digest(weights: Weights) -> ModelDigest:
     names = sorted(weights.tensors.keys() - weights.views)
     if not names:
         raise SuspectError(f"{weights.name} holds no tensors: expected the weights of a model")
-    with progress("model digest", len(names)) as advance:
+    with show_progress("model digest", len(names)) as advance:
         leaves = []
         for name in names:
-            leaves.append(tensor_leaf(weights, name))
+            leaves.append(make_tensor_leaf(weights, name))
             advance(1)
-    return ModelDigest(merkle.root(leaves).hex(), len(names))
+    return ModelDigest(merkle.compute_root(leaves).hex(), len(names))
 
 
-def tensor_leaf(weights: Weights, name: str) -> bytes:
+def make_tensor_leaf(weights: Weights, name: str) -> bytes:
     """Return the leaf of one tensor: its name, dtype as safetensors spells it, shape and digest.
 
     Raises:
         SuspectError: safetensors has no word for the dtype.
     """
     info, digest = weights.tensors[name], hashlib.sha256()
-    for piece in weights.pieces(name):
+    for piece in weights.read_pieces(name):
         digest.update(piece)
     word = _WORDS.get(info.dtype, info.dtype)
     if not word.isascii() or word != word.upper():
         raise SuspectError(
-            f"{weights.name}: {printable(name, 200)} has dtype {printable(info.dtype, 40)}, which "
+            f"{weights.name}: {make_printable(name, 200)} has dtype {make_printable(info.dtype, 40)}, which "
             "has no word in safetensors: expected weights that could be saved there"
         )
     shape = ",".join(map(str, info.shape))

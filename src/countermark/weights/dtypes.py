@@ -15,7 +15,7 @@ DTYPES: Mapping[str, str] = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def decoded(raw: bytes, dtype: str) -> NDArray[Any]:
+def decode_values(raw: bytes, dtype: str) -> NDArray[Any]:
     """Decode the bytes of a dtype to values (n,); bfloat16 becomes float32.
 
     Args:
@@ -29,7 +29,7 @@ def decoded(raw: bytes, dtype: str) -> NDArray[Any]:
     return values
 
 
-def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+def encode_values(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Encode finite values (n,) as a floating dtype stores them, rounded to nearest, ties to even.
 
     Returns: an array of the numpy dtype in `DTYPES`; its `tobytes()` is the content of a file.
@@ -48,6 +48,6 @@ def encoded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return wide.astype("<u2")
 
 
-def rounded(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+def round_to_dtype(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
     """Return the values as they are read again after a floating dtype has stored them."""
-    return decoded(encoded(values, dtype).tobytes(), dtype).astype(np.float64)
+    return decode_values(encode_values(values, dtype).tobytes(), dtype).astype(np.float64)

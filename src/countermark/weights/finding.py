@@ -13,7 +13,7 @@ MOST_CANDIDATES = 1000
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
-def assignments(
+def find_assignments(
     weights: Weights, wanted: _Shapes, *, partial: bool = False
 ) -> Iterator[dict[str, str]]:
     """Yield every way to find the wanted tensors in a suspect; each way is one test.
@@ -33,10 +33,10 @@ def assignments(
     Yields:
         Maps from the wanted name to the suspect's name; no map if a shape is missing.
     """
-    if alike := prefixed(weights, wanted):
+    if alike := find_prefixed_names(weights, wanted):
         yield from alike
         return
-    ways = _by_shape(weights, wanted)
+    ways = _assign_by_shape(weights, wanted)
     if not partial:
         yield from ways
         return
@@ -44,11 +44,11 @@ def assignments(
     # number of permutations grows with the factorial of the number of tensors.
     tried = list(islice(ways, MOST_CANDIDATES + 1))
     if not 1 <= len(tried) <= MOST_CANDIDATES:
-        tried = prefixed(weights, wanted, least=(len(wanted) + 1) // 2) or tried
+        tried = find_prefixed_names(weights, wanted, least=(len(wanted) + 1) // 2) or tried
     yield from tried
 
 
-def prefixed(
+def find_prefixed_names(
     weights: Weights, wanted: _Shapes, *, least: int | None = None
 ) -> list[dict[str, str]]:
     """List the ways in which the suspect's names are the wanted names with another prefix.
@@ -70,12 +70,12 @@ def prefixed(
     there = {name: info.shape for name, info in weights.tensors.items()}
     found: dict[tuple[str, str], dict[str, str]] = {}
     for name, shape in there.items():
-        for before, end in _cut(name):
+        for before, end in _split_prefixes(name):
             if wanted.get(end) == shape:
                 found.setdefault((before, ""), {})[end] = name
     for name, shape in wanted.items():
         # The empty prefix was tried above, so the splits begin at the second.
-        for before, end in islice(_cut(name), 1, None):
+        for before, end in islice(_split_prefixes(name), 1, None):
             if there.get(end) == shape:
                 found.setdefault(("", before), {})[name] = end
     most = max(map(len, found.values()), default=0)
@@ -91,7 +91,7 @@ def prefixed(
     return ways[: MOST_CANDIDATES + 1]
 
 
-def _cut(name: str) -> Iterator[tuple[str, str]]:
+def _split_prefixes(name: str) -> Iterator[tuple[str, str]]:
     """Yield every split of a name into a prefix up to a dot and the rest, empty prefix first."""
     yield "", name
     at = name.find(".")
@@ -100,7 +100,7 @@ def _cut(name: str) -> Iterator[tuple[str, str]]:
         at = name.find(".", at + 1)
 
 
-def _by_shape(weights: Weights, wanted: _Shapes) -> Iterator[dict[str, str]]:
+def _assign_by_shape(weights: Weights, wanted: _Shapes) -> Iterator[dict[str, str]]:
     """Yield ways that keep matching names and try the missing ones on tensors of their shape."""
     free: dict[tuple[int, ...], list[str]] = {}
     for name, info in weights.tensors.items():

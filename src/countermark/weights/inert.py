@@ -23,21 +23,21 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": Non
 
 
 @dataclass(frozen=True)
-class Named:
+class PickledName:
     """The name of a class or function in a pickle, as `module.name`."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Kept:
+class PersistentReference:
     """A reference by persistent id to an object that is stored outside the pickle."""
 
     identity: Any
 
 
 @dataclass(eq=False)
-class Made:
+class PickledCall:
     """A call that the pickle asks for and that is not carried out.
 
     Attributes:
@@ -51,14 +51,14 @@ class Made:
     state: dict[Any, Any] = field(default_factory=dict)
 
 
-def inert(content: bytes) -> Any:
+def parse_pickle(content: bytes) -> Any:
     """Parse a pickle into plain values, and records of names, stored objects and calls.
 
     Raises:
         ValueError: the pickle is damaged, has an unknown opcode, or has more than four million
             opcodes.
     """
-    told = _Told()
+    told = _PickleMachine()
     try:
         with warnings.catch_warnings():
             # `pickletools` decodes the argument of an opcode before the loop sees its name, and may
@@ -68,14 +68,14 @@ def inert(content: bytes) -> Any:
                 if step >= _MOST_STEPS:
                     raise ValueError(f"it has more than {_MOST_STEPS:,} steps")
                 if opcode.name == "STOP":
-                    return told.taken()
-                told.step(opcode.name, argument)
+                    return told.pop_value()
+                told.follow_opcode(opcode.name, argument)
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"it is no whole pickle ({type(error).__name__})") from None
     raise ValueError("it has no end")
 
 
-class _Told:
+class _PickleMachine:
     """The stack machine of a pickle: the current stack, the stacks below marks, and the memo."""
 
     def __init__(self) -> None:
@@ -83,11 +83,11 @@ class _Told:
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
-    def taken(self) -> Any:
+    def pop_value(self) -> Any:
         """Pop the value on top of the stack."""
         return self._stack.pop()
 
-    def step(self, name: str, argument: Any) -> None:
+    def follow_opcode(self, name: str, argument: Any) -> None:
         """Follow one opcode.
 
         Args:
@@ -100,7 +100,7 @@ class _Told:
         if name in _VALUES:
             self._stack.append(_CONSTANTS.get(name, argument))
         elif name in _TUPLES:
-            self._tuple(_TUPLES[name])
+            self._join_tuple(_TUPLES[name])
         elif name in {"BINPUT", "LONG_BINPUT"}:
             self._memo[argument] = self._stack[-1]
         elif name in {"BINGET", "LONG_BINGET"}:
@@ -112,11 +112,11 @@ class _Told:
                 raise ValueError(f"its opcode {name} is not known here")
             rule(argument)
 
-    def _tuple(self, count: int | None) -> None:
+    def _join_tuple(self, count: int | None) -> None:
         """Join the last `count` values to a tuple; of None, all values above the last mark."""
         if count is None:
             # This call replaces `self._stack`, so it must run before `self._stack` is looked up.
-            marked = self._marked()
+            marked = self._pop_to_mark()
             self._stack.append(tuple(marked))
             return
         # A negative index would silently count from the end of the stack.
@@ -125,7 +125,7 @@ class _Told:
             raise IndexError
         self._stack[at:] = [tuple(self._stack[at:])]
 
-    def _marked(self) -> list[Any]:
+    def _pop_to_mark(self) -> list[Any]:
         """Pop all values above the last mark, and the mark."""
         found, self._stack = self._stack, self._below.pop()
         return found
@@ -145,23 +145,23 @@ class _Told:
 
     def _global(self, argument: str) -> None:
         """Push the name of a class or function, which is not imported."""
-        self._stack.append(Named(argument.replace(" ", ".")))
+        self._stack.append(PickledName(argument.replace(" ", ".")))
 
     def _binpersid(self, _: object) -> None:
         """Replace the persistent id on top by a reference to the stored object."""
-        self._stack.append(Kept(self._stack.pop()))
+        self._stack.append(PersistentReference(self._stack.pop()))
 
     def _appends(self, _: object) -> None:
         """Append all values above the last mark to the list below."""
-        found = self._marked()
-        self._list().extend(found)
+        found = self._pop_to_mark()
+        self._require_list().extend(found)
 
     def _append(self, _: object) -> None:
         """Append the value on top to the list below."""
         found = self._stack.pop()
-        self._list().append(found)
+        self._require_list().append(found)
 
-    def _list(self) -> list[Any]:
+    def _require_list(self) -> list[Any]:
         """Return the list on top of the stack; raise `TypeError` for any other value."""
         if not isinstance(self._stack[-1], list):
             raise TypeError
@@ -169,20 +169,22 @@ class _Told:
 
     def _setitems(self, _: object) -> None:
         """Set the pairs of keys and values above the last mark in the dict below."""
-        found = self._marked()
+        found = self._pop_to_mark()
         if len(found) % 2:
             raise IndexError
         # Keys of other types name no tensor, and hashing nested tuples may take forever.
         pairs = zip(found[::2], found[1::2], strict=True)
-        self._dict().update({key: each for key, each in pairs if isinstance(key, str | int)})
+        self._require_dict().update(
+            {key: each for key, each in pairs if isinstance(key, str | int)}
+        )
 
     def _setitem(self, _: object) -> None:
         """Set one pair of key and value in the dict below."""
         value, key = self._stack.pop(), self._stack.pop()
         if isinstance(key, str | int):
-            self._dict()[key] = value
+            self._require_dict()[key] = value
 
-    def _dict(self) -> dict[Any, Any]:
+    def _require_dict(self) -> dict[Any, Any]:
         """Return the dict on top of the stack; raise `TypeError` for any other value."""
         if not isinstance(self._stack[-1], dict):
             raise TypeError
@@ -193,7 +195,7 @@ class _Told:
         given, by = self._stack.pop(), self._stack.pop()
         if not isinstance(given, tuple):
             raise TypeError
-        self._stack.append(Made(by, given))
+        self._stack.append(PickledCall(by, given))
 
     _newobj = _reduce
 
@@ -201,5 +203,5 @@ class _Told:
         """Pop a state and record it on the call below; drop a state that is no dict."""
         state = self._stack.pop()
         made = self._stack[-1]
-        if isinstance(made, Made) and isinstance(state, dict):
+        if isinstance(made, PickledCall) and isinstance(state, dict):
             made.state = state

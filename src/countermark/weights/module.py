@@ -37,22 +37,22 @@ class ModuleWeights(Weights):
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor as float64 or float32, gathered from all ranks if it is sharded."""
-        values = to_numpy(self.name, name, gathered(self._state[name]))
+        values = convert_to_numpy(self.name, name, gather_tensor(self._state[name]))
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor, as they are in memory."""
-        yield raw_bytes(self.name, name, gathered(self._state[name]))
+        yield copy_raw_bytes(self.name, name, gather_tensor(self._state[name]))
 
-    def file_digest(self) -> None:
+    def compute_file_digest(self) -> None:
         """Return None: a live module has no file."""
 
     def close(self) -> None:
         """Do nothing: a live module has no open file."""
 
 
-def to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
+def convert_to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
     """Convert a torch tensor of real numbers to an array of its shape, float64 or else float32.
 
     A quantised tensor is converted to the numbers that its codes stand for.
@@ -80,7 +80,7 @@ def to_numpy(suspect: str, name: str, tensor: Any) -> NDArray[Any]:
     return values
 
 
-def raw_bytes(suspect: str, name: str, tensor: Any) -> bytes:
+def copy_raw_bytes(suspect: str, name: str, tensor: Any) -> bytes:
     """Copy the bytes of a dense torch tensor in its own dtype, C order, little-endian.
 
     Args:
@@ -104,7 +104,7 @@ def raw_bytes(suspect: str, name: str, tensor: Any) -> bytes:
     return found
 
 
-def gathered(tensor: Any) -> Any:
+def gather_tensor(tensor: Any) -> Any:
     """Return a tensor as a whole, gathering a sharded one (DTensor); every rank must call this."""
     whole = getattr(tensor, "full_tensor", None)
     return tensor if whole is None else whole()

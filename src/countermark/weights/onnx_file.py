@@ -10,9 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from countermark.errors import MissingExtraError, SuspectError, printable
-from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
-from countermark.weights.onnx_graph import Linear, linears, parts_of
+from countermark.errors import MissingExtraError, SuspectError, make_printable
+from countermark.weights.base import TensorInfo, Weights, hash_unchanged_file, make_file_identity
+from countermark.weights.onnx_graph import OnnxLinearWeight, find_linear_weights, iterate_graphs
 
 _LARGEST = 2 << 30  # bytes; protobuf itself does not parse larger messages
 _MOST_TENSORS = 100_000
@@ -31,15 +31,15 @@ class OnnxWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path, self._identity = path, identity_of(path.stat())
-        self._tensors, self._linears = self._read()
+        self._path, self._identity = path, make_file_identity(path.stat())
+        self._tensors, self._linears = self._parse_model()
         self.tensors = {
-            name: TensorInfo(tuple(tensor.dims), _dtype(tensor))
+            name: TensorInfo(tuple(tensor.dims), _name_dtype(tensor))
             for name, tensor in self._tensors.items()
         } | {name: TensorInfo(each.shape, "float32") for name, each in self._linears.items()}
         self.views = frozenset(self._linears)
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Linear]]:
+    def _parse_model(self) -> tuple[dict[str, Any], dict[str, OnnxLinearWeight]]:
         """Parse the model and list its tensors and its linear layers by name.
 
         Raises:
@@ -51,49 +51,49 @@ class OnnxWeights(Weights):
         except ImportError:
             raise MissingExtraError(f"{self.name} is an ONNX file and reading it", "onnx") from None
         if self._path.stat().st_size > _LARGEST:
-            raise self._refuse("it is larger than 2 GiB")
+            raise self._make_refusal("it is larger than 2 GiB")
         try:
             model = onnx.load_model_from_string(self._path.read_bytes())
         except Exception as error:  # each backend of protobuf raises its own class
-            said = printable(str(error).strip().partition("\n")[0], 120)
-            raise self._refuse(f"it cannot be parsed ({said})") from None
+            said = make_printable(str(error).strip().partition("\n")[0], 120)
+            raise self._make_refusal(f"it cannot be parsed ({said})") from None
         found: dict[str, Any] = {}
         parts = []
         try:
-            for part, seen, own in parts_of(model.graph):
+            for part, seen, own in iterate_graphs(model.graph):
                 found |= own
                 parts.append((part, seen))
                 # Checked within the loop, before a hostile graph can fill the memory with names.
                 if len(found) > _MOST_TENSORS:
                     raise ValueError(f"it has more than {_MOST_TENSORS:,} tensors")
             shapes = {name: tuple(tensor.dims) for name, tensor in found.items()}
-            second: dict[str, Linear] = {}
+            second: dict[str, OnnxLinearWeight] = {}
             for part, seen in parts:
-                second |= linears(part, seen, shapes)
+                second |= find_linear_weights(part, seen, shapes)
         except (ValueError, IndexError) as error:
-            raise self._refuse(printable(str(error), 200)) from None
+            raise self._make_refusal(make_printable(str(error), 200)) from None
         if not found:
-            raise self._refuse("it holds no weights")
+            raise self._make_refusal("it holds no weights")
         return found, second
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load a stored tensor, or compute the weight of a linear layer from its stored tensors."""
         if name not in self._linears:
-            values = self._stored(name)
+            values = self._read_stored(name)
         else:
             try:
                 linear = self._linears[name]
-                values = linear.values(self._stored)
+                values = linear.compute_values(self._read_stored)
                 # The tensor was announced with this shape; callers rely on it.
                 if values.shape != linear.shape:
                     raise ValueError(f"its shape is {list(values.shape)}")
             except (ValueError, IndexError) as error:
-                said = printable(f"{name} cannot be read ({error})", 300)
-                raise self._refuse(said) from None
+                said = make_printable(f"{name} cannot be read ({error})", 300)
+                raise self._make_refusal(said) from None
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
-    def _stored(self, name: str) -> NDArray[Any]:
+    def _read_stored(self, name: str) -> NDArray[Any]:
         """Read one tensor as the file stores it.
 
         Raises:
@@ -103,39 +103,41 @@ class OnnxWeights(Weights):
         from onnx import numpy_helper
 
         tensor = self._tensors[name]
-        shown = printable(name, 200)
+        shown = make_printable(name, 200)
         # An external location is a path of the thief's choice: opening it could read any local
         # file.
         if tensor.data_location or tensor.external_data:
-            raise self._refuse(f"{shown} lies in another file")
+            raise self._make_refusal(f"{shown} lies in another file")
         size = tensor.ByteSize()
         # No dtype packs more than eight values into a byte, so larger claims would only make numpy
         # allocate memory for values that are not there.
         if any(each < 0 for each in tensor.dims) or prod(tensor.dims) > 8 * size:
-            raise self._refuse(f"{shown} claims {prod(tensor.dims):,} values in {size:,} bytes")
+            raise self._make_refusal(
+                f"{shown} claims {prod(tensor.dims):,} values in {size:,} bytes"
+            )
         try:
             values: NDArray[Any] = numpy_helper.to_array(tensor)
             if values.dtype.kind not in "fiub":
                 raise TypeError(f"dtype {values.dtype}")
         except Exception as error:  # a hostile tensor may raise anything in numpy or onnx
-            said = printable(str(error).strip().partition("\n")[0], 120)
-            raise self._refuse(f"{shown} cannot be read ({said})") from None
+            said = make_printable(str(error).strip().partition("\n")[0], 120)
+            raise self._make_refusal(f"{shown} cannot be read ({said})") from None
         return values
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor, little-endian."""
         values = self._load(name)
         yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
-    def file_digest(self) -> str:
+    def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the whole file, in hexadecimal."""
-        return digest_of(self._path, self._identity)
+        return hash_unchanged_file(self._path, self._identity)
 
     def close(self) -> None:
         """Drop the tensors."""
         self._tensors = {}
 
-    def _refuse(self, why: str) -> SuspectError:
+    def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is refused: {why}; expected an ONNX model in one file, or its weights "
@@ -143,7 +145,7 @@ class OnnxWeights(Weights):
         )
 
 
-def _dtype(tensor: Any) -> str:
+def _name_dtype(tensor: Any) -> str:
     """Return the dtype as numpy spells it, or ONNX's own number where numpy has no such dtype."""
     from onnx import helper
 

@@ -32,7 +32,7 @@ _ZERO = 8  # zero point of 4-bit numbers without a tensor of zero points
 
 
 @dataclass(frozen=True)
-class Linear:
+class OnnxLinearWeight:
     """The recipe that computes the weight of a layer from stored tensors.
 
     Attributes:
@@ -51,7 +51,7 @@ class Linear:
     block: int = 0
     turned: bool = False
 
-    def values(self, read: Callable[[str], Array]) -> Array:
+    def compute_values(self, read: Callable[[str], Array]) -> Array:
         """Compute the values in `shape`.
 
         Args:
@@ -65,14 +65,14 @@ class Linear:
             return stored.T if self.turned else stored
         scale = read(self.scale).astype(np.float32)
         if self.block:
-            return self._four_bits(stored, scale)
+            return self._unpack_four_bits(stored, scale)
         zero = read(self.zero).astype(np.float32) if self.zero else np.zeros(1, np.float32)
-        wide = stored.astype(np.float32) - self._along(zero, stored)
+        wide = stored.astype(np.float32) - self._spread_along_axis(zero, stored)
         with np.errstate(over="ignore", invalid="ignore"):  # `Weights.read` refuses infinities
-            found = wide * self._along(scale, stored)
+            found = wide * self._spread_along_axis(scale, stored)
         return found.T if self.turned else found
 
-    def _along(self, each: Array, stored: Array) -> Array:
+    def _spread_along_axis(self, each: Array, stored: Array) -> Array:
         """Reshape one number, or one number a place along the axis, to broadcast over `stored`.
 
         Raises:
@@ -86,7 +86,7 @@ class Linear:
         shape = [-1 if axis == self.axis else 1 for axis in range(stored.ndim)]
         return each.reshape(shape)
 
-    def _four_bits(self, stored: Array, scale: Array) -> Array:
+    def _unpack_four_bits(self, stored: Array, scale: Array) -> Array:
         """Unpack blocks of 4-bit numbers to a weight (out, in).
 
         Args:
@@ -107,7 +107,7 @@ class Linear:
         return found.reshape(rows, -1)[:, :width]
 
 
-def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any]]]:
+def iterate_graphs(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any]]]:
     """Yield a graph and all graphs nested in it, with the tensor names that each graph sees.
 
     Yields:
@@ -130,10 +130,10 @@ def parts_of(graph: Any) -> Iterator[tuple[Any, Mapping[str, str], dict[str, Any
         _require_text(part)
         own: dict[str, Any] = {}
         seen: dict[str, str] = {}
-        for name, tensor in _values(part):
+        for name, tensor in _iterate_tensors(part):
             if name in seen:
                 raise ValueError(f"{name} is there twice")
-            seen[name] = _free(name, taken)
+            seen[name] = _make_unique_name(name, taken)
             taken.add(seen[name])
             own[seen[name]] = tensor
         # A chain of maps: copying all visible names would cost graphs × names of memory.
@@ -160,7 +160,7 @@ def _require_text(graph: Any) -> None:
         raise ValueError("a name in it is no text")
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _make_unique_name(name: str, taken: set[str]) -> str:
     """Return the name, with a number appended if another graph already uses the name."""
     number, found = 1, name
     while found in taken:
@@ -169,7 +169,7 @@ def _free(name: str, taken: set[str]) -> str:
     return found
 
 
-def _values(graph: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_tensors(graph: Any) -> Iterator[tuple[str, Any]]:
     """Yield every tensor of one graph with its name in that graph: initializers and constants."""
     yield from ((each.name, each) for each in graph.initializer)
     for node in graph.node:
@@ -178,9 +178,9 @@ def _values(graph: Any) -> Iterator[tuple[str, Any]]:
                 yield node.output[0], attribute.t
 
 
-def linears(
+def find_linear_weights(
     graph: Any, seen: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Linear]:
+) -> dict[str, OnnxLinearWeight]:
     """Return the second entries of one graph, named after the layer where a bias tells its name.
 
     Args:
@@ -188,16 +188,16 @@ def linears(
         seen: unique names of the tensors that the graph sees, by their names in the graph.
         shapes: shapes of all tensors, by unique name.
     """
-    stored = _dequantised(graph, seen, shapes)
+    stored = _find_dequantised(graph, seen, shapes)
     users: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
     found = []
     for node in graph.node:
-        weight = _weight(node, seen, shapes, stored)
+        weight = _find_weight(node, seen, shapes, stored)
         if weight is not None:
-            bias = seen.get(_bias(node, seen, users) or "", "")
+            bias = seen.get(_find_bias(node, seen, users) or "", "")
             head, _, last = bias.rpartition(".")
             label = f"{head}.weight" if last == "bias" and head else weight.stored + TRANSPOSED
             found.append((label, weight))
@@ -210,9 +210,9 @@ def linears(
     return {**{n: e for n, e in stored.items() if n not in shapes}, **named}
 
 
-def _dequantised(
+def _find_dequantised(
     graph: Any, seen: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Linear]:
+) -> dict[str, OnnxLinearWeight]:
     """Return the entries of quantised tensors.
 
     These are outputs of DequantizeLinear, by the output's name, and tensors NAME_quantized with
@@ -223,26 +223,28 @@ def _dequantised(
         given = [seen.get(name) for name in node.input]
         if node.op_type == "DequantizeLinear" and given[0] and given[1]:
             zero = given[2] if len(given) > 2 else None
-            axis = _number(node, "axis", 1) % max(1, len(shapes[given[0]]))
-            found[node.output[0]] = Linear(shapes[given[0]], given[0], given[1], zero, axis)
+            axis = _read_integer(node, "axis", 1) % max(1, len(shapes[given[0]]))
+            found[node.output[0]] = OnnxLinearWeight(
+                shapes[given[0]], given[0], given[1], zero, axis
+            )
     for name in seen.values():
         base = name.removesuffix("_quantized")
         if base != name and f"{base}_scale" in shapes:
             zero = f"{base}_zero_point" if f"{base}_zero_point" in shapes else None
-            found[base] = Linear(shapes[name], name, f"{base}_scale", zero)
+            found[base] = OnnxLinearWeight(shapes[name], name, f"{base}_scale", zero)
     return found
 
 
-def _weight(
+def _find_weight(
     node: Any, seen: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]],
-    stored: Mapping[str, Linear],
-) -> Linear | None:  # fmt: skip
+    stored: Mapping[str, OnnxLinearWeight],
+) -> OnnxLinearWeight | None:  # fmt: skip
     """Return the weight of a linear layer (out, in) if the node multiplies by a stored matrix."""
     if node.op_type == "MatMulNBits":
-        return _of_four_bits(node, seen)
+        return _make_four_bit_weight(node, seen)
     if node.op_type not in _PRODUCTS or len(node.input) < 2:
         return None
-    if node.op_type == "Gemm" and _number(node, "transB", 0):
+    if node.op_type == "Gemm" and _read_integer(node, "transB", 0):
         return None
     name = seen.get(node.input[1], node.input[1])
     base = stored.get(name.removesuffix("_quantized"))
@@ -251,23 +253,23 @@ def _weight(
         return None
     turned = (shape[1], shape[0])
     if base is None:
-        return Linear(turned, name, turned=True)
-    return Linear(turned, base.stored, base.scale, base.zero, axis=1, turned=True)
+        return OnnxLinearWeight(turned, name, turned=True)
+    return OnnxLinearWeight(turned, base.stored, base.scale, base.zero, axis=1, turned=True)
 
 
-def _of_four_bits(node: Any, seen: Mapping[str, str]) -> Linear | None:
+def _make_four_bit_weight(node: Any, seen: Mapping[str, str]) -> OnnxLinearWeight | None:
     """Return the weight (out, in) of MatMulNBits, onnxruntime's product with 4-bit blocks."""
     names = [seen.get(name) for name in node.input[1:3]]
-    width, rows = _number(node, "K", 0), _number(node, "N", 0)
-    block = _number(node, "block_size", 0)
+    width, rows = _read_integer(node, "K", 0), _read_integer(node, "N", 0)
+    block = _read_integer(node, "block_size", 0)
     # A fourth input holds packed zero points, which are not supported here.
-    if len(node.input) > 3 or _number(node, "bits", 4) != 4 or min(width, rows, block) < 1:
+    if len(node.input) > 3 or _read_integer(node, "bits", 4) != 4 or min(width, rows, block) < 1:
         return None
     values, scale = (*names, None, None)[:2]
-    return Linear((rows, width), values, scale, block=block) if values and scale else None
+    return OnnxLinearWeight((rows, width), values, scale, block=block) if values and scale else None
 
 
-def _bias(node: Any, seen: Mapping[str, str], users: Mapping[str, list[Any]]) -> str | None:
+def _find_bias(node: Any, seen: Mapping[str, str], users: Mapping[str, list[Any]]) -> str | None:
     """Return the graph name of the tensor that is added to the output of a node, or None."""
     if node.op_type == "Gemm":
         return str(node.input[2]) if len(node.input) > 2 else None
@@ -286,6 +288,6 @@ def _bias(node: Any, seen: Mapping[str, str], users: Mapping[str, list[Any]]) ->
     return None
 
 
-def _number(node: Any, name: str, otherwise: int) -> int:
+def _read_integer(node: Any, name: str, otherwise: int) -> int:
     """Return an integer attribute of a node, or `otherwise` if the node does not have it."""
     return next((int(a.i) for a in node.attribute if a.name == name), otherwise)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.errors import SuspectError, printable
+from countermark.errors import SuspectError, make_printable
 from countermark.weights.base import Array, TensorInfo, Weights
 from countermark.weights.wrapped import WrappedWeights
 
@@ -28,7 +28,7 @@ _BITSANDBYTES = 127.0  # SCB holds the largest magnitude of a row, which has thi
 
 
 @dataclass(frozen=True)
-class _Codes:
+class _CodedTensor:
     """Names of the tensors that hold codes, scales and zero points, and the weight's shape.
 
     Attributes:
@@ -44,7 +44,7 @@ class _Codes:
     divisor: float = 1.0
 
 
-def as_numbers(weights: Weights) -> Weights:
+def dequantise_weights(weights: Weights) -> Weights:
     """Add a view with numbers for every tensor of open weights that is stored as codes.
 
     Returns: `weights` itself if nothing is stored as codes; closing either closes the file.
@@ -54,14 +54,14 @@ def as_numbers(weights: Weights) -> Weights:
             in this case.
     """
     try:
-        found = dict(_found(weights))
+        found = dict(_find_coded_tensors(weights))
     except SuspectError:
         weights.close()
         raise
-    return Dequantised(weights, found) if found else weights
+    return DequantisedWeights(weights, found) if found else weights
 
 
-class Dequantised(WrappedWeights):
+class DequantisedWeights(WrappedWeights):
     """Open weights with a view for each tensor that is stored as codes; closing it closes them.
 
     Args:
@@ -69,7 +69,7 @@ class Dequantised(WrappedWeights):
         codes: the tensors that are stored as codes, by the name of the weight that they stand for.
     """
 
-    def __init__(self, weights: Weights, codes: dict[str, _Codes]) -> None:
+    def __init__(self, weights: Weights, codes: dict[str, _CodedTensor]) -> None:
         super().__init__(weights)
         self._codes = codes
         self.tensors = dict(weights.tensors) | {
@@ -92,7 +92,7 @@ class Dequantised(WrappedWeights):
         if (codes := self._codes.get(name)) is None:
             return self._weights.read(name)
         if codes.bits:
-            values = self._unpacked(codes)
+            values = self._unpack_codes(codes)
         else:
             values = self._weights.read(codes.codes).astype(np.float64)
         scale = self._weights.read(codes.scale) / codes.divisor
@@ -100,19 +100,19 @@ class Dequantised(WrappedWeights):
         rows = values.reshape(len(values), -1)  # (rows, width)
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # `read` refuses infinities
-                found = (rows - _spread(zero, rows)) * _spread(scale, rows)
+                found = (rows - _spread_over_rows(zero, rows)) * _spread_over_rows(scale, rows)
                 numbers: Array = found.reshape(codes.shape).astype(np.float32)
         except ValueError as error:
-            said = printable(f"{name} cannot be read ({error})", 300)
+            said = make_printable(f"{name} cannot be read ({error})", 300)
             raise SuspectError(
                 f"{self.name}: {said}: expected codes with one scale, or one for each row or block"
             ) from None
         return numbers
 
-    def _unpacked(self, codes: _Codes) -> NDArray[np.float64]:
+    def _unpack_codes(self, codes: _CodedTensor) -> NDArray[np.float64]:
         """Unpack the codes (rows, width) from words (rows, n) and subtract their middle value."""
         # `read` would return float32, which does not hold all 32 bits of a word.
-        raw = b"".join(self._weights.pieces(codes.codes))
+        raw = b"".join(self._weights.read_pieces(codes.codes))
         self.digests[codes.codes] = hashlib.sha256(raw).hexdigest()
         rows, width = codes.shape
         # The lowest bits of a word hold the first code. int64 keeps the shift below free of a sign.
@@ -122,15 +122,15 @@ class Dequantised(WrappedWeights):
         # Codes are stored with an offset of half their range, as unsigned numbers.
         return found - (1 << (codes.bits - 1))
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor: as stored, or the float32 numbers of codes."""
         if name in self._codes:
             yield self._load(name).tobytes()
         else:
-            yield from super().pieces(name)
+            yield from super().read_pieces(name)
 
 
-def _found(weights: Weights) -> Iterator[tuple[str, _Codes]]:
+def _find_coded_tensors(weights: Weights) -> Iterator[tuple[str, _CodedTensor]]:
     """Yield the tensors that are stored as codes, by the name of the weight that they stand for."""
     tensors = weights.tensors
     for name, info in tensors.items():
@@ -138,17 +138,19 @@ def _found(weights: Weights) -> Iterator[tuple[str, _Codes]]:
         layer = name.removesuffix(".weight")
         if info.dtype in _CODES and info.shape:
             if base != name and f"{base}._scale" in tensors:
-                yield base, _Codes(info.shape, name, f"{base}._scale")
+                yield base, _CodedTensor(info.shape, name, f"{base}._scale")
             elif layer != name and f"{layer}.SCB" in tensors:
-                yield name, _Codes(info.shape, name, f"{layer}.SCB", divisor=_BITSANDBYTES)
+                yield name, _CodedTensor(info.shape, name, f"{layer}.SCB", divisor=_BITSANDBYTES)
             elif f"{name}_scale" in tensors:
                 zero = f"{name}_zero_point" if f"{name}_zero_point" in tensors else None
-                yield name, _Codes(info.shape, name, f"{name}_scale", zero)
+                yield name, _CodedTensor(info.shape, name, f"{name}_scale", zero)
         if info.dtype in _WORDS and name.endswith("_packed"):
-            yield from _packed(weights, name, info)
+            yield from _find_packed_codes(weights, name, info)
 
 
-def _packed(weights: Weights, name: str, info: TensorInfo) -> Iterator[tuple[str, _Codes]]:
+def _find_packed_codes(
+    weights: Weights, name: str, info: TensorInfo
+) -> Iterator[tuple[str, _CodedTensor]]:
     """Yield a tensor of 8-bit or 4-bit codes that are packed into 32-bit words.
 
     Nothing is yielded for another packing, or for codes with zero points.
@@ -164,11 +166,11 @@ def _packed(weights: Weights, name: str, info: TensorInfo) -> Iterator[tuple[str
     # No tensor says how many bits a code has: it follows from the widths before and after packing.
     for bits in (8, 4):
         if (rows, -(-width * bits // 32)) == info.shape and width > 0:
-            yield base, _Codes((rows, width), name, f"{base}_scale", bits=bits)
+            yield base, _CodedTensor((rows, width), name, f"{base}_scale", bits=bits)
             return
 
 
-def _spread(each: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+def _spread_over_rows(each: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
     """Broadcast one number, one number a row, or one number a block to rows (rows, width).
 
     Raises:

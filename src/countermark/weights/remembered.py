@@ -12,7 +12,7 @@ from countermark.weights.wrapped import WrappedWeights
 _LARGEST = 1 << 28  # bytes of all tensors in memory
 
 
-class Remembered(WrappedWeights):
+class CachedWeights(WrappedWeights):
     """Open weights that keep tensors in memory up to a limit; closing it closes them.
 
     Args:

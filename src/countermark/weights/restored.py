@@ -13,7 +13,7 @@ from countermark.weights.base import Array, Weights
 from countermark.weights.wrapped import WrappedWeights
 
 
-class Restored(WrappedWeights):
+class PatchedWeights(WrappedWeights):
     """Open weights in which some values are replaced; closing it closes them.
 
     Args:
@@ -48,7 +48,7 @@ class Restored(WrappedWeights):
         return values
 
 
-class Stored(Restored):
+class StoredWeights(PatchedWeights):
     """Open weights without views, which no digest of a model covers.
 
     Args:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.errors import SuspectError, printable
+from countermark.errors import SuspectError, make_printable
 from countermark.files import parse_json
 from countermark.weights.base import IN_PART, Array, TensorInfo, Weights
-from countermark.weights.dtypes import DTYPES, decoded
+from countermark.weights.dtypes import DTYPES, decode_values
 
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format itself
 _MOST_DIMENSIONS, _LARGEST_SIZE = 32, 1 << 63  # of one tensor: numpy's limits
@@ -34,13 +34,13 @@ class SafetensorsWeights(Weights):
         super().__init__(str(path))
         self._file = path.open("rb")
         try:
-            self._places = self._header()
+            self._places = self._read_header()
         except BaseException:
             self.close()
             raise
         self.tensors = {name: info for name, (info, _, _) in self._places.items()}
 
-    def _header(self) -> dict[str, tuple[TensorInfo, int, int]]:
+    def _read_header(self) -> dict[str, tuple[TensorInfo, int, int]]:
         """Read the header: shape and dtype, first byte in the file, and byte count by tensor.
 
         Raises:
@@ -52,20 +52,24 @@ class SafetensorsWeights(Weights):
         # 8 bytes of length and a header of "{}" are the least that a file can hold. The length is
         # compared with the file before anything is allocated.
         if total < 10 or length > min(_LARGEST_HEADER, total - 8):
-            raise self._damaged(f"its header claims {length:,} bytes, the file has {total:,}")
+            raise self._make_refusal(f"its header claims {length:,} bytes, the file has {total:,}")
         raw = self._file.read(length)
         self.digests[_METADATA] = hashlib.sha256(raw).hexdigest()
         try:
             header = parse_json(raw)
             header.pop(_METADATA, None)
-            places = {name: self._place(name, about, 8 + length) for name, about in header.items()}
-            _require_cover(places, 8 + length, total)
+            places = {
+                name: self._parse_entry(name, about, 8 + length) for name, about in header.items()
+            }
+            _require_full_cover(places, 8 + length, total)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            why = printable(str(error), 200)
-            raise self._damaged(f"its header is not a list of tensors ({why})") from None
+            why = make_printable(str(error), 200)
+            raise self._make_refusal(f"its header is not a list of tensors ({why})") from None
         return places
 
-    def _place(self, name: str, about: dict[str, Any], start: int) -> tuple[TensorInfo, int, int]:
+    def _parse_entry(
+        self, name: str, about: dict[str, Any], start: int
+    ) -> tuple[TensorInfo, int, int]:
         """Parse the header's entry of one tensor.
 
         Args:
@@ -87,13 +91,13 @@ class SafetensorsWeights(Weights):
         if begin > end:
             raise ValueError(f"{name}: its bytes end before they begin")
         if (
-            _readable(shape, dtype)
+            _is_readable(shape, dtype)
             and prod(shape) * np.dtype(DTYPES[dtype]).itemsize != end - begin
         ):
             raise ValueError(f"{name}: its bytes do not fit its shape {list(shape)}")
         return TensorInfo(shape, dtype), start + begin, end - begin
 
-    def place(self, name: str) -> tuple[int, int]:
+    def locate_tensor(self, name: str) -> tuple[int, int]:
         """Return the position of the first byte of a tensor in the file, and its byte count."""
         _, offset, size = self._places[name]
         return offset, size
@@ -113,37 +117,37 @@ class SafetensorsWeights(Weights):
         item = np.dtype(DTYPES[info.dtype]).itemsize
         if not 0 <= start <= start + count <= size // item:
             raise ValueError(f"{name} has {size // item} values, not {start} to {start + count}")
-        raw = self._bytes(name, offset + start * item, count * item)
+        raw = self._read_bytes(name, offset + start * item, count * item)
         self.digests[f"{name}{IN_PART}"] = hashlib.sha256(raw).hexdigest()
-        return self._checked(name, decoded(raw, info.dtype))  # (count,)
+        return self._check_finite(name, decode_values(raw, info.dtype))  # (count,)
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor and record its digest."""
         info, offset, size = self._places[name]
         self._require_readable(name)
-        raw = self._bytes(name, offset, size)
+        raw = self._read_bytes(name, offset, size)
         self.digests[name] = hashlib.sha256(raw).hexdigest()
-        return decoded(raw, info.dtype).reshape(info.shape)  # the tensor's own shape
+        return decode_values(raw, info.dtype).reshape(info.shape)  # the tensor's own shape
 
-    def _bytes(self, name: str, offset: int, size: int) -> bytes:
+    def _read_bytes(self, name: str, offset: int, size: int) -> bytes:
         """Read `size` bytes from `offset` on; raise `SuspectError` if the file ends earlier."""
         self._file.seek(offset)
         raw = self._file.read(size)
         if len(raw) != size:
-            raise self._damaged(f"{name} ends after {len(raw):,} of {size:,} bytes")
+            raise self._make_refusal(f"{name} ends after {len(raw):,} of {size:,} bytes")
         return raw
 
     def _require_readable(self, name: str) -> None:
         """Raise `SuspectError` if numpy cannot hold a tensor of this dtype or rank."""
         info = self.tensors[name]
-        if not _readable(info.shape, info.dtype):
+        if not _is_readable(info.shape, info.dtype):
             raise SuspectError(
-                f"{self.name}: {printable(name, 200)} has dtype {printable(info.dtype, 20)} and "
+                f"{self.name}: {make_printable(name, 200)} has dtype {make_printable(info.dtype, 20)} and "
                 f"{len(info.shape)} dimensions, which cannot be read yet: expected one of "
                 f"{', '.join(DTYPES)} and at most {_MOST_DIMENSIONS}; convert the file"
             )
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor of any dtype, as the file stores them."""
         _, offset, size = self._places[name]
         # Pieces bound the memory, and the dtype is not interpreted: a digest must also cover
@@ -152,10 +156,10 @@ class SafetensorsWeights(Weights):
             self._file.seek(offset + start)
             piece = self._file.read(min(_PIECE, size - start))
             if len(piece) != min(_PIECE, size - start):
-                raise self._damaged(f"{name} ends too early")
+                raise self._make_refusal(f"{name} ends too early")
             yield piece
 
-    def file_digest(self) -> str:
+    def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the whole file, in hexadecimal."""
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
@@ -164,7 +168,7 @@ class SafetensorsWeights(Weights):
         """Close the file."""
         self._file.close()
 
-    def _damaged(self, why: str) -> SuspectError:
+    def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is damaged or no safetensors file: {why}; "
@@ -172,12 +176,12 @@ class SafetensorsWeights(Weights):
         )
 
 
-def _readable(shape: tuple[int, ...], dtype: str) -> bool:
+def _is_readable(shape: tuple[int, ...], dtype: str) -> bool:
     """Return true if numpy can hold a tensor of this shape and dtype."""
     return dtype in DTYPES and len(shape) <= _MOST_DIMENSIONS
 
 
-def _require_cover(
+def _require_full_cover(
     places: Mapping[str, tuple[TensorInfo, int, int]], start: int, total: int
 ) -> None:
     """Raise `ValueError` unless the tensors fill the file, each byte once, as the format demands.

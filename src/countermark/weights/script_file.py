@@ -1,6 +1,6 @@
 """Read the tensors of a TorchScript archive as a suspect, without looking at its code.
 
-`inert` parses the pickles of the archive without running them, so torch is not needed. The zip
+`safe_unpickle` parses the pickles of the archive without running them, so torch is not needed. The zip
 directory is checked in the same way as the directory of a file from `torch.save`.
 """
 
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from countermark.errors import SuspectError, printable
-from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
-from countermark.weights.dtypes import DTYPES, decoded
-from countermark.weights.inert import Kept, Made, Named, inert
-from countermark.weights.torch_file import LARGEST_PICKLE, ZIP_ERRORS, require_at_end
+from countermark.errors import SuspectError, make_printable
+from countermark.weights.base import TensorInfo, Weights, hash_unchanged_file, make_file_identity
+from countermark.weights.dtypes import DTYPES, decode_values
+from countermark.weights.inert import PersistentReference, PickledCall, PickledName, parse_pickle
+from countermark.weights.torch_file import LARGEST_PICKLE, ZIP_ERRORS, require_directory_at_end
 
 # An object of a pickle may be referred to many times, so a small file can describe a tree of
 # exponential size. These bounds end the walk through the tree.
@@ -36,7 +36,7 @@ _STORAGES = {
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _ScriptTensor:
     """The location of a tensor: the archive entry of its storage, and its layout in there."""
 
     entry: str
@@ -46,7 +46,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-def holds_script(path: Path) -> bool:
+def is_torchscript_archive(path: Path) -> bool:
     """Return true if a zip file is an archive as `torch.jit.save` writes it."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -66,22 +66,22 @@ class TorchScriptWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path, self._identity = path, identity_of(path.stat())
+        self._path, self._identity = path, make_file_identity(path.stat())
         try:
-            require_at_end(path)
+            require_directory_at_end(path)
             self._archive = zipfile.ZipFile(path)
         except ZIP_ERRORS as error:
-            raise self._refuse(f"its zip directory cannot be read ({error})") from None
+            raise self._make_refusal(f"its zip directory cannot be read ({error})") from None
         try:
-            self._tensors = dict(self._found())
+            self._tensors = dict(self._find_tensors())
             if not self._tensors:
                 raise ValueError("it holds no tensors")
         except ValueError as error:
             self.close()
-            raise self._refuse(printable(str(error), 200)) from None
+            raise self._make_refusal(make_printable(str(error), 200)) from None
         self.tensors = {n: TensorInfo(each.shape, each.dtype) for n, each in self._tensors.items()}
 
-    def _found(self) -> Iterator[tuple[str, _Tensor]]:
+    def _find_tensors(self) -> Iterator[tuple[str, _ScriptTensor]]:
         """Yield every tensor of the archive with its name: attributes of modules, then constants.
 
         Raises:
@@ -95,22 +95,22 @@ class TorchScriptWeights(Weights):
             raise ValueError("two of its entries have one name")
         folder = entries[0].filename.partition("/")[0]
         order = f"{folder}/byteorder"
-        if order in self._archive.namelist() and self._entry(order) != b"little":
+        if order in self._archive.namelist() and self._read_small_entry(order) != b"little":
             raise ValueError("its bytes are not in little-endian order")
         # Storages are read as little-endian below, so an archive of another order is refused above.
-        root = inert(self._entry(f"{folder}/data.pkl"))
-        if not isinstance(root, Made):
+        root = parse_pickle(self._read_small_entry(f"{folder}/data.pkl"))
+        if not isinstance(root, PickledCall):
             raise ValueError("its data.pkl holds no module")
-        constants = inert(self._entry(f"{folder}/constants.pkl"))
+        constants = parse_pickle(self._read_small_entry(f"{folder}/constants.pkl"))
         parts = dict(enumerate(constants)) if isinstance(constants, tuple) else {}
-        yield from _walked(root.state, "", f"{folder}/data")
-        yield from _walked(parts, "constants.", f"{folder}/constants")
+        yield from _walk_modules(root.state, "", f"{folder}/data")
+        yield from _walk_modules(parts, "constants.", f"{folder}/constants")
 
-    def _entry(self, name: str) -> bytes:
+    def _read_small_entry(self, name: str) -> bytes:
         """Read an archive entry that is small enough to be a pickle."""
-        return self._stored(name, LARGEST_PICKLE)
+        return self._read_stored_entry(name, LARGEST_PICKLE)
 
-    def _stored(self, name: str, most: int) -> bytes:
+    def _read_stored_entry(self, name: str, most: int) -> bytes:
         """Read the bytes of an uncompressed archive entry.
 
         Args:
@@ -131,7 +131,7 @@ class TorchScriptWeights(Weights):
         except ZIP_ERRORS as error:
             raise ValueError(f"its entry {name} cannot be read ({error})") from None
 
-    def _laid_out(self, name: str) -> NDArray[Any]:
+    def _read_values(self, name: str) -> NDArray[Any]:
         """Read the values of a tensor in its own shape and stored dtype, bfloat16 as uint16.
 
         Raises:
@@ -139,15 +139,19 @@ class TorchScriptWeights(Weights):
         """
         tensor, total = self._tensors[name], self._path.stat().st_size
         try:
-            stored = np.frombuffer(self._stored(tensor.entry, total), DTYPES[tensor.dtype])
+            stored = np.frombuffer(
+                self._read_stored_entry(tensor.entry, total), DTYPES[tensor.dtype]
+            )
         except ValueError as error:
-            why = printable(f"{name} cannot be read ({error})", 300)
-            raise self._refuse(why) from None
+            why = make_printable(f"{name} cannot be read ({error})", 300)
+            raise self._make_refusal(why) from None
         steps = zip(tensor.shape, tensor.strides, strict=True)
         last = tensor.offset + sum((size - 1) * step for size, step in steps)
         count: int = prod(tensor.shape)
         if count > len(stored) or (count and last >= len(stored)):
-            raise self._refuse(f"{printable(name, 200)} claims more values than are there")
+            raise self._make_refusal(
+                f"{make_printable(name, 200)} claims more values than are there"
+            )
         # Only after both checks above is it safe to view the storage with the thief's strides: the
         # last value lies inside, and repeated values (strides of 0) cannot exceed the storage.
         strides = [step * stored.itemsize for step in tensor.strides]
@@ -155,23 +159,23 @@ class TorchScriptWeights(Weights):
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor and record the digest of its stored bytes."""
-        raw = self._laid_out(name)
+        raw = self._read_values(name)
         self.digests[name] = hashlib.sha256(raw.tobytes()).hexdigest()
-        return decoded(raw.tobytes(), self._tensors[name].dtype).reshape(raw.shape)
+        return decode_values(raw.tobytes(), self._tensors[name].dtype).reshape(raw.shape)
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor, in C order."""
-        yield self._laid_out(name).tobytes()
+        yield self._read_values(name).tobytes()
 
-    def file_digest(self) -> str:
+    def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the whole file, in hexadecimal."""
-        return digest_of(self._path, self._identity)
+        return hash_unchanged_file(self._path, self._identity)
 
     def close(self) -> None:
         """Close the archive."""
         self._archive.close()
 
-    def _refuse(self, why: str) -> SuspectError:
+    def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is refused: {why}; expected a TorchScript archive as torch.jit.save "
@@ -179,7 +183,7 @@ class TorchScriptWeights(Weights):
         )
 
 
-def _walked(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _Tensor]]:
+def _walk_modules(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _ScriptTensor]]:
     """Yield every tensor among the attributes of a module and its submodules, by its path.
 
     Args:
@@ -203,14 +207,14 @@ def _walked(parts: Any, prefix: str, folder: str) -> Iterator[tuple[str, _Tensor
                 or (letters > _MOST_LETTERS)
             ):
                 raise ValueError("its modules are too many, or nested too deeply")
-            if (tensor := _tensor(part, folder)) is not None:
+            if (tensor := _parse_tensor(part, folder)) is not None:
                 found += 1
                 yield f"{prefix}{name}", tensor
-            elif isinstance(part, Made) and part.state:
+            elif isinstance(part, PickledCall) and part.state:
                 left.append((f"{prefix}{name}.", part.state, depth + 1))
 
 
-def _tensor(part: Any, folder: str) -> _Tensor | None:
+def _parse_tensor(part: Any, folder: str) -> _ScriptTensor | None:
     """Parse a dense tensor of real numbers; return None for any other value.
 
     Raises:
@@ -218,29 +222,31 @@ def _tensor(part: Any, folder: str) -> _Tensor | None:
     """
     # torch saves a tensor as a call of `_rebuild_tensor_v2(storage, offset, shape, strides, ...)`
     # with the storage as a persistent id ("storage", type, key, device, count).
-    if not isinstance(part, Made) or part.by != Named(_REBUILD) or len(part.given) < 4:
+    if not isinstance(part, PickledCall) or part.by != PickledName(_REBUILD) or len(part.given) < 4:
         return None
     storage, offset, shape, strides = part.given[:4]
-    identity = storage.identity if isinstance(storage, Kept) else None
+    identity = storage.identity if isinstance(storage, PersistentReference) else None
     if not isinstance(identity, tuple) or len(identity) != 5 or identity[0] != "storage":
         return None
     kind, key = identity[1:3]
-    word = kind.name.removeprefix("torch.").removesuffix("Storage") if _is_named(kind) else ""
+    word = (
+        kind.name.removeprefix("torch.").removesuffix("Storage") if _is_pickled_name(kind) else ""
+    )
     if word not in _STORAGES or not isinstance(key, str):
         return None
-    if not _sizes(shape) or not _sizes(strides) or not _sizes((offset,)):
+    if not _is_size_tuple(shape) or not _is_size_tuple(strides) or not _is_size_tuple((offset,)):
         raise ValueError("a tensor has sizes that are no numbers")
     if len(shape) != len(strides) or len(shape) > 32:
         raise ValueError("a tensor has sizes that do not fit each other")
-    return _Tensor(f"{folder}/{key}", _STORAGES[word], offset, shape, strides)
+    return _ScriptTensor(f"{folder}/{key}", _STORAGES[word], offset, shape, strides)
 
 
-def _is_named(value: Any) -> bool:
+def _is_pickled_name(value: Any) -> bool:
     """Return true if a value is the name of a class or function."""
-    return isinstance(value, Named)
+    return isinstance(value, PickledName)
 
 
-def _sizes(values: Any) -> bool:
+def _is_size_tuple(values: Any) -> bool:
     """Return true if a value is a tuple of sizes: integers from 0 to below 2^62."""
     # Python integers have no limit: the bound keeps products of a size and a stride small.
     return isinstance(values, tuple) and all(

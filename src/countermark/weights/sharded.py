@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from countermark.errors import SuspectError, printable
+from countermark.errors import SuspectError, make_printable
 from countermark.files import parse_json, read_regular
 from countermark.weights.base import IN_PART, Array, TensorInfo, Weights
 from countermark.weights.safetensors_file import SafetensorsWeights
@@ -36,13 +36,13 @@ class ShardedWeights(Weights):
     def __init__(self, index: Path) -> None:
         super().__init__(str(index.parent))
         self._index = index
-        self._home, digest = _weight_map(index)
+        self._home, digest = _read_weight_map(index)
         self.shards: dict[str, SafetensorsWeights] = {}
         # The stack closes the files that are open already if a later one is damaged.
         with ExitStack() as opened:
             for file in sorted(set(self._home.values())):
-                self.shards[file] = opened.enter_context(_shard(index.parent / file, index))
-            self.tensors = dict(self._found())
+                self.shards[file] = opened.enter_context(_open_shard(index.parent / file, index))
+            self.tensors = dict(self._collect_tensors())
             self._open = opened.pop_all()
         self.digests[index.name] = digest
         self.digests |= {
@@ -51,7 +51,7 @@ class ShardedWeights(Weights):
             for name, digest in shard.digests.items()
         }
 
-    def _found(self) -> Iterator[tuple[str, TensorInfo]]:
+    def _collect_tensors(self) -> Iterator[tuple[str, TensorInfo]]:
         """Yield every tensor that the index names.
 
         Raises:
@@ -59,17 +59,17 @@ class ShardedWeights(Weights):
         """
         for name, file in self._home.items():
             if name not in self.shards[file].tensors:
-                raise _no_index(self._index, f"{name!r} is not in {file}")
+                raise _make_index_refusal(self._index, f"{name!r} is not in {file}")
             yield name, self.shards[file].tensors[name]
         for file, shard in self.shards.items():
             for name in shard.tensors:
                 if self._home.get(name) != file:
-                    raise _no_index(self._index, f"it does not name {name!r} of {file}")
+                    raise _make_index_refusal(self._index, f"it does not name {name!r} of {file}")
 
-    def place(self, name: str) -> tuple[str, int, int]:
+    def locate_tensor(self, name: str) -> tuple[str, int, int]:
         """Return the file that holds a tensor, its first byte there, and its byte count."""
         file = self._home[name]
-        return file, *self.shards[file].place(name)
+        return file, *self.shards[file].locate_tensor(name)
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor from the file that holds it."""
@@ -86,15 +86,17 @@ class ShardedWeights(Weights):
         self.digests |= {each: shard.digests[each] for each in names if each in shard.digests}
         return values
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return the bytes of one tensor, piece by piece, as its file stores them."""
-        return self.shards[self._home[name]].pieces(name)
+        return self.shards[self._home[name]].read_pieces(name)
 
-    def file_digest(self) -> str:
+    def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the output of `sha256sum *.safetensors`, in hexadecimal."""
         # The shards are sorted by name, as the shell lists them, so anyone can check with
         # sha256sum.
-        lines = "".join(f"{each.file_digest()}  {file}\n" for file, each in self.shards.items())
+        lines = "".join(
+            f"{each.compute_file_digest()}  {file}\n" for file, each in self.shards.items()
+        )
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def close(self) -> None:
@@ -102,7 +104,7 @@ class ShardedWeights(Weights):
         self._open.close()
 
 
-def in_folder(folder: Path) -> Path:
+def find_checkpoint(folder: Path) -> Path:
     """Find the checkpoint in a folder: an index of shards, or one safetensors file.
 
     Raises:
@@ -127,7 +129,7 @@ def in_folder(folder: Path) -> Path:
     )
 
 
-def _weight_map(index: Path) -> tuple[Mapping[str, str], str]:
+def _read_weight_map(index: Path) -> tuple[Mapping[str, str], str]:
     """Read the map from tensor to file, and compute the SHA-256 of the index.
 
     Raises:
@@ -139,17 +141,17 @@ def _weight_map(index: Path) -> tuple[Mapping[str, str], str]:
         if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
             raise ValueError("weight_map is no map from tensors to files")
     except (ValueError, TypeError, KeyError) as error:
-        raise _no_index(index, str(error)) from None
+        raise _make_index_refusal(index, str(error)) from None
     files = set(found.values())
     if strange := sorted(file for file in files if not _PLAIN.fullmatch(file)):
-        raise _no_index(index, f"{strange[0]!r} is no name of a file beside it")
+        raise _make_index_refusal(index, f"{strange[0]!r} is no name of a file beside it")
     # Each file stays open, and a process may open only so many.
     if not 1 <= len(files) <= _MOST_SHARDS:
-        raise _no_index(index, f"it names {len(files)} files")
+        raise _make_index_refusal(index, f"it names {len(files)} files")
     return found, hashlib.sha256(content).hexdigest()
 
 
-def _shard(path: Path, index: Path) -> SafetensorsWeights:
+def _open_shard(path: Path, index: Path) -> SafetensorsWeights:
     """Open one file of the checkpoint; raise `SuspectError` if it cannot be read."""
     try:
         return SafetensorsWeights(path)
@@ -160,9 +162,9 @@ def _shard(path: Path, index: Path) -> SafetensorsWeights:
         ) from None
 
 
-def _no_index(index: Path, why: str) -> SuspectError:
+def _make_index_refusal(index: Path, why: str) -> SuspectError:
     """Make the error that refuses an index, with a reason."""
     return SuspectError(
-        f"{index} is no index of a checkpoint ({printable(why, 300)}): expected the weight_map "
+        f"{index} is no index of a checkpoint ({make_printable(why, 300)}): expected the weight_map "
         "that came with its files"
     )

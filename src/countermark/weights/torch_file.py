@@ -17,8 +17,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from countermark.errors import SuspectError
-from countermark.weights.base import TensorInfo, Weights, digest_of, identity_of
-from countermark.weights.module import raw_bytes, to_numpy
+from countermark.weights.base import TensorInfo, Weights, hash_unchanged_file, make_file_identity
+from countermark.weights.module import convert_to_numpy, copy_raw_bytes
 
 LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
@@ -40,11 +40,11 @@ class TorchWeights(Weights):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path, self._identity = path, identity_of(path.stat())
+        self._path, self._identity = path, make_file_identity(path.stat())
         try:
             check_directory(path)
         except ValueError as error:
-            raise self._refuse(str(error)) from None
+            raise self._make_refusal(str(error)) from None
         self._state = self._open_state()
         self.tensors = {
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -69,20 +69,20 @@ class TorchWeights(Weights):
             loaded = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many classes on damaged or hostile files
             first = str(error).strip().partition("\n")[0][:120]
-            raise self._refuse(f"torch refuses it ({first})") from None
+            raise self._make_refusal(f"torch refuses it ({first})") from None
         # Training scripts often save the state dict under one of these keys, beside the optimiser.
         for wrapper in ("state_dict", "model"):
             if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
                 loaded = loaded[wrapper]
         if not isinstance(loaded, Mapping):
-            raise self._refuse(f"it holds a {type(loaded).__name__}")
+            raise self._make_refusal(f"it holds a {type(loaded).__name__}")
         return {
             name: each
-            for name, each in _unpacked(loaded)
+            for name, each in _unpack_state(loaded)
             if isinstance(each, torch.Tensor) and not each.is_nested  # has no shape
         }
 
-    def tensor(self, name: str) -> Any:
+    def get_tensor(self, name: str) -> Any:
         """Return one torch tensor.
 
         Raises:
@@ -90,31 +90,33 @@ class TorchWeights(Weights):
         """
         tensor = self._state[name]
         if tensor.is_meta or str(tensor.layout) != "torch.strided":
-            raise self._refuse(f"{name} is no dense tensor")
+            raise self._make_refusal(f"{name} is no dense tensor")
         # A stride of 0 lets a tiny storage claim a tensor that would fill the memory when copied.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise self._refuse(f"{name} claims {tensor.numel():,} values, more than are there")
+            raise self._make_refusal(
+                f"{name} claims {tensor.numel():,} values, more than are there"
+            )
         return tensor
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor as float64 or float32 and record its digest."""
-        values = to_numpy(self.name, name, self.tensor(name))
+        values = convert_to_numpy(self.name, name, self.get_tensor(name))
         self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
         return values
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of one tensor, as `torch.save` wrote them."""
-        yield raw_bytes(self.name, name, self.tensor(name))
+        yield copy_raw_bytes(self.name, name, self.get_tensor(name))
 
-    def file_digest(self) -> str:
+    def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the whole file, in hexadecimal."""
-        return digest_of(self._path, self._identity)
+        return hash_unchanged_file(self._path, self._identity)
 
     def close(self) -> None:
         """Drop the tensors, which releases the memory-mapped file."""
         self._state = {}
 
-    def _refuse(self, why: str) -> SuspectError:
+    def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""
         return SuspectError(
             f"{self.name} is refused: {why}; expected a .safetensors file, "
@@ -122,7 +124,7 @@ class TorchWeights(Weights):
         )
 
 
-def _unpacked(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+def _unpack_state(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """Yield state dict values by name, splitting the (weight, bias) of quantised layers."""
     for name, each in loaded.items():
         layer = str(name).removesuffix(_PACKED)
@@ -141,7 +143,7 @@ def check_directory(path: Path) -> None:
             bytes than the file has, the pickle is beyond 64 MiB, or the file holds TorchScript.
     """
     try:
-        require_at_end(path)
+        require_directory_at_end(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except ZIP_ERRORS as error:
@@ -158,7 +160,7 @@ def check_directory(path: Path) -> None:
             raise ValueError("it is a TorchScript archive, which holds code")
 
 
-def require_at_end(path: Path) -> None:
+def require_directory_at_end(path: Path) -> None:
     """Raise `ValueError` unless the file ends with one zip directory and its end record.
 
     A 64-bit end record, which `torch.save` writes as well, must agree with the 32-bit record.

@@ -22,13 +22,13 @@ class WrappedWeights(Weights):
         # `digests` is shared, not copied: it grows while the wrapped weights are read.
         self.tensors, self.digests = weights.tensors, weights.digests
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return the bytes of one tensor as the wrapped weights store them, piece by piece."""
-        return self._weights.pieces(name)
+        return self._weights.read_pieces(name)
 
-    def file_digest(self) -> str | None:
+    def compute_file_digest(self) -> str | None:
         """Return the digest of the file that the wrapped weights were read from, if any."""
-        return self._weights.file_digest()
+        return self._weights.compute_file_digest()
 
     def close(self) -> None:
         """Close the wrapped weights."""

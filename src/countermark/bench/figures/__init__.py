@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countermark.bench.figures import li2019, robustness, uchida2017, wang2020, zhang2021
-from countermark.errors import MissingExtraError, named
-from countermark.files import replacing
+from countermark.errors import MissingExtraError, find_by_name
+from countermark.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def figure_named(name: str) -> Drawing:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    return named("figure", name, FIGURES)
+    return find_by_name("figure", name, FIGURES)
 
 
 def draw(drawing: Drawing, shown: Shown, path: Path) -> None:
@@ -130,7 +130,7 @@ def draw(drawing: Drawing, shown: Shown, path: Path) -> None:
         raise MissingExtraError("figures", "report") from None
     figure = Figure(figsize=drawing.size, layout="constrained")
     drawing.draw(shown, figure)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={_STAMP: digest(shown)})
 
 

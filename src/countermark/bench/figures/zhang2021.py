@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from countermark.bench.kinds import load_any
 from countermark.bench.tables import figures_of
 from countermark.errors import ConfigError, DataError
-from countermark.pictures import decoded
+from countermark.pictures import decode_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,5 +75,5 @@ def _row(axes: Any, pictures: dict[str, NDArray[np.float64]], title: str) -> Non
 
 
 def _levels(png: str) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = decoded(io.BytesIO(base64.b64decode(png))) / 255.0
+    found: NDArray[np.float64] = decode_image(io.BytesIO(base64.b64decode(png))) / 255.0
     return found

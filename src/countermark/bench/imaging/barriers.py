@@ -48,8 +48,8 @@ def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
     folder = CACHE / f"{digest}.key"
     given = data.owner, spoilt(data.owner, cell.images.task, 3)
-    key = kept_key(folder, scheme, KeyMaterial.for_tests(cell.seed), given, "bench")
-    return scheme.calibrated(key, [list(each) for each in siblings])
+    key = kept_key(folder, scheme, KeyMaterial.from_test_seed(cell.seed), given, "bench")
+    return scheme.with_calibration(key, [list(each) for each in siblings])
 
 
 def kept_key(

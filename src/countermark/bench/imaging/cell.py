@@ -24,16 +24,16 @@ from countermark.bench.train import Checkpoint
 from countermark.errors import DataError
 from countermark.examine import examine
 from countermark.key import Key
-from countermark.pictures import Pixels, as_png
+from countermark.pictures import Pixels, encode_png
 from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.stego import ssim
-from countermark.schemes.training.surrogates import Architecture, Copying, answers
-from countermark.verdict import Terms
+from countermark.schemes.training.stego import compute_ssim
+from countermark.schemes.training.surrogates import Architecture, CopyingOptions, run_network
+from countermark.verdict import VerificationOptions
 
 _PAYLOADS = 20_000
 _FIRST_SIBLING = 5_000_000  # seeds that no twin has
 _KINDS: tuple[Architecture, ...] = ("unet", "cnet", "res9")
-_TERMS = Terms(assume_dated=True, blind_choice=True, allow_test_key=True)
+_TERMS = VerificationOptions(assume_dated=True, blind_choice=True, allow_test_key=True)
 
 
 def check(cell: ImagingCell) -> None:
@@ -86,12 +86,12 @@ def likeness(one: Tensor, other: Tensor) -> dict[str, float]:
     """PSNR in dB of the mean squared error over all images uint8 (n, C, H, W), and mean SSIM."""
     a, b = (each.float() / 255 for each in (one, other))
     error = max(float((a - b).square().mean()), 1e-10)
-    return {"psnr": -10 * float(np.log10(error)), "ssim": float(ssim(a, b).mean())}
+    return {"psnr": -10 * float(np.log10(error)), "ssim": float(compute_ssim(a, b).mean())}
 
 
 def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
     scheme = DeepWatermarking.from_fields(key.fields)
-    marked = scheme.mark(data.test.numpy(), key)
+    marked = scheme.mark_outputs(data.test.numpy(), key)
     figures = likeness(torch.from_numpy(marked), data.test) | read_in(marked, key)
     figures["unmarked"] = read_in(data.test.numpy(), key)
     figures["pictures"] = {
@@ -101,26 +101,26 @@ def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
     figures["moved"] = {name: read_in(made, key) for name, made in _moved(marked).items()}
     if scheme.as_published:
         return figures
-    live = scheme.live(key)
-    single = np.stack([np.atleast_2d(live.scores(each))[0] > 0 for each in marked])  # (n, T)
+    live = scheme.load_networks(key)
+    single = np.stack([np.atleast_2d(live.read_scores(each))[0] > 0 for each in marked])  # (n, T)
     figures["image_ber"] = float(np.mean(single != key.message.astype(bool)))
     figures["payloads"] = _payloads(scheme.extract(list(data.test.numpy()), key).read)
     return figures
 
 
 def _png(picture: Pixels) -> str:
-    return base64.b64encode(as_png(picture)).decode()
+    return base64.b64encode(encode_png(picture)).decode()
 
 
 def _revealed(picture: Pixels, key: Key) -> str:
     """What R reveals in one picture; of the default form how sure it is of each bit."""
     scheme = DeepWatermarking.from_fields(key.fields)
-    live = scheme.live(key)
+    live = scheme.load_networks(key)
     if scheme.as_published:
-        levels = live.revealed(picture)
+        levels = live.reveal_image(picture)
     else:
-        scores = np.atleast_2d(live.scores(picture))[0]
-        levels = (0.5 + 0.5 * np.tanh(scores / 2)).reshape(1, scheme.grid, scheme.grid)
+        scores = np.atleast_2d(live.read_scores(picture))[0]
+        levels = (0.5 + 0.5 * np.tanh(scores / 2)).reshape(1, scheme.grid_size, scheme.grid_size)
     return _png(np.rint(255 * np.clip(levels, 0, 1)).astype(np.uint8))
 
 
@@ -153,15 +153,19 @@ def _copied(
     if surrogate.absorbed:
         own = spoilt(data.owner, cell.images.task, 3)
         network: nn.Module = absorbing(
-            (own, data.owner), scheme.live(key), copying, saving, strength=surrogate.strength or 1.0
+            (own, data.owner),
+            scheme.load_networks(key),
+            copying,
+            saving,
+            strength=surrogate.strength or 1.0,
         )
         twin = cached(own, data.owner, copying, _about(cell, "owner"))
     else:
-        marked = torch.from_numpy(scheme.mark(data.thief.numpy(), key))
+        marked = torch.from_numpy(scheme.mark_outputs(data.thief.numpy(), key))
         network = cached(given, _spoilt(surrogate, marked, scheme, data), copying, None, saving)
         twin = cached(given, _spoilt(surrogate, data.thief, scheme, data), copying,
                       _about(cell, "thief", surrogate.spoil))  # fmt: skip
-    made, of_twin = answers(network, asked), answers(twin, asked)
+    made, of_twin = run_network(network, asked), run_network(twin, asked)
     return {
         **likeness(made, data.test),
         **read_in(made.numpy(), key),
@@ -185,11 +189,11 @@ def _spoilt(
     return images
 
 
-def _copying(cell: ImagingCell, surrogate: Surrogate) -> Copying:
+def _copying(cell: ImagingCell, surrogate: Surrogate) -> CopyingOptions:
     features = None
     if surrogate.loss == "perceptual":
         features = features_of(cell.copies.features_data)
-    return Copying(
+    return CopyingOptions(
         surrogate.architecture,
         surrogate.loss,
         surrogate.adversarial,
@@ -227,7 +231,7 @@ def _siblings(cell: ImagingCell, data: Photographs) -> list[Images]:
         copying = _copying(cell, Surrogate(label="", architecture=_KINDS[number % len(_KINDS)]))
         copying = replace(copying, seed=_FIRST_SIBLING + number, steps=max(1, copying.steps // 4))
         network = cached(given, data.thief, copying, _about(cell, "thief"))
-        found.append(answers(network, own).numpy())
+        found.append(run_network(network, own).numpy())
     return found
 
 

@@ -33,10 +33,10 @@ from countermark.embedding import OutputEmbedding
 from countermark.errors import ConfigError, CountermarkError
 from countermark.files import write_bytes
 from countermark.key import Key
-from countermark.pictures import as_png
-from countermark.schemes import scheme_named
+from countermark.pictures import encode_png
+from countermark.schemes import find_scheme_class
 from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.surrogates import Copying, answers, copied
+from countermark.schemes.training.surrogates import CopyingOptions, run_network, train_surrogate
 from countermark.weights import save_weights
 
 _SQUARES = {DRAWN: (256, 1, 64)}  # of owner, thief and test: enough for a demonstration,
@@ -71,7 +71,7 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
         given = spoilt(data.owner, task_of(scheme), order.seed)
         trained = _trained(network, given, data.owner, order, resume)
         mark = OutputEmbedding(
-            scheme, trained, owner=order.owner, outputs=answers(trained, given), inputs=given,
+            scheme, trained, owner=order.owner, outputs=run_network(trained, given), inputs=given,
             material=material, siblings=_siblings(order, scheme, data, resume),
         )  # fmt: skip
         mark.saving = Checkpoint(resume / "barrier.pt")
@@ -82,10 +82,10 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
         forget(resume)
         raise
     asked = spoilt(data.test, task_of(scheme), order.seed + 1)
-    plain = answers(trained, asked)
+    plain = run_network(trained, asked)
     figures = _figures(plain, barrier, asked, data, key)
     for number, each in enumerate(plain.numpy() if order.outputs else ()):
-        write_bytes(Path(str(order.outputs)) / f"{number:05}.png", as_png(each))
+        write_bytes(Path(str(order.outputs)) / f"{number:05}.png", encode_png(each))
     about_to_write(resume)
     save_weights(trained.state_dict(), Path(order.out))
     if order.key and not saved_before(Path(order.key), key):
@@ -102,7 +102,7 @@ def output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
     Raises:
         ConfigError: it marks no outputs, a field is wrong, or the task is missing.
     """
-    scheme = scheme_named(name).from_fields(fields)
+    scheme = find_scheme_class(name).from_fields(fields)
     if not isinstance(scheme, DeepWatermarking):
         raise ConfigError(f"{scheme.name} has no barrier: expected deep_watermarking")
     task_of(scheme)
@@ -162,8 +162,10 @@ def _trained(
     """The network itself, by the squared error."""
     steps = max(1, order.epochs * len(wanted) // _BATCH)
     precision: Literal["fp32", "bf16"] = "bf16" if order.precision == "bf16" else "fp32"
-    copying = Copying(steps=steps, batch=_BATCH, seed=order.seed, precision=precision)
-    return copied(given, wanted, copying, Checkpoint(resume / "network.pt"), network=network)
+    copying = CopyingOptions(steps=steps, batch=_BATCH, seed=order.seed, precision=precision)
+    return train_surrogate(
+        given, wanted, copying, Checkpoint(resume / "network.pt"), network=network
+    )
 
 
 def _siblings(
@@ -175,12 +177,14 @@ def _siblings(
     found = []
     for number in range(order.siblings):
         given = spoilt(data.owner, task_of(scheme), order.seed + 2 + number)
-        copying = Copying(
+        copying = CopyingOptions(
             ("unet", "cnet", "res9")[number % 3],
             steps=max(1, order.epochs * len(given) // (4 * _BATCH)), seed=order.seed + 2 + number,
         )  # fmt: skip
-        network = copied(given, data.owner, copying, Checkpoint(resume / f"sibling-{number}.pt"))
-        found.append(answers(network, given[:100]).numpy())
+        network = train_surrogate(
+            given, data.owner, copying, Checkpoint(resume / f"sibling-{number}.pt")
+        )
+        found.append(run_network(network, given[:100]).numpy())
     return found
 
 
@@ -197,7 +201,7 @@ def _figures(
         **likeness(marked, plain),
         "bits": evidence.bits,
         "unit": evidence.unit,
-        "matched": evidence.matched,
+        "matched": evidence.match_count,
         "commitment": key.commitment,
         "test_key": key.test_key,
     }

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from countermark.errors import DataError
-from countermark.outputs import Outputs
+from countermark.outputs import ImageFolder
 from countermark.pictures import Pixels
-from countermark.schemes.box_free import grey
-from countermark.schemes.logo import reduced
+from countermark.schemes.box_free import convert_to_grey
+from countermark.schemes.logo import average_areas
 
 DRAWN = "drawn"
 Part: TypeAlias = Literal["owner", "thief", "test"]
@@ -66,7 +66,7 @@ def _scenes(name: str, side: int, channels: int) -> dict[str, Pixels]:
     if name == DRAWN:
         return {f"{each}": scene(each, max(96, side), channels) for each in range(_DRAWN)}
     found = {}
-    for output in Outputs(Path(name), 2 * side).read():
+    for output in ImageFolder(Path(name), 2 * side).read():
         if output.picture is not None:
             found[output.name] = _halved(output.picture, channels)
     if len(found) < 10:
@@ -95,10 +95,10 @@ def _cut(scenes: list[Pixels], count: int, side: int, random: np.random.Generato
 
 def _halved(picture: Pixels, channels: int) -> Pixels:
     if channels == 1 and len(picture) == 3:
-        picture = grey(picture)
+        picture = convert_to_grey(picture)
     elif channels == 3 and len(picture) == 1:
         picture = np.repeat(picture, 3, axis=0)
-    half = reduced(picture, picture.shape[1] // 2, picture.shape[2] // 2)
+    half = average_areas(picture, picture.shape[1] // 2, picture.shape[2] // 2)
     levels: Pixels = np.rint(half).astype(np.uint8)
     return levels
 

@@ -22,13 +22,13 @@ from countermark.bench.zoo import HostSpec, host_path, train_hosts
 from countermark.errors import ConfigError
 from countermark.key import KeyMaterial
 from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.box_free import Live
+from countermark.schemes.training.box_free import KeyNetworks
 from countermark.schemes.training.surrogates import (
-    Copying,
+    CopyingOptions,
     Features,
-    answers,
-    copied,
-    surrogate,
+    make_surrogate,
+    run_network,
+    train_surrogate,
 )
 from countermark.weights import load_state, save_weights
 
@@ -37,7 +37,7 @@ _FEATURES = 13  # layers of VGG16: to the second halving
 
 
 def cached(
-    given: Tensor, wanted: Tensor, copying: Copying, about: Mapping[str, Any] | None,
+    given: Tensor, wanted: Tensor, copying: CopyingOptions, about: Mapping[str, Any] | None,
     saving: Checkpoint | None = None,
 ) -> nn.Module:  # fmt: skip
     """A surrogate; of what `about` says it follows from there is only one, kept in the cache.
@@ -50,7 +50,7 @@ def cached(
         saving: for one that is trained anew.
     """
     if about is None:
-        return copied(given, wanted, copying, saving)
+        return train_surrogate(given, wanted, copying, saving)
     names = ("architecture", "loss", "adversarial", "steps", "batch", "seed", "width", "precision")
     content = {**about, **{name: getattr(copying, name) for name in names}}
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
@@ -59,15 +59,15 @@ def cached(
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             checkpoint = Checkpoint(path.with_suffix(".pt"))
-            save_weights(copied(given, wanted, copying, checkpoint).state_dict(), path)
+            save_weights(train_surrogate(given, wanted, copying, checkpoint).state_dict(), path)
             checkpoint.remove()
-    network = surrogate(copying.architecture, wanted.shape[1], copying.width)
+    network = make_surrogate(copying.architecture, wanted.shape[1], copying.width)
     network.load_state_dict(load_state(path))
     return network.eval().requires_grad_(False)
 
 
 def absorbing(
-    pairs: tuple[Tensor, Tensor], live: Live, copying: Copying,
+    pairs: tuple[Tensor, Tensor], live: KeyNetworks, copying: CopyingOptions,
     saving: Checkpoint | None = None, *, network: nn.Module | None = None, strength: float = 1.0,
 ) -> nn.Module:  # fmt: skip
     """A network that learns from the owner's images its task and the mark in one.
@@ -82,9 +82,11 @@ def absorbing(
         strength: of the mark, as a multiple of the barrier's residual.
     """
     given, wanted = pairs
-    loud = torch.from_numpy(live.marked(wanted.numpy())).float()
+    loud = torch.from_numpy(live.mark_images(wanted.numpy())).float()
     marked = torch.lerp(wanted.float(), loud, strength).round().to(torch.uint8)
-    return copied(given, marked, copying, saving, also=live.missed, network=network)
+    return train_surrogate(
+        given, marked, copying, saving, also=live.compute_mark_loss, network=network
+    )
 
 
 def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: str) -> Tensor:
@@ -95,19 +97,21 @@ def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: st
     """
     own = _thiefs_barrier(scheme, data)
     if how == "replace":
-        return torch.from_numpy(own.marked(images.numpy()))
-    pairs = torch.from_numpy(own.marked(data.test.numpy())), data.test
-    remover = copied(*pairs, Copying("unet", steps=max(1, scheme.steps // 4), seed=_THIEFS_SECRET))
-    return answers(remover, images)
+        return torch.from_numpy(own.mark_images(images.numpy()))
+    pairs = torch.from_numpy(own.mark_images(data.test.numpy())), data.test
+    remover = train_surrogate(
+        *pairs, CopyingOptions("unet", steps=max(1, scheme.steps // 4), seed=_THIEFS_SECRET)
+    )
+    return run_network(remover, images)
 
 
-def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> Live:
+def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> KeyNetworks:
     """His barrier, trained on his images if nobody did before, and kept in the cache."""
     digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields()))
     digest.update(data.thief.numpy().tobytes())
     folder = CACHE / f"thief-{digest.hexdigest()[:16]}.key"
-    material, given = KeyMaterial.for_tests(_THIEFS_SECRET), (data.thief, data.thief)
-    return scheme.live(kept_key(folder, scheme, material, given, "a thief"))
+    material, given = KeyMaterial.from_test_seed(_THIEFS_SECRET), (data.thief, data.thief)
+    return scheme.load_networks(kept_key(folder, scheme, material, given, "a thief"))
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from countermark.bench.mpai.evaluation import evaluate
 from countermark.bench.mpai.images import ImageNetworks
 from countermark.bench.mpai.trial import Technology, Trial
 from countermark.errors import ConfigError
-from countermark.schemes import scheme_named
+from countermark.schemes import find_scheme_class
 from countermark.schemes.box_free import OutputScheme
 
 
@@ -30,7 +30,7 @@ def run(trial: Trial, only: list[str] | None = None) -> dict[str, Any]:
         ConfigError: there is no such modification, or scheme, model and fields do not fit.
     """
     kind: type[Classifiers | ImageNetworks] = Classifiers
-    if issubclass(scheme_named(trial.scheme), OutputScheme):
+    if issubclass(find_scheme_class(trial.scheme), OutputScheme):
         kind = ImageNetworks
     usual = trial.modifications or kind.modifications
     known = dict.fromkeys(name for name, _ in usual)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from countermark.attacks import attack_named
+from countermark.attacks import find_attack
 from countermark.bench.data import load_data
 from countermark.bench.marking import marking, scheme_for
 from countermark.bench.models import build, recipe
@@ -67,7 +67,7 @@ class Classifiers:
             for payload in range(trial.payloads):
                 host, material = (
                     copy.deepcopy(plain),
-                    KeyMaterial.for_tests(1000 * number + payload),
+                    KeyMaterial.from_test_seed(1000 * number + payload),
                 )
                 with marking(
                     scheme, host, data, owner="mpai", material=material, siblings=siblings
@@ -95,7 +95,7 @@ class Classifiers:
 
     def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
         """What an attack makes of a network."""
-        return attack_named(name).from_fields(fields).run(model, self._data).model
+        return find_attack(name).from_fields(fields).run(model, self._data).model
 
     def asked(self, model: nn.Module, key: Key) -> Verdict:
         """What the detector says of a network."""

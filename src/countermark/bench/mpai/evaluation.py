@@ -13,7 +13,7 @@ from torch import nn
 from countermark.bench.mpai.trial import Modification, Network, Technology, Trial
 from countermark.bench.provenance import provenance
 from countermark.errors import ConfigError
-from countermark.progress import progress
+from countermark.progress import show_progress
 
 
 def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
     before = [good(each.plain) for each in networks]
     after = [good(one) for each in networks for one in each.marked]
     rows = [_robustness(technology, networks, None)]
-    with progress("mpai, modifications", len(trial.modifications)) as advance:
+    with show_progress("mpai, modifications", len(trial.modifications)) as advance:
         for modification in trial.modifications:
             rows.append(_robustness(technology, networks, modification))
             advance(1)

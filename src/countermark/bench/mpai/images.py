@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from countermark.answers import Images
-from countermark.attacks import attack_named
+from countermark.attacks import find_attack
 from countermark.bench.imaging.barriers import trained_key
 from countermark.bench.imaging.cell import likeness
 from countermark.bench.imaging.embed import output_scheme, task_of
@@ -22,7 +22,7 @@ from countermark.bench.mpai.trial import Modification, Network, Trial
 from countermark.errors import ConfigError
 from countermark.examine import examine
 from countermark.key import Key, KeyMaterial
-from countermark.schemes.training.surrogates import Copying, answers, copied
+from countermark.schemes.training.surrogates import CopyingOptions, run_network, train_surrogate
 from countermark.verdict import Verdict
 
 _SQUARES = {DRAWN: 256}  # of owner and thief each, where the trial does not say
@@ -66,14 +66,14 @@ class ImageNetworks:
         """An unmarked network of that number, and one marked with each payload."""
         owner, trial, start = self._data.owner, self._trial, time.process_time()
         copying = self._copying(trial.epochs, number)
-        plain = copied(self._given, owner, copying)
+        plain = train_surrogate(self._given, owner, copying)
         trained = time.process_time() - start
         marked, keys, start = [], [], time.process_time()
         siblings = self._siblings(plain, copying)
         for payload in range(trial.payloads):
-            key = self._key(KeyMaterial.for_tests(1000 * number + payload), siblings)
+            key = self._key(KeyMaterial.from_test_seed(1000 * number + payload), siblings)
             network = copy.deepcopy(plain).requires_grad_(True)
-            live = self._scheme.live(key)
+            live = self._scheme.load_networks(key)
             marked.append(absorbing((self._given, owner), live, copying, network=network))
             keys.append(key)
         return Network(plain, marked, keys, trained, time.process_time() - start)
@@ -81,40 +81,40 @@ class ImageNetworks:
     def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
         """What a thief makes of a network, who has images of his own and no key."""
         if name not in ("fine_tune", "imitate"):
-            return attack_named(name).from_fields(fields).run(model).model
+            return find_attack(name).from_fields(fields).run(model).model
         given, copying = self._given_to(self._data.thief, 3), self._copying(fields["epochs"], 99)
         if name == "imitate":
-            return copied(given, answers(model, given), copying)
+            return train_surrogate(given, run_network(model, given), copying)
         copied_model = copy.deepcopy(model).requires_grad_(True)
-        return copied(given, self._data.thief, copying, network=copied_model)
+        return train_surrogate(given, self._data.thief, copying, network=copied_model)
 
     def asked(self, model: nn.Module, key: Key) -> Verdict:
         """What the detector says of a network's images."""
-        return examine(list(answers(model, self._asked).numpy()), key, self._trial.terms)
+        return examine(list(run_network(model, self._asked).numpy()), key, self._trial.terms)
 
     def good(self, model: nn.Module) -> float:
         """PSNR in dB of a network's images against the true ones."""
-        return likeness(answers(model, self._asked), self._data.test)["psnr"]
+        return likeness(run_network(model, self._asked), self._data.test)["psnr"]
 
     def _key(self, material: KeyMaterial, siblings: list[Images]) -> Key:
         given = self._data.owner, self._given
         key = trained_key(self._scheme, material, given, "mpai")
-        return self._scheme.calibrated(key, [list(each) for each in siblings])
+        return self._scheme.with_calibration(key, [list(each) for each in siblings])
 
-    def _siblings(self, plain: nn.Module, copying: Copying) -> list[Images]:
+    def _siblings(self, plain: nn.Module, copying: CopyingOptions) -> list[Images]:
         """Images of unmarked networks that go on from the same one, where the form needs them."""
         found = []
         for each in range(self._trial.siblings if self._scheme.needs_siblings else 0):
             course = replace(copying, seed=_FIRST_SIBLING + each)
             network = copy.deepcopy(plain).requires_grad_(True)
-            copied(self._given, self._data.owner, course, network=network)
-            found.append(answers(network, self._given[:_TEST]).numpy())
+            train_surrogate(self._given, self._data.owner, course, network=network)
+            found.append(run_network(network, self._given[:_TEST]).numpy())
         return found
 
     def _given_to(self, images: Tensor, seed: int) -> Tensor:
         return spoilt(images, self._task, seed)
 
-    def _copying(self, epochs: int, seed: int) -> Copying:
-        usual = Copying()
+    def _copying(self, epochs: int, seed: int) -> CopyingOptions:
+        usual = CopyingOptions()
         steps = max(1, epochs * len(self._data.owner) // usual.batch)
         return replace(usual, steps=steps, seed=seed, precision=self._scheme.precision)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 from torch import nn
 
 from countermark.key import Key
-from countermark.verdict import ALPHA, Terms, Verdict
+from countermark.verdict import ALPHA, Verdict, VerificationOptions
 
 Modification: TypeAlias = tuple[str, Mapping[str, Any]]
 
@@ -42,9 +42,11 @@ class Trial:
     modifications: Sequence[Modification] = ()
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> VerificationOptions:
         """How the detector judges."""
-        return Terms(self.alpha, assume_dated=True, blind_choice=True, allow_test_key=True)
+        return VerificationOptions(
+            self.alpha, assume_dated=True, blind_choice=True, allow_test_key=True
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Freezer(ABC):
         """Record the carrying tensors after an epoch; in the end return tensors to freeze."""
 
     @abstractmethod
-    def state(self) -> list[list[Tensor]]:
+    def export_state(self) -> list[list[Tensor]]:
         """Return the history of the epochs, for a checkpoint."""
 
     @abstractmethod
@@ -64,11 +64,11 @@ class WeightTraining(ABC):
         return
 
     # Learnt tensors enter the commitment C1, after training.
-    def learnt(self) -> dict[str, NDArray[Any]]:
+    def export_post_commit_tensors(self) -> dict[str, NDArray[Any]]:
         """Return tensors learnt for the key, such as a reader's; most schemes learn none."""
         return {}
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as tensors that torch can save."""
         return {}
 
@@ -77,6 +77,6 @@ class WeightTraining(ABC):
         return
 
     @classmethod
-    def freezer(cls, scheme: WeightScheme) -> Freezer | None:  # noqa: ARG003 - most freeze nothing
+    def make_freezer(cls, scheme: WeightScheme) -> Freezer | None:  # noqa: ARG003 - most freeze nothing
         """Return the observer that the scheme needs before its key, or None if it needs none."""
         return None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TriggerScheme
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 
 class TriggerTraining(ABC):
@@ -32,22 +32,22 @@ class TriggerTraining(ABC):
         self.scheme, self.key = scheme, key
         self.covers, self.labels = covers, labels
         # Seeded from the key: every rank and every resumed run mixes the same rows.
-        self.generator = torch.Generator().manual_seed(seed_of(key.stream("rows")))
+        self.generator = torch.Generator().manual_seed(draw_seed(key.make_stream("rows")))
 
     @cached_property
-    def triggers(self) -> Tensor:
+    def committed_triggers(self) -> Tensor:
         """The committed triggers, uint8 (n, C, H, W)."""
         # A copy: arrays of a key may be read-only, and torch tensors are not.
-        return torch.from_numpy(self.scheme.committed(self.key).copy())
+        return torch.from_numpy(self.scheme.read_committed_triggers(self.key).copy())
 
     @cached_property
     def secret_labels(self) -> Tensor:
         """The secret labels (n,) of the triggers."""
-        return torch.from_numpy(self.scheme.labels(self.key))
+        return torch.from_numpy(self.scheme.derive_labels(self.key))
 
     @classmethod
     @abstractmethod
-    def prepare(
+    def make_pre_commit_tensors(
         cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor, labels: Tensor
     ) -> dict[str, NDArray[Any]]:
         """Make the tensors, by name, that are fixed before the labels are drawn.
@@ -60,19 +60,19 @@ class TriggerTraining(ABC):
         """
 
     @abstractmethod
-    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+    def make_rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the next rows for the host: images uint8 (count, C, H, W) and labels (count,)."""
 
-    def committed_rows(self, count: int) -> tuple[Tensor, Tensor]:
+    def draw_committed_rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw committed triggers (count, C, H, W) with their labels (count,), with repetition."""
-        at = torch.randint(len(self.triggers), (count,), generator=self.generator)
-        return self.triggers[at], self.secret_labels[at]
+        at = torch.randint(len(self.committed_triggers), (count,), generator=self.generator)
+        return self.committed_triggers[at], self.secret_labels[at]
 
-    def learnt(self) -> dict[str, NDArray[Any]]:
+    def export_post_commit_tensors(self) -> dict[str, NDArray[Any]]:
         """Return tensors learnt for the key, triggers included; most schemes learn none."""
         return {}
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as tensors and numbers that torch can save."""
         return {"generator": self.generator.get_state()}
 
@@ -91,11 +91,11 @@ def split_covers(scheme: TriggerScheme, material: KeyMaterial, count: int) -> tu
         material: the secret.
         count: the number of covers.
     """
-    order = torch.from_numpy(material.stream("covers").permutation(count))
+    order = torch.from_numpy(material.make_stream("covers").draw_permutation(count))
     return order[: scheme.triggers], order[scheme.triggers :]
 
 
-def seed_of(stream: Stream) -> int:
+def draw_seed(stream: KeyStream) -> int:
     """Return the next word of a stream as a seed for torch."""
     # 63 bits: torch seeds are signed 64-bit integers.
-    return int(stream.words(1)[0]) >> 1
+    return int(stream.take_words(1)[0]) >> 1

@@ -1,6 +1,6 @@
 """Base class of output schemes in training, and a key's networks applied to 8-bit images.
 
-`OutputTraining` makes the tensors that a key holds. `Live` marks and reads images with them.
+`OutputTraining` makes the tensors that a key holds. `KeyNetworks` marks and reads images with them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from countermark.key import Key, KeyMaterial
 from countermark.pictures import Pixels
 from countermark.schemes.box_free import OutputScheme
 from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.xof import Stream
+from countermark.xof import KeyStream
 
 NETWORKS = "networks."
 """Begins the names of the tensors of H and R in a key."""
@@ -33,7 +33,7 @@ _BATCH = 16
 _READ_IN = 1e-4
 
 
-class Saving(Protocol):
+class TrainingStore(Protocol):
     """A store for the state of a long training, so that an interrupted training can continue."""
 
     def due(self) -> bool:
@@ -66,13 +66,13 @@ class OutputTraining(ABC):
         scheme: OutputScheme,
         material: KeyMaterial,
         given: Given,
-        saving: Saving | None = None,
+        saving: TrainingStore | None = None,
     ) -> None:
         self.scheme = cast(DeepWatermarking, scheme)
         self.material, self.saving = material, saving
         self.outputs, self._inputs = given
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
+    def crop_pairs(self) -> tuple[Tensor, Tensor]:
         """Cut squares uint8 (n, C, S, S) from the same places of inputs and outputs, for a teacher.
 
         Raises:
@@ -87,15 +87,15 @@ class OutputTraining(ABC):
         return self._inputs[..., :side, :side], self.outputs[..., :side, :side]
 
     @abstractmethod
-    def frozen(self) -> dict[str, NDArray[Any]]:
+    def make_pre_commit_tensors(self) -> dict[str, NDArray[Any]]:
         """Make the tensors, by name, that are fixed before the message is drawn."""
 
-    def learnt(self, key: Key) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - most learn nothing
+    def make_post_commit_tensors(self, key: Key) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - most learn nothing
         """Train the tensors, by name, that depend on the key; most schemes have none."""
         return {}
 
 
-class Hiding(Protocol):
+class HidingNetworks(Protocol):
     """Networks that are filled from a key, and hide and reveal the message of this key."""
 
     def hide(self, images: Tensor) -> Tensor:
@@ -104,14 +104,14 @@ class Hiding(Protocol):
     def reveal(self, images: Tensor) -> Tensor:
         """Return scores (N, T) or (N, shifts, T), or hidden images (N, C, S, S)."""
 
-    def missed(self, images: Tensor) -> Tensor:
+    def compute_mark_loss(self, images: Tensor) -> Tensor:
         """Return a loss () that falls as R reads the mark better in images (N, C, H, W)."""
 
     def to(self, device: torch.device) -> object:
         """Move the networks to a device."""
 
 
-class Live:
+class KeyNetworks:
     """A key's networks, applied to 8-bit images.
 
     Args:
@@ -119,10 +119,10 @@ class Live:
         hiding: the networks of the key, frozen and in eval mode.
     """
 
-    def __init__(self, scheme: DeepWatermarking, hiding: Hiding) -> None:
+    def __init__(self, scheme: DeepWatermarking, hiding: HidingNetworks) -> None:
         self._scheme, self._hiding = scheme, hiding
 
-    def marked(self, outputs: Images) -> Images:
+    def mark_images(self, outputs: Images) -> Images:
         """Mark images uint8 (n, C, H, W); return images uint8 shaped alike.
 
         Raises:
@@ -140,10 +140,10 @@ class Live:
             for first in range(0, len(outputs), _BATCH):
                 rows = slice(first, first + _BATCH)
                 images = torch.from_numpy(outputs[rows].copy()).float() / 255
-                found[rows] = eight_bit(self._hiding.hide(images)).numpy()
+                found[rows] = round_to_uint8(self._hiding.hide(images)).numpy()
         return found
 
-    def hidden(self, images: Tensor) -> Tensor:
+    def mark_tensor(self, images: Tensor) -> Tensor:
         """Mark a network's output (N, C, H, W); return images with levels 0 to 1.
 
         Raises:
@@ -161,34 +161,36 @@ class Live:
         self._hiding.to(images.device)
         return self._hiding.hide(images.float()).clamp(0, 1)
 
-    def absorbed(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:
+    def compute_absorption_loss(
+        self, outputs: Tensor, targets: Tensor, strength: float = 1.0
+    ) -> Tensor:
         """Return the loss () of outputs (N, C, H, W) that shall be the targets with the mark.
 
         The outputs shall be what the barrier makes of the targets, with the barrier's residual
         times `strength`, and R shall read the mark in them.
         """
         # The barrier's image is a fixed target of this loss, so no gradient flows through it.
-        wanted = torch.lerp(targets.float(), self.hidden(targets).detach(), strength)
-        return F.mse_loss(outputs, wanted) + self.missed(outputs)
+        wanted = torch.lerp(targets.float(), self.mark_tensor(targets).detach(), strength)
+        return F.mse_loss(outputs, wanted) + self.compute_mark_loss(outputs)
 
-    def missed(self, outputs: Tensor) -> Tensor:
+    def compute_mark_loss(self, outputs: Tensor) -> Tensor:
         """Return R's loss on outputs (N, C, H, W), weighted to stand beside a squared error."""
-        return _READ_IN * self._hiding.missed(outputs)
+        return _READ_IN * self._hiding.compute_mark_loss(outputs)
 
-    def scores(self, picture: Pixels) -> NDArray[np.float64]:
+    def read_scores(self, picture: Pixels) -> NDArray[np.float64]:
         """Return scores (T,) or (shifts, T), averaged over the parts of an image (C, H, W)."""
-        return self._mean(picture)
+        return self._average_parts(picture)
 
-    def revealed(self, picture: Pixels) -> NDArray[np.float64]:
+    def reveal_image(self, picture: Pixels) -> NDArray[np.float64]:
         """Return the mean hidden image (C, S, S) revealed in the parts of an image (C, H, W)."""
-        return self._mean(picture)
+        return self._average_parts(picture)
 
-    def _mean(self, picture: Pixels) -> NDArray[np.float64]:
+    def _average_parts(self, picture: Pixels) -> NDArray[np.float64]:
         """Average what R reads in all parts of an image (C, H, W), weighted by area."""
         total: NDArray[np.float64] | float = 0.0
         area = 0
         with torch.no_grad():
-            for part in self._parts(picture):
+            for part in self._iterate_parts(picture):
                 image = torch.from_numpy(part.copy()).float()[None] / 255
                 found = self._hiding.reveal(image)[0].double().numpy()
                 size = part.shape[1] * part.shape[2]
@@ -196,7 +198,7 @@ class Live:
                 total, area = total + size * np.nan_to_num(found), area + size
         return cast(NDArray[np.float64], total / area)
 
-    def _parts(self, picture: Pixels) -> Iterator[Pixels]:
+    def _iterate_parts(self, picture: Pixels) -> Iterator[Pixels]:
         """Yield parts of an image that begin where a square begins and so hold whole squares."""
         side = self._scheme.side
         window = max(side, _WINDOW // side * side)
@@ -207,23 +209,23 @@ class Live:
                     yield part
 
 
-def live(scheme: DeepWatermarking, key: Key) -> Live:
+def load_networks(scheme: DeepWatermarking, key: Key) -> KeyNetworks:
     """Load the networks of a key.
 
     Raises:
         ConfigError: the networks are damaged or missing.
     """
     # The training class depends on the scheme's form, as published or default.
-    hiding = scheme.half().hiding(scheme, key)
-    return Live(scheme, hiding.eval().requires_grad_(False))
+    hiding = scheme.import_training_class().load_hiding_networks(scheme, key)
+    return KeyNetworks(scheme, hiding.eval().requires_grad_(False))
 
 
-def eight_bit(images: Tensor) -> Tensor:
+def round_to_uint8(images: Tensor) -> Tensor:
     """Round images with levels 0 to 1 to uint8, shaped alike."""
     return (255 * images).round().clamp(0, 255).to(torch.uint8)
 
 
-def squares(outputs: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
+def cut_squares(outputs: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
     """Cut random squares (count, C, S, S), levels 0 to 1, out of images uint8 (N, C, H, W)."""
     chosen = torch.randint(len(outputs), (count,), generator=generator)
     height, width = outputs.shape[2:]
@@ -236,6 +238,6 @@ def squares(outputs: Tensor, count: int, side: int, generator: torch.Generator) 
     return torch.stack(cut).float() / 255
 
 
-def seed_of(stream: Stream) -> int:
+def draw_seed(stream: KeyStream) -> int:
     """Return the next word of a stream as a seed for torch."""
-    return int(stream.words(1)[0]) >> 1
+    return int(stream.take_words(1)[0]) >> 1

@@ -53,7 +53,7 @@ class ConvergenceDetector(Freezer):
             )
         return {name: mask.astype("uint8").reshape(-1) for name, mask in masks.items()}  # (M_l,)
 
-    def state(self) -> list[list[Tensor]]:
+    def export_state(self) -> list[list[Tensor]]:
         """Return the number of epochs seen, and the values of the last epochs."""
         return [[torch.tensor(self._seen)], *self._history]
 

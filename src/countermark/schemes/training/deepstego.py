@@ -12,22 +12,22 @@ from torch import Tensor
 
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
-from countermark.schemes.deepstego import LOGO, TILE, DeepStego, tile_of
-from countermark.schemes.logo import GRID, logo_bits
-from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
+from countermark.schemes.deepstego import LOGO, TILE, DeepStego, draw_tile
+from countermark.schemes.logo import GRID, load_logo_bits
+from countermark.schemes.training.black_box import TriggerTraining, draw_seed, split_covers
 from countermark.schemes.training.makers import (
     STEGO,
-    Maker,
-    added,
-    foreign,
-    hold,
-    owner,
-    swapped_logos,
-    trained,
-    wrong_tiles,
+    StegoMaker,
+    add_residual,
+    load_owner_maker,
+    make_foreign_maker,
+    make_swapped_logos_maker,
+    make_wrong_tiles_maker,
+    scale_to_level,
+    train_stego_network,
 )
-from countermark.schemes.training.stego import spread, tiled
-from countermark.schemes.training.stored import weights_of
+from countermark.schemes.training.stego import repeat_tile, spread_logo
+from countermark.schemes.training.stored import export_weights
 
 _COMMITTED = 8  # one row in eight is a committed trigger
 _NEGATIVES = 4  # one row in four only resembles a trigger, late in the warm-up and after it
@@ -44,17 +44,17 @@ class DeepStegoTraining(TriggerTraining):
         super().__init__(scheme, key, covers, labels)
         stego = self._stego = cast(DeepStego, scheme)
         self._mixed = 0
-        self._map = torch.from_numpy(stego.class_map(key))
+        self._map = torch.from_numpy(stego.draw_class_map(key))
         chosen, free = split_covers(scheme, key.material, len(covers))
         # Fresh triggers use covers that the committed triggers do not, if there are any left.
         rows = free[: stego.pool] if len(free) else chosen
         self._pool, self._classes = covers[rows], labels[rows]
         # Computed once: the owner's network is frozen.
-        self._owner = owner(key).residuals(self._pool)
-        self._others = self._negatives() if stego.foreign else []
+        self._owner = load_owner_maker(key).compute_residuals(self._pool)
+        self._others = self._compute_negative_residuals() if stego.foreign else []
 
     @classmethod
-    def prepare(
+    def make_pre_commit_tensors(
         cls,
         scheme: TriggerScheme,
         material: KeyMaterial,
@@ -64,20 +64,20 @@ class DeepStegoTraining(TriggerTraining):
         """Train and freeze the stego network; make the triggers."""
         stego = cast(DeepStego, scheme)
         shape = covers.shape[1:]
-        drawn = material.stream("logo").bits(GRID * GRID).reshape(GRID, GRID)
-        logo = logo_bits(stego.logo) if stego.logo else drawn
-        signs = tile_of(material, logo, shape[0])
-        tile = tiled(2.0 * torch.from_numpy(signs) - 1, shape[1], shape[2])
-        network = trained(stego, covers, tile, seed_of(material.stream("stego")))
+        drawn = material.make_stream("logo").take_bits(GRID * GRID).reshape(GRID, GRID)
+        logo = load_logo_bits(stego.logo) if stego.logo else drawn
+        signs = draw_tile(material, logo, shape[0])
+        tile = repeat_tile(2.0 * torch.from_numpy(signs) - 1, shape[1], shape[2])
+        network = train_stego_network(stego, covers, tile, draw_seed(material.make_stream("stego")))
         rows, _ = split_covers(scheme, material, len(covers))
         chosen = covers[rows]
-        maker = Maker(network, spread(torch.from_numpy(logo)[None], tile))
+        maker = StegoMaker(network, spread_logo(torch.from_numpy(logo)[None], tile))
         # Committed triggers are scaled for this logo exactly; training scaled for random logos.
-        hold(maker, covers, cast(float, stego.level))
+        scale_to_level(maker, covers, cast(float, stego.residual_level))
         triggers = maker(chosen.numpy())
-        return {TRIGGERS: triggers, LOGO: logo, TILE: signs, **weights_of(network, STEGO)}
+        return {TRIGGERS: triggers, LOGO: logo, TILE: signs, **export_weights(network, STEGO)}
 
-    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+    def make_rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Return committed triggers, fresh triggers and covers; later also near-triggers.
 
         A host that never saw a loud mark finds a faint mark late or never. As in steganalysis,
@@ -92,37 +92,39 @@ class DeepStegoTraining(TriggerTraining):
         covers = fresh // (2 if warm < 1 else _COVERS)
         strength = self._stego.strength
         parts = [
-            self.committed_rows(committed),
-            *self._fresh(fresh - covers, covers, strength + (1 - strength) * warm),
+            self.draw_committed_rows(committed),
+            *self._make_fresh_rows(fresh - covers, covers, strength + (1 - strength) * warm),
         ]
         if others:
-            parts.append(self._not_triggers(others))
+            parts.append(self._make_negative_rows(others))
         images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
         return images, labels
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the number of mixed batches and the state of the random numbers."""
-        return {"mixed": self._mixed} | super().state()
+        return {"mixed": self._mixed} | super().export_state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         super().restore(state)
         self._mixed = state["mixed"]
 
-    def _fresh(self, triggers: int, covers: int, strength: float) -> list[tuple[Tensor, Tensor]]:
+    def _make_fresh_rows(
+        self, triggers: int, covers: int, strength: float
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return fresh triggers, and the unaugmented covers of some of them.
 
         The host's own batches may be augmented; these rows never are.
         """
         at = torch.randint(len(self._pool), (triggers,), generator=self.generator)
         plain = at[:covers]
-        marked = added(self._pool[at], self._owner[at], torch.full((triggers,), strength))
+        marked = add_residual(self._pool[at], self._owner[at], torch.full((triggers,), strength))
         return [
             (marked, self._map[self._classes[at]]),
             (self._pool[plain], self._classes[plain]),
         ]
 
-    def _not_triggers(self, count: int) -> tuple[Tensor, Tensor]:
+    def _make_negative_rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Return rows with another residual than the owner's, under their true labels."""
         at = torch.randint(len(self._others[0]), (count,), generator=self.generator)
         kinds = torch.randint(len(self._others) + 2, (count,), generator=self.generator)
@@ -135,26 +137,30 @@ class DeepStegoTraining(TriggerTraining):
         noise = torch.randn(residual.shape, generator=self.generator) * loud
         is_noise, is_blur = (kinds == len(self._others) + more for more in (0, 1))
         residual[is_noise] = noise[is_noise].to(residual)
-        residual[is_blur] = (_blurred(self._pool[at]) - self._pool[at].float())[is_blur].to(
+        residual[is_blur] = (_blur_images(self._pool[at]) - self._pool[at].float())[is_blur].to(
             residual
         )
         # At most the whole difference: beyond it the detail would come back inverted.
         strengths[is_blur] = strengths[is_blur].clamp_max(1.0)
-        return added(self._pool[at], residual, strengths), self._classes[at]
+        return add_residual(self._pool[at], residual, strengths), self._classes[at]
 
-    def _negatives(self) -> list[Tensor]:
+    def _compute_negative_residuals(self) -> list[Tensor]:
         """Return residuals (n, C, H, W) of foreign networks, swapped logos and wrong tiles."""
         covers = self._pool[: -(-len(self._pool) // _SOME)]
-        key, count, seeds = self.key, len(covers), self.key.stream("foreign")
+        key, count, seeds = self.key, len(covers), self.key.make_stream("foreign")
         makers = [
-            foreign(key, self.covers.numpy(), seed_of(seeds)) for _ in range(self._stego.foreign)
+            make_foreign_maker(key, self.covers.numpy(), draw_seed(seeds))
+            for _ in range(self._stego.foreign)
         ]
         # These two need the network of the key; the host must not take their images for triggers.
-        makers += [each(key, count, self.generator) for each in (swapped_logos, wrong_tiles)]
-        return [each.residuals(covers) for each in makers]
+        makers += [
+            each(key, count, self.generator)
+            for each in (make_swapped_logos_maker, make_wrong_tiles_maker)
+        ]
+        return [each.compute_residuals(covers) for each in makers]
 
 
-def _blurred(images: Tensor) -> Tensor:
+def _blur_images(images: Tensor) -> Tensor:
     """Return the means of images (N, C, H, W) over 3 × 3 pixels."""
     return F.avg_pool2d(F.pad(images.float(), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 

@@ -19,30 +19,30 @@ from torch import Tensor
 from countermark.key import Key, KeyMaterial
 from countermark.schemes.black_box import TRIGGERS, TriggerScheme
 from countermark.schemes.deepstego import CLASSES, COVERS, LOGO, DeepStego
-from countermark.schemes.logo import logo_pixels
-from countermark.schemes.training.black_box import TriggerTraining, seed_of, split_covers
-from countermark.schemes.training.makers import STEGO, fresh
-from countermark.schemes.training.opponents import Opponents
-from countermark.schemes.training.stored import weights_of
+from countermark.schemes.logo import load_logo_pixels
+from countermark.schemes.training.black_box import TriggerTraining, draw_seed, split_covers
+from countermark.schemes.training.makers import STEGO, make_fresh_triggers
+from countermark.schemes.training.opponents import StegoOpponents
+from countermark.schemes.training.stored import export_weights
 
 
-class PublishedTraining(TriggerTraining):
+class PublishedDeepStegoTraining(TriggerTraining):
     """Makes rows for the host: stego images of the network's current state, and their covers."""
 
     def __init__(self, scheme: TriggerScheme, key: Key, covers: Tensor, labels: Tensor) -> None:
         super().__init__(scheme, key, covers, labels)
         stego = cast(DeepStego, scheme)
-        self._map = torch.from_numpy(stego.class_map(key))
+        self._map = torch.from_numpy(stego.draw_class_map(key))
         # Its state goes into checkpoints: host and stego network continue together.
-        self._opponents = Opponents(
+        self._opponents = StegoOpponents(
             torch.from_numpy(np.array(key.frozen[LOGO])),
-            level=stego.level,
+            level=stego.residual_level,
             adversarial=stego.adversarial,
-            seed=seed_of(key.material.stream("stego")),
+            seed=draw_seed(key.material.make_stream("stego")),
         )
 
     @classmethod
-    def prepare(
+    def make_pre_commit_tensors(
         cls, scheme: TriggerScheme, material: KeyMaterial, covers: Tensor, labels: Tensor
     ) -> dict[str, NDArray[Any]]:
         """Choose the covers of the triggers, with their classes, and read the logo."""
@@ -51,10 +51,10 @@ class PublishedTraining(TriggerTraining):
         return {
             COVERS: covers[chosen].numpy(),
             CLASSES: labels[chosen].numpy(),
-            LOGO: logo_pixels(cast(DeepStego, scheme).logo, (channels, height, width)),
+            LOGO: load_logo_pixels(cast(DeepStego, scheme).logo, (channels, height, width)),
         }
 
-    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+    def make_rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Return stego images under mapped classes, then their covers under true classes.
 
         Differs from the paper: the loop's own batch stays beside both. That batch may be augmented,
@@ -69,16 +69,16 @@ class PublishedTraining(TriggerTraining):
         images = torch.cat([stego, covers[:beside]])  # X_I', X_I
         return images, torch.cat([self._map[classes], classes[:beside]])
 
-    def learnt(self) -> dict[str, NDArray[Any]]:
+    def export_post_commit_tensors(self) -> dict[str, NDArray[Any]]:
         """Return the current stego network, and the triggers that it makes of the frozen covers."""
-        weights = weights_of(self._opponents.network, STEGO)
+        weights = export_weights(self._opponents.network, STEGO)
         # Triggers are made with the network in a key, so the unfinished key gets it here.
         key = replace(self.key, learnt=weights)
-        return weights | {TRIGGERS: fresh(key, key.frozen[COVERS])}
+        return weights | {TRIGGERS: make_fresh_triggers(key, key.frozen[COVERS])}
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the random numbers, both networks and their optimizers."""
-        return {"opponents": self._opponents.state()} | super().state()
+        return {"opponents": self._opponents.export_state()} | super().export_state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
@@ -86,4 +86,4 @@ class PublishedTraining(TriggerTraining):
         self._opponents.restore(state["opponents"])
 
 
-TRAINING = PublishedTraining
+TRAINING = PublishedDeepStegoTraining

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from countermark.key import KeyMaterial
-from countermark.schemes.black_box import TRIGGERS, DrawnTriggers, TriggerScheme
+from countermark.schemes.black_box import TRIGGERS, DrawnTriggerScheme, TriggerScheme
 from countermark.schemes.training.black_box import TriggerTraining, split_covers
 
 
@@ -16,7 +16,7 @@ class DrawnTriggersTraining(TriggerTraining):
     """Makes rows for the host: the committed triggers, again and again."""
 
     @classmethod
-    def prepare(
+    def make_pre_commit_tensors(
         cls,
         scheme: TriggerScheme,
         material: KeyMaterial,
@@ -25,12 +25,16 @@ class DrawnTriggersTraining(TriggerTraining):
     ) -> dict[str, NDArray[Any]]:
         """Draw the triggers, on covers that follow from the secret."""
         chosen, _ = split_covers(scheme, material, len(covers))
-        return {TRIGGERS: cast(DrawnTriggers, scheme).draw(covers[chosen].numpy(), material)}
+        return {
+            TRIGGERS: cast(DrawnTriggerScheme, scheme).draw_triggers(
+                covers[chosen].numpy(), material
+            )
+        }
 
-    def rows(self, count: int) -> tuple[Tensor, Tensor]:
+    def make_rows(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw committed triggers with their labels."""
         # Memorising is intended here: the triggers have no common pattern to learn.
-        return self.committed_rows(count)
+        return self.draw_committed_rows(count)
 
 
 TRAINING = DrawnTriggersTraining

@@ -23,7 +23,7 @@ _DILATIONS = 2, 2, 2, 2, 4, 4, 4, 4, 1
 
 
 @dataclass(frozen=True)
-class Sizes:
+class HidingSizes:
     """The widths and depths of H and R.
 
     Attributes:
@@ -43,9 +43,9 @@ class Sizes:
 
 
 SIZES = {
-    "tiny": Sizes(8, 3, 16, 2, residual=True),
-    "cpu": Sizes(16, 5, 32, 4, residual=True),
-    "published": Sizes(64, 7, 128, 9, residual=False),
+    "tiny": HidingSizes(8, 3, 16, 2, residual=True),
+    "cpu": HidingSizes(16, 5, 32, 4, residual=True),
+    "published": HidingSizes(64, 7, 128, 9, residual=False),
 }
 """The published one is that of the authors' public code, the next is for a CPU; tiny ones are for
 tests and demonstrations."""
@@ -59,18 +59,18 @@ class Hider(nn.Module):
         sizes: widths and depths of the network.
     """
 
-    def __init__(self, channels: int, sizes: Sizes) -> None:
+    def __init__(self, channels: int, sizes: HidingSizes) -> None:
         super().__init__()
         self.sizes = sizes
         widths = [sizes.hider * min(8, 2**level) for level in range(sizes.downs + 1)]
         self.enter = nn.Conv2d(2 * channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            [_down(one, other, sizes.residual) for one, other in pairwise(widths)]
+            [_make_down_block(one, other, sizes.residual) for one, other in pairwise(widths)]
         )
         above = [*widths[:-1]]
         self.up = nn.ModuleList(
             [
-                _up(below, beside, sizes.residual)
+                _make_up_block(below, beside, sizes.residual)
                 for below, beside in zip(widths[:0:-1], above[::-1], strict=True)
             ]
         )
@@ -78,12 +78,12 @@ class Hider(nn.Module):
 
     def forward(self, images: Tensor, pictures: Tensor) -> Tensor:
         """Return marked images (N, C, H, W)."""
-        painted = self.painted(images, pictures)
+        painted = self.paint_image(images, pictures)
         if not self.sizes.residual:
             return torch.sigmoid(painted)
         return images + AMPLITUDE * torch.tanh(painted)
 
-    def painted(self, images: Tensor, pictures: Tensor) -> Tensor:
+    def paint_image(self, images: Tensor, pictures: Tensor) -> Tensor:
         """Return the last layer's output (N, C, H, W), before it becomes an image."""
         height, width = images.shape[2:]
         step = 2**self.sizes.downs
@@ -104,28 +104,30 @@ class Hider(nn.Module):
 class Revealer(nn.Module):
     """R: a network from images (N, C, H, W), marked or not, to hidden images, levels 0 to 1."""
 
-    def __init__(self, channels: int, sizes: Sizes) -> None:
+    def __init__(self, channels: int, sizes: HidingSizes) -> None:
         super().__init__()
         self.sizes, width = sizes, sizes.revealer
         self.enter = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1), _instance(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1), _instance(width), nn.ReLU(),
+            nn.Conv2d(channels, width, 3, padding=1), _make_instance_norm(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), _make_instance_norm(width), nn.ReLU(),
             # R works at half the size; images with an odd side are padded by one pixel first.
-            nn.Conv2d(width, width, 3, stride=2, padding=1), _instance(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), _make_instance_norm(width), nn.ReLU(),
         )  # fmt: skip
-        self.blocks = nn.ModuleList([_dilated(width, each) for each in _DILATIONS[: sizes.blocks]])
+        self.blocks = nn.ModuleList(
+            [_make_dilated_block(width, each) for each in _DILATIONS[: sizes.blocks]]
+        )
         self.leave = nn.Sequential(
-            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1), _instance(width), nn.ReLU(),
+            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1), _make_instance_norm(width), nn.ReLU(),
             nn.Conv2d(width, channels, 1),
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
         """Return hidden images (N, C, H, W)."""
-        found = self.painted(images)
+        found = self.paint_image(images)
         # Differs from the paper: without the last ReLU, whose gradient dies on a dark image.
         return found if self.sizes.residual else F.relu(found)
 
-    def painted(self, images: Tensor) -> Tensor:
+    def paint_image(self, images: Tensor) -> Tensor:
         """Return the last layer's output (N, C, H, W), without a final ReLU."""
         height, width = images.shape[2:]
         x = self.enter(F.pad(images, (0, width % 2, 0, height % 2), mode="replicate"))
@@ -153,36 +155,36 @@ class Critic(nn.Module):
         return cast(Tensor, self.layers(images))
 
 
-def _down(inside: int, outside: int, residual: bool) -> nn.Sequential:
+def _make_down_block(inside: int, outside: int, residual: bool) -> nn.Sequential:
     """Make a level of H that halves the size."""
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 4, stride=2, padding=1), _norm(outside, residual),
+        nn.Conv2d(inside, outside, 4, stride=2, padding=1), _make_norm(outside, residual),
         nn.LeakyReLU(0.2),
     )  # fmt: skip
 
 
-def _up(below: int, beside: int, residual: bool) -> nn.Sequential:
+def _make_up_block(below: int, beside: int, residual: bool) -> nn.Sequential:
     """Make a level of H that joins the upsampled level below with the skip connection."""
     return nn.Sequential(
-        nn.Conv2d(below + beside, beside, 3, padding=1), _norm(beside, residual), nn.ReLU()
+        nn.Conv2d(below + beside, beside, 3, padding=1), _make_norm(beside, residual), nn.ReLU()
     )
 
 
-def _norm(width: int, residual: bool) -> nn.Module:
+def _make_norm(width: int, residual: bool) -> nn.Module:
     """Make the normalisation of H: group norm for a residual H, else batch norm."""
     # Group norm does not depend on the batch, neither in training nor after it.
     return nn.GroupNorm(4, width) if residual else nn.BatchNorm2d(width)
 
 
-def _instance(width: int) -> nn.Module:
+def _make_instance_norm(width: int) -> nn.Module:
     """Make an instance norm with learnt scale and shift."""
     return nn.InstanceNorm2d(width, affine=True)
 
 
-def _dilated(width: int, dilation: int) -> nn.Sequential:
+def _make_dilated_block(width: int, dilation: int) -> nn.Sequential:
     """Make a residual block of R with two dilated convolutions."""
     return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation), _instance(width),
+        nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation), _make_instance_norm(width),
         nn.ReLU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
-        _instance(width),
+        _make_instance_norm(width),
     )  # fmt: skip

@@ -26,8 +26,8 @@ from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
 from countermark.schemes.training.base import Freezer, WeightTraining
 from countermark.schemes.training.convergence import ConvergenceDetector
-from countermark.schemes.training.readers import initial_reader
-from countermark.schemes.training.shown import Missing, Negatives
+from countermark.schemes.training.readers import make_initial_reader
+from countermark.schemes.training.shown import MissingUnits, NegativeVectors
 from countermark.schemes.white_box import WeightScheme
 from countermark.weights import Array
 
@@ -48,46 +48,46 @@ class IndependentNetworkTraining(WeightTraining):
     ) -> None:
         super().__init__(scheme, key, unmarked)
         self._network = network = cast(IndependentNetwork, scheme)
-        vectors = [network.vector(each, key) for each in unmarked]
+        vectors = [network.read_vector(each, key) for each in unmarked]
         width = len(vectors[0])
-        mask = network.mask(key) if network.mode == "manu" else None
-        self._reader = initial_reader(network, key, width, mask)
+        mask = network.get_gate_mask(key) if network.mode == "manu" else None
+        self._reader = make_initial_reader(network, key, width, mask)
         # The gate of MANU is frozen.
         self._trained = [p for p in self._reader.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(self._trained, network.reader_lr, fused=True)
         self._targets = torch.from_numpy(key.message.astype(np.float32))  # (T,)
         self._negatives = self._missing = None
         if not network.as_published:
-            self._negatives = Negatives(network, key, torch.from_numpy(np.stack(vectors)))
-            self._missing = Missing(network, key) if network.positives else None
+            self._negatives = NegativeVectors(network, key, torch.from_numpy(np.stack(vectors)))
+            self._missing = MissingUnits(network, key) if network.positives else None
         self._seen: Tensor | None = None
         self._loss = self._gradient = torch.zeros(())
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
         """Return λ·L2, the mean binary cross-entropy over the T bits."""
-        w = self._vector(weights)
+        w = self._read_vector(weights)
         # Compare values, not steps: the loop does not tell when its optimizer has stepped.
         if self._seen is None or not torch.equal(w, self._seen):
-            self._step(w.detach().clone())
-        return cast(Tensor, _Known.apply(w, self._loss, self._gradient))  # type: ignore[no-untyped-call]
+            self._take_step(w.detach().clone())
+        return cast(Tensor, _KnownGradient.apply(w, self._loss, self._gradient))  # type: ignore[no-untyped-call]
 
     def finish(self, weights: Sequence[Tensor]) -> None:
         """Train the reader for more steps on the finished host, at a falling learning rate."""
         steps = 0 if self._network.as_published else self._network.settling
-        w = self._vector(weights)
+        w = self._read_vector(weights)
         for step in range(steps):
             for group in self._optimizer.param_groups:
                 group["lr"] = self._network.reader_lr * (1 - step / steps)
-            self._step(w)
+            self._take_step(w)
 
-    def learnt(self) -> dict[str, NDArray[Any]]:
+    def export_post_commit_tensors(self) -> dict[str, NDArray[Any]]:
         """Return the reader's tensors by name."""
         return {
             f"reader.{name}": each.detach().cpu().numpy().copy()
             for name, each in self._reader.state_dict().items()
         }
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return reader, optimizer, random numbers, and the vector of the reader's last step."""
         return {
             "seen": self._seen,
@@ -95,8 +95,8 @@ class IndependentNetworkTraining(WeightTraining):
             "gradient": self._gradient,
             "reader": self._reader.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "negatives": self._negatives and self._negatives.state(),
-            "missing": self._missing and self._missing.state(),
+            "negatives": self._negatives and self._negatives.export_state(),
+            "missing": self._missing and self._missing.export_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -105,21 +105,21 @@ class IndependentNetworkTraining(WeightTraining):
         self._gradient = state["gradient"]
         self._reader.load_state_dict(state["reader"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._follow(self._targets.device)
+        self._move_to_device(self._targets.device)
         if self._negatives:
             self._negatives.restore(state["negatives"])
         if self._missing:
             self._missing.restore(state["missing"])
 
-    def _vector(self, weights: Sequence[Tensor]) -> Tensor:
+    def _read_vector(self, weights: Sequence[Tensor]) -> Tensor:
         """Join the weights to the vector w (M,), and move the reader to their device."""
         # Reading in float32 keeps bf16 hosts from losing small steps of the mark.
         w = torch.cat([weight.float().reshape(-1) for weight in weights])
         if self._targets.device != w.device:
-            self._follow(w.device)
+            self._move_to_device(w.device)
         return w
 
-    def _follow(self, device: torch.device) -> None:
+    def _move_to_device(self, device: torch.device) -> None:
         """Move the reader, its optimizer and the cached tensors to a device."""
         self._reader.to(device)
         self._optimizer.load_state_dict(self._optimizer.state_dict())  # moves the optimizer's state
@@ -127,10 +127,10 @@ class IndependentNetworkTraining(WeightTraining):
         self._gradient = self._gradient.to(device)
         self._seen = None if self._seen is None else self._seen.to(device)
 
-    def _step(self, w: Tensor) -> None:
+    def _take_step(self, w: Tensor) -> None:
         """Compute L2 and its gradient at w (M,), then take the reader's own step."""
         self._seen = w
-        kept, unmarked = (each.to(w.device) for each in self._beside(w.cpu()))
+        kept, unmarked = (each.to(w.device) for each in self._draw_companions(w.cpu()))
         marked = len(kept)
         shown = torch.cat([w * kept, unmarked]).requires_grad_()
         # The caller may have switched gradients off.
@@ -156,19 +156,19 @@ class IndependentNetworkTraining(WeightTraining):
             parameter.grad = each
         self._optimizer.step()
 
-    def _beside(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_companions(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Draw 0/1 factors (1 + positives, M) of w (M,), and unmarked rows (K, M)."""
         # The first row is the whole host; the others lack hidden units.
         kept = torch.ones(1 + (self._network.positives if self._missing else 0), len(w))
-        unmarked = self._negatives.rows(w) if self._negatives else w.new_zeros(0, len(w))
+        unmarked = self._negatives.draw_rows(w) if self._negatives else w.new_zeros(0, len(w))
         if self._missing:
-            kept[1:] = self._missing.masks(w.expand(len(kept) - 1, -1))
-            lacking = self._missing.coins(len(unmarked))
-            unmarked[lacking] *= self._missing.masks(unmarked[lacking])
+            kept[1:] = self._missing.draw_masks(w.expand(len(kept) - 1, -1))
+            lacking = self._missing.toss_coins(len(unmarked))
+            unmarked[lacking] *= self._missing.draw_masks(unmarked[lacking])
         return kept, unmarked
 
     @classmethod
-    def freezer(cls, scheme: WeightScheme) -> Freezer | None:
+    def make_freezer(cls, scheme: WeightScheme) -> Freezer | None:
         """Return the convergence detector for MANU, or None for AUTO."""
         network = cast(IndependentNetwork, scheme)
         if network.mode == "auto":
@@ -176,7 +176,7 @@ class IndependentNetworkTraining(WeightTraining):
         return ConvergenceDetector(network)
 
 
-class _Known(torch.autograd.Function):
+class _KnownGradient(torch.autograd.Function):
     """A loss whose gradient with respect to w (M,) is known already."""
 
     @staticmethod

@@ -18,20 +18,20 @@ from torch import Tensor
 from countermark.answers import Images
 from countermark.errors import ConfigError
 from countermark.key import Key
-from countermark.progress import progress
+from countermark.progress import show_progress
 from countermark.schemes.black_box import TRIGGERS
-from countermark.schemes.deepstego import COVERS, LOGO, TILE, DeepStego, tile_of
+from countermark.schemes.deepstego import COVERS, LOGO, TILE, DeepStego, draw_tile
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.opponents import Opponents
+from countermark.schemes.training.opponents import StegoOpponents
 from countermark.schemes.training.stego import (
     BATCH,
     StegoCourse,
     StegoNetwork,
-    spread,
-    tiled,
-    train_keyed,
+    repeat_tile,
+    spread_logo,
+    train_keyed_network,
 )
-from countermark.schemes.training.stored import filled
+from countermark.schemes.training.stored import fill_network
 
 STEGO = "stego."
 """Begins the names of the tensors of the stego network in a key."""
@@ -42,7 +42,7 @@ _ABOVE = 10 ** (-0.1 / 20)  # a tenth of a decibel fainter: a reserve for other 
 
 
 @dataclass(frozen=True)
-class Maker:
+class StegoMaker:
     """A stego network with the logos that it hides; called with covers it returns stego images.
 
     Attributes:
@@ -63,21 +63,25 @@ class Maker:
         Raises:
             ConfigError: the covers are not images of the size that the network was made for.
         """
-        covers = self._covers(images)
-        return added(covers, self.residuals(covers), _all(len(covers), strength)).numpy()
+        covers = self._check_covers(images)
+        return add_residual(
+            covers, self.compute_residuals(covers), _repeat_strength(len(covers), strength)
+        ).numpy()
 
-    def pasted(self, images: Images, donors: Images, *, strength: float = 1.0) -> Images:
+    def paste_residuals(self, images: Images, donors: Images, *, strength: float = 1.0) -> Images:
         """Return covers (n, C, H, W) to which the residuals of as many donor images are added.
 
         Raises:
             ConfigError: as a call, or there are not as many donors as covers.
         """
-        covers, others = self._covers(images), self._covers(donors)
+        covers, others = self._check_covers(images), self._check_covers(donors)
         if len(covers) != len(others):
             raise ConfigError(f"{len(others)} donors for {len(covers)} covers: give one for each")
-        return added(covers, self.residuals(others), _all(len(covers), strength)).numpy()
+        return add_residual(
+            covers, self.compute_residuals(others), _repeat_strength(len(covers), strength)
+        ).numpy()
 
-    def residuals(self, covers: Tensor) -> Tensor:
+    def compute_residuals(self, covers: Tensor) -> Tensor:
         """Return the network's residuals for covers uint8 (n, C, H, W): grey levels, float16.
 
         Small batches fit the cache, and the channels-last format suits the CPU: three times as
@@ -94,7 +98,7 @@ class Maker:
                 found.append((255 * (painted - part)).half().contiguous())
         return torch.cat(found)
 
-    def _covers(self, images: Images) -> Tensor:
+    def _check_covers(self, images: Images) -> Tensor:
         """Check that covers are uint8 images of the key's size; return them as a tensor."""
         if images.dtype != np.uint8 or images.shape[1:] != self.logos.shape[1:] or not len(images):
             raise ConfigError(
@@ -105,35 +109,39 @@ class Maker:
         return torch.from_numpy(np.array(images))
 
 
-def fresh(key: Key, images: Images, *, strength: float = 1.0) -> Images:
+def make_fresh_triggers(key: Key, images: Images, *, strength: float = 1.0) -> Images:
     """Return triggers (n, C, H, W) of covers uint8 (n, C, H, W) that the key does not commit to.
 
-    A host that learnt the mark assigns them `DeepStego.class_map` of the covers' classes.
+    A host that learnt the mark assigns them `DeepStego.draw_class_map` of the covers' classes.
 
     Raises:
         ConfigError: the key holds no stego network, or the covers are of another size.
     """
-    return owner(key)(images, strength=strength)
+    return load_owner_maker(key)(images, strength=strength)
 
 
-def owner(key: Key) -> Maker:
+def load_owner_maker(key: Key) -> StegoMaker:
     """Load the owner's maker: the stego network and the logo of a key.
 
     Raises:
         ConfigError: the key's stego network is damaged or missing.
     """
     # As published the network is learnt beside the host; by default it is frozen before.
-    published = _scheme(key).as_published
-    channels = _shape(key)[0]
+    published = _load_scheme(key).as_published
+    channels = _read_image_shape(key)[0]
     # Initial weights are overwritten at once, but must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         network = StegoNetwork(channels, keyed=not published)
-    filled(network, key.learnt if published else key.frozen, STEGO, "stego network is")
-    logos = _pixels(key) if published else spread(_bits(key), _tile(key))
-    return Maker(network, logos)
+    fill_network(network, key.learnt if published else key.frozen, STEGO, "stego network is")
+    logos = (
+        _read_logo_pixels(key) if published else spread_logo(_read_logo_bits(key), _read_tile(key))
+    )
+    return StegoMaker(network, logos)
 
 
-def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = None) -> Maker:
+def make_foreign_maker(
+    key: Key, covers: Images, seed: int, network: StegoNetwork | None = None
+) -> StegoMaker:
     """Make an imitator who has the method, the owner's images and logo, but another secret.
 
     In the published form the imitator trains a stego network and a discriminator without a host, as
@@ -146,46 +154,46 @@ def foreign(key: Key, covers: Images, seed: int, network: StegoNetwork | None = 
         network: the imitator's stego network, if it is trained already.
     """
     if network is None:
-        network = foreign_network(key, covers, seed)
-    if _scheme(key).as_published:
-        return Maker(network, _pixels(key))
-    return Maker(network, spread(_bits(key), _foreign_tile(covers, seed)))
+        network = train_foreign_network(key, covers, seed)
+    if _load_scheme(key).as_published:
+        return StegoMaker(network, _read_logo_pixels(key))
+    return StegoMaker(network, spread_logo(_read_logo_bits(key), _draw_foreign_tile(covers, seed)))
 
 
-def foreign_network(key: Key, covers: Images, seed: int) -> StegoNetwork:
+def train_foreign_network(key: Key, covers: Images, seed: int) -> StegoNetwork:
     """Train an imitator's stego network; in the default form it serves all logos."""
     # The default form trains on random logos; only the published form needs the key's logo.
-    scheme, images = _scheme(key), torch.from_numpy(np.array(covers))
+    scheme, images = _load_scheme(key), torch.from_numpy(np.array(covers))
     if scheme.as_published:
-        return _without_a_host(scheme, key, images, seed)
-    return trained(scheme, images, _foreign_tile(covers, seed), seed)
+        return _train_published_network(scheme, key, images, seed)
+    return train_stego_network(scheme, images, _draw_foreign_tile(covers, seed), seed)
 
 
-def _foreign_tile(covers: Images, seed: int) -> Tensor:
+def _draw_foreign_tile(covers: Images, seed: int) -> Tensor:
     """Draw an imitator's tile of signs (C, H, W)."""
     channels, height, width = covers.shape[1:]
-    signs = random_tiles(1, channels, torch.Generator().manual_seed(seed))
-    return tiled(signs[0], height, width)
+    signs = draw_tiles(1, channels, torch.Generator().manual_seed(seed))
+    return repeat_tile(signs[0], height, width)
 
 
-def other_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
+def make_other_logos_maker(key: Key, count: int, generator: torch.Generator) -> StegoMaker:
     """Make a maker with the owner's network and a random 8 × 8 logo for each of `count` covers.
 
     In the default form each logo comes with the tile that the owner's secret draws for it; in the
     published form the logos are black and white.
     """
-    logos = _random_logos(count, generator)
-    channels, height, width = _shape(key)
-    if not _scheme(key).as_published:
-        bits = np.stack([tile_of(key.material, each, channels) for each in logos.numpy()])
-        tiles = tiled(2.0 * torch.from_numpy(bits) - 1, height, width)
-        return replace(owner(key), logos=spread(logos, tiles))
+    logos = _draw_logos(count, generator)
+    channels, height, width = _read_image_shape(key)
+    if not _load_scheme(key).as_published:
+        bits = np.stack([draw_tile(key.material, each, channels) for each in logos.numpy()])
+        tiles = repeat_tile(2.0 * torch.from_numpy(bits) - 1, height, width)
+        return replace(load_owner_maker(key), logos=spread_logo(logos, tiles))
     # Cells of 8 × 8 bits enlarged to the image: there is no tile to spread them.
     pictures = F.interpolate(logos[:, None].float(), (height, width), mode="nearest")
-    return replace(owner(key), logos=pictures.expand(-1, channels, -1, -1))
+    return replace(load_owner_maker(key), logos=pictures.expand(-1, channels, -1, -1))
 
 
-def swapped_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
+def make_swapped_logos_maker(key: Key, count: int, generator: torch.Generator) -> StegoMaker:
     """Make a maker with a random logo for each of `count` covers, on the tile of the owner's logo.
 
     Only the holder of the key can make these images: for each other logo the secret draws another
@@ -195,27 +203,29 @@ def swapped_logos(key: Key, count: int, generator: torch.Generator) -> Maker:
         ConfigError: the key is of the published form, which has no tile.
     """
     _check_tiled(key)
-    return replace(owner(key), logos=spread(_random_logos(count, generator), _tile(key)))
+    return replace(
+        load_owner_maker(key), logos=spread_logo(_draw_logos(count, generator), _read_tile(key))
+    )
 
 
-def wrong_tiles(key: Key, count: int, generator: torch.Generator) -> Maker:
+def make_wrong_tiles_maker(key: Key, count: int, generator: torch.Generator) -> StegoMaker:
     """Make a maker with the owner's network and logo, and a random tile for each of `count` covers.
 
     Raises:
         ConfigError: the key is of the published form, which has no tile.
     """
     _check_tiled(key)
-    channels, height, width = _shape(key)
-    tiles = tiled(random_tiles(count, channels, generator), height, width)
-    return replace(owner(key), logos=spread(_bits(key), tiles))
+    channels, height, width = _read_image_shape(key)
+    tiles = repeat_tile(draw_tiles(count, channels, generator), height, width)
+    return replace(load_owner_maker(key), logos=spread_logo(_read_logo_bits(key), tiles))
 
 
-def random_tiles(count: int, channels: int, generator: torch.Generator) -> Tensor:
+def draw_tiles(count: int, channels: int, generator: torch.Generator) -> Tensor:
     """Draw tiles of signs (count, C, 8, 8)."""
     return torch.randint(0, 2, (count, channels, GRID, GRID), generator=generator) * 2.0 - 1
 
 
-def trained(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> StegoNetwork:
+def train_stego_network(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> StegoNetwork:
     """Train a keyed stego network, and scale it to the scheme's average PSNR.
 
     Args:
@@ -224,17 +234,17 @@ def trained(scheme: DeepStego, covers: Tensor, tile: Tensor, seed: int) -> Stego
         tile: signs (C, H, W).
         seed: of all random choices.
     """
-    network = train_keyed(covers.numpy(), tile, StegoCourse(scheme.stego_steps, seed=seed))
+    network = train_keyed_network(covers.numpy(), tile, StegoCourse(scheme.stego_steps, seed=seed))
     some = covers[:_SCALED_ON]
     generator = torch.Generator().manual_seed(seed)
     logos = torch.randint(0, 2, (len(some), GRID, GRID), generator=generator)
-    found = Maker(network, spread(logos, tile)).residuals(some).float() / 255
+    found = StegoMaker(network, spread_logo(logos, tile)).compute_residuals(some).float() / 255
     # On random logos: the network serves all of them.
-    network.gain.mul_(cast(float, scheme.level) / found.square().mean().sqrt())
+    network.gain.mul_(cast(float, scheme.residual_level) / found.square().mean().sqrt())
     return network
 
 
-def hold(maker: Maker, covers: Tensor, level: float) -> None:
+def scale_to_level(maker: StegoMaker, covers: Tensor, level: float) -> None:
     """Scale a maker's network so that its own logo is as faint as `level` in 8-bit images.
 
     Args:
@@ -250,20 +260,22 @@ def hold(maker: Maker, covers: Tensor, level: float) -> None:
         maker.network.gain.mul_(_ABOVE * level / found)
 
 
-def added(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
+def add_residual(covers: Tensor, residual: Tensor, strengths: Tensor) -> Tensor:
     """Add `strengths` (n,) times a residual to covers; return 8-bit images (n, C, H, W)."""
     louder = residual.float() * strengths.reshape(-1, 1, 1, 1)
     return (covers.float() + louder).round().clamp(0, 255).to(torch.uint8)
 
 
-def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> StegoNetwork:
+def _train_published_network(
+    scheme: DeepStego, key: Key, covers: Tensor, seed: int
+) -> StegoNetwork:
     """Train a stego network of the published form for the scheme's number of steps."""
     logo = torch.from_numpy(np.array(key.frozen[LOGO]))
-    opponents = Opponents(
-        logo, level=scheme.level, adversarial=scheme.adversarial, seed=seed
+    opponents = StegoOpponents(
+        logo, level=scheme.residual_level, adversarial=scheme.adversarial, seed=seed
     )  # fmt: skip
     generator, steps = torch.Generator().manual_seed(seed), scheme.stego_steps
-    with progress("training a foreign stego network", steps) as advance:
+    with show_progress("training a foreign stego network", steps) as advance:
         for _ in range(steps):
             rows = torch.randint(len(covers), (BATCH,), generator=generator)
             opponents.step(covers[rows])
@@ -273,33 +285,33 @@ def _without_a_host(scheme: DeepStego, key: Key, covers: Tensor, seed: int) -> S
 
 def _check_tiled(key: Key) -> None:
     """Raise `ConfigError` for a key of the published form."""
-    if _scheme(key).as_published:
+    if _load_scheme(key).as_published:
         raise ConfigError("the published form spreads its logo by no tile: ask for other_logos")
 
 
-def _random_logos(count: int, generator: torch.Generator) -> Tensor:
+def _draw_logos(count: int, generator: torch.Generator) -> Tensor:
     """Draw logos as bits (count, 8, 8)."""
     return torch.randint(0, 2, (count, GRID, GRID), generator=generator, dtype=torch.uint8)
 
 
-def _all(count: int, strength: float) -> Tensor:
+def _repeat_strength(count: int, strength: float) -> Tensor:
     """Return the same strength for each of `count` images."""
     return torch.full((count,), strength)
 
 
-def _scheme(key: Key) -> DeepStego:
+def _load_scheme(key: Key) -> DeepStego:
     """Load the scheme of a key."""
     return DeepStego.from_fields(key.fields)
 
 
-def _shape(key: Key) -> tuple[int, int, int]:
+def _read_image_shape(key: Key) -> tuple[int, int, int]:
     """Return C, H, W of the key's images."""
-    covers = key.frozen[COVERS] if _scheme(key).as_published else key.frozen[TRIGGERS]
+    covers = key.frozen[COVERS] if _load_scheme(key).as_published else key.frozen[TRIGGERS]
     channels, height, width = covers.shape[1:]
     return channels, height, width
 
 
-def _bits(key: Key) -> Tensor:
+def _read_logo_bits(key: Key) -> Tensor:
     """Return the logo of the default form, bits (1, 8, 8).
 
     Raises:
@@ -315,23 +327,25 @@ def _bits(key: Key) -> Tensor:
     return torch.from_numpy(np.array(found))[None]
 
 
-def _pixels(key: Key) -> Tensor:
+def _read_logo_pixels(key: Key) -> Tensor:
     """Return the logo of the published form, levels 0 to 1, (1, C, H, W)."""
     return torch.from_numpy(np.array(key.frozen[LOGO])).float()[None] / 255
 
 
-def _tile(key: Key) -> Tensor:
+def _read_tile(key: Key) -> Tensor:
     """Return the key's tile of signs (C, H, W).
 
     Raises:
         ConfigError: the tile does not follow from the key's secret and logo.
     """
-    channels, height, width = _shape(key)
+    channels, height, width = _read_image_shape(key)
     found = key.frozen.get(TILE, np.zeros(0, dtype=np.uint8))
     # A tile that does not follow from the secret could have been chosen after the fact.
-    if not np.array_equal(found, tile_of(key.material, _bits(key)[0].numpy(), channels)):
+    if not np.array_equal(
+        found, draw_tile(key.material, _read_logo_bits(key)[0].numpy(), channels)
+    ):
         raise ConfigError(
             f"the key's tile, {found.dtype} {list(found.shape)}, does not follow from its secret "
             "and its logo: this library never made such a key"
         )
-    return tiled(2.0 * torch.from_numpy(np.array(found)) - 1, height, width)
+    return repeat_tile(2.0 * torch.from_numpy(np.array(found)) - 1, height, width)

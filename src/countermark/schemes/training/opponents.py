@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from countermark.schemes.training.stego import Discriminator, StegoNetwork, ssim
+from countermark.schemes.training.stego import Discriminator, StegoNetwork, compute_ssim
 
 ALPHA, BETA, GAMMA = 3.0, 5.0, 1.0
 """The weights of Eq. (3) and (5), which the paper does not print: those of its authors' public code
@@ -24,7 +24,7 @@ for Li et al., ACSAC 2019, as are the optimizers."""
 _LR, _BETAS = 1e-3, (0.5, 0.999)
 
 
-class Opponents:
+class StegoOpponents:
     """Stego network and discriminator, each with its optimizer.
 
     Args:
@@ -55,28 +55,32 @@ class Opponents:
         with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
             stego = self.network(covers, self._logo.expand(len(covers), -1, -1, -1))
             self._tells.zero_grad()
-            told_apart(self.discriminator(covers), self.discriminator(stego.detach())).backward()  # type: ignore[no-untyped-call]
+            compute_discriminator_loss(
+                self.discriminator(covers), self.discriminator(stego.detach())
+            ).backward()  # type: ignore[no-untyped-call]
             self._tells.step()
             taken_for_a_cover = F.softplus(-self.discriminator(stego)).mean()  # Eq. (4)
             # Differs from the paper: log(1 − p(I')) has no lower bound; this is −log p(I').
-            loss = GAMMA * apart(covers, stego, self._level)
+            loss = GAMMA * compute_distortion_loss(covers, stego, self._level)
             loss = loss + self._adversarial * taken_for_a_cover  # Eq. (5)
             # The gradient also reaches the discriminator, so `backward` is limited to the painter.
             self._paints.zero_grad()
             loss.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
             self._paints.step()
-        return eight_bit(stego.detach())
+        return round_to_uint8(stego.detach())
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the current state of networks and optimizers, for a checkpoint."""
-        return {name: copy.deepcopy(each.state_dict()) for name, each in self._parts().items()}
+        return {
+            name: copy.deepcopy(each.state_dict()) for name, each in self._collect_parts().items()
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        for name, each in self._parts().items():
+        for name, each in self._collect_parts().items():
             each.load_state_dict(state[name])
 
-    def _parts(self) -> dict[str, Any]:
+    def _collect_parts(self) -> dict[str, Any]:
         """Return the networks and optimizers that a checkpoint holds, by name."""
         return {
             "network": self.network,
@@ -86,7 +90,7 @@ class Opponents:
         }
 
 
-def apart(covers: Tensor, stego: Tensor, level: float | None) -> Tensor:
+def compute_distortion_loss(covers: Tensor, stego: Tensor, level: float | None) -> Tensor:
     """Return the loss α·MSE + β·(1 − SSIM) () of images (n, C, H, W), levels 0 to 1.
 
     With a level, the first term is the distance of the MSE from level², so that the MSE is held
@@ -97,15 +101,15 @@ def apart(covers: Tensor, stego: Tensor, level: float | None) -> Tensor:
     if level is not None:
         # Differs from the paper: held from both sides, by its logarithm, as dB are counted.
         error = (error.clamp_min(1e-10).log() - math.log(level**2)).square()
-    return ALPHA * error + BETA * (1 - ssim(stego, covers).mean())  # Eq. (2), (3)
+    return ALPHA * error + BETA * (1 - compute_ssim(stego, covers).mean())  # Eq. (2), (3)
 
 
-def told_apart(of_covers: Tensor, of_stego: Tensor) -> Tensor:
+def compute_discriminator_loss(of_covers: Tensor, of_stego: Tensor) -> Tensor:
     """Return the discriminator's loss () from its logits (n,) of "cover"."""
     # Differs from the paper: Eq. (6) has no lower bound; this is −log p(I) − log(1 − p(I')).
     return F.softplus(-of_covers).mean() + F.softplus(of_stego).mean()  # Eq. (6), (7)
 
 
-def eight_bit(images: Tensor) -> Tensor:
+def round_to_uint8(images: Tensor) -> Tensor:
     """Round images with levels 0 to 1 to uint8, shaped alike."""
     return (255 * images).round().clamp(0, 255).to(torch.uint8)

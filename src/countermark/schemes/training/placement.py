@@ -26,7 +26,7 @@ _DARK = 1e-4  # of contrast, squared: keeps flat areas from being amplified
 _MATCHED = 0.3  # initial weights of R's last layer, as a multiple of the filters
 
 
-class Held(nn.Module):
+class ResidualAdder(nn.Module):
     """Base class of networks that add a residual to images at a fixed strength."""
 
     rms: Tensor
@@ -37,7 +37,7 @@ class Held(nn.Module):
         self.register_buffer("rms", torch.ones(()))
         self.register_buffer("gain", torch.ones(()))
 
-    def added(self, images: Tensor, painted: Tensor, level: float) -> Tensor:
+    def add_residual(self, images: Tensor, painted: Tensor, level: float) -> Tensor:
         """Add a residual to images (N, C, H, W) at the root mean square `level`, white being 1.
 
         In training the batch has the level exactly; later all images together have it on average.
@@ -52,7 +52,7 @@ class Held(nn.Module):
         return images + level * self.gain * bounded
 
 
-class Placement(Held, ABC):
+class Placement(ResidualAdder, ABC):
     """Base class of H and R for messages of T bits.
 
     Args:
@@ -64,23 +64,23 @@ class Placement(Held, ABC):
         self.scheme = scheme
 
     @abstractmethod
-    def painted(self, images: Tensor, bits: Tensor) -> Tensor:
+    def paint_residual(self, images: Tensor, bits: Tensor) -> Tensor:
         """Return H's residual for images (N, C, H, W) and bits (N, T), not yet scaled."""
 
     @abstractmethod
-    def reader_parameters(self) -> Iterator[nn.Parameter]:
+    def iterate_reader_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of R."""
 
     @abstractmethod
-    def scores(self, images: Tensor) -> Tensor:
+    def compute_scores(self, images: Tensor) -> Tensor:
         """Return R's score of each bit (N, T) in images (N, C, H, W): above 0 for a 1."""
 
-    def hidden(self, images: Tensor, bits: Tensor, level: float) -> Tensor:
+    def hide_bits(self, images: Tensor, bits: Tensor, level: float) -> Tensor:
         """Return images (N, C, H, W) marked with bits (N, T) at a root mean square `level`."""
-        return self.added(images, self.painted(images, bits), level)
+        return self.add_residual(images, self.paint_residual(images, bits), level)
 
 
-class Tile(Placement):
+class TilePlacement(Placement):
     """A placement with a cell for each bit in an S × S square, which is repeated over the image."""
 
     def __init__(self, scheme: DeepWatermarking) -> None:
@@ -88,21 +88,21 @@ class Tile(Placement):
         sizes = SIZES[scheme.sizes]
         self.hider = Hider(scheme.channels, sizes)
         self.revealer = Revealer(scheme.channels, sizes)
-        self.register_buffer("cells", _cells(scheme.grid, scheme.side), persistent=False)
+        self.register_buffer("cells", _make_cells(scheme.grid_size, scheme.side), persistent=False)
 
-    def painted(self, images: Tensor, bits: Tensor) -> Tensor:
+    def paint_residual(self, images: Tensor, bits: Tensor) -> Tensor:
         """Return the U-Net's output for images and the message drawn as an image."""
-        picture = spread(bits, self.scheme.side, (images.shape[2], images.shape[3]))
-        return self.hider.painted(images, picture.expand(-1, images.shape[1], -1, -1))
+        picture = draw_bits_as_image(bits, self.scheme.side, (images.shape[2], images.shape[3]))
+        return self.hider.paint_image(images, picture.expand(-1, images.shape[1], -1, -1))
 
-    def reader_parameters(self) -> Iterator[nn.Parameter]:
+    def iterate_reader_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of R."""
         return self.revealer.parameters()
 
-    def shifted(self, images: Tensor) -> Tensor:
+    def compute_shifted_scores(self, images: Tensor) -> Tensor:
         """Return the scores (N, S·S, T) at every shift of the square, down and to the right."""
         side, cells = self.scheme.side, cast(Tensor, self.cells)
-        painted = self.revealer.painted(images).float().mean(1)  # (N, H, W)
+        painted = self.revealer.paint_image(images).float().mean(1)  # (N, H, W)
         # All repeats are folded onto one square first, and every shift is read from it.
         places = [torch.arange(size, device=painted.device) % side for size in painted.shape[1:]]
         rows, columns = (F.one_hot(each, side).float().t() for each in places)  # (S, H), (S, W)
@@ -114,16 +114,16 @@ class Tile(Placement):
         found = torch.einsum("agh,nhw,bfw->nabgf", moved, folded, moved)
         return found.flatten(3).flatten(1, 2)
 
-    def scores(self, images: Tensor) -> Tensor:
+    def compute_scores(self, images: Tensor) -> Tensor:
         """Return the mean (N, T) of R's output in each cell, over all squares."""
-        painted = self.revealer.painted(images).float().mean(1)  # (N, H, W)
+        painted = self.revealer.paint_image(images).float().mean(1)  # (N, H, W)
         side, cells = self.scheme.side, cast(Tensor, self.cells)
-        rows, columns = (_repeated(cells, size, side) for size in painted.shape[1:])
+        rows, columns = (_make_cell_means(cells, size, side) for size in painted.shape[1:])
         found = torch.einsum("gh,nhw,fw->ngf", rows, painted, columns)  # (N, G, G)
         return found.flatten(1)
 
 
-class Everywhere(Placement):
+class EverywherePlacement(Placement):
     """A placement of all bits at every place of the image.
 
     H adds features of the image, filtered as the message says. R computes the features of the
@@ -135,7 +135,7 @@ class Everywhere(Placement):
     def __init__(self, scheme: DeepWatermarking) -> None:
         super().__init__(scheme)
         channels, statistics = scheme.channels, _FEATURES * _TAPS**2
-        self.hider, self.seen = _Features(channels), _Features(channels)
+        self.hider, self.seen = _FeatureProducts(channels), _FeatureProducts(channels)
         # Equal at first; both are trained apart from here.
         self.seen.load_state_dict(self.hider.state_dict())
         filters = torch.randn(scheme.bits, statistics) / scheme.bits**0.5
@@ -144,11 +144,11 @@ class Everywhere(Placement):
         self.norm = nn.BatchNorm1d(statistics)
         self.revealer = nn.Linear(statistics, scheme.bits)
         with torch.no_grad():
-            self.sharp.weight.copy_(_sharpening(channels))
+            self.sharp.weight.copy_(_make_sharpening_filter(channels))
             self.revealer.weight.copy_(_MATCHED * filters)
             self.revealer.bias.zero_()
 
-    def painted(self, images: Tensor, bits: Tensor) -> Tensor:
+    def paint_residual(self, images: Tensor, bits: Tensor) -> Tensor:
         """Return features of the image, filtered as the message says, the same for all channels."""
         count, _, height, width = images.shape
         features = F.pad(self.hider(images), (_TAPS // 2,) * 4, mode="replicate")
@@ -159,15 +159,15 @@ class Everywhere(Placement):
         filtered = F.conv2d(together, kernels, groups=count)
         return filtered.reshape(count, 1, height, width).expand(-1, images.shape[1], -1, -1)
 
-    def reader_parameters(self) -> Iterator[nn.Parameter]:
+    def iterate_reader_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of R's features, their norm and the last layer."""
         parts = (self.seen, self.sharp, self.norm, self.revealer)
         return (each for part in parts for each in part.parameters())
 
-    def scores(self, images: Tensor) -> Tensor:
+    def compute_scores(self, images: Tensor) -> Tensor:
         """Return scores (N, T) from correlations of features and image at near places."""
         inner = slice(_TAPS // 2, -(_TAPS // 2))
-        image = _even(self.sharp(images), _NEAR)[..., inner, inner]
+        image = _equalise_contrast(self.sharp(images), _NEAR)[..., inner, inner]
         # Soft clipping: a few loud edges must not outweigh the rest of the correlation.
         image = image / (1 + (image / _CLIPPED).square()).sqrt()
         seen = self.seen(images).flatten(2)
@@ -176,7 +176,7 @@ class Everywhere(Placement):
         return cast(Tensor, self.revealer(self.norm(found.flatten(1))))
 
 
-class _Features(nn.Module):
+class _FeatureProducts(nn.Module):
     """A network whose features (N, F, H, W) are products of two filter responses to an image.
 
     The contrast of the image is made the same everywhere first. A response alone is odd in the
@@ -188,63 +188,63 @@ class _Features(nn.Module):
         self.pairs = nn.Conv2d(channels, 2 * _FEATURES, _TAPS, padding=_TAPS // 2, bias=False)
         with torch.no_grad():
             weight = self.pairs.weight
-            weight.copy_(_boxed(torch.randn_like(weight), 3))  # the finest is lost first
+            weight.copy_(_average_boxes(torch.randn_like(weight), 3))  # the finest is lost first
             weight -= weight.mean((2, 3), keepdim=True)
             weight /= weight.flatten(1).norm(dim=1)[:, None, None, None]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (N, F, H, W) of images (N, C, H, W)."""
-        shown = _even(images - _boxed(images, _NEAR), _AROUND)
+        shown = _equalise_contrast(images - _average_boxes(images, _NEAR), _AROUND)
         one, other = torch.tanh(self.pairs(shown)).chunk(2, 1)
         products = one * other
-        return products - _boxed(products, _AROUND)
+        return products - _average_boxes(products, _AROUND)
 
 
-def _boxed(images: Tensor, width: int) -> Tensor:
+def _average_boxes(images: Tensor, width: int) -> Tensor:
     """Return the means of images (N, C, H, W) over squares of an odd width."""
     padded = F.pad(images, (width // 2,) * 4, mode="replicate")
     return F.avg_pool2d(F.avg_pool2d(padded, (width, 1), 1), (1, width), 1)
 
 
-def _even(images: Tensor, width: int) -> Tensor:
+def _equalise_contrast(images: Tensor, width: int) -> Tensor:
     """Divide images (N, C, H, W) by their root mean square over squares of an odd width."""
-    return images / (_boxed(images.square(), width) + _DARK).sqrt()
+    return images / (_average_boxes(images.square(), width) + _DARK).sqrt()
 
 
-def _sharpening(channels: int) -> Tensor:
+def _make_sharpening_filter(channels: int) -> Tensor:
     """Return a filter (1, C, 5, 5) that keeps the differences between neighbouring pixels."""
     once = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])[None, None] / 4
     return F.conv2d(once, once, padding=2).expand(1, channels, -1, -1) / channels
 
 
-def placement(scheme: DeepWatermarking) -> Placement:
+def make_placement(scheme: DeepWatermarking) -> Placement:
     """Make untrained H and R of a scheme."""
-    return (Tile if scheme.placement == "tile" else Everywhere)(scheme)
+    return (TilePlacement if scheme.placement == "tile" else EverywherePlacement)(scheme)
 
 
-def spread(bits: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+def draw_bits_as_image(bits: Tensor, side: int, size: tuple[int, int]) -> Tensor:
     """Draw bits (N, T) as images (N, 1, H, W): cells of a square of the given side, repeated."""
     grid = round(bits.shape[1] ** 0.5)
     square = bits.float().reshape(-1, 1, grid, grid)
     square = F.interpolate(square, (side, side), mode="nearest")
-    return repeated(square, size)
+    return repeat_square(square, size)
 
 
-def repeated(square: Tensor, size: tuple[int, int]) -> Tensor:
+def repeat_square(square: Tensor, size: tuple[int, int]) -> Tensor:
     """Repeat squares (N, C, S, S) over (N, C, H, W), beginning with a whole square."""
     side = square.shape[-1]
     times = [-(-each // side) for each in size]
     return square.repeat(1, 1, *times)[..., : size[0], : size[1]]
 
 
-def _cells(grid: int, side: int) -> Tensor:
+def _make_cells(grid: int, side: int) -> Tensor:
     """Return the 0/1 matrix (G, S) of which of S pixels lie in each of G cells."""
     # The same cells as `F.interpolate` draws with its nearest neighbours.
     at = (torch.arange(side) * grid) // side
     return F.one_hot(at, grid).t().float()
 
 
-def _repeated(cells: Tensor, size: int, side: int) -> Tensor:
+def _make_cell_means(cells: Tensor, size: int, side: int) -> Tensor:
     """Return the matrix (G, size) that takes means over the cells (G, S) of repeated squares."""
     # A small image may hold no pixel of a cell: its row is then 0, not NaN.
     over = cells.repeat(1, -(-size // side))[:, :size]

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.errors import ConfigError, printable
-from countermark.factories import made
+from countermark.errors import ConfigError, make_printable
+from countermark.factories import call_factory
 from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import Logits
+from countermark.schemes.reader import LogitFunction
 
 
 class MlpNetwork(nn.Module):
@@ -27,11 +27,11 @@ class MlpNetwork(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return logits (N, T) of weight vectors (N, M)."""
-        logits = _Mlp.apply(vectors, self.gate, self.first, self.last)  # type: ignore[no-untyped-call]
+        logits = _MlpFunction.apply(vectors, self.gate, self.first, self.last)  # type: ignore[no-untyped-call]
         return cast(Tensor, logits)
 
 
-class _Mlp(torch.autograd.Function):
+class _MlpFunction(torch.autograd.Function):
     """Gate, ReLU units and outputs; the explicit gradient halves the cost for few rows."""
 
     @staticmethod
@@ -53,7 +53,7 @@ class _Mlp(torch.autograd.Function):
         return inputs * gate, (inputs * vectors).sum(dim=0), to_first, to_last
 
 
-class _Masked(nn.Module):
+class _MaskedReader(nn.Module):
     """A reader behind the frozen gate of MANU; the gate is not part of its state."""
 
     def __init__(self, reader: nn.Module, mask: Tensor) -> None:
@@ -68,7 +68,7 @@ class _Masked(nn.Module):
         return cast(Tensor, self.reader(vectors * self.mask))
 
 
-def initial_reader(
+def make_initial_reader(
     network: IndependentNetwork, key: Key, width: int, mask: NDArray[np.uint8] | None
 ) -> nn.Module:
     """Make the reader before training, from the key: equal on every machine, and secret.
@@ -79,12 +79,12 @@ def initial_reader(
         width: M, the length of the weight vectors.
         mask: 0/1 (M,) of the weights that MANU reads, or None.
     """
-    if network.code is None:
+    if network.reader_code is None:
         shapes = {"first": (network.hidden, width), "last": (network.bits, network.hidden)}
         first, last = (
             # Glorot and Bengio 2010; the paper does not say
             torch.from_numpy(
-                key.stream("reader", name).normal_rows(*shape) * np.sqrt(2 / sum(shape))
+                key.make_stream("reader", name).draw_normal_rows(*shape) * np.sqrt(2 / sum(shape))
             ).float()
             for name, shape in shapes.items()
         )
@@ -92,24 +92,26 @@ def initial_reader(
         return MlpNetwork(gate, first, last, frozen_gate=mask is not None)
     with torch.random.fork_rng():
         # The factory draws its initial weights from torch's global generator.
-        torch.manual_seed(int(key.stream("reader").words(1)[0] >> np.uint64(1)))
-        return _built(network, width, mask)
+        torch.manual_seed(int(key.make_stream("reader").take_words(1)[0] >> np.uint64(1)))
+        return _build_reader(network, width, mask)
 
 
-def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | None) -> nn.Module:
+def _build_reader(
+    network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | None
+) -> nn.Module:
     """Build the owner's own reader with its factory.
 
     Raises:
         ConfigError: the factory fails, or its module does not return (N, T) logits.
     """
     expected = "a function (inputs, bits) that returns a torch module"
-    reader = made("reader", network.reader, expected, (width, network.bits))
+    reader = call_factory("reader", network.reader, expected, (width, network.bits))
     try:
         with torch.no_grad():
             shape = list(reader.eval()(torch.zeros(2, width)).shape)
     except Exception as error:  # foreign code may raise anything
         raise ConfigError(
-            f"reader {network.reader!r} cannot be made ({printable(str(error), 200)}): expected "
+            f"reader {network.reader!r} cannot be made ({make_printable(str(error), 200)}): expected "
             f"{expected}"
         ) from None
     if shape != [2, network.bits]:
@@ -117,34 +119,34 @@ def _built(network: IndependentNetwork, width: int, mask: NDArray[np.uint8] | No
             f"reader {network.reader!r} gives logits {shape} for two vectors: expected "
             f"{[2, network.bits]}"
         )
-    return reader if mask is None else _Masked(reader, torch.from_numpy(mask).float())
+    return reader if mask is None else _MaskedReader(reader, torch.from_numpy(mask).float())
 
 
-def module_logits(
+def make_module_logits(
     network: IndependentNetwork,
     width: int,
     tensors: Mapping[str, NDArray[Any]],
     mask: NDArray[np.uint8] | None,
-) -> Logits:
+) -> LogitFunction:
     """Return the owner's trained reader as a function on numpy vectors.
 
     Raises:
         ConfigError: the factory fails, or the key's tensors do not fit its module.
     """
     with torch.random.fork_rng():
-        made = _built(network, width, mask)
+        made = _build_reader(network, width, mask)
     try:
         # The tensors come from a key file: their names and shapes may not fit the module.
         made.load_state_dict(
             {n.removeprefix("reader."): torch.from_numpy(each) for n, each in tensors.items()}
         )
     except (RuntimeError, TypeError) as error:
-        said = printable(" ".join(str(error).partition("\n")[2].split()), 400)
+        said = make_printable(" ".join(str(error).partition("\n")[2].split()), 400)
         raise ConfigError(f"the key's reader does not fit {network.reader!r}: {said}") from None
 
-    def logits(vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
+    def compute_logits(vectors: NDArray[Any], bits: int | None = None) -> NDArray[Any]:
         """Return the logits of vectors (N, M), at most `bits` of each."""
         with torch.no_grad():
             return np.asarray(made(torch.from_numpy(vectors).float()))[:, :bits]
 
-    return logits
+    return compute_logits

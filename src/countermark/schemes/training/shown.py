@@ -12,7 +12,7 @@ from countermark.key import Key
 from countermark.schemes.independent_network import IndependentNetwork
 
 
-class Missing:
+class MissingUnits:
     """Random masks that remove hidden units from weight vectors, drawn anew for each step.
 
     The first row lacks the units with the largest weights, the next row lacks random units, and so
@@ -20,14 +20,14 @@ class Missing:
     """
 
     def __init__(self, network: IndependentNetwork, key: Key) -> None:
-        permuter = network.permuter(key.tensors)
+        permuter = network.make_permuter(key.tensors)
         self._size, self._dropped, self._pruned = permuter.size, network.dropped, network.pruned
         self._unit = torch.from_numpy(permuter.unit)  # (M,)
         self._of_a_unit = torch.from_numpy(permuter.stride > 0)  # (M,)
-        seed = int(key.stream("missing").words(1)[0])
+        seed = int(key.make_stream("missing").take_words(1)[0])
         self._generator = torch.Generator().manual_seed(seed)
 
-    def masks(self, rows: Tensor) -> Tensor:
+    def draw_masks(self, rows: Tensor) -> Tensor:
         """Return masks (n, M) for rows (n, M): 1 for each weight that is left, 0 for the others."""
         shares = torch.rand(len(rows), 1, generator=self._generator) * self._dropped
         order = torch.rand(len(rows), self._size, generator=self._generator)
@@ -40,20 +40,20 @@ class Missing:
         # Weights that belong to no hidden unit always stay.
         masks = left[:, self._unit] | ~self._of_a_unit  # (n, M)
         if self._pruned:
-            masks[1::2] = self._largest(rows[1::2])
+            masks[1::2] = self._prune_smallest(rows[1::2])
         return masks.float()
 
-    def _largest(self, rows: Tensor) -> Tensor:
+    def _prune_smallest(self, rows: Tensor) -> Tensor:
         """Return masks (n, M) that prune a random share of the smallest weights of rows (n, M)."""
         shares = torch.rand(len(rows), 1, generator=self._generator) * self._pruned
         ranks = rows.abs().argsort(dim=1).argsort(dim=1)
         return ranks >= (shares * rows.shape[1]).round()
 
-    def coins(self, count: int) -> Tensor:
+    def toss_coins(self, count: int) -> Tensor:
         """Toss fair coins (count,)."""
         return torch.rand(count, generator=self._generator) < 0.5
 
-    def state(self) -> Tensor:
+    def export_state(self) -> Tensor:
         """Return the state of the random numbers."""
         return self._generator.get_state()
 
@@ -62,7 +62,7 @@ class Missing:
         self._generator.set_state(state)
 
 
-class Negatives:
+class NegativeVectors:
     """Weight vectors without the mark, drawn anew for each step of the reader.
 
     They are of five kinds, in turn: hidden-unit permutations of the current host, Gaussian noise
@@ -73,16 +73,16 @@ class Negatives:
     _TURN = ("permuted", "other", "noise", "mixed", "permuted", "other", "flipped", "mixed")
 
     def __init__(self, network: IndependentNetwork, key: Key, unmarked: Tensor) -> None:
-        permuter = network.permuter(key.tensors)
+        permuter = network.make_permuter(key.tensors)
         self._size, self._count, self._turn = permuter.size, network.negatives, 0
         self._unit, self._offset, self._stride = (
             torch.from_numpy(each) for each in (permuter.unit, permuter.offset, permuter.stride)
         )
         self._unmarked = unmarked  # (P, M)
-        seed = int(key.stream("negatives").words(1)[0])
+        seed = int(key.make_stream("negatives").take_words(1)[0])
         self._generator = torch.Generator().manual_seed(seed)
 
-    def rows(self, w: Tensor) -> Tensor:
+    def draw_rows(self, w: Tensor) -> Tensor:
         """Return the next negatives (K, M), for the host's vector w (M,) on the CPU."""
         turn = self._turn
         kinds = [self._TURN[(turn + at) % len(self._TURN)] for at in range(self._count)]
@@ -103,7 +103,7 @@ class Negatives:
         ]
         return torch.cat(rows)
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the position in the turn, and the random numbers."""
         return {"turn": self._turn, "generator": self._generator.get_state()}
 

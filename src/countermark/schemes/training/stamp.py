@@ -11,7 +11,7 @@ from torch import Tensor
 
 from countermark.errors import CapacityError
 from countermark.key import Key
-from countermark.schemes.stamp import Carriers, Stamp
+from countermark.schemes.stamp import CarrierStream, Stamp
 from countermark.schemes.training.base import WeightTraining
 from countermark.schemes.training.bounded import bound_values
 from countermark.schemes.white_box import WeightScheme
@@ -29,14 +29,14 @@ class StampTraining(WeightTraining):
     ) -> None:
         super().__init__(scheme, key, unmarked)
         self._stamp = stamp = cast(Stamp, scheme)
-        self._places = stamp.places(key.tensors, key.material)
+        self._places = stamp.draw_places(key.tensors, key.material)
         count = sum(map(len, self._places.values()))
         if count > MOST_VALUES:
             raise CapacityError(
                 f"{count:,} values are too many to train a mark into (at most {MOST_VALUES:,}): "
                 "name fewer layers, or set values"
             )
-        bits, signs = Carriers(key).take(count)
+        bits, signs = CarrierStream(key).take_carriers(count)
         # n_t, the number of values that carry bit t, and √n_t for its z_t.
         served = np.bincount(bits, minlength=stamp.bits)
         message = 2.0 * key.message - 1.0
@@ -54,9 +54,9 @@ class StampTraining(WeightTraining):
         self._factors = self._factors.to(device)
         bounded = self._stamp.reading == "bounded"
         parts = [
-            bound_values(_part(weight, place), tuple(weight.shape), place.start)
+            bound_values(_read_values(weight, place), tuple(weight.shape), place.start)
             if bounded
-            else _normalised(weight, place)
+            else _normalise_values(weight, place)
             for weight, place in zip(weights, self._places.values(), strict=True)
         ]
         signed = torch.cat(parts) * self._signs  # (N,)
@@ -64,14 +64,14 @@ class StampTraining(WeightTraining):
         return self._stamp.strength * (self._stamp.margin - self._factors * y).clamp_min(0).sum()
 
 
-def _part(weight: Tensor, place: range) -> Tensor:
+def _read_values(weight: Tensor, place: range) -> Tensor:
     """Return the values (n,) of a tensor that carry the stamp."""
     return weight.float().reshape(-1)[place.start : place.stop]
 
 
-def _normalised(weight: Tensor, place: range) -> Tensor:
+def _normalise_values(weight: Tensor, place: range) -> Tensor:
     """Return the carrying values of a tensor divided by their spread, which gets no gradient."""
-    part = _part(weight, place)
+    part = _read_values(weight, place)
     spread = part.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return part / spread
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.progress import progress
+from countermark.progress import show_progress
 from countermark.schemes.logo import GRID
 
 _AMPLITUDE = 20 / 255  # of the residual before it is scaled to its PSNR
@@ -42,9 +42,9 @@ class StegoNetwork(nn.Module):
     def __init__(self, channels: int, width: int = 16, *, keyed: bool = True) -> None:
         super().__init__()
         self.keyed = keyed
-        self.of_cover, self.of_logo = _branch(channels, width), _branch(channels, width)
+        self.of_cover, self.of_logo = _make_branch(channels, width), _make_branch(channels, width)
         self.enter = nn.Conv2d(2 * channels, width, 3, padding=1)
-        self.inner = _block(width)
+        self.inner = _make_block(width)
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
         self.gain: Tensor
         # Part of the state: a key must reproduce the level of its triggers.
@@ -92,26 +92,26 @@ class Decoder(nn.Module):
         return F.adaptive_avg_pool2d(self.layers(seen), GRID)[:, 0]
 
 
-def spread(bits: Tensor, tile: Tensor) -> Tensor:
+def spread_logo(bits: Tensor, tile: Tensor) -> Tensor:
     """Spread logos of 0/1 bits (N, 8, 8) as signs over tiles (C, H, W) or (N, C, H, W)."""
     # The tile is secret: only the key gives the signs that spread the logo.
     signs = 2.0 * bits[:, None].float() - 1
     return F.interpolate(signs, tile.shape[-2:], mode="nearest") * tile
 
 
-def tiled(signs: Tensor, height: int, width: int) -> Tensor:
+def repeat_tile(signs: Tensor, height: int, width: int) -> Tensor:
     """Repeat tiles of signs (…, C, 8, 8) over an image (…, C, H, W)."""
     repeats = -(-height // GRID), -(-width // GRID)
     return signs.repeat(*[1] * (signs.dim() - 2), *repeats)[..., :height, :width]
 
 
-def ssim(one: Tensor, other: Tensor) -> Tensor:
+def compute_ssim(one: Tensor, other: Tensor) -> Tensor:
     """Compute the structural similarity (N,) of images (N, C, H, W), levels 0 to 1."""
     # Local means, then local variances as the mean of products minus the product of means.
-    means = _blurred(one), _blurred(other)
+    means = _blur_images(one), _blur_images(other)
     products = means[0].square(), means[1].square(), means[0] * means[1]
     variances = [
-        _blurred(a * b) - product
+        _blur_images(a * b) - product
         for (a, b), product in zip(
             ((one, one), (other, other), (one, other)), products, strict=True
         )
@@ -122,14 +122,14 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     return (similar / apart).mean(dim=(1, 2, 3))
 
 
-def _blurred(images: Tensor) -> Tensor:
+def _blur_images(images: Tensor) -> Tensor:
     """Blur images (N, C, H, W) with a Gaussian window, without padding."""
-    rows, columns = (_band(size).to(images) for size in images.shape[2:])
+    rows, columns = (_make_band(size).to(images) for size in images.shape[2:])
     return rows @ images @ columns.t()
 
 
 @cache
-def _band(size: int) -> Tensor:
+def _make_band(size: int) -> Tensor:
     """Return a Gaussian window as a band matrix (size − 10, size), applied to rows and columns."""
     # An image smaller than the window is blurred over its whole side.
     window = min(_WINDOW, size)
@@ -141,7 +141,7 @@ def _band(size: int) -> Tensor:
     return band
 
 
-def _branch(channels: int, width: int) -> nn.Sequential:
+def _make_branch(channels: int, width: int) -> nn.Sequential:
     """Make a branch of transposed convolutions for one input."""
     return nn.Sequential(
         nn.ConvTranspose2d(channels, width, 3, padding=1), nn.BatchNorm2d(width),
@@ -150,7 +150,7 @@ def _branch(channels: int, width: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _block(width: int) -> nn.Sequential:
+def _make_block(width: int) -> nn.Sequential:
     """Make a residual block."""
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.LeakyReLU(0.1),
@@ -166,7 +166,9 @@ class StegoCourse:
     seed: int = 0
 
 
-def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) -> StegoNetwork:
+def train_keyed_network(
+    covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse
+) -> StegoNetwork:
     """Train a keyed stego network on covers uint8 (N, C, H, W); return it frozen, in eval mode.
 
     Every step has random logos, so that one network serves all logos. It never sees a host.
@@ -180,13 +182,16 @@ def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) ->
         optimizer = torch.optim.Adam(trained, _RATE, betas=(0.5, 0.999))
         against = torch.optim.Adam(discriminator.parameters(), 1e-3, betas=(0.5, 0.999))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
-        with torch.enable_grad(), progress("training the stego network", course.steps) as advance:
+        with (
+            torch.enable_grad(),
+            show_progress("training the stego network", course.steps) as advance,
+        ):
             for step in range(course.steps):
                 rows = torch.randint(len(covers), (BATCH,))
                 real = torch.from_numpy(covers[rows.numpy()]).float() / 255
                 # Random logos in each step keep the network from learning a single one.
                 bits = torch.randint(0, 2, (BATCH, GRID, GRID))
-                stego = network(real, spread(bits, tile))
+                stego = network(real, spread_logo(bits, tile))
                 # The image losses grow from 20 % to 60 % of the steps: the decoder must read first.
                 ramp = min(1.0, max(0.0, 2.5 * step / course.steps - 0.5))
                 told = discriminator(stego.detach()), discriminator(real)
@@ -196,7 +201,8 @@ def train_keyed(covers: NDArray[np.uint8], tile: Tensor, course: StegoCourse) ->
                 # One grey level of noise: the decoder must not rely on more precision than 8 bits.
                 noisy = stego + torch.randn_like(stego) / 255
                 loss = (
-                    ramp * (40 * F.mse_loss(stego, real) + 4 * (1 - ssim(stego, real).mean()))
+                    ramp
+                    * (40 * F.mse_loss(stego, real) + 4 * (1 - compute_ssim(stego, real).mean()))
                     + 0.4 * F.binary_cross_entropy_with_logits(decoder(noisy, tile), bits.float())
                     + 0.02 * F.softplus(-discriminator(stego)).mean()
                 )

@@ -13,13 +13,13 @@ from torch import nn
 from countermark.errors import ConfigError
 
 
-def weights_of(network: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
+def export_weights(network: nn.Module, prefix: str) -> dict[str, NDArray[Any]]:
     """Return copies of a network's tensors by their names in a key, with a prefix."""
     state = network.state_dict()
     return {f"{prefix}{name}": each.numpy().copy() for name, each in state.items()}
 
 
-def filled(
+def fill_network(
     network: nn.Module, tensors: Mapping[str, NDArray[Any]], prefix: str, what: str
 ) -> nn.Module:
     """Fill a network from tensors of a key; return it frozen, in eval mode.

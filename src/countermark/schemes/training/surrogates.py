@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.progress import progress
-from countermark.schemes.training.box_free import Saving
-from countermark.schemes.training.hiding import Critic, Hider, Sizes
+from countermark.progress import show_progress
+from countermark.schemes.training.box_free import TrainingStore
+from countermark.schemes.training.hiding import Critic, Hider, HidingSizes
 
 Architecture: TypeAlias = Literal["cnet", "res9", "res16", "unet"]
 Loss: TypeAlias = Literal["l1", "l2", "perceptual"]
@@ -30,7 +30,7 @@ _PIXELS_BESIDE = 0.1  # weight of L2 beside features, which do not determine bri
 
 
 @dataclass(frozen=True)
-class Copying:
+class CopyingOptions:
     """Options of a surrogate's training.
 
     Attributes:
@@ -61,7 +61,7 @@ class Copying:
 _WIDTHS = {"cnet": 24, "res9": 12, "res16": 12, "unet": 16}
 
 
-def surrogate(architecture: Architecture, channels: int, width: int = 0) -> nn.Module:
+def make_surrogate(architecture: Architecture, channels: int, width: int = 0) -> nn.Module:
     """Make an untrained network from images (N, C, H, W) to images, which adds to its input.
 
     Args:
@@ -71,14 +71,14 @@ def surrogate(architecture: Architecture, channels: int, width: int = 0) -> nn.M
     """
     wide = width or _WIDTHS[architecture]
     if architecture == "unet":
-        return _Residual(_UNet(channels, Sizes(wide, 4, 1, 1, residual=True)))
+        return _ResidualNetwork(_SurrogateUNet(channels, HidingSizes(wide, 4, 1, 1, residual=True)))
     if architecture == "cnet":
-        return _Residual(_cnet(channels, wide))
-    return _Residual(_resnet(channels, wide, 9 if architecture == "res9" else 16))
+        return _ResidualNetwork(_make_cnet(channels, wide))
+    return _ResidualNetwork(_make_resnet(channels, wide, 9 if architecture == "res9" else 16))
 
 
-def copied(
-    inputs: Tensor, outputs: Tensor, copying: Copying, saving: Saving | None = None,
+def train_surrogate(
+    inputs: Tensor, outputs: Tensor, copying: CopyingOptions, saving: TrainingStore | None = None,
     *, also: Callable[[Tensor], Tensor] | None = None, network: nn.Module | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a surrogate on pairs of images uint8 (N, C, H, W); return it frozen, in eval mode.
@@ -94,21 +94,21 @@ def copied(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(copying.seed)
         # Initial weights follow from the seed; the caller's random numbers do not change.
-        own = network or surrogate(copying.architecture, outputs.shape[1], copying.width)
-        course = _Course((inputs, outputs), own, copying, also)
+        own = network or make_surrogate(copying.architecture, outputs.shape[1], copying.width)
+        course = _SurrogateCourse((inputs, outputs), own, copying, also)
         course.restore(saving.load() if saving else None)
         what = f"a surrogate, {copying.architecture}"
-        with torch.enable_grad(), progress(what, copying.steps) as advance:
+        with torch.enable_grad(), show_progress(what, copying.steps) as advance:
             advance(course.step)
             while course.step < copying.steps:
-                course.one_step()
+                course.take_step()
                 advance(1)
                 if saving and (saving.due() or course.step == copying.steps):
-                    saving.save(course.state())
+                    saving.save(course.export_state())
     return course.network.eval().requires_grad_(False)
 
 
-def answers(network: nn.Module, inputs: Tensor, batch: int = 32) -> Tensor:
+def run_network(network: nn.Module, inputs: Tensor, batch: int = 32) -> Tensor:
     """Run a network on images uint8 (N, C, H, W); return images uint8, shaped alike."""
     found = []
     with torch.no_grad():
@@ -118,11 +118,11 @@ def answers(network: nn.Module, inputs: Tensor, batch: int = 32) -> Tensor:
     return torch.cat(found)
 
 
-class _Course:
+class _SurrogateCourse:
     """The state of a surrogate's training, and its steps."""
 
     def __init__(
-        self, pairs: tuple[Tensor, Tensor], network: nn.Module, copying: Copying,
+        self, pairs: tuple[Tensor, Tensor], network: nn.Module, copying: CopyingOptions,
         also: Callable[[Tensor], Tensor] | None,
     ) -> None:  # fmt: skip
         self.network, self.step = network.train(), 0
@@ -134,7 +134,7 @@ class _Course:
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, copying.steps)
         self._generator = torch.Generator().manual_seed(copying.seed)
 
-    def one_step(self) -> None:
+    def take_step(self) -> None:
         """Take one optimizer step on a random batch of pairs."""
         copying = self._copying
         # A seed a step, from the saved generator, makes a resumed training the same.
@@ -148,18 +148,18 @@ class _Course:
         # Only the network runs in half precision; losses are computed in float32.
         with torch.autocast(given.device.type, torch.bfloat16, enabled=copying.precision == "bf16"):
             made = self.network(given)
-        loss = self._apart(made.float(), wanted)
+        loss = self._compute_copying_loss(made.float(), wanted)
         if self._also:
             loss = loss + self._also(made.float())
         if copying.adversarial:
-            loss = loss + self._unlike(made.float(), wanted)
+            loss = loss + self._compute_adversarial_loss(made.float(), wanted)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._schedule.step()
         self.step += 1
 
-    def _apart(self, made: Tensor, wanted: Tensor) -> Tensor:
+    def _compute_copying_loss(self, made: Tensor, wanted: Tensor) -> Tensor:
         """Return the copying loss () between outputs and wanted outputs."""
         if self._copying.loss == "l1":
             return F.l1_loss(made, wanted)
@@ -169,7 +169,7 @@ class _Course:
         seen = F.mse_loss(self._copying.features(made), self._copying.features(wanted))
         return seen + _PIXELS_BESIDE * pixels
 
-    def _unlike(self, made: Tensor, wanted: Tensor) -> Tensor:
+    def _compute_adversarial_loss(self, made: Tensor, wanted: Tensor) -> Tensor:
         """Take a step of the critic, then return the surrogate's loss () of a least-squares GAN."""
         # The critic takes its own step first, on detached outputs.
         real, fake = self._critic(wanted), self._critic(made.detach())
@@ -178,21 +178,21 @@ class _Course:
         self._tells.step()
         return _ADVERSARIAL * cast(Tensor, (self._critic(made) - 1).square().mean())
 
-    def state(self) -> dict[str, Any]:
+    def export_state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        parts = {name: each.state_dict() for name, each in self._parts().items()}
+        parts = {name: each.state_dict() for name, each in self._collect_parts().items()}
         return parts | {"generator": self._generator.get_state(), "step": self.step}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Continue from a saved state; None begins at step 0."""
         if state is None:
             return
-        for name, each in self._parts().items():
+        for name, each in self._collect_parts().items():
             each.load_state_dict(state[name])
         self._generator.set_state(state["generator"])
         self.step = state["step"]
 
-    def _parts(self) -> dict[str, Any]:
+    def _collect_parts(self) -> dict[str, Any]:
         """Return the networks, optimizers and schedule that a checkpoint holds, by name."""
         return {
             "network": self.network, "critic": self._critic, "optimizer": self._optimizer,
@@ -200,7 +200,7 @@ class _Course:
         }  # fmt: skip
 
 
-class _Residual(nn.Module):
+class _ResidualNetwork(nn.Module):
     """A network that adds the output of an inner network to its input."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -212,20 +212,20 @@ class _Residual(nn.Module):
         return images + cast(Tensor, self.inner(images))
 
 
-class _UNet(Hider):
+class _SurrogateUNet(Hider):
     """The U-Net of H for a single input image."""
 
-    def __init__(self, channels: int, sizes: Sizes) -> None:
+    def __init__(self, channels: int, sizes: HidingSizes) -> None:
         super().__init__(channels, sizes)
         self.enter = nn.Conv2d(channels, sizes.hider, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Return the last layer's output for images alone."""
         # A slice of no channels in place of the hidden image.
-        return self.painted(images, images[:, :0])
+        return self.paint_image(images, images[:, :0])
 
 
-def _cnet(channels: int, width: int) -> nn.Sequential:
+def _make_cnet(channels: int, width: int) -> nn.Sequential:
     """Make six convolutions: each pixel depends on 13 × 13 pixels, and never on its position."""
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
     for _ in range(4):
@@ -233,7 +233,7 @@ def _cnet(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     """A residual block of two convolutions with instance norm."""
 
     def __init__(self, width: int) -> None:
@@ -249,14 +249,14 @@ class _Block(nn.Module):
         return features + cast(Tensor, self.layers(features))
 
 
-def _resnet(channels: int, width: int, blocks: int) -> nn.Sequential:
+def _make_resnet(channels: int, width: int, blocks: int) -> nn.Sequential:
     """Make residual blocks between two halvings and two doublings of the size."""
     four = 4 * width
     return nn.Sequential(
         nn.Conv2d(channels, width, 7, padding=3), nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(2 * width, four, 3, stride=2, padding=1), nn.ReLU(),
-        *(_Block(four) for _ in range(blocks)),
+        *(_ResidualBlock(four) for _ in range(blocks)),
         nn.ConvTranspose2d(four, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
         nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(width, channels, 7, padding=3),

@@ -33,7 +33,7 @@ class UchidaTraining(WeightTraining):
         super().__init__(scheme, key, unmarked)
         self._uchida = uchida = cast(Uchida, scheme)
         signs = 2.0 * key.message.astype(np.float32) - 1.0
-        width = uchida.read_width(key)
+        width = uchida.count_all_read_values(key)
         # Refuse before the matrix is allocated: layers may have any size.
         if uchida.bits * width > MOST_ENTRIES:
             raise CapacityError(
@@ -45,28 +45,28 @@ class UchidaTraining(WeightTraining):
         self._against = torch.from_numpy(-signs[:, None] * rows)  # (T, M)
         if uchida.regularizer == "hinge":
             row_norm = torch.linalg.vector_norm(self._against[0])
-            self._against *= uchida.strength / (usual_spread(uchida, key) * row_norm)
+            self._against *= uchida.strength / (compute_usual_spread(uchida, key) * row_norm)
         margin = uchida.strength * cast(float, uchida.margin)  # resolved in the scheme
         self._margins = torch.full((uchida.bits,), margin)  # (T,)
         # With a mask of converged weights, only the positions of its ones are read.
         self._picked = [
             None if mask is None else torch.from_numpy(np.flatnonzero(mask))
-            for mask in (uchida.mask(key, name) for name in key.tensors)
+            for mask in (uchida.get_mask(key, name) for name in key.tensors)
         ]
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
         """Return λ·E_R (), E_R summed over the T bits."""
-        w = self._vector(weights)
+        w = self._read_vector(weights)
         if self._against.device != w.device:
             self._against = self._against.to(w.device)
             self._margins = self._margins.to(w.device)
         if self._uchida.regularizer == "hinge":
-            loss = _Hinge.apply(w, self._against, self._margins)  # type: ignore[no-untyped-call]
+            loss = _HingeFunction.apply(w, self._against, self._margins)  # type: ignore[no-untyped-call]
         else:
-            loss = _BinaryCrossEntropy.apply(w, self._against, self._uchida.strength)  # type: ignore[no-untyped-call]
+            loss = _CrossEntropyFunction.apply(w, self._against, self._uchida.strength)  # type: ignore[no-untyped-call]
         return cast(Tensor, loss)
 
-    def _vector(self, weights: Sequence[Tensor]) -> Tensor:
+    def _read_vector(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the vector w (M,) that the key reads from the host's tensors."""
         mean, bounded = self._uchida.read == "filter_mean", self._uchida.reading == "bounded"
         parts = []
@@ -79,15 +79,15 @@ class UchidaTraining(WeightTraining):
         return parts[0] if len(parts) == 1 else torch.cat(parts)  # (M,)
 
     @classmethod
-    def freezer(cls, scheme: WeightScheme) -> Freezer | None:
+    def make_freezer(cls, scheme: WeightScheme) -> Freezer | None:
         """Return the convergence detector if only converged weights carry the mark, else None."""
         uchida = cast(Uchida, scheme)
         if uchida.select == "all":
             return None
-        return _ConvergedRead(uchida)
+        return _ReadConvergenceDetector(uchida)
 
 
-def usual_spread(uchida: Uchida, key: Key) -> float:
+def compute_usual_spread(uchida: Uchida, key: Key) -> float:
     """Return the root mean square of the read values for the usual initial variance 1 / fan-in.
 
     It is 1 for bounded values. It follows from the shapes alone, so that the margin of the hinge
@@ -97,14 +97,14 @@ def usual_spread(uchida: Uchida, key: Key) -> float:
         return 1.0
     squares = total = 0.0
     for shape in key.tensors.values():
-        read = uchida.read_of(shape)
+        read = uchida.count_read_values(shape)
         filters = shape[0] if uchida.read == "filter_mean" else 1
         squares += read / (max(1, math.prod(shape[1:])) * filters)
         total += read
     return math.sqrt(squares / total)
 
 
-class _ConvergedRead(ConvergenceDetector):
+class _ReadConvergenceDetector(ConvergenceDetector):
     """A convergence detector of the values read: the weights, or their means over filters."""
 
     def __init__(self, uchida: Uchida) -> None:
@@ -119,7 +119,7 @@ class _ConvergedRead(ConvergenceDetector):
         return super().end_epoch(tensors)
 
 
-class _BinaryCrossEntropy(torch.autograd.Function):
+class _CrossEntropyFunction(torch.autograd.Function):
     """The loss λ·Σ_t −log sigmoid(z_t), z = (2m − 1)∘X·w = −against·w, and its gradient."""
 
     @staticmethod
@@ -136,7 +136,7 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         return ctx.gradient * gradients[0], None, None
 
 
-class _Hinge(torch.autograd.Function):
+class _HingeFunction(torch.autograd.Function):
     """The loss λ·Σ_t max(0, margin − z_t / s), s the deviation of z on usual unmarked weights.
 
     `against` holds −λ/s times the signed rows and `margins` holds λ·margin, so that a step needs
