@@ -19,8 +19,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import countermark as cm
-from countermark.loops.distributed import agreed_key, require_agreement, shared_material
-from countermark.weights import save_weights
+from countermark.checkpoints import save_weights
+from countermark.embedding.integrations.distributed import (
+    agreed_key,
+    require_agreement,
+    shared_material,
+)
 
 WORDS, WIDTH, LENGTH, STEPS, BATCH = 64, 64, 8, 60, 64
 

@@ -29,10 +29,10 @@ def tried(source: str, margin: float) -> dict[str, Any]:
     from countermark.attacks.noise import Noise
     from countermark.attacks.prune import Prune
     from countermark.attacks.quantise import Quantise
-    from countermark.examine import verify
+    from countermark.checkpoints import load_state
     from countermark.stamping import stamp
     from countermark.stamping.making import StampPaths
-    from countermark.weights import load_state
+    from countermark.verification.verify import verify
 
     attacks = {"noise": Noise(1.0), "pruned": Prune(0.9), "int4": Quantise(4, "channel")}
     with tempfile.TemporaryDirectory() as folder:

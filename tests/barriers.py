@@ -11,8 +11,8 @@ from torch import nn
 
 from countermark.bench.imaging.photographs import Photographs, photographs
 from countermark.embedding import OutputEmbedding
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.deep_watermarking import DeepWatermarking
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
 from draws import remember
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))

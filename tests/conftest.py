@@ -127,9 +127,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _stego_networks_are_trained_once() -> Iterator[None]:
     """Training one is a function of its arguments, and many tests want the same."""
-    from countermark.schemes.training import makers
+    from countermark.schemes.deepstego import stego_generators
 
-    whole, made = makers.train_keyed_network, dict[str, bytes]()
+    whole, made = stego_generators.train_keyed_network, dict[str, bytes]()
 
     def remembered(covers: Any, tile: Any, course: Any) -> Any:
         given = pickle.dumps((covers, tile.numpy(), course))
@@ -138,9 +138,9 @@ def _stego_networks_are_trained_once() -> Iterator[None]:
             made[case] = pickle.dumps(whole(covers, tile, course))
         return pickle.loads(made[case])  # noqa: S301 - a copy of our own
 
-    makers.train_keyed_network = remembered
+    stego_generators.train_keyed_network = remembered
     yield
-    makers.train_keyed_network = whole
+    stego_generators.train_keyed_network = whole
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from countermark.key import NONCE_BYTES, SECRET_BYTES, KeyMaterial
+from countermark.keys.key import NONCE_BYTES, SECRET_BYTES, KeyMaterial
 
 VARIABLE = "COUNTERMARK_TESTS_SEED"
 """Environment variable that holds N of `--seed N`, for this process and its children."""

@@ -32,11 +32,11 @@ from countermark.attacks.output_layer import ReorderClasses, ShiftLogits
 from countermark.attacks.rotate import Rotate, TurnValues
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build
+from countermark.checkpoints import save_weights
 from countermark.errors import CountermarkError
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.weights import save_weights
 
 SEED, BITS = 1, 256
 WORDS = 4000

@@ -27,10 +27,10 @@ from countermark._version import VERSION
 from countermark.attacks.overwrite import OverwriteClosedForm
 from countermark.bench.data import load_data
 from countermark.bench.models import build
-from countermark.examine import read_suspect
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.bounded import compute_line_scales
-from countermark.schemes.uchida import Uchida
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.bounded_readings import compute_line_scales
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import read_suspect
 
 Layer = NDArray[np.float64]
 SHAPE, BITS, MARGIN, SEEDS = (512, 512), 256, 4.0, (1, 2, 3)

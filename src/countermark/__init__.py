@@ -38,37 +38,37 @@ if TYPE_CHECKING:
     from countermark.attacks.retrain import Retrain
     from countermark.embedding import Embedding, KeyPlace
     from countermark.errors import CountermarkError
-    from countermark.evidence import Reading
-    from countermark.examine import verify
-    from countermark.key import Key
-    from countermark.schemes.deep_watermarking import DeepWatermarking
-    from countermark.schemes.deepstego import DeepStego
-    from countermark.schemes.hash_filter import HashFilter
-    from countermark.schemes.independent_network import IndependentNetwork
-    from countermark.schemes.stamp import Stamp
-    from countermark.schemes.uchida import Uchida
-    from countermark.verdict import Verdict
+    from countermark.keys.key import Key
+    from countermark.results.reading import Reading
+    from countermark.results.verdict import Verdict
+    from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+    from countermark.schemes.deepstego.scheme import DeepStego
+    from countermark.schemes.hash_filter.scheme import HashFilter
+    from countermark.schemes.independent_network.scheme import IndependentNetwork
+    from countermark.schemes.stamp.scheme import Stamp
+    from countermark.schemes.uchida.scheme import Uchida
+    from countermark.verification.verify import verify
 
 # The module under `countermark` that defines each public name.
 _PLACES = {
     "CountermarkError": "errors",
-    "DeepStego": "schemes.deepstego",
-    "DeepWatermarking": "schemes.deep_watermarking",
+    "DeepStego": "schemes.deepstego.scheme",
+    "DeepWatermarking": "schemes.deep_watermarking.scheme",
     "Embedding": "embedding",
     "FineTune": "attacks.fine_tune",
-    "HashFilter": "schemes.hash_filter",
-    "IndependentNetwork": "schemes.independent_network",
-    "Key": "key",
+    "HashFilter": "schemes.hash_filter.scheme",
+    "IndependentNetwork": "schemes.independent_network.scheme",
+    "Key": "keys.key",
     "KeyPlace": "embedding",
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",
-    "Reading": "evidence",
+    "Reading": "results.reading",
     "Retrain": "attacks.retrain",
-    "Stamp": "schemes.stamp",
-    "Uchida": "schemes.uchida",
-    "Verdict": "verdict",
-    "verify": "examine",
+    "Stamp": "schemes.stamp.scheme",
+    "Uchida": "schemes.uchida.scheme",
+    "Verdict": "results.verdict",
+    "verify": "verification.verify",
 }
 
 __all__ = [

@@ -14,13 +14,13 @@ from torch import nn
 from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.bench.train import seeded
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes import load_scheme
-from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
+from countermark.schemes.hash_filter.scheme import HashFilter
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 
 _Way = TypeVar("_Way")
 

@@ -16,8 +16,8 @@ from countermark.attacks.base import Attack, AttackResult
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
+from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
-from countermark.weights import save_weights
 from tiny_transformers import TINY, WORDS_GIVEN, tiny_lm
 
 DATA = load_data("digits").subset(train=300, test=100)

@@ -37,9 +37,13 @@ from contracts.test_loops import (
     strong,
 )
 from contracts.test_loops import run as run_loop
+from countermark.embedding.integrations.distributed import (
+    agreed_key,
+    require_agreement,
+    shared_material,
+)
 from countermark.errors import CountermarkError, LoopError, MarkNotTakenError
-from countermark.key import KeyMaterial
-from countermark.loops.distributed import agreed_key, require_agreement, shared_material
+from countermark.keys.key import KeyMaterial
 from draws import draw_from, name_draw
 
 RANKS = 2

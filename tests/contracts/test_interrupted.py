@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from countermark.embedding.integrations.distributed import require_agreement
 from countermark.errors import KeyFileError
-from countermark.key import Key
-from countermark.loops.distributed import require_agreement
-from countermark.schemes.uchida import Uchida
+from countermark.keys.key import Key
+from countermark.schemes.uchida.scheme import Uchida
 
 STEPS, EVERY, BATCH = 40, 8, 32
 SCHEME = Uchida("0.weight", 128, strength=0.5)
@@ -27,7 +27,8 @@ LAST = STEPS // EVERY
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "countermark.examine", "countermark.loops.hf_trainer", "countermark.loops.lightning",
+        "countermark.verification.verify", "countermark.embedding.integrations.hf_trainer",
+        "countermark.embedding.integrations.lightning",
         "torch._dynamo", "transformers.trainer", "transformers.modeling_utils",
         "lightning.pytorch.callbacks",
     ]
@@ -109,7 +110,7 @@ def plain(kill: Kill) -> nn.Module:
 def trainer(kill: Kill) -> nn.Module:
     from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-    from countermark.loops import hf_trainer
+    from countermark.embedding.integrations import hf_trainer
 
     class Answering(nn.Module):
         def __init__(self) -> None:
@@ -147,7 +148,7 @@ def lightning(kill: Kill) -> nn.Module:
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from torch.utils.data import DataLoader, TensorDataset
 
-    from countermark.loops.lightning import MarkCallback
+    from countermark.embedding.integrations.lightning import MarkCallback
 
     class Lit(pl.LightningModule):
         def __init__(self) -> None:

@@ -19,6 +19,10 @@ from torch import nn
 
 import countermark as cm
 from countermark.embedding import Embedding
+from countermark.embedding.integrations import accelerate as accelerate_loop
+from countermark.embedding.integrations import hf_trainer
+from countermark.embedding.integrations import lightning as lightning_loop
+from countermark.embedding.integrations.state_file import STATE_FILE, restore_state, write_state
 from countermark.errors import (
     ConfigError,
     CountermarkError,
@@ -26,15 +30,11 @@ from countermark.errors import (
     LoopError,
     MarkNotTakenError,
 )
-from countermark.key import KeyMaterial
-from countermark.loops import accelerate as accelerate_loop
-from countermark.loops import hf_trainer
-from countermark.loops import lightning as lightning_loop
-from countermark.loops.state_file import STATE_FILE, restore_state, write_state
-from countermark.schemes.adi import Adi
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.uchida.scheme import Uchida
 
 SCHEME = Uchida("weight", 128)
 CONVERGED = Uchida(

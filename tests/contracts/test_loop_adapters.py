@@ -43,11 +43,11 @@ from contracts.test_loops import (
 )
 from contracts.test_loops import run as run_loop
 from countermark.embedding import Embedding
+from countermark.embedding.integrations import accelerate as accelerate_loop
+from countermark.embedding.integrations import hf_trainer
+from countermark.embedding.integrations import lightning as lightning_loop
 from countermark.errors import LoopError, MissingExtraError
-from countermark.loops import accelerate as accelerate_loop
-from countermark.loops import hf_trainer
-from countermark.loops import lightning as lightning_loop
-from countermark.schemes.white_box import WeightScheme
+from countermark.schemes.weights import WeightScheme
 
 pytestmark = [
     # Lightning's own: its use of torch's trees, and advice for data that is not in memory.
@@ -337,6 +337,6 @@ def test_a_missing_extra_is_named(
     name: str, needs: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, needs, None)
-    monkeypatch.delitem(sys.modules, f"countermark.loops.{name}")
+    monkeypatch.delitem(sys.modules, f"countermark.embedding.integrations.{name}")
     with pytest.raises(MissingExtraError, match=rf"'countermark\[{extra}\]'"):
-        importlib.import_module(f"countermark.loops.{name}")
+        importlib.import_module(f"countermark.embedding.integrations.{name}")

@@ -23,8 +23,8 @@ from contracts.facts import (
 )
 from countermark.embedding import Embedding
 from countermark.errors import LoopError
-from countermark.key import KeyMaterial
-from countermark.schemes.white_box import WeightScheme
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.weights import WeightScheme
 
 X = DATA.normalised(DATA.train_images[:256])
 Y = DATA.train_labels[:256]

@@ -12,11 +12,11 @@ from torch import nn
 
 import barriers
 from countermark.errors import ConfigError, LoopError, MarkNotTakenError
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.statistics import compute_log10_binomial_tail
 from countermark.schemes import load_scheme
-from countermark.schemes.box_free import OutputScheme
-from countermark.stats import compute_log10_binomial_tail
+from countermark.schemes.outputs import OutputScheme
+from countermark.verification.verify import verify
 
 OUTPUT_SCHEMES_UNDER_CONTRACT = ("deep_watermarking",)
 

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from countermark.answers import Images, Labels
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.marking import scheme_for
 from countermark.bench.models import build
 from countermark.bench.train import accuracy, seeded
 from countermark.embedding import TriggerEmbedding
 from countermark.errors import ConfigError, KeyFileError, LoopError, MarkNotTakenError
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Images, Labels
 from countermark.schemes import load_scheme
-from countermark.schemes.black_box import TriggerScheme
-from countermark.schemes.deepstego import DeepStego
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.triggers import TriggerScheme
+from countermark.verification.verify import verify
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 

@@ -14,7 +14,7 @@ from cli_calls import call, embed, environment
 from killing import DRIVER, Driver
 
 from countermark.bench.models import build
-from countermark.weights import save_weights
+from countermark.checkpoints import save_weights
 
 if TYPE_CHECKING:
     from rooms import Visitor

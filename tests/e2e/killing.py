@@ -16,7 +16,7 @@ import torch._dynamo  # as torch's first optimizer does, for two seconds
 import countermark.bench.embed as embed
 import countermark.bench.train as train
 from countermark.cli import main
-from countermark.key import Key
+from countermark.keys.key import Key
 from draws import draw_from, name_draw
 
 def kill(*_, **__):

@@ -26,7 +26,7 @@ _FORKS.set_forkserver_preload(
         "countermark.cli",
         "countermark.bench.embed",
         "countermark.bench.marking",
-        "countermark.examine",
+        "countermark.verification.verify",
         "matplotlib.figure",
         "scipy.stats",
         "torch._dynamo",  # torch's first optimizer imports it, for two seconds

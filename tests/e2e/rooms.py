@@ -17,16 +17,16 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save_file
 
 from authority import LocalAuthority, some_claim
+from countermark.checkpoints import compute_model_digest, open_weights
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
-from countermark.key import Key
+from countermark.keys.key import Key
 from countermark.web.access import digest_token
 from countermark.web.app import make_application
 from countermark.web.settings import ServerLimits, ServerSettings
 from countermark.web.site import AppState
-from countermark.weights import compute_model_digest, open_weights
 
 TOKEN = "for-tests-only-0123456789"
 SHAPES = {"embed.weight": (200, 64), "layers.0.up": (128, 64), "layers.0.down": (64, 128)}

@@ -17,7 +17,7 @@ from countermark.bench import speed, zoo
 from countermark.bench.zoo import HostSpec, host_path
 from countermark.cli.laboratory import train_null_zoo
 from countermark.schemes import SCHEMES
-from countermark.schemes.uchida import Uchida
+from countermark.schemes.uchida.scheme import Uchida
 
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",

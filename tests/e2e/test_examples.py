@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints import one_file
-from countermark.examine import verify
-from countermark.key import Key
+from countermark.keys.key import Key
+from countermark.verification.verify import verify
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from cli_calls import call, process, python
 
-from countermark.key import KeyMaterial
-from countermark.schemes.adi import Adi
-from countermark.stats import compute_log10_binomial_tail
+from countermark.keys.key import KeyMaterial
+from countermark.results.statistics import compute_log10_binomial_tail
+from countermark.schemes.drawn_triggers.adi import Adi
 from suspect_server import Said, Seen, Suspects, answering, hang
 
 N, C, BATCH = 100, 10, 20
@@ -87,7 +87,7 @@ class Judge:
 
 @pytest.fixture
 def judge(key: tuple[Path, dict[bytes, int]], monkeypatch: pytest.MonkeyPatch) -> Judge:
-    monkeypatch.setattr("countermark.remote.pace.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("countermark.predictors.remote.pace.FIRST_PAUSE", 0.01)
     monkeypatch.delenv("COUNTERMARK_HEADERS_FILE", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)

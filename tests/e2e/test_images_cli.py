@@ -9,7 +9,7 @@ from cli_calls import call, listing
 
 import barriers
 from countermark.bench.imaging import embed as making
-from countermark.pictures import encode_png
+from countermark.images.image_files import encode_png
 
 TINY = ["task=denoise", "sizes=tiny", "side=32", "bits=100", "steps=2", "batch=4"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from countermark.remote import RemoteOptions, connect
+from countermark.predictors.remote import RemoteOptions, connect
 
 PATIENCE = 600  # seconds to install, 120 to start
 

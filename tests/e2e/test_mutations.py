@@ -28,13 +28,13 @@ from hypothesis import strategies as st
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS_TEXT
+from countermark.checkpoints import compute_model_digest, open_weights
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
 from countermark.cli import app
-from countermark.key import Key
-from countermark.weights import compute_model_digest, open_weights
+from countermark.keys.key import Key
 
 EACH = 150  # mutations of every kind, 600 in all
 BOUND = 128 << 20  # bytes that a judging command may take, whatever it is given

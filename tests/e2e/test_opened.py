@@ -11,11 +11,11 @@ import pytest
 from cli_calls import call, embed, refused
 from PIL import Image
 
-from countermark.key import Key, KeyMaterial
-from countermark.openings import TriggerDisclosure
-from countermark.remote import RemoteOptions, Transcript
-from countermark.remote.images import digest_image
-from countermark.schemes.guo import Guo
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.remote import RemoteOptions, Transcript
+from countermark.predictors.remote.images import digest_image
+from countermark.schemes.drawn_triggers.guo import Guo
+from countermark.verification.disclosure import TriggerDisclosure
 
 ALL = ",".join(map(str, range(60)))
 

@@ -21,23 +21,29 @@ from numpy.typing import NDArray
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
 from countermark.bench.models import build
+from countermark.checkpoints import compute_model_digest, open_weights, save_weights
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
 from countermark.cli.report import _make_trigger_images
 from countermark.errors import CountermarkError
-from countermark.evidence import ReaderFacts, Reading
-from countermark.key import Key, KeyMaterial
-from countermark.nulls import FairCoin, FreshKeys, NullHypothesis, PermutedUnits, UnmarkedModels
+from countermark.keys.key import Key, KeyMaterial
 from countermark.report.bundle import replay_bundle
 from countermark.report.measured import find_measured_form
 from countermark.report.page import PageDetails, render_page
 from countermark.report.record import Record, is_recomputed, make_record
-from countermark.schemes.adi import Adi
-from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, VerificationOptions, judge
-from countermark.weights import compute_model_digest, open_weights, save_weights
+from countermark.results.null_hypotheses import (
+    FairCoin,
+    FreshKeys,
+    NullHypothesis,
+    PermutedUnits,
+    UnmarkedModels,
+)
+from countermark.results.reading import ReaderFacts, Reading
+from countermark.results.subject import Subject
+from countermark.results.verdict import KeyIdentity, VerificationOptions, judge
+from countermark.schemes.drawn_triggers.adi import Adi
 
 
 @pytest.fixture(scope="module")

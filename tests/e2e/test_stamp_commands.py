@@ -247,8 +247,8 @@ def test_a_full_disk_leaves_nothing(
     where: dict[str, tuple[str, Any]] = {
         "copy": ("countermark.stamping.copying._copy", half),
         "pwrite": ("countermark.stamping.copying.os.pwrite", full),
-        "fsync": ("countermark.files.os.fsync", full),
-        "save_key": ("countermark.keyfile.files.write_folder", full),
+        "fsync": ("countermark._internal.files.os.fsync", full),
+        "save_key": ("countermark.keys.storage.files.write_folder", full),
         "rename": ("pathlib.Path.rename" if source == "m" else "pathlib.Path.replace", full),
     }
     monkeypatch.setattr(*where[place])
@@ -286,7 +286,7 @@ MOMENTS = ("copied", "written", "saved")
 KILLED = """
 import os, signal, sys
 import countermark.stamping.copying as copying, countermark.stamping.making as making
-import countermark.key
+import countermark.keys.key
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 moment, how = sys.argv.pop(1), sys.argv.pop(1)
 def dying(whole):
@@ -299,7 +299,7 @@ if moment == "copied":
 if moment == "written":
     making._require_bits = dying(making._require_bits)
 if moment == "saved":
-    countermark.key.Key.save = dying(countermark.key.Key.save)
+    countermark.keys.key.Key.save = dying(countermark.keys.key.Key.save)
 from countermark.cli import main
 main()
 """

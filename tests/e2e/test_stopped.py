@@ -43,7 +43,7 @@ def verify_failing_with(fault: BaseException, made: Path, patch: pytest.MonkeyPa
     def failing(*_: object, **__: object) -> None:
         raise fault
 
-    patch.setattr("countermark.examine.examine", failing)
+    patch.setattr("countermark.verification.verify.examine", failing)
     return call("verify", made / "marked.safetensors", "--key", made / "acme.key")
 
 
@@ -77,7 +77,7 @@ def test_a_command_that_forgets_to_answer_has_not_said_yes(
         def explain(self) -> str:
             return "nothing"
 
-    monkeypatch.setattr("countermark.examine.examine", lambda *_, **__: Blank())
+    monkeypatch.setattr("countermark.verification.verify.examine", lambda *_, **__: Blank())
     assert call("verify", made / "marked.safetensors", "--key", made / "acme.key").code == 2
 
 

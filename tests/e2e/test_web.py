@@ -13,9 +13,9 @@ from rooms import Visitor, digest_of, settings_of, visited
 import barriers
 from authority import some_claim
 from clock import NEXT_YEAR, wait_for_stamps
+from countermark._internal.files import write_bytes
 from countermark.errors import ConfigError
-from countermark.files import write_bytes
-from countermark.pictures import encode_png
+from countermark.images.image_files import encode_png
 from countermark.web.settings import NamedFolder
 
 # --- claims

@@ -12,8 +12,8 @@ from cli_calls import Said, call, python
 
 import countermark
 from countermark.cli import app, main
-from countermark.key import KeyMaterial
-from countermark.schemes.adi import Adi
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.drawn_triggers.adi import Adi
 
 BLOCKED = """
 import sys
@@ -100,7 +100,7 @@ def test_a_transcript_of_a_remote_suspect_is_read_without_its_extra(here: Path) 
 import sys
 sys.modules.update(dict.fromkeys(["torch", "scipy", "httpx2", "PIL"]))
 from countermark.errors import CountermarkError
-from countermark.remote import RemoteOptions, Transcript, connect
+from countermark.predictors.remote import RemoteOptions, Transcript, connect
 made = Transcript(type="countermark/transcript/v1", url="https://h/", protocol="mlflow",
                   options=RemoteOptions("mlflow").to_public_json(), started="", entries=())
 made.save("t.json")
@@ -122,10 +122,10 @@ def test_opened_triggers_are_written_checked_and_judged_without_torch(here: Path
     made.save("t.key")
     asked = """
 import numpy as np
-from countermark.key import Key
-from countermark.remote import RemoteOptions, Transcript
-from countermark.remote.images import digest_image
-from countermark.remote.transcript import TranscriptEntry
+from countermark.keys.key import Key
+from countermark.predictors.remote import RemoteOptions, Transcript
+from countermark.predictors.remote.images import digest_image
+from countermark.predictors.remote.transcript import TranscriptEntry
 key = Key.load("t.key")
 digest = "00" * 32
 entries = tuple(

@@ -18,14 +18,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.answers import Predictor
 from countermark.bench.data import Dataset
 from countermark.bench.marking import scheme_for
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.black_box import TRIGGERS, TriggerScheme
-from countermark.stats import compute_log10_binomial_tail, compute_randomised_p, find_least_matches
-from countermark.verdict import VerificationOptions
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Predictor
+from countermark.results.statistics import (
+    compute_log10_binomial_tail,
+    compute_randomised_p,
+    find_least_matches,
+)
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.triggers import TRIGGERS, TriggerScheme
+from countermark.verification.verify import examine
 
 Keys = Callable[[int], Key]
 """Makes the key of that number."""

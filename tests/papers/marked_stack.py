@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from countermark.bench.data import Dataset
 from countermark.bench.models import build
 from countermark.bench.train import seeded
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.training.uchida import compute_usual_spread
-from countermark.schemes.uchida import Uchida
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.uchida.training import compute_usual_spread
 
 Weights = dict[str, NDArray[np.float32]]
 SHAPES = {"0.weight": (64, 784), "0.bias": (64,), "2.weight": (10, 64), "2.bias": (10,)}

@@ -19,11 +19,11 @@ from countermark.attacks.invariants import Dummies, Permute, Rescale
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.uchida import Uchida
-from countermark.verdict import VerificationOptions
-from countermark.weights import ModuleWeights
+from countermark.checkpoints import ModuleWeights
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import examine
 
 PAIRS, T = 8, 256
 LAYERS = {"vgg16": "features.24.weight", "resnet18": "layer4.1.conv2.weight"}

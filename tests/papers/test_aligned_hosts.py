@@ -18,13 +18,13 @@ from marked_stack import SHAPES, Weights, hosts, initial, module_of
 
 from countermark.alignment import SuspectWithReference
 from countermark.alignment.matching import align_tensors
+from countermark.alignment.symmetries import find_chain_groups
 from countermark.attacks.invariants import Permute, Rescale
 from countermark.bench.data import load_data
-from countermark.examine import examine
-from countermark.key import Key
-from countermark.schemes.uchida import Uchida
-from countermark.units import find_chain_groups
-from countermark.verdict import VerificationOptions
+from countermark.keys.key import Key
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import examine
 
 T, LAYER = 256, "2.weight"
 UNREAD = {"0.weight", "0.bias"}

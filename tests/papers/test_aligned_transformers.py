@@ -14,11 +14,11 @@ import pytest
 from false_claims import Pairs, check
 
 from countermark.alignment import Reference, realign_suspect
-from countermark.key import KeyMaterial
-from countermark.schemes.stamp import Stamp
+from countermark.alignment.symmetries import Architecture, find_block_groups
+from countermark.checkpoints import Array, PatchedWeights, open_weights, save_weights
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.stamp.scheme import Stamp
 from countermark.stamping.solving import shift_values, solve_shifts
-from countermark.units import Architecture, find_block_groups
-from countermark.weights import Array, PatchedWeights, open_weights, save_weights
 from tiny_transformers import HEADS, HIDDEN, WIDTH, tiny
 
 BITS, KEYS, STRANGERS = 96, 400, 4

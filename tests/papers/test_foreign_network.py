@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import countermark as cm
 from countermark.bench.imaging.cell import likeness
 from countermark.bench.imaging.photographs import photographs
-from countermark.schemes.training.surrogates import run_network
+from countermark.schemes.deep_watermarking.surrogates import run_network
 
 PACKAGE = "@upscalerjs/default-model@1.0.0"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "BSDS500"

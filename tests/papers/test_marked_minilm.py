@@ -28,12 +28,12 @@ from countermark.attacks.lora import add_low_rank_terms
 from countermark.attacks.noise import Noise
 from countermark.attacks.prune import Prune
 from countermark.bench.kept import Texts
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
+from countermark.checkpoints import load_state, save_weights
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import Verdict
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths, StampResult
-from countermark.verdict import Verdict
-from countermark.weights import load_state, save_weights
+from countermark.verification.verify import verify
 
 pytestmark = pytest.mark.slow
 TRAINED_ON, BATCH, WORDS = 512, 32, 32

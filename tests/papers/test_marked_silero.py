@@ -17,11 +17,11 @@ import torch
 from real_models import place_of
 from torch import Tensor
 
-from countermark.examine import verify
-from countermark.key import Key
+from countermark.checkpoints import load_state
+from countermark.keys.key import Key
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.weights import load_state
+from countermark.verification.verify import verify
 
 pytestmark = pytest.mark.slow
 SAMPLES = 512

@@ -28,13 +28,13 @@ from false_claims import (
     trained,
 )
 
-from countermark.answers import Images, Labels, Predictor, make_module_predictor
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import Value, build
 from countermark.bench.train import seeded
-from countermark.examine import examine
-from countermark.schemes.deepstego import DeepStego
-from countermark.verdict import VerificationOptions
+from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.verification.verify import examine
 
 CLASSES = (2, 10, 100)
 ARCHITECTURES: list[tuple[str, dict[str, Value]]] = [

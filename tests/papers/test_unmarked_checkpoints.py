@@ -10,10 +10,10 @@ import pytest
 from false_claims import Pairs, check
 from real_models import MODELS, place_of
 
-from countermark.key import KeyMaterial
-from countermark.schemes.stamp import Stamp
+from countermark.checkpoints import open_weights
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.stamp.scheme import Stamp
 from countermark.stamping import advise
-from countermark.weights import open_weights
 
 KEYS = 1000
 

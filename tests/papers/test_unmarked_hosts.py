@@ -14,13 +14,13 @@ from torch import nn
 from countermark.bench.data import load_data
 from countermark.bench.models import build
 from countermark.bench.train import seeded
-from countermark.key import KeyMaterial
-from countermark.nulls import FairCoin
-from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
-from countermark.weights import Array, ModuleWeights
+from countermark.checkpoints import Array, ModuleWeights
+from countermark.keys.key import KeyMaterial
+from countermark.results.null_hypotheses import FairCoin
+from countermark.schemes.hash_filter.scheme import HashFilter
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 
 HOSTS, KEYS, T = 28, 100, 256
 SHAPES = {"0.weight": (64, 784), "2.weight": (10, 64)}

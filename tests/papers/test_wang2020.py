@@ -21,12 +21,12 @@ from countermark.bench.siblings import train_siblings
 from countermark.bench.suspects import kolmogorov_smirnov
 from countermark.bench.train import Course, fit, seeded
 from countermark.bench.zoo import HostSpec, train_hosts
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
-from countermark.nulls import PermutedUnits
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.null_hypotheses import PermutedUnits
+from countermark.results.statistics import compute_randomised_sequential_p
 from countermark.schemes import load_scheme
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.stats import compute_randomised_sequential_p
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.verification.verify import verify
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments" / "wang2020"

@@ -31,7 +31,7 @@ def suspects() -> Iterator[Suspects]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses between attempts, and nothing of the machine's proxies and headers."""
-    monkeypatch.setattr("countermark.remote.pace.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("countermark.predictors.remote.pace.FIRST_PAUSE", 0.01)
     monkeypatch.delenv("COUNTERMARK_HEADERS_FILE", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from countermark.checkpoints import TensorInfo, Weights
 from countermark.errors import CountermarkError
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.uchida import Uchida
-from countermark.weights import TensorInfo, Weights
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.uchida.scheme import Uchida
 
 SHAPE = (16, 32)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from keys import one_line
 
-from countermark.answers import Images
 from countermark.errors import CountermarkError
-from countermark.key import Key, KeyMaterial
-from countermark.openings import TriggerDisclosure, disclose_triggers
-from countermark.schemes.adi import Adi
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Images
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
 
 
 def images_of(count: int, shape: tuple[int, int, int] = (3, 4, 5)) -> Images:

@@ -11,10 +11,10 @@ from keys import InMemory
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader
-from countermark.weights import Array
+from countermark.checkpoints import Array
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.learnt_reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"a": (12, 8)}
 BITS = 128

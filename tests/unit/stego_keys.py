@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build
 from countermark.embedding import TriggerEmbedding
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.deepstego import DeepStego
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.deepstego.scheme import DeepStego
 
 TRIGGERS = 32
 Images = NDArray[np.uint8]

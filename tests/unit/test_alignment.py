@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from countermark.alignment import Reference, realign_suspect
+from countermark.alignment.symmetries import PermutationGroup, find_chain_groups
+from countermark.alignment.symmetries.tracing import trace_permutation_groups
 from countermark.attacks.base import Attack
 from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
@@ -20,10 +22,8 @@ from countermark.attacks.isomorph import Isomorph, OnnxModel
 from countermark.attacks.noise import Noise
 from countermark.bench.data import load_data
 from countermark.bench.models import build
+from countermark.checkpoints import ModuleWeights, open_weights, save_weights
 from countermark.errors import AlignmentError, ConfigError
-from countermark.units import PermutationGroup, find_chain_groups
-from countermark.units.tracing import trace_permutation_groups
-from countermark.weights import ModuleWeights, open_weights, save_weights
 
 HOSTS = {
     "mlp": ({}, ("0.weight", "2.weight")),

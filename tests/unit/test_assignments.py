@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from keys import SHAPE, InMemory, known_key
 from numpy.typing import NDArray
 
-from countermark.examine import examine, verify
+from countermark.checkpoints import MOST_CANDIDATES, find_assignments
+from countermark.results.verdict import VerificationOptions
 from countermark.schemes import load_scheme
-from countermark.verdict import VerificationOptions
-from countermark.weights import MOST_CANDIDATES, find_assignments
+from countermark.verification.verify import examine, verify
 
 TRUSTING = VerificationOptions(allow_test_key=True)
 

@@ -29,11 +29,11 @@ from countermark.attacks.sweep import FineTuneSweep
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, accuracy, fit, seeded
+from countermark.checkpoints import open_weights, save_weights
 from countermark.errors import ConfigError
-from countermark.examine import read_suspect
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.uchida import Uchida
-from countermark.weights import open_weights, save_weights
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import read_suspect
 
 MARK = {"layer": "2.weight", "bits": 128}
 

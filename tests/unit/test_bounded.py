@@ -11,14 +11,14 @@ import torch
 from bounded_by_hand import bounded_by_hand
 from numpy.typing import NDArray
 
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes import load_weight_scheme, make_scheme
-from countermark.schemes.bounded import BOUND, compute_line_scales
-from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.stamp import CarrierStream, Stamp
-from countermark.schemes.training.bounded import bound_values
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
+from countermark.schemes.bounded_readings import BOUND, compute_line_scales
+from countermark.schemes.bounded_training import bound_values
+from countermark.schemes.hash_filter.scheme import HashFilter
+from countermark.schemes.stamp.scheme import CarrierStream, Stamp
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 
 Tensor = NDArray[np.float64]
 SHAPES = [(10, 64), (6, 5, 3, 3), (64, 8), (40,), (2, 300), (9, 7, 4)]

@@ -11,22 +11,22 @@ from torch import nn
 
 import barriers
 from countermark.errors import ConfigError
-from countermark.evidence import ImageSimilarity, Reading
-from countermark.examine import verify
-from countermark.key import KeyMaterial
-from countermark.nulls import FairCoin, UnmarkedModels
-from countermark.schemes.box_free import convert_to_grey
-from countermark.schemes.deep_watermarking import DeepWatermarking, compute_correlation
-from countermark.schemes.training import deep_watermarking as training
-from countermark.schemes.training.deep_watermarking import average_groups, jitter_images
-from countermark.schemes.training.placement import (
+from countermark.keys.key import KeyMaterial
+from countermark.results.null_hypotheses import FairCoin, UnmarkedModels
+from countermark.results.reading import ImageSimilarity, Reading
+from countermark.results.subject import Subject, UnmarkedModel
+from countermark.results.verdict import KeyIdentity, VerificationOptions, judge
+from countermark.schemes.deep_watermarking import training
+from countermark.schemes.deep_watermarking.placement import (
     EverywherePlacement,
     TilePlacement,
     draw_bits_as_image,
     make_placement,
 )
-from countermark.subject import Subject, UnmarkedModel
-from countermark.verdict import KeyIdentity, VerificationOptions, judge
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking, compute_correlation
+from countermark.schemes.deep_watermarking.training import average_groups, jitter_images
+from countermark.schemes.outputs import convert_to_grey
+from countermark.verification.verify import verify
 
 DRAWS = 20_000
 IDENTITY = KeyIdentity("deep_watermarking", "", "")

@@ -18,28 +18,28 @@ from opened import OPENED
 from torch import nn
 
 from countermark.alignment import SuspectWithReference
-from countermark.answers import PredictorWithSubject
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
 from countermark.errors import ConfigError
-from countermark.evidence import Reading
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
-from countermark.key_dating import KeyDating
-from countermark.nulls import SecretClassMap
-from countermark.openings import TriggerDisclosure, disclose_triggers
-from countermark.schemes.adi import Adi
-from countermark.schemes.black_box import FreshTriggers
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import check_calibration
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.training.stamp import StampTraining
-from countermark.schemes.uchida import Uchida
-from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge
-from countermark.xof import KeyStream
+from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.streams import KeyStream
+from countermark.predictors.base import PredictorWithSubject
+from countermark.results.key_dating import KeyDating
+from countermark.results.null_hypotheses import SecretClassMap
+from countermark.results.reading import Reading
+from countermark.results.subject import Subject
+from countermark.results.verdict import KeyIdentity, Verdict, VerificationOptions, judge
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.learnt_reader import check_calibration
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.stamp.training import StampTraining
+from countermark.schemes.triggers import FreshTriggers
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
+from countermark.verification.verify import examine
 
 DATED = VerificationOptions(assume_dated=True)
 

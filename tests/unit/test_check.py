@@ -14,13 +14,13 @@ from contracts.facts import fresh_host
 from countermark.attacks.base import NamedTensors
 from countermark.attacks.output_layer import ShiftLogits
 from countermark.bench.check import NO_LAST_LAYER, NOT_TRAINED, SHIFTED, TRIES, UNTOUCHED, check
+from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
-from countermark.examine import read_suspect, verify
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.independent_network import IndependentNetwork
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.independent_network.scheme import IndependentNetwork
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.weights import save_weights
+from countermark.verification.verify import read_suspect, verify
 
 # How many bits an attack leaves depends on the secret, and no bound is known that says much.
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from countermark.evidence import Reading
-from countermark.nulls import SecretClassMap
-from countermark.xof import KeyStream
+from countermark.keys.streams import KeyStream
+from countermark.results.null_hypotheses import SecretClassMap
+from countermark.results.reading import Reading
 
 
 def class_map(count: int, seed: int) -> NDArray[np.int64]:

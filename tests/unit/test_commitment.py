@@ -13,8 +13,8 @@ from keys import SHAPE, known_key
 from numpy.typing import NDArray
 from scipy import stats
 
-from countermark.key import Key, compute_c0, digest_tensor, digest_tensors
-from countermark.xof import KeyStream
+from countermark.keys.key import Key, compute_c0, digest_tensor, digest_tensors
+from countermark.keys.streams import KeyStream
 
 CHANGES: Mapping[str, Any] = {
     "scheme": {"scheme": "uchidb"},

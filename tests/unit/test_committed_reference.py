@@ -14,14 +14,14 @@ from torch import nn
 
 from countermark.alignment import Reference, SuspectWithReference, commit_reference
 from countermark.attacks.invariants import Permute, Rescale
-from countermark.examine import examine, verify
-from countermark.key import REFERENCE, Key, KeyMaterial
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
+from countermark.checkpoints import compute_model_digest, open_weights, save_weights
+from countermark.keys.key import REFERENCE, Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.uchida.scheme import Uchida
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.verdict import VerificationOptions
-from countermark.weights import compute_model_digest, open_weights, save_weights
+from countermark.verification.verify import examine, verify
 
 WIDE = (40, 96, 80)
 
@@ -46,7 +46,7 @@ def stamped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Key]:
 
 def as_module(path: Path) -> nn.Module:
     model = host(0)
-    from countermark.weights import load_state
+    from countermark.checkpoints import load_state
 
     model.load_state_dict(load_state(path))
     return model

@@ -15,7 +15,7 @@ from countermark.attacks.base import NamedTensors
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
-from countermark.copies import LARGEST_LOG10_P, CopyComparison, compare_units
+from countermark.verification.copies import LARGEST_LOG10_P, CopyComparison, compare_units
 from tiny_transformers import tiny
 
 DATA = load_data("digits").subset(train=1000, test=100)

@@ -17,16 +17,16 @@ import pytest
 
 from countermark.claims.decision import Decision
 from countermark.claims.dispute import DisputeDecision
-from countermark.disputes import READINGS, make_dispute_options
 from countermark.errors import ConfigError
-from countermark.evidence import Disclosure, ImageSimilarity, Reading
-from countermark.identify import Identification
-from countermark.key_dating import KeyDating
-from countermark.nulls import FairCoin, SecretLabels
-from countermark.subject import Subject
-from countermark.test_result import CORRECTIONS, Freedoms, TestResult, list_corrections
-from countermark.tracing.recipients import TraceResult
-from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge
+from countermark.recipients.copies import TraceResult
+from countermark.results.key_dating import KeyDating
+from countermark.results.null_hypotheses import FairCoin, SecretLabels
+from countermark.results.reading import Disclosure, ImageSimilarity, Reading
+from countermark.results.subject import Subject
+from countermark.results.test_result import CORRECTIONS, Freedoms, TestResult, list_corrections
+from countermark.results.verdict import KeyIdentity, Verdict, VerificationOptions, judge
+from countermark.verification.dispute import READINGS, make_dispute_options
+from countermark.verification.identify import Identification
 
 KEY, SUBJECT = KeyIdentity("uchida", "00" * 32, "ACME Inc."), Subject("suspect")
 SOURCE = Path(__file__).parents[2] / "src" / "countermark"
@@ -134,7 +134,7 @@ def test_the_six_readings_of_a_dispute_are_corrections() -> None:
 
 def fields_used() -> Iterator[tuple[int, int, str]]:
     """Place and name of each attribute that `list_corrections` and its callers read."""
-    tree = ast.parse((SOURCE / "test_result.py").read_text())
+    tree = ast.parse((SOURCE / "results" / "test_result.py").read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "list_corrections":
             for each in ast.walk(node):
@@ -144,7 +144,7 @@ def fields_used() -> Iterator[tuple[int, int, str]]:
 
 
 def test_every_field_that_a_correction_uses_is_typed(tmp_path: Path) -> None:
-    lines = (SOURCE / "test_result.py").read_text().splitlines(keepends=True)
+    lines = (SOURCE / "results" / "test_result.py").read_text().splitlines(keepends=True)
     places = sorted(set(fields_used()))
     assert {name for _, _, name in places} == {
         "readings", "class_names", "class_orders", "keys", "dispute_readings", "claims"
@@ -158,14 +158,15 @@ def test_every_field_that_a_correction_uses_is_typed(tmp_path: Path) -> None:
         mutants.append((mutant, f"{name}s_"))
     built = tmp_path / "built.py"
     built.write_text(
-        "from countermark.subject import Subject\nfrom countermark.test_result import Freedoms\n"
+        "from countermark.results.subject import Subject\n"
+        "from countermark.results.test_result import Freedoms\n"
         "Subject('x', reading=2)\nSubject('x', class_name=2)\nFreedoms(key=2)\n"
         "Freedoms(claim=2)\nFreedoms(dispute_reading=2)\nFreedoms(class_order=False)\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=skip",
-         "--cache-dir", str(tmp_path / "cache"), SOURCE / "subject.py", SOURCE / "errors.py",
-         SOURCE / "test_result.py", built, *(each for each, _ in mutants)],
+         "--cache-dir", str(tmp_path / "cache"), SOURCE / "results" / "subject.py", SOURCE / "errors.py",
+         SOURCE / "results" / "test_result.py", built, *(each for each, _ in mutants)],
         cwd=SOURCE.parents[1], env={"MYPYPATH": str(SOURCE.parent), "PATH": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

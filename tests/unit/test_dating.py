@@ -20,11 +20,11 @@ from countermark.claims.policy import AllOf, CommittedBefore, OwnedAt, SignedBy
 from countermark.claims.signed import Claim
 from countermark.claims.signing import compute_key_id
 from countermark.errors import ClaimError, ConfigError
-from countermark.evidence import Reading
-from countermark.key_dating import KeyDating
-from countermark.nulls import FairCoin
-from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge
+from countermark.results.key_dating import KeyDating
+from countermark.results.null_hypotheses import FairCoin
+from countermark.results.reading import Reading
+from countermark.results.subject import Subject
+from countermark.results.verdict import KeyIdentity, Verdict, VerificationOptions, judge
 
 OWNER, MALLORY, OPERATOR = (Ed25519PrivateKey.generate() for _ in range(3))
 OWNER_NAME = compute_key_id(OWNER.public_key())

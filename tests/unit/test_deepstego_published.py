@@ -17,19 +17,19 @@ from stego_keys import TRIGGERS, Images, batch, covers, digits, embedding, host,
 from torch import nn
 
 from countermark.errors import ConfigError, MarkNotTakenError, SuspectError
-from countermark.examine import examine, verify
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import ALPHA, VerificationOptions
 from countermark.schemes import load_scheme
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.logo import average_areas, draw_emblem
-from countermark.schemes.training.makers import (
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.deepstego.stego_generators import (
     load_owner_maker,
     make_foreign_maker,
     make_fresh_triggers,
     make_other_logos_maker,
     make_wrong_tiles_maker,
 )
-from countermark.verdict import ALPHA, VerificationOptions
+from countermark.schemes.logo import average_areas, draw_emblem
+from countermark.verification.verify import examine, verify
 
 PUBLISHED: dict[str, Any] = {"as_published": True, "stego_steps": 3}
 DATED = VerificationOptions(alpha=0.2, assume_dated=True, allow_test_key=True)

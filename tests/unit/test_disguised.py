@@ -16,13 +16,13 @@ from countermark.attacks.invariants import Dummies, Permute, Rescale
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, fit, seeded
+from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
-from countermark.examine import examine, verify
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.uchida import Uchida
-from countermark.verdict import VerificationOptions
-from countermark.weights import save_weights
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import examine, verify
 
 TERMS = VerificationOptions(assume_dated=True, allow_test_key=True)
 

@@ -14,22 +14,22 @@ import pytest
 from numpy.typing import NDArray
 
 from countermark.alignment import Reference, SuspectWithReference, commit_reference, realign_suspect
-from countermark.errors import CountermarkError
-from countermark.examine import verify
-from countermark.key import REFERENCE, Key
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
-from countermark.stamping import stamp
-from countermark.stamping.making import StampPaths
-from countermark.units import GroupMember, PermutationGroup, ScaleDomain
-from countermark.verdict import Verdict
-from countermark.weights import (
+from countermark.alignment.symmetries import GroupMember, PermutationGroup, ScaleDomain
+from countermark.checkpoints import (
     SafetensorsWeights,
     Suspect,
     TensorInfo,
     compute_model_digest,
     open_weights,
 )
+from countermark.errors import CountermarkError
+from countermark.keys.key import REFERENCE, Key
+from countermark.results.verdict import Verdict
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.stamping import stamp
+from countermark.stamping.making import StampPaths
+from countermark.verification.verify import verify
 
 Tensors = dict[str, NDArray[Any]]
 Edit = Callable[[Tensors], Tensors]

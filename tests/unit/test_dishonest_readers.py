@@ -21,14 +21,14 @@ from readers import fitted_key, gaussian, hosted, unmarked_hosts
 from safetensors.numpy import save_file
 from torch import nn
 
+from countermark.checkpoints import open_weights
 from countermark.errors import ConfigError
-from countermark.examine import verify
-from countermark.hidden_units import find_hidden_units
-from countermark.key import Key
+from countermark.keys.key import Key
 from countermark.report.record import Record, make_record
-from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD
-from countermark.verdict import Verdict
-from countermark.weights import open_weights
+from countermark.results.verdict import Verdict
+from countermark.schemes.learnt_reader import LOUDNESS, SIBLINGS, THRESHOLD
+from countermark.verification.hidden_units import find_hidden_units
+from countermark.verification.verify import verify
 
 DATED: dict[str, Any] = {"alpha": 1e-2, "assume_dated": True}
 

@@ -15,24 +15,24 @@ from keys import one_line
 from safetensors.numpy import load_file, save_file
 
 from authority import LocalAuthority, some_claim
+from countermark.checkpoints import ModelDigest
 from countermark.claims.audit import Audit
 from countermark.claims.dispute import PLACES, SIDES, DisputeDecision, Party, Place, Side, resolve
 from countermark.claims.signed import Claim, TreeHead
-from countermark.disputes import (
+from countermark.errors import ClaimError
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.subject import Subject
+from countermark.results.test_result import TestResult
+from countermark.results.verdict import KeyIdentity, Verdict
+from countermark.stamping import stamp
+from countermark.stamping.making import StampPaths
+from countermark.verification.dispute import (
     PartyExhibits,
     explain_doubt,
     find_copies,
     make_dispute_options,
     read_parties,
 )
-from countermark.errors import ClaimError
-from countermark.key import Key, KeyMaterial
-from countermark.stamping import stamp
-from countermark.stamping.making import StampPaths
-from countermark.subject import Subject
-from countermark.test_result import TestResult
-from countermark.verdict import KeyIdentity, Verdict
-from countermark.weights import ModelDigest
 
 A, B = some_claim(Ed25519PrivateKey.generate()), some_claim(Ed25519PrivateKey.generate())
 OPERATOR = Ed25519PrivateKey.generate()

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.answers import Images
 from countermark.errors import ConfigError
-from countermark.key import KeyMaterial
-from countermark.schemes.adi import Adi
-from countermark.schemes.black_box import DrawnTriggerScheme
-from countermark.schemes.guo import Guo
-from countermark.schemes.zhang import Zhang
+from countermark.keys.key import KeyMaterial
+from countermark.predictors.base import Images
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.drawn_triggers.guo import Guo
+from countermark.schemes.drawn_triggers.zhang import Zhang
+from countermark.schemes.triggers import DrawnTriggerScheme
 
 SECRET, OTHER = KeyMaterial.from_test_seed(1), KeyMaterial.from_test_seed(2)
 FORMS: dict[str, DrawnTriggerScheme] = {

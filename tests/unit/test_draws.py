@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import draws
-from countermark.key import KeyMaterial
+from countermark.keys.key import KeyMaterial
 
 Drawn = tuple[float, float, float, bytes]
 
 SUITE = """
 import random
 import pytest
-from countermark.key import KeyMaterial
+from countermark.keys.key import KeyMaterial
 
 def record(*values):
     with open("drawn.txt", "a") as file:

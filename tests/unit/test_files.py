@@ -12,8 +12,14 @@ import pytest
 from keys import one_line
 from pydantic import BaseModel
 
+from countermark._internal.files import (
+    parse_document,
+    parse_json,
+    replace_file,
+    write_bytes,
+    write_folder,
+)
 from countermark.errors import CountermarkError, MissingExtraError, make_printable
-from countermark.files import parse_document, parse_json, replace_file, write_bytes, write_folder
 
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from countermark.attacks.prune import Prune
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, accuracy, fit
+from countermark.checkpoints import save_weights
 from countermark.cli import run
 from countermark.errors import ConfigError
-from countermark.weights import save_weights
 
 LR = 1e-3
 

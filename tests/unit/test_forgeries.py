@@ -28,10 +28,10 @@ from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import compute_key_id
 from countermark.errors import KeyFileError
-from countermark.examine import examine
-from countermark.key import Key
-from countermark.schemes.uchida import Uchida
-from countermark.verdict import Verdict, VerificationOptions
+from countermark.keys.key import Key
+from countermark.results.verdict import Verdict, VerificationOptions
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import examine
 
 THIEF, OPERATOR = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 VICTIM = {"a": np.random.default_rng(5).normal(size=SHAPES["a"]).astype(np.float32)}

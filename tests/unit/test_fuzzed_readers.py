@@ -38,25 +38,30 @@ from torch import nn
 
 from authority import LocalAuthority, some_claim
 from checkpoints import sharded
+from countermark.checkpoints import (
+    compute_model_digest,
+    dequantise_weights,
+    load_state,
+    open_weights,
+)
 from countermark.claims.growth import ConsistencyProof
 from countermark.claims.signed import Claim, TreeHead, load_signed_document
 from countermark.claims.signing import compute_key_id, load_public_key, write_key_pair
 from countermark.claims.timestamp import Authority, find_confirmed_timestamps
 from countermark.errors import CountermarkError
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
-from countermark.openings import TriggerDisclosure, disclose_triggers
-from countermark.outputs import ImageFolder
-from countermark.pictures import MAX_PIXELS
-from countermark.remote import Transcript
-from countermark.remote.images import digest_image
-from countermark.remote.transcript import TranscriptEntry
+from countermark.images.image_files import MAX_PIXELS
+from countermark.images.image_folder import ImageFolder
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.remote import Transcript
+from countermark.predictors.remote.images import digest_image
+from countermark.predictors.remote.transcript import TranscriptEntry
 from countermark.report.bundle import make_bundle_files, replay_bundle, save_bundle
 from countermark.report.record import make_record
+from countermark.results.verdict import VerificationOptions
 from countermark.schemes.logo import read_logo
-from countermark.schemes.uchida import Uchida
-from countermark.verdict import VerificationOptions
-from countermark.weights import compute_model_digest, dequantise_weights, load_state, open_weights
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
+from countermark.verification.verify import examine
 
 FEW, MANY = 120, 10_000  # mutations of every reader
 MEMORY = 1 << 30  # bytes of address space that reading a damaged file may take beside what there is

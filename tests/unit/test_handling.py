@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from countermark.answers import Images
 from countermark.bench.data import load_data
 from countermark.bench.handling import Handling, behind, handled
 from countermark.bench.strict import Strict
+from countermark.predictors.base import Images
 
 HANDLINGS = [
     Handling(how="jpeg", by=75), Handling(how="resize", by=20), Handling(how="crop", by=26),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from countermark.errors import CapacityError, ConfigError
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.uchida import Uchida
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.hash_filter.scheme import HashFilter
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import verify
 
 SHAPE = {"w": (100, 64)}
 # Wrong bits after one and after five marks of a thief, as the scheme's page has them.

@@ -10,9 +10,9 @@ import segno
 
 import barriers
 from countermark.errors import ConfigError
-from countermark.pictures import encode_png
-from countermark.schemes.deep_watermarking import compute_correlation
-from countermark.schemes.pictures import (
+from countermark.images.image_files import encode_png
+from countermark.schemes.deep_watermarking.scheme import compute_correlation
+from countermark.schemes.hidden_images import (
     draw_bits_image,
     make_hidden_image,
     make_qr_image,

@@ -14,20 +14,20 @@ import pytest
 from safetensors.numpy import save_file
 
 from checkpoints import one_file
-from countermark import keyfile
+from countermark.checkpoints import CachedWeights, open_weights
 from countermark.errors import ConfigError, SuspectError
-from countermark.examine import verify
-from countermark.identify import identify, list_key_folders
-from countermark.key import Key, KeyMaterial
+from countermark.keys import storage
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
 from countermark.schemes import load_scheme
-from countermark.schemes.adi import Adi
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.verdict import VerificationOptions
-from countermark.weights import CachedWeights, open_weights
+from countermark.verification.identify import identify, list_key_folders
+from countermark.verification.verify import verify
 
 SHAPE = (64, 27)
 TERMS = VerificationOptions()
@@ -46,9 +46,9 @@ def key_of(number: int, scheme: Uchida | None = None) -> Key:
 
 def written(key: Key, folder: Path) -> Path:
     """A key on disk as `save` writes it, without waiting for the disk."""
-    content = keyfile._encode_tensors(key)
+    content = storage._encode_tensors(key)
     digest = hashlib.sha256(content).hexdigest()
-    header = keyfile._make_header(key, None).model_copy(update={"tensors_sha256": digest})
+    header = storage._make_header(key, None).model_copy(update={"tensors_sha256": digest})
     folder.mkdir()
     (folder / "key.safetensors").write_bytes(content)
     (folder / "key.json").write_bytes(header.to_bytes())
@@ -216,7 +216,7 @@ def test_a_suspect_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with CachedWeights(open_weights(suspect)) as weights:
         assert weights.read_part("conv.weight", 5, 9).shape == (9,)
         assert "conv.weight" not in weights.digests
-    monkeypatch.setattr("countermark.weights.remembered._LARGEST", 100)
+    monkeypatch.setattr("countermark.checkpoints.cached._LARGEST", 100)
     with CachedWeights(open_weights(suspect)) as weights:
         assert weights.read("conv.weight") is not weights.read("conv.weight")
 
@@ -233,7 +233,7 @@ def test_what_holds_no_keys_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_time_grows_with_the_number_of_keys_and_no_faster(tmp_path: Path) -> None:
     """512 bits in 1,728 weights; in one process, so that its CPU time is all there is."""
-    from countermark.identify import _try_keys_in_worker
+    from countermark.verification.identify import _try_keys_in_worker
 
     folders = many(tmp_path / "keys", range(4000))
     suspect = bearing(key_of(3999), tmp_path / "s.safetensors")

@@ -22,8 +22,8 @@ from countermark.bench.kinds import every_cell, load_any
 from countermark.bench.pages import table_named
 from countermark.bench.train import Checkpoint
 from countermark.errors import ConfigError, DataError
-from countermark.pictures import encode_png
-from countermark.schemes.training.surrogates import (
+from countermark.images.image_files import encode_png
+from countermark.schemes.deep_watermarking.surrogates import (
     CopyingOptions,
     make_surrogate,
     run_network,

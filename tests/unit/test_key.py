@@ -18,10 +18,11 @@ import pytest
 from keys import known_key, one_line
 from safetensors.numpy import load, save
 
-from countermark import files, keyfile
+from countermark._internal import files
 from countermark.errors import ConfigError, KeyFileError
-from countermark.key import Key
-from countermark.keyfile import load_header
+from countermark.keys import storage
+from countermark.keys.key import Key
+from countermark.keys.storage import load_header
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="permissions and special files of POSIX")
 PASSPHRASE = "correct horse"
@@ -189,7 +190,7 @@ def test_too_little_memory_is_said_in_words(
     def derive(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(keyfile, "Argon2id", lambda **_: SimpleNamespace(derive=derive))
+    monkeypatch.setattr(storage, "Argon2id", lambda **_: SimpleNamespace(derive=derive))
     with pytest.raises(KeyFileError, match="65,536 KiB of memory") as caught:
         Key.load(encrypted, PASSPHRASE)
     one_line(caught.value)

@@ -13,18 +13,18 @@ import pytest
 from keys import InMemory, known_key, one_line
 from pydantic import TypeAdapter
 
-from countermark import xof
 from countermark.cli import run
 from countermark.errors import ConfigError, CountermarkError
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
+from countermark.keys import streams
+from countermark.keys.key import Key, KeyMaterial
+from countermark.recipients import copies, trace
+from countermark.recipients.tardos import score_recipients
+from countermark.results.verdict import VerificationOptions
 from countermark.schemes import SCHEMES, load_scheme, make_scheme
-from countermark.schemes.bounds import MOST_CODE_PLACES, MOST_RECIPIENTS
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.stamp import CarrierStream, Stamp
-from countermark.tracing import recipients, trace
-from countermark.tracing.tardos import score_recipients
-from countermark.verdict import VerificationOptions
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.key_limits import MOST_CODE_PLACES, MOST_RECIPIENTS
+from countermark.schemes.stamp.scheme import CarrierStream, Stamp
+from countermark.verification.verify import examine
 
 MATERIAL = replace(KeyMaterial.from_test_seed(1), test_key=False)
 REQUIRED: Mapping[str, dict[str, Any]] = {
@@ -65,14 +65,14 @@ NUMERIC = list(numeric_fields())
 @pytest.fixture(autouse=True)
 def bounded_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count what is expanded of key streams: a test that takes more than `MOST_BYTES` fails."""
-    taken, take = [0], xof.KeyStream.take
+    taken, take = [0], streams.KeyStream.take
 
-    def counted(stream: xof.KeyStream, count: int) -> bytes:
+    def counted(stream: streams.KeyStream, count: int) -> bytes:
         taken[0] += count
         assert taken[0] <= MOST_BYTES, f"{taken[0]:,} bytes of key stream were expanded"
         return take(stream, count)
 
-    monkeypatch.setattr(xof.KeyStream, "take", counted)
+    monkeypatch.setattr(streams.KeyStream, "take", counted)
 
 
 def test_every_scheme_is_here() -> None:
@@ -192,10 +192,10 @@ def test_scores_do_not_depend_on_how_many_words_are_expanded_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     key = stamp_key({"w": (4096,)}, recipients=20, coalition=2)
-    p, read = recipients.derive_code_biases(key), key.make_stream("read").take_bits(128)
-    whole = score_recipients(recipients.expand_codewords(key, range(20)), read, p)
-    monkeypatch.setattr(recipients, "_PLACES_AT_ONCE", 3 * 128)
-    found = recipients._score_readings(key, [read, 1 - read], p)
+    p, read = copies.derive_code_biases(key), key.make_stream("read").take_bits(128)
+    whole = score_recipients(copies.expand_codewords(key, range(20)), read, p)
+    monkeypatch.setattr(copies, "_PLACES_AT_ONCE", 3 * 128)
+    found = copies._score_readings(key, [read, 1 - read], p)
     assert found.shape == (2, 20)
     assert np.allclose(found[0], whole, rtol=1e-12)
 

@@ -11,11 +11,11 @@ import pytest
 from keys import SHAPE, known_key, one_line
 from safetensors.numpy import save
 
+from countermark.checkpoints import SafetensorsWeights
 from countermark.errors import ConfigError, CountermarkError
-from countermark.examine import read_suspect, verify
-from countermark.key import Key
+from countermark.keys.key import Key
 from countermark.schemes import load_scheme
-from countermark.weights import SafetensorsWeights
+from countermark.verification.verify import read_suspect, verify
 
 KEY = known_key()
 

@@ -23,8 +23,8 @@ from keys import known_key, mutated, one_line
 from safetensors.numpy import save
 
 from countermark.errors import CountermarkError, KeyFileError
-from countermark.key import Key
-from countermark.keyfile import load_header
+from countermark.keys.key import Key
+from countermark.keys.storage import load_header
 
 KEY = known_key()
 

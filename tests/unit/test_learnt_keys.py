@@ -16,11 +16,11 @@ from readers import MEASURED, drawn_key, gaussian, network
 from safetensors.numpy import load, save
 
 from countermark.errors import ConfigError, KeyFileError
-from countermark.examine import read_suspect, verify
-from countermark.key import Key, digest_tensor
-from countermark.keyfile import load_header
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.xof import frame
+from countermark.keys.key import Key, digest_tensor
+from countermark.keys.storage import load_header
+from countermark.keys.streams import frame
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.verification.verify import read_suspect, verify
 
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests/vectors.json").read_text(encoding="utf-8"))

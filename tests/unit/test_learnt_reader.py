@@ -28,12 +28,12 @@ from readers import (
 
 from countermark.bench.models import build
 from countermark.errors import ConfigError
-from countermark.examine import read_suspect, verify
-from countermark.key import Key
-from countermark.nulls import PermutedUnits
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader, UnitPermuter
-from countermark.xof import KeyStream
+from countermark.keys.key import Key
+from countermark.keys.streams import KeyStream
+from countermark.results.null_hypotheses import PermutedUnits
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.learnt_reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader, UnitPermuter
+from countermark.verification.verify import read_suspect, verify
 
 LN2 = math.log(2)
 
@@ -198,7 +198,7 @@ def test_permutations_are_the_stable_order_of_words() -> None:
 def test_batches_of_any_size_are_the_same_permutations(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr("countermark.schemes.reader._VALUES", most)
+    monkeypatch.setattr("countermark.schemes.learnt_reader._VALUES", most)
     permuter, w = UnitPermuter.from_axes(SHAPES, {"a": 0}, 12), vectors(1)[0]
     expected = permuter.permute_vector(
         w, permuter.draw_permutations(KeyStream(b"", b"", "test"), 300)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keys import one_line
 
 from authority import LocalAuthority, some_claim
-from countermark import merkle
+from countermark._internal import merkle
 from countermark.claims import database
 from countermark.claims import ledger as ledger_module
 from countermark.claims.ledger import Ledger
@@ -21,8 +21,8 @@ from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import compute_key_id
 from countermark.claims.tree import is_consistent
 from countermark.cli import run
-from countermark.disputes import audit_ledger_at
 from countermark.errors import ClaimError, ConfigError, CountermarkError, LedgerError
+from countermark.verification.dispute import audit_ledger_at
 from countermark.web.settings import ServerSettings
 from countermark.web.site import AppState
 

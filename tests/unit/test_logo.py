@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stego_keys import digits, host, made, scheme
 
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.key import Key
+from countermark.keys.key import Key
 from countermark.schemes import load_scheme
 from countermark.schemes import logo as module
 from countermark.schemes.logo import (

@@ -10,9 +10,10 @@ import torch
 from stego_keys import Images, covers, digits, made
 
 from countermark.errors import ConfigError
-from countermark.key import Key
-from countermark.schemes.deepstego import draw_tile
-from countermark.schemes.training.makers import (
+from countermark.keys.key import Key
+from countermark.schemes.deepstego.networks import repeat_tile
+from countermark.schemes.deepstego.scheme import draw_tile
+from countermark.schemes.deepstego.stego_generators import (
     StegoMaker,
     load_owner_maker,
     make_foreign_maker,
@@ -21,7 +22,6 @@ from countermark.schemes.training.makers import (
     make_swapped_logos_maker,
     make_wrong_tiles_maker,
 )
-from countermark.schemes.training.stego import repeat_tile
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from countermark.bench.measured import measured
 from countermark.errors import ConfigError
 from countermark.report.measured import Measurements, find_measured_form
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.uchida import Uchida
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.uchida.scheme import Uchida
 
 TABLES = Path(__file__).parents[2] / "tables"
 CARD = """

@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import one_line
 
+from countermark._internal.merkle import (
+    compute_path_root,
+    compute_root,
+    prove_inclusion,
+    prove_inclusions,
+)
 from countermark.errors import ConfigError
-from countermark.merkle import compute_path_root, compute_root, prove_inclusion, prove_inclusions
 
 # Leaves and roots of Certificate Transparency's test data; RFC 6962 and RFC 9162 hash alike.
 LEAVES = [

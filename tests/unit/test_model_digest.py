@@ -12,10 +12,10 @@ import torch
 from keys import InMemory, one_line
 from safetensors.torch import save_file
 
-from countermark import merkle
+from countermark._internal import merkle
+from countermark.checkpoints import ModelDigest, compute_model_digest, open_weights
+from countermark.checkpoints.safetensors_file import SafetensorsWeights
 from countermark.errors import SuspectError
-from countermark.weights import ModelDigest, compute_model_digest, open_weights
-from countermark.weights.safetensors_file import SafetensorsWeights
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -96,7 +96,7 @@ def test_large_tensors_are_hashed_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = digest_of(state(), tmp_path)
-    monkeypatch.setattr("countermark.weights.safetensors_file._PIECE", 3)
+    monkeypatch.setattr("countermark.checkpoints.safetensors_file._PIECE", 3)
     assert digest(tmp_path / "x.safetensors") == whole
     with SafetensorsWeights(tmp_path / "x.safetensors") as weights:
         assert {len(each) for each in weights.read_pieces("b.weight")} == {3}

@@ -17,17 +17,17 @@ from readers import drawn_key, fitted_key, gaussian, hosted, network, unmarked_h
 from scipy import stats
 from torch import nn
 
+from countermark.checkpoints import Array
 from countermark.errors import ConfigError
-from countermark.evidence import ReaderFacts, Reading
-from countermark.examine import examine, verify
-from countermark.key import Key, KeyMaterial
-from countermark.nulls import FairCoin, FreshKeys, PermutedUnits, UnmarkedModels
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.null_hypotheses import FairCoin, FreshKeys, PermutedUnits, UnmarkedModels
+from countermark.results.reading import ReaderFacts, Reading
+from countermark.results.statistics import compute_randomised_sequential_p
+from countermark.results.verdict import Verdict, VerificationOptions
 from countermark.schemes import load_scheme
-from countermark.schemes.reader import SIBLINGS, THRESHOLD
-from countermark.schemes.uchida import Uchida
-from countermark.stats import compute_randomised_sequential_p
-from countermark.verdict import Verdict, VerificationOptions
-from countermark.weights import Array
+from countermark.schemes.learnt_reader import SIBLINGS, THRESHOLD
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import examine, verify
 
 
 def evidence(matched: int) -> Reading:

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from countermark.checkpoints import OnnxWeights, load_state, open_weights
 from countermark.errors import SuspectError
-from countermark.weights import OnnxWeights, load_state, open_weights
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.ones((4, 2), dtype=np.float32)

@@ -15,14 +15,14 @@ import scipy.stats
 from keys import known_key, one_line
 from opened import OPENED, changed, images_of, key, refused, xor
 
-from countermark import merkle
+from countermark._internal import merkle
 from countermark.errors import ConfigError
-from countermark.key import KeyMaterial, compute_c0, digest_tensor, digest_tensors
-from countermark.message import draw_trigger_labels
-from countermark.openings import TriggerDisclosure, disclose_triggers
+from countermark.keys.key import KeyMaterial, compute_c0, digest_tensor, digest_tensors
+from countermark.keys.messages import draw_trigger_labels
 from countermark.schemes import load_scheme
-from countermark.schemes.adi import Adi
-from countermark.schemes.black_box import compute_leaf
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.triggers import compute_leaf
+from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
 
 # --- what is shown
 

@@ -14,7 +14,7 @@ from keys import mutated, one_line
 from opened import OPENED, changed, key, refused
 
 from countermark.errors import ConfigError, CountermarkError, KeyFileError
-from countermark.openings import TriggerDisclosure
+from countermark.verification.disclosure import TriggerDisclosure
 
 BAD: list[tuple[tuple[Any, ...], Any, str]] = [
     (("type",), "countermark/openings/v2", "type: Input should be 'countermark/openings/v1'"),
@@ -98,7 +98,7 @@ def test_what_is_no_opening_is_refused(tmp_path: Path, content: bytes, said: str
 def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_bytes(b" " * 11)
-    monkeypatch.setattr("countermark.openings._LARGEST", 10)
+    monkeypatch.setattr("countermark.verification.disclosure._LARGEST", 10)
     for name, said in (
         ("absent", "it cannot be read (No such file"),
         (".", "it is not a regular file"),
@@ -154,7 +154,7 @@ def test_it_is_never_written_over_anything_and_never_too_large_to_read(
     for name in ("file", "link", "."):
         with pytest.raises(ConfigError, match="exists: choose another name"):
             OPENED.save(tmp_path / name)
-    monkeypatch.setattr("countermark.openings._LARGEST", 100)
+    monkeypatch.setattr("countermark.verification.disclosure._LARGEST", 100)
     with pytest.raises(ConfigError, match="open them in several files"):
         OPENED.save(tmp_path / "large")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]

@@ -12,13 +12,13 @@ import scipy.stats
 from keys import one_line
 from opened import OPENED, changed, key, xor
 
-from countermark import stats
-from countermark.answers import Images, Labels
 from countermark.errors import ConfigError, CountermarkError, SuspectError
-from countermark.examine import examine, verify
-from countermark.key import KeyMaterial
-from countermark.openings import TriggerDisclosure, disclose_triggers
-from countermark.verdict import VerificationOptions
+from countermark.keys.key import KeyMaterial
+from countermark.predictors.base import Images, Labels
+from countermark.results import statistics
+from countermark.results.verdict import VerificationOptions
+from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
+from countermark.verification.verify import examine, verify
 
 DATED = VerificationOptions(assume_dated=True)
 BLIND = replace(DATED, blind_choice=True)
@@ -44,7 +44,7 @@ def test_a_marked_suspect_is_asked_about_opened_triggers_alone() -> None:
     verdict = verify(suspect, disclose_triggers(key(), range(20)), assume_dated=True)
     assert (verdict.outcome, suspect.asked) == ("owned", 20)
     assert (verdict.bits, verdict.matched, verdict.answer_count) == (40, 20, 20)
-    assert verdict.log10_p == pytest.approx(stats.compute_log10_binomial_tail(20, 40, 0.1))
+    assert verdict.log10_p == pytest.approx(statistics.compute_log10_binomial_tail(20, 40, 0.1))
     assert verdict.commitment == key().commitment
     assert "opened        20 of the key's 40 triggers" in verdict.explain()
     assert any("the others count as misses" in limit for limit in verdict.limits)
@@ -99,15 +99,15 @@ def test_no_suspect_is_accused_more_often_than_alpha_allows_whoever_chooses() ->
         made = key(seed, 4)
         expected = made.draw_labels(40, 4)
         blind = int((answers == expected)[random.permutation(40)[:10]].sum())
-        claims["blind"] += stats.compute_log10_binomial_tail(blind, 10, 0.25) <= -2
+        claims["blind"] += statistics.compute_log10_binomial_tail(blind, 10, 0.25) <= -2
         own = int((answers == expected).sum())
-        claims["owner's"] += stats.compute_log10_binomial_tail(own, 40, 0.25) <= -2
+        claims["owner's"] += statistics.compute_log10_binomial_tail(own, 40, 0.25) <= -2
     for count in claims.values():
         assert count <= scipy.stats.binom(600, 1e-2).ppf(0.99)
 
 
 def test_too_few_opened_triggers_are_no_verdict() -> None:
-    for terms, floor in ((DATED, stats.compute_log10_binomial_tail(5, 40, 0.1)), (BLIND, -5)):
+    for terms, floor in ((DATED, statistics.compute_log10_binomial_tail(5, 40, 0.1)), (BLIND, -5)):
         verdict = examine(Answers(MARKED), disclose_triggers(key(), range(5)), terms)
         assert (verdict.outcome, verdict.floor) == ("no_verdict", pytest.approx(floor))
         assert "a perfect reading of its 5 opened triggers" in verdict.reason

@@ -9,13 +9,13 @@ import pytest
 import torch
 from stego_keys import digits
 
-from countermark.schemes.logo import load_logo_pixels
-from countermark.schemes.training.opponents import (
+from countermark.schemes.deepstego.adversarial import (
     StegoOpponents,
     compute_discriminator_loss,
     compute_distortion_loss,
 )
-from countermark.schemes.training.stego import compute_ssim
+from countermark.schemes.deepstego.networks import compute_ssim
+from countermark.schemes.logo import load_logo_pixels
 
 LOGO = torch.from_numpy(load_logo_pixels("", (1, 28, 28)))
 IMAGES = digits().train_images

@@ -13,13 +13,13 @@ import PIL.Image
 import pytest
 
 import barriers
-from countermark import readings
 from countermark.errors import ConfigError, SuspectError
-from countermark.examine import examine, verify
-from countermark.outputs import ImageFolder
-from countermark.pictures import encode_png
-from countermark.readings import mark_folder, read_folder
-from countermark.verdict import VerificationOptions
+from countermark.images.image_files import encode_png
+from countermark.images.image_folder import ImageFolder
+from countermark.results.verdict import VerificationOptions
+from countermark.verification import image_sets
+from countermark.verification.image_sets import mark_folder, read_folder
+from countermark.verification.verify import examine, verify
 
 
 def bomb(width: int = 60_000) -> bytes:
@@ -159,20 +159,20 @@ def test_an_interrupted_reading_goes_on(
     key, state = barriers.untrained(), tmp_path_factory.mktemp("state") / "reading.json"
     scheme = barriers.scheme(steps=1)
     whole = read_folder(folder, scheme, key)
-    monkeypatch.setattr(readings, "_SECONDS", -1.0)
-    taken, take = [], readings._FolderReading.take
+    monkeypatch.setattr(image_sets, "_SECONDS", -1.0)
+    taken, take = [], image_sets._FolderReading.take
 
-    def some(self: readings._FolderReading, output: object) -> None:
+    def some(self: image_sets._FolderReading, output: object) -> None:
         if len(taken) == 5:
             raise StoppedError
         taken.append(output)
         take(self, output)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(readings._FolderReading, "take", some)
+    monkeypatch.setattr(image_sets._FolderReading, "take", some)
     with pytest.raises(StoppedError):
         read_folder(folder, scheme, key, resume=state)
     assert state.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr(readings._FolderReading, "take", take)
+    monkeypatch.setattr(image_sets._FolderReading, "take", take)
     other = barriers.untrained(barriers.KeyMaterial(bytes(32), bytes(16)))
     with pytest.raises(ConfigError, match="of another key"):
         read_folder(folder, scheme, other, resume=state)
@@ -210,14 +210,14 @@ def test_ten_thousand_images_take_no_more_memory_than_some(
     for number in range(10_000):
         image = random.integers(0, 256, (1, 32, 32), dtype=np.uint8)
         (tmp_path / f"{number:05}.png").write_bytes(encode_png(image))
-    used, take = [], readings._FolderReading.take
+    used, take = [], image_sets._FolderReading.take
 
-    def watched(self: readings._FolderReading, output: object) -> None:
+    def watched(self: image_sets._FolderReading, output: object) -> None:
         take(self, output)  # type: ignore[arg-type]
         if self.next in (500, 10_000):
             used.append(resident())
 
-    monkeypatch.setattr(readings._FolderReading, "take", watched)
+    monkeypatch.setattr(image_sets._FolderReading, "take", watched)
     found = read_folder(tmp_path, barriers.scheme(steps=1), barriers.untrained())
     assert found.images == 10_000
     assert used[1] - used[0] < 30_000_000

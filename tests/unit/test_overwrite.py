@@ -15,10 +15,10 @@ from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Course, accuracy, fit, seeded
 from countermark.errors import ConfigError
-from countermark.examine import examine, read_suspect
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.uchida import Uchida
-from countermark.verdict import VerificationOptions
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.verify import examine, read_suspect
 
 MARK = {"layer": "2.weight", "bits": 128, "strength": 1.0}
 

@@ -11,6 +11,7 @@ from keys import one_line
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS, BEFORE_STAMPS
+from countermark.checkpoints import ModelDigest
 from countermark.claims.decision import Decision, PolicyCase
 from countermark.claims.policy import (
     AllOf,
@@ -26,10 +27,9 @@ from countermark.claims.policy import (
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import compute_key_id
 from countermark.errors import ConfigError
-from countermark.key_dating import KeyDating
-from countermark.subject import Subject
-from countermark.verdict import KeyIdentity, Verdict
-from countermark.weights import ModelDigest
+from countermark.results.key_dating import KeyDating
+from countermark.results.subject import Subject
+from countermark.results.verdict import KeyIdentity, Verdict
 
 OWNER, SECOND, THIRD = (Ed25519PrivateKey.generate() for _ in range(3))
 NAMES = [compute_key_id(each.public_key()) for each in (OWNER, SECOND, THIRD)]

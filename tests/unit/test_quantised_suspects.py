@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from checkpoints import SHAPES, one_file
 from codes import forms, stepped
+from countermark.checkpoints import dequantise_weights, load_state, open_weights
 from countermark.errors import SuspectError
-from countermark.examine import verify
-from countermark.identify import identify
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.verdict import VerificationOptions
-from countermark.weights import dequantise_weights, load_state, open_weights
+from countermark.verification.identify import identify
+from countermark.verification.verify import verify
 
 WEIGHT = torch.randn(8, 40, generator=torch.Generator().manual_seed(3))
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, LoopError, MarkNotTakenError
-from countermark.examine import read_suspect, verify
-from countermark.key import Key
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.reader import SIBLINGS, MlpReader
-from countermark.schemes.training.independent_network import IndependentNetworkTraining
-from countermark.schemes.training.shown import MissingUnits
+from countermark.keys.key import Key
+from countermark.schemes.independent_network.augmentation import MissingUnits
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.independent_network.training import IndependentNetworkTraining
+from countermark.schemes.learnt_reader import SIBLINGS, MlpReader
+from countermark.verification.verify import read_suspect, verify
 
 LAYER, SHAPE = "2.weight", (6, 12)
 OWN_READER = "unit.readers:linear_reader"

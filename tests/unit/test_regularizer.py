@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from countermark.key import KeyMaterial
-from countermark.schemes.training.bounded import bound_values
-from countermark.schemes.training.uchida import UchidaTraining, compute_usual_spread
-from countermark.schemes.uchida import Uchida
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.bounded_training import bound_values
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.uchida.training import UchidaTraining, compute_usual_spread
 
 SHAPES = {"a": (10, 64), "b": (6, 3, 3, 3)}
 

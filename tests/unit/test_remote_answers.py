@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keys import mutated
 
-from countermark.remote import RemoteOptions
-from countermark.remote.answers import read_answer
+from countermark.predictors.remote import RemoteOptions
+from countermark.predictors.remote.answers import read_answer
 
 NAMES = ("cat", "dog", "7")
 

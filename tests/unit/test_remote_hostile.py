@@ -17,8 +17,8 @@ import pytest
 from keys import one_line
 
 from countermark.errors import ConfigError
-from countermark.remote import Endpoint, RemoteOptions, TranscriptEntry, connect
-from countermark.remote.pace import RequestPacer
+from countermark.predictors.remote import Endpoint, RemoteOptions, TranscriptEntry, connect
+from countermark.predictors.remote.pace import RequestPacer
 from suspect_server import Said, Seen, Suspects, answering, hang, some_images, start, talking
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -229,7 +229,7 @@ def test_retries_have_an_end(suspects: Suspects) -> None:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which is waited for."""
     pauses: list[float] = []
-    monkeypatch.setattr("countermark.remote.pace.time.sleep", pauses.append)
+    monkeypatch.setattr("countermark.predictors.remote.pace.time.sleep", pauses.append)
     return pauses
 
 

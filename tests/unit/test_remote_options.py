@@ -13,9 +13,9 @@ import pytest
 from keys import one_line
 
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.remote import RemoteOptions, connect
-from countermark.remote.address import complete_url, redact_url
-from countermark.remote.headers import VARIABLE, read_secret_headers
+from countermark.predictors.remote import RemoteOptions, connect
+from countermark.predictors.remote.address import complete_url, redact_url
+from countermark.predictors.remote.headers import VARIABLE, read_secret_headers
 from suspect_server import Seen, Suspects, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from countermark.remote import RemoteOptions, connect
+from countermark.predictors.remote import RemoteOptions, connect
 from suspect_server import CLASSES, Seen, Suspects, label_of, labels_of, scores_of, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")

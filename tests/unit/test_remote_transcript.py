@@ -14,8 +14,8 @@ import pytest
 from keys import mutated, one_line
 
 from countermark.errors import ConfigError, SuspectError
-from countermark.remote import RemoteOptions, Transcript, connect
-from countermark.xof import frame
+from countermark.keys.streams import frame
+from countermark.predictors.remote import RemoteOptions, Transcript, connect
 from suspect_server import Said, Seen, Suspects, label_of, labels_of, some_images
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -201,7 +201,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SuspectError, match="is not a regular file"):
         Transcript.load(tmp_path / "pipe")
-    monkeypatch.setattr("countermark.remote.transcript._LARGEST", 10)
+    monkeypatch.setattr("countermark.predictors.remote.transcript._LARGEST", 10)
     (tmp_path / "large").write_bytes(b" " * 11)
     with pytest.raises(SuspectError, match="it has more than 10 bytes; expected a transcript"):
         Transcript.load(tmp_path / "large")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from countermark.schemes.deepstego.networks import StegoNetwork, repeat_tile, spread_logo
+from countermark.schemes.deepstego.stego_generators import StegoMaker, add_residual
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.makers import StegoMaker, add_residual
-from countermark.schemes.training.stego import StegoNetwork, repeat_tile, spread_logo
 
 
 def drawn(channels: int, side: int, count: int = 70) -> tuple[StegoNetwork, Tensor, Tensor]:

@@ -13,13 +13,13 @@ import torch
 from countermark.alignment import SuspectWithReference, commit_reference
 from countermark.attacks.invariants import Permute
 from countermark.attacks.rotate import Rotate
-from countermark.examine import examine, verify
-from countermark.key import REFERENCE, Key, KeyMaterial
-from countermark.schemes.stamp import Stamp
+from countermark.checkpoints import load_state, open_weights, save_weights
+from countermark.keys.key import REFERENCE, Key, KeyMaterial
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.stamp.scheme import Stamp
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.verdict import VerificationOptions
-from countermark.weights import load_state, open_weights, save_weights
+from countermark.verification.verify import examine, verify
 from tiny_transformers import HEADS, tiny_lm
 
 CONFIGURATION = {

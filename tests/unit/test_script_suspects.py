@@ -18,19 +18,24 @@ import torch
 from keys import one_line
 from torch import Tensor, nn
 
-from countermark.errors import SuspectError
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
-from countermark.stamping import stamp
-from countermark.stamping.making import StampPaths
-from countermark.weights import (
+from countermark.checkpoints import (
     TorchScriptWeights,
     compute_model_digest,
     load_state,
     open_weights,
     save_weights,
 )
-from countermark.weights.inert import PersistentReference, PickledCall, PickledName, parse_pickle
+from countermark.checkpoints.safe_unpickle import (
+    PersistentReference,
+    PickledCall,
+    PickledName,
+    parse_pickle,
+)
+from countermark.errors import SuspectError
+from countermark.keys.key import Key, KeyMaterial
+from countermark.stamping import stamp
+from countermark.stamping.making import StampPaths
+from countermark.verification.verify import verify
 
 
 class Host(nn.Module):
@@ -195,7 +200,7 @@ def test_damaged_pickles_are_one_line(
 def test_names_that_fill_the_memory_are_refused(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from countermark.weights import script_file
+    from countermark.checkpoints import script_file
 
     monkeypatch.setattr(script_file, "_MOST_LETTERS", 10)
     assert "too many" in refused(archive)

@@ -13,12 +13,12 @@ from keys import known_key, one_line
 from opened import images_of
 
 from countermark.errors import CountermarkError
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial, digest_tensor
-from countermark.openings import disclose_triggers
-from countermark.schemes.adi import Adi
-from countermark.schemes.uchida import Uchida
-from countermark.verdict import VerificationOptions
+from countermark.keys.key import Key, KeyMaterial, digest_tensor
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.verification.disclosure import disclose_triggers
+from countermark.verification.verify import examine
 
 
 def traces(secret: bytes) -> list[bytes]:

@@ -13,8 +13,8 @@ import pytest
 from keys import one_line
 
 from checkpoints import SHAPES, one_file, sharded, tensors
+from countermark.checkpoints import compute_model_digest, load_state, open_weights
 from countermark.errors import SuspectError
-from countermark.weights import compute_model_digest, load_state, open_weights
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -10,7 +10,7 @@ from pytorch_msssim import ssim as reference
 from torch import Tensor
 
 from countermark.bench.data import load_data
-from countermark.schemes.training.stego import compute_ssim
+from countermark.schemes.deepstego.networks import compute_ssim
 
 LOUDNESS = [2 / 255, 20 / 255, 0.3]  # of what is added; the first is what a trigger gets
 

@@ -13,19 +13,19 @@ from bounded_by_hand import bounded_by_hand
 from torch import nn
 
 from checkpoints import SHAPES, one_file, tensors
+from countermark.checkpoints import Weights, open_weights
+from countermark.checkpoints.dtypes import decode_values, encode_values
 from countermark.errors import CapacityError, ConfigError, MarkNotTakenError
-from countermark.examine import examine, verify
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.streams import KeyStream
 from countermark.schemes import load_scheme
-from countermark.schemes.stamp import CarrierStream, Stamp
+from countermark.schemes.stamp.scheme import CarrierStream, Stamp
 from countermark.stamping import advise, stamp
 from countermark.stamping.advising import compute_expected_change
 from countermark.stamping.forecast import forecast_error_rates
 from countermark.stamping.making import StampPaths
 from countermark.stamping.solving import shift_values, solve_shifts
-from countermark.weights import Weights, open_weights
-from countermark.weights.dtypes import decode_values, encode_values
-from countermark.xof import KeyStream
+from countermark.verification.verify import examine, verify
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 INNER = ("layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down")
@@ -321,7 +321,7 @@ class Shapes(Weights):
     """A checkpoint of any size that exists by its shapes; every value read is a drawn one."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> None:
-        from countermark.weights import TensorInfo
+        from countermark.checkpoints import TensorInfo
 
         super().__init__("made up")
         self.tensors = {name: TensorInfo(shape, dtype) for name, shape in shapes.items()}
@@ -394,6 +394,6 @@ def test_a_test_key_is_never_owned(tmp_path: Path) -> None:
     places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
     stamp(source, places, owner="ACME", material=KeyMaterial.from_test_seed(1))
     assert verify(places.out, Key.load(places.key)).outcome == "no_verdict"
-    from countermark.verdict import VerificationOptions
+    from countermark.results.verdict import VerificationOptions
 
     assert examine(places.out, Key.load(places.key), VerificationOptions(allow_test_key=True)).owned

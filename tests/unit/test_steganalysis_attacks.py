@@ -12,7 +12,7 @@ import pytest
 
 import countermark.bench.data
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.stats import compute_clopper_pearson
+from countermark.results.statistics import compute_clopper_pearson
 from countermark.steganalysis.ats import measure_ats, run_ats
 from countermark.steganalysis.detector import Detector
 from countermark.steganalysis.embedders import LsbMatching, UniformNoise

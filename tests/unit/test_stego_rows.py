@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from countermark.bench.data import load_data
-from countermark.key import KeyMaterial
-from countermark.schemes.black_box import TRIGGERS
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.deepstego import DeepStegoTraining
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.deepstego.training import DeepStegoTraining
+from countermark.schemes.triggers import TRIGGERS
 
 WARM_UP, COUNT = 10, 64
 SCHEME = DeepStego(

@@ -26,9 +26,9 @@ from countermark.bench.siblings import train_siblings
 from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov, unmarked
 from countermark.bench.train import Course, fit, seeded
 from countermark.bench.zoo import CACHE, HostSpec, host_path
+from countermark.checkpoints import load_state
 from countermark.errors import ConfigError
-from countermark.stats import compute_randomised_sequential_p
-from countermark.weights import load_state
+from countermark.results.statistics import compute_randomised_sequential_p
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED_BASE = str(ROOT / "experiments" / "wang2020" / "shared_base.toml")

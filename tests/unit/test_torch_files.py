@@ -18,8 +18,8 @@ import pytest
 import torch
 from keys import one_line
 
+from countermark.checkpoints import load_state, open_weights
 from countermark.errors import SuspectError
-from countermark.weights import load_state, open_weights
 
 STATE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
 

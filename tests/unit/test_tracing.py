@@ -13,21 +13,21 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import one_file
 from countermark.errors import ConfigError, SuspectError
-from countermark.examine import verify
-from countermark.identify import identify
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.stamp import Stamp
-from countermark.stats import find_least_matches
-from countermark.tracing import issue_copy, make_recipients_key, trace
-from countermark.tracing.colluding import STRATEGIES, RecipientCode, SimulationCounts
-from countermark.tracing.recipients import derive_code_biases, expand_codewords
-from countermark.tracing.tardos import (
+from countermark.keys.key import Key, KeyMaterial
+from countermark.recipients import issue_copy, make_recipients_key, trace
+from countermark.recipients.collusion import STRATEGIES, RecipientCode, SimulationCounts
+from countermark.recipients.copies import derive_code_biases, expand_codewords
+from countermark.recipients.tardos import (
     bound_log10_chance,
     compute_biases,
     compute_code_length,
     score_recipients,
 )
-from countermark.verdict import VerificationOptions
+from countermark.results.statistics import find_least_matches
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.verification.identify import identify
+from countermark.verification.verify import verify
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))
 

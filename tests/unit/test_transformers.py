@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from countermark.alignment import SuspectWithReference
+from countermark.alignment.symmetries import Architecture, find_block_groups
+from countermark.alignment.symmetries.tracing import trace_permutation_groups
 from countermark.attacks.invariants import FlipSigns, Permute, Rescale
 from countermark.attacks.lora import add_low_rank_terms
 from countermark.attacks.noise import Noise
+from countermark.checkpoints import load_state, save_weights
 from countermark.errors import ConfigError
-from countermark.examine import verify
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
-from countermark.units import Architecture, find_block_groups
-from countermark.units.tracing import trace_permutation_groups
-from countermark.weights import load_state, save_weights
+from countermark.verification.verify import verify
 from tiny_transformers import HEADS, HIDDEN, LAYERS, TINY, WIDTH, WORDS_GIVEN, tiny
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keys import one_line
 
-from countermark import merkle
+from countermark._internal import merkle
 from countermark.claims.tree import (
     GrowingTree,
     Node,

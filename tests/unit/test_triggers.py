@@ -14,19 +14,19 @@ from keys import one_line
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark import stats
-from countermark.answers import Images, PredictorWithSubject, make_module_predictor
 from countermark.errors import ConfigError, SuspectError
-from countermark.evidence import Reading
-from countermark.examine import examine, read_suspect, verify
-from countermark.key import Key, KeyMaterial
-from countermark.message import draw_trigger_labels
-from countermark.nulls import SecretLabels, compute_forgery_bits
+from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.messages import draw_trigger_labels
+from countermark.keys.streams import KeyStream, frame
+from countermark.predictors.base import Images, PredictorWithSubject, make_module_predictor
+from countermark.results import statistics
+from countermark.results.null_hypotheses import SecretLabels, compute_forgery_bits
+from countermark.results.reading import Reading
+from countermark.results.subject import Subject
+from countermark.results.verdict import VerificationOptions
 from countermark.schemes import load_scheme
-from countermark.schemes.deepstego import DeepStego
-from countermark.subject import Subject
-from countermark.verdict import VerificationOptions
-from countermark.xof import KeyStream, frame
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.verification.verify import examine, read_suspect, verify
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (128, 1, 8, 8), dtype=np.uint8)
 DATED = VerificationOptions(assume_dated=True, allow_test_key=True)
@@ -172,7 +172,7 @@ def test_what_is_not_answered_is_a_miss() -> None:
     verdict = examine(Answers(answers), key(), DATED)
     assert (verdict.outcome, verdict.matched, verdict.answer_count) == ("owned", 60, 60)
     assert "60 of 128; the others are misses" in verdict.explain()
-    assert verdict.log10_p == pytest.approx(stats.compute_log10_binomial_tail(60, 128, 0.1))
+    assert verdict.log10_p == pytest.approx(statistics.compute_log10_binomial_tail(60, 128, 0.1))
 
 
 def test_without_any_answer_there_is_no_verdict() -> None:

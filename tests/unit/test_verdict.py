@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.evidence import ReaderFacts, Reading
-from countermark.nulls import (
+from countermark.results.null_hypotheses import (
     FairCoin,
     NullHypothesis,
     PermutedUnits,
     UnmarkedModels,
     compute_forgery_bits,
 )
-from countermark.stats import compute_log10_binomial_tail
-from countermark.subject import HiddenUnits, Subject, UnmarkedModel
-from countermark.verdict import (
+from countermark.results.reading import ReaderFacts, Reading
+from countermark.results.statistics import compute_log10_binomial_tail
+from countermark.results.subject import HiddenUnits, Subject, UnmarkedModel
+from countermark.results.verdict import (
     ALPHA,
     KeyIdentity,
     Verdict,
@@ -472,6 +472,6 @@ def test_people_are_told_of_trigger_accuracy_and_of_its_rank() -> None:
 
 def test_the_command_line_has_the_same_threshold() -> None:
     from countermark.cli import options
-    from countermark.verdict import ALPHA
+    from countermark.results.verdict import ALPHA
 
     assert options.ALPHA == ALPHA

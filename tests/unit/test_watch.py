@@ -13,8 +13,8 @@ from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
 from countermark.bench.train import Checkpoint, Course, fit, seeded
 from countermark.bench.watch import Watch
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.independent_network import IndependentNetwork
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.independent_network.scheme import IndependentNetwork
 
 
 def watched(*epochs: list[float]) -> Watch:

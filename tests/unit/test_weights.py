@@ -16,8 +16,7 @@ import safetensors.torch
 import torch
 from keys import one_line
 
-from countermark.errors import SuspectError
-from countermark.weights import (
+from countermark.checkpoints import (
     ModuleWeights,
     SafetensorsWeights,
     TensorInfo,
@@ -26,6 +25,7 @@ from countermark.weights import (
     open_weights,
     save_weights,
 )
+from countermark.errors import SuspectError
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="permissions and devices of POSIX")
 DTYPES = {

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keys import mutated, one_line
 
+from countermark.checkpoints import open_weights
 from countermark.errors import SuspectError
-from countermark.weights import open_weights
 
 MOST_MEMORY = 50_000_000
 

@@ -15,12 +15,16 @@ from keys import known_key
 from numpy.typing import NDArray
 from scipy import stats
 
-from countermark.key import KeyMaterial, digest_tensor
-from countermark.message import count_payload_bytes, decode_payload, derive_message, derive_payload
-from countermark.schemes import uchida
-from countermark.schemes.adi import Adi
-from countermark.schemes.uchida import Uchida
-from countermark.xof import KeyStream, frame
+from countermark.keys.key import KeyMaterial, digest_tensor
+from countermark.keys.messages import (
+    count_payload_bytes,
+    decode_payload,
+    derive_message,
+    derive_payload,
+)
+from countermark.keys.streams import KeyStream, frame
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.uchida.scheme import Uchida
 
 ROOT = Path(__file__).parents[2]
 VECTORS: Mapping[str, Any] = json.loads((ROOT / "tests/vectors.json").read_text(encoding="utf-8"))
@@ -115,7 +119,7 @@ def test_a_scheme_reads_the_same_in_blocks(key_type: str, monkeypatch: pytest.Mo
     shapes = {"a": (4, 5, 7), "b": (9, 13)}
     key = scheme.generate_key(shapes, owner="A", material=KeyMaterial.from_test_seed(2))
     whole = list(scheme.generate_row_blocks(key))
-    monkeypatch.setattr(uchida, "_BLOCK", 1000)
+    monkeypatch.setattr(scheme, "_BLOCK", 1000)
     blocks = list(scheme.generate_row_blocks(key))
     assert len(whole) == 1 < len(blocks)
     assert np.array_equal(np.concatenate(blocks), whole[0])

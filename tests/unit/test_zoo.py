@@ -28,8 +28,8 @@ from countermark.bench.zoo import (
     pairs,
     train_hosts,
 )
+from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError, DataError, SuspectError
-from countermark.weights import save_weights
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CIFAR10 = SHARED / "uoft-cs" / "cifar10"

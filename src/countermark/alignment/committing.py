@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.alignment.reference import guess_permutation_groups
+from countermark.alignment.symmetries import PermutationGroup
+from countermark.checkpoints import Weights, compute_model_digest
 from countermark.errors import CountermarkError
-from countermark.units import PermutationGroup
-from countermark.weights import Weights, compute_model_digest
 
 _DIGEST, _NOTHING = 40, bytes(32)
 

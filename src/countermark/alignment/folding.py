@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.alignment.reducing import Floats, Tensors
-from countermark.units import BatchNormTensors, GroupMember, PermutationGroup
+from countermark.alignment.symmetries import BatchNormTensors, GroupMember, PermutationGroup
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from countermark.alignment.reducing import (
     turn_upright,
     undo_factors,
 )
+from countermark.alignment.symmetries import GroupMember, PermutationGroup
 from countermark.errors import AlignmentError
-from countermark.units import GroupMember, PermutationGroup
 
 _Pairs: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]  # the reference's, the suspect's
 _Features: TypeAlias = dict[tuple[int, int], Floats]  # (domain, power) -> (units, values)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from countermark.alignment.assigning import solve_assignment
 from countermark.alignment.reducing import Floats
+from countermark.checkpoints import Weights, find_prefixed_names
 from countermark.errors import AlignmentError
-from countermark.weights import Weights, find_prefixed_names
 
 _QUANTILES = 101
 _NEVER = 1e6  # distance of tensors whose shapes do not fit

@@ -14,9 +14,9 @@ from countermark.alignment.matching import align_tensors
 from countermark.alignment.naming import WantedTensor, find_tensor_names
 from countermark.alignment.reducing import Floats
 from countermark.alignment.reference import Reference
+from countermark.alignment.symmetries import GroupMember, PermutationGroup
+from countermark.checkpoints import Array, Weights, find_prefixed_names
 from countermark.errors import AlignmentError
-from countermark.units import GroupMember, PermutationGroup
-from countermark.weights import Array, Weights, find_prefixed_names
 
 _RIGID: frozenset[int] = frozenset()  # free axes of a tensor without permutation groups
 _MOST_ADDED = 16  # largest multiple of the reference's number of neurons

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.units import GroupMember, PermutationGroup
+from countermark.alignment.symmetries import GroupMember, PermutationGroup
 
 Floats: TypeAlias = NDArray[np.float64]
 Tensors: TypeAlias = dict[str, Floats]

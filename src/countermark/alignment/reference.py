@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
+from countermark.alignment.symmetries import (
+    Architecture,
+    PermutationGroup,
+    find_block_groups,
+    find_chain_groups,
+)
+from countermark.checkpoints import Suspect, Weights, open_weights
 from countermark.errors import ConfigError
-from countermark.units import Architecture, PermutationGroup, find_block_groups, find_chain_groups
-from countermark.weights import Suspect, Weights, open_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +45,7 @@ class Reference:
         Raises:
             ConfigError: the forward method of the model cannot be traced.
         """
-        from countermark.units.tracing import trace_permutation_groups
+        from countermark.alignment.symmetries.tracing import trace_permutation_groups
 
         return cls(
             model if weights is None else weights, trace_permutation_groups(model, residual=True)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.alignment.reducing import normalise_rows
-from countermark.units import GroupMember, PermutationGroup
-from countermark.weights import Weights, WrappedWeights, find_prefixed_names
+from countermark.alignment.symmetries import GroupMember, PermutationGroup
+from countermark.checkpoints import Weights, WrappedWeights, find_prefixed_names
 
 _Matrix = NDArray[np.float64]
 _ROWS = 4096  # rows of a table that are read at a time

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from countermark.attacks.base import Attack, ChangeResult
+from countermark.checkpoints import load_state
 from countermark.errors import ConfigError
-from countermark.weights import load_state
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from countermark.attacks.base import Attack, ChangeResult, TrainingData, resolve_row_count
-from countermark.attacks.prune import select_tensors
-from countermark.errors import ConfigError
-from countermark.progress import show_progress
-from countermark.units import (
+from countermark._internal.progress import show_progress
+from countermark.alignment.symmetries import (
     Architecture,
     GroupMember,
     PermutationGroup,
@@ -28,7 +25,10 @@ from countermark.units import (
     TransformerBlock,
     find_blocks,
 )
-from countermark.units.tracing import trace_permutation_groups
+from countermark.alignment.symmetries.tracing import trace_permutation_groups
+from countermark.attacks.base import Attack, ChangeResult, TrainingData, resolve_row_count
+from countermark.attacks.prune import select_tensors
+from countermark.errors import ConfigError
 
 _BIAS = -1e4  # bias that makes a unit dead; half precision can still represent it
 _SILENT = 1e-10  # largest activation of a dead unit; GELU never reaches zero exactly

@@ -17,8 +17,8 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from countermark.attacks.base import Attack, ChangeResult
+from countermark.checkpoints import Suspect, open_weights
 from countermark.errors import ConfigError, suggest_nearest
-from countermark.weights import Suspect, open_weights
 
 # Few enough to train the classifier on a handful of models, and equal for layers of any size.
 _QUANTILES = 64

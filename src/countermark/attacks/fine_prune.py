@@ -10,6 +10,8 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from countermark.alignment.symmetries import PermutationGroup
+from countermark.alignment.symmetries.tracing import trace_permutation_groups
 from countermark.attacks.base import (
     ChangeResult,
     TrainingData,
@@ -18,8 +20,6 @@ from countermark.attacks.base import (
 )
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
-from countermark.units import PermutationGroup
-from countermark.units.tracing import trace_permutation_groups
 
 
 @dataclass(frozen=True)

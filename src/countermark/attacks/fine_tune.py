@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from countermark._internal.progress import show_progress
 from countermark.attacks.base import (
     Attack,
     ChangeResult,
@@ -22,7 +23,6 @@ from countermark.attacks.base import (
     resolve_row_count,
 )
 from countermark.errors import ConfigError
-from countermark.progress import show_progress
 
 _Output: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _MOMENTUM = 0.9  # momentum of "sgd"

@@ -19,11 +19,11 @@ from torch import nn
 
 from countermark.attacks.base import Attack, ChangeResult
 from countermark.attacks.overwrite import make_whole_tensor_scheme
+from countermark.checkpoints import open_weights
 from countermark.errors import ConfigError, suggest_nearest
-from countermark.key import KeyMaterial
-from countermark.schemes.uchida import Uchida
-from countermark.stats import find_least_matches
-from countermark.weights import open_weights
+from countermark.keys.key import KeyMaterial
+from countermark.results.statistics import find_least_matches
+from countermark.schemes.uchida.scheme import Uchida
 
 _FORGERY_BITS = 80.0  # forgery bits that a verdict demands of an undated key
 _APART = 2_000_003  # offset of the thief's key numbers, to avoid the owners'

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from countermark._internal.plugins import call_factory
+from countermark._internal.progress import show_progress
 from countermark.attacks.base import (
     ChangeResult,
     TrainingData,
@@ -20,8 +22,6 @@ from countermark.attacks.base import (
 )
 from countermark.attacks.fine_tune import FineTune
 from countermark.errors import ConfigError
-from countermark.factories import call_factory
-from countermark.progress import show_progress
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from countermark.alignment.symmetries import GroupMember, PermutationGroup
+from countermark.alignment.symmetries.tracing import trace_permutation_groups
 from countermark.attacks.base import Attack, ChangeResult
 from countermark.errors import ConfigError
-from countermark.units import GroupMember, PermutationGroup
-from countermark.units.tracing import trace_permutation_groups
 
 _SIZES = {  # attribute with a layer's own size, by axis of its weight
     nn.Linear: {0: "out_features", 1: "in_features"},

@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from countermark._internal.files import write_bytes
 from countermark.attacks.base import Attack, ChangeResult, TrainingData, compute_first_scores
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.files import write_bytes
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
+from countermark.alignment.symmetries import Architecture, find_blocks
 from countermark.attacks.base import Attack, ChangeResult
 from countermark.attacks.rotate import answer_random_words, require_equal_outputs
 from countermark.errors import ConfigError
-from countermark.units import Architecture, find_blocks
 
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _NORMS_BEHIND = ("output.LayerNorm", "output_layer_norm", "sa_layer_norm")  # BERT, DistilBERT

@@ -9,9 +9,9 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
+from countermark.alignment.symmetries import Architecture, find_block_groups
 from countermark.attacks.base import Attack, ChangeResult
 from countermark.errors import ConfigError, suggest_nearest
-from countermark.units import Architecture, find_block_groups
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Names of output layers in the usual libraries.

@@ -13,12 +13,12 @@ from torch import nn
 
 from countermark.attacks.base import Attack, ChangeResult, TrainingData
 from countermark.attacks.fine_tune import FineTune
+from countermark.checkpoints import open_weights
 from countermark.errors import ConfigError
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes import find_scheme_class
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
-from countermark.weights import open_weights
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 
 _APART = 1_000_003  # offset of the thief's key numbers, to avoid the owners'
 

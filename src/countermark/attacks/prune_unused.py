@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from countermark._internal.progress import show_progress
 from countermark.attacks.base import (
     Attack,
     ChangeResult,
@@ -18,7 +19,6 @@ from countermark.attacks.base import (
     resolve_row_count,
 )
 from countermark.attacks.prune import select_tensors
-from countermark.progress import show_progress
 
 
 @dataclass(frozen=True)

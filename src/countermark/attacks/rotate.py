@@ -12,10 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from countermark.alignment.symmetries import (
+    Architecture,
+    LinearLayer,
+    TransformerBlock,
+    find_blocks,
+)
 from countermark.attacks.base import Attack, ChangeResult
 from countermark.attacks.output_layer import untie_weight
 from countermark.errors import ConfigError
-from countermark.units import Architecture, LinearLayer, TransformerBlock, find_blocks
 
 _WORDS = (2, 12)  # texts, and words of each text, whose outputs are compared
 _LEAST_GAIN = 1e-6  # smallest gain of a norm that a layer can absorb

@@ -12,17 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import nn
 
-from countermark.answers import Images, Labels, Predictor, make_module_predictor
+from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset
 from countermark.bench.experiment import Cell
 from countermark.bench.handling import behind
 from countermark.bench.machines import answered_elsewhere
-from countermark.key import Key
-from countermark.progress import show_progress
+from countermark.keys.key import Key
+from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
 from countermark.schemes import load_scheme
-from countermark.schemes.black_box import TriggerScheme
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.makers import make_fresh_triggers
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.deepstego.stego_generators import make_fresh_triggers
+from countermark.schemes.triggers import TriggerScheme
 
 _ASKED = 1000  # test images, where an experiment has no fresh triggers
 

@@ -29,12 +29,12 @@ from countermark.bench.suspects import judged, live, unmarked
 from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
 from countermark.bench.watch import Watch
 from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
-from countermark.examine import examine, read_suspect
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import ALPHA, VerificationOptions
 from countermark.schemes import load_scheme
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.white_box import MASK
-from countermark.verdict import ALPHA, VerificationOptions
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.weights import MASK
+from countermark.verification.verify import examine, read_suspect
 
 Asking: TypeAlias = Callable[[torch.nn.Module], dict[str, Any]]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from countermark._internal.progress import show_progress
+from countermark.alignment.symmetries import find_chain_groups
 from countermark.attacks.base import Attack, NamedTensors
 from countermark.attacks.dead_units import FillUnits
 from countermark.attacks.fine_tune import FineTune
@@ -21,17 +23,15 @@ from countermark.attacks.quantise import Quantise
 from countermark.bench.data import load_data
 from countermark.bench.embed import loaded_host
 from countermark.bench.train import accuracy
+from countermark.checkpoints import Array, Weights, open_weights
 from countermark.errors import ConfigError
-from countermark.examine import verify
-from countermark.key import Key
-from countermark.progress import show_progress
+from countermark.keys.key import Key
+from countermark.results.subject import Subject
+from countermark.results.verdict import KeyIdentity, Outcome, VerificationOptions, judge
 from countermark.schemes import load_weight_scheme
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.white_box import WeightScheme
-from countermark.subject import Subject
-from countermark.units import find_chain_groups
-from countermark.verdict import KeyIdentity, Outcome, VerificationOptions, judge
-from countermark.weights import Array, Weights, open_weights
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.weights import WeightScheme
+from countermark.verification.verify import verify
 
 UNTOUCHED = "as it is"
 TRAINED_ON = "trained on for one epoch"

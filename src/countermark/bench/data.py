@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from countermark._internal.progress import show_progress
 from countermark.errors import CountermarkError, DataError, MissingExtraError
-from countermark.pictures import Pixels, decode_image
-from countermark.progress import show_progress
+from countermark.images.image_files import Pixels, decode_image
 
 BUNDLED = "digits"
 BATCH = 1000  # rows decoded between two looks at the clock

@@ -16,20 +16,20 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from countermark import files
+from countermark._internal import files
 from countermark.attacks.prune import Prune
 from countermark.bench.data import BUNDLED, Dataset, load_data
 from countermark.bench.embed import Order, embed, load_into
 from countermark.bench.models import build
 from countermark.bench.train import accuracy
 from countermark.bench.zoo import HostSpec, train_hosts
+from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.examine import verify
-from countermark.key import Key
+from countermark.keys.key import Key
+from countermark.results.statistics import compute_log10_binomial_tail, find_least_matches
+from countermark.results.verdict import ALPHA, Verdict
 from countermark.schemes import load_weight_scheme
-from countermark.stats import compute_log10_binomial_tail, find_least_matches
-from countermark.verdict import ALPHA, Verdict
-from countermark.weights import save_weights
+from countermark.verification.verify import verify
 
 _EPOCHS, _LAYER, _BITS = 15, "2.weight", 256
 _SIBLINGS = 4

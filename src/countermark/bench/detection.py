@@ -14,10 +14,14 @@ from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.marking import check_fields, scheme_for
 from countermark.bench.strict import Addressed, Name, Strict
 from countermark.errors import ConfigError
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.black_box import DrawnTriggerScheme, TriggerScheme
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.training.makers import StegoMaker, load_owner_maker, make_foreign_maker
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.deepstego.stego_generators import (
+    StegoMaker,
+    load_owner_maker,
+    make_foreign_maker,
+)
+from countermark.schemes.triggers import DrawnTriggerScheme, TriggerScheme
 from countermark.steganalysis.ats import measure_ats
 from countermark.steganalysis.embedders import find_embedder
 from countermark.steganalysis.images import Embed, Images

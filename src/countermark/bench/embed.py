@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from countermark import files
+from countermark._internal import files
+from countermark._internal.output_paths import require_free_path, require_writable_place
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.marking import marking, scheme_for
 from countermark.bench.models import Value, build, recipe
 from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
+from countermark.checkpoints import load_state, save_weights
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
-from countermark.key import SECRET_BYTES, Key, KeyMaterial
-from countermark.keyfile import load_header, refuse_existing, refuse_nested
-from countermark.places import require_free_path, require_writable_place
+from countermark.keys.key import SECRET_BYTES, Key, KeyMaterial
+from countermark.keys.storage import load_header, refuse_existing, refuse_nested
 from countermark.schemes.base import Scheme
-from countermark.weights import load_state, save_weights
 
 UNMARKED = "none"
 _ORDER, _MATERIAL, _WRITING = "order.json", "material", "writing"  # files of the resume folder

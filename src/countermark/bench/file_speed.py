@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from countermark.bench.ratios import Ratio, command, paired, ratio
-from countermark.schemes.uchida import Uchida
+from countermark.checkpoints import save_weights
+from countermark.schemes.uchida.scheme import Uchida
 from countermark.stamping.making import StampPaths, stamp
-from countermark.weights import save_weights
 
 _SIDE, _LAYERS, _SHARDS = 4096, 32, 8  # a GiB in bfloat16, eight times
 _FEW, _MANY = 1000, 5000  # as many as start processes of their own

@@ -19,15 +19,17 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from countermark.answers import Images, make_module_predictor
+from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset
 from countermark.bench.strict import Strict
 from countermark.bench.zoo import CACHE
-from countermark.key import Key
-from countermark.progress import show_progress
+from countermark.checkpoints import load_state, save_weights
+from countermark.keys.key import Key
+from countermark.predictors.base import Images, make_module_predictor
 from countermark.schemes import load_scheme
-from countermark.schemes.deepstego import LOGO, DeepStego
-from countermark.schemes.training.makers import (
+from countermark.schemes.deepstego.networks import StegoNetwork, compute_ssim
+from countermark.schemes.deepstego.scheme import LOGO, DeepStego
+from countermark.schemes.deepstego.stego_generators import (
     StegoMaker,
     load_owner_maker,
     make_foreign_maker,
@@ -36,8 +38,6 @@ from countermark.schemes.training.makers import (
     make_wrong_tiles_maker,
     train_foreign_network,
 )
-from countermark.schemes.training.stego import StegoNetwork, compute_ssim
-from countermark.weights import load_state, save_weights
 
 _BATCH = 256
 _FIRST_FOREIGN = 7_000_000  # seeds that no training draws from a secret on purpose

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import PositiveFloat
 
-from countermark.answers import Images, Labels, Predictor
 from countermark.bench.strict import Strict
-from countermark.pictures import decode_image
+from countermark.images.image_files import decode_image
+from countermark.predictors.base import Images, Labels, Predictor
 
 if TYPE_CHECKING:
     from PIL.Image import Image

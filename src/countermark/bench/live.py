@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from countermark.answers import PredictorWithSubject, make_module_predictor
 from countermark.bench.embed import load_into
 from countermark.bench.models import build
 from countermark.errors import ConfigError, make_printable
-from countermark.key import Key
-from countermark.openings import TriggerDisclosure
-from countermark.subject import Subject
+from countermark.keys.key import Key
+from countermark.predictors.base import PredictorWithSubject, make_module_predictor
+from countermark.results.subject import Subject
+from countermark.verification.disclosure import TriggerDisclosure
 
 
 def asked(

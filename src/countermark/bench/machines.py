@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.answers import Images, Labels, make_module_predictor
 from countermark.bench.experiment import Host
 from countermark.bench.models import build
+from countermark.checkpoints import load_state, save_weights
 from countermark.errors import SuspectError
-from countermark.weights import load_state, save_weights
+from countermark.predictors.base import Images, Labels, make_module_predictor
 
 Scale = tuple[Sequence[float], Sequence[float]]
 """Mean and deviation that a host is fed with, in grey levels, as in `answers.normalise_images`."""

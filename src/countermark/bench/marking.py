@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from countermark.answers import Images, Labels, Predictor, make_module_predictor
 from countermark.bench.data import Dataset
 from countermark.bench.siblings import Siblings
+from countermark.checkpoints import load_state
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError
-from countermark.key import KeyMaterial
+from countermark.keys.key import KeyMaterial
+from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
 from countermark.schemes import find_scheme_class
 from countermark.schemes.base import Scheme
-from countermark.schemes.black_box import TriggerScheme
-from countermark.schemes.box_free import OutputScheme
-from countermark.schemes.white_box import WeightScheme
-from countermark.weights import load_state
+from countermark.schemes.outputs import OutputScheme
+from countermark.schemes.triggers import TriggerScheme
+from countermark.schemes.weights import WeightScheme
 
 if TYPE_CHECKING:
     from countermark.bench.embed import Order

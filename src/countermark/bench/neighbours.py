@@ -15,9 +15,14 @@ from pytorch_msssim import ssim as other_ssim
 from torch import Tensor
 
 from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.schemes.deepstego.networks import (
+    StegoNetwork,
+    compute_ssim,
+    repeat_tile,
+    spread_logo,
+)
+from countermark.schemes.deepstego.stego_generators import StegoMaker
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.makers import StegoMaker
-from countermark.schemes.training.stego import StegoNetwork, compute_ssim, repeat_tile, spread_logo
 from countermark.steganalysis.embedders import AdaptiveEmbedder
 
 _PAIRS = 7

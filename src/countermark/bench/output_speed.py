@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from countermark.bench.models import build
 from countermark.bench.ratios import Ratio, paired, ratio
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.box_free import NETWORKS
-from countermark.schemes.training.placement import make_placement
-from countermark.schemes.training.stored import export_weights
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.deep_watermarking.placement import make_placement
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.schemes.frozen_networks import export_weights
+from countermark.schemes.outputs_training import NETWORKS
 
 _PAIRS = 15
 _IMAGES = 64

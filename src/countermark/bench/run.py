@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from countermark._internal.files import write_bytes
 from countermark.bench import cell as hosts
 from countermark.bench import detection
 from countermark.bench.experiment import Cell, result_path
@@ -29,7 +30,6 @@ from countermark.bench.imaging.experiment import ImagingCell
 from countermark.bench.kinds import AnyCell, AnyExperiment, every_cell
 from countermark.bench.provenance import provenance
 from countermark.errors import ConfigError, MissingExtraError, suggest_nearest
-from countermark.files import write_bytes
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

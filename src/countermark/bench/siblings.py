@@ -15,7 +15,7 @@ from torch import nn
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
 from countermark.bench.train import Course, fit_to_file
-from countermark.nulls import LEAST_SIBLINGS
+from countermark.results.null_hypotheses import LEAST_SIBLINGS
 
 _APART = 1_000_003  # between the seeds of siblings, so that hosts of near seeds share no order
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from countermark._internal.files import write_bytes
 from countermark._version import VERSION
 from countermark.alignment import Reference, realign_suspect
 from countermark.attacks.invariants import Permute
@@ -33,13 +34,12 @@ from countermark.bench.train import Course, fit, seeded
 from countermark.bench.trigger_speed import trigger_ratios
 from countermark.bench.web_speed import Load, first_page, lines, load
 from countermark.bench.zoo import AT_A_TIME, HostSpec, host_data, train_hosts
+from countermark.checkpoints import ModuleWeights, save_weights
 from countermark.embedding import Embedding
-from countermark.files import write_bytes
-from countermark.key import KeyMaterial
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
-from countermark.weights import ModuleWeights, save_weights
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 
 _BIG_FILE = 25_000_000  # float32 weights, 100 MB
 _DIGITS = (0, 4000)

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
+from countermark._internal.progress import show_progress
 from countermark.bench.models import Value, build
 from countermark.bench.strict import Strict
 from countermark.bench.zoo import CACHE, Arrays, HostSpec, pairs, train_hosts
-from countermark.examine import examine, read_suspect
-from countermark.key import Key
-from countermark.nulls import PermutedUnits
-from countermark.progress import show_progress
+from countermark.keys.key import Key
+from countermark.results.null_hypotheses import PermutedUnits
+from countermark.results.statistics import compute_randomised_sequential_p
+from countermark.results.verdict import VerificationOptions
 from countermark.schemes import load_weight_scheme
-from countermark.stats import compute_randomised_sequential_p
-from countermark.verdict import VerificationOptions
+from countermark.verification.verify import examine, read_suspect
 
 DRAWS = 100_000
 LEVELS = (1e-2, 1e-4)

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from countermark._internal.files import replace_file
+from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
 from countermark.bench.watch import Watch
+from countermark.checkpoints import save_weights
 from countermark.embedding import Embedding
 from countermark.errors import DataError
-from countermark.files import replace_file
-from countermark.progress import show_progress
-from countermark.weights import save_weights
 
 _CHECKPOINT_SECONDS = 20.0
 _TEST_BATCH = 500

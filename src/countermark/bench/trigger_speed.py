@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from countermark.bench.models import Value, build
 from countermark.bench.ratios import Ratio, paired, ratio
 from countermark.embedding import TriggerEmbedding
-from countermark.key import KeyMaterial
-from countermark.schemes.deepstego import DeepStego
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.deepstego.networks import StegoNetwork, repeat_tile, spread_logo
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.deepstego.stego_generators import StegoMaker
 from countermark.schemes.logo import GRID
-from countermark.schemes.training.makers import StegoMaker
-from countermark.schemes.training.stego import StegoNetwork, repeat_tile, spread_logo
 
 _COVERS = 1024
 _PAIRS = 15

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.key import Key
-from countermark.schemes.white_box import ConvergedScheme
+from countermark.keys.key import Key
+from countermark.schemes.weights import ConvergedScheme
 
 BIN = 0.1
 """Width of a histogram bin (Wang et al. 2020, Relationship between MANU and AUTO)."""

@@ -21,15 +21,15 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.embed import check_fit, load_into
 from countermark.bench.models import Recipe, Value, build, recipe
 from countermark.bench.pictures import check_for_mlp, cut, grey28
 from countermark.bench.stack import Stack
 from countermark.bench.train import Course, accuracy, fit_to_file, seeded
+from countermark.checkpoints import load_state, open_weights, save_weights
 from countermark.errors import ConfigError
-from countermark.progress import show_progress
-from countermark.weights import load_state, open_weights, save_weights
 
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 

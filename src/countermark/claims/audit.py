@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from countermark._internal.progress import show_progress
 from countermark.claims.decision import EXIT_CODES, Outcome
 from countermark.claims.ledger import Ledger
 from countermark.claims.policy import find_earliest_timestamps
@@ -17,7 +18,6 @@ from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.timestamp import Authority, ConfirmedTimestamp
 from countermark.claims.tree import GrowingTree
 from countermark.errors import ClaimError, LedgerError
-from countermark.progress import show_progress
 
 _MOST_FAULTS = 20  # listed one by one, so that a hostile ledger cannot flood the output
 

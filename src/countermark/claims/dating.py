@@ -19,7 +19,7 @@ from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import format_time, require_past
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError
-from countermark.key_dating import KeyDating
+from countermark.results.key_dating import KeyDating
 
 
 @dataclass(frozen=True)

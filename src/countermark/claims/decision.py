@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from countermark.claims.signed import Claim, TreeHead
 from countermark.errors import make_printable
-from countermark.verdict import NoTruthValue, Verdict
+from countermark.results.verdict import NoTruthValue, Verdict
 
 Outcome = Literal["accepted", "refused", "undecided"]
 # 2 is left to errors of use, as in the other commands.

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from countermark.checkpoints.digest import ModelDigest
 from countermark.claims.audit import Audit
 from countermark.claims.dating import find_heads_over
 from countermark.claims.policy import find_earliest_timestamps
@@ -30,9 +31,8 @@ from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.statement import format_time
 from countermark.claims.timestamp import Authority, Timestamp
 from countermark.errors import ClaimError, make_printable
-from countermark.nulls import LEAST_DATED_BITS, LEAST_FORGERY_BITS
-from countermark.verdict import NoTruthValue, Verdict
-from countermark.weights.digest import ModelDigest
+from countermark.results.null_hypotheses import LEAST_DATED_BITS, LEAST_FORGERY_BITS
+from countermark.results.verdict import NoTruthValue, Verdict
 
 Side = Literal["first", "second"]
 Outcome = Literal["first", "second", "neither", "undecidable"]

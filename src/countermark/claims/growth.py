@@ -7,12 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from countermark import files
+from countermark._internal import files
+from countermark._internal.files import Hex32, StoredDocument
 from countermark.claims.signed import TreeHead
 from countermark.claims.statement import make_format_error
 from countermark.claims.tree import is_consistent
 from countermark.errors import ClaimError
-from countermark.files import Hex32, StoredDocument
 
 _LARGEST = 1 << 16  # bytes
 _MOST = 100  # digests; a tree of 2^40 claims, the largest that a head may state, needs fewer

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark import files
+from countermark._internal import files
+from countermark._internal.output_paths import require_writable_place
 from countermark.claims import timestamp
 from countermark.claims.rows import LedgerRows
 from countermark.claims.signed import Claim, TreeHead
@@ -28,7 +29,6 @@ from countermark.errors import (
     LedgerError,
     MissingExtraError,
 )
-from countermark.places import require_writable_place
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from countermark import files
+from countermark._internal import files
+from countermark._internal.output_paths import require_free_path
 from countermark.claims import signing
 from countermark.claims.decision import Decision, Finding, PolicyCase
 from countermark.errors import ClaimError, MissingExtraError, SuspectError, make_printable
-from countermark.places import require_free_path
 
 # The curves that model-signing accepts.
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from countermark.checkpoints.digest import ModelDigest
 from countermark.claims.decision import Decision, Finding, PolicyCase
 from countermark.claims.signed import Claim, TreeHead
 from countermark.claims.signing import require_threshold
@@ -25,9 +26,8 @@ from countermark.claims.timestamp import (
     read_response,
 )
 from countermark.errors import ClaimError
-from countermark.nulls import LEAST_FORGERY_BITS
-from countermark.verdict import Verdict
-from countermark.weights.digest import ModelDigest
+from countermark.results.null_hypotheses import LEAST_FORGERY_BITS
+from countermark.results.verdict import Verdict
 
 
 class Check(Protocol):

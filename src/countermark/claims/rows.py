@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from countermark._internal.merkle import DIGEST_BYTES
 from countermark.claims.signed import LARGEST
 from countermark.claims.tree import Node, Nodes
 from countermark.errors import LedgerError, make_printable
-from countermark.merkle import DIGEST_BYTES
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

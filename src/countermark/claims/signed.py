@@ -21,7 +21,9 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from countermark import files
+from countermark._internal import files
+from countermark._internal.files import Hex32, StoredDocument
+from countermark._internal.output_paths import write_new_file
 from countermark.claims import signing
 from countermark.claims.statement import (
     BundleStatement,
@@ -35,8 +37,6 @@ from countermark.claims.statement import (
     parse_statement,
 )
 from countermark.errors import ClaimError, ConfigError
-from countermark.files import Hex32, StoredDocument
-from countermark.places import write_new_file
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 LARGEST = 1 << 20  # bytes of a file, which may come from anybody

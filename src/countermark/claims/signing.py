@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from countermark import files
+from countermark._internal import files
 from countermark.errors import ClaimError, ConfigError
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import rfc8785
 from pydantic import Field, StringConstraints
 
-from countermark import files
+from countermark._internal import files
+from countermark._internal.files import Hex32, StoredDocument
 from countermark._version import VERSION
 from countermark.errors import ClaimError, ConfigError, make_printable
-from countermark.files import Hex32, StoredDocument
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"
 CLAIM: Final = "countermark:claim/v1"

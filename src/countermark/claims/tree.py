@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from countermark._internal.merkle import DIGEST_BYTES, compute_root, hash_leaf, hash_node
 from countermark.errors import ClaimError
-from countermark.merkle import DIGEST_BYTES, compute_root, hash_leaf, hash_node
 
 Node: TypeAlias = "tuple[int, int]"
 """Level and index of a complete subtree."""

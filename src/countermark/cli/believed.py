@@ -19,9 +19,9 @@ def make_subject_checks(model: Path | None, key: Path | None) -> list[Check]:
         model: a weight file, or None to check no model.
         key: a key folder, or None to check no key.
     """
+    from countermark.checkpoints import compute_model_digest, open_weights
     from countermark.claims.policy import KeyCheck, ModelCheck
-    from countermark.key import Key
-    from countermark.weights import compute_model_digest, open_weights
+    from countermark.keys.key import Key
 
     checks: list[Check] = []
     if model is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from countermark._internal.output_paths import require_free_path
 from countermark.cli.believed import (
     make_file_signature_checks,
     make_subject_checks,
@@ -22,11 +23,10 @@ from countermark.cli.options import (
     show_result,
 )
 from countermark.errors import ClaimError, ConfigError, SuspectError, make_printable
-from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from countermark.claims.signed import Claim
-    from countermark.key import Key
+    from countermark.keys.key import Key
 
 claim_app = typer.Typer(
     help="Claim a marked model, with a date.", rich_markup_mode=None, no_args_is_help=True
@@ -99,10 +99,10 @@ def new(
         countermark claim new --key acme.key --model m.safetensors --owner "ACME Inc." \\
             --out claim.json
     """
+    from countermark.checkpoints import compute_model_digest, open_weights
     from countermark.claims.signed import Claim
     from countermark.claims.statement import Commitment
-    from countermark.key import Key
-    from countermark.weights import compute_model_digest, open_weights
+    from countermark.keys.key import Key
 
     loaded = Key.load(key, read_key_passphrase(key))
     if owner != loaded.owner:
@@ -176,6 +176,7 @@ def timestamp(
     Example:
         countermark claim timestamp claim.json --request claim.tsq
     """
+    from countermark._internal.files import read_regular, write_bytes
     from countermark.claims.signed import load_signed_document
     from countermark.claims.statement import format_time
     from countermark.claims.timestamp import (
@@ -184,7 +185,6 @@ def timestamp(
         read_response,
         request_timestamp,
     )
-    from countermark.files import read_regular, write_bytes
 
     if sum(each is not None for each in (request, response, url)) != 1:
         raise ConfigError("one of --request, --response and --url is needed, and no two")
@@ -273,10 +273,10 @@ def _require_mark_in_model(model: Path, key: Key) -> None:
     Raises:
         SuspectError: the mark is not in the model.
     """
-    from countermark.examine import examine
+    from countermark.results.verdict import VerificationOptions
     from countermark.schemes import load_scheme
-    from countermark.schemes.white_box import WeightScheme
-    from countermark.verdict import VerificationOptions
+    from countermark.schemes.weights import WeightScheme
+    from countermark.verification.verify import examine
 
     # A key with a reader of its own runs the owner's code, and triggers and outputs need more than
     # a weight file. Only `verify` reads these keys.

@@ -61,13 +61,13 @@ def resolve(
     """
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import (
+    from countermark.keys.key import Key
+    from countermark.verification.dispute import (
         ExaminerSettings,
         PartyExhibits,
         audit_ledger_at,
         settle_dispute,
     )
-    from countermark.key import Key
 
     # Repeated options arrive as separate lists; only their order says what belongs together.
     if not len(key) == len(claim) == len(model) == 2:

@@ -52,9 +52,9 @@ def advise(
         countermark advise other.safetensors
         countermark advise other.safetensors --bits 128 --set margin=3 --json
     """
+    from countermark.checkpoints import open_weights
     from countermark.stamping import advise as advised
     from countermark.stamping.copying import get_shards
-    from countermark.weights import open_weights
 
     with open_weights(model) as weights:
         # Raises for a format that `stamp` cannot copy: advice on it would be useless.
@@ -171,7 +171,7 @@ def check(
         countermark check m.safetensors --key acme.key --model mlp --data digits
     """
     from countermark.bench.check import check as checked
-    from countermark.key import Key
+    from countermark.keys.key import Key
 
     arguments = parse_pairs(model_arguments, "--model-arg")
     if bool(host) != bool(data) or (arguments and not host):

@@ -18,7 +18,7 @@ from countermark.cli.options import (
 from countermark.errors import make_printable
 
 if TYPE_CHECKING:
-    from countermark.identify import Identification
+    from countermark.verification.identify import Identification
 
 
 def identify(
@@ -55,9 +55,9 @@ def identify(
         countermark identify stamped.safetensors --keys .
         countermark identify other.safetensors --keys stamp.key  # exit 1
     """
-    from countermark.identify import identify as identified
-    from countermark.identify import list_key_folders
-    from countermark.verdict import VerificationOptions
+    from countermark.results.verdict import VerificationOptions
+    from countermark.verification.identify import identify as identified
+    from countermark.verification.identify import list_key_folders
 
     # One shared passphrase and no prompt: a folder may hold thousands of keys.
     done = identified(
@@ -72,7 +72,7 @@ def identify(
 
 def _format_answer(done: Identification) -> list[str]:
     """Return the answer as lines of text."""
-    from countermark.test_result import describe_corrections
+    from countermark.results.test_result import describe_corrections
 
     lines = [f"{done.suspect}: {done.tried} keys tried, {len(done.found)} found"]
     for folder, verdict in done.found.items():

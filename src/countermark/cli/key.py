@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from countermark._internal.output_paths import require_free_path
 from countermark.cli.options import AsJson, read_key_passphrase, show_result
 from countermark.errors import ConfigError, make_printable
-from countermark.places import require_free_path
 
 if TYPE_CHECKING:
-    from countermark.answers import Images
-    from countermark.key import Key
-    from countermark.openings import TriggerDisclosure
+    from countermark.keys.key import Key
+    from countermark.predictors.base import Images
+    from countermark.verification.disclosure import TriggerDisclosure
 
 key_app = typer.Typer(help="Look at keys.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -38,7 +38,7 @@ def show(
     Example:
         countermark key show acme.key
     """
-    from countermark.keyfile import load_header
+    from countermark.keys.storage import load_header
 
     # The header is not encrypted, so no passphrase is asked for.
     header = load_header(folder).model_dump(mode="json")
@@ -71,8 +71,8 @@ def open_key_triggers(
             --out triggers.safetensors --key triggers.key
         countermark key open triggers.key --triggers 0,3,7 --out opened.json
     """
-    from countermark.key import Key
-    from countermark.openings import disclose_triggers
+    from countermark.keys.key import Key
+    from countermark.verification.disclosure import disclose_triggers
 
     key = Key.load(folder, read_key_passphrase(folder))
     opened = disclose_triggers(key, _parse_indices(triggers))
@@ -113,8 +113,8 @@ def check_disclosure(
         countermark key check-opening opened.json --out pictures
         countermark verify triggers.safetensors --model mlp --opened opened.json  # exit 3
     """
-    from countermark.files import write_folder
-    from countermark.openings import TriggerDisclosure
+    from countermark._internal.files import write_folder
+    from countermark.verification.disclosure import TriggerDisclosure
 
     # Refuse an existing folder before anything is read and checked.
     if out:
@@ -157,8 +157,8 @@ def load_key_or_disclosure(
             other one.
         KeyFileError: the key folder cannot be read.
     """
-    from countermark.key import Key
-    from countermark.openings import TriggerDisclosure
+    from countermark.keys.key import Key
+    from countermark.verification.disclosure import TriggerDisclosure
 
     if (key is None) == (opened is None):
         raise ConfigError(

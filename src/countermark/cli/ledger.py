@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from countermark._internal.output_paths import require_free_path
 from countermark.cli.claim import Authorities
 from countermark.cli.options import AsJson, read_pem_passphrase, show_result
 from countermark.errors import ConfigError, make_printable
-from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from countermark.claims.ledger import InclusionProof, LedgerEntry
@@ -105,8 +105,8 @@ def find(
     Example:
         countermark ledger find --ledger claims.db --model m.safetensors
     """
+    from countermark._internal.files import write_folder
     from countermark.claims.ledger import Ledger
-    from countermark.files import write_folder
 
     # A shortened digest would silently find nothing, so only whole digests are taken.
     for name, given in (("--digest", digest), ("--commitment", commitment)):
@@ -272,7 +272,7 @@ def _read_model_digest(model: str) -> str:
     # A file with a name of 64 characters is read as a file.
     if len(model) == 64 and not Path(model).exists():
         return model
-    from countermark.weights import compute_model_digest, open_weights
+    from countermark.checkpoints import compute_model_digest, open_weights
 
     with open_weights(model) as weights:
         return compute_model_digest(weights).root

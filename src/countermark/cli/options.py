@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from countermark.errors import ConfigError
-from countermark.passphrase import read_passphrase_file
+from countermark.keys.passphrase import read_passphrase_file
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Settings = Annotated[
@@ -168,7 +168,7 @@ def read_key_passphrase(folder: Path) -> str | None:
 
     Returns: the passphrase; None if the key is not encrypted or nobody can be asked.
     """
-    from countermark.keyfile import load_header
+    from countermark.keys.storage import load_header
 
     if load_header(folder).encryption is None:
         return None

@@ -32,9 +32,9 @@ def mark(
         countermark verify marked --key images.key --assume-dated --blind-choice
         countermark verify outputs --key images.key --assume-dated  # exit 1
     """
-    from countermark.key import Key
-    from countermark.readings import mark_folder
+    from countermark.keys.key import Key
     from countermark.schemes import load_scheme, require_output_scheme
+    from countermark.verification.image_sets import mark_folder
 
     # Otherwise the next run, after an interruption, would take marked images for further inputs.
     if out.resolve() == images.resolve():

@@ -64,10 +64,10 @@ def new(
         countermark recipient new other.safetensors --count 10 --coalition 2 --owner "ACME Inc." \\
             --key customers.key
     """
-    from countermark.keyfile import refuse_existing
+    from countermark.keys.storage import refuse_existing
+    from countermark.recipients import make_recipients_key
+    from countermark.recipients.collusion import STRATEGIES
     from countermark.stamping.copying import require_key_outside
-    from countermark.tracing import make_recipients_key
-    from countermark.tracing.colluding import STRATEGIES
 
     require_owner(owner)
     # Check the place of the key before the code is made and simulated, which takes a while.
@@ -129,8 +129,8 @@ def stamp_recipient_copy(
         countermark recipient stamp other.safetensors --key customers.key --number 7 \\
             --out seven.safetensors
     """
-    from countermark.key import Key
-    from countermark.tracing import issue_copy
+    from countermark.keys.key import Key
+    from countermark.recipients import issue_copy
 
     copy = issue_copy(model, out, Key.load(key, read_key_passphrase(key)), number)
     about = {
@@ -159,9 +159,9 @@ def trace(
         countermark recipient trace seven.safetensors --key customers.key
         countermark recipient trace other.safetensors --key customers.key  # exit 3
     """
-    from countermark.key import Key
-    from countermark.test_result import describe_corrections
-    from countermark.tracing import trace as traced
+    from countermark.keys.key import Key
+    from countermark.recipients import trace as traced
+    from countermark.results.test_result import describe_corrections
 
     loaded = Key.load(key, read_key_passphrase(key))
     done = traced(suspect, loaded, epsilon=epsilon, assume_dated=assume_dated)

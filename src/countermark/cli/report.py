@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from countermark._internal.output_paths import require_free_path, require_writable_place
 from countermark.cli.claim import Authorities, Signers
 from countermark.cli.key import encode_png
 from countermark.cli.options import (
@@ -42,14 +43,13 @@ from countermark.cli.suspect import (
     open_suspect,
 )
 from countermark.errors import ConfigError, make_printable
-from countermark.places import require_free_path, require_writable_place
 from countermark.report.dated import ClaimOptions
 
 if TYPE_CHECKING:
-    from countermark.key import Key
+    from countermark.keys.key import Key
     from countermark.report.page import TriggerImage
     from countermark.report.record import Record
-    from countermark.verdict import Verdict, VerificationOptions
+    from countermark.results.verdict import Verdict, VerificationOptions
 
 _ERROR_RATE = 0.1
 # At most this many triggers are shown in the page if the key is opened.
@@ -234,13 +234,13 @@ class _ReportRequest:
 
     def load_key(self) -> Key:
         """Load the key, with its own reader if that is trusted."""
-        from countermark.key import Key
+        from countermark.keys.key import Key
 
         return Key.load(self.key, read_key_passphrase(self.key)).with_trusted_code(self.reader)
 
     def judge_suspect(self, key: Key, terms: VerificationOptions) -> Verdict:
         """Read the suspect and return the verdict, with the digest of the whole file."""
-        from countermark.examine import examine
+        from countermark.verification.verify import examine
 
         with open_suspect(self.suspect, key, self.asked) as found:
             unmarked = load_unmarked_models(self.unmarked, key, self.asked)
@@ -261,13 +261,13 @@ def _write_report(
     Raises:
         ConfigError: nothing was read.
     """
+    from countermark._internal.files import write_bytes
     from countermark.claims.signing import load_private_key
-    from countermark.files import write_bytes
     from countermark.report.bundle import make_bundle_files, save_bundle
     from countermark.report.page import PageDetails, render_page
     from countermark.report.record import make_record
+    from countermark.results.verdict import VerificationOptions
     from countermark.schemes import find_scheme_class
-    from countermark.verdict import VerificationOptions
 
     open_key, error_rate = how
     # Load the private key first: a wrong passphrase must not cost a long reading.
@@ -310,8 +310,8 @@ def _make_trigger_images(key: Key, record: Record) -> list[TriggerImage]:
     """
     from countermark.report.page import TriggerImage, make_data_url
     from countermark.schemes import load_scheme
-    from countermark.schemes.black_box import TriggerScheme
-    from countermark.schemes.deepstego import COVERS
+    from countermark.schemes.deepstego.scheme import COVERS
+    from countermark.schemes.triggers import TriggerScheme
 
     scheme = load_scheme(key)
     if not isinstance(scheme, TriggerScheme):
@@ -348,9 +348,9 @@ def _replay_bundle(bundle: Path, again: _ReplayOptions, signers: list[Path], as_
         ConfigError: options that do not go together, or another reading.
     """
     from countermark.claims.signing import compute_key_id, load_public_key
-    from countermark.limits import RECORDED
     from countermark.report.bundle import FOLLOWS, replay_bundle
-    from countermark.verdict import EXIT_CODES
+    from countermark.results.caveats import RECORDED
+    from countermark.results.verdict import EXIT_CODES
 
     found = replay_bundle(bundle, [compute_key_id(load_public_key(each)) for each in signers])
     verdict, checked, limits = found.verdict, list(found.checked), list(found.limits)
@@ -393,7 +393,7 @@ def _require_same_verdict(order: _ReportRequest, verdict: Verdict) -> str:
     Raises:
         ConfigError: the key, the reading or the suspect differs from the bundle.
     """
-    from countermark.verdict import VerificationOptions
+    from countermark.results.verdict import VerificationOptions
 
     key = order.load_key()
     # Another key would give another reading, and the message would blame the suspect.
@@ -420,7 +420,7 @@ def _remove_file_names(told: Mapping[str, Any]) -> dict[str, Any]:
 
     The suspect's file may have another name now, and may be a transcript instead of a service.
     """
-    from countermark.limits import RECORDED
+    from countermark.results.caveats import RECORDED
 
     # A round trip turns tuples into lists, which the recorded verdict has.
     found: dict[str, Any] = json.loads(json.dumps(told))

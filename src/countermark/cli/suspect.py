@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from countermark._internal.output_paths import require_free_path
 from countermark.errors import ConfigError
-from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from countermark.alignment import Reference, SuspectWithReference
-    from countermark.answers import Predictor
-    from countermark.key import Key
-    from countermark.openings import TriggerDisclosure
-    from countermark.remote import RemoteOptions
-    from countermark.schemes.black_box import FreshTriggers
-    from countermark.unmarked import Supplied
-    from countermark.weights import Suspect
+    from countermark.checkpoints import Suspect
+    from countermark.keys.key import Key
+    from countermark.predictors.base import Predictor
+    from countermark.predictors.remote import RemoteOptions
+    from countermark.schemes.triggers import FreshTriggers
+    from countermark.verification.disclosure import TriggerDisclosure
+    from countermark.verification.unmarked_models import Supplied
 
 
 Host = Annotated[
@@ -129,9 +129,9 @@ def load_unmarked_models(
         SuspectError: a file cannot be read.
         ConfigError: a file does not fit the model.
     """
-    from countermark.key import Key
+    from countermark.keys.key import Key
     from countermark.schemes import load_scheme
-    from countermark.schemes.black_box import TriggerScheme
+    from countermark.schemes.triggers import TriggerScheme
 
     # Significance grows with the number of unmarked models, so the same file must not count twice.
     given = list({each.resolve(): each for each in files or []}.values())
@@ -164,9 +164,9 @@ def open_suspect(
         ConfigError: options that do not go with this key or suspect.
         SuspectError: a file cannot be read.
     """
-    from countermark.key import Key
+    from countermark.keys.key import Key
     from countermark.schemes import load_scheme
-    from countermark.schemes.black_box import TriggerScheme
+    from countermark.schemes.triggers import TriggerScheme
 
     remote = suspect.startswith(("http://", "https://"))
     if isinstance(key, Key) and not isinstance(load_scheme(key), TriggerScheme):
@@ -254,8 +254,8 @@ def make_fresh_triggers(key: Key | TriggerDisclosure, data: str, count: int) -> 
         DataError: the data cannot be read.
     """
     from countermark.bench.data import load_data
-    from countermark.key import Key
-    from countermark.schemes.black_box import FreshTriggers
+    from countermark.keys.key import Key
+    from countermark.schemes.triggers import FreshTriggers
 
     if not isinstance(key, Key):
         raise ConfigError("--fresh makes new triggers, for which the key is needed: give --key")
@@ -269,7 +269,7 @@ def make_fresh_triggers(key: Key | TriggerDisclosure, data: str, count: int) -> 
 
 def _load_transcript(path: Path) -> Predictor:
     """Return the recorded answers of a transcript as a function from images to classes."""
-    from countermark.remote import Transcript
+    from countermark.predictors.remote import Transcript
 
     return Transcript.load(path).make_replay()
 
@@ -279,7 +279,7 @@ def _connect_service(
     url: str, key: Key | TriggerDisclosure, asking: SuspectOptions
 ) -> Iterator[Predictor]:
     """Connect to a prediction service, and write the transcript when the block is left."""
-    from countermark.remote import connect
+    from countermark.predictors.remote import connect
 
     # Check the transcript's name first: questions to a service may cost money and cannot be undone.
     if asking.transcript:
@@ -302,7 +302,7 @@ def _parse_service_options(given: Mapping[str, Any], key: Key | TriggerDisclosur
     from dataclasses import fields
 
     from countermark.errors import suggest_nearest
-    from countermark.remote import RemoteOptions
+    from countermark.predictors.remote import RemoteOptions
 
     known = [each.name for each in fields(RemoteOptions)]
     for name in given:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from countermark._internal.output_paths import require_free_path
 from countermark.cli.options import AsJson, ModelArguments, Settings, parse_pairs, show_result
 from countermark.errors import ConfigError
-from countermark.places import require_free_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +77,7 @@ def run_attack(
     """
     from countermark.attacks import find_attack
     from countermark.attacks.base import NamedTensors
-    from countermark.weights import load_state
+    from countermark.checkpoints import load_state
 
     attack = find_attack(name).from_fields(parse_pairs(settings, "--set"))
     # Refuse an existing file and wrong options before an attack that may train for hours.
@@ -136,7 +136,7 @@ def _check_host_options(
 def _save_attacked_model(model: nn.Module, out: Path) -> None:
     """Write the attacked model as a weight file, or as an ONNX graph if the model is one."""
     from countermark.attacks.isomorph import OnnxModel
-    from countermark.weights import save_weights
+    from countermark.checkpoints import save_weights
 
     # A graph keeps what the attack did to its operators; a weight file would hold tensors only.
     if isinstance(model, OnnxModel) and out.suffix == ".onnx":

@@ -121,11 +121,11 @@ def verify(
         countermark verify other.safetensors --key acme.key --json  # exit 1
         countermark verify other.safetensors --key acme.key --reference m.safetensors  # exit 1
     """
-    from countermark.examine import examine
-    from countermark.key import Key
+    from countermark.keys.key import Key
+    from countermark.results.verdict import VerificationOptions
     from countermark.schemes import load_scheme
-    from countermark.schemes.box_free import OutputScheme
-    from countermark.verdict import VerificationOptions
+    from countermark.schemes.outputs import OutputScheme
+    from countermark.verification.verify import examine
 
     loaded = load_key_or_disclosure(key, opened, commitment, reader)
     dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import CountermarkError, LoopError, MarkNotTakenError, make_printable
-from countermark.evidence import Reading
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.reading import Reading
 
 _STATE_TYPE = "countermark/state/v1"
 

@@ -2,7 +2,7 @@
 
 While training runs, a folder `NAME.unfinished` beside the place holds the secret, so that an
 interrupted training can continue with the same key. The folder holds key folders in the format of
-`countermark.keyfile`: `begun`, without the tensors that are frozen later, and `drawn`, once the key
+`countermark.keys.storage`: `begun`, without the tensors that are frozen later, and `drawn`, once the key
 is drawn.
 """
 
@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from countermark._internal.files import create_folder
 from countermark.errors import ConfigError, CountermarkError, KeyFileError, LoopError
-from countermark.files import create_folder
-from countermark.key import Key, KeyMaterial
-from countermark.keyfile import load_key, refuse_existing, save_key
+from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.storage import load_key, refuse_existing, save_key
 
 _BEGUN, _DRAWN = "begun", "drawn"
 _Value = TypeVar("_Value")

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.answers import Images
 from countermark.embedding.base import Embedding, to_arrays, to_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
-from countermark.evidence import Reading
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Images
+from countermark.results.reading import Reading
 
 if TYPE_CHECKING:
-    from countermark.schemes.box_free import OutputScheme
-    from countermark.schemes.training.box_free import KeyNetworks, TrainingStore
+    from countermark.schemes.outputs import OutputScheme
+    from countermark.schemes.outputs_training import KeyNetworks, TrainingStore
 
 _READ = 128  # at most so many images are marked and read to check a new mark
 

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.answers import Predictor, make_predictor, normalise_images
 from countermark.embedding.base import Embedding, to_arrays, to_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
-from countermark.evidence import Reading
-from countermark.key import Key, KeyMaterial
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Predictor, make_predictor, normalise_images
+from countermark.results.reading import Reading
 
 if TYPE_CHECKING:
-    from countermark.schemes.black_box import TriggerScheme
-    from countermark.schemes.training.black_box import TriggerTraining
+    from countermark.schemes.triggers import TriggerScheme
+    from countermark.schemes.triggers_training import TriggerTraining
 
 
 class TriggerEmbedding(Embedding):

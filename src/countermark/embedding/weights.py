@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.alignment import Reference, commit_reference
+from countermark.checkpoints import Array, Suspect, open_weights
+from countermark.checkpoints.module import gather_tensor
 from countermark.embedding.base import Embedding, to_arrays, to_tensors
 from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError, SuspectError
-from countermark.evidence import Reading
-from countermark.key import REFERENCE, Key, KeyMaterial
-from countermark.nulls import LEAST_SIBLINGS
-from countermark.weights import Array, Suspect, open_weights
-from countermark.weights.module import gather_tensor
+from countermark.keys.key import REFERENCE, Key, KeyMaterial
+from countermark.results.null_hypotheses import LEAST_SIBLINGS
+from countermark.results.reading import Reading
 
 if TYPE_CHECKING:
-    from countermark.schemes.training.base import WeightTraining
-    from countermark.schemes.white_box import WeightScheme
+    from countermark.schemes.weights import WeightScheme
+    from countermark.schemes.weights_training import WeightTraining
 
 
 class WeightEmbedding(Embedding):

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from countermark import files, merkle
+from countermark._internal import files, merkle
+from countermark._internal.files import StoredDocument
 from countermark.claims.policy import find_earliest_timestamps
 from countermark.claims.signed import BundleSignature, Claim, TreeHead
 from countermark.claims.signing import (
@@ -25,9 +26,8 @@ from countermark.claims.signing import (
 from countermark.claims.statement import format_time, parse_time
 from countermark.claims.timestamp import Authority
 from countermark.errors import ClaimError, ConfigError, CountermarkError, make_printable
-from countermark.files import StoredDocument
 from countermark.report.record import Record, is_recomputed
-from countermark.verdict import Verdict
+from countermark.results.verdict import Verdict
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

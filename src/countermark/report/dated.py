@@ -11,10 +11,10 @@ from countermark.errors import ClaimError, ConfigError, make_printable
 if TYPE_CHECKING:
     from countermark.claims.ledger import Ledger
     from countermark.claims.signed import Claim, TreeHead
-    from countermark.key import Key
-    from countermark.key_dating import KeyDating
-    from countermark.openings import TriggerDisclosure
+    from countermark.keys.key import Key
     from countermark.report.bundle import DatingDocuments as Evidence
+    from countermark.results.key_dating import KeyDating
+    from countermark.verification.disclosure import TriggerDisclosure
 
 
 @dataclass(frozen=True)

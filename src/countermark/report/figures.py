@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 
-from countermark import stats
+from countermark.results import statistics
 
 _WIDTH, _POINTS = 640, 1000  # SVG units; points of a curve
 
@@ -88,9 +88,9 @@ def draw_time_line(events: Sequence[tuple[datetime, str]]) -> str:
 
 def _compute_probability(k: int, bits: int, rate: float) -> float:
     """Return P[Bin(bits, rate) = k] as a difference of two tails."""
-    tail = 10 ** stats.compute_log10_binomial_tail(k, bits, rate)
+    tail = 10 ** statistics.compute_log10_binomial_tail(k, bits, rate)
     # Rounding can make the difference negative far out in the tail.
-    return max(0.0, tail - 10 ** stats.compute_log10_binomial_tail(k + 1, bits, rate))
+    return max(0.0, tail - 10 ** statistics.compute_log10_binomial_tail(k + 1, bits, rate))
 
 
 def _draw_marker(x: float, base: float, kind: str, says: str, *, low: bool = False) -> str:

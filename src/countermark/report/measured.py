@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from countermark import files
-from countermark.files import StoredDocument
+from countermark._internal import files
+from countermark._internal.files import StoredDocument
 
 FILE = Path(__file__).with_name("measured.json")
 

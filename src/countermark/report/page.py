@@ -13,15 +13,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from countermark import stats
 from countermark.claims.statement import parse_time
 from countermark.errors import make_printable
-from countermark.owners_word import describe_hidden_units
 from countermark.report import figures
 from countermark.report.measured import MeasuredForm, UnmarkedCount, find_measured_form
 from countermark.report.record import Record, is_recomputed
-from countermark.test_result import describe_corrections
-from countermark.verdict import Verdict
+from countermark.results import statistics
+from countermark.results.owner_statements import describe_hidden_units
+from countermark.results.test_result import describe_corrections
+from countermark.results.verdict import Verdict
 
 _CUT = 10_000  # cells of a figure, so that a long reading does not make a page of megabytes
 
@@ -123,7 +123,7 @@ def _make_context(
     evidence = record.reading.rebuild_reading()
     # The chance that one value agrees on an unmarked model: 1/2 for bits, 1/C for C classes.
     rate = 1 / evidence.choices
-    least = stats.find_least_matches(evidence.bits, _compute_needed_log10_p(verdict), rate)
+    least = statistics.find_least_matches(evidence.bits, _compute_needed_log10_p(verdict), rate)
     shown = slice(0, _CUT)
     return {
         "v": verdict,
@@ -188,7 +188,7 @@ def _describe_ratio(verdict: Verdict, bits: int, rate: float, error_rate: float)
     """Describe the likelihood ratio of the two propositions in words."""
     if not _is_counted(verdict) or verdict.matched is None:
         return NO_RATIO
-    ratio = stats.compute_log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
+    ratio = statistics.compute_log10_likelihood_ratio(verdict.matched, bits, error_rate, rate)
     # Divided like p is multiplied: somebody who may choose among n readings shows the best one.
     choices = _get_correction_factor(verdict)
     return (
@@ -224,7 +224,7 @@ def _format_counts(group: UnmarkedCount) -> list[str]:
     return [
         COUNT.format(claims=claims, judged=group.judged, level=level, low=low, high=high)
         for level, claims in group.claims.items()
-        for low, high in [stats.compute_clopper_pearson(claims, group.judged)]
+        for low, high in [statistics.compute_clopper_pearson(claims, group.judged)]
     ]
 
 

@@ -16,13 +16,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from countermark._internal.files import StoredDocument
 from countermark._version import VERSION
 from countermark.claims.statement import CLOCK_SKEW, format_time, parse_time, require_past
 from countermark.errors import ConfigError
-from countermark.evidence import Alignment, Disclosure, ImageSimilarity, ReaderFacts, Reading
-from countermark.files import StoredDocument
-from countermark.key_dating import KeyDating
-from countermark.nulls import (
+from countermark.results.key_dating import KeyDating
+from countermark.results.null_hypotheses import (
     AlignedCoin,
     FairCoin,
     FreshKeys,
@@ -32,9 +31,10 @@ from countermark.nulls import (
     SecretLabels,
     UnmarkedModels,
 )
-from countermark.subject import Subject
-from countermark.test_result import TestResult, list_corrections
-from countermark.verdict import KeyIdentity, Verdict, VerificationOptions, judge_result
+from countermark.results.reading import Alignment, Disclosure, ImageSimilarity, ReaderFacts, Reading
+from countermark.results.subject import Subject
+from countermark.results.test_result import TestResult, list_corrections
+from countermark.results.verdict import KeyIdentity, Verdict, VerificationOptions, judge_result
 
 # p of these null hypotheses follows from the recorded reading alone.
 _EXACT = {each.name: each for each in (FairCoin, AlignedCoin, SecretLabels)}

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from countermark.errors import ConfigError, find_by_name, make_printable
-from countermark.key import Key
-from countermark.schemes.adi import Adi
+from countermark.keys.key import Key
 from countermark.schemes.base import Scheme
-from countermark.schemes.black_box import TriggerScheme
-from countermark.schemes.box_free import OutputScheme
-from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.deepstego import DeepStego
-from countermark.schemes.guo import Guo
-from countermark.schemes.hash_filter import HashFilter
-from countermark.schemes.independent_network import IndependentNetwork
-from countermark.schemes.stamp import Stamp
-from countermark.schemes.uchida import Uchida
-from countermark.schemes.white_box import WeightScheme
-from countermark.schemes.zhang import Zhang
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.schemes.drawn_triggers.guo import Guo
+from countermark.schemes.drawn_triggers.zhang import Zhang
+from countermark.schemes.hash_filter.scheme import HashFilter
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.schemes.outputs import OutputScheme
+from countermark.schemes.stamp.scheme import Stamp
+from countermark.schemes.triggers import TriggerScheme
+from countermark.schemes.uchida.scheme import Uchida
+from countermark.schemes.weights import WeightScheme
 
 SCHEMES: Mapping[str, type[Scheme]] = {
     Uchida.name: Uchida,

@@ -6,7 +6,6 @@ triggers) and `box_free` (marks in outputs).
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -16,8 +15,8 @@ from typing import Any, ClassVar, Self, cast, final, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from countermark.errors import ConfigError, make_printable, suggest_nearest
-from countermark.key import Key
-from countermark.nulls import NullHypothesis
+from countermark.keys.key import Key
+from countermark.results.null_hypotheses import NullHypothesis
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,6 @@ class Scheme(Configuration, ABC):
     """The null of the form `as_published`, where that is another one."""
     earlier_fields: ClassVar[Mapping[str, Any]] = {}
     """Fields that keys of earlier versions do not have, with the values by which they are read."""
-    trained_by: ClassVar[str] = ""
-    """The file of the training half, where several schemes share one."""
 
     @final
     @classmethod
@@ -182,9 +179,10 @@ class Scheme(Configuration, ABC):
             "fields": cls.list_default_fields(),
         }
 
+    @abstractmethod
     def import_training_class(self) -> Any:
-        """Import the training module of this scheme, with torch, and return its training class."""
-        # Training needs torch and reading does not: the module is imported only when a host is
-        # trained.
-        place = f"countermark.schemes.training.{self.trained_by or self.name}"
-        return importlib.import_module(place).TRAINING
+        """Import the training module of this scheme, with torch, and return its training class.
+
+        Training needs torch and reading does not: the module is imported only when a host is
+        trained.
+        """

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.answers import Images
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.message import Bits
-from countermark.pictures import Pixels, decode_image
+from countermark.images.image_files import Pixels, decode_image
+from countermark.keys.messages import Bits
+from countermark.predictors.base import Images
 
 GRID = 8
 """A logo is 8 × 8 bits in the keyed form, and so is the tile that spreads it."""

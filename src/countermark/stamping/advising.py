@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from countermark.checkpoints import Weights
+from countermark.checkpoints.dtypes import FLOATS
 from countermark.errors import ConfigError
-from countermark.schemes.stamp import Stamp
+from countermark.schemes.stamp.scheme import Stamp
 from countermark.stamping.forecast import Rows, forecast_error_rates
-from countermark.weights import Weights
-from countermark.weights.dtypes import FLOATS
 
 WHOLE, READ, MOST = 0.01, 0.0275, 0.03
 """Relative changes: target over whole tensors, target over the read values, most tolerated there.

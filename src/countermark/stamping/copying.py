@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from countermark._internal.files import create_folder, replace_file, sync_to_disk
+from countermark._internal.output_paths import require_free_path
+from countermark._internal.progress import show_progress
+from countermark.checkpoints import SafetensorsWeights, ShardedWeights, Weights
+from countermark.checkpoints.dtypes import encode_values
 from countermark.errors import ConfigError, SuspectError
-from countermark.files import create_folder, replace_file, sync_to_disk
-from countermark.places import require_free_path
-from countermark.progress import show_progress
 from countermark.stamping.solving import Piece
-from countermark.weights import SafetensorsWeights, ShardedWeights, Weights
-from countermark.weights.dtypes import encode_values
 
 _SMALL = 64 << 20  # bytes: larger files beside a checkpoint may hold weights
 # Other formats often hold the same model, and a published unmarked twin would defeat the mark.

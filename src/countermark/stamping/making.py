@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark._internal.output_paths import require_writable_place
 from countermark.alignment import commit_reference
+from countermark.checkpoints import Weights, open_weights
+from countermark.checkpoints.dtypes import encode_values
 from countermark.errors import ConfigError, MarkNotTakenError
-from countermark.key import REFERENCE, Key, KeyMaterial
-from countermark.keyfile import refuse_existing, refuse_nested
-from countermark.message import Bits
-from countermark.places import require_writable_place
+from countermark.keys.key import REFERENCE, Key, KeyMaterial
+from countermark.keys.messages import Bits
+from countermark.keys.storage import refuse_existing, refuse_nested
 from countermark.schemes import load_scheme
-from countermark.schemes.stamp import BEFORE, Stamp
+from countermark.schemes.stamp.scheme import BEFORE, Stamp
 from countermark.stamping.advising import Advice, advise
 from countermark.stamping.copying import (
     PieceWriter,
@@ -32,8 +34,6 @@ from countermark.stamping.copying import (
     require_key_outside,
 )
 from countermark.stamping.solving import Shifts, shift_values, solve_shifts
-from countermark.weights import Weights, open_weights
-from countermark.weights.dtypes import encode_values
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark._internal.progress import show_progress
+from countermark.checkpoints import Weights
+from countermark.checkpoints.dtypes import round_to_dtype
 from countermark.errors import MarkNotTakenError
-from countermark.key import Key
-from countermark.message import Bits
-from countermark.progress import show_progress
-from countermark.schemes.stamp import CarrierStream, Stamp
-from countermark.weights import Weights
-from countermark.weights.dtypes import round_to_dtype
+from countermark.keys.key import Key
+from countermark.keys.messages import Bits
+from countermark.schemes.stamp.scheme import CarrierStream, Stamp
 
 _PIECE = 1 << 20  # values that are shifted at a time: bounds the memory
 # The first 4 passes correct shifts up and down; later passes only raise them, so that the search

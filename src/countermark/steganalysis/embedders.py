@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark._internal.progress import show_progress
 from countermark.errors import ConfigError, MissingExtraError, find_by_name
-from countermark.progress import show_progress
 from countermark.steganalysis.images import Embed, Images, check_images
 
 Method: TypeAlias = Literal["wow", "hugo", "s_uniward"]

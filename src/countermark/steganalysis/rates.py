@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from countermark.errors import ConfigError
-from countermark.stats import compute_clopper_pearson
+from countermark.results.statistics import compute_clopper_pearson
 from countermark.steganalysis.images import Flags
 
 # `Rates.__str__` prints "95 %" as text: change both together.

@@ -18,8 +18,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark._internal.progress import show_progress
 from countermark.errors import find_by_name
-from countermark.progress import show_progress
 from countermark.steganalysis.images import Images, check_images
 
 Form: TypeAlias = Literal["cooccurrence", "transition"]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from countermark._internal.files import read_regular
 from countermark.errors import ConfigError
-from countermark.files import read_regular
 
 VARIABLE = "COUNTERMARK_TOKEN"
 # Fewest characters of a token, and most bytes of its file.

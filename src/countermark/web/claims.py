@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from countermark import merkle
+from countermark._internal import merkle
 from countermark.claims.ledger import InclusionProof, Ledger, LedgerEntry
 from countermark.claims.signed import Claim
 from countermark.claims.statement import format_time

@@ -7,9 +7,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
+from countermark._internal.files import Hex32, StoredDocument
 from countermark.claims.statement import Instant, format_time
 from countermark.errors import make_printable
-from countermark.files import Hex32, StoredDocument
 
 State = Literal["waiting", "running", "done", "failed"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from countermark._internal.files import write_bytes
 from countermark.bench.experiment import Experiment
 from countermark.bench.figures import FIGURES, draw, is_drawn_from
 from countermark.bench.kinds import is_experiment, load_any
 from countermark.bench.outlines import outline
 from countermark.bench.tables import counted, in_order, load_table, rendered, shown_cell
 from countermark.errors import CountermarkError, DataError, MissingExtraError
-from countermark.files import write_bytes
 from countermark.web.results import INDEX, digest_results
 
 _NOT_YET = "not measured yet"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from countermark.files import read_regular
+from countermark._internal.files import read_regular
 from countermark.web.access import remove_token
 
 INDEX = "index.json"

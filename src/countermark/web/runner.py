@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from countermark import files
+from countermark._internal import files
 from countermark.errors import ConfigError, CountermarkError
-from countermark.passphrase import VARIABLE as PASSPHRASE
+from countermark.keys.passphrase import VARIABLE as PASSPHRASE
 from countermark.web.access import remove_token
 from countermark.web.orders import Job, Order, get_present_instant
 from countermark.web.settings import ServerLimits

@@ -18,17 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from countermark import files
+from countermark._internal import files
 from countermark.errors import ConfigError, CountermarkError, make_printable
-from countermark.passphrase import read_passphrase_file
+from countermark.keys.passphrase import read_passphrase_file
 from countermark.web.runner import ANSWER, BODY, REPORT
 
 if TYPE_CHECKING:
-    from countermark.answers import Predictor
-    from countermark.key import Key
+    from countermark.checkpoints import Suspect
+    from countermark.keys.key import Key
+    from countermark.predictors.base import Predictor
     from countermark.report.bundle import DatingDocuments as Evidence
-    from countermark.verdict import Verdict
-    from countermark.weights import Suspect
+    from countermark.results.verdict import Verdict
 
 # Bytes of a file that a job may write.
 _LARGEST_WRITTEN = 64 << 20
@@ -97,8 +97,8 @@ def _replace_paths(text: str, task: Task) -> str:
 
 def _verify_suspect(task: Task) -> str:
     """Read a suspect with a key, write verdict and report, and return the outcome."""
-    from countermark.examine import examine
-    from countermark.verdict import VerificationOptions
+    from countermark.results.verdict import VerificationOptions
+    from countermark.verification.verify import examine
 
     _send_message(step="opening the key")
     key = _load_key(task["key"])
@@ -123,7 +123,7 @@ def _verify_suspect(task: Task) -> str:
 def _decide_dispute(task: Task) -> str:
     """Decide a dispute, write the decision, and return its outcome."""
     from countermark.claims.timestamp import Authority
-    from countermark.disputes import (
+    from countermark.verification.dispute import (
         ExaminerSettings,
         PartyExhibits,
         audit_ledger_at,
@@ -164,8 +164,8 @@ def _replace_paths_in_json(value: Any, task: Task) -> Any:
 
 def _load_key(folder: str) -> Key:
     """Load a key, with the passphrase file of the environment if the key is encrypted."""
-    from countermark.key import Key
-    from countermark.keyfile import load_header
+    from countermark.keys.key import Key
+    from countermark.keys.storage import load_header
 
     # Only for an encrypted key: a passphrase file that cannot be read then stops no other job.
     encrypted = load_header(Path(folder)).encryption is not None
@@ -213,7 +213,7 @@ def _date_key(task: Task, key: Key) -> tuple[Any, Evidence | None]:
 def _open_suspect(path: Path, key: Key) -> Iterator[Suspect | Predictor]:
     """Yield a file as a suspect: as a live model for a key of triggers, else as its path."""
     from countermark.schemes import load_scheme
-    from countermark.schemes.black_box import TriggerScheme
+    from countermark.schemes.triggers import TriggerScheme
 
     if isinstance(load_scheme(key), TriggerScheme):
         # The key names the model. A key that names code of its own is refused.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from countermark._internal.files import replace_file
 from countermark.bench.figures import li2019, robustness, uchida2017, wang2020, zhang2021
 from countermark.errors import MissingExtraError, find_by_name
-from countermark.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from countermark.bench.kinds import load_any
 from countermark.bench.tables import figures_of
 from countermark.errors import ConfigError, DataError
-from countermark.pictures import decode_image
+from countermark.images.image_files import decode_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,15 +12,15 @@ import rfc8785
 from filelock import FileLock
 from torch import nn
 
-from countermark.answers import Images
 from countermark.bench.imaging.experiment import ImagingCell
 from countermark.bench.imaging.photographs import Photographs
 from countermark.bench.imaging.tasks import spoilt
 from countermark.bench.train import Checkpoint
 from countermark.embedding import OutputEmbedding
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.box_free import Given
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Images
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.schemes.outputs_training import Given
 
 CACHE = Path(".cache/images")
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.answers import Images
 from countermark.bench.imaging.barriers import barrier_key, scheme_in
 from countermark.bench.imaging.breaks import SPOILS, averaged_out
 from countermark.bench.imaging.experiment import ImagingCell, Surrogate
@@ -22,13 +21,18 @@ from countermark.bench.imaging.tasks import spoilt
 from countermark.bench.imaging.thieves import absorbing, cached, features_of, removed
 from countermark.bench.train import Checkpoint
 from countermark.errors import DataError
-from countermark.examine import examine
-from countermark.key import Key
-from countermark.pictures import Pixels, encode_png
-from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.stego import compute_ssim
-from countermark.schemes.training.surrogates import Architecture, CopyingOptions, run_network
-from countermark.verdict import VerificationOptions
+from countermark.images.image_files import Pixels, encode_png
+from countermark.keys.key import Key
+from countermark.predictors.base import Images
+from countermark.results.verdict import VerificationOptions
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.schemes.deep_watermarking.surrogates import (
+    Architecture,
+    CopyingOptions,
+    run_network,
+)
+from countermark.schemes.deepstego.networks import compute_ssim
+from countermark.verification.verify import examine
 
 _PAYLOADS = 20_000
 _FIRST_SIBLING = 5_000_000  # seeds that no twin has

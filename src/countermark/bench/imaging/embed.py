@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from countermark.answers import Images
+from countermark._internal.files import write_bytes
 from countermark.bench.embed import (
     Order,
     about_to_write,
@@ -29,15 +29,19 @@ from countermark.bench.imaging.photographs import DRAWN, Photographs, photograph
 from countermark.bench.imaging.tasks import Task, spoilt
 from countermark.bench.models import build
 from countermark.bench.train import Checkpoint, seeded
+from countermark.checkpoints import save_weights
 from countermark.embedding import OutputEmbedding
 from countermark.errors import ConfigError, CountermarkError
-from countermark.files import write_bytes
-from countermark.key import Key
-from countermark.pictures import encode_png
+from countermark.images.image_files import encode_png
+from countermark.keys.key import Key
+from countermark.predictors.base import Images
 from countermark.schemes import find_scheme_class
-from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.surrogates import CopyingOptions, run_network, train_surrogate
-from countermark.weights import save_weights
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.schemes.deep_watermarking.surrogates import (
+    CopyingOptions,
+    run_network,
+    train_surrogate,
+)
 
 _SQUARES = {DRAWN: (256, 1, 64)}  # of owner, thief and test: enough for a demonstration,
 _OF_PHOTOGRAPHS = 3000, 1, 200  # and for photographs

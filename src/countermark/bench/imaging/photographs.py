@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from countermark.errors import DataError
-from countermark.outputs import ImageFolder
-from countermark.pictures import Pixels
-from countermark.schemes.box_free import convert_to_grey
+from countermark.images.image_files import Pixels
+from countermark.images.image_folder import ImageFolder
 from countermark.schemes.logo import average_areas
+from countermark.schemes.outputs import convert_to_grey
 
 DRAWN = "drawn"
 Part: TypeAlias = Literal["owner", "thief", "test"]

@@ -19,18 +19,18 @@ from countermark.bench.models import build
 from countermark.bench.train import Checkpoint
 from countermark.bench.zoo import CACHE as HOSTS
 from countermark.bench.zoo import HostSpec, host_path, train_hosts
+from countermark.checkpoints import load_state, save_weights
 from countermark.errors import ConfigError
-from countermark.key import KeyMaterial
-from countermark.schemes.deep_watermarking import DeepWatermarking
-from countermark.schemes.training.box_free import KeyNetworks
-from countermark.schemes.training.surrogates import (
+from countermark.keys.key import KeyMaterial
+from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.schemes.deep_watermarking.surrogates import (
     CopyingOptions,
     Features,
     make_surrogate,
     run_network,
     train_surrogate,
 )
-from countermark.weights import load_state, save_weights
+from countermark.schemes.outputs_training import KeyNetworks
 
 _THIEFS_SECRET = 987_654_321
 _FEATURES = 13  # layers of VGG16: to the second halving

@@ -16,7 +16,7 @@ from countermark.bench.mpai.images import ImageNetworks
 from countermark.bench.mpai.trial import Technology, Trial
 from countermark.errors import ConfigError
 from countermark.schemes import find_scheme_class
-from countermark.schemes.box_free import OutputScheme
+from countermark.schemes.outputs import OutputScheme
 
 
 def run(trial: Trial, only: list[str] | None = None) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from countermark.bench.mpai.trial import Modification, Network, Trial
 from countermark.bench.siblings import Siblings, train_siblings
 from countermark.bench.train import Course, accuracy, batches_of, fit, seeded
 from countermark.errors import ConfigError
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
-from countermark.verdict import Verdict
+from countermark.keys.key import Key, KeyMaterial
+from countermark.results.verdict import Verdict
+from countermark.verification.verify import examine
 
 
 class Classifiers:

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from countermark._internal.progress import show_progress
 from countermark.bench.mpai.trial import Modification, Network, Technology, Trial
 from countermark.bench.provenance import provenance
 from countermark.errors import ConfigError
-from countermark.progress import show_progress
 
 
 def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:

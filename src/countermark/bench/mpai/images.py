@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from countermark.answers import Images
 from countermark.attacks import find_attack
 from countermark.bench.imaging.barriers import trained_key
 from countermark.bench.imaging.cell import likeness
@@ -20,10 +19,15 @@ from countermark.bench.imaging.tasks import spoilt
 from countermark.bench.imaging.thieves import absorbing
 from countermark.bench.mpai.trial import Modification, Network, Trial
 from countermark.errors import ConfigError
-from countermark.examine import examine
-from countermark.key import Key, KeyMaterial
-from countermark.schemes.training.surrogates import CopyingOptions, run_network, train_surrogate
-from countermark.verdict import Verdict
+from countermark.keys.key import Key, KeyMaterial
+from countermark.predictors.base import Images
+from countermark.results.verdict import Verdict
+from countermark.schemes.deep_watermarking.surrogates import (
+    CopyingOptions,
+    run_network,
+    train_surrogate,
+)
+from countermark.verification.verify import examine
 
 _SQUARES = {DRAWN: 256}  # of owner and thief each, where the trial does not say
 _OF_PHOTOGRAPHS, _TEST = 3000, 100

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 from torch import nn
 
-from countermark.key import Key
-from countermark.verdict import ALPHA, Verdict, VerificationOptions
+from countermark.keys.key import Key
+from countermark.results.verdict import ALPHA, Verdict, VerificationOptions
 
 Modification: TypeAlias = tuple[str, Mapping[str, Any]]
 

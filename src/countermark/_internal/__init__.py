@@ -1,0 +1,1 @@
+"""Tools with no knowledge of marks: files, Merkle trees, progress bars, output paths, plug-ins."""

@@ -1,0 +1,177 @@
+"""Read named tensors lazily from safetensors, torch, TorchScript and ONNX files and live modules.
+
+A suspect is hostile input. The package unpickles nothing beyond torch's own `weights_only` reader,
+checks every size before it allocates memory, and reads only the tensors that a caller requests. The
+digests of tensors are computed from the same file descriptor that the values are read from. A
+suspect that cannot be read raises a `SuspectError` with a message of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from countermark._internal.files import replace_file
+from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
+from countermark.checkpoints.cached import CachedWeights
+from countermark.checkpoints.digest import ModelDigest, compute_model_digest
+from countermark.checkpoints.module import ModuleWeights
+from countermark.checkpoints.name_matching import (
+    MOST_CANDIDATES,
+    find_assignments,
+    find_prefixed_names,
+)
+from countermark.checkpoints.onnx_file import OnnxWeights
+from countermark.checkpoints.patched import PatchedWeights, StoredWeights
+from countermark.checkpoints.quantised import dequantise_weights
+from countermark.checkpoints.safetensors_file import SafetensorsWeights
+from countermark.checkpoints.script_file import TorchScriptWeights, is_torchscript_archive
+from countermark.checkpoints.sharded import INDEX, ShardedWeights, find_checkpoint
+from countermark.checkpoints.torch_file import TorchWeights
+from countermark.checkpoints.wrapped import WrappedWeights
+from countermark.errors import SuspectError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "IN_PART",
+    "MOST_CANDIDATES",
+    "Array",
+    "CachedWeights",
+    "ModelDigest",
+    "ModuleWeights",
+    "OnnxWeights",
+    "PatchedWeights",
+    "SafetensorsWeights",
+    "ShardedWeights",
+    "StoredWeights",
+    "Suspect",
+    "TensorInfo",
+    "TorchScriptWeights",
+    "TorchWeights",
+    "Weights",
+    "WrappedWeights",
+    "compute_model_digest",
+    "dequantise_weights",
+    "find_assignments",
+    "find_prefixed_names",
+    "load_state",
+    "open_weights",
+    "save_weights",
+]  # fmt: skip
+
+# In protobuf: field 1 (ir_version) as a variable-length integer.
+_ONNX = b"\x08"
+
+
+Suspect: TypeAlias = "str | Path | nn.Module | Weights"
+"""What can be opened: a file, a folder of shards, a live module, or what is open already."""
+
+
+def open_weights(suspect: Suspect) -> Weights:
+    """Open a suspect: a file by its first bytes, a folder of shards, or a live module.
+
+    Weights that are open already are returned unchanged.
+
+    Raises:
+        SuspectError: the file does not exist, or its format is not known.
+    """
+    if isinstance(suspect, Weights):
+        return suspect
+    if not isinstance(suspect, str | Path):
+        if not hasattr(suspect, "state_dict"):
+            raise SuspectError(
+                f"a suspect is a {type(suspect).__name__}: expected a path or a torch module; "
+                "load a state dict into its model, or save it to a file first"
+            )
+        return ModuleWeights(suspect)
+    path = Path(suspect)
+    if path.is_dir():
+        path = find_checkpoint(path)
+    if path.name.endswith(INDEX):
+        return ShardedWeights(path)
+    # The first bytes decide, because a thief may name a file as they like. ONNX alone is known by
+    # its suffix as well, because protobuf allows fields in any order.
+    start = _read_beginning(path)
+    # A safetensors file begins with the length of its header (8 bytes), then the JSON header.
+    if start[:4] == b"PK\x03\x04":
+        return TorchScriptWeights(path) if is_torchscript_archive(path) else TorchWeights(path)
+    if start[8:9] == b"{":
+        return SafetensorsWeights(path)
+    if start[:1] == _ONNX or path.suffix == ".onnx":
+        return OnnxWeights(path)
+    raise SuspectError(
+        f"{path} is neither safetensors nor a zip-format torch file, nor ONNX (old pickles are "
+        "never opened): re-save it with safetensors.torch.save_file or torch.save"
+    )
+
+
+def _read_beginning(path: Path) -> bytes:
+    """Read the first nine bytes of a regular file.
+
+    Raises:
+        SuspectError: the path is no regular file, or cannot be read.
+    """
+    # Opening a named pipe would wait for a writer, perhaps forever.
+    if path.exists() and not path.is_file():
+        raise SuspectError(f"{path} is no regular file: expected a weight file")
+    try:
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise SuspectError(
+            f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch, "
+            "TorchScript or ONNX file"
+        ) from None
+
+
+def save_weights(state: Mapping[str, Any], path: Path) -> None:
+    """Write torch tensors by name as a safetensors file, completely or not at all.
+
+    Tensors that share memory are each written in full, so that every name is kept.
+    """
+    from safetensors.torch import save_file
+
+    # safetensors refuses tensors that share memory, such as tied embeddings.
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with replace_file(path) as temporary:
+        temporary.touch()
+        # Newer versions of safetensors replace the file by one of mode 0600, so the permissions
+        # that this user normally gives to files are read first and restored afterwards.
+        permissions = temporary.stat().st_mode
+        save_file(apart, temporary)
+        temporary.chmod(permissions)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Load all tensors of a weight file as torch tensors in their own dtypes.
+
+    The file is opened by `open_weights`. Views (second forms of a stored tensor) are left out.
+
+    Raises:
+        SuspectError: as in `open_weights`, or a safetensors file cannot be loaded completely.
+    """
+    with open_weights(path) as weights:
+        if isinstance(weights, TorchWeights):
+            return {name: weights.get_tensor(name).clone() for name in weights.tensors}
+        if isinstance(weights, OnnxWeights | TorchScriptWeights):
+            import torch
+
+            stored = [name for name in weights.tensors if name not in weights.views]
+            return {name: torch.from_numpy(weights.read(name).copy()) for name in stored}
+        parts = list(weights.shards) if isinstance(weights, ShardedWeights) else []
+        path = Path(weights.name)
+    if parts:
+        return {n: each for part in parts for n, each in load_state(path / part).items()}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    # safetensors checks more of a whole file than is checked when single tensors are read.
+    except SafetensorError as error:
+        raise SuspectError(
+            f"{path} is refused as a whole ({error}): expected a complete .safetensors file"
+        ) from None

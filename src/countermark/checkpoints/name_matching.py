@@ -1,0 +1,120 @@
+"""Find wanted tensors in a suspect that may call them by other names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice, permutations, product
+
+from countermark.checkpoints.base import Weights
+
+MOST_CANDIDATES = 1000
+"""Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
+
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
+def find_assignments(
+    weights: Weights, wanted: _Shapes, *, partial: bool = False
+) -> Iterator[dict[str, str]]:
+    """Yield every way to find the wanted tensors in a suspect; each way is one test.
+
+    A tensor with the wanted name and shape is taken. Otherwise, if several tensors are wanted and
+    all of them are present under names with another prefix, these are taken. Otherwise a missing
+    tensor is sought among all other tensors of its shape. If there are more than `MOST_CANDIDATES`
+    ways, they are not listed completely: the caller must refuse to try that many.
+
+    Args:
+        weights: the suspect, open.
+        wanted: shapes by name.
+        partial: if there is no way or too many ways, accept a way that finds at least half of the
+            wanted tensors under their own names or under names with another prefix, and leave out
+            the other tensors.
+
+    Yields:
+        Maps from the wanted name to the suspect's name; no map if a shape is missing.
+    """
+    if alike := find_prefixed_names(weights, wanted):
+        yield from alike
+        return
+    ways = _assign_by_shape(weights, wanted)
+    if not partial:
+        yield from ways
+        return
+    # One way beyond the limit shows that there are too many, without listing all of them: the
+    # number of permutations grows with the factorial of the number of tensors.
+    tried = list(islice(ways, MOST_CANDIDATES + 1))
+    if not 1 <= len(tried) <= MOST_CANDIDATES:
+        tried = find_prefixed_names(weights, wanted, least=(len(wanted) + 1) // 2) or tried
+    yield from tried
+
+
+def find_prefixed_names(
+    weights: Weights, wanted: _Shapes, *, least: int | None = None
+) -> list[dict[str, str]]:
+    """List the ways in which the suspect's names are the wanted names with another prefix.
+
+    All names are unchanged, or one common prefix ("module.", "bert.") is added to the wanted names
+    or removed from them.
+
+    Args:
+        weights: the suspect, open.
+        wanted: shapes by name, at least two: a single name may match other names by chance.
+        least: how many wanted tensors a way must find; None requires all of them.
+
+    Returns:
+        The ways that find the largest number of wanted tensors, as maps from the wanted name to the
+        suspect's name; an empty list if that number is below `least`.
+    """
+    if len(wanted) < 2:
+        return []
+    there = {name: info.shape for name, info in weights.tensors.items()}
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for name, shape in there.items():
+        for before, end in _split_prefixes(name):
+            if wanted.get(end) == shape:
+                found.setdefault((before, ""), {})[end] = name
+    for name, shape in wanted.items():
+        # The empty prefix was tried above, so the splits begin at the second.
+        for before, end in islice(_split_prefixes(name), 1, None):
+            if there.get(end) == shape:
+                found.setdefault(("", before), {})[name] = end
+    most = max(map(len, found.values()), default=0)
+    if most < (len(wanted) if least is None else least) or not most:
+        return []
+    # Unchanged names win over prefixes that fit equally well.
+    if len(found.get(("", ""), ())) == most:
+        found = {("", ""): found["", ""]}
+    ways = [
+        {name: way[name] for name in wanted if name in way}
+        for way in found.values() if len(way) == most
+    ]  # fmt: skip
+    return ways[: MOST_CANDIDATES + 1]
+
+
+def _split_prefixes(name: str) -> Iterator[tuple[str, str]]:
+    """Yield every split of a name into a prefix up to a dot and the rest, empty prefix first."""
+    yield "", name
+    at = name.find(".")
+    while at >= 0:
+        yield name[: at + 1], name[at + 1 :]
+        at = name.find(".", at + 1)
+
+
+def _assign_by_shape(weights: Weights, wanted: _Shapes) -> Iterator[dict[str, str]]:
+    """Yield ways that keep matching names and try the missing ones on tensors of their shape."""
+    free: dict[tuple[int, ...], list[str]] = {}
+    for name, info in weights.tensors.items():
+        if wanted.get(name) != info.shape:
+            free.setdefault(info.shape, []).append(name)
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in wanted.items():
+        if name not in weights.tensors or weights.tensors[name].shape != shape:
+            missing.setdefault(shape, []).append(name)
+    names = [name for group in missing.values() for name in group]
+    choices = [
+        list(islice(permutations(free.get(shape, []), len(group)), MOST_CANDIDATES + 1))
+        for shape, group in missing.items()
+    ]
+    for found in product(*choices):
+        renamed = dict(zip(names, chain.from_iterable(found), strict=True))
+        yield {name: renamed.get(name, name) for name in wanted}

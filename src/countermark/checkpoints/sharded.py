@@ -1,0 +1,170 @@
+"""Read a checkpoint of several safetensors files under an index, as Hugging Face writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from countermark._internal.files import parse_json, read_regular
+from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
+from countermark.checkpoints.safetensors_file import SafetensorsWeights
+from countermark.errors import SuspectError, make_printable
+
+INDEX = ".safetensors.index.json"
+_LARGEST_INDEX, _MOST_SHARDS = 100_000_000, 4096
+# A plain file name: the index is hostile input, and a path could lead to any file of the machine.
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
+
+
+class ShardedWeights(Weights):
+    """All tensors of a sharded checkpoint by name. Opening it reads only the header of each file.
+
+    Attributes:
+        shards: the open files by name.
+
+    Raises:
+        SuspectError: the index is invalid, names files outside its folder, or does not name exactly
+            the tensors that its files hold; or a file is missing or damaged.
+    """
+
+    def __init__(self, index: Path) -> None:
+        super().__init__(str(index.parent))
+        self._index = index
+        self._home, digest = _read_weight_map(index)
+        self.shards: dict[str, SafetensorsWeights] = {}
+        # The stack closes the files that are open already if a later one is damaged.
+        with ExitStack() as opened:
+            for file in sorted(set(self._home.values())):
+                self.shards[file] = opened.enter_context(_open_shard(index.parent / file, index))
+            self.tensors = dict(self._collect_tensors())
+            self._open = opened.pop_all()
+        self.digests[index.name] = digest
+        self.digests |= {
+            f"{file} {name}": digest
+            for file, shard in self.shards.items()
+            for name, digest in shard.digests.items()
+        }
+
+    def _collect_tensors(self) -> Iterator[tuple[str, TensorInfo]]:
+        """Yield every tensor that the index names.
+
+        Raises:
+            SuspectError: index and files do not name the same tensors.
+        """
+        for name, file in self._home.items():
+            if name not in self.shards[file].tensors:
+                raise _make_index_refusal(self._index, f"{name!r} is not in {file}")
+            yield name, self.shards[file].tensors[name]
+        for file, shard in self.shards.items():
+            for name in shard.tensors:
+                if self._home.get(name) != file:
+                    raise _make_index_refusal(self._index, f"it does not name {name!r} of {file}")
+
+    def locate_tensor(self, name: str) -> tuple[str, int, int]:
+        """Return the file that holds a tensor, its first byte there, and its byte count."""
+        file = self._home[name]
+        return file, *self.shards[file].locate_tensor(name)
+
+    def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor from the file that holds it."""
+        shard = self.shards[self._home[name]]
+        values = shard._load(name)
+        self.digests[name] = shard.digests[name]
+        return values
+
+    def read_part(self, name: str, start: int, count: int) -> Array:
+        """Read only these bytes of the file that holds the tensor."""
+        shard = self.shards[self._home[name]]
+        values = shard.read_part(name, start, count)
+        names = (name, f"{name}{IN_PART}")
+        self.digests |= {each: shard.digests[each] for each in names if each in shard.digests}
+        return values
+
+    def read_pieces(self, name: str) -> Iterator[bytes]:
+        """Return the bytes of one tensor, piece by piece, as its file stores them."""
+        return self.shards[self._home[name]].read_pieces(name)
+
+    def compute_file_digest(self) -> str:
+        """Compute the SHA-256 of the output of `sha256sum *.safetensors`, in hexadecimal."""
+        # The shards are sorted by name, as the shell lists them, so anyone can check with
+        # sha256sum.
+        lines = "".join(
+            f"{each.compute_file_digest()}  {file}\n" for file, each in self.shards.items()
+        )
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._open.close()
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Find the checkpoint in a folder: an index of shards, or one safetensors file.
+
+    Raises:
+        SuspectError: the folder holds no checkpoint or several, or it is a key: a secret is never
+            read as a model.
+    """
+    if (folder / "key.json").exists():
+        raise SuspectError(
+            f"{folder} cannot be read as a model, it is a key: expected a checkpoint"
+        )
+    for pattern in (f"*{INDEX}", "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise SuspectError(
+                f"{folder} holds {len(found)} of {pattern}: expected one checkpoint; name the file"
+            )
+    raise SuspectError(
+        f"{folder} holds no checkpoint: expected a .safetensors file, or several with their "
+        f"{INDEX.removeprefix('.')}"
+    )
+
+
+def _read_weight_map(index: Path) -> tuple[Mapping[str, str], str]:
+    """Read the map from tensor to file, and compute the SHA-256 of the index.
+
+    Raises:
+        SuspectError: the index is invalid, or names a file that is not beside it.
+    """
+    try:
+        content = read_regular(index, _LARGEST_INDEX)
+        found = parse_json(content)["weight_map"]
+        if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+            raise ValueError("weight_map is no map from tensors to files")
+    except (ValueError, TypeError, KeyError) as error:
+        raise _make_index_refusal(index, str(error)) from None
+    files = set(found.values())
+    if strange := sorted(file for file in files if not _PLAIN.fullmatch(file)):
+        raise _make_index_refusal(index, f"{strange[0]!r} is no name of a file beside it")
+    # Each file stays open, and a process may open only so many.
+    if not 1 <= len(files) <= _MOST_SHARDS:
+        raise _make_index_refusal(index, f"it names {len(files)} files")
+    return found, hashlib.sha256(content).hexdigest()
+
+
+def _open_shard(path: Path, index: Path) -> SafetensorsWeights:
+    """Open one file of the checkpoint; raise `SuspectError` if it cannot be read."""
+    try:
+        return SafetensorsWeights(path)
+    except OSError as error:
+        raise SuspectError(
+            f"{path} cannot be read ({error.strerror}), and {index.name} names it: expected every "
+            "file of the checkpoint; obtain it again"
+        ) from None
+
+
+def _make_index_refusal(index: Path, why: str) -> SuspectError:
+    """Make the error that refuses an index, with a reason."""
+    return SuspectError(
+        f"{index} is no index of a checkpoint ({make_printable(why, 300)}): expected the weight_map "
+        "that came with its files"
+    )

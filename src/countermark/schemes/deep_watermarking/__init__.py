@@ -1,0 +1,1 @@
+"""Marks in the images of image-to-image networks (Zhang et al. 2021)."""

@@ -1,0 +1,1 @@
+"""Triggers that are drawn: Adi et al. 2018, Zhang et al. 2018, Guo and Potkonjak 2018."""

@@ -1,0 +1,1 @@
+"""Marks in weights at places that only the key knows."""

@@ -1,0 +1,1 @@
+"""Marks in finished checkpoints by the least change of the weights, without training."""

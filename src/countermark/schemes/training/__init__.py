@@ -1,1 +1,0 @@
-"""Training halves of the schemes: their torch code, one file a scheme, loaded on demand."""
