@@ -24,7 +24,7 @@ from countermark.errors import SuspectError
 from countermark.predictors.base import Images, Labels, make_module_predictor
 
 Scale = tuple[Sequence[float], Sequence[float]]
-"""Mean and deviation that a host is fed with, in grey levels, as in `answers.normalise_images`."""
+"""Mean and deviation of a host's inputs in grey levels, see `predictors.base.normalise_images`."""
 
 _WEIGHTS, _HOST, _IMAGES, _ANSWERS = "m.safetensors", "host.json", "images.npy", "answers.npy"
 

@@ -61,7 +61,7 @@ def require_safetensors_name(parameter: typer.CallbackParam, value: _Name) -> _N
 
 
 ALPHA = 1e-6
-"""The value of `verdict.ALPHA`, repeated so that `--help` need not import that module."""
+"""The value of `results.verdict.ALPHA`, repeated so that `--help` need not import that module."""
 
 Alpha = Annotated[
     float,

@@ -12,7 +12,7 @@ fixed afterwards, by
 
 `learnt` holds the digests of the reader and of everything that was measured with it. Both
 commitments follow from digests, so that a third party who is shown the digests can check a
-commitment without the secret. The module `keyfile` stores keys on disk.
+commitment without the secret. The module `keys.storage` stores keys on disk.
 """
 
 from __future__ import annotations
@@ -211,15 +211,15 @@ class Key:
         return replace(self, trusted=code)
 
     def save(self, path: str | Path, passphrase: str | None = None) -> None:
-        """Write the key to a new folder; see `keyfile.save_key`."""
-        # Imported here because `keyfile` imports `Key` from this module.
+        """Write the key to a new folder; see `storage.save_key`."""
+        # Imported here because `storage` imports `Key` from this module.
         from countermark.keys.storage import save_key
 
         save_key(self, Path(path), passphrase)
 
     @staticmethod
     def load(path: str | Path, passphrase: str | None = None) -> Key:
-        """Read a key folder; see `keyfile.load_key`."""
+        """Read a key folder; see `storage.load_key`."""
         from countermark.keys.storage import load_key
 
         return load_key(Path(path), passphrase)

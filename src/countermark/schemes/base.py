@@ -1,7 +1,7 @@
 """The base class of all schemes: a frozen dataclass whose fields are its whole configuration.
 
-The three families are in `white_box` (marks in the weights), `black_box` (marks in the answers to
-triggers) and `box_free` (marks in outputs).
+The three families are in `weights` (marks in named tensors), `triggers` (marks in the answers to
+trigger images) and `outputs` (marks in the images that a network makes).
 """
 
 from __future__ import annotations

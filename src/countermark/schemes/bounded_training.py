@@ -1,4 +1,4 @@
-"""Bounded values of a live tensor, computed as in `schemes.bounded` but with gradients."""
+"""Compute bounded values of a live tensor as in `bounded_readings`, but with gradients."""
 
 from __future__ import annotations
 

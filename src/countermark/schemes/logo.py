@@ -142,7 +142,7 @@ def _compute_shares(size: int, wanted: int) -> NDArray[np.float32]:
 
 def _convert_to_grey(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the grey values (1, H, W) of an image (C, H, W), C = 1 or 3."""
-    # Unrounded, unlike `box_free.grey`: the values are averaged before they are rounded.
+    # Unrounded, unlike `outputs.convert_to_grey`: the values are averaged before they are rounded.
     return picture if len(picture) == 1 else np.einsum("c,chw->hw", _LUMA, picture)[None]
 
 

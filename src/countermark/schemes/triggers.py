@@ -2,8 +2,9 @@
 
 All trigger schemes share this: a key holds n committed triggers, and its secret gives each trigger
 a salt and a random label. The key also commits to the root of a Merkle tree over salts and
-triggers, so that its owner can disclose some triggers without the others (`openings`). Reading is
-the same for all trigger schemes; their training files make the triggers.
+triggers, so that its owner can disclose some triggers without the others
+(`verification.disclosure`). Reading is the same for all trigger schemes; their training files make
+the triggers.
 """
 
 from __future__ import annotations

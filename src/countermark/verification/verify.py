@@ -155,7 +155,7 @@ def examine(  # noqa: PLR0913 - as above
         digest: as for `verify`.
         terms: thresholds and statements.
         resume: file from which an interrupted reading of a folder of images continues, see
-            `readings.read_folder`.
+            `image_sets.read_folder`.
         unmarked: as for `verify`.
     """
     reference = None
@@ -199,7 +199,7 @@ def _examine_images(
     found = _read_image_set(suspect, scheme, key, resume)
     subject = Subject(
         name=str(suspect) if isinstance(suspect, str | Path) else "images",
-        # All images are one suspect with one message: `readings` counts tests, not images.
+        # All images are one suspect with one message: `Subject.readings` counts tests, not images.
         readings=scheme.test_count,
         images=found.images,
         skipped=found.skipped.to_facts(),

@@ -1,4 +1,4 @@
-"""The benchmark pages: read the files that `is_rendering` made of `results/`."""
+"""The benchmark pages: read the files that `rendering` made from `results/`."""
 
 from __future__ import annotations
 

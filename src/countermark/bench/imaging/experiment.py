@@ -45,7 +45,7 @@ class Surrogate(Strict):
     """How a thief copies, or what becomes of the barrier.
 
     Attributes:
-        architecture, loss, adversarial: of the surrogate, see `schemes.training.surrogates`.
+        architecture, loss, adversarial: of the surrogate, see `deep_watermarking.surrogates`.
         spoil: what he does to the images, see `breaks`.
         absorbed: no thief: the owner's own network learns the task and the mark in one.
         strength: of an absorbed mark, as a multiple of the barrier's residual; 1 when not given.

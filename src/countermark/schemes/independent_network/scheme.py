@@ -333,7 +333,7 @@ class IndependentNetwork(ConvergedScheme):
     def with_calibration(
         self, key: Key, siblings: Sequence[Mapping[str, Array]], marked: Mapping[str, Array]
     ) -> Key:
-        """Return the key with its sibling threshold, see `reader.measured`.
+        """Return the key with its sibling threshold, see `learnt_reader.calibrate_threshold`.
 
         The loss of a sibling is the smaller of two losses: with no group louder than in the marked
         model, and with every group exactly as loud.

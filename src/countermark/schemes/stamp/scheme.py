@@ -2,7 +2,7 @@
 
 A spread-spectrum mark (Cox et al. 1997): each value that is read serves one bit, by a keyed sign,
 
-    y_t = Σ sign_i · x_i      over the values i that serve bit t; x as in `bounded`
+    y_t = Σ sign_i · x_i      over the values i that serve bit t; x as in `bounded_readings`
 
 and bit t is y_t > 0. All values stand in one row, cut into runs of T values. Each run is rotated by
 a keyed number of places and serves every bit once. `docs/format.md` defines the orders.
@@ -44,8 +44,8 @@ class Stamp(WeightScheme):
     Attributes:
         values: how many values are read of each tensor, from a keyed place on; None for all.
         margin: the reading that each bit gets, in standard deviations without the mark.
-        reading: "bounded" values, which a few units cannot outweigh (`schemes.bounded`); or
-            "plain", w / rms, as keys of earlier versions are read.
+        reading: "bounded" values, which a few units cannot outweigh (`schemes.bounded_readings`);
+            or "plain", w / rms, as keys of earlier versions are read.
         strength: weight of the mark in a loss, where the mark is trained instead.
         recipients: the number of recipients who have a code word of `bits` places, in place of
             one message; 0 for a message.

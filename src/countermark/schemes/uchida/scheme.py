@@ -43,9 +43,9 @@ class Uchida(ConvergedScheme):
         margin: the margin that the hinge demands of each bit, in standard deviations of [X·w]_t.
             A plain reading takes those of weights of the usual initial size. None is 0.8, or 1 for
             plain weights. Use 0.1 where T comes near the capacity.
-        reading: "bounded" values, which a few units cannot outweigh (`schemes.bounded`); or "plain"
-            weights, as published and as keys of earlier versions are read. None is bounded, or
-            plain where another field is as published.
+        reading: "bounded" values, which a few units cannot outweigh (`schemes.bounded_readings`);
+            or "plain" weights, as published and as keys of earlier versions are read. None is
+            bounded, or plain where another field is as published.
     """
 
     name: ClassVar[str] = "uchida"
