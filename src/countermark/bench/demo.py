@@ -31,7 +31,10 @@ from countermark.results.verdict import ALPHA, Verdict
 from countermark.schemes import load_weight_scheme
 from countermark.verification.verify import verify
 
-_EPOCHS, _LAYER, _BITS = 15, "2.weight", 256
+_EPOCHS, _BITS = 15, 256
+# A thief adds a vector to all rows of the last layer, and no answer changes: the mark of Uchida
+# lies in the first layer. The secret networks read hidden units as the last layer's inputs.
+_FIRST, _LAST = "0.weight", "2.weight"
 _SIBLINGS = 4
 _STRANGERS = 20
 _UNMARKED = 2  # supplied for the verdicts of learnt readers
@@ -67,9 +70,14 @@ class _Mark:
 
 
 _MARKS = (
-    _Mark("uchida", "uchida", {"bits": _BITS}),
-    _Mark("network", "independent_network", {"bits": _BITS}, _ALPHA),
-    _Mark("published", "independent_network", {"bits": _BITS, "as_published": True}, _ALPHA),
+    _Mark("uchida", "uchida", {"layer": _FIRST, "bits": _BITS}),
+    _Mark("network", "independent_network", {"layer": _LAST, "bits": _BITS}, _ALPHA),
+    _Mark(
+        "published",
+        "independent_network",
+        {"layer": _LAST, "bits": _BITS, "as_published": True},
+        _ALPHA,
+    ),
 )
 
 
@@ -99,7 +107,7 @@ def run_demo(out: Path) -> list[Shown]:
             shown += _judge(mark, stranger, (out, unmarked), data)
     with console.status(f"training {_STRANGERS} more unmarked networks"):
         specs = [HostSpec(BUNDLED, 100 + each, epochs=5) for each in range(_STRANGERS)]
-        strangers = [arrays[_LAYER] for _, arrays in train_hosts(specs, out / "strangers")]
+        strangers = [arrays for _, arrays in train_hosts(specs, out / "strangers")]
     _write(out, shown)
     _print(shown, {mark.name: _false_reads(mark, strangers, out) for mark in _MARKS})
     return shown
@@ -117,7 +125,7 @@ def _train(model: Path, mark: _Mark | None, out: Path, seed: int = 2) -> None:
     embed(
         Order(
             scheme="none" if mark is None else mark.scheme,
-            fields={} if mark is None else {"layer": _LAYER, **mark.fields},
+            fields={} if mark is None else mark.fields,
             model="mlp",
             data=BUNDLED,
             owner="ACME Inc.",
@@ -158,10 +166,12 @@ def _judge(
     return shown
 
 
-def _false_reads(mark: _Mark, strangers: Sequence[NDArray[np.float32]], out: Path) -> int:
+def _false_reads(
+    mark: _Mark, strangers: Sequence[Mapping[str, NDArray[np.float32]]], out: Path
+) -> int:
     """How many unmarked networks give every bit of the message."""
     key = Key.load(mark.key(out))
-    read = [load_weight_scheme(key).extract({_LAYER: each}, key).match_count for each in strangers]
+    read = [load_weight_scheme(key).extract(each, key).match_count for each in strangers]
     return read.count(key.bits)
 
 
