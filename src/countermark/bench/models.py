@@ -1,4 +1,4 @@
-"""Host models by name, and the factories behind `--model NAME|module:factory --model-arg K=V`."""
+"""Host models by name, and model factories for `--model NAME|module:factory --model-arg K=V`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ Factory: TypeAlias = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a host is trained when the command line says nothing.
+    """Training settings of a host model.
 
-    `momentum` and `nesterov` belong to sgd. `milestones` are fractions of the epochs at which
-    the learning rate is multiplied by `gamma`.
+    They hold unless the command line or an experiment changes them. `momentum` and `nesterov` apply
+    to sgd only. `milestones` are fractions of the epochs at which the learning rate is multiplied
+    by `gamma`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
@@ -45,6 +46,7 @@ class Recipe:
     gamma: float = 0.2
 
 
+# Pydantic checks the changed fields of a recipe; `Recipe` itself stays a plain dataclass.
 _RECIPE = TypeAdapter(Recipe)
 
 MODELS: Mapping[str, Factory] = {
@@ -63,7 +65,7 @@ _DEFAULT = Recipe(
 )
 _UCHIDA = Recipe("sgd", 0.1, 64, weight_decay=5e-4, augment=True, milestones=(0.3, 0.6, 0.8))
 _RESNET = replace(_DEFAULT, lr=0.1)
-# Classifiers only: `unet` has none.
+# Only classifiers have a recipe; `unet` makes images.
 _RECIPES: Mapping[str, Recipe] = {
     "mlp": Recipe("adam", 1e-3, 32),
     "lenet": Recipe("adam", 1e-3, 64),
@@ -76,17 +78,20 @@ _RECIPES: Mapping[str, Recipe] = {
 
 
 def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """How the host called `name` is trained by default; a `module:factory` gets that of vgg16.
+    """Return the default training recipe of the host model called `name`.
+
+    A `module:factory` gets the recipe of vgg16.
 
     Args:
         name: as `build` takes it.
-        changes: fields that are to be others, as JSON or TOML gives them.
+        changes: new values of fields by name, in the types that JSON or TOML give.
 
     Raises:
-        ConfigError: no host model has this name, or it has and is no classifier; a change names no
-            field, or has a wrong value.
+        ConfigError: no host model has this name, or the model is no classifier; a change names no
+            field of a recipe, or has a wrong value.
     """
     fields = asdict(_default(name))
+    # pydantic ignores unknown fields of a dataclass, so that they are refused here.
     for field in changes or {}:
         if field not in fields:
             raise ConfigError(f"a recipe has no field {field!r}: {suggest_nearest(field, fields)}")
@@ -99,6 +104,7 @@ def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def _default(name: str) -> Recipe:
+    """Return the recipe of a model before any changes; raise `ConfigError` without a recipe."""
     if ":" in name:
         return _DEFAULT
     if _known(name) not in _RECIPES:
@@ -108,21 +114,25 @@ def _default(name: str) -> Recipe:
 
 
 def build(name: str, arguments: Mapping[str, Value]) -> nn.Module:
-    """A freshly initialised host model; seed torch before the call to repeat it.
+    """Build a freshly initialised host model; seed torch before the call to repeat the weights.
 
     Args:
         name: a name in `MODELS`, or `module:factory`. The module is imported, which runs its
             code: never pass a name that came with somebody else's file.
-        arguments: for the factory; a string is read as JSON where it is JSON (`"10"` is 10).
+        arguments: keyword arguments of the factory; a string that is valid JSON is parsed (`"10"`
+            becomes 10).
 
     Raises:
-        ConfigError: the name, an argument or the factory's result cannot be right.
+        ConfigError: the name is unknown, the factory does not take an argument, the factory fails,
+            or it returns no module.
     """
     factory = _imported(name) if ":" in name else MODELS[_known(name)]
+    # Values of --model-arg arrive as strings; factories expect numbers and booleans.
     typed = {key: _converted(value) for key, value in arguments.items()}
     _check_arguments(name, factory, typed)
     try:
         model: object = factory(**typed)
+    # An error of this package already has a message for the user.
     except CountermarkError:
         raise
     except Exception as error:  # a factory is foreign code and may raise anything
@@ -134,6 +144,7 @@ def build(name: str, arguments: Mapping[str, Value]) -> nn.Module:
 
 
 def _known(name: str) -> str:
+    """Return `name` if `MODELS` holds it, else raise `ConfigError` with the nearest name."""
     if name not in MODELS:
         way_out = f"{suggest_nearest(name, MODELS)}, or pass module:factory"
         raise ConfigError(f"unknown model {name!r}: {way_out}")
@@ -141,6 +152,7 @@ def _known(name: str) -> str:
 
 
 def _imported(name: str) -> Factory:
+    """Import the factory that `module:factory` names; raise `ConfigError` if that fails."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -149,6 +161,7 @@ def _imported(name: str) -> Factory:
         raise ConfigError(f"{message}: PYTHONPATH must hold its folder") from error
     factory: object = getattr(module, attribute, None)
     if not callable(factory):
+        # Suggest only functions and classes that the module itself defines, not its imports.
         own = {
             name for name, kept in vars(module).items()
             if callable(kept) and getattr(kept, "__module__", "") == module.__name__
@@ -160,6 +173,7 @@ def _imported(name: str) -> Factory:
 
 
 def _converted(value: Value) -> Any:
+    """Parse a string argument as JSON if it is JSON; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -170,10 +184,11 @@ def _converted(value: Value) -> Any:
 
 
 def _check_arguments(name: str, factory: Factory, arguments: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if the factory does not take these keyword arguments."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
-        return  # written in C, without a signature: the call itself will tell
+        return  # a factory in C may have no signature; the call itself raises then
     try:
         signature.bind(**arguments)
     except TypeError as error:
@@ -182,6 +197,6 @@ def _check_arguments(name: str, factory: Factory, arguments: Mapping[str, Any]) 
 
 
 def _line(error: Exception) -> str:
-    """The first line of a foreign error, for a message of one line."""
+    """Return type and first line of a foreign error, for a message of one line."""
     said = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

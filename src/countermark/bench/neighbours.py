@@ -1,7 +1,8 @@
-"""What other packages need for the same work, measured beside ours in one run.
+"""CPU time that other packages need for the same work, measured beside this package in one run.
 
-Only what is installed with the development requirements: a package that is not there fails the
-benchmark. Most libraries of watermarks have no counterpart here: they train and read with a GPU.
+Only packages among the development requirements are compared: a missing package fails the
+benchmark. Most watermarking libraries have no counterpart here, because they train and read with a
+GPU.
 """
 
 from __future__ import annotations
@@ -30,21 +31,25 @@ _SHAPE = (3, 32, 32)
 
 
 def neighbour_ratios() -> list[Ratio]:
-    """All ratios to other packages; about a minute."""
+    """Measure all ratios to other packages; takes about a minute."""
+    # One thread on both sides: the ratio must not depend on the number of cores.
     torch.set_num_threads(1)
     return [similarity(), hiding()]
 
 
 def similarity(batch: int = 32, repeats: int = 20) -> Ratio:
-    """CPU time of our SSIM and its gradient, against pytorch-msssim's, on the same images."""
+    """Measure the CPU time of our SSIM and its gradient against pytorch-msssim on equal images."""
     one = torch.rand(batch, *_SHAPE, requires_grad=True)
     other = torch.rand(batch, *_SHAPE)
 
+    # pytorch-msssim is untyped; the annotation gives the result its type.
     def theirs(a: Tensor, b: Tensor) -> Tensor:
+        """Compute the other package's SSIM of each pair of images (N, C, H, W), shape (N,)."""
         found: Tensor = other_ssim(a, b, data_range=1.0, size_average=False)
         return found
 
     def timed(compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """Return the seconds of CPU time that `repeats` gradients of one SSIM take."""
         began = time.process_time()
         for _ in range(repeats):
             torch.autograd.grad(compare(one, other).sum(), one)
@@ -56,7 +61,10 @@ def similarity(batch: int = 32, repeats: int = 20) -> Ratio:
 
 
 def hiding(images: int = 32) -> Ratio:
-    """CPU time of making triggers, against hiding .4 bit a pixel with conseal's S-UNIWARD."""
+    """Measure the CPU time of making triggers, against S-UNIWARD of the package conseal.
+
+    S-UNIWARD hides 0.4 bit a pixel in as many covers.
+    """
     covers = np.random.default_rng(0).integers(0, 256, (images, *_SHAPE), dtype=np.uint8)
     tile = repeat_tile(2.0 * torch.randint(0, 2, (_SHAPE[0], GRID, GRID)) - 1, *_SHAPE[1:])
     network = StegoNetwork(_SHAPE[0]).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Experiments as JSON values: every figure of every row, over its seeds."""
+"""Experiments as JSON values: every figure of every row, summarised over the seeds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MEASURED = (*FIGURES, "cost")
 
 
 def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
-    """The rows of one experiment as JSON values.
+    """Return the rows of one experiment as JSON values.
 
     Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
         `most`; `outcomes` counts the verdicts; `pruned`, `attacked` and `suspects` hold the same
-        for what was pruned, attacked, and never marked. A row that measured nothing in a column
-        has no such column. Those that train no classifier: see `hostless_outline`.
+        for pruned copies, attacked copies, and unmarked models. A column without measurements is
+        missing from the row. For experiments that train no classifier see `hostless_outline`.
 
     Raises:
         DataError: a cell has no result yet.
@@ -36,6 +36,7 @@ def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
 
 
 def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
+    """Summarise one row of an experiment over its seeds."""
     figures = figures_of(experiment, row.label, results)
     return {
         "label": row.label,
@@ -48,6 +49,8 @@ def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
             {"fraction": each[0]["fraction"], "order": each[0].get("order", "ascending")}
             | _columns(each)
             | {"outcomes": _outcomes(each)}
+            # The k-th entry of every seed has the same fraction and order; strict refuses a
+            # mismatch.
             for each in zip(*(each.get("pruned", []) for each in figures), strict=True)
         ],
         "attacked": [
@@ -62,7 +65,10 @@ def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
 
 
 def _attack(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One attack over all seeds; `aligned_…` where the copy was also read after alignment."""
+    """Summarise one attack over all seeds.
+
+    Keys that begin with `aligned_` come from copies that were also read after alignment.
+    """
     aligned = [each["aligned"] for each in figures if "aligned" in each]
     read = _columns(aligned) if aligned else {}
     return {
@@ -75,16 +81,19 @@ def _attack(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the verdicts by outcome; figures without a verdict are skipped."""
     return dict(Counter(each["outcome"] for each in figures if "outcome" in each))
 
 
 def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One group of unmarked suspects, over all seeds."""
+    """Summarise one group of unmarked suspects over all seeds."""
+    # Values of single hosts are pooled over the seeds before median and KS are computed.
     joined = {name: [x for each in groups for x in each[name]] for name in ("matched", "L2", "p")}
     counted = {
         name: {level: sum(each[name][level] for each in groups) for level in map(str, LEVELS)}
         for name in ("reached", "claims")
     }
+    # Only a learnt reader has p-values; other keys leave the KS columns empty.
     spread = kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
     return {
         "label": groups[0]["label"],
@@ -100,6 +109,7 @@ def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarise each column that has a value at every seed."""
     return {
         column: summary([each[column] for each in figures])
         for column in _MEASURED

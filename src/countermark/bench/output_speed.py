@@ -1,4 +1,4 @@
-"""What marks in outputs cost: the barrier behind a network, and the reading of images."""
+"""Cost of marks in outputs: the barrier behind a network, and the reading of images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ _IMAGES = 64
 
 
 def output_ratios() -> list[Ratio]:
-    """All ratios of marks in outputs; some seconds."""
+    """Measure all ratios of marks in outputs; takes some seconds."""
     torch.set_num_threads(1)
     network, images = build("unet", {"channels": 1}).eval(), torch.rand(_IMAGES, 1, 64, 64)
     scheme = DeepWatermarking()
     key = _key(scheme)
+    # `wrap` puts the barrier behind the network, as an owner would serve it.
     served, pictures = scheme.wrap(network, key), (255 * images).to(torch.uint8).numpy()
     against = "the network alone"
 
     def read() -> float:
+        """Return the seconds of CPU time that reading all images takes."""
         start = time.process_time()
         scheme.extract(list(pictures), key)
         return time.process_time() - start
@@ -46,15 +48,17 @@ def output_ratios() -> list[Ratio]:
 
 
 def _made(network: nn.Module, images: Tensor) -> float:
+    """Return the seconds of CPU time in which a network processes images (N, C, H, W)."""
     start = time.process_time()
     with torch.no_grad():
+        # Batches of 16 images keep the activations of the U-Net small.
         for part in torch.split(images, 16):
             network(part)
     return time.process_time() - start
 
 
 def _key(scheme: DeepWatermarking) -> Key:
-    """A key of untrained networks: what they cost is the same."""
+    """Make a key of untrained networks: they cost as much CPU time as trained networks."""
     return scheme.generate_key(
         export_weights(make_placement(scheme), NETWORKS),
         owner="bench",

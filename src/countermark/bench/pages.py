@@ -1,4 +1,4 @@
-"""Experiments as pages: every figure of every cell, and the tables that are made from them."""
+"""Experiments as documentation pages: figures of every cell, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def page(
     title: str, figures: Mapping[str, str], tables: Sequence[Path], experiments: Sequence[Path],
     results: Path,
 ) -> str:  # fmt: skip
-    """A documentation page, in Markdown.
+    """Render a documentation page in Markdown.
 
     Args:
-        title: its heading.
-        figures: captions by address.
-        tables: files; what has not been computed yet is named.
-        experiments: files, likewise.
+        title: heading of the page.
+        figures: captions by address of the image.
+        tables: table files; the page names each table that has not been computed yet.
+        experiments: experiment files; the page names each experiment with missing cells.
         results: folder of the results.
     """
     lines = [f"# {title}", "", *HEAD, ""]
@@ -55,20 +55,23 @@ def page(
 
 
 def _table(path: Path, results: Path) -> list[str]:
+    """Render a table, or one line that says it is not computed yet."""
     table = load_table(path)
     try:
         return as_markdown(rendered(table, results))
+    # Pages are rendered while experiments still run.
     except DataError:
         return [f"## {table.title}", "", f"`{table.name}`: not run to the end yet.", ""]
 
 
 def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
-    """A table, or an experiment, by its name or file: as JSON values, and as text.
+    """Return a table, or an experiment, by its name or file: as JSON values, and as text.
 
     Raises:
-        ConfigError: there is no such file, or it is wrong.
+        ConfigError: there is no such file, or its content is wrong.
         DataError: a cell has no result yet.
     """
+    # A table goes first: a table and an experiment may share their name.
     path = located(name, TABLES)
     if not path.exists():
         path = located(name)
@@ -81,7 +84,7 @@ def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
 
 
 def section(experiment: AnyExperiment, results: Path) -> list[str]:
-    """One experiment, as lines of Markdown."""
+    """Render one experiment as lines of Markdown."""
     seeds = ", ".join(str(seed) for seed in experiment.seeds)
     head = [
         f"## {experiment.title}",
@@ -94,6 +97,7 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
     if missing:
         head += [f"Not run to the end yet: {len(missing)} cells are missing.", ""]
     if not isinstance(experiment, Experiment):
+        # Experiments without a host show each row that is complete; the others wait for all cells.
         whole = {cell.label for cell in cells} - {cell.label for cell in missing}
         rows = hostless_outline(experiment, results, whole)
         return [*head, *(hostless_lines(experiment, rows) if rows else []), ""]
@@ -110,17 +114,23 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
 
 
 def _line(label: str, row: Mapping[str, Any]) -> str:
+    """Render one row of the main table: all figures, and the counts of the verdicts."""
     shown = " | ".join(_shown(row, column) for column in FIGURES)
     return f"| {label} | {shown} | {counted(row['outcomes']) or '–'} |"
 
 
 def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is left after each attack; with what it cost, and what alignment gives back."""
+    """Render the figures after each attack.
+
+    Columns for the cost of the attack, and for the reading after alignment, appear if any attack
+    has these figures.
+    """
     attacks = [
         (f"{row['label']}, {each['label']}", each) for row in rows for each in row["attacked"]
     ]
     if not attacks:
         return []
+    # Optional columns must not appear as dashes throughout.
     shows_cost = any("cost" in each for _, each in attacks)
     is_aligned = any(each.get("aligned_outcomes") for _, each in attacks)
     head = ["accuracy %", "wrong bits", "E_R (L2)", "log10 p", "verdict"]
@@ -138,6 +148,7 @@ def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if shows_cost:
             line += f" {_shown(each, 'cost')} |"
         if is_aligned:
+            # A copy that could not be aligned has no aligned figures.
             read = " | ".join(
                 shown_cell(column, each[f"aligned_{column}"])
                 if f"aligned_{column}" in each
@@ -150,7 +161,7 @@ def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the keys read in models that never saw their mark."""
+    """Render the readings of the keys in unmarked models."""
     if not any(row["suspects"] for row in rows):
         return []
     return [
@@ -171,6 +182,8 @@ def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
+    """Render the readings of one group of unmarked models as a table row."""
+    # Linear and trigger keys have no L2 and no rank, so that these columns hold a dash.
     learnt = group["KS"] is not None
     shown = [
         label,
@@ -187,8 +200,9 @@ def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
 
 
 def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is read, and how accurate the model is, against the pruned share of the marked layer."""
+    """Render readings and accuracy against the pruned share of the marked layer."""
     lines = []
+    # All rows of an experiment are pruned alike, so that the first row lists every order.
     for order in dict.fromkeys(each["order"] for each in rows[0]["pruned"]):
         thinned = {
             row["label"]: [each for each in row["pruned"] if each["order"] == order] for row in rows
@@ -205,6 +219,7 @@ def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             lines += [
                 f"| {label}, {says} | {' | '.join(_shown(each, column) for each in measured)} |"
                 for label, measured in thinned.items()
+                # An unmarked row has an accuracy but no wrong bits.
                 if column in measured[0]
             ]
         lines += [
@@ -226,4 +241,5 @@ _ORDERS = {
 
 
 def _shown(row: Mapping[str, Any], column: str) -> str:
+    """Render one figure of a row, or a dash if it was not measured."""
     return shown_cell(column, row[column]) if column in row else "–"

@@ -1,4 +1,4 @@
-"""Data sets cut to what a host is to see: grey pictures of 28 x 28, some of the training rows."""
+"""Data sets cut to the input of a host: grey images of 28 x 28, and a range of training rows."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ _LUMA = (19595, 38470, 7471)  # Rec. 601: 0.299, 0.587, 0.114, times 2^16
 
 
 def grey28(data: Dataset) -> Dataset:
-    """The data in grey (Rec. 601 luma), the middle 28 x 28 pixels of each picture.
+    """Convert images to grey (Rec. 601 luma) and crop each to its middle 28 x 28 pixels.
 
     Raises:
-        DataError: the pictures are smaller.
+        DataError: the images are smaller than 28 x 28.
     """
     train, test = _grey28(data.name, data.train_images), _grey28(data.name, data.test_images)
     return replace(data, train_images=train, test_images=test)
 
 
 def cut(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
-    """The data with those training rows only, first and one past the last, and their scale.
+    """Keep only the training rows from `rows[0]` up to, but without, `rows[1]`.
+
+    The pixel scale then follows from these rows. None keeps all rows.
 
     Raises:
-        DataError: there are fewer, or none is left.
+        DataError: the range is empty, or reaches beyond the training rows.
     """
     if rows is None:
         return data
@@ -41,10 +43,10 @@ def cut(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
 
 
 def check_for_mlp(data: Dataset) -> None:
-    """Whether the MLP without arguments takes these pictures and classes.
+    """Raise an error if the MLP without arguments does not take these images and classes.
 
     Raises:
-        DataError: it does not.
+        DataError: the images are not 1 x 28 x 28, or there are more than 10 classes.
     """
     shape = list(data.train_images.shape[1:])
     if shape != [1, SIDE, SIDE] or data.classes > CLASSES:
@@ -55,7 +57,7 @@ def check_for_mlp(data: Dataset) -> None:
 
 
 def _grey28(name: str, images: Tensor) -> Tensor:
-    """Pictures uint8 (N, C, H, W) as luma (N, 1, 28, 28), the middle of each."""
+    """Convert images uint8 (N, C, H, W) to luma (N, 1, 28, 28), the middle of each image."""
     height, width = images.shape[2:]
     if min(height, width) < SIDE:
         raise DataError(f"{name}: grey28 needs pictures of 28 x 28 or more, got {height} x {width}")
@@ -63,5 +65,7 @@ def _grey28(name: str, images: Tensor) -> Tensor:
     middle = images[:, :, top : top + SIDE, left : left + SIDE]
     if len(middle[0]) == 1:
         return middle.contiguous()
+    # The weights sum to 2^16: integers give the same bytes on every machine.
     red, green, blue = (w * part.int() for w, part in zip(_LUMA, middle.unbind(1), strict=True))
+    # Adding half of 2^16 before the shift rounds to the nearest level.
     return ((red + green + blue + 0x8000) >> 16).to(torch.uint8)[:, None]  # (N, 1, 28, 28)

@@ -1,4 +1,4 @@
-"""What stands beside every figure: by what it was computed, where and when."""
+"""Provenance of a result: library versions, source commit, device, threads and date."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from countermark._version import VERSION
 
 
 def provenance(seconds: float) -> dict[str, Any]:
-    """Versions, source, device, threads and date, and how many seconds something took here."""
+    """Return versions, source commit, device, threads and date for a result.
+
+    Args:
+        seconds: how long the computation of the result took.
+    """
     return {
         "countermark": VERSION,
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": platform.processor() or platform.machine(),
+        # Sums in another order round differently: the number of threads can change weights.
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -28,19 +33,21 @@ def provenance(seconds: float) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the source tree this runs from, with -dirty where the package was changed.
+    """Return the commit of the source tree, with -dirty if the package was changed.
 
-    Files beside it, fresh results above all, change no figure.
+    Files beside the package, fresh results above all, change no figure and are not looked at.
     """
     package = Path(__file__).parents[1]
     try:
         commit = _git(package, "describe", "--always", "--abbrev=12", "--match=v*")
         changed = _git(package, "status", "--porcelain", "--", ".")
+    # An installed package has no repository, and a machine may have no git.
     except (OSError, subprocess.CalledProcessError):
         return "no repository"
     return f"{commit}-dirty" if changed else commit
 
 
 def _git(folder: Path, *words: str) -> str:
+    """Run git in a folder and return its stripped standard output."""
     said = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)  # noqa: S603, S607
     return said.stdout.strip()

@@ -1,4 +1,4 @@
-"""Ratios of CPU time, paired in one run, each with the limit that it has to keep."""
+"""Ratios of CPU time, measured in pairs in one run, each with the limit that it must keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """One measured ratio and the limit it has to keep."""
+    """One measured ratio and its limit: the median, smallest and largest of all pairs."""
 
     what: str
     against: str
@@ -24,44 +24,53 @@ class Ratio:
 
     @property
     def kept(self) -> bool:
-        """Whether the median lies within the limit."""
+        """True if the median lies within the limit."""
         return self.median <= self.limit
 
 
 def ratio(what: str, against: str, ratios: list[float], limit: float) -> Ratio:
-    """What all pairs say together."""
+    """Summarise the ratios of all pairs in one `Ratio`."""
     median = statistics.median(ratios)
     return Ratio(what, against, median, min(ratios), max(ratios), len(ratios), limit)
 
 
 def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> list[float]:
-    """Ratios first / second of seconds, the two in turn, after one warm-up of each."""
+    """Measure the ratios first / second of CPU seconds.
+
+    The two sides run in turn, after one warm-up of each.
+    """
+    # The first run of each side fills caches and would distort the first ratio.
     first(), second()
     return [first() / second() for _ in range(pairs)]
 
 
 def against_torch(what: str, seconds: Callable[[], float], limit: float, pairs: int = 7) -> Ratio:
-    """Of seconds, to those of a process that imports torch."""
+    """Measure the ratio of CPU seconds to those of a process that only imports torch."""
     ratios = paired(seconds, lambda: command(["-c", "import torch"]), pairs)
     return ratio(what, "python -c 'import torch'", ratios, limit)
 
 
 def command(arguments: Sequence[str], *, exits: int = 0) -> float:
-    """User and system time of one Python process and of those it starts, in seconds.
+    """Return user and system time of one Python process and of its children, in seconds.
+
+    Args:
+        arguments: arguments of the Python interpreter.
+        exits: the expected exit status.
 
     Raises:
-        RuntimeError: it exits otherwise than expected.
+        RuntimeError: the process exits with another status.
     """
     before = children()
     done = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, *arguments], capture_output=True, check=False
     )
+    # A command that fails early would look quick.
     if done.returncode != exits:
         raise RuntimeError(f"{arguments} exits with {done.returncode}: {done.stderr.decode()}")
     return children() - before
 
 
 def children() -> float:
-    """User and system time of all processes that were waited for, in seconds."""
+    """Return user and system time of all finished child processes, in seconds."""
     times = os.times()
     return times.children_user + times.children_system

@@ -1,7 +1,7 @@
-"""Run an experiment: the cells that have no result yet, one by one, side by side, or on Ray.
+"""Run an experiment: compute the cells that have no result yet, in turn, in processes, or on Ray.
 
-Every cell is computed by one thread, so that all ways give the same figures. A cell that fails is
-recorded with its traceback and fails alone; the next run tries it again.
+Every cell is computed by one thread, so that all three ways give the same figures. A cell that
+fails is recorded with its traceback, while the other cells go on; the next run tries it again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 @dataclass(frozen=True)
 class Ended:
-    """A cell that was computed, now or before: its result, or why it failed."""
+    """A computed cell with its result, or the traceback of its failure."""
 
     cell: AnyCell
     result: dict[str, Any] | None
@@ -47,19 +47,19 @@ def run(
     experiment: AnyExperiment, results: Path, *, jobs: int = 1, ray: bool = False,
     rows: Sequence[str] = (),
 ) -> Iterator[Ended]:  # fmt: skip
-    """Compute the cells that have no result yet; yields every cell as it ends.
+    """Compute the cells that have no result yet; yield every cell as it ends.
 
     Args:
-        experiment: what to compute.
-        results: folder of the results; whatever is finished there is kept.
-        jobs: how many processes, one thread each.
-        ray: on Ray's local cluster of so many workers instead.
+        experiment: the experiment to compute.
+        results: folder of the results; results that exist there are not computed again.
+        jobs: number of processes, one thread each.
+        ray: use Ray's local cluster with `jobs` workers instead of processes.
         rows: labels of the rows to compute; all when empty.
 
     Raises:
         ConfigError: jobs is below 1, there is no such row, or a name or field of a pending cell is
             wrong.
-        DataError: a data set is not there.
+        DataError: a data set is missing.
         MissingExtraError: Ray is not installed.
     """
     if jobs < 1:
@@ -69,15 +69,17 @@ def run(
     for cell in _chosen(experiment, rows):
         (finished if result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
-        check(cell)  # rather than after hours
+        check(cell)  # an error now is better than one after hours
     for cell in finished:
         yield _ended(cell, results)
+    # Finished cells were yielded first: the caller sees old results at once.
     finish = _on_ray if ray else _in_processes if jobs > 1 else _here
     for cell in finish(pending, results, jobs) if pending else ():
         yield _ended(cell, results)
 
 
 def _chosen(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]:
+    """Yield the cells of the rows with these labels; raise `ConfigError` for an unknown label."""
     every = list(every_cell(experiment))
     labels = list(dict.fromkeys(cell.label for cell in every))
     for row in rows:
@@ -89,11 +91,12 @@ def _chosen(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]
 
 
 def failure_path(cell: AnyCell, results: Path) -> Path:
-    """Where a failed cell leaves its traceback."""
+    """Return the file in which a failed cell leaves its traceback."""
     return result_path(cell, results).with_suffix(".failed.json")
 
 
 def _ended(cell: AnyCell, results: Path) -> Ended:
+    """Read the result of a computed cell, or its traceback."""
     path = result_path(cell, results)
     if path.exists():
         return Ended(cell, json.loads(path.read_text()))
@@ -102,7 +105,11 @@ def _ended(cell: AnyCell, results: Path) -> Ended:
 
 
 def check(cell: AnyCell) -> None:
-    """What can be known to be wrong of a cell before anything is computed."""
+    """Check names, fields and data of a cell before anything is computed.
+
+    Raises:
+        CountermarkError: the cell cannot be computed as it stands.
+    """
     if isinstance(cell, Cell):
         hosts.check(cell)
     elif isinstance(cell, ImagingCell):
@@ -112,7 +119,7 @@ def check(cell: AnyCell) -> None:
 
 
 def compute(cell: AnyCell, checkpoint: Path) -> dict[str, Any]:
-    """The figures of a cell, whatever kind it is."""
+    """Compute the figures of a cell of any type."""
     if isinstance(cell, Cell):
         return hosts.compute(cell, checkpoint)
     if isinstance(cell, ImagingCell):
@@ -129,16 +136,19 @@ def _finish(cell: AnyCell, results: Path) -> AnyCell:
         content: dict[str, Any] = {
             "cell": written | {"figures": compute(cell, path.with_suffix(".checkpoint"))}
         }
-    except Exception:  # whatever it is, the other cells go on
+    except Exception:  # any error: the other cells go on
         path, content = failed, {"cell": written, "traceback": traceback.format_exc()}
     content["provenance"] = provenance(time.monotonic() - started)
     write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
+    # A success removes the traceback of an earlier attempt.
     if path != failed:
         failed.unlink(missing_ok=True)
     return cell
 
 
 def _here(pending: list[AnyCell], results: Path, _: int) -> Iterator[AnyCell]:
+    """Compute the cells one after the other in this process."""
+    # _finish sets one thread for this process; the caller gets its own number back.
     threads = torch.get_num_threads()
     try:
         for cell in pending:
@@ -148,7 +158,9 @@ def _here(pending: list[AnyCell], results: Path, _: int) -> Iterator[AnyCell]:
 
 
 def _in_processes(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
+    """Compute the cells in `jobs` processes; yield each cell when it is finished."""
     with _one_thread():
+        # A forked copy of a process with torch threads can deadlock; spawn starts clean.
         pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
         try:
             for done in as_completed([pool.submit(_finish, cell, results) for cell in pending]):
@@ -158,10 +170,12 @@ def _in_processes(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[
 
 
 def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
+    """Compute the cells on a local Ray cluster; yield each cell when it is finished."""
     try:
         import ray
     except ImportError:
         raise MissingExtraError("--ray", "ray") from None
+    # Threads are limited by the environment: workers import torch on their own.
     ray.init(
         num_cpus=jobs,
         include_dashboard=False,
@@ -170,7 +184,9 @@ def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCel
         runtime_env={"env_vars": _ONE_THREAD},
     )
     try:
+        # _finish records every failure itself; a second try would compute hours in vain.
         remote = ray.remote(num_cpus=1, max_retries=0)(_finish)
+        # An absolute path, because a worker may run in another folder.
         left = [remote.remote(cell, results.absolute()) for cell in pending]
         while left:
             (done,), left = ray.wait(left)
@@ -181,7 +197,10 @@ def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCel
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes that are started inside compute with one thread: torch reads it when imported."""
+    """Limit processes that start inside this context to one thread.
+
+    torch reads the environment variables when it is imported, so that they must be set before.
+    """
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)
     try:

@@ -1,4 +1,4 @@
-"""The page that holds every scheme against the criteria of the field, each figure linked."""
+"""Scorecard page: every scheme against the criteria of the field, each figure linked."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ Criterion = Literal[
 
 
 class Score(Strict):
-    """What is said of a scheme under one criterion.
+    """Statement about a scheme under one criterion.
 
     Attributes:
         says: a sentence; {column} stands for that column of the row of the table.
-        table: name of a table, and `row` a label in it, which the sentence quotes and links to.
-        link: another page, where no table says it.
+        table: name of the table that the sentence quotes and links to; empty for none.
+        row: label of the quoted row in this table.
+        link: address of another page, for a sentence that quotes no table.
     """
 
     says: str
@@ -35,14 +36,14 @@ class Score(Strict):
 
 
 class Scored(Strict):
-    """One scheme, in one form."""
+    """One scheme in one form, with its statement under each criterion."""
 
     name: str
     scores: dict[Criterion, Score]
 
 
 class Scorecard(Strict):
-    """The whole page."""
+    """Content of a scorecard file: the whole page."""
 
     title: str
     intro: str
@@ -52,10 +53,10 @@ class Scorecard(Strict):
 
 
 def scorecard(path: Path, results: Path) -> str:
-    """The page, in Markdown.
+    """Render the scorecard page in Markdown.
 
     Raises:
-        ConfigError: the file is wrong, or quotes what no table has.
+        ConfigError: the file is wrong, or quotes a row that its table does not have.
     """
     card = read_toml(path, Scorecard)
     lines = [f"# {card.title}", "", card.intro.strip(), ""]
@@ -70,11 +71,11 @@ def scorecard(path: Path, results: Path) -> str:
 
 
 def quoted(score: Score, results: Path) -> str:
-    """The sentence, with the figures that it quotes.
+    """Return the sentence of a score with the figures that it quotes.
 
     Raises:
-        ConfigError: it quotes a row that its table does not have.
-        DataError: what it quotes was not measured yet.
+        ConfigError: the sentence quotes a row that its table does not have.
+        DataError: a quoted figure was not measured yet.
     """
     if not score.table:
         return score.says
@@ -83,16 +84,20 @@ def quoted(score: Score, results: Path) -> str:
     if not rows:
         labels = suggest_nearest(score.row, [row.label for row in table.rows])
         raise ConfigError(f"{score.table} has no row {score.row!r}: {labels}")
+    # Only the quoted row is rendered: other rows of the table may not be computed yet.
     shown = rendered(table.model_copy(update={"rows": rows}), results)
     cells = shown["rows"][0]["cells"]
     figures = {name: shown_cell(name, cell, paper=False) for name, cell in cells.items()}
+    # Scorecard files belong to this repository; a format string of a stranger would not be safe.
     return score.says.format(**figures)
 
 
 def _said(score: Score, results: Path) -> str:
+    """Render a score as Markdown: sentence and link, or a note that figures are missing."""
     if not score.table:
         return f"{score.says} [more]({score.link})" if score.link else score.says
     title = load_table(located(score.table, TABLES)).title
+    # Tables of one paper share a page, named after the folder of the table.
     address = f"results/{score.table.partition('/')[0]}.md#{slug(title)}"
     try:
         return f"{quoted(score, results)} [table]({address})"
@@ -101,6 +106,7 @@ def _said(score: Score, results: Path) -> str:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as Python-Markdown makes it."""
+    """Return the anchor of a heading, as Python-Markdown makes it."""
+    # Links break unless this equals the anchors of the documentation builder.
     plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())

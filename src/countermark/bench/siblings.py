@@ -1,6 +1,7 @@
-"""Unmarked siblings of a host: a learnt reader has to be told from them, triggers rank among them.
+"""Unmarked siblings of a host: models that a learnt reader must tell from the marked host.
 
-Triggers are not trained on them, so that all of them are measured, those shown to readers too.
+Triggers are ranked among siblings. They are not trained on them, so that every sibling is measured,
+also those that learnt readers are trained on.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from countermark.bench.models import Recipe
 from countermark.bench.train import Course, fit_to_file
 from countermark.results.null_hypotheses import LEAST_SIBLINGS
 
-_APART = 1_000_003  # between the seeds of siblings, so that hosts of near seeds share no order
+_APART = 1_000_003  # seed distance of siblings: hosts with near seeds share no data order
 
 
 @dataclass(frozen=True)
 class Siblings:
-    """Weight files of unmarked siblings, and what they cost.
+    """Weight files of unmarked siblings, and the cost of their training.
 
     Attributes:
-        shown: for training the reader; the first is the host's twin in everything but the mark.
-        held_out: training never sees them; they set the sibling threshold.
-        epochs: of all of them together.
-        seconds: process time spent just now; finished files cost nothing.
+        shown: siblings for training the reader; the first differs from the host only by the mark.
+        held_out: siblings that training never sees; they set the sibling threshold.
+        epochs: epochs of all siblings together.
+        seconds: process time of the training in this call; finished files cost nothing.
     """
 
     shown: tuple[Path, ...] = ()
@@ -41,22 +42,25 @@ def train_siblings(
     host: Callable[[], nn.Module], data: Dataset, recipe: Recipe, course: Course, *,
     count: int, folder: Path,
 ) -> Siblings:  # fmt: skip
-    """Train siblings where the host starts, without a mark; finished ones are kept in the folder.
+    """Train unmarked siblings from the host's initial weights; keep finished files.
 
-    Each sees the data in an order of its own, every second one for half of the epochs.
+    Each sibling sees the data in an order of its own, and every second sibling trains for half of
+    the epochs.
 
     Args:
         host: makes the host as it is before training.
-        data: what the host learns.
-        recipe: how, as for the host.
-        course: the host's own.
-        count: how many; the first half is shown to the reader, as far as enough are held out.
+        data: training data of the host.
+        recipe: training settings of the host.
+        course: epochs, seed, precision and device of the host.
+        count: number of siblings; the first half is shown to the reader, unless fewer than
+            `LEAST_SIBLINGS` would be held out.
         folder: for the weight files and their checkpoints.
     """
     paths, epochs, began = [], 0, time.process_time()
     for number in range(count):
         path = folder / f"sibling-{number}.safetensors"
         lasts = course.epochs if number % 2 == 0 else max(1, course.epochs // 2)
+        # An interrupted command goes on here: finished siblings are not trained again.
         if not path.exists():
             own = replace(
                 course,
@@ -67,5 +71,6 @@ def train_siblings(
             fit_to_file(host(), data, recipe, own, path)
         paths.append(path)
         epochs += lasts
+    # The threshold needs LEAST_SIBLINGS held-out models before the reader gets any.
     half = max(0, min(count // 2, count - LEAST_SIBLINGS))
     return Siblings(tuple(paths[:half]), tuple(paths[half:]), epochs, time.process_time() - began)

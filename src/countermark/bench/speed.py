@@ -1,8 +1,8 @@
-"""`make bench`: what marking and verifying cost, as ratios of CPU time paired in one run.
+"""Speed benchmark of `make bench`: cost of marking and verifying, as ratios of CPU time in one run.
 
 Absolute seconds say more about a machine than about a program, so none are printed. Each ratio is
 the median over pairs that ran one after the other; the interval is the smallest and the largest.
-How many unmarked hosts are best trained at a time is measured, too.
+The best number of unmarked hosts to train at a time is measured, too.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ from countermark.schemes.weights import WeightScheme
 _BIG_FILE = 25_000_000  # float32 weights, 100 MB
 _DIGITS = (0, 4000)
 _AT_A_TIME = (1, 4, 8, 16, 32, 64)
-_LEAST_SPEED_UP = 2.0  # of the best of these
+_LEAST_SPEED_UP = 2.0  # limit for the best number of hosts at a time
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times less CPU time so many unmarked hosts at a time take than one by one."""
+    """CPU time of training unmarked hosts one by one, relative to `at_a_time` hosts together.
+
+    A median of 2 means half of the CPU time.
+    """
 
     at_a_time: int
     median: float
@@ -59,7 +62,7 @@ class SpeedUp:
 
 
 def measure() -> list[Ratio]:
-    """All ratios; takes a few minutes on two cores."""
+    """Measure all ratios; takes a few minutes on two cores."""
     mlp, vgg = _Case("the MLP", "mlp", (784,), 32), _Case("VGG16", "vgg16", (3, 32, 32), 128)
     on_mlp, on_vgg = "2.weight", "features.0.weight"
     return [
@@ -78,16 +81,20 @@ def measure() -> list[Ratio]:
 
 
 def speed_ups(hosts: int = 64, rounds: int = 3) -> list[SpeedUp]:
-    """CPU time of `fit`, one MLP after the other, relative to that of `train_hosts`.
+    """Measure the CPU time of `fit`, one MLP after the other, relative to that of `train_hosts`.
 
     Args:
-        hosts: MLPs to train, each one epoch on 4,000 bundled digits.
-        rounds: each trains them one by one and then in every batch; about 20 s.
+        hosts: number of MLPs to train, each one epoch on 4,000 bundled digits.
+        rounds: number of repetitions; each trains the MLPs one by one and then in every batch size,
+            which takes about 20 s.
     """
+    # One thread: the seconds of batched products must not depend on the number of cores.
     torch.set_num_threads(1)
     found: list[dict[int, float]] = []
+    # Every round trains other seeds.
     for first in range(0, rounds * hosts, hosts):
         specs = [HostSpec(BUNDLED, first + n, epochs=1, rows=_DIGITS) for n in range(hosts)]
+        # Compared in the same round, so that a busy machine slows both sides down.
         alone = _alone(specs)
         found.append({batch: alone / _together(specs, batch) for batch in _AT_A_TIME})
     ratios = {batch: [each[batch] for each in found] for batch in _AT_A_TIME}
@@ -98,11 +105,12 @@ def speed_ups(hosts: int = 64, rounds: int = 3) -> list[SpeedUp]:
 
 
 def best(measured: Sequence[SpeedUp]) -> SpeedUp:
-    """The quickest."""
+    """Return the speed-up with the largest median."""
     return max(measured, key=lambda each: each.median)
 
 
 def _alone(specs: Sequence[HostSpec]) -> float:
+    """Return the CPU seconds of training the hosts one after the other."""
     start, data = time.process_time(), host_data(specs[0])
     for spec in specs:
         seeded(spec.seed, "init")
@@ -112,7 +120,9 @@ def _alone(specs: Sequence[HostSpec]) -> float:
 
 
 def _together(specs: Sequence[HostSpec], at_a_time: int) -> float:
+    """Return the CPU seconds of training the hosts `at_a_time` at a time."""
     with tempfile.TemporaryDirectory() as folder:
+        # The temporary folder is empty: every host is trained here, none is read from a cache.
         start = time.process_time()
         train_hosts(specs, Path(folder) / "hosts", at_a_time=at_a_time)
         return time.process_time() - start
@@ -120,6 +130,8 @@ def _together(specs: Sequence[HostSpec], at_a_time: int) -> float:
 
 @dataclass(frozen=True)
 class _Case:
+    """A host model whose training step is timed: image shape and batch size."""
+
     name: str
     model: str
     shape: tuple[int, ...]
@@ -127,14 +139,16 @@ class _Case:
 
 
 def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
-    """CPU time of a training step with the penalty in the loss, against a plain one."""
+    """Measure the CPU time of a step with the penalty in the loss, against an unmarked step."""
     form = form if form == scheme.name else f"{scheme.name}, {form}"
     what = f"{form}, one step of {case.name}, batch {case.batch}"
     torch.set_num_threads(1)
     images = torch.randn(case.batch, *case.shape)
     labels = torch.randint(0, 10, (case.batch,))
     plain, marked = build(case.model, {}), build(case.model, {})
+    # Equal weights: the two models differ only by the mark.
     marked.load_state_dict(plain.state_dict())
+    # A step of the MLP is too short for the clock, so that 400 steps are timed together.
     repeats, pairs = (400, 15) if case.model == "mlp" else (1, 15)
     with scheme.embed(marked, owner="bench", material=KeyMaterial.from_test_seed(0)) as mark:
         without = _stepper(plain, images, labels, None)
@@ -146,6 +160,7 @@ def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
 def _stepper(
     model: nn.Module, images: Tensor, labels: Tensor, mark: Embedding | None
 ) -> Callable[[int], float]:
+    """Return a function that takes `count` training steps and returns their CPU seconds."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def steps(count: int) -> float:
@@ -163,14 +178,16 @@ def _stepper(
 
 
 def _commands() -> list[Ratio]:
-    """CPU time of whole commands against that of importing torch."""
+    """Measure the CPU time of whole commands against that of importing torch."""
     with tempfile.TemporaryDirectory() as folder:
         suspect, key = Path(folder) / "suspect.safetensors", Path(folder) / "bench.key"
+        # The key reads only the small tensor; the other tensor makes the file large.
         layers = {"features.0.weight": torch.randn(64, 3, 3, 3), "rest": torch.randn(_BIG_FILE)}
         save_weights(layers, suspect)
         scheme = Uchida("features.0.weight", 256)
         scheme.generate_key({"features.0.weight": (64, 3, 3, 3)}, owner="bench").save(key)
         verify = ["-m", "countermark", "verify", str(suspect), "--key", str(key)]
+        # Random weights hold no mark: the command answers "not proven" and exits with 1.
         return [
             against_torch(
                 "verify a linear key in a 100 MB file", lambda: command(verify, exits=1), 0.6
@@ -182,8 +199,9 @@ def _commands() -> list[Ratio]:
 
 
 def _alignment() -> Ratio:
-    """CPU time of aligning a full VGG16, its neurons in another order, against importing torch."""
+    """Measure the CPU time of aligning a permuted VGG16, against importing torch."""
     layer, model = "features.27.weight", build("vgg16", {}).eval()
+    # The attack reorders the neurons, which alignment has to undo.
     suspect = ModuleWeights(Permute().run(model).model)
     reference, shape = Reference.from_module(model), {layer: (512, 512, 3, 3)}
 
@@ -198,13 +216,13 @@ def _alignment() -> Ratio:
 def page(
     ratios: Sequence[Ratio], beside: Sequence[Ratio], measured: Sequence[SpeedUp], loaded: Load
 ) -> str:
-    """The documentation page of all that was measured, in Markdown.
+    """Render the documentation page of all measurements, in Markdown.
 
     Args:
-        ratios: to work without a mark.
-        beside: to what other packages need for the same.
-        measured: batches of unmarked hosts.
-        loaded: the web page under load.
+        ratios: ratios to the same work without a mark.
+        beside: ratios to other packages for the same work.
+        measured: speed-ups of training several unmarked hosts together.
+        loaded: measurements of the web page under load.
     """
     return "\n".join(
         [
@@ -233,6 +251,7 @@ def page(
 
 
 def _table(ratios: Sequence[Ratio]) -> list[str]:
+    """Render ratios as a Markdown table."""
     return [
         "| what | against | median | least to most | pairs | limit |",
         "|---|---|---|---|---|---|",
@@ -245,6 +264,7 @@ def _table(ratios: Sequence[Ratio]) -> list[str]:
 
 
 def _unmarked_hosts(measured: Sequence[SpeedUp]) -> list[str]:
+    """Render the section about unmarked hosts that are trained together."""
     quickest = best(measured)
     rows = [
         f"| {each.at_a_time} | {each.median:.2f} | {each.least:.2f} to {each.most:.2f} "
@@ -268,7 +288,7 @@ def _unmarked_hosts(measured: Sequence[SpeedUp]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print, and exit 1 when a limit is not kept."""
+    """Measure, print the page, and exit with 1 if a limit is not kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="also write the page to this file")
     arguments = parser.parse_args()
@@ -282,6 +302,7 @@ def main() -> None:
         best(measured).median >= _LEAST_SPEED_UP,
         loaded.kept,
     ]
+    # The page is written before the exit: a broken limit stays visible in it.
     sys.exit(0 if all(kept) else 1)
 
 

@@ -1,6 +1,7 @@
-"""Many MLPs trained as one: N hosts are one stack of parameters, served by one batched product.
+"""Many MLPs trained together: one stack of parameters of N hosts, computed by batched products.
 
-Each host is the one that `fit` would train, up to rounding, whoever is trained beside it.
+Up to rounding, each host becomes the model that `fit` would train alone; the other hosts of the
+stack do not change it.
 """
 
 from __future__ import annotations
@@ -22,22 +23,25 @@ _LANES = 16  # the parameters of a host are padded to whole vectors and cache li
 
 
 class Stack:
-    """N hosts that take equally many equally large steps, as parameters (N, ...) each."""
+    """N MLPs that train together, each parameter being a tensor (N, ...).
+
+    All hosts take the same number of steps with the same batch size.
+    """
 
     def __init__(
         self, states: Sequence[Mapping[str, Tensor]], parts: Sequence[Dataset],
         orders: Sequence[int], recipe: Recipe,
     ) -> None:  # fmt: skip
-        """Put the hosts on top of each other.
+        """Stack the hosts.
 
         Args:
             states: the initial weights of each MLP.
-            parts: the training rows of each, equally many.
-            orders: the seed of the data order of each.
+            parts: the training rows of each MLP, equally many.
+            orders: the seed of the data order of each MLP.
             recipe: Adam, without weight decay.
 
         Raises:
-            DataError: the rows are fewer than one batch.
+            DataError: there are fewer training rows than one batch holds.
         """
         self._parts, self._orders = parts, orders
         self._rows, self._batch = len(parts[0].train_labels), recipe.batch_size
@@ -60,7 +64,10 @@ class Stack:
         self._images = torch.empty(len(states), self._batch, SIDE * SIDE)
 
     def train(self, epochs: int, advance: Callable[[float], None]) -> None:
-        """All epochs; `advance` is told of shares of epochs, summed over the hosts."""
+        """Train all hosts for `epochs` epochs.
+
+        `advance` receives the progress of each step as a share of an epoch, summed over the hosts.
+        """
         for epoch in range(epochs):
             orders = [epoch_order(seed, epoch, self._rows) for seed in self._orders]
             for step in range(self._steps):
@@ -71,12 +78,12 @@ class Stack:
                 advance(len(orders) / self._steps)
 
     def states(self) -> Iterator[dict[str, Tensor]]:
-        """The parameters of one host after the other, by name."""
+        """Yield the parameters of one host after the other, by name."""
         for at in range(len(self._flat)):
             yield {name: stacked[at] for name, stacked in self._parameters.items()}
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views (N, ...) of parameters or gradients (N, P), by the names of the parameters."""
+        """Return views (N, ...) into parameters or gradients (N, P), by parameter name."""
         found, at = {}, 0
         for name, shape in self._shapes.items():
             found[name] = flat[:, at : at + shape.numel()].view(-1, *shape)  # (N, ...)
@@ -84,7 +91,10 @@ class Stack:
         return found
 
     def _load(self, rows: Sequence[Tensor]) -> Tensor:
-        """Put the rows (B,) of each host into `_images` (N, B, 784); their labels (N, B)."""
+        """Load the training rows (B,) of each host into `_images` (N, B, 784).
+
+        Returns: their labels (N, B).
+        """
         for to, part, chosen in zip(self._images, self._parts, rows, strict=True):
             # Indexing with [chosen] would take three times as long.
             images = part.train_images.index_select(0, chosen)
@@ -92,17 +102,20 @@ class Stack:
         return torch.stack([p.train_labels[r] for p, r in zip(self._parts, rows, strict=True)])
 
     def _gradients(self, labels: Tensor) -> None:
-        """Gradients of each host's mean cross-entropy, by the chain rule, into `_flat.grad`.
+        """Compute gradients of each host's mean cross-entropy by the chain rule, into `_flat.grad`.
 
-        Written out: autograd allocates all gradients anew at each step, which costs a third more.
+        The formulas are written out, because autograd allocates all gradients anew at each step,
+        which costs a third more.
         """
         weight, bias, out_weight, out_bias = self._parameters.values()
         to_weight, to_bias, to_out_weight, to_out_bias = self._into.values()
         hidden = torch.baddbmm(bias[:, None], self._images, weight.mT).relu_()  # (N, B, 64)
         scores = torch.baddbmm(out_bias[:, None], hidden, out_weight.mT)  # (N, B, 10)
+        # d loss / d scores = softmax - one-hot labels, over the batch size for the mean.
         errors = (scores.softmax(2) - F.one_hot(labels, CLASSES)) / self._batch
         torch.bmm(errors.mT, hidden, out=to_out_weight)
         torch.sum(errors, 1, out=to_out_bias)
+        # The derivative of ReLU is 1 where its output is positive, else 0.
         behind = torch.bmm(errors, out_weight).mul_(hidden > 0)  # (N, B, 64)
         torch.bmm(behind.mT, self._images, out=to_weight)
         torch.sum(behind, 1, out=to_bias)

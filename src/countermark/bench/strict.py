@@ -1,4 +1,4 @@
-"""What all parts of a specification share: no unknown fields, and a form that keeps its hash."""
+"""Base classes of specifications: unknown fields are refused, and a cell is named by its hash."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
 class Strict(BaseModel):
     """A part of a specification.
 
-    A field of `since`, added after cells had been computed, is left out where it is not set: what
-    a cell is called must not change with the library.
+    `since` names fields that were added after cells had been computed. An unset field of
+    `since` is left out of the serialised form, so that a new version of the library does not rename
+    old cells.
     """
 
+    # A misspelt field of an experiment file must not be ignored silently.
     model_config = ConfigDict(extra="forbid", frozen=True)
     since: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Serialise all fields except unset fields of `since`."""
         return {n: v for n, v in handler(self).items() if v or n not in self.since}
 
 
 class Addressed(Strict):
-    """A cell: whatever changes a figure changes its name."""
+    """Specification of a cell; every field that changes a figure also changes its name."""
 
     experiment: str
     track: str
@@ -42,5 +45,6 @@ class Addressed(Strict):
 
     @property
     def digest(self) -> str:
-        """The cell's name: a hash of its specification."""
+        """The cell's name: 16 hexadecimal digits of the SHA-256 of its specification."""
+        # RFC 8785 is canonical JSON: the hash does not depend on the order of fields.
         return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()[:16]

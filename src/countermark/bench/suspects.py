@@ -1,4 +1,4 @@
-"""How a key fares on models that never saw its mark: false reads, losses, ranks, claims."""
+"""Readings of a key in models that never saw its mark: false reads, losses, ranks, claims."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEVELS = (1e-2, 1e-4)
 
 
 class Host(Protocol):
-    """The marked host that suspects are to be like; `experiment.Host` is one."""
+    """The marked host that suspects resemble, as `experiment.Host` describes one."""
 
     model: str
     model_arguments: dict[str, Value]
@@ -39,9 +39,10 @@ class Host(Protocol):
 
 
 class Base(Strict):
-    """A checkpoint that others may have, too: a host of `seed` after `epochs`.
+    """A checkpoint that others may have, too: a host of `seed` after `epochs` epochs.
 
-    `recipe` changes fields of its recipe; those that the marked host changes are not changed here.
+    `recipe` changes fields of the default recipe. A field that the marked host changes for itself
+    keeps its default here.
     """
 
     since = frozenset({"recipe"})
@@ -52,15 +53,15 @@ class Base(Strict):
 
 
 class Suspects(Strict):
-    """A group of unmarked hosts, models of the marked host's kind.
+    """A group of unmarked hosts with the architecture of the marked host.
 
     Attributes:
-        kind: "strangers" have initial weights of their own; "twins" start where the host started,
-            the first one differing from it in nothing but the mark (it learns the labels in fp32,
-            though, whatever the host does).
-        first: seed of the first stranger, or of the first twin's data order but one.
-        epochs: taken in turn.
-        train: strangers see the first so many training images; twins see those of the host.
+        kind: "strangers" have initial weights of their own; "twins" start with the initial weights
+            of the host. The first twin differs from the host only by the mark (except that it
+            learns the labels in fp32, even if the host does not).
+        first: seed of the first stranger; twin number n > 0 has the data order of seed `first` + n.
+        epochs: the hosts take these numbers in turn.
+        train: strangers see this many of the first training images; twins see those of the host.
     """
 
     since = frozenset({"train"})
@@ -75,7 +76,7 @@ class Suspects(Strict):
     train: PositiveInt | None = None
 
     def specs(self, host: Host, seed: int, start: Path | None) -> Iterator[HostSpec]:
-        """The hosts, for a marked host of this seed and start."""
+        """Yield the specifications of all hosts, for a marked host of this seed and start."""
         alike = unmarked(host, self.data, seed)
         for number in range(self.count):
             lasts = self.epochs[number % len(self.epochs)]
@@ -90,6 +91,7 @@ class Suspects(Strict):
             else:
                 yield replace(
                     alike,
+                    # The first twin copies epochs and data order of the host itself.
                     epochs=lasts if number else host.epochs,
                     order=self.first + number if number else seed,
                     start=None if start is None else str(start),
@@ -97,7 +99,7 @@ class Suspects(Strict):
 
 
 def unmarked(host: Host, data: str, seed: int) -> HostSpec:
-    """The host as it would have been without a mark, a start and a teacher, in fp32."""
+    """Return the spec of the host without mark, start and teacher, in fp32."""
     return HostSpec(
         data,
         seed,
@@ -111,6 +113,7 @@ def unmarked(host: Host, data: str, seed: int) -> HostSpec:
 
 
 def _first_rows(train: int | None) -> tuple[int, int] | None:
+    """Return the range of the first `train` training rows; None for all."""
     return None if train is None else (0, train)
 
 
@@ -118,19 +121,20 @@ def judged(
     group: Suspects, hosts: list[HostSpec], key: Key, seed: int,
     supplied: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Read every host of a group.
+    """Read every host of a group with a key, and judge it at each level.
 
     Returns: per host the matching bits and, for a learnt reader, its L2 and the randomised p of its
-        rank (uniform where the null holds); how many hosts give all bits; how many ranks reach each
-        level, and how many claims there are, a claim being a rank that the sibling threshold and
-        the supplied unmarked models let pass, dated.
+        rank (uniform under the null hypothesis); the number of hosts that give all bits; per level
+        the number of ranks that reach it, and the number of claims. A claim is a verdict "owned": a
+        dated key whose rank passes the sibling threshold and the supplied unmarked models.
     """
+    # Randomising p makes it exactly uniform under the null, although ranks are discrete.
     uniform = np.random.default_rng(seed)
     matched, losses, ps = [], [], []
     reached, claims = dict.fromkeys(map(str, LEVELS), 0), dict.fromkeys(map(str, LEVELS), 0)
     with show_progress(f"{group.label}, hosts", len(hosts)) as advance:
         for spec, arrays in train_hosts(hosts, CACHE):
-            model = live(spec, arrays)  # whose forward shows what its hidden units are
+            model = live(spec, arrays)  # its forward pass shows its hidden units
             evidence = read_suspect(model, key)
             matched.append(evidence.match_count)
             if evidence.reader is not None and evidence.cross_entropy is not None:
@@ -140,6 +144,8 @@ def judged(
                 for level in LEVELS:
                     reached[str(level)] += p <= level
             for level in LEVELS:
+                # Keys of experiments have no timestamp and come from test seeds; both are allowed
+                # here.
                 terms = VerificationOptions(level, assume_dated=True, allow_test_key=True)
                 claims[str(level)] += examine(model, key, terms, unmarked=supplied).owned
             advance(1)
@@ -157,23 +163,29 @@ def judged(
 
 
 def live(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
-    """A host that can be asked."""
+    """Build the host of a spec with the given weights, as a module."""
     model = build(spec.model, dict(spec.arguments))
     model.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()})
     return model
 
 
 def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
+    """Compute the randomised sequential p of a host among permutations of its hidden units."""
     null = load_weight_scheme(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
     ranked = null[PermutedUnits.name]
+    # The check is for the type checker: the null of this name has no other class.
     if not isinstance(ranked, PermutedUnits):
         raise AssertionError("the null of that name")
     return compute_randomised_sequential_p(*ranked.count_exceedances(), ranked.stop_at, uniform)
 
 
 def kolmogorov_smirnov(ps: list[float]) -> tuple[float, float]:
-    """The distance of p-values from uniform, and what 5 % of uniform samples exceed."""
+    """Compute the Kolmogorov-Smirnov distance of p-values from uniform.
+
+    Returns: the distance, and the distance that 5 % of uniform samples of this size exceed.
+    """
     ordered, n = np.sort(ps), len(ps)
     above = np.arange(1, n + 1) / n - ordered
     below = ordered - np.arange(n) / n
+    # 1.358 / sqrt(n) is the asymptotic 5 % point of the Kolmogorov distribution.
     return float(max(above.max(), below.max())), 1.358 / math.sqrt(n)

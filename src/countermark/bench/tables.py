@@ -1,6 +1,6 @@
-"""Tables of results: rendered from `results/`, never typed. Ours, the paper's, the difference.
+"""Tables of results, rendered from `results/` and never typed: ours, the paper's, the difference.
 
-A table file says which cells of which experiments a row shows, and what the paper prints there.
+A table file says which cells of which experiments a row shows, and which figures the paper prints.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ class TableRow(Strict):
     """One row: the cells of one row of an experiment, before or after one of its attacks.
 
     Attributes:
-        label: what the row is called.
-        experiment: name of the experiment; `cells` the label of its row.
+        label: heading of the row.
+        experiment: name of the experiment.
+        cells: label of the experiment's row.
         attack: label of an attack whose figures the columns `after …` show.
-        prune: the share of the marked layer whose figures the columns `pruned …` show, and the
-            order in which it was pruned.
+        prune: pruned share of the marked layer, for the columns `pruned …`.
+        order: order of the pruning, for the columns `pruned …`.
         forgery: kind, number and strength of the images that the columns `forged …` show.
-        handled: how images are handled, and by how much, where the columns `handled …` show it.
-        paper: what the paper prints, by column.
+        handled: transform of the images and its strength, for the columns `handled …`.
+        paper: figures that the paper prints, by column.
     """
 
     label: str
@@ -51,7 +52,10 @@ class TableRow(Strict):
 
 
 class Table(Strict):
-    """A table file. `histograms` correlates the watched weights of each row with those of all."""
+    """Content of a table file.
+
+    A table of kind `histograms` correlates the watched weights of each row with those of all rows.
+    """
 
     name: str
     title: str
@@ -63,7 +67,7 @@ class Table(Strict):
 
 
 def in_order(path: Path) -> tuple[int, str]:
-    """A key to sort table files by: table2 before table10."""
+    """Return a sort key for table files: table2 goes before table10."""
     return len(path.stem), path.stem
 
 
@@ -71,7 +75,7 @@ def load_table(path: Path) -> Table:
     """Read a table file.
 
     Raises:
-        ConfigError: it cannot be read, has an unknown, missing or wrong field or column.
+        ConfigError: the file cannot be read, or has an unknown, missing or wrong field or column.
     """
     table = read_toml(path, Table)
     for column in table.columns:
@@ -81,15 +85,15 @@ def load_table(path: Path) -> Table:
 
 
 def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> dict[str, Any]:
-    """A table as JSON values.
+    """Render a table as JSON values.
 
     Returns: name, title, source, note, `columns` (name to heading) and `rows`; a row has its label,
         the number of seeds and `cells` by column: `ours` (mean over the seeds), `least`, `most`,
-        `paper`, `difference` (None where the paper prints nothing), `track`. Verdicts are counts
+        `paper`, `difference` (None if the paper prints nothing), `track`. Verdicts are counts
         by outcome.
 
     Raises:
-        DataError: a cell has no result yet, or no such figure.
+        DataError: a cell has no result yet, or lacks a figure that a column shows.
         ConfigError: an experiment, a row or an attack of that name does not exist.
     """
     columns = {name: COLUMNS[name].title for name in table.columns}
@@ -106,6 +110,7 @@ def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> di
 
 
 def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[str, Any]:
+    """Render one row: its label, number of seeds and cells."""
     experiment = load_any(experiments / f"{row.experiment}.toml")
     own = figures_of(experiment, row.cells, results)
     if table.kind == "histograms":
@@ -133,11 +138,13 @@ def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[
 def _values(
     name: str, row: TableRow, own: list[Figures], experiment: AnyExperiment, results: Path
 ) -> list[Any]:
-    """One figure a seed."""
+    """Return the values of one column in one row, one value for each seed."""
     sources = own
+    # The prefix of a column names the part of a cell in which its figure lies.
     if name == "unmarked":
         sources = [
             figures
+            # Unmarked accuracy is a figure of the row with scheme "none", not of the marked row.
             for each in (experiment.rows if isinstance(experiment, Experiment) else ())
             if each.scheme == "none"
             for figures in figures_of(experiment, each.label, results)
@@ -163,6 +170,7 @@ def _values(
 
 
 def _one(measured: Sequence[Figures], **where: object) -> Figures:
+    """Return the first figures whose fields equal `where`; raise `ConfigError` without any."""
     for each in measured:
         if all(each.get(name) == value for name, value in where.items()):
             return each
@@ -170,12 +178,18 @@ def _one(measured: Sequence[Figures], **where: object) -> Figures:
 
 
 def _means(trials: Sequence[Figures]) -> Figures:
-    """The mean of each figure over the trials."""
+    """Return the mean of each figure over the trials."""
+    # Every trial measures the same figures.
     return {name: statistics.mean(each[name] for each in trials) for name in trials[0]}
 
 
 def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]:
-    """Ours over the seeds, the paper's, the difference; of verdicts, how often each was given."""
+    """Summarise a figure over the seeds.
+
+    Returns: `ours` (the mean), `least`, `most`, `paper` and `difference`; for verdicts `ours`
+        counts each outcome.
+    """
+    # Strings are outcomes of verdicts: a mean does not exist.
     if isinstance(values[0], str):
         return {"ours": dict(Counter(values)), "paper": None, "difference": None}
     ours = statistics.mean(values)
@@ -189,14 +203,15 @@ def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]
 
 
 def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Figures]:
-    """The figures of one row of an experiment, a seed each.
+    """Read the figures of one row of an experiment, one element for each seed.
 
     Raises:
-        ConfigError: it has no such row.
+        ConfigError: the experiment has no such row.
         DataError: a cell has no result yet.
     """
     found = [cell for cell in every_cell(experiment) if cell.label == label]
     if not found:
+        # Labels repeat for each seed; a dictionary keeps each once, in order.
         known = suggest_nearest(label, {cell.label: None for cell in every_cell(experiment)})
         raise ConfigError(f"{experiment.name} has no row {label!r}: {known}")
     return [_figures(result_path(cell, results)) for cell in found]
@@ -204,13 +219,16 @@ def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Fig
 
 @lru_cache(maxsize=1024)
 def _figures(path: Path) -> Figures:
+    """Read the figures of one result file; raise `DataError` if it is missing."""
     if not path.exists():
         raise DataError(f"{path} is missing: run the experiment first (countermark bench run)")
+    # Results never change once they are written, so that a cached file stays right.
     figures: Figures = json.loads(path.read_text())["cell"]["figures"]
     return figures
 
 
 def _correlations(own: list[Figures], other: list[Figures]) -> list[float]:
+    """Correlate the histograms of two rows, seed by seed."""
     return [
         correlation(a["watched"]["histogram"], b["watched"]["histogram"])
         for a, b in zip(own, other, strict=True)
@@ -218,10 +236,11 @@ def _correlations(own: list[Figures], other: list[Figures]) -> list[float]:
 
 
 def correlation(one: Figures, other: Figures) -> float:
-    """Eq. (2) of Wang et al. 2020: correlation of two histograms over the bins of both."""
+    """Correlate two histograms over the bins of both: Eq. (2) of Wang et al. 2020."""
     first = min(one["first"], other["first"])
     last = max(each["first"] + len(each["counts"]) for each in (one, other))
     counts = np.zeros((2, last - first))
+    # Histograms begin at different bins; missing bins count as zero.
     for row, each in zip(counts, (one, other), strict=True):
         at = each["first"] - first
         row[at : at + len(each["counts"])] = each["counts"]
@@ -229,7 +248,8 @@ def correlation(one: Figures, other: Figures) -> float:
 
 
 def as_markdown(shown: Mapping[str, Any]) -> list[str]:
-    """A rendered table as lines of Markdown."""
+    """Format a rendered table as lines of Markdown."""
+    # Rows of several experiments can differ in track; each is named once.
     tracks = dict.fromkeys(c["track"] for row in shown["rows"] for c in row["cells"].values())
     seeds = ", ".join(sorted({str(row["seeds"]) for row in shown["rows"]}))
     head = f"`{shown['name']}`. Printed figures: {shown['source']}. Seeds of a row: {seeds}."
@@ -248,14 +268,16 @@ def as_markdown(shown: Mapping[str, Any]) -> list[str]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    """Format one rendered row as a line of Markdown."""
     cells = " | ".join(shown_cell(name, cell) for name, cell in row["cells"].items())
     return f"| {row['label']} | {cells} |"
 
 
 def shown_cell(column: str, cell: Mapping[str, Any], *, paper: bool = True) -> str:
-    """A cell as text: ours, least and most over the seeds, the paper's."""
+    """Format a cell as text: ours, least and most over the seeds, the paper's figure."""
     if isinstance(cell["ours"], dict):
         return counted(cell["ours"])
+    # Columns of a histogram table are row labels, which COLUMNS lacks: 4 decimals.
     decimals = COLUMNS[column].decimals if column in COLUMNS else 4
     least, ours, most = (_number(cell[name], decimals) for name in ("least", "ours", "most"))
     text = ours if least == most else f"{ours} [{least}, {most}]"
@@ -263,12 +285,13 @@ def shown_cell(column: str, cell: Mapping[str, Any], *, paper: bool = True) -> s
 
 
 def counted(outcomes: Mapping[str, int]) -> str:
-    """How often each verdict was given, as text."""
+    """Format the counts of verdicts as text."""
     return ", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items())
 
 
 def _number(value: float, decimals: int) -> str:
-    """Small losses in scientific notation."""
+    """Format a number, small losses in scientific notation."""
+    # Losses and error rates have four decimals; a small value would be rounded to 0.
     if decimals == 4 and 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
     return f"{value:.{decimals}f}"

@@ -1,7 +1,7 @@
-"""Train a host the way its recipe says, with or without a mark, so that it can be interrupted.
+"""Training of a host by its recipe, with or without a mark, which may be interrupted at any time.
 
-All randomness of a step follows from (seed, epoch, step), so a run that goes on from a checkpoint
-ends, on the CPU with the same threads, where the uninterrupted run would have ended.
+All randomness of a step follows from (seed, epoch, step). A run that continues from a checkpoint
+therefore ends, on the CPU with the same number of threads, at the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _TEST_BATCH = 500
 
 @dataclass(frozen=True)
 class Course:
-    """How long, from which seed and in which precision a host is trained.
+    """Length, seed and precision of one training run.
 
     Attributes:
         epochs: passes over the training images.
-        seed: steers batches and augmentation; has nothing to do with any secret.
+        seed: determines batches and augmentation; it is independent of every secret.
         precision: "fp32", or "bf16" autocast with channels-last images.
-        device: "auto" takes a GPU where there is one.
-        teacher: distil from this model's answers instead of the labels.
-        what: said beside the progress bar.
-        watch: is shown the model after each epoch.
+        device: "auto" takes a GPU if there is one.
+        teacher: distil from this model's predictions instead of the labels.
+        what: label of the progress bar.
+        watch: receives the model after each epoch.
     """
 
     epochs: int
@@ -53,37 +53,38 @@ class Course:
     watch: Watch | None = field(default=None, repr=False)
 
     def resolved_device(self) -> torch.device:
-        """The device that "auto" stands for here."""
+        """Return the device of the run; "auto" becomes cuda or cpu."""
         if self.device != "auto":
             return torch.device(self.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Checkpoint:
-    """Where an interrupted training goes on: one file, replaced whole."""
+    """File that an interrupted training continues from; always replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last save is long enough ago."""
+        """Return true if the last save was more than 20 seconds ago."""
         return time.monotonic() - self._last > _CHECKPOINT_SECONDS
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, either completely or not at all."""
         with replace_file(self._path) as temporary:
             torch.save(state, temporary)
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Forget it, when what it led to is kept elsewhere."""
+        """Delete the file, once the result of the training is stored elsewhere."""
         self._path.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the last save; None when there is none."""
+        """Return the state of the last save; None without a save."""
         if not self._path.exists():
             return None
+        # weights_only refuses pickled code: a checkpoint may come from a foreign folder.
         state: dict[str, Any] = torch.load(self._path, weights_only=True)
         return state
 
@@ -105,7 +106,10 @@ def fit(
         recipe: optimizer, learning rate, batch size, augmentation.
         course: epochs, seed, precision, device, teacher.
         mark: an open embedding whose penalty joins the loss.
-        checkpoint: where to save now and then, and to go on from.
+        checkpoint: where to save from time to time, and to continue from.
+
+    Raises:
+        DataError: there are fewer training images than one batch holds.
     """
     loop = _Loop(model, data, recipe, course, mark)
     loop.restore(checkpoint.load() if checkpoint else None)
@@ -121,6 +125,7 @@ def fit(
             for _ in range(loop.step, steps):
                 loop.one_step()
                 advance(1)
+                # The end of an epoch is saved below in any case.
                 if checkpoint and loop.step < steps and checkpoint.due():
                     checkpoint.save(loop.state())
             loop.end_epoch()
@@ -132,9 +137,10 @@ def fit(
 def fit_to_file(
     model: nn.Module, data: Dataset, recipe: Recipe, course: Course, path: Path
 ) -> None:
-    """Train `model` as `fit` does and write its weights; a checkpoint lies beside them till then.
+    """Train `model` as `fit` does and write its weights.
 
-    The first four arguments are those of `fit`; the name of the checkpoint ends in .pt.
+    The first four arguments are those of `fit`. A checkpoint with the suffix .pt lies beside the
+    weight file until the weights are written.
     """
     checkpoint = Checkpoint(path.with_suffix(".pt"))
     fit(model, data, recipe, course, checkpoint=checkpoint)
@@ -143,12 +149,12 @@ def fit_to_file(
 
 
 def batches_of(data: Dataset, recipe: Recipe) -> int:
-    """How many batches an epoch has."""
+    """Return the number of batches of an epoch; an incomplete batch does not count."""
     return len(data.train_labels) // recipe.batch_size
 
 
 class _Loop:
-    """The state of one training run: where it stands, and how it takes a step."""
+    """State of one training run: its position, and the method that takes a step."""
 
     def __init__(
         self, model: nn.Module, data: Dataset, recipe: Recipe, course: Course,
@@ -162,8 +168,9 @@ class _Loop:
         self._order = self._epoch_order()
 
     def one_step(self) -> None:
-        """One batch: Uchida's E = E0 + λ·E_R, backward, step."""
+        """Train on one batch with the loss E = E0 + λ·E_R of Uchida et al. 2017."""
         self._model.train()
+        # Seeding each step makes an interrupted run repeat the same augmentation and dropout.
         seeded(self._course.seed, self.epoch, self.step)
         at = self.step * self._recipe.batch_size
         rows = self._order[at : at + self._recipe.batch_size]
@@ -185,7 +192,7 @@ class _Loop:
         self.step += 1
 
     def end_epoch(self) -> None:
-        """Turn to the next epoch's order."""
+        """Finish an epoch and draw the data order of the next one."""
         if self._mark:
             self._mark.end_epoch()
         if self._course.watch:
@@ -194,6 +201,7 @@ class _Loop:
         self._order = self._epoch_order()
 
     def state(self) -> dict[str, Any]:
+        """Return the state of the run for a checkpoint."""
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -204,6 +212,7 @@ class _Loop:
         }
 
     def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from the state of a checkpoint; None starts afresh."""
         if state is None:
             return
         self._model.load_state_dict(state["model"])
@@ -213,9 +222,11 @@ class _Loop:
         if self._course.watch:
             self._course.watch.restore(state["watch"])
         self.epoch, self.step = state["epoch"], state["step"]
+        # The order follows from seed and epoch, so that no checkpoint needs to hold it.
         self._order = self._epoch_order()
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean cross-entropy to the labels, or to the teacher's predictions."""
         course = self._course
         cast = nullcontext() if course.precision == "fp32" else torch.autocast(
             self._device.type, torch.bfloat16
@@ -223,22 +234,26 @@ class _Loop:
         with cast:
             scores = self._model(images)
             if course.teacher is None:
+                # Autocast scores are bf16; the loss is computed in fp32.
                 return F.cross_entropy(scores.float(), labels)
             with torch.no_grad():
+                # The teacher sees the augmented images that the host sees.
                 answers = course.teacher(images).float().softmax(dim=1)
             return F.cross_entropy(scores.float(), answers)
 
     def _learning_rate(self) -> None:
+        """Set the learning rate of this epoch, by the milestones of the recipe."""
         passed = sum(self.epoch >= m * self._course.epochs for m in self._recipe.milestones)
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.lr * self._recipe.gamma**passed
 
     def _epoch_order(self) -> Tensor:
+        """Return the order in which this epoch goes through the training rows."""
         return epoch_order(self._course.seed, self.epoch, len(self._data.train_labels))
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
-    """Share of the test images that `model` puts into the right class, 0 to 1."""
+    """Return the share of test images, 0 to 1, that `model` classifies correctly."""
     device = next(model.parameters()).device
     model.eval()
     right = 0
@@ -252,10 +267,15 @@ def accuracy(model: nn.Module, data: Dataset) -> float:
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Each image (N, C, H, W) shifted by up to 4 pixels, zero-padded, and mirrored or not."""
+    """Shift each image (N, C, H, W) by up to 4 pixels and mirror half of them, at random.
+
+    Pixels from outside the image are zero.
+    """
     n, _, height, width = images.shape
     padded = F.pad(images, (4, 4, 4, 4))
+    # Offsets 0 to 8 into an image padded by 4 are shifts from -4 to +4.
     down, right = torch.randint(0, 9, (2, n)).tolist()
+    # Drawn on the CPU: the same images are mirrored on every device.
     mirrored = torch.rand(n) < 0.5
     shifted = torch.stack(
         [p[:, d : d + height, r : r + width] for p, d, r in zip(padded, down, right, strict=True)]
@@ -264,7 +284,10 @@ def augmented(images: Tensor) -> Tensor:
 
 
 def epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
-    """The order (rows,) in which an epoch goes through the training rows; a last part is left."""
+    """Return the order (rows,) in which an epoch goes through the training rows.
+
+    Rows behind the last complete batch are not used in this epoch.
+    """
     generator = torch.Generator().manual_seed(_number(seed, epoch, "order"))
     return torch.randperm(rows, generator=generator)
 
@@ -272,8 +295,8 @@ def epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
 def seeded(*parts: object) -> None:
     """Seed torch from any values, on the CPU and on GPUs that are in use.
 
-    `torch.manual_seed` would also queue the seed, with a formatted stack, for GPUs that are not:
-    done before every step, that costs a third of a small host's training.
+    `torch.manual_seed` would also queue the seed, with a formatted stack, for GPUs that are not in
+    use: before every step, that costs a third of a small host's training time.
     """
     torch.default_generator.manual_seed(_number(*parts))
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -281,10 +304,13 @@ def seeded(*parts: object) -> None:
 
 
 def _number(*parts: object) -> int:
+    """Hash any values to a seed of 56 bits."""
+    # 7 bytes always fit into the signed 64-bit seed of torch.
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make the optimizer of a recipe."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True)

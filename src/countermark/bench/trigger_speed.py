@@ -1,4 +1,4 @@
-"""What marks in answers cost: rows that join a batch, and the making of triggers."""
+"""Cost of trigger marks: rows that join a batch, and the making of triggers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAIRS = 15
 
 @dataclass(frozen=True)
 class Host:
-    """A host and how it is timed: `steps` together, each on `batch` rows of its own."""
+    """A host model and its timing: `steps` steps together, each on `batch` rows of the host."""
 
     name: str
     model: str
@@ -40,14 +40,14 @@ _MLP = Host("the MLP", "mlp", (), (1, 28, 28), 32, 200)
 
 
 def trigger_ratios() -> list[Ratio]:
-    """All ratios of marks in answers; about a minute."""
+    """Measure all ratios of trigger marks; takes about a minute."""
     torch.set_num_threads(1)
     return [mixing(_VGG16, 1.3), mixing(_MLP, 3.0), making(_VGG16, 1.0)]
 
 
 def mixing(host: Host, limit: float) -> Ratio:
-    """CPU time of `mark.mix` and a step, against a step of as many rows."""
-    # The networks are trained for one step: what they paint costs the same.
+    """Measure the CPU time of `mark.mix` and a step, against a step of as many rows."""
+    # One training step: well-trained networks take as much CPU time to apply.
     scheme = DeepStego(10, stego_steps=1, foreign=2, warm_up=0)
     covers, classes = _pictures(host.shape, 2 * _COVERS), torch.randint(0, 10, (2 * _COVERS,))
     images, labels = torch.randn(2 * host.batch, *host.shape), classes[: 2 * host.batch]
@@ -56,8 +56,9 @@ def mixing(host: Host, limit: float) -> Ratio:
     with scheme.embed(
         marked, owner="bench", covers=covers, labels=classes, material=material
     ) as mark:
-        mark.mix(images[:1], labels[:1])  # the stego networks are trained
+        mark.mix(images[:1], labels[:1])  # the first call trains the stego networks
         mixed = _stepper(marked, images[: host.batch], labels[: host.batch], mark)
+        # A mixed batch has twice the rows, so that the unmixed step takes 2 × batch rows too.
         unmixed = _stepper(plain, images, labels, None)
         ratios = paired(lambda: mixed(host.steps), lambda: unmixed(host.steps), _PAIRS)
     what = (
@@ -69,6 +70,7 @@ def mixing(host: Host, limit: float) -> Ratio:
 def _stepper(
     model: nn.Module, images: Tensor, labels: Tensor, mark: TriggerEmbedding | None
 ) -> Callable[[int], float]:
+    """Return a function that takes `count` training steps and returns their CPU seconds."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
     def steps(count: int) -> float:
@@ -84,12 +86,19 @@ def _stepper(
 
 
 def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ratio:
-    """CPU time of making triggers of as many covers, against letting a host classify them."""
+    """Measure the CPU time of making triggers, against classifying as many covers.
+
+    Args:
+        host: the model that classifies.
+        limit: largest ratio that is allowed.
+        covers: number of triggers.
+    """
     images, network = _pictures(host.shape, covers), StegoNetwork(host.shape[0])
     network.eval().requires_grad_(False)
     model = build(host.model, dict(host.arguments)).eval()
     signs = 2.0 * torch.randint(0, 2, (host.shape[0], GRID, GRID)) - 1
     tile = repeat_tile(signs, *host.shape[1:])
+    # Random logos: the time does not depend on their bits.
     logos = torch.randint(0, 2, (covers, GRID, GRID))
 
     def make() -> float:
@@ -100,6 +109,7 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
     def classify() -> float:
         start = time.process_time()
         with torch.no_grad():
+            # Batches of 32 images, as a server would classify them.
             for first in range(0, covers, 32):
                 model(images[first : first + 32].float() / 255)
         return time.process_time() - start
@@ -109,4 +119,5 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
 
 
 def _pictures(shape: tuple[int, int, int], count: int) -> Tensor:
+    """Draw `count` images uint8 of random pixels."""
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Following the values of one tensor, epoch by epoch, as Wang et al. 2020 do in Figures 1 and 5."""
+"""Values of one tensor, epoch by epoch, for Figures 1 and 5 of Wang et al. 2020."""
 
 from __future__ import annotations
 
@@ -19,33 +19,37 @@ CONVERGED_STD = ConvergedScheme.convergence_std
 WINDOW = ConvergedScheme.convergence_epochs
 """A weight has converged when its last five epoch values deviate by less (footnote 1)."""
 
-_EARLY = ConvergedScheme.start_epoch  # the paper's MLP is marked then
-_SHOWN = 12  # trajectories kept
+_EARLY = ConvergedScheme.start_epoch  # epoch at which the paper marks its MLP
+_SHOWN = 12  # number of weights whose trajectory is stored
 
 
 class Watch:
-    """The values of one tensor after each epoch."""
+    """Recorder of the values of one tensor after each epoch."""
 
     def __init__(self, layer: str) -> None:
         self._layer = layer
         self._epochs: list[Tensor] = []  # (M,) each
 
     def end_epoch(self, model: nn.Module) -> None:
-        """Note the values."""
+        """Record the values of the tensor."""
+        # A copy on the CPU: training goes on to change the tensor in place.
         self._epochs.append(
             model.state_dict()[self._layer].detach().float().cpu().flatten().clone()
         )
 
     def state(self) -> list[Tensor]:
-        """What was seen so far, for a checkpoint."""
+        """Return the recorded values for a checkpoint, (M,) for each epoch."""
         return list(self._epochs)
 
     def restore(self, state: list[Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Replace the recorded values by those of a checkpoint."""
         self._epochs = list(state)
 
     def figures(self, key: Key | None) -> dict[str, Any]:
-        """What was seen, as JSON values, rounded to four digits.
+        """Summarise the recorded values as JSON values, rounded to four digits.
+
+        Args:
+            key: a key whose trained gate is summarised too; None without one.
 
         Returns: `histogram`, the counts of the last values in bins of width .1, the first of which
             is number `first` (bin i begins at i/10); `trajectories`, a few weights by epoch;
@@ -54,6 +58,7 @@ class Watch:
             five epochs (`late`) and over epochs 2 to 6 (`early`).
         """
         seen = torch.stack(self._epochs).double().numpy()  # (E, M)
+        # Evenly spread over the tensor; results hold a few trajectories, not all weights.
         shown = np.linspace(0, seen.shape[1] - 1, _SHOWN).astype(int)
         figures: dict[str, Any] = {
             "histogram": _histogram(seen[-1]),
@@ -63,6 +68,7 @@ class Watch:
                 for last in range(WINDOW, len(seen) + 1)
             ],
         }
+        # A gate among the frozen tensors was not trained with the host (MANU).
         if key is not None and "reader.gate" in key.learnt and not key.frozen:
             figures["gate"] = _rounded(np.abs(key.learnt["reader.gate"]))
             figures["late"] = _rounded(_deviation(seen, len(seen)))
@@ -71,17 +77,24 @@ class Watch:
 
 
 def _deviation(seen: NDArray[np.float64], last: int) -> NDArray[np.float64]:
-    """Sample standard deviation (M,) of the values of the epochs up to number `last`."""
+    """Compute sample standard deviations (M,) of weights over a window of epochs.
+
+    Args:
+        seen: the values (E, M).
+        last: number of the last epoch of the window.
+    """
     window = seen[max(0, last - WINDOW) : last]
     deviation: NDArray[np.float64] = window.std(axis=0, ddof=1 if len(window) > 1 else 0)
     return deviation
 
 
 def _histogram(values: NDArray[np.float64]) -> dict[str, Any]:
+    """Count the values in bins of width .1."""
     bins = np.floor(values / BIN).astype(int)
     first = int(bins.min())
     return {"first": first, "counts": np.bincount(bins - first).tolist()}
 
 
 def _rounded(values: NDArray[Any]) -> list[float]:
+    """Round values to four significant digits."""
     return [float(f"{value:.4g}") for value in values]

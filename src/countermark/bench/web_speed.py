@@ -1,4 +1,4 @@
-"""What the web page costs: its first page against importing torch, and claim pages under load.
+"""Cost of the web page: its first page against importing torch, and claim pages under load.
 
 The server is `countermark serve` in a process of its own, as people start it.
 """
@@ -29,19 +29,20 @@ from countermark.claims.signing import compute_key_id
 from countermark.claims.statement import Commitment
 
 _CLAIMS = 1000
-_LIMIT = 0.6  # of importing torch
-_SLOWEST = 1.0  # seconds that one in a hundred may take longer than
+_LIMIT = 0.6  # of the CPU time of importing torch
+_SLOWEST = 1.0  # seconds; one request in a hundred may take longer
 
 
 @dataclass(frozen=True)
 class Load:
-    """Claim pages that were asked for at an even pace, whether or not earlier ones were answered.
+    """Timing of claim pages that are requested at an even pace, whether or not the server keeps up.
 
     Attributes:
         wanted: requests a second.
-        asked, answered: how many, and how many were answered with the page.
-        seconds: from the first to the last answer.
-        median, p99, most: seconds from when a request was due to its answer.
+        asked: number of requests.
+        answered: number of requests that were answered with the page.
+        seconds: from the first request to the last answer.
+        median, p99, most: seconds from the time when a request was due to its answer.
     """
 
     wanted: float
@@ -54,13 +55,13 @@ class Load:
 
     @property
     def kept(self) -> bool:
-        """Whether all pages came, at that pace, and 99 of 100 within a second."""
+        """True if all pages came, at that pace, and 99 of 100 within a second."""
         at_pace = self.asked / self.seconds >= 0.95 * self.wanted
         return self.answered == self.asked and at_pace and self.p99 <= _SLOWEST
 
 
 def first_page(pairs: int = 7) -> Ratio:
-    """CPU time of a server from its start to its first page, against that of importing torch."""
+    """Measure the CPU time of a server up to its first page, against importing torch."""
     with tempfile.TemporaryDirectory() as folder:
         _ledger(Path(folder), 1)
         return against_torch(
@@ -70,23 +71,26 @@ def first_page(pairs: int = 7) -> Ratio:
 
 
 def load(a_second: float = 50, seconds: float = 20, connections: int = 8) -> Load:
-    """Ask for claim pages, each with signature and inclusion proof checked for it.
+    """Request claim pages from a server and time the answers.
+
+    For each page the server checks signature and inclusion proof.
 
     Args:
-        a_second: requests.
-        seconds: how long.
-        connections: that ask in turn.
+        a_second: requests a second.
+        seconds: duration of the measurement.
+        connections: number of connections that send requests in turn.
     """
     with tempfile.TemporaryDirectory() as folder:
         digests = _ledger(Path(folder), _CLAIMS)
         count = round(a_second * seconds)
+        # A stride of 7919, a prime, spreads the requests over the claims.
         wanted = [digests[n * 7919 % len(digests)] for n in range(count)]
         with _serving(Path(folder)) as (address, token):
             return _loaded(address, _logged_in(address, token), wanted, (a_second, connections))
 
 
 def lines(found: Load) -> list[str]:
-    """What is written about it."""
+    """Render the section about the web page, as lines of Markdown."""
     a_second = found.asked / found.seconds
     times = " | ".join(f"{each:.3f} s" for each in (found.median, found.p99, found.most))
     return [
@@ -106,17 +110,29 @@ def lines(found: Load) -> list[str]:
 
 
 def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float, int]) -> Load:
+    """Request the claims `wanted` and time the answers.
+
+    Args:
+        address: host and port of the server.
+        cookie: of a session that is logged in.
+        wanted: digests of claims.
+        pace: requests a second, and number of connections.
+    """
     a_second, connections = pace
     took: list[float] = []
     warm = http.client.HTTPConnection(address, timeout=30)
-    _get(warm, wanted[0], cookie)  # the ledger is opened
+    _get(warm, wanted[0], cookie)  # the first request opens the ledger
     warm.close()
+    # All threads have started before the first request is due.
     start = time.monotonic() + 0.1
 
     def ask(first: int) -> None:
+        """Send every `connections`-th request on one connection, each when it is due."""
         connection = http.client.HTTPConnection(address, timeout=30)
         for n in range(first, len(wanted), connections):
             due = start + n / a_second
+            # Time counts from when a request is due: a slow server cannot slow the measurement
+            # down.
             time.sleep(max(0.0, due - time.monotonic()))
             if _get(connection, wanted[n], cookie):
                 took.append(time.monotonic() - due)
@@ -128,6 +144,7 @@ def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float,
     for thread in threads:
         thread.join()
     took.sort()
+    # The index is bounded, because unanswered requests have no time.
     p99 = took[min(len(took) - 1, len(took) * 99 // 100)]
     return Load(
         a_second, len(wanted), len(took), time.monotonic() - start, statistics.median(took), p99,
@@ -136,14 +153,14 @@ def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float,
 
 
 def _get(connection: http.client.HTTPConnection, digest: str, cookie: str) -> bool:
-    """One claim's page; whether it says that the claim is whole."""
+    """Request the page of a claim; return true if the page calls the claim whole."""
     connection.request("GET", f"/claims/{digest}", headers={"cookie": cookie})
     answer = connection.getresponse()
     return b"<strong>Whole</strong>" in answer.read() and answer.status == 200
 
 
 def _logged_in(address: str, token: str) -> str:
-    """The cookie of a new session."""
+    """Log in and return the cookie of the new session."""
     connection = http.client.HTTPConnection(address, timeout=30)
     kind = {"content-type": "application/x-www-form-urlencoded"}
     connection.request("POST", "/login", urlencode({"token": token}), kind)
@@ -153,7 +170,7 @@ def _logged_in(address: str, token: str) -> str:
 
 
 def _ledger(folder: Path, claims: int) -> list[str]:
-    """A ledger of so many claims; their digests."""
+    """Make a ledger with this many signed claims; return their digests."""
     private = Ed25519PrivateKey.generate()
     digests = []
     with Ledger.create(str(folder / "claims.db"), compute_key_id(private.public_key())) as ledger:
@@ -169,8 +186,9 @@ def _ledger(folder: Path, claims: int) -> list[str]:
 
 @contextmanager
 def _serving(folder: Path) -> Iterator[tuple[str, str]]:
-    """A server of such a ledger; its host and port, and its token."""
+    """Run a server of the ledger in `folder`; yield its host and port, and its token."""
     token = secrets.token_urlsafe(24)
+    # Port 0 lets the system choose a free port; the address is read from standard error.
     words = ["serve", "--ledger", "claims.db", "--port", "0", "--most-requests", "10000"]
     server = subprocess.Popen(  # noqa: S603 - our own interpreter
         [sys.executable, "-m", "countermark", *words], cwd=folder, stderr=subprocess.PIPE,
@@ -181,6 +199,7 @@ def _serving(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         address = next(line.split()[-1] for line in server.stderr if "http://" in line)
         yield urlsplit(address).netloc, token
+    # The ledger is temporary, so that nothing is lost by killing its server.
     finally:
         server.kill()
         server.wait()
@@ -188,6 +207,7 @@ def _serving(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _to_first_page(folder: Path) -> float:
+    """Return the CPU seconds of a server from its start to its first page."""
     before = children()
     with _serving(folder) as (address, _):
         connection = http.client.HTTPConnection(address)

@@ -1,8 +1,8 @@
 """Unmarked hosts by the hundred, to test null hypotheses on.
 
-A host lies in a cache under the digest of all that its weights follow from: what was interrupted
-goes on, and no host is trained twice. The small MLPs are trained many at a time (`stack`), all
-other hosts one after the other, by `fit`.
+The cache holds each host under the digest of everything that determines its weights: an interrupted
+command continues, and no host is trained twice. The small MLPs are trained many at a time
+(`stack`), all other hosts one after the other, by `fit`.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from countermark.errors import ConfigError
 Arrays: TypeAlias = dict[str, NDArray[np.float32]]
 
 CACHE = Path(".cache/hosts")
-AT_A_TIME = 16  # 8 to 64 are about as quick (docs/performance.md); what is killed loses few
+AT_A_TIME = 16  # as quick as 8 or 64 (docs/performance.md); a killed process loses few
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """What makes an unmarked host the one it is: all that its weights follow from.
+    """Specification of an unmarked host: everything that determines its weights.
 
     Attributes:
         data: as `load_data` takes it.
-        seed: of the initial weights (unused where there is a `start`).
+        seed: of the initial weights (unused with a `start`).
         epochs: passes over the training rows.
         order: seed of the data order; None for `seed`.
         rows: first and one past the last training row; None for all.
         grey28: grey (Rec. 601 luma), cropped to the middle 28 x 28 pixels.
-        unit_pixels: levels from 0 to 1, not standardised ones.
+        unit_pixels: levels from 0 to 1 instead of standardised levels.
         start: a weight file to begin from; its content enters the digest, not its name.
-        model, arguments: as `build` takes them; a factory enters the digest by its name alone.
-        recipe: fields of the model's recipe that are changed; this and `arguments` as of `pairs`.
+        model: as `build` takes it; a factory enters the digest by its name alone.
+        arguments: arguments of the model, in the form that `pairs` makes.
+        recipe: changed fields of the model's recipe, in the form that `pairs` makes.
 
     Raises:
         ConfigError: epochs below 0, an unknown model, a wrong field of the recipe.
@@ -73,11 +74,12 @@ class HostSpec:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ConfigError(f"a host needs epochs >= 0, got {self.epochs}")
+        # Called for its errors: a wrong recipe is refused when the spec is made.
         recipe(self.model, dict(self.recipe))
 
     @property
     def data_order(self) -> int:
-        """The seed of the data order, whether or not it was given."""
+        """Seed of the data order: `order`, or `seed` without one."""
         return self.seed if self.order is None else self.order
 
     @property
@@ -87,14 +89,15 @@ class HostSpec:
 
     @property
     def stacks(self) -> bool:
-        """Whether it is a small MLP that many are trained of at a time."""
+        """True for a small MLP, which is trained together with others."""
         default, own = recipe("mlp"), self.resolved
+        # `Stack` knows plain Adam: only learning rate and batch size may differ.
         alike = replace(own, lr=default.lr, batch_size=default.batch_size) == default
         return self.model == "mlp" and not self.arguments and alike
 
     @property
     def digest(self) -> str:
-        """The host's name, 16 hexadecimal digits: a hash of its canonical JSON.
+        """Name of the host, 16 hexadecimal digits: a hash of its canonical JSON.
 
         Raises:
             SuspectError: `start` cannot be read.
@@ -103,9 +106,11 @@ class HostSpec:
         content = {name: getattr(self, name) for name in names} | {"order": self.data_order}
         if self.start is not None:
             with open_weights(self.start) as weights:
+                # A checkpoint that is moved or renamed still gives the same host.
                 content["start"] = weights.compute_file_digest()
         how = asdict(self.resolved)
-        # What came later is left out where it is not set: no cached host is renamed.
+        # Newer fields are left out while they are unset, so that no cached host is renamed.
+        # The digest of a small MLP is older than other models and recipes: it must not change.
         if self.stacks:
             content |= {name: how[name] for name in ("lr", "batch_size")}
         else:
@@ -116,7 +121,7 @@ class HostSpec:
 
 
 def pairs(fields: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Arguments or changes of a recipe as a `HostSpec` holds them: sorted, lists as tuples."""
+    """Convert arguments, or changes of a recipe, to sorted pairs, with lists as tuples."""
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in sorted(fields.items())
@@ -128,12 +133,12 @@ def train_hosts(
 ) -> Iterator[tuple[HostSpec, Arrays]]:
     """Train the hosts that `cache` lacks, then read all of them.
 
-    Training is over when the call returns; a host is read when the iterator comes to it. Small MLPs
-    are trained on the CPU; each other host where `fit` trains it, going on from its checkpoint.
+    Training is over when the call returns; a host is read when the iterator reaches it. Small MLPs
+    are trained on the CPU; each other host on the device that `fit` takes, from its checkpoint on.
 
     Args:
-        specs: which hosts; the results come in this order.
-        cache: folder of the files `<digest>.safetensors`; made if need be.
+        specs: the hosts; the results come in this order.
+        cache: folder of the files `<digest>.safetensors`; created if it is missing.
         at_a_time: small MLPs trained together, and lost together when the process is killed.
 
     Returns: each spec with its weights by name; of a small MLP "0.weight" (64, 784), "0.bias"
@@ -149,6 +154,7 @@ def train_hosts(
     paths = {spec: host_path(spec, cache) for spec in specs}
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{cache}.lock"):  # cells that run side by side share the hosts
+        # Keyed by path: specs with equal digests are trained once.
         missing = {path: spec for spec, path in paths.items() if not path.exists()}
         stacked = [spec for spec in missing.values() if spec.stacks]
         epochs = sum(spec.epochs for spec in stacked)
@@ -161,18 +167,19 @@ def train_hosts(
             what = f"unmarked host {number} of {len(alone)}"
             course = Course(spec.epochs, spec.data_order, what=what)
             fit_to_file(_initial(spec), _seen(spec, data), spec.resolved, course, paths[spec])
+    # A generator: hundreds of hosts need not fit into memory.
     return ((spec, _arrays(paths[spec])) for spec in specs)
 
 
 @dataclass(frozen=True)
 class Extended:
-    """What `extend` found and did.
+    """Result of `extend`.
 
     Attributes:
-        there: hosts that the cache had already.
-        trained: hosts trained just now, a base left out.
-        seconds: CPU time of the training, that of a base included.
-        accuracies: shares of the test images, 0 to 1, of all hosts.
+        there: number of hosts that the cache had already.
+        trained: number of hosts trained in this call, without the base.
+        seconds: CPU time of the training, including that of a base.
+        accuracies: share of the test images, 0 to 1, that each host classifies correctly.
     """
 
     there: int
@@ -185,13 +192,13 @@ def extend(
     like: HostSpec, count: int, *, cache: Path, base: HostSpec | None = None,
     at_a_time: int = AT_A_TIME,
 ) -> Extended:  # fmt: skip
-    """Train so many hosts, as far as the cache lacks them, and test all of them.
+    """Train `count` hosts, unless the cache has them, and test all of them.
 
     Args:
         like: the first host; the others take the next seeds.
-        count: how many.
+        count: number of hosts.
         cache: as for `train_hosts`.
-        base: all hosts begin where this one ended.
+        base: all hosts begin with the final weights of this one.
         at_a_time: as for `train_hosts`.
 
     Raises:
@@ -199,9 +206,11 @@ def extend(
     """
     if count < 1:
         raise ConfigError(f"count is {count}: expected at least 1 host")
+    # Data that do not fit are refused before anything is trained.
     data, began = host_data(like), time.process_time()
     if base is not None:
         train_hosts([base], cache, at_a_time=at_a_time)
+        # All hosts start from the same weights, but each has a data order of its own seed.
         like = replace(like, start=str(host_path(base, cache)))
     specs = [replace(like, seed=like.seed + number) for number in range(count)]
     there = sum(host_path(spec, cache).exists() for spec in specs)
@@ -215,15 +224,15 @@ def extend(
 
 
 def host_path(spec: HostSpec, cache: Path) -> Path:
-    """Where a host lies in the cache; good as the `start` of another."""
+    """Return the weight file of a host in the cache; it can be the `start` of another host."""
     return cache / f"{spec.digest}.safetensors"
 
 
 def host_data(spec: HostSpec) -> Dataset:
-    """The data a host sees: its training rows, their scale, and every test row.
+    """Load the data of a host: its training rows, their scale, and every test row.
 
     Raises:
-        ConfigError: the model does not take them, or cannot be built.
+        ConfigError: the model does not take the data, or cannot be built.
         DataError: the data cannot be read, have fewer rows or do not fit the small MLP.
     """
     return _seen(spec, _pictures(spec.data, spec.grey28))
@@ -232,7 +241,13 @@ def host_data(spec: HostSpec) -> Dataset:
 def test_accuracy(
     spec: HostSpec, weights: Mapping[str, NDArray[np.float32]], data: Dataset
 ) -> float:
-    """Share of the test images, 0 to 1, that a host classifies right; `data` as of `host_data`."""
+    """Return the share of test images, 0 to 1, that a host classifies correctly.
+
+    Args:
+        spec: the host.
+        weights: its weights by name.
+        data: as `host_data` returns it.
+    """
     model = _built(spec)
     model.load_state_dict({name: torch.from_numpy(each) for name, each in weights.items()})
     return accuracy(model.to(Course(0).resolved_device()), data)
@@ -244,7 +259,8 @@ test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest would tak
 def _trained_together(
     specs: Sequence[HostSpec], data: Dataset, advance: Callable[[float], None]
 ) -> Iterator[tuple[HostSpec, dict[str, Tensor]]]:
-    parts = {(s.rows, s.unit_pixels): _seen(s, data) for s in specs}  # each finds its scale once
+    """Train hosts as one stack; yield each spec with its weights by name."""
+    parts = {(s.rows, s.unit_pixels): _seen(s, data) for s in specs}  # one scale for each range
     stack = Stack(
         [_initial(spec).state_dict() for spec in specs],
         [parts[spec.rows, spec.unit_pixels] for spec in specs],
@@ -256,21 +272,27 @@ def _trained_together(
 
 
 def _groups(specs: Iterable[HostSpec], at_a_time: int) -> Iterator[tuple[list[HostSpec], Dataset]]:
-    """Hosts that can be stacked, `at_a_time` at most, with their data; each set is read once."""
+    """Yield groups of hosts that can be stacked, with their data.
+
+    A group has at most `at_a_time` hosts; each data set is read once.
+    """
     for alike in _by(lambda spec: (spec.data, spec.grey28), specs):
         data = _pictures(alike[0].data, alike[0].grey28)
+        # A stack takes equally many steps of equal size: rows, recipe and epochs must agree.
         for hosts in _by(lambda s: (_count(s.rows), s.resolved, s.epochs), alike):
             for at in range(0, len(hosts), at_a_time):
                 yield hosts[at : at + at_a_time], data
 
 
 def _with_data(specs: Iterable[HostSpec]) -> Iterator[tuple[HostSpec, Dataset]]:
-    """Each host with its data; each set is read once."""
+    """Yield each host with its data; each data set is read once."""
+    # Groups of one host only serve to read each data set once.
     for (host,), data in _groups(specs, 1):
         yield host, data
 
 
 def _by(key: Callable[[HostSpec], Hashable], specs: Iterable[HostSpec]) -> Iterable[list[HostSpec]]:
+    """Group specs by a key, in the order in which the keys appear."""
     groups: dict[Hashable, list[HostSpec]] = {}
     for spec in specs:
         groups.setdefault(key(spec), []).append(spec)
@@ -278,16 +300,18 @@ def _by(key: Callable[[HostSpec], Hashable], specs: Iterable[HostSpec]) -> Itera
 
 
 def _count(rows: tuple[int, int] | None) -> int | None:
+    """Return the number of rows in a range; None for all rows."""
     return rows[1] - rows[0] if rows else None
 
 
 def _pictures(name: str, grey: bool) -> Dataset:
+    """Load a data set, in grey and cropped to 28 x 28 if `grey` is true."""
     data = load_data(name)
     return grey28(data) if grey else data
 
 
 def _seen(spec: HostSpec, data: Dataset) -> Dataset:
-    """What a host sees of a data set, if its model takes that."""
+    """Return the part of a data set that a host sees; raise an error if it does not fit."""
     seen = replace(cut(data, spec.rows), unit_pixels=spec.unit_pixels)
     if spec.stacks:
         check_for_mlp(seen)
@@ -297,7 +321,7 @@ def _seen(spec: HostSpec, data: Dataset) -> Dataset:
 
 
 def _initial(spec: HostSpec) -> nn.Module:
-    """The host before training."""
+    """Build the host as it is before training."""
     model = _built(spec)
     if spec.start is not None:
         load_into(model, Path(spec.start))
@@ -305,10 +329,12 @@ def _initial(spec: HostSpec) -> nn.Module:
 
 
 def _built(spec: HostSpec) -> nn.Module:
+    """Build the model of a host with the initial weights of its seed."""
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on undisturbed
         seeded(spec.seed, "init")
         return build(spec.model, dict(spec.arguments))
 
 
 def _arrays(path: Path) -> Arrays:
+    """Read the weights of a file as arrays by name."""
     return {name: tensor.numpy() for name, tensor in load_state(path).items()}

@@ -1,6 +1,6 @@
-"""Figures of results: drawn from `results/`, and stamped with what they were drawn from.
+"""Figures of results: drawn from `results/`, each file marked with the digest of its data.
 
-A figure is two functions: what it shows, as JSON values, and how that is drawn.
+A figure consists of two functions: one returns its data as JSON values, the other draws them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Drawing:
     """One figure.
 
     Attributes:
-        caption: what it says in one sentence.
-        shown: what it shows of the experiments and results in two folders; empty as long as
-            nothing of it has been computed.
+        caption: states the content in one sentence.
+        shown: returns the data of the figure from the folders of experiments and results; empty as
+            long as no cell has been computed.
         size: in inches.
-        draw: how it is drawn.
+        draw: draws the data on a matplotlib figure.
     """
 
     caption: str
@@ -110,36 +110,40 @@ FIGURES: Mapping[str, Drawing] = {
 
 
 def figure_named(name: str) -> Drawing:
-    """The figure of that name.
+    """Return the figure of that name.
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: there is no such figure; the message names the nearest.
     """
     return find_by_name("figure", name, FIGURES)
 
 
 def draw(drawing: Drawing, shown: Shown, path: Path) -> None:
-    """Draw what is shown as a PNG file.
+    """Draw the data of a figure as a PNG file.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     try:
+        # The product runs without matplotlib, which is imported only to draw.
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("figures", "report") from None
     figure = Figure(figsize=drawing.size, layout="constrained")
     drawing.draw(shown, figure)
     with replace_file(path) as temporary:
+        # The PNG comment holds the digest: bytes of a PNG differ between versions of matplotlib.
         figure.savefig(temporary, format="png", dpi=110, metadata={_STAMP: digest(shown)})
 
 
 def digest(shown: Shown) -> str:
-    """What a figure shows, as SHA-256 in hexadecimal."""
+    """Return the SHA-256 of the data of a figure, in hexadecimal."""
+    # Sorted keys: equal data have equal digests, whatever order they were made in.
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def is_drawn_from(shown: Shown, path: Path) -> bool:
-    """Whether the file is a drawing of just this."""
+    """Return true if the file is a drawing of exactly these data."""
+    # PNG separates keyword and text of a tEXt chunk by a zero byte.
     stamp = f"{_STAMP}\0{digest(shown)}".encode()
     return path.exists() and stamp in path.read_bytes()

@@ -1,4 +1,4 @@
-"""The figures of Li and Guo 2019, and those that the paper lacks."""
+"""Figures of Li and Guo 2019, and further figures that the paper lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMS = {"vgg16": "DeepStego", "published": "as published"}  # by experiment
-_TIMES = 5  # the residual is shown so many times as strong, as in the paper
+_TIMES = 5  # the residual is drawn five times as strong, as in the paper
 _KINDS = {
     "owner": ("owner's fresh triggers", "#0b6e4f"),
     "foreign": ("foreign networks", "#b44d12"),
@@ -26,7 +26,7 @@ _KINDS = {
 
 
 def triggers(experiments: Path, results: Path) -> dict[str, Any]:
-    """Committed triggers of every scheme: bytes in base64 and their shape, by row."""
+    """Return committed triggers of every scheme: bytes in base64 and their shape, by row."""
     return {
         label: {name: figures["pictures"][name] for name in ("shape", "triggers")}
         for label, figures in _measured(experiments, results)
@@ -35,13 +35,13 @@ def triggers(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_triggers(shown: Mapping[str, Any], figure: Figure) -> None:
-    """A row of pictures for each scheme."""
+    """Draw a row of images for each scheme."""
     rows = {label: _pictures(each["triggers"], each["shape"]) for label, each in shown.items()}
     _draw_rows(rows, figure)
 
 
 def stego(experiments: Path, results: Path) -> dict[str, Any]:
-    """Covers and fresh triggers of both forms: bytes in base64 and their shape."""
+    """Return covers and fresh triggers of both forms: bytes in base64 and their shape."""
     return {
         label: {name: figures["pictures"][name] for name in ("shape", "accuracy", "fresh")}
         for label, figures in _measured(experiments, results)
@@ -50,10 +50,11 @@ def stego(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_stego(shown: Mapping[str, Any], figure: Figure) -> None:
-    """Of each form the covers, the triggers, and how far they are apart, magnified."""
+    """Draw the covers of each form, the triggers, and their differences, magnified."""
     rows = {}
     for label, each in shown.items():
         covers, made = (_pictures(each[name], each["shape"]) for name in ("accuracy", "fresh"))
+        # Bytes would wrap around in the difference, hence int.
         apart = _TIMES * np.abs(made.astype(int) - covers)
         rows[f"{label}:\ncovers"] = covers
         rows[f"{label}:\ntriggers"] = made
@@ -62,7 +63,10 @@ def draw_stego(shown: Mapping[str, Any], figure: Figure) -> None:
 
 
 def strength(experiments: Path, results: Path) -> dict[str, Any]:
-    """How many stego images fire the host, in percent, against their PSNR; by form and kind."""
+    """Return the share of stego images that fire the host against their PSNR.
+
+    Shares are in percent; points are listed by form and kind of image.
+    """
     found: dict[str, Any] = {}
     for label, figures in _measured(experiments, results):
         if label not in _FORMS.values():
@@ -78,14 +82,16 @@ def strength(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_strength(shown: Mapping[str, Any], figure: Figure) -> None:
-    """A panel for each form: a curve for the owner, one for each forger."""
+    """Draw a panel for each form: a curve for the owner, one for each forger."""
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     for axis, (form, each) in zip(panels, shown.items(), strict=True):
         for kind, (says, colour) in _KINDS.items():
             for number in sorted({point["number"] for point in each[kind]}):
                 curve = [point for point in each[kind] if point["number"] == number]
+                # A curve over PSNR needs its points in the order of PSNR.
                 curve.sort(key=lambda point: point["psnr"])
                 at, fired = ([point[name] for point in curve] for name in ("psnr", "fired"))
+                # One legend entry for each kind, not for each network.
                 label = says if number == 0 else None
                 axis.plot(at, fired, color=colour, marker="o", ms=3, label=label)
         axis.axhline(each["accuracy"], color="#52606d", linestyle=":", label="test accuracy")
@@ -94,12 +100,14 @@ def draw_strength(shown: Mapping[str, Any], figure: Figure) -> None:
 
 
 def removal(experiments: Path, results: Path) -> dict[str, Any]:
-    """Accuracy, committed and fresh triggers in percent, and log10 p, after each attack.
+    """Return accuracy, committed and fresh triggers in percent, and log10 p, after each attack.
 
-    Returns: `pruned` and `fine-tuned`, each a list of points with `at`.
+    Returns: `pruned, %` and `fine-tuned, SGD`, each a list of points with `at`; empty as long as
+        cells are missing.
     """
     for label, figures in _measured(experiments, results):
         if label == _FORMS["vgg16"]:
+            # Both curves begin at the model before any attack.
             before = {"at": "0", **_left(figures)}
             pruned = [
                 {"at": f"{100 * each['fraction']:g}", **_left(each)} for each in figures["pruned"]
@@ -114,7 +122,7 @@ def removal(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_removal(shown: Mapping[str, Any], figure: Figure) -> None:
-    """Shares above, log10 p below; pruning on the left, fine-tuning on the right."""
+    """Draw shares above and log10 p below; pruning on the left, fine-tuning on the right."""
     panels = figure.subplots(2, len(shown), sharex="col", squeeze=False)
     colours = {"accuracy": "#9aa5b1", "committed": "#0b6e4f", "fresh": "#3d7ea6"}
     for (above, below), (title, points) in zip(panels.T, shown.items(), strict=True):
@@ -131,7 +139,7 @@ def draw_removal(shown: Mapping[str, Any], figure: Figure) -> None:
 
 
 def _left(figures: Mapping[str, Any]) -> dict[str, float]:
-    """What is left of host and mark."""
+    """Return accuracy, triggers in percent, and log10 p of one copy."""
     matched = 1 - figures["wrong"] / figures["bits"]
     return {
         "accuracy": figures["accuracy"],
@@ -142,7 +150,7 @@ def _left(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _measured(experiments: Path, results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Label and figures of every row of the two experiments, where they have run to their end."""
+    """Yield label and figures of every row of the two experiments, if all cells have results."""
     for name in _FORMS:
         experiment = load_experiment(experiments / "li2019" / f"{name}.toml")
         if all(result_path(cell, results).exists() for cell in cells(experiment)):
@@ -151,17 +159,18 @@ def _measured(experiments: Path, results: Path) -> Iterator[tuple[str, Mapping[s
 
 
 def _pictures(encoded: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Pictures (n, C, H, W) of their bytes in base64."""
+    """Decode images from base64 to an array (n, C, H, W)."""
     drawn = [np.frombuffer(base64.b64decode(each), dtype=np.uint8) for each in encoded]
     return np.stack(drawn).reshape(-1, *shape)
 
 
 def _draw_rows(rows: Mapping[str, NDArray[np.uint8]], figure: Figure) -> None:
-    """Pictures (n, C, H, W) side by side, each row under its name."""
+    """Draw images (n, C, H, W) side by side, each row beside its name."""
     most = max(len(pictures) for pictures in rows.values())
     panels = figure.subplots(len(rows), most, squeeze=False)
     for axes, (label, pictures) in zip(panels, rows.items(), strict=True):
         axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        # Rows may hold fewer images than the longest row.
         for axis, picture in zip(axes, pictures, strict=False):
             axis.imshow(picture.transpose(1, 2, 0), interpolation="nearest")
         for axis in axes:

@@ -1,4 +1,4 @@
-"""The robustness matrix as heat maps: what every attack leaves of every scheme."""
+"""Robustness matrix as heat maps: damage of every attack to the mark of every scheme."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ _LETTERS = {"owned": "O", "not_proven": "n", "no_verdict": "?"}
 
 
 def mlp(experiments: Path, results: Path) -> dict[str, Any]:
-    """The matrix of the MLP; empty as long as cells are missing."""
+    """Return the matrix of the MLP; empty as long as cells are missing."""
     return _matrix(experiments / "robustness" / "mlp.toml", results)
 
 
 def vgg16(experiments: Path, results: Path) -> dict[str, Any]:
-    """The matrix of VGG16."""
+    """Return the matrix of VGG16; empty as long as cells are missing."""
     return _matrix(experiments / "robustness" / "vgg16.toml", results)
 
 
 def _matrix(path: Path, results: Path) -> dict[str, Any]:
-    """Attacks, schemes; per cell wrong bits in percent (None: unread), verdicts, accuracy lost."""
+    """Return the matrix of an experiment.
+
+    Returns: names of attacks and schemes; per scheme and attack the wrong bits in percent (None if
+        unread), the letters of the verdicts without and with alignment, and the accuracy lost.
+    """
     try:
         rows = outline(load_experiment(path), results)
     except DataError:
         return {}
+    # The unmarked row of the experiment has no bits and no verdicts.
     marked = [row for row in rows if row["bits"]]
     return {
         "attacks": [each["label"] for each in rows[0]["attacked"]],
@@ -52,21 +57,23 @@ def _matrix(path: Path, results: Path) -> dict[str, Any]:
 
 
 def _percent(row: Mapping[str, Any], attack: Mapping[str, Any]) -> float | None:
+    """Return the wrong bits after an attack in percent; None if the mark was not read."""
     return 100 * attack["wrong"]["ours"] / row["bits"] if "wrong" in attack else None
 
 
 def _letters(outcomes: Mapping[str, int]) -> str:
-    """A letter for each seed."""
+    """Return the verdicts as text, one letter for each seed."""
     return "".join(_LETTERS[outcome] * count for outcome, count in sorted(outcomes.items()))
 
 
 def draw_matrix(shown: Mapping[str, Any], figure: Figure) -> None:
-    """Wrong bits on the left, the accuracy that the attack costs on the right."""
+    """Draw wrong bits on the left, and the accuracy that the attack costs on the right."""
     left, right = figure.subplots(1, 2, sharey=True)
     said = [
         [f"{letters} → {after}" if after else letters for letters, after in zip(*pair, strict=True)]
         for pair in zip(shown["verdicts"], shown["aligned"], strict=True)
     ]
+    # Random bits are wrong in 50 %, so that the colours end there.
     _map(left, shown["wrong"], said, colours=("YlOrRd", 50), label="wrong bits or triggers, %")
     points = [[f"{each:.1f}" for each in column] for column in shown["lost"]]
     _map(right, shown["lost"], points, colours=("Blues", 30), label="accuracy lost, points")
@@ -81,12 +88,21 @@ def _map(
     axes: Axes, values: Sequence[Sequence[float | None]], said: Sequence[Sequence[str]],
     *, colours: tuple[str, float], label: str,
 ) -> None:  # fmt: skip
-    """Values from 0 to the second of `colours`, a column a scheme; what is said stands in them."""
+    """Draw one heat map with a text in each cell.
+
+    Args:
+        axes: where to draw.
+        values: a column for each scheme, a value for each attack.
+        said: text of each cell, in the same order.
+        colours: name of the colour map, and the value of its last colour; the first is that of 0.
+        label: of the colour bar.
+    """
     levels = np.array(values, dtype=float).T  # None becomes NaN, which stays white
     image = axes.imshow(levels, vmin=0, vmax=colours[1], cmap=colours[0], aspect="auto")
     axes.figure.colorbar(image, ax=axes, label=label)
     for column, words in enumerate(said):
         for row, word in enumerate(words):
+            # White text on dark cells stays readable; a comparison with NaN gives black.
             dark = levels[row, column] > 0.6 * colours[1]
             axes.text(
                 column, row, word, ha="center", va="center", fontsize=6,

@@ -1,4 +1,4 @@
-"""The figures of Uchida et al. 2017."""
+"""Figures of Uchida et al. 2017."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pruning(experiments: Path, results: Path) -> dict[str, Any]:
-    """Wrong bits in percent and accuracy against the pruned share, by type of key."""
+    """Return wrong bits and accuracy in percent against the pruned share, by type of key."""
     experiment = load_experiment(experiments / "uchida2017" / "pruning.toml")
     shown = {}
     for row in experiment.rows:
@@ -24,16 +24,18 @@ def pruning(experiments: Path, results: Path) -> dict[str, Any]:
                 "wrong": 100 * each["wrong"] / each["bits"] if "wrong" in each else None,
                 "accuracy": each["accuracy"],
             }
+            # The figures of the unpruned model are the first point of the curve.
             for each in [{**figures, "fraction": 0.0}, *figures["pruned"]]
         ]
     return shown
 
 
 def draw_pruning(shown: dict[str, Any], figure: Figure) -> None:
-    """Bit errors on the left, accuracy on the right."""
+    """Draw bit errors on the left, accuracy on the right."""
     left, right = figure.subplots(1, 2)
     for label, each in shown.items():
         at = [100 * point["fraction"] for point in each]
+        # The unmarked row has an accuracy only.
         if each[0]["wrong"] is not None:
             left.plot(at, [point["wrong"] for point in each], marker="o", ms=3, label=label)
         right.plot(at, [point["accuracy"] for point in each], marker="o", ms=3, label=label)

@@ -1,4 +1,4 @@
-"""The figures of Wang et al. 2020, and those that the paper lacks."""
+"""Figures of Wang et al. 2020, and further figures that the paper lacks."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ _FLOOR = 1e-13  # of a loss on a logarithmic axis
 
 
 def false_reads(experiments: Path, results: Path) -> dict[str, Any]:
-    """By variant, readings of unmarked models and of its own.
+    """Return readings of unmarked models and of the marked model, by variant.
 
     Returns: by label `bits`, `own` (L2 on the marked model), and by kind of suspect `matched` and
-        `L2`, one value a model.
+        `L2`, one value for each model.
     """
     experiment = load_experiment(experiments / "wang2020" / "unmarked.toml")
     shown = {}
     for row in experiment.rows:
         figures = figures_of(experiment, row.label, results)[0]
+        # Only a learnt reader has L2 readings of suspects.
         if figures["suspects"][0]["L2"]:
             shown[row.label] = {
                 "bits": figures["bits"],
@@ -53,7 +54,7 @@ def false_reads(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_false_reads(shown: dict[str, Any], figure: Figure) -> None:
-    """Matching bits on the left, L2 on the right."""
+    """Draw matching bits on the left, L2 on the right."""
     left, right = figure.subplots(1, 2)
     bits = next(iter(shown.values()))["bits"]
     edges = np.linspace(0, bits, 33)
@@ -61,6 +62,7 @@ def draw_false_reads(shown: dict[str, Any], figure: Figure) -> None:
     for label, each in shown.items():
         matched = [k for group in each["suspects"].values() for k in group["matched"]]
         left.hist(matched, edges, histtype="step", linewidth=2, color=colours[label], label=label)
+    # Standard deviation of a binomial count of `bits` fair coins.
     spread = math.sqrt(bits) / 2
     left.axvspan(
         bits / 2 - 3 * spread, bits / 2 + 3 * spread, color="#9aa5b1", alpha=0.4,
@@ -73,10 +75,12 @@ def draw_false_reads(shown: dict[str, Any], figure: Figure) -> None:
         for kind, group in each["suspects"].items():
             rows.append((np.maximum(group["L2"], _FLOOR), colours[label]))
             names.append(f"{label}\n{kind}")
+    # Points are spread within their row; seeded, so that the drawing is reproducible.
     jitter = np.random.default_rng(0)
     for at, (losses, colour) in enumerate(rows):
         right.scatter(losses, at + jitter.uniform(-0.3, 0.3, len(losses)), s=6, color=colour)
     for at, each in enumerate(shown.values()):
+        # The bar of the marked model spans all rows of its variant.
         groups = len(each["suspects"])
         right.plot(
             [max(each["own"], _FLOOR)] * 2, [at * groups - 0.5, (at + 1) * groups - 0.5],
@@ -90,7 +94,11 @@ def draw_false_reads(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def trajectories(experiments: Path, results: Path) -> dict[str, Any]:
-    """Figure 1: a few weights of the unmarked MLP by epoch, and the share that has converged."""
+    """Return the data of Figure 1.
+
+    Returns: a few weights of the unmarked MLP by epoch, and by epoch the share of converged
+        weights, for each seed.
+    """
     experiment = _experiment(experiments, "mlp")
     watched = [each["watched"] for each in figures_of(experiment, "not embedded", results)]
     return {
@@ -100,7 +108,7 @@ def trajectories(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_trajectories(shown: dict[str, Any], figure: Figure) -> None:
-    """Weights on the left, the converged share on the right."""
+    """Draw weights on the left, the converged share on the right."""
     left, right = figure.subplots(1, 2)
     for each in shown["weights"]:
         left.plot(range(1, len(each) + 1), each, linewidth=1)
@@ -117,7 +125,10 @@ def draw_trajectories(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def compression(experiments: Path, results: Path) -> dict[str, Any]:
-    """Figure 4: accuracy and L2 against the removed share, by host, order and method."""
+    """Return the data of Figure 4.
+
+    Returns: accuracy and L2 against the removed share, by host, order and method.
+    """
     shown: dict[str, Any] = {}
     for host, name in HOSTS.items():
         experiment = _experiment(experiments, name)
@@ -125,6 +136,7 @@ def compression(experiments: Path, results: Path) -> dict[str, Any]:
             continue
         for label in COLOURS:
             seeds = figures_of(experiment, label, results)
+            # The k-th entry of every seed has the same fraction and order.
             for points in zip(*(each["pruned"] for each in seeds), strict=True):
                 point = {"fraction": points[0]["fraction"], "accuracy": _mean(points, "accuracy")}
                 if "E_R" in points[0]:
@@ -135,7 +147,10 @@ def compression(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_compression(shown: dict[str, Any], figure: Figure) -> None:
-    """A column for each order; for each host a row of accuracies and a row of losses."""
+    """Draw a column for each order of removal.
+
+    Each host has a row of accuracies and a row of losses.
+    """
     axes = figure.subplots(2 * len(shown), 3, squeeze=False)
     for at, (host, orders) in enumerate(shown.items()):
         for column, (order, methods) in enumerate(orders.items()):
@@ -144,6 +159,7 @@ def draw_compression(shown: dict[str, Any], figure: Figure) -> None:
                 removed = [100 * point["fraction"] for point in points]
                 above.plot(removed, [p["accuracy"] for p in points], color=COLOURS[label])
                 if "L2" in points[0]:
+                    # A loss of 0 has no place on a logarithmic axis.
                     losses = [max(point["L2"], _FLOOR) for point in points]
                     below.plot(removed, losses, color=COLOURS[label], label=label)
             below.axhline(math.log(2), color="#52606d", linestyle=":", label="ln 2")
@@ -153,7 +169,10 @@ def draw_compression(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def histograms(experiments: Path, results: Path) -> dict[str, Any]:
-    """Figure 5: the weights of the marked layer in bins of .1, by host and method; first seed."""
+    """Return the data of Figure 5.
+
+    Returns: the weights of the marked layer in bins of .1, by host and method, at the first seed.
+    """
     return {
         host: {
             label: figures_of(experiment, label, results)[0]["watched"]["histogram"]
@@ -164,7 +183,7 @@ def histograms(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_histograms(shown: dict[str, Any], figure: Figure) -> None:
-    """One panel a host."""
+    """Draw one panel for each host."""
     for axis, (host, methods) in zip(figure.subplots(1, len(shown), squeeze=False)[0],
                                      shown.items(), strict=True):  # fmt: skip
         for label, each in methods.items():
@@ -175,7 +194,7 @@ def draw_histograms(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def capacity(experiments: Path, results: Path) -> dict[str, Any]:
-    """Bits right and false reads against the size of the watermark, by host and method."""
+    """Return bits right in percent against the size of the watermark, by host and method."""
     shown: dict[str, Any] = {}
     for host, experiment in _hosts(experiments, results).items():
         larger = _experiment(experiments, f"{HOSTS[host]}_capacity")
@@ -183,7 +202,10 @@ def capacity(experiments: Path, results: Path) -> dict[str, Any]:
             continue
         for source in (experiment, larger):
             for row in source.rows:
+                # Rows of the larger experiment append their number of bits to the name of the
+                # method.
                 label = row.label.partition(f", {row.fields.get('bits', 0):,} bits")[0]
+                # Unmarked rows hold no bits; methods without a colour are not drawn.
                 if row.scheme == "none" or label not in COLOURS:
                     continue
                 seeds = figures_of(source, row.label, results)
@@ -199,7 +221,7 @@ LIMITS = {"MLP": 2 * 640, "VGG16": 2 * 1728}
 
 
 def draw_capacity(shown: dict[str, Any], figure: Figure) -> None:
-    """One panel a host, with the limit of linear readers."""
+    """Draw one panel for each host, with the limit of linear readers."""
     for axis, (host, methods) in zip(figure.subplots(1, len(shown), squeeze=False)[0],
                                      shown.items(), strict=True):  # fmt: skip
         for label, points in methods.items():
@@ -216,7 +238,7 @@ def draw_capacity(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def gates(experiments: Path, results: Path) -> dict[str, Any]:
-    """Whether AUTO's gate prefers converged weights, the question that the paper leaves open.
+    """Return data on whether AUTO's gate prefers converged weights, which the paper leaves open.
 
     Returns: by host and method, over all seeds, the gate's magnitudes, the deviations of the
         weights over epochs 2 to 6 (`early`) and over the last five (`late`), and for each seed the
@@ -239,7 +261,7 @@ def gates(experiments: Path, results: Path) -> dict[str, Any]:
 
 
 def draw_gates(shown: dict[str, Any], figure: Figure) -> None:
-    """One panel a host and method: magnitude against deviation."""
+    """Draw one panel for each host and method: magnitude against deviation."""
     panels = [(host, label, each) for host, by in shown.items() for label, each in by.items()]
     for axis, (host, label, each) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
                                          panels, strict=True):  # fmt: skip
@@ -254,24 +276,29 @@ def draw_gates(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def _experiment(experiments: Path, name: str) -> Experiment:
+    """Load an experiment of this paper by its name."""
     return load_experiment(experiments / "wang2020" / f"{name}.toml")
 
 
 def _hosts(experiments: Path, results: Path) -> dict[str, Experiment]:
-    """The paper's hosts whose experiment has run to its end."""
+    """Return the experiments of the paper's hosts whose cells all have results."""
     found = {host: _experiment(experiments, name) for host, name in HOSTS.items()}
     return {host: each for host, each in found.items() if _finished(each, results)}
 
 
 def _finished(experiment: Experiment, results: Path) -> bool:
+    """Return true if every cell of an experiment has a result."""
     return all(result_path(cell, results).exists() for cell in cells(experiment))
 
 
 def _mean(points: tuple[Mapping[str, Any], ...], name: str) -> float:
+    """Return the mean of one figure over the points of all seeds."""
     return float(np.mean([point[name] for point in points]))
 
 
 def _spearman(one: list[float], other: list[float]) -> float:
+    """Compute Spearman's rank correlation."""
+    # scipy is slow to import, and only this figure needs it.
     from scipy.stats import spearmanr
 
     return float(spearmanr(one, other).statistic)

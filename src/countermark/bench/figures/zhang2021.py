@@ -1,4 +1,4 @@
-"""The figures of Zhang et al. 2021: what is hidden, and what is revealed."""
+"""Figures of Zhang et al. 2021: marked images, and the marks revealed in images."""
 
 from __future__ import annotations
 
@@ -24,31 +24,45 @@ _LOUDER = 10
 
 
 def barriers(experiments: Path, results: Path) -> dict[str, Any]:
-    """Pictures as PNG in base64, by form: cover, marked, and what is revealed in either."""
+    """Return images as PNG in base64, by form.
+
+    Returns: of each form the cover, the marked image, and the images revealed in both.
+    """
     return _pictures(experiments, results, {form: form for form in _FORMS})
 
 
 def copies(experiments: Path, results: Path) -> dict[str, Any]:
-    """The same of surrogates: what they made, and what is revealed in it."""
+    """Return images of surrogates as PNG in base64, by form and surrogate.
+
+    Returns: of each surrogate its image, and the images revealed in it and in its unmarked twin's.
+    """
     labels = {f"{form}: {copy}": f"{form}: {copy}" for form in _FORMS for copy in _COPIES}
     return _pictures(experiments, results, labels)
 
 
 def _pictures(experiments: Path, results: Path, labels: dict[str, str]) -> dict[str, Any]:
+    """Return the images of the rows with these labels, by title."""
     experiment, shown = load_any(experiments / "zhang2021" / "derain.toml"), {}
     for title, label in labels.items():
         try:
             shown[title] = figures_of(experiment, label, results)[0]["pictures"]
+        # Rows without results yet are left out, so that the figure can be drawn before the last
+        # cell.
         except (DataError, ConfigError):
             continue
     return shown
 
 
 def draw_barriers(shown: dict[str, Any], figure: Figure) -> None:
-    """A row a form: cover, marked, residual ten times as loud, revealed in marked and in cover."""
+    """Draw a row of images for each form.
+
+    The columns are the cover, the marked image, the residual ten times as strong, and the images
+    revealed in the marked image and in the cover.
+    """
     axes = figure.subplots(len(shown), 5, squeeze=False)
     for row, (title, each) in zip(axes, shown.items(), strict=True):
         cover, marked = _levels(each["cover"]), _levels(each["marked"])
+        # Grey is no change: the residual has both signs.
         residual = np.clip(0.5 + _LOUDER * (marked - cover), 0, 1)
         pictures = {
             "cover": cover, "marked": marked, f"residual × {_LOUDER}": residual,
@@ -58,7 +72,10 @@ def draw_barriers(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def draw_copies(shown: dict[str, Any], figure: Figure) -> None:
-    """A row a surrogate: what it made, what is revealed in it, and in its unmarked twin's."""
+    """Draw a row of images for each surrogate.
+
+    The columns are its image, and the images revealed in it and in the image of its unmarked twin.
+    """
     axes = figure.subplots(len(shown), 3, squeeze=False)
     for row, (title, each) in zip(axes, shown.items(), strict=True):
         names = {"made": "made", "revealed": "revealed", "in_twin": "in the twin's"}
@@ -66,7 +83,9 @@ def draw_copies(shown: dict[str, Any], figure: Figure) -> None:
 
 
 def _row(axes: Any, pictures: dict[str, NDArray[np.float64]], title: str) -> None:
+    """Draw images (C, H, W) side by side under their names; the title stands on the left."""
     for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
+        # matplotlib takes grey images as (H, W), colour images as (H, W, 3).
         shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
         axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(name, fontsize=8)
@@ -75,5 +94,6 @@ def _row(axes: Any, pictures: dict[str, NDArray[np.float64]], title: str) -> Non
 
 
 def _levels(png: str) -> NDArray[np.float64]:
+    """Decode a PNG in base64 to levels (C, H, W) from 0 to 1."""
     found: NDArray[np.float64] = decode_image(io.BytesIO(base64.b64decode(png))) / 255.0
     return found

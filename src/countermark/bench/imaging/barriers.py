@@ -1,4 +1,4 @@
-"""Barriers of experiments: trained once, kept as keys in a cache, shared by all that copy them."""
+"""Barriers of experiments: trained once, cached as keys, and shared by all cells that copy them."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ CACHE = Path(".cache/images")
 
 
 def scheme_in(cell: ImagingCell) -> DeepWatermarking:
-    """The scheme of a cell; what it has to know of the images is taken from them."""
+    """Make the scheme of a cell, with channels, side and task of the images."""
     known = {"channels": cell.images.channels, "side": cell.images.side, "task": cell.images.task}
     return DeepWatermarking.from_fields(known | cell.form.fields)
 
 
 def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]) -> Key:
-    """The key of a cell's barrier, trained if nobody did before.
+    """Return the key of a cell's barrier; train the barrier unless the cache has it.
 
     Args:
-        cell: its form, images and seed are what it follows from.
-        data: the owner's images are what H and R are trained on.
+        cell: its form, images and seed determine the barrier.
+        data: the networks H and R are trained on the owner's images.
         siblings: images of unmarked networks, for the published form.
     """
     scheme = scheme_in(cell)
     content: dict[str, Any] = {
         "fields": {each.name: scheme.to_fields()[each.name] for each in fields(scheme)},
         "images": cell.images.model_dump(mode="json"),
+        # Siblings and surrogates are left out: cells that differ only by them share a barrier.
         "seed": cell.seed,
     }
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
@@ -55,12 +56,16 @@ def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]
 def kept_key(
     folder: Path, scheme: DeepWatermarking, material: KeyMaterial, given: Given, owner: str
 ) -> Key:
-    """The key in a folder of the cache, trained if nobody did before; see `trained_key`."""
+    """Return the key in a folder of the cache; train it with `trained_key` unless it is there.
+
+    The lock makes cells that run side by side wait for one training.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             checkpoint = Checkpoint(folder.with_suffix(".pt"))
             trained_key(scheme, material, given, owner, checkpoint).save(folder)
+            # The key is complete on disk here, so that nothing needs the checkpoint any more.
             checkpoint.remove()
     return Key.load(folder)
 
@@ -69,16 +74,17 @@ def trained_key(
     scheme: DeepWatermarking, material: KeyMaterial, given: Given, owner: str,
     saving: Checkpoint | None = None,
 ) -> Key:  # fmt: skip
-    """A key whose networks are trained here and now, not calibrated on siblings.
+    """Train the networks of a key, without calibration on siblings.
 
     Args:
         scheme: the configuration.
         material: the secret.
-        given: what is marked, uint8 (N, C, S, S), and what it was made of.
-        owner: whom the key names.
-        saving: where the training is saved, and taken up again.
+        given: the images to mark, uint8 (N, C, S, S), and the inputs that they were made from.
+        owner: name of the owner in the key.
+        saving: checkpoint that the training saves to and continues from.
     """
     outputs, inputs = given
+    # Images are marked as they are, so that no network stands before the barrier.
     mark = OutputEmbedding(
         scheme, nn.Identity(), owner=owner, outputs=outputs, inputs=inputs, material=material
     )

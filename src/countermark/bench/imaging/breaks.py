@@ -1,7 +1,7 @@
-"""What a thief does to images so that his copy shall not bear their mark: after the paper's time.
+"""Attacks on images by a thief whose copy shall not bear the mark; newer than the paper.
 
-Most is done to pairs of images while a surrogate learns from them (2108.02360 among them); the rest
-to the marked images beforehand.
+Most of them change pairs of images while a surrogate learns from them (arXiv 2108.02360 has some);
+the others change the marked images beforehand.
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ Break: TypeAlias = Literal[
     "", "warp", "jpeg", "blur", "noise", "resize", "average", "remover", "replace"
 ]
 
-_TURN, _SHRINK = 0.2, 0.25  # radians, and how much is cropped away, at the most
+_TURN, _SHRINK = 0.2, 0.25  # largest angle in radians, and largest share cropped away
 _QUALITY = 75
 _NOISE = 5 / 255
 _SMALLER = 0.75
 
 
 def warp(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotated, cropped and resized at random, both images of a pair alike."""
+    """Rotate, crop and resize both images of each pair alike, at random.
+
+    Args:
+        given: inputs (N, C, H, W).
+        wanted: the victim's images (N, C, H, W).
+    """
     count = len(given)
     angle = _TURN * (2 * torch.rand(count) - 1)
     scale = 1 - _SHRINK * torch.rand(count)
     maps = torch.zeros(count, 2, 3)
     maps[:, 0, 0] = maps[:, 1, 1] = scale * angle.cos()
     maps[:, 0, 1], maps[:, 1, 0] = -scale * angle.sin(), scale * angle.sin()
+    # A crop of size `scale` can move by 1 - scale in each direction and stays inside the image.
     maps[:, :, 2] = (1 - scale)[:, None] * (2 * torch.rand(count, 2) - 1)
     grid = F.affine_grid(maps, list(given.shape), align_corners=False)
     one, other = (
@@ -44,23 +50,24 @@ def warp(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def jpeg(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The victim's images through JPEG of quality 75."""
+    """Compress the victim's images by JPEG of quality 75."""
     return given, torch.stack([_jpeg(each) for each in wanted])
 
 
 def blur(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The victim's images through a 3 × 3 mean."""
+    """Blur the victim's images by a 3 × 3 mean."""
+    # Zero padding would darken the border of the image.
     padded = F.pad(wanted, (1, 1, 1, 1), mode="replicate")
     return given, F.avg_pool2d(padded, 3, stride=1)
 
 
 def noise(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The victim's images with noise of 5 grey levels."""
+    """Add noise of 5 grey levels to the victim's images."""
     return given, wanted + _NOISE * torch.randn_like(wanted)
 
 
 def resize(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The victim's images made smaller by a quarter and large again."""
+    """Shrink the victim's images by a quarter and enlarge them again."""
     height, width = wanted.shape[2:]
     size = round(_SMALLER * height), round(_SMALLER * width)
     small = F.interpolate(wanted, size, mode="bilinear", align_corners=False, antialias=True)
@@ -73,10 +80,10 @@ SPOILS: Mapping[str, Spoil] = {
 
 
 def averaged_out(marked: Tensor) -> Tensor:
-    """Images uint8 (N, C, H, W) without what is the same in all of them and rough.
+    """Subtract from images uint8 (N, C, H, W) the rough pattern that all of them share.
 
-    The mean over all of what a 5 × 5 mean takes away: a constant picture stays in it, while
-    photographs cancel.
+    The pattern is the mean, over all images, of each image minus its own 5 × 5 mean: a mark that
+    is the same in all images stays in it, while the content of the images cancels.
     """
     levels = marked.float()
     padded = F.pad(levels, (2, 2, 2, 2), mode="replicate")
@@ -85,8 +92,11 @@ def averaged_out(marked: Tensor) -> Tensor:
 
 
 def _jpeg(image: Tensor) -> Tensor:
+    """Compress one image (C, H, W) with levels from 0 to 1 by JPEG."""
+    # Imported late: only this attack needs Pillow.
     import PIL.Image
 
+    # JPEG knows bytes only, so that no gradient passes through it.
     pixels = (255 * image.detach()).round().clamp(0, 255).to(torch.uint8).numpy()
     file = io.BytesIO()
     grey = len(pixels) == 1

@@ -1,4 +1,4 @@
-"""One cell of an experiment on images: a barrier, who copied it, and what its key reads then."""
+"""One cell of an experiment on images: a barrier, its copy, and what its key reads."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _TERMS = VerificationOptions(assume_dated=True, blind_choice=True, allow_test_ke
 
 
 def check(cell: ImagingCell) -> None:
-    """What can be known to be wrong before anything is computed.
+    """Check a cell before anything is computed.
 
     Raises:
-        CountermarkError: a wrong field of the scheme, or data that are not there.
+        CountermarkError: a wrong field of the scheme, or a missing data directory.
     """
     scheme_in(cell)
     for name in (cell.images.data, cell.copies.features_data):
@@ -53,12 +53,13 @@ def check(cell: ImagingCell) -> None:
 
 
 def compute(cell: ImagingCell, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Train what the cell asks for, and measure it.
+    """Train the networks that the cell names, and measure them.
 
     Returns: of a barrier by itself `psnr` (dB) and `ssim` of marked images against the network's
-        own, `image_ber` of single images, what is read in marked images and, as `unmarked`, in
-        others, and how random `payloads` fare on those. Of a copied one `psnr` of the copy against
-        the truth, what is read in the copy's images, and the same of its unmarked `twin`.
+        own, `image_ber` of single images, the reading of marked images and, as `unmarked`, of
+        others, and the agreement of random `payloads` with the others. Of a copied barrier `psnr`
+        of the copy against the truth, the reading of the copy's images, and the same of its
+        unmarked `twin`.
     """
     data = _data(cell)
     siblings = _siblings(cell, data)
@@ -73,7 +74,7 @@ def compute(cell: ImagingCell, checkpoint: Path | None = None) -> dict[str, Any]
 
 
 def read_in(images: Images, key: Key) -> dict[str, Any]:
-    """What a key reads in images uint8 (n, C, H, W), as figures."""
+    """Read a key in images uint8 (n, C, H, W) and return the verdict as figures."""
     verdict = examine(list(images), key, _TERMS)
     likeness = verdict.likeness
     return {
@@ -87,13 +88,18 @@ def read_in(images: Images, key: Key) -> dict[str, Any]:
 
 
 def likeness(one: Tensor, other: Tensor) -> dict[str, float]:
-    """PSNR in dB of the mean squared error over all images uint8 (n, C, H, W), and mean SSIM."""
+    """Compute PSNR and SSIM between two sets of images uint8 (n, C, H, W).
+
+    Returns: `psnr` in dB of the mean squared error over all images, and the mean `ssim`.
+    """
     a, b = (each.float() / 255 for each in (one, other))
+    # Equal images would have an infinite PSNR, which JSON cannot hold; this bound gives 100 dB.
     error = max(float((a - b).square().mean()), 1e-10)
     return {"psnr": -10 * float(np.log10(error)), "ssim": float(compute_ssim(a, b).mean())}
 
 
 def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
+    """Measure a barrier that nobody copied."""
     scheme = DeepWatermarking.from_fields(key.fields)
     marked = scheme.mark_outputs(data.test.numpy(), key)
     figures = likeness(torch.from_numpy(marked), data.test) | read_in(marked, key)
@@ -103,6 +109,7 @@ def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
         "revealed": _revealed(marked[0], key), "in_cover": _revealed(data.test[0].numpy(), key),
     }  # fmt: skip
     figures["moved"] = {name: read_in(made, key) for name, made in _moved(marked).items()}
+    # The published form reveals a logo: it has no bits in single images.
     if scheme.as_published:
         return figures
     live = scheme.load_networks(key)
@@ -113,24 +120,30 @@ def _by_itself(key: Key, data: Photographs) -> dict[str, Any]:
 
 
 def _png(picture: Pixels) -> str:
+    """Encode an image as PNG in base64."""
     return base64.b64encode(encode_png(picture)).decode()
 
 
 def _revealed(picture: Pixels, key: Key) -> str:
-    """What R reveals in one picture; of the default form how sure it is of each bit."""
+    """Return the image that the network R reveals in one image, as PNG in base64.
+
+    In the default form, grey levels show how sure R is of each bit.
+    """
     scheme = DeepWatermarking.from_fields(key.fields)
     live = scheme.load_networks(key)
     if scheme.as_published:
         levels = live.reveal_image(picture)
     else:
         scores = np.atleast_2d(live.read_scores(picture))[0]
+        # The logistic function of the score, written with tanh, cannot overflow.
         levels = (0.5 + 0.5 * np.tanh(scores / 2)).reshape(1, scheme.grid_size, scheme.grid_size)
     return _png(np.rint(255 * np.clip(levels, 0, 1)).astype(np.uint8))
 
 
 def _moved(marked: Images) -> dict[str, Images]:
-    """Marked images that were shifted, or cropped and enlarged again."""
+    """Return the marked images shifted, and cropped and enlarged again, by name."""
     levels = torch.from_numpy(marked).float()
+    # 4 pixels on each side are the 8 pixels of the crop.
     inner = levels[..., 4:-4, 4:-4]
     large = F.interpolate(inner, levels.shape[2:], mode="bilinear", align_corners=False)
     return {
@@ -141,7 +154,11 @@ def _moved(marked: Images) -> dict[str, Images]:
 
 
 def _payloads(read: np.ndarray[Any, Any]) -> dict[str, float]:
-    """How many bits of random payloads agree with what was read: mean and variance."""
+    """Count the bits of random payloads that agree with the bits read.
+
+    Returns: the number of payloads, and mean and variance of the counts.
+    """
+    # The payloads are the same in every cell.
     drawn = np.random.default_rng(0).integers(0, 2, (_PAYLOADS, len(read)))
     agree = (drawn == read).sum(1)
     return {"draws": _PAYLOADS, "mean": float(agree.mean()), "variance": float(agree.var())}
@@ -151,6 +168,7 @@ def _copied(
     cell: ImagingCell, surrogate: Surrogate, key: Key, data: Photographs,
     saving: Checkpoint | None,
 ) -> dict[str, Any]:  # fmt: skip
+    """Measure a copy of the marked images, or a network that absorbed the mark, and its twin."""
     given, asked = _inputs(cell, data)
     copying = _copying(cell, surrogate)
     scheme = DeepWatermarking.from_fields(key.fields)
@@ -163,6 +181,7 @@ def _copied(
             saving,
             strength=surrogate.strength or 1.0,
         )
+        # The twin learns the same task from the same images, but without the mark.
         twin = cached(own, data.owner, copying, _about(cell, "owner"))
     else:
         marked = torch.from_numpy(scheme.mark_outputs(data.thief.numpy(), key))
@@ -185,7 +204,7 @@ def _copied(
 def _spoilt(
     surrogate: Surrogate, images: Tensor, scheme: DeepWatermarking, data: Photographs
 ) -> Tensor:
-    """What a thief makes of the images before he learns from them."""
+    """Apply the attack of a thief who changes the images before learning from them."""
     if surrogate.spoil == "average":
         return averaged_out(images)
     if surrogate.spoil in ("remover", "replace"):
@@ -194,6 +213,7 @@ def _spoilt(
 
 
 def _copying(cell: ImagingCell, surrogate: Surrogate) -> CopyingOptions:
+    """Make the options of a training that copies."""
     features = None
     if surrogate.loss == "perceptual":
         features = features_of(cell.copies.features_data)
@@ -211,13 +231,14 @@ def _copying(cell: ImagingCell, surrogate: Surrogate) -> CopyingOptions:
 
 
 def _inputs(cell: ImagingCell, data: Photographs) -> tuple[Tensor, Tensor]:
-    """What thieves ask the network about, and what their copies are asked about."""
+    """Return the inputs of the thief's queries, and those of the tests of the copies."""
     task = cell.images.task
+    # Seeds 1, 2 and 3 (owner) keep rain and noise of the three parts apart.
     return spoilt(data.thief, task, 1), spoilt(data.test, task, 2)
 
 
 def _about(cell: ImagingCell, who: str, spoil: str = "") -> dict[str, Any]:
-    """What an unmarked network follows from, beside how it is trained."""
+    """Return everything that determines an unmarked network, apart from its training options."""
     return {
         "images": cell.images.model_dump(mode="json"), "who": who, "spoil": spoil,
         "features": cell.copies.features_data,
@@ -225,7 +246,7 @@ def _about(cell: ImagingCell, who: str, spoil: str = "") -> dict[str, Any]:
 
 
 def _siblings(cell: ImagingCell, data: Photographs) -> list[Images]:
-    """Images that unmarked networks made, for the published form."""
+    """Make images with unmarked networks, for the published form."""
     if not cell.form.fields.get("as_published") or not cell.siblings:
         return []
     given, _ = _inputs(cell, data)
@@ -233,6 +254,7 @@ def _siblings(cell: ImagingCell, data: Photographs) -> list[Images]:
     found = []
     for number in range(cell.siblings):
         copying = _copying(cell, Surrogate(label="", architecture=_KINDS[number % len(_KINDS)]))
+        # A quarter of the steps: siblings are many, and need not be as good as the copy.
         copying = replace(copying, seed=_FIRST_SIBLING + number, steps=max(1, copying.steps // 4))
         network = cached(given, data.thief, copying, _about(cell, "thief"))
         found.append(run_network(network, own).numpy())
@@ -241,10 +263,12 @@ def _siblings(cell: ImagingCell, data: Photographs) -> list[Images]:
 
 @lru_cache(maxsize=2)
 def _loaded(name: str, counts: tuple[int, int, int], side: int, channels: int) -> Photographs:
+    """Load photographs; the last two sets are cached."""
     return photographs(name, counts, side=side, channels=channels)
 
 
 def _data(cell: ImagingCell) -> Photographs:
+    """Load the photographs of a cell."""
     images = cell.images
     counts = (images.owner, images.thief, images.test)
     return _loaded(images.data, counts, images.side, images.channels)

@@ -1,7 +1,7 @@
-"""`countermark embed` for networks from images to images: train one, and the barrier behind it.
+"""`countermark embed` for networks from images to images: train a network and its barrier.
 
-As in `bench.embed`, `OUT.resume/` holds order, secret and checkpoints until both files are there.
-The network's own weights bear no mark: the barrier does, which is made of the key.
+As in `bench.embed`, `OUT.resume/` holds order, secret and checkpoints until both files are written.
+The network's own weights bear no mark: the mark is in the barrier, which is made from the key.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ from countermark.schemes.deep_watermarking.surrogates import (
     train_surrogate,
 )
 
-_SQUARES = {DRAWN: (256, 1, 64)}  # of owner, thief and test: enough for a demonstration,
-_OF_PHOTOGRAPHS = 3000, 1, 200  # and for photographs
+_SQUARES = {DRAWN: (256, 1, 64)}  # of owner, thief and test: enough for a demonstration
+_OF_PHOTOGRAPHS = 3000, 1, 200  # the same numbers for photographs
 _BATCH = 16
 
 
 def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]:
-    """Make what the order says: a network for the scheme's task, and a key to its outputs' mark.
+    """Train the network of an order for the scheme's task, and make a key to its outputs' mark.
 
     Args:
         order: the whole order; `epochs` are the network's passes over the owner's squares.
         passphrase: encrypts the key.
 
-    Returns: where model and key are, the network's PSNR on test squares, that of marked outputs
-        against its own, and what is read in them.
+    Returns: files of model and key, the network's PSNR on test squares, that of marked outputs
+        against its own, and the reading of the marked outputs.
 
     Raises:
-        CountermarkError: a wrong name or field, an existing key or model, a mark that did not take;
+        CountermarkError: a wrong name or field, an existing key or model, a mark that failed;
             nothing is written then.
     """
     scheme = _scheme(order)
@@ -82,16 +82,19 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
         with mark:
             barrier = mark.wrap()
         key = mark.key
-    except CountermarkError:  # it would end here again, however often it is repeated
+    except CountermarkError:  # a repeated command would fail here again
         forget(resume)
         raise
+    # Another seed than for training: the test noise is new to the network.
     asked = spoilt(data.test, task_of(scheme), order.seed + 1)
     plain = run_network(trained, asked)
     figures = _figures(plain, barrier, asked, data, key)
     for number, each in enumerate(plain.numpy() if order.outputs else ()):
         write_bytes(Path(str(order.outputs)) / f"{number:05}.png", encode_png(each))
+    # From here on only files are written: a repeated command finishes them.
     about_to_write(resume)
     save_weights(trained.state_dict(), Path(order.out))
+    # An interrupted command may have written the key already.
     if order.key and not saved_before(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
     forget(resume)
@@ -101,10 +104,10 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
 
 
 def output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
-    """The scheme of that name, which knows what its network does.
+    """Make the scheme of that name; its fields must name the task of the network.
 
     Raises:
-        ConfigError: it marks no outputs, a field is wrong, or the task is missing.
+        ConfigError: the scheme marks no outputs, a field is wrong, or the task is missing.
     """
     scheme = find_scheme_class(name).from_fields(fields)
     if not isinstance(scheme, DeepWatermarking):
@@ -114,6 +117,7 @@ def output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
 
 
 def _scheme(order: Order) -> DeepWatermarking:
+    """Make the scheme of an order; refuse options that only classifiers have."""
     scheme = output_scheme(order.scheme, order.fields)
     for name in ("start", "teacher"):
         if getattr(order, name):
@@ -122,10 +126,10 @@ def _scheme(order: Order) -> DeepWatermarking:
 
 
 def task_of(scheme: DeepWatermarking) -> Task:
-    """What the network does.
+    """Return the task of the network.
 
     Raises:
-        ConfigError: the scheme's fields do not say.
+        ConfigError: the scheme's fields do not name a task.
     """
     if not scheme.task:
         raise ConfigError(
@@ -135,10 +139,11 @@ def task_of(scheme: DeepWatermarking) -> Task:
 
 
 def _built(order: Order, data: Photographs) -> nn.Module:
-    """The network, once it has made an image of one."""
+    """Build the network, and check that it turns an image into an image of the same shape."""
     channels = data.owner.shape[1]
     arguments = dict(order.model_arguments)
     if order.model == "unet":
+        # A U-Net must have the channels of the data, unless the order sets them.
         arguments.setdefault("channels", channels)
     model = build(order.model, arguments)
     image = data.owner[:1].float() / 255
@@ -163,7 +168,8 @@ def _built(order: Order, data: Photographs) -> nn.Module:
 def _trained(
     network: nn.Module, given: Tensor, wanted: Tensor, order: Order, resume: Path
 ) -> nn.Module:
-    """The network itself, by the squared error."""
+    """Train the network itself, by the squared error."""
+    # Epochs become steps, because surrogates count steps.
     steps = max(1, order.epochs * len(wanted) // _BATCH)
     precision: Literal["fp32", "bf16"] = "bf16" if order.precision == "bf16" else "fp32"
     copying = CopyingOptions(steps=steps, batch=_BATCH, seed=order.seed, precision=precision)
@@ -175,7 +181,7 @@ def _trained(
 def _siblings(
     order: Order, scheme: DeepWatermarking, data: Photographs, resume: Path
 ) -> list[Images]:
-    """What unmarked networks make of inputs that are none of theirs, where the form asks for it."""
+    """Make images with unmarked networks from inputs of their own, if the form needs them."""
     if not scheme.needs_siblings:
         return []
     found = []
@@ -183,6 +189,7 @@ def _siblings(
         given = spoilt(data.owner, task_of(scheme), order.seed + 2 + number)
         copying = CopyingOptions(
             ("unet", "cnet", "res9")[number % 3],
+            # A quarter of the network's own training.
             steps=max(1, order.epochs * len(given) // (4 * _BATCH)), seed=order.seed + 2 + number,
         )  # fmt: skip
         network = train_surrogate(
@@ -196,8 +203,10 @@ def _figures(
     plain: Tensor, barrier: Callable[[Tensor], Tensor], asked: Tensor, data: Photographs,
     key: Key,
 ) -> dict[str, Any]:  # fmt: skip
+    """Measure the network, the barrier and the reading of marked test images."""
     scheme = DeepWatermarking.from_fields(key.fields)
     with torch.no_grad():
+        # Rounded to bytes, as published images are.
         marked = (255 * barrier(asked.float() / 255)).round().to(torch.uint8)
     evidence = scheme.extract([np.asarray(each) for each in marked.numpy()], key)
     return {

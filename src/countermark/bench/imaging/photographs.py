@@ -1,7 +1,7 @@
-"""Photographs for image-to-image tasks, cut into squares; owner, thief and test share no picture.
+"""Photographs for image-to-image tasks, cut into squares; owner, thief and test share no image.
 
-`drawn` is bundled: scenes that are drawn here, so that everything runs without a data set. A folder
-(BSDS500, or any with picture files) gives photographs.
+`drawn` is bundled: scenes that this module draws, so that everything runs without a data set. A
+folder of image files (BSDS500, for example) gives photographs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DRAWN = "drawn"
 Part: TypeAlias = Literal["owner", "thief", "test"]
 
 _SHARES = {"owner": (0, 45), "thief": (45, 90), "test": (90, 100)}  # percent of the files
-_DRAWN = 120  # scenes
+_DRAWN = 120  # number of drawn scenes
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Squares uint8 (N, C, S, S) of each part."""
+    """Squares uint8 (N, C, S, S) of owner, thief and test."""
 
     owner: Tensor
     thief: Tensor
@@ -40,21 +40,22 @@ class Photographs:
 def photographs(
     name: str, counts: tuple[int, int, int], *, side: int = 64, channels: int = 1, seed: int = 0
 ) -> Photographs:
-    """So many squares for owner, thief and test, cut at random from pictures of half size.
+    """Cut squares for owner, thief and test at random from images of half size.
 
     Args:
-        name: `drawn`, or a folder of pictures.
-        counts: of squares, for owner, thief and test.
+        name: `drawn`, or a folder of image files.
+        counts: number of squares for owner, thief and test.
         side: S, of a square.
         channels: 1 for grey, 3 for colour.
-        seed: of the cuts; who gets which picture follows from the pictures' names alone.
+        seed: of the cuts; the images of each part follow from their names alone.
 
     Raises:
-        DataError: there are too few pictures of that size.
+        DataError: there are too few images of that size.
         SuspectError: the folder cannot be read.
     """
     scenes = _scenes(name, side, channels)
     cut = [
+        # Each part has a generator of its own: more squares for one leave the others unchanged.
         _cut(_of_part(scenes, part), count, side, np.random.default_rng([seed, order]))
         for order, (part, count) in enumerate(zip(_SHARES, counts, strict=True))
     ]
@@ -62,10 +63,11 @@ def photographs(
 
 
 def _scenes(name: str, side: int, channels: int) -> dict[str, Pixels]:
-    """Pictures (C, H, W) by name, none too small for a square."""
+    """Return images (C, H, W) by name, each at least as large as a square."""
     if name == DRAWN:
         return {f"{each}": scene(each, max(96, side), channels) for each in range(_DRAWN)}
     found = {}
+    # Images are halved below, so that they need twice the side of a square.
     for output in ImageFolder(Path(name), 2 * side).read():
         if output.picture is not None:
             found[output.name] = _halved(output.picture, channels)
@@ -78,13 +80,15 @@ def _scenes(name: str, side: int, channels: int) -> dict[str, Pixels]:
 
 
 def _of_part(scenes: dict[str, Pixels], part: str) -> list[Pixels]:
-    """The pictures of a part: by the order of their names' digests, which no seed changes."""
+    """Return the images of a part, by the order of their names' digests, without any seed."""
     ordered = sorted(scenes, key=lambda name: hashlib.sha256(name.encode()).digest())
+    # Rounded up: the parts follow each other without gap or overlap.
     first, end = (-(-share * len(ordered) // 100) for share in _SHARES[part])
     return [scenes[name] for name in ordered[first:end]]
 
 
 def _cut(scenes: list[Pixels], count: int, side: int, random: np.random.Generator) -> Tensor:
+    """Cut `count` squares at random from the images, as a tensor (count, C, S, S)."""
     found = np.empty((count, len(scenes[0]), side, side), dtype=np.uint8)
     for row in range(count):
         picture = scenes[int(random.integers(len(scenes)))]
@@ -94,6 +98,7 @@ def _cut(scenes: list[Pixels], count: int, side: int, random: np.random.Generato
 
 
 def _halved(picture: Pixels, channels: int) -> Pixels:
+    """Convert an image to `channels` channels and halve its height and width."""
     if channels == 1 and len(picture) == 3:
         picture = convert_to_grey(picture)
     elif channels == 3 and len(picture) == 1:
@@ -104,7 +109,7 @@ def _halved(picture: Pixels, channels: int) -> Pixels:
 
 
 def scene(seed: int, side: int = 96, channels: int = 1) -> Pixels:
-    """A drawn scene (C, S, S): a slanted ground, discs and bars, texture, a little blur."""
+    """Draw a scene (C, S, S): a slanted ground, discs and bars, texture, a little blur."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j]
     slope = random.normal(size=(channels, 2))
@@ -120,6 +125,7 @@ def scene(seed: int, side: int = 96, channels: int = 1) -> Pixels:
         texture = 0.08 * np.sin(2 * np.pi * (across * random.integers(5, 30) + random.random()))
         picture = np.where(shape, colour + texture, picture)
     grain = 0.02 * random.normal(size=picture.shape)
+    # A mean with the left and upper neighbours softens hard edges.
     softer = (picture + np.roll(picture, 1, 1) + np.roll(picture, 1, 2)) / 3
     drawn: Pixels = np.rint(255 * np.clip(softer + grain, 0, 1)).astype(np.uint8)
     return drawn

@@ -1,6 +1,6 @@
-"""Tasks from images to images, by what is to be undone: streaks of rain, noise, a coarse raster.
+"""Image-to-image tasks, by the defect that the network removes: rain, noise, or a coarse raster.
 
-The paper's other task, taking bones out of radiographs, has no data that can be had.
+The data of the paper's other task, removing bones from radiographs, are not available.
 """
 
 from __future__ import annotations
@@ -17,37 +17,45 @@ from torch import Tensor
 Task: TypeAlias = Literal["derain", "denoise", "super_resolution"]
 
 _NOISE = 25.0  # grey levels
-_STREAKS = 0.015  # of all pixels one begins here
+_STREAKS = 0.015  # share of pixels at which a streak begins
 
 
 def spoilt(images: Tensor, task: Task, seed: int) -> Tensor:
-    """What the network is given: images uint8 (N, C, H, W) with what its task is to undo."""
+    """Return the inputs of a task: images uint8 (N, C, H, W) with the defect added.
+
+    Args:
+        images: the images that the network should produce.
+        task: names the defect.
+        seed: of its random numbers.
+    """
     random = np.random.default_rng(seed)
     found = np.stack([_SPOILERS[task](each, random) for each in images.numpy()])
     return torch.from_numpy(found)
 
 
 def rain(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Streaks over an image (C, H, W): all of one slant, of many lengths and brightnesses."""
+    """Add rain to an image (C, H, W): streaks of one slant, of many lengths and brightnesses."""
     height, width = image.shape[1:]
     slant, longest = random.uniform(-0.5, 0.5), int(random.integers(8, 20))
     starts = (random.random((height, width)) < _STREAKS) * random.uniform(0.3, 1, (height, width))
     veil = np.zeros((height, width))
     for step in range(longest):
         moved = np.roll(starts, (step, round(step * slant)), (0, 1))
+        # The brighter streak wins where two cross; each fades along its length.
         veil = np.maximum(veil, moved * (1 - step / longest))
+    # A streak moves a pixel towards white, by at most 80 % of the distance.
     light = image + (0.8 * veil)[None] * (255.0 - image)
     return np.rint(light).astype(np.uint8)
 
 
 def noise(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Gaussian noise of 25 grey levels."""
+    """Add Gaussian noise of 25 grey levels."""
     noisy = image + _NOISE * random.normal(size=image.shape)
     return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
 
 
 def coarse(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:  # noqa: ARG001
-    """Halved, and enlarged again bilinearly: the network is to put the detail back."""
+    """Halve an image and enlarge it again bilinearly, so that its detail is lost."""
     levels = torch.from_numpy(image.copy()).float()[None]
     half = F.avg_pool2d(levels, 2)
     large = F.interpolate(half, image.shape[1:], mode="bilinear", align_corners=False)

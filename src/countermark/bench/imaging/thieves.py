@@ -1,4 +1,4 @@
-"""Networks of experiments on images: copies, unmarked twins, and what takes a mark away."""
+"""Networks of experiments on images: copies, unmarked twins, and networks that remove a mark."""
 
 from __future__ import annotations
 
@@ -33,29 +33,31 @@ from countermark.schemes.deep_watermarking.surrogates import (
 from countermark.schemes.outputs_training import KeyNetworks
 
 _THIEFS_SECRET = 987_654_321
-_FEATURES = 13  # layers of VGG16: to the second halving
+_FEATURES = 13  # layers of VGG16, up to the second halving of the image
 
 
 def cached(
     given: Tensor, wanted: Tensor, copying: CopyingOptions, about: Mapping[str, Any] | None,
     saving: Checkpoint | None = None,
 ) -> nn.Module:  # fmt: skip
-    """A surrogate; of what `about` says it follows from there is only one, kept in the cache.
+    """Train a surrogate, or load it from the cache.
 
     Args:
-        given: what it is given in training, uint8 (N, C, S, S).
-        wanted: what it is to make of it.
-        copying: how it is trained.
-        about: what the images are; None trains it anew.
-        saving: for one that is trained anew.
+        given: training inputs, uint8 (N, C, S, S).
+        wanted: the outputs that it learns to produce.
+        copying: training options.
+        about: everything that determines the images; the cache key. None trains without the cache.
+        saving: checkpoint of a training without the cache.
     """
     if about is None:
         return train_surrogate(given, wanted, copying, saving)
+    # Only these options change a cached network; an attack on the images stands in `about`.
     names = ("architecture", "loss", "adversarial", "steps", "batch", "seed", "width", "precision")
     content = {**about, **{name: getattr(copying, name) for name in names}}
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
     path = CACHE / f"{digest}.safetensors"
     CACHE.mkdir(parents=True, exist_ok=True)
+    # Cells that run side by side wait here and then share the network.
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             checkpoint = Checkpoint(path.with_suffix(".pt"))
@@ -63,6 +65,7 @@ def cached(
             checkpoint.remove()
     network = make_surrogate(copying.architecture, wanted.shape[1], copying.width)
     network.load_state_dict(load_state(path))
+    # The loaded network has no training state: it only makes images.
     return network.eval().requires_grad_(False)
 
 
@@ -70,19 +73,19 @@ def absorbing(
     pairs: tuple[Tensor, Tensor], live: KeyNetworks, copying: CopyingOptions,
     saving: Checkpoint | None = None, *, network: nn.Module | None = None, strength: float = 1.0,
 ) -> nn.Module:  # fmt: skip
-    """A network that learns from the owner's images its task and the mark in one.
+    """Train a network on the owner's images that learns its task and the mark in one.
 
     Args:
-        pairs: what it is given in training, and what it is to make of it without the mark, both
-            uint8 (N, C, S, S).
-        live: the barrier that it absorbs.
-        copying: how it is trained.
-        saving: where the training is saved.
-        network: what goes on learning; None for a fresh one.
+        pairs: training inputs, and their outputs without the mark, both uint8 (N, C, S, S).
+        live: the barrier that the network absorbs.
+        copying: training options.
+        saving: checkpoint of the training.
+        network: a network to train further; None for a new one.
         strength: of the mark, as a multiple of the barrier's residual.
     """
     given, wanted = pairs
     loud = torch.from_numpy(live.mark_images(wanted.numpy())).float()
+    # lerp scales the residual of the barrier by `strength`.
     marked = torch.lerp(wanted.float(), loud, strength).round().to(torch.uint8)
     return train_surrogate(
         given, marked, copying, saving, also=live.compute_mark_loss, network=network
@@ -90,10 +93,14 @@ def absorbing(
 
 
 def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: str) -> Tensor:
-    """Images uint8 (N, C, S, S) after a thief who has the recipe used a barrier of his own.
+    """Return images uint8 (N, C, S, S) after an attack with the thief's own barrier.
 
-    "replace" puts his mark over the owner's; "remover" is a network that learnt, from pairs with
-    and without his mark, to take it away.
+    Args:
+        images: the owner's marked images.
+        scheme: the scheme that the thief uses too.
+        data: the thief trains the barrier on the thief's part.
+        how: "replace" puts the thief's mark over the owner's; "remover" applies a network that
+            learnt to remove the thief's mark, from pairs with and without it.
     """
     own = _thiefs_barrier(scheme, data)
     if how == "replace":
@@ -106,8 +113,9 @@ def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: st
 
 
 def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> KeyNetworks:
-    """His barrier, trained on his images if nobody did before, and kept in the cache."""
+    """Load the thief's barrier from the cache; train it on the thief's images first."""
     digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields()))
+    # Other images give another barrier, even with the same scheme.
     digest.update(data.thief.numpy().tobytes())
     folder = CACHE / f"thief-{digest.hexdigest()[:16]}.key"
     material, given = KeyMaterial.from_test_seed(_THIEFS_SECRET), (data.thief, data.thief)
@@ -116,12 +124,16 @@ def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> KeyNetworks:
 
 @lru_cache(maxsize=1)
 def features_of(data: str) -> Features:
-    """What an unmarked VGG16 of width .25, trained on CIFAR-10 here, sees in images (N, C, H, W).
+    """Return the features of an unmarked VGG16 of width .25, as a function of images (N, C, H, W).
 
-    Not the VGG19 on ImageNet of the paper, which cannot be had here.
+    The network is trained on CIFAR-10 here. The VGG19 of the paper, trained on ImageNet, is not
+    available.
+
+    Args:
+        data: the folder of CIFAR-10.
 
     Raises:
-        ConfigError: the experiment names no data for it.
+        ConfigError: the experiment names no data for the features.
     """
     if not data:
         raise ConfigError("a perceptual loss needs copies.features_data: a folder of CIFAR-10")
@@ -135,6 +147,7 @@ def features_of(data: str) -> Features:
     layers = nn.Sequential(*list(model.eval().requires_grad_(False).features)[:_FEATURES])  # type: ignore[arg-type]
 
     def seen(images: Tensor) -> Tensor:
+        """Compute the features of images (N, C, H, W); grey becomes three equal channels."""
         found: Tensor = layers(images.expand(-1, 3, -1, -1))
         return found
 
