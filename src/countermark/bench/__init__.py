@@ -1,1 +1,1 @@
-"""What measures the rest: host models, data sets, training, experiments, the demo and the speed."""
+"""Host models, data sets, training, experiments, the demo, and measurements of speed."""

@@ -1,6 +1,7 @@
-"""What is measured of a host whose mark is in its answers, beside its committed triggers.
+"""Further measurements of a host that is marked by triggers.
 
-Its triggers after what images go through on their way, before another machine, and as pictures.
+They answer three questions: which triggers survive image transforms such as JPEG, which classes a
+second process computes from the weight file, and how the triggers look as images.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ Questions: TypeAlias = Mapping[str, tuple[Images, Labels]]
 
 
 def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, Any]:
-    """What the cell asks for of a host whose mark is in its answers.
+    """Measure how a host that is marked by triggers answers, as far as the cell requests it.
 
-    Returns: `handled`, `machines` and `pictures`, each where the cell asks for it; nothing for a
-        mark that is elsewhere. Shares are in percent.
+    Args:
+        model: the marked host.
+        key: its key.
+        cell: says which measurements to take.
+        data: gives the test images.
+
+    Returns: `handled`, `machines` and `pictures`, each only if the cell requests it; an empty
+        dictionary for a key whose scheme uses no triggers. Shares are in percent.
     """
     scheme = load_scheme(key)
+    # A mark in weights or outputs has no triggers that could be sent anywhere.
     if not isinstance(scheme, TriggerScheme):
         return {}
     questions, figures = _questions(key, scheme, cell, data), dict[str, Any]()
@@ -56,7 +64,8 @@ def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, An
 
 
 def shares(questions: Questions, predict: Predictor) -> dict[str, float]:
-    """How many images of each kind get the class that is wanted, in percent; all asked at once."""
+    """Return, for each kind of images, the percentage that gets the wanted class."""
+    # All kinds go through the model in one call: a second process starts once, not once a kind.
     read = predict(np.concatenate([images for images, _ in questions.values()]))
     ends = np.cumsum([len(images) for images, _ in questions.values()])[:-1]
     return {
@@ -66,13 +75,14 @@ def shares(questions: Questions, predict: Predictor) -> dict[str, float]:
 
 
 def _questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Questions:
-    """Test images, the committed triggers, and fresh ones of the test images if there are any."""
+    """Collect test images, the committed triggers and, for DeepStego, fresh triggers."""
     count = cell.fresh.images if cell.fresh else _ASKED
     covers, classes = data.test_images[:count].numpy(), data.test_labels[:count].numpy()
     found = {
         "accuracy": (covers, classes),
         "triggers": (scheme.read_committed_triggers(key), scheme.derive_labels(key)),
     }
+    # Only DeepStego makes new triggers after the commitment; other schemes have a fixed set.
     if isinstance(scheme, DeepStego):
         found["fresh"] = make_fresh_triggers(key, covers), scheme.draw_class_map(key)[classes]
     return found
@@ -81,10 +91,14 @@ def _questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Qu
 def _elsewhere(
     model: nn.Module, scheme: TriggerScheme, questions: Questions, cell: Cell
 ) -> list[dict[str, float]]:
-    """What another machine answers; each trial has its part of the images of each kind."""
+    """Measure the answers of a second process, once for each trial of the cell.
+
+    Each trial takes its own part of the images of each kind.
+    """
     trials, scale = [], (scheme.mean, scheme.deviation)
     with show_progress("another machine answers", cell.trials) as advance:
         for trial in range(cell.trials):
+            # A stride rather than a block: each trial samples the whole sequence of images.
             part = {
                 name: (images[trial :: cell.trials], wanted[trial :: cell.trials])
                 for name, (images, wanted) in questions.items()
@@ -97,7 +111,7 @@ def _elsewhere(
 
 
 def _pictures(questions: Questions, count: int) -> dict[str, Any]:
-    """The first images of each kind: their bytes in base64, and the shape of each (C, H, W)."""
+    """Encode the first `count` images of each kind in base64, beside the shape (C, H, W)."""
     shape = questions["triggers"][0].shape[1:]
     return {"shape": list(shape)} | {
         name: [base64.b64encode(each.tobytes()).decode() for each in images[:count]]

@@ -1,4 +1,4 @@
-"""One cell: train a host, marked or not, and measure it before and after what a thief does."""
+"""One cell: train a host, marked or not, and measure it before and after attacks."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ Asking: TypeAlias = Callable[[torch.nn.Module], dict[str, Any]]
 
 
 def check(cell: Cell) -> None:
-    """What can be known to be wrong before anything is computed.
+    """Check the names, fields and data sets of a cell before anything is computed.
 
     Raises:
-        CountermarkError: an unknown model, scheme or attack, a wrong field of one, or a data set
-            that is not there.
+        CountermarkError: a model, scheme or attack is unknown, a field of one is wrong, or a data
+            set is missing.
     """
     recipe(cell.host.model, cell.host.recipe)
     if cell.scheme != "none":
@@ -52,6 +52,7 @@ def check(cell: Cell) -> None:
     steps = [step for attacks in cell.attacks for step in attacks.steps]
     for step in steps:
         find_attack(step.attack).from_fields(step.fields)
+    # An empty name is a step on the host's own data; the digits are part of the package.
     given = (cell.host.data, *(s.data for s in steps), *(s.data for s in cell.suspects))
     for name in {each for each in given if each not in ("", BUNDLED)}:
         check_place(name)
@@ -61,13 +62,17 @@ _SUPPLIED = (90_001, 90_002)  # seeds of unmarked strangers, as an examiner woul
 
 
 def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Train one host, marked or not, and measure it before and after what a thief does.
+    """Train one host, marked or not, and measure it before and after attacks.
 
-    Returns: accuracy in percent; for a marked host the bits that are right, E_R (L2) per bit in
-        nats, log10 p and outcome, and the share of fresh triggers that fire; the same at every
-        pruned fraction and after every attack; what forgeries of triggers do, and what handled
-        images are answered; what the key reads in every group of suspects; and what was watched
-        of the weights.
+    Args:
+        cell: the specification.
+        checkpoint: a file from which an interrupted training goes on; removed at the end.
+
+    Returns: accuracy in percent; for a marked host the number of wrong bits, E_R (L2) per bit in
+        nats, log10 p and outcome, and the share of fresh triggers that fire; the same figures at
+        every pruned fraction and after every attack; the answers to forged triggers and to
+        transformed images; the readings of every group of suspects; and statistics of the watched
+        tensor.
     """
     data = _data(cell.host.data).subset(cell.host.train, cell.host.test)
     data = replace(data, unit_pixels=cell.host.unit_pixels)
@@ -80,6 +85,7 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
         | fresh(model)
         | {"accuracy": 100 * accuracy(model, data)}
     )
+    # A mask in the key says which weights its reader looks at; the count goes into the tables.
     masks = [] if key is None else [m for n, m in key.frozen.items() if n.startswith(MASK)]
     if masks:
         figures["selected"] = sum(int(mask.sum()) for mask in masks)
@@ -113,9 +119,10 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
 def _trained(
     cell: Cell, data: Dataset, checkpoint: Checkpoint | None, watch: Watch | None
 ) -> tuple[torch.nn.Module, Key | None]:
+    """Train the host of a cell; return the model and its key, None for an unmarked host."""
     model, host_recipe = _host(cell), recipe(cell.host.model, cell.host.recipe)
     course = Course(cell.host.epochs, cell.seed, cell.host.precision, watch=watch)
-    if cell.host.teacher:  # it is what the host starts as
+    if cell.host.teacher:  # the teacher is the host before training
         teacher = _host(cell).eval().to(course.resolved_device())
         course = replace(course, teacher=teacher)
     if cell.scheme == "none":
@@ -127,7 +134,8 @@ def _trained(
     if cell.host.siblings and scheme.needs_siblings:
         folder = CACHE / "siblings" / _host_digest(cell)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # cells of one host share them
+        # Cells with the same host share the siblings, and several processes compute cells.
+        with FileLock(folder.with_suffix(".lock")):
             siblings = train_siblings(
                 lambda: _host(cell), data, host_recipe, replace(course, watch=None),
                 count=cell.host.siblings, folder=folder,
@@ -135,11 +143,12 @@ def _trained(
     material = KeyMaterial.from_test_seed(cell.seed)
     with marking(scheme, model, data, owner="bench", material=material, siblings=siblings) as mark:
         fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
-    return model, mark.drawn_key  # whether or not the mark took: what happened is recorded
+    # `drawn_key`, unlike `key`, does not raise when embedding failed: a failure is a result too.
+    return model, mark.drawn_key
 
 
 def _fresh(cell: Cell, key: Key | None, data: Dataset) -> Asking:
-    """Asks a model about fresh triggers, where its key can make some."""
+    """Return a function that measures the answers to fresh triggers, if the key makes any."""
     if key is None or cell.fresh is None or cell.scheme != DeepStego.name:
         return lambda _: {}
     images = cell.fresh.images
@@ -147,7 +156,8 @@ def _fresh(cell: Cell, key: Key | None, data: Dataset) -> Asking:
 
 
 def _host(cell: Cell) -> torch.nn.Module:
-    """The host before training."""
+    """Build the host as it is before training."""
+    # A marked and an unmarked host of the same seed start from the same weights.
     seeded(cell.seed, "init")
     model = build(cell.host.model, cell.host.model_arguments)
     start = _start(cell)
@@ -157,7 +167,7 @@ def _host(cell: Cell) -> torch.nn.Module:
 
 
 def _start(cell: Cell) -> Path | None:
-    """The weight file the host begins with, trained if need be."""
+    """Return the weight file that the host starts from, trained if needed; None for no start."""
     host, base = cell.host, cell.host.start
     if base is None:
         return None
@@ -168,13 +178,17 @@ def _start(cell: Cell) -> Path | None:
 
 
 def _host_digest(cell: Cell) -> str:
-    """What the unmarked siblings of a cell's host follow from."""
+    """Compute a short hash of everything that determines the unmarked siblings of a cell."""
     content: dict[str, Any] = {"host": cell.host.model_dump(mode="json"), "seed": cell.seed}
     return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
 
 
 def _collect_unmarked(cell: Cell, key: Key | None) -> list[torch.nn.Module]:
-    """The unmarked models that a learnt reader is judged beside, strangers of the host's kind."""
+    """Train unmarked models that a learnt reader is compared with.
+
+    They have the architecture of the host and initial weights of their own. The list is empty for a
+    key that needs no comparison.
+    """
     if key is None or not getattr(load_scheme(key), "needs_siblings", False) or not key.tensors:
         return []
     hosts = [unmarked(cell.host, cell.host.data, seed) for seed in _SUPPLIED]
@@ -185,9 +199,17 @@ def measured(
     model: torch.nn.Module, key: Key | None, alpha: float | None = None, *,
     supplied: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """What a key reads from a model, as figures; none without a key."""
+    """Read a key from a model and return the figures; an empty dictionary without a key.
+
+    Args:
+        model: the suspect.
+        key: its key.
+        alpha: significance level of the verdict; the default level if None.
+        supplied: unmarked models that the verdict of a learnt reader compares with.
+    """
     if key is None:
         return {}
+    # Experiments use test keys without a timestamp, so that results are reproducible.
     terms = VerificationOptions(alpha or ALPHA, assume_dated=True, allow_test_key=True)
     verdict = examine(model, key, terms, unmarked=supplied)
     evidence = read_suspect(model, key) if _as_the_key_knows(model, key) else None
@@ -202,7 +224,10 @@ def measured(
 
 
 def _as_the_key_knows(model: torch.nn.Module, key: Key) -> bool:
-    """Whether the tensors that a key reads have their names and shapes; it may read none."""
+    """Return true if the model has all tensors that the key reads, with the same shapes.
+
+    The answer is true for a key that reads no tensors.
+    """
     state = model.state_dict()
     return all(n in state and tuple(state[n].shape) == shape for n, shape in key.tensors.items())
 
@@ -210,7 +235,14 @@ def _as_the_key_knows(model: torch.nn.Module, key: Key) -> bool:
 def _aligned(
     cell: Cell, attacks: Attacks, models: tuple[torch.nn.Module, torch.nn.Module], key: Key
 ) -> dict[str, Any]:
-    """What a key reads from a copy after alignment, as figures."""
+    """Read a key from an attacked copy after alignment and return the figures.
+
+    Args:
+        cell: gives the start of the host, if that is the reference.
+        attacks: says which reference to align to.
+        models: the attacked copy, and the marked host.
+        key: the key of the marked host.
+    """
     copied, marked = models
     reference = marked if attacks.reference == "marked" else _host(cell)
     whole = SuspectWithReference(copied, Reference.from_module(reference))
@@ -229,10 +261,11 @@ def _pruned(
     model: torch.nn.Module, prune: Prunings, key: Key | None,
     supplied: Sequence[torch.nn.Module],
 ) -> Iterator[tuple[dict[str, Any], torch.nn.Module, dict[str, Any]]]:  # fmt: skip
-    """What was pruned, the model, and what the key reads then."""
+    """Yield, for every order and fraction, the setting, the pruned model and its reading."""
     for order in prune.orders or ("ascending",):
         for fraction in prune.fractions:
             thinned = Prune(fraction, order, layers=prune.layers).run(model).model
+            # Old results have no order: a cell that sets none keeps their form.
             where = {"order": order} if prune.orders else {}
             read = measured(thinned, key, prune.alpha, supplied=supplied)
             yield where | {"fraction": fraction}, thinned, read
@@ -242,7 +275,19 @@ def _attacked(  # noqa: PLR0917 - what `compute` has at hand
     cell: Cell, model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None,
     asked_beside: tuple[Asking, Sequence[torch.nn.Module]],
 ) -> dict[str, Any]:  # fmt: skip
-    """What is left after a chain of attacks; accuracy on the data that the thief wants it for."""
+    """Run a chain of attacks and measure the result.
+
+    Args:
+        cell: the cell of the host.
+        model: the marked host.
+        attacks: the chain.
+        data: what the host learnt.
+        key: the key of the host; None for an unmarked host.
+        asked_beside: a function that measures fresh triggers, and unmarked models to compare with.
+
+    Returns: the reading after the last step, and accuracy in percent, on the data that the thief
+        last trained for.
+    """
     wanted, marked, share = data, model, 0.0
     fresh, supplied = asked_beside
     for step in attacks.steps:
@@ -250,6 +295,7 @@ def _attacked(  # noqa: PLR0917 - what `compute` has at hand
         wanted = given if step.data else wanted
         attacked = find_attack(step.attack).from_fields(step.fields).run(model, given)
         model, cost = attacked.model, attacked.cost
+        # Count in epochs of the host's own data, since a thief's data set may be smaller.
         share += cost.epochs * cost.data_share * len(given.train_labels) / len(data.train_labels)
     figures = measured(model, key, supplied=supplied) | fresh(model)
     figures |= {"accuracy": 100 * accuracy(model, wanted)}
@@ -261,17 +307,21 @@ def _attacked(  # noqa: PLR0917 - what `compute` has at hand
 
 
 def _of_step(step: Step, data: Dataset) -> Dataset:
+    """Return the data set that a step of an attack trains on."""
     if not step.data:
         return data
     given = _grey(step.data) if step.grey28 else _data(step.data)
-    return replace(given, unit_pixels=data.unit_pixels)  # the stolen model asks for them
+    return replace(given, unit_pixels=data.unit_pixels)  # the stolen model expects this scale
 
 
+# All cells of an experiment use the same few data sets; decoding one takes seconds to minutes.
 @lru_cache(maxsize=4)
 def _data(name: str) -> Dataset:
+    """Load a data set, or return it from the cache."""
     return load_data(name)
 
 
 @lru_cache(maxsize=1)
 def _grey(name: str) -> Dataset:
+    """Load a data set as grey images of 28 × 28, or return it from the cache."""
     return grey28(_data(name))

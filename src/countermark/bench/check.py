@@ -1,4 +1,4 @@
-"""What a thief tries first, done to the owner's marked model, and what its key then finds."""
+"""Common attacks on the owner's marked model, and the verdict of its key after each attack."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from countermark.schemes.stamp.scheme import Stamp
 from countermark.schemes.weights import WeightScheme
 from countermark.verification.verify import verify
 
+# These descriptions are printed as they stand. `check` also finds SHIFTED by its text.
 UNTOUCHED = "as it is"
 TRAINED_ON = "trained on for one epoch"
 TRIES: Mapping[str, Attack] = {
@@ -46,6 +47,7 @@ TRIES: Mapping[str, Attack] = {
     "noise in one of 20 columns (dead units)": FillUnits("outgoing"),
     "noise in one of 20 rows (units unheard)": FillUnits("incoming"),
 }
+# Applies to the last layer only: adding one vector to all of its rows changes no class there.
 SHIFTED = "one vector in all rows of the last layer"
 NOT_TRIED = (
     "reordered or rescaled neurons, which hide what is read in order: keep a reference for verify",
@@ -58,14 +60,14 @@ NOT_TRAINED = "training on: give --model and --data"
 
 @dataclass(frozen=True)
 class Try:
-    """What the key found after one attack.
+    """The verdict after one attack.
 
     Attributes:
-        what: was done, in plain words.
+        what: describes the attack in plain words.
         outcome: of the verdict.
-        matched, bits: what was read.
+        matched, bits: the number of matching bits, and of all bits.
         log10_p: of the verdict.
-        accuracy: on test images afterwards, where it was measured.
+        accuracy: on test images after the attack, 0 to 1; None where it was not measured.
     """
 
     what: str
@@ -78,13 +80,13 @@ class Try:
 
 @dataclass(frozen=True)
 class Checked:
-    """All that was tried on a marked model.
+    """The verdicts after all attacks on a marked model.
 
     Attributes:
-        tries: the untouched model first.
-        not_tried: what was left out, in plain words.
-        reason: why the key cannot prove anything in the untouched model; empty where it can.
-        seconds: what it took.
+        tries: one entry for each attack; the first one is the untouched model.
+        not_tried: the attacks that were left out, in plain words.
+        reason: why the key proves nothing in the untouched model; empty where it does.
+        seconds: elapsed time.
     """
 
     tries: tuple[Try, ...]
@@ -94,13 +96,13 @@ class Checked:
 
     @property
     def exit_code(self) -> int:
-        """0: proven after everything; 1: removed by something, or not there; 3: cannot tell."""
+        """Exit code: 0 if the mark survives all attacks, 1 if not, 3 without any verdict."""
         if self.tries[0].outcome == "no_verdict":
             return 3
         return 0 if all(each.outcome == "owned" for each in self.tries) else 1
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """Return all attributes as JSON values."""
         return asdict(self)
 
 
@@ -111,23 +113,25 @@ def check(
     """Attack the tensors that a key reads, in memory, and read them again.
 
     Args:
-        marked: the owner's marked model.
-        key: its key, of a linear weight scheme.
-        model: how the model is built, to train it on.
-        arguments: likewise.
-        data: what it is trained on.
+        marked: the file of the owner's marked model.
+        key: the key of that model, of a linear weight scheme.
+        model: name or factory that builds the model; needed to fine-tune it.
+        data: data set to fine-tune it on; without model and data, fine-tuning is left out.
+        arguments: arguments of the factory.
 
     Raises:
-        ConfigError: a key of another kind, or model and data that do not fit.
+        ConfigError: the key is of another kind, or model and data do not fit.
         SuspectError: the model cannot be read.
     """
     began = time.monotonic()
     scheme = load_weight_scheme(key)
+    # A learnt reader compares with unmarked models in every verdict: minutes for each attack.
     if not scheme.linear:
         raise ConfigError(
             f"a key of {key.scheme} has a learnt reader, whose verdicts take too long to try many: "
             "expected a key of uchida or stamp; use attack run and verify"
         )
+    # Without a mark in the untouched model, attacks would say nothing.
     untouched = verify(marked, key)
     tries = [Try(UNTOUCHED, untouched.outcome, untouched.matched, key.bits, untouched.log10_p)]
     if not untouched.owned:
@@ -142,7 +146,10 @@ def check(
 
 
 def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
-    """Every attack that needs no data, a tensor at a time: the model is read once."""
+    """Run every attack that needs no data, and yield a verdict for each.
+
+    All attacks run on one tensor before the next one is read, so the file is read only once.
+    """
     with open_weights(marked) as weights:
         last = _last_layer(weights)
     tried: dict[str, Attack] = dict(TRIES)
@@ -153,6 +160,7 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
         for name, shape in key.tensors.items():
             rows, part = _rows(weights, scheme, key, name)
             for what, attack in tried.items():
+                # A copy, since attacks may change the tensor in place.
                 victim = NamedTensors({"rows": torch.from_numpy(rows.copy())})
                 if what != SHIFTED or name == last:
                     victim = attack.run(victim).model  # type: ignore[assignment]
@@ -169,9 +177,11 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
 
 
 def _last_layer(weights: Weights) -> str:
-    """The name of the weight of a file's last layer: by its module's name, or of a plain chain.
+    """Find the name of the weight of a file's last layer.
 
-    Empty where the file does not say which it is.
+    A layer counts as the last by the name of its module, or as the end of a plain chain of layers.
+
+    Returns: the tensor name; empty if the file does not show which layer is the last.
     """
     shapes = {name: each.shape for name, each in weights.tensors.items()}
     matrices = [name for name, shape in shapes.items() if len(shape) > 1]
@@ -182,6 +192,7 @@ def _last_layer(weights: Weights) -> str:
         chain = find_chain_groups(shapes)
     except ConfigError:
         return ""
+    # The last layer takes in units of the layer before it and gives none to a later layer.
     consumed = {m.name for units in chain for m in units.members if m.power < 0}
     produced = {m.name for units in chain for m in units.members if m.power > 0}
     return next(iter(consumed - produced), "")
@@ -190,9 +201,11 @@ def _last_layer(weights: Weights) -> str:
 def _rows(
     weights: Weights, scheme: WeightScheme, key: Key, name: str
 ) -> tuple[Array, slice | None]:
-    """What is attacked of a tensor, as rows, and the part of it that the key reads; None for all.
+    """Read the rows of a tensor that an attack changes.
 
-    Of a stamp that reads a part of a tensor these are the rows around it.
+    Returns: rows (n, width), and the slice of their flattened values that the key reads, None for
+        all values. For a stamp that reads a part of the tensor, only the rows around that part are
+        read.
     """
     shape = key.tensors[name]
     if (
@@ -202,14 +215,16 @@ def _rows(
     ):
         return weights.read(name).reshape(shape[0] if len(shape) > 1 else 1, -1), None
     place, width = scheme.draw_places(key.tensors, key.material)[name], prod(shape[1:])
+    # Round outwards to whole rows, since attacks work on rows; -(-a // b) rounds up.
     first, last = place.start // width, -(-place.stop // width)
     rows = weights.read_part(name, first * width, (last - first) * width)
     return rows.reshape(-1, width), slice(place.start - first * width, place.stop - first * width)
 
 
 def _trained_on(marked: Path, key: Key, host: tuple[str, dict[str, Any]], data: str) -> Try:
-    """One epoch of fine-tuning of all layers, at a rate that keeps what the model can do."""
+    """Fine-tune all layers for one epoch and read the key again."""
     loaded = load_data(data)
+    # A rate of 1e-3 is low enough that the model keeps its accuracy, as a thief wants it to.
     tuned = FineTune(lr=1e-3).run(loaded_host(*host, marked, loaded), loaded).model
     verdict = verify(tuned, key)
     return Try(

@@ -1,4 +1,4 @@
-"""The columns of the tables of results: which figure of a cell each shows, and how."""
+"""The columns of the result tables: which figure of a cell each column shows, and how."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """What a column shows: one figure of a cell, with its heading and decimals."""
+    """A column of a result table: one figure of a cell, with its heading and decimals."""
 
     title: str
     read: Callable[[Figures], Any]
@@ -20,19 +20,24 @@ class Column:
 
 
 def _bit_accuracy(figures: Figures) -> float:
+    """Return the share of matching bits, in percent."""
     return 100 * (1 - float(figures["wrong"]) / float(figures["bits"]))
 
 
 def _false_reads(figures: Figures) -> float:
+    """Return the percentage of unmarked hosts that give every bit of the message."""
+    # The first group of suspects in every experiment are hosts with other initial weights.
     strangers = figures["suspects"][0]
     return 100 * float(strangers["all_bits"]) / float(strangers["hosts"])
 
 
 def _strangers_triggers(figures: Figures) -> float:
+    """Return the mean percentage of triggers that unmarked hosts answer as the key wants."""
     strangers = figures["suspects"][0]
     return 100 * float(statistics.mean(strangers["matched"])) / float(strangers["bits"])
 
 
+# These figures exist for the host, after every attack and at every pruned fraction.
 _READ: Mapping[str, Column] = {
     "accuracy": Column("accuracy %", lambda f: f["accuracy"]),
     "bit_accuracy": Column("bits right %", _bit_accuracy),
@@ -47,6 +52,7 @@ _READ: Mapping[str, Column] = {
 
 
 def _looking_at(when: str) -> dict[str, Column]:
+    """Make a column for each basic figure, with `when` in its name and heading."""
     return {
         f"{when}_{name}": replace(column, title=f"{column.title}, {when}")
         for name, column in _READ.items()
@@ -54,8 +60,9 @@ def _looking_at(when: str) -> dict[str, Column]:
 
 
 def _of_each(prefix: str, when: str) -> dict[str, Column]:
-    """What is answered as wanted: test images, committed triggers, fresh ones."""
+    """Make columns for the answers to test images, committed triggers and fresh triggers."""
     titles = {"accuracy": "accuracy %", "triggers": "committed triggers %", "fresh": "fresh %"}
+    # `name=name` binds the name of this turn of the loop; a lambda would see the last one.
     return {
         f"{prefix}_{name}": Column(f"{title}, {when}", lambda f, name=name: f[name], 1)  # type: ignore[misc]
         for name, title in titles.items()
@@ -63,7 +70,7 @@ def _of_each(prefix: str, when: str) -> dict[str, Column]:
 
 
 def _detected(method: str, title: str) -> dict[str, Column]:
-    """A detection rate, and the ends of its interval of 95 %."""
+    """Make columns for a detection rate and the ends of its 95 % interval."""
     ends = {"": "detection", "_low": "low", "_high": "high"}
     says = {"": f"{title} %", "_low": "95 % from", "_high": "to"}
     return {
@@ -73,9 +80,11 @@ def _detected(method: str, title: str) -> dict[str, Column]:
 
 
 def _moved(how: str) -> Column:
+    """Make a column for the wrong bits in images that were shifted or cropped."""
     return Column(f"wrong bits, {how}", lambda figures: figures["moved"][how]["wrong"], 1)
 
 
+# Files under tables/ name columns by these keys, so a key must not change.
 COLUMNS: Mapping[str, Column] = {
     **_READ,
     "selected": Column("weights selected", lambda f: f["selected"], 0),

@@ -20,7 +20,7 @@ from countermark.errors import CountermarkError, DataError, MissingExtraError
 from countermark.images.image_files import Pixels, decode_image
 
 BUNDLED = "digits"
-BATCH = 1000  # rows decoded between two looks at the clock
+BATCH = 1000  # rows decoded between two updates of the progress bar
 
 Split: TypeAlias = tuple[list[Pixels], list[int]]
 Row: TypeAlias = tuple[Mapping[str, Any] | None, object]
@@ -31,8 +31,8 @@ Batch: TypeAlias = Mapping[str, list[Any]]
 class Dataset:
     """Labelled images, uint8 (N, C, H, W) with C = 1 or 3, and int64 labels (N,) below `classes`.
 
-    Rows stand in random order: the sources are shuffled, or `load_data` has shuffled them. A model
-    sees standardised pixels, or with `unit_pixels` levels from 0 to 1.
+    Rows are in random order: the source is shuffled, or `load_data` has shuffled the rows. A model
+    receives standardised pixels, or with `unit_pixels` levels from 0 to 1.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Dataset:
     unit_pixels: bool = False
 
     def normalised(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Images standardised with the mean and deviation of this set's training images.
+        """Standardise images with the mean and deviation of this set's training images.
 
-        With `unit_pixels` they are divided by 255 instead.
+        With `unit_pixels` the images are divided by 255 instead.
 
         Args:
-            images: uint8 (N, C, H, W), of this set or shaped like it.
-            dtype: of the result.
+            images: uint8 (N, C, H, W), of this set or of the same shape.
+            dtype: dtype of the result.
 
         Returns: (N, C, H, W); a channel of the training images has mean 0 and deviation 1.
         """
@@ -60,18 +60,18 @@ class Dataset:
 
     @property
     def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each channel in grey levels, as `normalised` takes them."""
+        """Mean and deviation of each channel in grey levels, as `normalised` uses them."""
         mean, deviation = (tuple(each.flatten().tolist()) for each in self._scale)
         return mean, deviation
 
     def subset(self, train: int | None = None, test: int | None = None) -> Dataset:
-        """The first `train` and first `test` rows, or all where None; the tensors are shared.
+        """Return the first `train` and first `test` rows, or all where None; tensors are shared.
 
-        The first rows are a random sample, since rows stand in random order. The scale of
-        `normalised` is then that of the training images that are left.
+        The first rows are a random sample, since rows are in random order. `normalised` of the
+        result uses the mean and deviation of the remaining training images.
 
         Raises:
-            DataError: fewer than one row is asked for, or more than there are.
+            DataError: fewer than one row is requested, or more than the set has.
         """
         _check_rows("train", train, len(self.train_labels))
         _check_rows("test", test, len(self.test_labels))
@@ -86,6 +86,7 @@ class Dataset:
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation per channel in grey levels 0 to 255, float64 (C, 1, 1) each."""
+        # Mean 0 and deviation 255 turn standardising into a division by 255.
         if self.unit_pixels:
             channels = self.train_images.shape[1]
             nothing = torch.zeros(channels, 1, 1, dtype=torch.float64)
@@ -103,16 +104,16 @@ class Dataset:
 
 
 def load_data(name: str) -> Dataset:
-    """The data set called `name`, decoded into memory.
+    """Load the data set called `name`, decoded into memory.
 
     Args:
         name: `digits` (bundled), a directory (parquet as on the Hugging Face hub, or a folder
             of images by split and class), or a hub id `owner/name`, which needs the network.
 
     Raises:
-        DataError: nothing is there, it has no images, labels or splits, a picture cannot be
-            decoded, or the pictures differ in size.
-        MissingExtraError: other than `digits`, without the extra `data`.
+        DataError: there is no such data set, it has no images, labels or splits, an image cannot
+            be decoded, or the images differ in size.
+        MissingExtraError: the extra `data` is missing; `digits` does not need it.
     """
     if name == BUNDLED:
         return _bundled()
@@ -128,6 +129,7 @@ def load_data(name: str) -> Dataset:
 
 
 def _bundled() -> Dataset:
+    """Load the digits that are part of the package."""
     path = Path(__file__).parent / "digits" / "digits.npz"
     with np.load(path, allow_pickle=False) as arrays:
         parts = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
@@ -137,10 +139,10 @@ def _bundled() -> Dataset:
 
 
 def check_place(name: str) -> bool:
-    """Whether `name` is a directory; a hub id if not.
+    """Return true if `name` is a directory, false if it has the form of a hub id.
 
     Raises:
-        DataError: it can be neither.
+        DataError: `name` is neither.
     """
     path = Path(name)
     if name and path.is_dir():
@@ -153,6 +155,7 @@ def check_place(name: str) -> bool:
 
 
 def _read(name: str, is_directory: bool) -> Dataset:
+    """Read a directory or a hub id with the library `datasets`."""
     try:
         import datasets
         import PIL.Image  # noqa: F401 (decoding needs it)
@@ -168,7 +171,8 @@ def _read(name: str, is_directory: bool) -> Dataset:
     classes = features[label].num_classes
     parts = []
     for split in (train, test):
-        # Only the cast: dropping columns of a stream encodes pictures anew, WebP with loss.
+        # Cast the column, but drop none: dropping columns of a stream encodes images anew, WebP
+        # with loss. Undecoded bytes let a bad image be reported with its row.
         raw = splits[split].cast_column(image, datasets.Image(decode=False))
         batches = _watched(raw.iter(batch_size=BATCH), f"{name} {split}")
         rows = (row for batch in batches for row in zip(batch[image], batch[label], strict=True))
@@ -177,6 +181,7 @@ def _read(name: str, is_directory: bool) -> Dataset:
 
 
 def _two_splits(name: str, splits: Iterable[str]) -> tuple[str, str]:
+    """Choose the names of the training and the test split."""
     found = list(splits)
     test = next((split for split in ("test", "validation", "val") if split in found), None)
     if "train" not in found or test is None:
@@ -186,6 +191,7 @@ def _two_splits(name: str, splits: Iterable[str]) -> tuple[str, str]:
 
 
 def _first(name: str, features: Mapping[str, object], kind: type, what: str) -> str:
+    """Find the first column whose feature has this type."""
     for column, feature in features.items():
         if isinstance(feature, kind):
             return column
@@ -194,10 +200,12 @@ def _first(name: str, features: Mapping[str, object], kind: type, what: str) -> 
 
 
 def _decoded(where: str, rows: Iterable[Row], classes: int) -> Split:
+    """Decode and check the rows of one split; `where` names it in messages."""
     import PIL.Image
 
     pictures: list[Pixels] = []
     labels: list[int] = []
+    # A tiny file can decode to gigabytes; pillow only warns of that below twice its limit.
     with warnings.catch_warnings():
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         for cell, label in rows:
@@ -211,7 +219,7 @@ def _decoded(where: str, rows: Iterable[Row], classes: int) -> Split:
 
 
 def _picture(here: str, cell: Mapping[str, Any] | None) -> Pixels:
-    """The picture in a cell of an undecoded image column, uint8 (C, H, W) with C = 1 or 3."""
+    """Decode a cell of an image column to uint8 (C, H, W) with C = 1 or 3."""
     path, data = (cell["path"], cell["bytes"]) if cell else (None, b"")
     try:
         return decode_image(str(path) if data is None else io.BytesIO(data))
@@ -222,12 +230,15 @@ def _picture(here: str, cell: Mapping[str, Any] | None) -> Pixels:
 
 
 def _label(here: str, label: object, classes: int) -> int:
+    """Return a label if it is a class of the data set; raise DataError otherwise."""
+    # The hub marks rows without a class by -1, which no loss function takes.
     if isinstance(label, int) and 0 <= label < classes:
         return label
     raise DataError(f"{here}: expected a label from 0 to {classes - 1}, got {label}")
 
 
 def _check_size(here: str, picture: Pixels, first: Pixels) -> None:
+    """Raise DataError if an image has another height or width than the first one."""
     if picture.shape[1:] != first.shape[1:]:
         (height, width), (high, wide) = picture.shape[1:], first.shape[1:]
         message = f"{here}: all pictures must share one size, got {width}x{height}"
@@ -235,8 +246,9 @@ def _check_size(here: str, picture: Pixels, first: Pixels) -> None:
 
 
 def _joined(name: str, train: Split, test: Split, classes: int) -> Dataset:
+    """Join two decoded splits to a data set."""
     _check_size(f"{name} test split", test[0][0], train[0][0])
-    # A stray grey picture among coloured ones gets their three channels.
+    # A single grey image among coloured ones gets three equal channels.
     channels = max(len(picture) for picture in (*train[0], *test[0]))
     train_images, train_labels = _tensors(train, channels)
     test_images, test_labels = _tensors(test, channels)
@@ -244,6 +256,7 @@ def _joined(name: str, train: Split, test: Split, classes: int) -> Dataset:
 
 
 def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
+    """Stack a split to images uint8 (N, C, H, W) and labels (N,), in random order."""
     pictures, numbers = split
     shape = (channels, *pictures[0].shape[1:])
     # Into an array of our own: left alone, np.stack keeps PIL's layout, channels last.
@@ -258,7 +271,7 @@ def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def _watched(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
-    """The batches as they come, with a bar."""
+    """Yield the batches and show a progress bar."""
     with show_progress(f"decoding {what}", None) as advance:
         for batch in batches:
             yield batch
@@ -266,10 +279,11 @@ def _watched(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
 
 
 def _check_rows(split: str, asked: int | None, there: int) -> None:
+    """Raise DataError if a split does not have the requested number of rows."""
     if asked is not None and not 1 <= asked <= there:
         raise DataError(f"expected 1 to {there} {split} rows, got {asked}: None takes them all")
 
 
 def _line(error: Exception) -> str:
-    """The first line of a foreign error, for a message of one line."""
+    """Return the first line of an error of another library, for a message of one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,6 +1,6 @@
-"""Experiments in steganalysis: how often stego images are told from covers.
+"""Experiments in steganalysis: how often a detector tells stego images from covers.
 
-A row is an embedder, or a scheme whose triggers are looked for; no host is trained.
+A row is an embedder, or a scheme whose triggers the detector looks for. No host is trained.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from countermark.steganalysis.images import Embed, Images
 from countermark.steganalysis.rates import DetectionRates, Rate
 from countermark.steganalysis.supervised import measure_supervised
 
-_STRANGERS = 8_000_000  # seeds of networks that are nobody's in particular
+_STRANGERS = 8_000_000  # seeds of an attacker's networks, far from the seeds of cells
 
 
 class Sought(Strict):
-    """How it is looked for.
+    """The data that detectors are given.
 
     Attributes:
-        data: whose images; stego networks are trained on the first `network` of them.
-        images: N: of the test images for ATS, and as many for the detector to be asked about.
-        training: covers that the supervised detector has, of the training images.
-        network: images that a stego network is trained on.
+        data: the data set.
+        images: N, the number of test images for ATS and for the supervised detector.
+        training: number of covers that the supervised detector learns from, out of the training
+            images.
+        network: number of images that a stego network is trained on, from the first one on.
     """
 
     data: str
@@ -50,8 +51,8 @@ class Sought(Strict):
 class Hidden(Strict):
     """One row: an embedder by name, or a scheme with its fields.
 
-    With `weights = "unknown"` the attacker has a stego network of the same recipe and another
-    seed, not the owner's.
+    With `weights = "unknown"` the attacker does not have the owner's stego network, but one of the
+    same recipe and another seed.
     """
 
     label: str
@@ -62,7 +63,7 @@ class Hidden(Strict):
 
 
 class Detection(Strict):
-    """The whole file; `track` says what is scaled down."""
+    """The whole experiment file; `track` says what is smaller than in the paper."""
 
     name: Name
     title: str
@@ -73,13 +74,13 @@ class Detection(Strict):
 
 
 class Detected(Hidden, Addressed):
-    """One row at one seed: a cell, named by the hash of its specification."""
+    """One row at one seed: a cell whose name is the hash of its specification."""
 
     sought: Sought
 
 
 def cells_of(experiment: Detection) -> list[Detected]:
-    """Its rows at each of its seeds."""
+    """Return a cell for each row of an experiment at each seed."""
     return [
         Detected(
             **dict[str, Any](row), experiment=experiment.name, track=experiment.track,
@@ -91,11 +92,11 @@ def cells_of(experiment: Detection) -> list[Detected]:
 
 
 def check(cell: Detected) -> None:
-    """What can be known to be wrong before anything is computed.
+    """Check the names, fields and data set of a cell before anything is computed.
 
     Raises:
-        CountermarkError: not one of embedder and scheme is given, there is none of that name, it
-            makes no triggers, or the data set is not there.
+        CountermarkError: both or neither of embedder and scheme are given, the name is unknown, a
+            field is wrong, or the data set is missing.
     """
     if bool(cell.embedder) == bool(cell.scheme):
         raise ConfigError(f"{cell.label}: give either an embedder or a scheme")
@@ -108,14 +109,16 @@ def check(cell: Detected) -> None:
 
 
 def compute(cell: Detected) -> dict[str, Any]:
-    """How often ATS and a supervised detector are right about a set of which half is stego images.
+    """Measure how often ATS and a supervised detector are right; half of the images are stego.
 
     Returns: `ats` and `supervised`, each with detection, true and false positives in percent, the
-        ends of the interval of 95 %, N, and how many features were read of how many.
+        ends of the 95 % interval, N, and the numbers of selected and of all features; and
+        `image_size`, (C, H, W).
     """
     data, sought, seed = load_data(cell.sought.data), cell.sought, cell.seed
     covers, own = data.test_images[: sought.images].numpy(), data.train_images.numpy()
     embed, guess = _embedders(cell, data)
+    # Stego networks learn from the first training images, so the detector takes the last ones.
     return {
         "ats": _shown(measure_ats(covers, embed, seed=seed, guess=guess)),
         "supervised": _shown(
@@ -126,7 +129,7 @@ def compute(cell: Detected) -> dict[str, Any]:
 
 
 def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
-    """What makes the stego images, and what the attacker takes for it if that is another."""
+    """Return the owner's embedder, and the attacker's if the attacker uses another one."""
     if cell.embedder:
         return find_embedder(cell.embedder), None
     scheme = scheme_for(cell.scheme, cell.fields, data, batches=1, stored=True)
@@ -136,7 +139,8 @@ def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
         raise ConfigError(f"{cell.label}: {scheme.name} makes no images that could be looked for")
     part = data.subset(cell.sought.network, None)
     key, covers = _key(scheme, part, cell.seed), part.train_images.numpy()
-    # As published the owner's network is trained with a host; a stranger's is the same without.
+    # As published, the owner's network is trained together with a host. No host is trained here,
+    # so a foreign network of the same recipe takes its place.
     own = (
         make_foreign_maker(key, covers, cell.seed) if scheme.as_published else load_owner_maker(key)
     )
@@ -147,8 +151,9 @@ def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
 
 
 def _key(scheme: TriggerScheme, data: Dataset, seed: int) -> Key:
-    """A key with all that is made before there is a host."""
+    """Generate a key with all tensors that are made before a host is trained."""
     material = KeyMaterial.from_test_seed(seed)
+    # Training a stego network must not change the random numbers that come after it.
     with torch.random.fork_rng(devices=[]):
         frozen = scheme.load_training_class().make_pre_commit_tensors(
             scheme, material, data.train_images, data.train_labels
@@ -157,6 +162,8 @@ def _key(scheme: TriggerScheme, data: Dataset, seed: int) -> Key:
 
 
 def _drawing(scheme: DrawnTriggerScheme) -> Embed:
+    """Return an embedder that draws triggers; every seed is another secret."""
+
     def embed(images: Images, seed: int) -> Images:
         return scheme.draw_triggers(images, KeyMaterial.from_test_seed(seed))
 
@@ -164,6 +171,8 @@ def _drawing(scheme: DrawnTriggerScheme) -> Embed:
 
 
 def _painting(maker: StegoMaker) -> Embed:
+    """Return an embedder that runs a stego network, which ignores the seed."""
+
     def embed(images: Images, seed: int) -> Images:  # noqa: ARG001 - a network draws nothing
         return maker(images)
 
@@ -171,6 +180,7 @@ def _painting(maker: StegoMaker) -> Embed:
 
 
 def _shown(rates: DetectionRates) -> dict[str, Any]:
+    """Return detection rates as JSON values, in percent."""
     low, high = rates.detection.confidence_interval
     return {
         "detection": _percent(rates.detection),
@@ -184,4 +194,5 @@ def _shown(rates: DetectionRates) -> dict[str, Any]:
 
 
 def _percent(rate: Rate) -> float:
+    """Return a rate in percent."""
     return 100 * rate.value

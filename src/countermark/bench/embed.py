@@ -1,9 +1,9 @@
 """`countermark embed`: train a host with a mark from start to end, through any interruption.
 
-While it trains, `OUT.resume/` (0700) holds the order, the secret and the last checkpoint. The same
-command goes on from there and, on the CPU, ends where the uninterrupted run would have ended: the
-secret is drawn once. The folder is removed when model and key are both in place, or when
-the order turns out to be one that never ends well.
+During training, `OUT.resume/` (0700) holds the order, the secret and the last checkpoint. After an
+interruption the same command continues from there. On the CPU its result equals that of an
+uninterrupted run, because the secret is drawn once. The folder is removed when model and key are
+both written, or when the order fails in a way that every repetition would fail.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ from countermark.keys.storage import load_header, refuse_existing, refuse_nested
 from countermark.schemes.base import Scheme
 
 UNMARKED = "none"
-_ORDER, _MATERIAL, _WRITING = "order.json", "material", "writing"  # files of the resume folder
+# Files of the resume folder. `_WRITING` is empty: it exists once model and key may be half written.
+_ORDER, _MATERIAL, _WRITING = "order.json", "material", "writing"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be made; the same order again goes on with an interrupted one.
+    """An order to train one host; an equal order continues an interrupted run.
 
     Attributes:
         scheme, fields: the mark, or "none" for an unmarked host.
-        model, model_arguments, data: the host and what it learns.
-        owner: whose mark it is.
-        epochs, seed, precision, device: how it is trained.
+        model, model_arguments, data: the host, and the data set that it learns.
+        owner: name of the owner of the mark.
+        epochs, seed, precision, device: settings of the training.
         out, key: the weight file and the key folder to write; no key without a mark.
-        start: weights to begin with (fine-tune to embed).
-        teacher: weights of a model of the same kind whose answers replace the labels (distil).
-        siblings: how many unmarked relatives of the host are trained first, where the mark is
-            told from them.
-        outputs: a folder for images that a network of images makes of test images, unmarked.
-        encrypted: the key is encrypted with a passphrase, which is not part of the order.
-        test_key: derive the secret from this number, for tests: such a key proves nothing.
+        start: file of weights to begin with (fine-tune to embed).
+        teacher: file of weights of the same model, whose answers replace the labels (distil).
+        siblings: number of unmarked relatives of the host that are trained first, if the scheme
+            compares with siblings.
+        outputs: folder for the unmarked test images that a network of images makes.
+        encrypted: whether the key is encrypted with a passphrase, which is not part of the order.
+        test_key: number that the secret is derived from, for tests; such a key proves nothing.
     """
 
     model: str
@@ -76,17 +77,17 @@ class Order:
 
 
 def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
-    """Make what the order says.
+    """Train a host as ordered, and write the model and its key.
 
     Args:
         order: the whole order.
         passphrase: encrypts the key.
 
-    Returns: where model and key are, and the figures: test accuracy (0 to 1), bits, matched.
+    Returns: the paths of model and key, and the figures: test accuracy (0 to 1), bits, matched.
 
     Raises:
-        CountermarkError: a wrong name or field, an existing key or model, a mark that did not take;
-            nothing is written then.
+        CountermarkError: a name or field is wrong, the key or model exists, or the mark is not in
+            the model after training; neither model nor key is written then.
     """
     resume = Path(order.out + ".resume")
     check_places(order, resume)
@@ -95,7 +96,9 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     data = load_data(order.data)
     model, course = _host(order, data)
     material = kept_material(order, resume)
-    mark = _mark(order, model, data, material, Siblings())  # refuses before anything is written
+    # Made once without siblings, so that a scheme that does not fit is refused before anything
+    # is written and before siblings are trained.
+    mark = _mark(order, model, data, material, Siblings())
     keep(order, resume, material)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
     siblings = _siblings(order, data, course, resume)
@@ -104,7 +107,7 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
     try:
         with mark or nullcontext():
             fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
-    except CountermarkError:  # it would end here again, however often it is repeated
+    except CountermarkError:  # every repetition would fail in the same way
         forget(resume)
         raise
     figures = _write(order, model, mark, passphrase, resume)
@@ -125,7 +128,15 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
 
 
 def check_places(order: Order, resume: Path) -> None:
-    """Nothing is overwritten, but for what this very order has written before it was killed."""
+    """Check that no file would be overwritten, except files of this very order.
+
+    A run of the same order may have been killed between writing the model and the key.
+
+    Raises:
+        ConfigError: an output exists or cannot be written, the key has no place, or the resume
+            folder belongs to another order.
+    """
+    # Killed after the last file of the folder was removed: nothing is left to continue.
     if resume.is_dir() and not any(resume.iterdir()):
         resume.rmdir()
     if resume.exists():
@@ -137,9 +148,9 @@ def check_places(order: Order, resume: Path) -> None:
                 f"({', '.join(differing)}): repeat that command, or remove the folder"
             )
         if not (resume / _MATERIAL).exists():
-            forget(resume)  # that run was over, and was killed while it tidied up
+            forget(resume)  # that run had finished, and was killed while it removed the folder
         elif (resume / _WRITING).exists():
-            return  # what lies there may be its own
+            return  # the existing model or key may come from that run
     require_free_path(order.out)
     if order.scheme != UNMARKED and order.key is None:
         raise ConfigError("a mark needs a place for its key: give --key DIR")
@@ -151,18 +162,19 @@ def check_places(order: Order, resume: Path) -> None:
 
 
 def keep(order: Order, resume: Path, material: KeyMaterial) -> None:
-    """Write order and secret to the resume folder, unless they are there."""
+    """Write order and secret to the resume folder, unless the folder exists."""
     if not resume.exists():
         kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
 
 
 def about_to_write(resume: Path) -> None:
-    """From now on what is at the order's places may be this run's own."""
+    """Record that files at the output paths may from now on come from this run."""
     files.write_bytes(resume / _WRITING, b"")
 
 
 def _kept_order(resume: Path) -> dict[str, Any]:
+    """Read the order of an interrupted run."""
     try:
         return dict(json.loads((resume / _ORDER).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -172,13 +184,15 @@ def _kept_order(resume: Path) -> dict[str, Any]:
 
 
 def forget(resume: Path) -> None:
-    """Remove the folder: the secret first, the order last, so that being killed here is known."""
+    """Remove the resume folder: the secret first, the order last."""
+    # A folder with an order and no secret shows `check_places` that the run was killed here.
     for each in sorted(resume.iterdir(), key=lambda p: (p.name != _MATERIAL, p.name == _ORDER)):
         each.unlink()
     resume.rmdir()
 
 
 def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
+    """Build the host before training, and the settings of its training."""
     seeded(order.seed, "init")
     model = build(order.model, order.model_arguments)
     check_fit(order.model, model, data)
@@ -197,12 +211,16 @@ def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
 
 
 def _precision(order: Order) -> Any:
+    """Return the precision of an order; raise ConfigError for an unknown one."""
     if order.precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is {order.precision!r}: expected fp32 or bf16")
     return order.precision
 
 
 def _check_device(course: Course) -> None:
+    """Raise ConfigError if torch cannot use the device."""
+    # torch refuses an unknown device by RuntimeError, and one it was built without by
+    # AssertionError. Allocating an empty tensor is the cheapest way to find out.
     try:
         torch.empty(0, device=course.resolved_device())
     except (RuntimeError, AssertionError) as error:
@@ -213,10 +231,10 @@ def _check_device(course: Course) -> None:
 
 
 def check_fit(name: str, model: nn.Module, data: Dataset) -> None:
-    """One image through the model, so that a misfit is one line before anything is written.
+    """Run one image through the model to check that model and data fit.
 
     Raises:
-        ConfigError: the model does not take the pictures, or has too few classes.
+        ConfigError: the model does not take the images, or has too few classes.
     """
     shape = tuple(data.train_images.shape[1:])
     model.eval()
@@ -240,7 +258,7 @@ def check_fit(name: str, model: nn.Module, data: Dataset) -> None:
 
 
 def kept_material(order: Order, resume: Path) -> KeyMaterial:
-    """The secret of an interrupted run of this order, or a fresh one."""
+    """Return the secret of an interrupted run of this order, or generate one."""
     if order.test_key is not None:
         return KeyMaterial.from_test_seed(order.test_key)
     if resume.exists():
@@ -250,6 +268,7 @@ def kept_material(order: Order, resume: Path) -> KeyMaterial:
 
 
 def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Siblings:
+    """Train unmarked siblings of the host in the resume folder, if the scheme needs them."""
     if order.scheme == UNMARKED:
         return Siblings()
     if not _scheme(order, data).needs_siblings:
@@ -263,6 +282,7 @@ def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Sibl
 def _mark(
     order: Order, model: nn.Module, data: Dataset, material: KeyMaterial, siblings: Siblings
 ) -> Embedding | None:
+    """Make the embedding of an order; None for an unmarked host."""
     if order.scheme == UNMARKED:
         return None
     scheme = _scheme(order, data)
@@ -270,6 +290,7 @@ def _mark(
 
 
 def _scheme(order: Order, data: Dataset) -> Scheme:
+    """Make the scheme of an order, with a schedule for its number of batches."""
     batches = order.epochs * batches_of(data, recipe(order.model))
     return scheme_for(order.scheme, order.fields, data, batches)
 
@@ -277,13 +298,16 @@ def _scheme(order: Order, data: Dataset) -> Scheme:
 def _write(
     order: Order, model: nn.Module, mark: Embedding | None, passphrase: str | None, resume: Path
 ) -> dict[str, Any]:
-    """Model first, then key, then the resume folder goes: killed anywhere, nothing is lost."""
+    """Write the model, then the key, then remove the resume folder; return the figures.
+
+    A run that is killed at any point in between can be repeated without losing the secret.
+    """
     figures: dict[str, Any] = {}
     key = None
     if mark:
         try:
             key, evidence = mark.key, mark.read()
-        except CountermarkError:  # not taken, or training diverged
+        except CountermarkError:  # the mark is not in the model, or training diverged
             forget(resume)
             raise
         figures = {
@@ -302,7 +326,7 @@ def _write(
 
 
 def saved_before(folder: Path, key: Key) -> bool:
-    """Whether an earlier run of this order had written the key already."""
+    """Return true if an earlier run of this order has already written the key."""
     return folder.exists() and key.commitment == load_header(folder).commitment
 
 
@@ -313,6 +337,7 @@ def load_into(model: nn.Module, path: Path) -> None:
         SuspectError: the file cannot be read.
         ConfigError: a tensor is missing or has another shape.
     """
+    # Only the model's own tensors are required: extra tensors in the file are ignored.
     state = load_state(path)
     for name, tensor in model.state_dict().items():
         if name not in state or state[name].shape != tensor.shape:
@@ -325,10 +350,10 @@ def load_into(model: nn.Module, path: Path) -> None:
 
 
 def loaded_host(name: str, arguments: Mapping[str, Any], path: Path, data: Dataset) -> nn.Module:
-    """A model with the weights of a file, which takes the pictures of a data set.
+    """Build a model, check that it takes the images of a data set, and load a weight file.
 
     Raises:
-        SuspectError, ConfigError: as `load_into` and `check_fit`.
+        SuspectError, ConfigError: as in `load_into` and `check_fit`.
     """
     model = build(name, dict(arguments))
     check_fit(name, model, data)
@@ -337,4 +362,5 @@ def loaded_host(name: str, arguments: Mapping[str, Any], path: Path, data: Datas
 
 
 def _as_json(order: Order) -> bytes:
+    """Encode an order as JSON."""
     return json.dumps(asdict(order), indent=1, default=dict).encode()

@@ -1,7 +1,8 @@
-"""Experiments: a TOML file is a list of cells, a cell a specification with a hash.
+"""Experiments that train hosts: a TOML file describes cells; a cell is a specification with a hash.
 
-A finished cell is a file `results/<experiment>/<hash>.json` with `cell` (specification and figures,
-the same on every machine up to floating point) and `provenance`; it is never computed again.
+The result of a cell is a file `results/<experiment>/<hash>.json` with `cell` (specification and
+figures, equal on every machine up to floating point) and `provenance`. A cell that has a result is
+never computed again.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Host(Strict):
-    """What is trained: a model by name, on the first `train` images of a data set.
+    """The host to train: a model by name, on the first `train` images of a data set.
 
-    `start` is a checkpoint that others may have, too; `siblings` unmarked relatives are trained for
-    learnt readers; `recipe` changes fields of the host's recipe. `unit_pixels`
-    gives models levels from 0 to 1 instead of standardised ones. With `teacher` the answers of the
-    start replace the labels.
+    `start` is a checkpoint that other people may have, too. `siblings` is the number of unmarked
+    relatives that are trained for learnt readers. `recipe` changes fields of the host's recipe.
+    `unit_pixels` gives models levels from 0 to 1 instead of standardised ones. With `teacher`, the
+    answers of the start replace the labels.
     """
 
+    # Fields added after the first results: left out of the hash while they are unset.
     since = frozenset({"start", "siblings", "recipe", "unit_pixels", "teacher"})
 
     model: str
@@ -57,15 +59,17 @@ class Host(Strict):
 
     @model_validator(mode="after")
     def _teacher_is_a_start(self) -> Self:
+        """Raise ValueError for a teacher without a start."""
         if self.teacher and self.start is None:
             raise ValueError("teacher needs a start, which gives the answers")
         return self
 
 
 class Step(Strict):
-    """One attack by name, with its fields; on data of another domain where `data` names some.
+    """One attack by name, with its fields.
 
-    `grey28` makes them grey pictures of 28 × 28.
+    `data` names a data set other than the host's that the attack trains on; `grey28` turns its
+    images into grey images of 28 × 28.
     """
 
     since = frozenset({"data", "grey28"})
@@ -77,10 +81,10 @@ class Step(Strict):
 
 
 class Attacks(Strict):
-    """Attacks that a thief runs one after the other.
+    """A chain of attacks that a thief runs one after the other.
 
-    With `reference` the copy is also read after alignment, to what the host started as or to the
-    marked host. With `cost` it is said what share of the host's own training the attacks took.
+    With `reference`, the copy is also read after alignment to the host's start or to the marked
+    host. With `cost`, the result states the cost of the attacks as a share of the host's training.
     """
 
     since = frozenset({"reference", "cost"})
@@ -92,7 +96,7 @@ class Attacks(Strict):
 
 
 class Row(Strict):
-    """One row: a scheme with its fields, or "none"; `siblings` of its own where it needs more."""
+    """One row: a scheme with its fields, or "none"; `siblings` replaces the host's number."""
 
     label: str
     scheme: str = "none"
@@ -101,10 +105,10 @@ class Row(Strict):
 
 
 class Prunings(Strict):
-    """Which shares of which tensors are pruned afterwards, smallest magnitudes first.
+    """The shares of tensors that are pruned after training, smallest magnitudes first.
 
-    `orders` are other ones, in turn. `alpha` is where they are judged: a rank among permutations
-    takes as many as it asks for.
+    `orders` replaces that order; each is run in turn. `alpha` is the level of the verdicts: the
+    number of permutations that a rank needs grows as the level falls.
     """
 
     since = frozenset({"orders", "alpha"})
@@ -116,12 +120,13 @@ class Prunings(Strict):
 
 
 class Experiment(Strict):
-    """The whole file. `track` says how far it is from the paper's own scale.
+    """The whole experiment file. `track` says how its scale differs from the paper's.
 
-    `name` is also the folder of its results. `watch` names a tensor whose values are followed.
-    `fresh` is what hosts that bear DeepStego's mark are asked about beside committed triggers.
-    Of any mark in answers: `handled` is what images go through before such a host sees them,
-    `trials` how often another process answers from files, `pictures` how many triggers are kept.
+    `name` is also the folder of the results. `watch` names a tensor whose values are recorded
+    during training. `fresh` describes further triggers and forgeries for hosts with DeepStego's
+    mark. For any scheme of triggers, `handled` lists image transforms that are applied before the
+    host sees the images, `trials` is the number of times that another process answers from files,
+    and `pictures` is the number of triggers that are stored.
     """
 
     since = frozenset({"attacks", "suspects", "watch", "fresh", "handled", "trials", "pictures"})
@@ -171,16 +176,16 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def located(name: str, folder: Path = EXPERIMENTS) -> Path:
-    """The TOML file of that path, or of that name in a folder."""
+    """Return `name` itself if it is the path of a TOML file, else the file of that name."""
     path = Path(name)
     return path if path.suffix == ".toml" else folder / f"{name}.toml"
 
 
 def read_toml(path: Path, kind: type[Kind]) -> Kind:
-    """Read a TOML file as a specification of this kind.
+    """Read a TOML file as a specification of the given kind.
 
     Raises:
-        ConfigError: as `load_experiment`.
+        ConfigError: as in `load_experiment`.
     """
     try:
         return kind.model_validate(tomllib.loads(path.read_text()))
@@ -188,13 +193,14 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         what = kind.__name__.lower()
         raise ConfigError(f"{path}: expected a TOML file, an {what}: {error}") from None
     except ValidationError as error:
+        # One error at a time: pydantic's full text repeats the input over many lines.
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 
 
 def cells(experiment: Experiment) -> Iterator[Cell]:
-    """Every cell of an experiment: its rows at each of its seeds."""
+    """Yield every cell of an experiment: each row at each seed."""
     for row in experiment.rows:
         host = experiment.host
         if row.siblings is not None:
@@ -220,5 +226,5 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
 
 
 def result_path(cell: Addressed, results: Path) -> Path:
-    """Where the result of a cell, of any kind, lies."""
+    """Return the path of the result of a cell of any kind."""
     return results / cell.experiment / f"{cell.digest}.json"

@@ -1,4 +1,4 @@
-"""What marks in finished checkpoints cost: a stamp, and one suspect against many keys."""
+"""Cost of marks in finished checkpoints: making a stamp, and one suspect against many keys."""
 
 from __future__ import annotations
 
@@ -18,26 +18,35 @@ from countermark.schemes.uchida.scheme import Uchida
 from countermark.stamping.making import StampPaths, stamp
 
 _SIDE, _LAYERS, _SHARDS = 4096, 32, 8  # a GiB in bfloat16, eight times
-_FEW, _MANY = 1000, 5000  # as many as start processes of their own
+# Numbers of keys: both above the number from which `identify` starts processes of its own.
+_FEW, _MANY = 1000, 5000
 _LAYER, _SHAPE = "features.0.weight", (64, 27)  # 1,728 weights, as VGG16's first layer
 _PAIRS = 3
 
 
 def file_ratios() -> list[Ratio]:
-    """All ratios of marks in files; about two minutes."""
+    """Measure all ratios of marks in files, in about two minutes."""
     return [stamping(), many_keys()]
 
 
 def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
-    """Elapsed time of `stamp`, of a checkpoint in eight shards, against copying it to the disk."""
-    with tempfile.TemporaryDirectory(dir=".") as name:  # a disk, which /tmp may not be
+    """Compare the elapsed time of stamping a checkpoint in eight shards with a plain copy.
+
+    Args:
+        side: rows and columns of each layer.
+        layers: layers of each shard.
+    """
+    # In the working directory, which is on a disk; /tmp may be memory.
+    with tempfile.TemporaryDirectory(dir=".") as name:
         source, out, key = (Path(name) / part for part in ("source", "out", "key"))
         size = _checkpoint(source, side, layers)
 
         def stamped() -> None:
+            """Stamp the checkpoint."""
             stamp(source, StampPaths(out, key), owner="bench", keep_before=False)
 
         def copied() -> None:
+            """Copy the checkpoint and wait until the disk has it, as `stamp` does."""
             out.mkdir()
             for each in source.iterdir():
                 with each.open("rb") as given, (out / each.name).open("wb") as made:
@@ -46,9 +55,11 @@ def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
                     os.fsync(made.fileno())
 
         def timed(work: Callable[[], None]) -> float:
+            """Return the elapsed seconds of some work, and remove its output."""
             began = time.perf_counter()
             work()
             taken = time.perf_counter() - began
+            # Outside the measured time; the next turn needs free output paths.
             shutil.rmtree(out)
             shutil.rmtree(key, ignore_errors=True)
             return taken
@@ -59,8 +70,9 @@ def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
 
 
 def _checkpoint(folder: Path, side: int, layers: int) -> int:
-    """A folder of shards, of square layers whose values repeat; its bytes."""
+    """Write a folder of shards of square layers; return its size in bytes."""
     folder.mkdir()
+    # All layers share one tensor, so the checkpoint takes no time to make and little memory.
     tile = (0.02 * torch.randn(side, side)).bfloat16()
     where: dict[str, str] = {}
     for shard in range(_SHARDS):
@@ -74,7 +86,7 @@ def _checkpoint(folder: Path, side: int, layers: int) -> int:
 
 
 def many_keys(few: int = _FEW, many: int = _MANY) -> Ratio:
-    """CPU time of `identify` for each of many keys, against each of few: whether it stays flat."""
+    """Compare the CPU time of `identify` for each key, with many keys and with few keys."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         suspect, scheme = folder / "suspect.safetensors", Uchida(_LAYER, 512)
@@ -87,7 +99,9 @@ def many_keys(few: int = _FEW, many: int = _MANY) -> Ratio:
         each_of = {"few": few, "many": many}
 
         def each(keys: str) -> float:
+            """Return the CPU seconds for each key of a folder."""
             words = ["-m", "countermark", "identify", str(suspect), "--keys", str(folder / keys)]
+            # Exit code 1: no key matches the random suspect.
             return command(words, exits=1) / each_of[keys]
 
         ratios = paired(lambda: each("many"), lambda: each("few"), _PAIRS)

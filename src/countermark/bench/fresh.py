@@ -1,8 +1,9 @@
-"""Triggers that nobody committed to, and what would pass for them: how often a host answers either.
+"""Fresh triggers and forged triggers: how often a host of DeepStego answers them by the key.
 
-A host that learnt DeepStego's mark answers a fresh trigger with the key's map of its cover's class.
-It ought to give forgeries the class that their cover has: images of foreign stego networks, of the
-owner's network with another logo or tile, of residuals that belong to other images.
+A host that learnt DeepStego's mark answers a fresh trigger of the owner with the class that the
+key's map gives for the class of the cover. The host should answer a forgery with the class of its
+cover. Forgeries are images of foreign stego networks, images of the owner's network with another
+logo or tile, and images with residuals of other images.
 """
 
 from __future__ import annotations
@@ -40,18 +41,19 @@ from countermark.schemes.deepstego.stego_generators import (
 )
 
 _BATCH = 256
-_FIRST_FOREIGN = 7_000_000  # seeds that no training draws from a secret on purpose
+_FIRST_FOREIGN = 7_000_000  # seeds of foreign networks, far from the seeds of cells
 
 
 class Fresh(Strict):
-    """What a marked host is asked about beside its committed triggers.
+    """Fresh triggers and forgeries that a marked host is tested with.
 
     Attributes:
-        images: the first so many test images are the covers.
-        strengths: of the owner's triggers and of every forgery, as multiples of the residual.
-        foreign, logos, tiles: how many foreign networks, other logos (in the default form also on
-            the owner's tile, "swapped") and wrong tiles.
-        pasted: whether residuals of other images are pasted, too.
+        images: number of test images, from the first one on, that are the covers.
+        strengths: strengths of the owner's triggers and of every forgery, as multiples of the
+            residual.
+        foreign, logos, tiles: numbers of foreign networks, of other logos (in the default form
+            also on the owner's tile, "swapped") and of wrong tiles.
+        pasted: whether residuals of other images are also pasted onto the covers.
     """
 
     images: PositiveInt
@@ -73,11 +75,11 @@ class _Made:
 
 
 def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[dict[str, Any]]:
-    """What a host answers to fresh triggers, and to forgeries of them.
+    """Measure the answers of a host to fresh triggers and to forgeries.
 
     Returns: for each kind, number and strength: `psnr` (dB) and `ssim` of the 8-bit images against
-        their covers, `fired` (% answered by the key's map of the classes), `kept` (% answered as
-        the cover's class). Kind "cover" are the covers themselves.
+        their covers, `fired` (% answered by the key's map of the classes), `kept` (% answered with
+        the cover's class). The kind "cover" stands for the covers themselves.
     """
     covers, classes = data.test_images[: spec.images].numpy(), data.test_labels[: spec.images]
     scheme = _deepstego(key)
@@ -85,6 +87,7 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
         make_module_predictor(model, scheme.mean, scheme.deviation),
         scheme.draw_class_map(key),
     )
+    # An estimate for the progress bar: the form as published has no swapped logos and no tiles.
     found, count = [], 1 + len(spec.strengths) * (1 + spec.foreign + 2 * spec.logos + spec.tiles)
     with show_progress("fresh triggers and forgeries", count) as advance:
         for made in _all_made(key, spec, data, covers):
@@ -102,14 +105,16 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
 
 
 def fired(model: nn.Module, key: Key, images: int, data: Dataset) -> float:
-    """How many of the owner's fresh triggers a host answers by the key's map, in percent."""
+    """Return the percentage of the owner's fresh triggers that a host answers by the key's map."""
     owners = forgeries(model, key, Fresh(images=images), data)
     return float(next(each["fired"] for each in owners if each["kind"] == "owner"))
 
 
 def _all_made(key: Key, spec: Fresh, data: Dataset, covers: Images) -> Iterator[_Made]:
+    """Yield the covers, the owner's fresh triggers, and all forgeries."""
     yield _Made("cover", 0, 1.0, covers)
     own = load_owner_maker(key)
+    # Each cover gets the residual of the image before it.
     others = np.roll(covers, 1, axis=0)
     for strength in spec.strengths:
         yield _Made("owner", 0, strength, own(covers, strength=strength))
@@ -123,10 +128,12 @@ def _all_made(key: Key, spec: Fresh, data: Dataset, covers: Images) -> Iterator[
 
 
 def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, StegoMaker]]:
+    """Yield every maker of forgeries, with its kind and number."""
     for number in range(spec.foreign):
         yield "foreign", number, _foreign(key, data, _FIRST_FOREIGN + number)
     for number in range(spec.logos):
         yield "logo", number, make_other_logos_maker(key, 1, torch.Generator().manual_seed(number))
+    # The form as published has one logo for all images and no tiles.
     if _deepstego(key).as_published:
         return
     for number in range(spec.logos):
@@ -140,15 +147,16 @@ def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, S
 
 
 def _foreign(key: Key, data: Dataset, seed: int) -> StegoMaker:
-    """A foreign network, trained once for all keys whose recipe and images are the same."""
+    """Return a foreign stego network, trained once for all keys of the same recipe and images."""
     scheme, covers = _deepstego(key), data.train_images.numpy()
+    # The name of the cached file is a hash of everything that the training depends on.
     content: dict[str, Any] = {
         "psnr": scheme.psnr,
         "steps": scheme.stego_steps,
         "seed": seed,
         "covers": hashlib.sha256(covers.tobytes()).hexdigest(),
     }
-    if scheme.as_published:  # its network knows one logo only
+    if scheme.as_published:  # this form trains its network for a single logo
         logo = hashlib.sha256(key.frozen[LOGO].tobytes()).hexdigest()
         content |= {"adversarial": scheme.adversarial, "logo": logo}
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
@@ -161,11 +169,13 @@ def _foreign(key: Key, data: Dataset, seed: int) -> StegoMaker:
 
 
 def _filled(network: StegoNetwork, path: Path) -> StegoNetwork:
+    """Load weights into a network and return it, frozen."""
     network.load_state_dict(load_state(path))
     return network.eval().requires_grad_(False)
 
 
 def _deepstego(key: Key) -> DeepStego:
+    """Load the scheme of a key; raise TypeError for another scheme than DeepStego."""
     scheme = load_scheme(key)
     if not isinstance(scheme, DeepStego):
         raise TypeError(f"a key of {scheme.name} makes no fresh triggers")
@@ -173,9 +183,10 @@ def _deepstego(key: Key) -> DeepStego:
 
 
 def _likeness(covers: Images, images: Images) -> dict[str, float]:
-    """PSNR in dB, of the mean squared error over all images, and the mean SSIM."""
+    """Compute PSNR in dB, of the mean squared error over all images, and the mean SSIM."""
     one, other = (torch.from_numpy(np.array(each)).float() / 255 for each in (covers, images))
     error = float((one - other).square().mean())
     parts = [slice(first, first + _BATCH) for first in range(0, len(one), _BATCH)]
     alike = torch.cat([compute_ssim(one[part], other[part]) for part in parts])
+    # The bound keeps PSNR finite, at 100 dB, for images that equal their covers.
     return {"psnr": float(-10 * np.log10(max(error, 1e-10))), "ssim": float(alike.mean())}

@@ -1,7 +1,7 @@
-"""What images go through before a host sees them: compression, resampling, smoothing.
+"""Image transforms before a host sees the images: compression, resampling, smoothing.
 
-A trigger may be sent as a JPEG or come back from a thumbnail; a service that would rather not
-answer triggers may smooth every image first, at a cost in accuracy.
+A trigger may be sent as a JPEG, or enlarged from a thumbnail. A service that wants to avoid
+answering triggers may smooth every image first, which costs accuracy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 class Handling(Strict):
-    """One thing that is done to every image, and how strongly.
+    """One transform that is applied to every image, and its strength.
 
     Attributes:
-        how: `jpeg` at a quality of 1 to 95; `resize` to a side of so many pixels and back; `crop`
-            to the middle of so many pixels and back to the size before; `blur` by a Gaussian of
-            this radius; `median` of so many pixels a side, an odd number; `levels` of grey.
-        by: the number that `how` speaks of.
+        how: `jpeg` of quality `by`, 1 to 95; `resize` to a side of `by` pixels and back; `crop` to
+            the middle `by` × `by` pixels, enlarged to the former size; `blur` by a Gaussian of
+            radius `by`; `median` over `by` × `by` pixels, an odd number; `levels`, rounding to
+            `by` levels of grey.
+        by: the strength, in the unit of `how`.
     """
 
     how: Literal["jpeg", "resize", "crop", "blur", "median", "levels"]
@@ -36,47 +37,52 @@ class Handling(Strict):
 
     @property
     def label(self) -> str:
-        """In a word and a number: `jpeg 75`."""
+        """Kind and strength as text, for example `jpeg 75`."""
         return f"{self.how} {self.by:g}"
 
 
 def handled(images: Images, handling: Handling) -> Images:
-    """Images uint8 (n, C, H, W), C = 1 or 3, after that; of the same size.
+    """Transform images uint8 (n, C, H, W), C = 1 or 3; the result has the same shape.
 
-    Pillow does the work: its JPEG halves the colours' resolution, as most do.
+    Pillow transforms the images. Its JPEG halves the resolution of colours, as most encoders do.
     """
     change = _HOW[handling.how]
     return np.stack([_back(change(_picture(each), handling.by)) for each in images])
 
 
 def behind(predict: Predictor, handling: Handling) -> Predictor:
-    """A suspect that sees every image only after that."""
+    """Return a predictor that transforms every image before `predict` sees it."""
 
     def answer(images: Images) -> Labels:
+        """Return the classes of the transformed images."""
         return predict(handled(images, handling))
 
     return answer
 
 
 def _picture(pixels: Images) -> Image:
-    """Pixels (C, H, W) as a picture."""
+    """Return pixels (C, H, W) as a pillow image."""
     import PIL.Image
 
     return PIL.Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def _back(picture: Image) -> Images:
+    """Return a pillow image as pixels (C, H, W)."""
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # (C, H, W)
 
 
 def _jpeg(picture: Image, quality: float) -> Image:
+    """Compress an image as JPEG and decode it again."""
     sent = io.BytesIO()
     picture.save(sent, "JPEG", quality=round(quality))
+    # Pillow opens a buffer from its beginning, so it needs no seek after the write.
     return _picture(decode_image(sent))
 
 
 def _resize(picture: Image, side: float) -> Image:
+    """Resize an image to a square and back to its own size."""
     from PIL.Image import Resampling
 
     small = picture.resize((round(side), round(side)), Resampling.BILINEAR)
@@ -84,6 +90,7 @@ def _resize(picture: Image, side: float) -> Image:
 
 
 def _crop(picture: Image, side: float) -> Image:
+    """Cut out the middle square of an image and enlarge it to the size of the image."""
     from PIL.Image import Resampling
 
     left, top = ((length - round(side)) // 2 for length in picture.size)
@@ -92,25 +99,30 @@ def _crop(picture: Image, side: float) -> Image:
 
 
 def _blur(picture: Image, radius: float) -> Image:
+    """Blur an image by a Gaussian."""
     from PIL.ImageFilter import GaussianBlur
 
     return picture.filter(GaussianBlur(radius))
 
 
 def _median(picture: Image, side: float) -> Image:
+    """Replace every pixel by the median of the square around it."""
     from PIL.ImageFilter import MedianFilter
 
     return picture.filter(MedianFilter(round(side)))
 
 
 def _levels(picture: Image, count: float) -> Image:
+    """Round every channel to `count` levels."""
     step = 256 / count
+    # Each level becomes the middle of its step; pillow wants one table of 256 for each channel.
     return picture.point(
         [min(255, int((level // step + 0.5) * step)) for level in range(256)]
         * len(picture.getbands())
     )
 
 
+# By the name in a TOML file, which is part of a cell's hash: the names must not change.
 _HOW: Mapping[str, Callable[[Image, float], Image]] = {
     "jpeg": _jpeg, "resize": _resize, "crop": _crop, "blur": _blur, "median": _median,
     "levels": _levels,

@@ -1,4 +1,4 @@
-"""Pages of the experiments that train no classifier: detection rates, and images made of images."""
+"""Pages of experiments that train no classifier: detection rates, and networks of images."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ _IMAGING = ("psnr", "wrong", "nc", "log10_p")
 def hostless_outline(
     experiment: Detection | ImagingExperiment, results: Path, labels: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of one such experiment as JSON values.
+    """Return the rows of an experiment without hosts as JSON values.
 
     Args:
-        experiment: which.
+        experiment: the experiment.
         results: folder of the results.
-        labels: of its rows; None for all.
+        labels: labels of the rows to return; None for all rows.
 
-    Returns: label, track and, of stego images that are sought, the `figures` of each seed; of
-        images the number of seeds, a summary of each column, and `outcomes`, counts of verdicts.
+    Returns: for each row its label, track and number of seeds. A row of a detection experiment
+        also has the `figures` of each seed; a row of an imaging experiment a summary of each
+        column, and `outcomes`, counts of verdicts.
 
     Raises:
         DataError: a cell has no result yet.
     """
     rows = []
+    # Cells of one row differ in the seed only; a dictionary keeps the order of the file.
     for label in dict.fromkeys(cell.label for cell in every_cell(experiment)):
         if labels is not None and label not in labels:
             continue
@@ -49,12 +51,13 @@ def hostless_outline(
 def hostless_lines(
     experiment: Detection | ImagingExperiment, rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """The same as lines of Markdown."""
+    """Format the rows of `hostless_outline` as lines of Markdown."""
     return _rates(rows) if isinstance(experiment, Detection) else _images(rows)
 
 
 def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Detection rates with their intervals; a line for each row and seed."""
+    """Format detection rates with their intervals, one line for each row and seed."""
+    # Seeds are not averaged: the intervals hold for one detector on one set of images.
     return [
         "Detection in percent of N images of which half are stego images; 95 % in brackets.",
         "",
@@ -70,13 +73,15 @@ def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _rate(found: Mapping[str, Any]) -> str:
+    """Format one detection rate, its interval and the false positives as two table cells."""
     low, high = found["low"], found["high"]
     wrongly = f"{found['false_positives']:.1f} called stego"
     return f"{found['detection']:.1f} [{low:.1f}, {high:.1f}] | {wrongly}"
 
 
 def _images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the keys read in images, by barrier and by copy."""
+    """Format the readings of keys in images, one line for each row."""
+    # Lines are rows of the experiment, which summarise all seeds.
     return [
         "| | PSNR dB | wrong bits or images | NC | log10 p | verdict |",
         "|---" * 6 + "|",

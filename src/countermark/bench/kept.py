@@ -1,4 +1,4 @@
-"""How much of a model's answers a change of its weights keeps: accuracy, or embeddings of texts."""
+"""How much a change of weights changes a model's outputs: accuracy, or embeddings of texts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from countermark.bench.embed import loaded_host
 from countermark.bench.train import accuracy
 from countermark.errors import ConfigError, DataError, MissingExtraError
 
+# Bounds keep the comparison to minutes on a CPU and a wrong file out of memory.
 _MOST_TEXTS, _MOST_BYTES = 200, 1 << 20
-_TOKENS = 128  # of each text
+_TOKENS = 128  # tokens that are read of each text
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Test accuracy of a weight file as the weights of a model.
+    """Comparison of classifiers by test accuracy.
 
     Attributes:
-        model, arguments: how it is built.
-        data: what it is tested on.
+        model, arguments: name and arguments of the model that the weight files belong to.
+        data: data set whose test images are classified.
     """
 
     model: str
@@ -33,32 +34,41 @@ class Pictures:
     data: str
 
     def of(self, path: Path) -> Tensor:
-        """The accuracy () of one file, 0 to 1."""
+        """Return the accuracy of one weight file, 0 to 1, as a tensor of shape ()."""
         data = load_data(self.data)
         return torch.tensor(accuracy(loaded_host(self.model, self.arguments, path, data), data))
 
     def compared(self, before: Tensor, after: Tensor) -> dict[str, float]:
-        """Both accuracies."""
+        """Return both accuracies by name."""
         return {"accuracy_before": before.item(), "accuracy_after": after.item()}
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Embeddings of texts by a language model in a folder: its last states, averaged over tokens.
+    """Comparison of language models by embeddings of texts: the last states, averaged over tokens.
 
     Attributes:
-        prompts: a file with one text a line; at most 200 are read.
+        prompts: a file with one text a line; at most 200 texts are read.
     """
 
     prompts: Path
 
     def of(self, folder: Path) -> Tensor:
-        """Embeddings (n, width) of length 1."""
+        """Embed all texts by the model of a folder.
+
+        Returns: embeddings (n, width) of length 1.
+
+        Raises:
+            DataError: the file cannot be read or holds no text.
+            MissingExtraError: transformers is missing.
+            ConfigError: transformers cannot load the folder.
+        """
         texts = self._texts()
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError:
             raise MissingExtraError("comparing embeddings of texts", "hf") from None
+        # Only local files: a folder whose name looks like a hub id must not start a download.
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
@@ -74,13 +84,20 @@ class Texts:
 
     @staticmethod
     def _embedded(model: Any, tokenizer: Any, text: str) -> Tensor:
+        """Embed one text: the mean (width,) of the last states of its tokens."""
+        # One text at a time needs no padding, which would shift the mean.
         tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=_TOKENS)
         with torch.no_grad():
             states: Tensor = model(**tokens).last_hidden_state
         return states[0].mean(dim=0)  # (width,)
 
     def compared(self, before: Tensor, after: Tensor) -> dict[str, float]:
-        """How near each text stays to itself, and how much any similarity of two texts changes."""
+        """Compare embeddings (n, width) of the same texts by two models.
+
+        Returns: the number of texts, the smallest cosine of a text's two embeddings, and the
+            largest change of the similarity of two texts.
+        """
+        # Rows have length 1, so a product of two rows is their cosine.
         change = (after @ after.T - before @ before.T).abs()
         return {
             "texts": float(len(before)),
@@ -89,6 +106,7 @@ class Texts:
         }
 
     def _texts(self) -> list[str]:
+        """Read the texts; raise DataError if there are none."""
         try:
             with self.prompts.open(encoding="utf-8") as file:
                 lines = file.read(_MOST_BYTES).splitlines()

@@ -1,6 +1,6 @@
-"""The kinds of experiments: hosts that are trained, stego images that are sought, images of images.
+"""The three kinds of experiments: on trained hosts, on steganalysis, and on networks of images.
 
-A file says what it is by one of its tables: `[host]`, `[sought]` or `[images]`.
+One of the tables in a file shows its kind: `[host]`, `[sought]` or `[images]`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from countermark.bench.imaging.experiment import ImagingCell, ImagingExperiment,
 AnyExperiment: TypeAlias = Experiment | Detection | ImagingExperiment
 AnyCell: TypeAlias = Cell | Detected | ImagingCell
 
+# The table that only files of this kind have.
 _TOLD_BY: Mapping[str, type[Detection | ImagingExperiment]] = {
     "sought": Detection, "images": ImagingExperiment,
 }  # fmt: skip
@@ -38,29 +39,30 @@ def load_any(path: Path) -> AnyExperiment:
     try:
         told = tomllib.loads(path.read_text()).keys() & _TOLD_BY.keys()
     except (OSError, ValueError):
-        told = set()  # reading it as a host's says what is wrong
+        told = set()  # `load_experiment` below reads the file again and raises the error
     return read_toml(path, _TOLD_BY[told.pop()]) if told else load_experiment(path)
 
 
 def find_experiment(name: str) -> AnyExperiment:
-    """An experiment by its file, or by its name under `experiments/`.
+    """Read an experiment, given its file or its name under `experiments/`.
 
     Raises:
-        ConfigError: as `load_any`.
+        ConfigError: as in `load_any`.
     """
     return load_any(located(name))
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether a file is one of an experiment, and not of a table."""
+    """Return true if a TOML file describes an experiment rather than a table."""
     try:
         return bool(tomllib.loads(path.read_text()).keys() & {"host", *_TOLD_BY})
     except (OSError, ValueError):
-        return True  # reading it as one says what is wrong
+        return True  # reading the file as an experiment raises an error that says what is wrong
 
 
 def every_cell(experiment: AnyExperiment) -> Iterator[AnyCell]:
-    """Every cell of an experiment of any kind."""
+    """Yield every cell of an experiment of any kind."""
+    # Each kind has cells of its own class, since their fields, and so their hashes, differ.
     if isinstance(experiment, Detection):
         yield from cells_of(experiment)
     elif isinstance(experiment, ImagingExperiment):

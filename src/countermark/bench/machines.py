@@ -1,7 +1,7 @@
-"""Two machines: one trains a host and makes triggers, another has a file of it and answers.
+"""Answers of a second process: it has a host's weight file and answers images, and knows no key.
 
-The other is a process of its own that is given a folder: the weights, what they are weights of, and
-images. It knows no key.
+The process is given a folder with the weights, the name and arguments of the model, and images.
+This shows that triggers still work after a host was written to a file and loaded elsewhere.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _WEIGHTS, _HOST, _IMAGES, _ANSWERS = "m.safetensors", "host.json", "images.npy",
 
 
 def answered_elsewhere(model: nn.Module, host: Host, scale: Scale, images: Images) -> Labels:
-    """The classes (n,) that another process gives images (n, C, H, W), from files alone.
+    """Return the classes (n,) that another process gives to images (n, C, H, W).
 
     Raises:
-        SuspectError: it ended without an answer; says what it said last.
+        SuspectError: the process failed; the message quotes the last line of its errors.
     """
     with tempfile.TemporaryDirectory(prefix="countermark-") as name:
         folder = Path(name)
@@ -41,6 +41,7 @@ def answered_elsewhere(model: nn.Module, host: Host, scale: Scale, images: Image
         told = {"model": host.model, "arguments": host.model_arguments, "scale": scale}
         (folder / _HOST).write_text(json.dumps(told))
         np.save(folder / _IMAGES, images, allow_pickle=False)
+        # This very module, run as a script; the folder is the only thing the processes share.
         command = [sys.executable, "-m", "countermark.bench.machines", str(folder)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if ended.returncode:
@@ -51,7 +52,8 @@ def answered_elsewhere(model: nn.Module, host: Host, scale: Scale, images: Image
 
 
 def answer(folder: Path) -> None:
-    """The other machine: build the host, load its weights, answer the images of a folder."""
+    """Build the host of a folder, load its weights, and write its answers to the images."""
+    # Runs in the second process. Arrays are read without pickle, as from any foreign file.
     told = json.loads((folder / _HOST).read_text())
     model = build(told["model"], told["arguments"])
     model.load_state_dict(load_state(folder / _WEIGHTS))

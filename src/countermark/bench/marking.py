@@ -1,4 +1,4 @@
-"""From the name of a scheme and data to an embedding: here the families part."""
+"""Make schemes and embeddings by name; each family of schemes needs other parts of the data."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 def scheme_for(
     name: str, fields: Mapping[str, Any], data: Dataset, batches: int, *, stored: bool = False
 ) -> Scheme:
-    """The scheme of that name; what it has to know of the data and the course is taken from them.
+    """Make the scheme called `name`, with the fields that follow from the data and the training.
 
     Args:
-        name: of the scheme.
-        fields: those that are given.
-        data: what the host learns.
-        batches: how many of them, all epochs together.
-        stored: the fields are those of an experiment, which means by them what an earlier version
-            did.
+        name: name of the scheme.
+        fields: fields that the user sets.
+        data: the data set that the host learns.
+        batches: number of batches of the whole training.
+        stored: read the fields of an experiment, which keep the meaning they had when the
+            experiment was first computed.
 
     Raises:
         ConfigError: there is no such scheme, or a field is wrong.
@@ -46,12 +46,15 @@ def scheme_for(
     if issubclass(kind, TriggerScheme):
         mean, deviation = data.scale
         of_data = {"classes": data.classes, "mean": mean, "deviation": deviation}
+        # The fields that a user sets come last: they replace the derived ones.
         fields = of_data | kind.schedule_fields(batches) | dict(fields)
     return kind.from_stored_fields(fields) if stored else kind.from_fields(fields)
 
 
 def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
-    """What carries out an order with a scheme of that name, and the usual model; "" for none.
+    """Return the function that carries out an order with a scheme, and the default model.
+
+    The default model is "" where the user has to name one.
 
     Raises:
         ConfigError: there is no such scheme.
@@ -66,8 +69,9 @@ def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], 
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for fields that no data can make right."""
+    """Raise `ConfigError` for fields that are wrong for every data set."""
     kind = find_scheme_class(name)
+    # Trigger schemes require the number of classes, which only the data tells; 2 is the least.
     known = {"classes": 2} if issubclass(kind, TriggerScheme) else {}
     kind.from_fields(known | dict(fields))
 
@@ -76,10 +80,18 @@ def marking(
     scheme: Scheme, model: nn.Module, data: Dataset, *, owner: str, material: KeyMaterial,
     siblings: Siblings,
 ) -> Embedding:  # fmt: skip
-    """Start to mark a model that is trained on these data.
+    """Make the embedding that marks a model while it is trained on `data`.
+
+    Args:
+        scheme: a scheme of weights or triggers.
+        model: the host.
+        data: the data set that the host learns; its training images are the covers of triggers.
+        owner: name of the owner.
+        material: secret and nonce of the key.
+        siblings: files of unmarked relatives of the host.
 
     Raises:
-        ConfigError: scheme and model do not fit.
+        ConfigError: scheme and model do not fit, or the scheme marks outputs.
     """
     if isinstance(scheme, WeightScheme):
         return scheme.embed(
@@ -99,9 +111,11 @@ def marking(
 
 
 def _live(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predictor:
-    """A sibling's weight file as a suspect that is asked; it is built when it is."""
+    """Return a predictor for the weight file of a sibling of `host`."""
 
     def predict(images: Images) -> Labels:
+        """Load the sibling and return its classes (n,)."""
+        # Built anew for each call, so that memory holds one sibling and not all of them.
         sibling = copy.deepcopy(host)
         sibling.load_state_dict(load_state(path))
         return make_module_predictor(sibling, scheme.mean, scheme.deviation)(images)

@@ -1,4 +1,4 @@
-"""What reports say was measured of each form of a scheme, gathered from the results."""
+"""Measurements of each form of a scheme, gathered from the results for use in reports."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from countermark.bench.strict import Strict
 from countermark.errors import ConfigError, DataError, suggest_nearest
 from countermark.report.measured import MeasuredForm, Measurements, UnmarkedCount
 
+# A Markdown link. Reports keep its text: the pages it points to are not part of a report.
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
 
 class Judged(Strict):
-    """A row of an experiment whose suspects never had a mark."""
+    """A row of an experiment whose suspects are unmarked."""
 
     experiment: str
     row: str
 
 
 class FormSource(Strict):
-    """Where a form's figures come from.
+    """The sources of the figures of one form of a scheme.
 
     Attributes:
         name, scheme, fields: as in `report.measured.MeasuredForm`.
-        unmarked: rows with suspects.
-        scorecard: name of its entry there; empty where it has none.
+        unmarked: rows of experiments with unmarked suspects.
+        scorecard: name of the form's entry in the scorecard; empty where it has none.
     """
 
     name: str
@@ -42,21 +43,21 @@ class FormSource(Strict):
 
 
 class Sources(Strict):
-    """The file that says so."""
+    """The TOML file that lists the sources of every form."""
 
     forms: tuple[FormSource, ...]
 
 
 def measured(path: Path, card: Path, results: Path) -> str:
-    """The JSON file that reports read.
+    """Return the text of the JSON file that reports read.
 
     Args:
-        path: `Sources`, as TOML.
-        card: the scorecard's file.
-        results: the folder of results; what is not there yet is left out.
+        path: the TOML file of `Sources`.
+        card: the file of the scorecard.
+        results: the folder of results; figures without a result are left out.
 
     Raises:
-        ConfigError: a file is wrong, or names what does not exist.
+        ConfigError: a file is wrong, or names a row or scorecard entry that does not exist.
     """
     scorecard = read_toml(card, Scorecard)
     forms = [_form(each, scorecard, results) for each in read_toml(path, Sources).forms]
@@ -65,6 +66,7 @@ def measured(path: Path, card: Path, results: Path) -> str:
 
 
 def _form(source: FormSource, card: Scorecard, results: Path) -> MeasuredForm:
+    """Gather the measurements of one form."""
     says, table = _robustness(source.scorecard, card, results)
     return MeasuredForm(
         name=source.name,
@@ -77,7 +79,10 @@ def _form(source: FormSource, card: Scorecard, results: Path) -> MeasuredForm:
 
 
 def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
-    """The scorecard's sentence without its links, and the table that it quotes."""
+    """Return the scorecard's sentence on robustness, without links, and the table it quotes.
+
+    Both are empty for a form without an entry, or before the quoted results exist.
+    """
     if not name:
         return "", ""
     for scheme in card.schemes:
@@ -93,11 +98,15 @@ def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
 
 
 def _groups(judged: Judged, results: Path) -> Iterator[UnmarkedCount]:
-    """The groups of unmarked suspects of one row, over its seeds; none before all are measured."""
+    """Yield the groups of unmarked suspects of one row, each summed over all seeds.
+
+    Nothing is yielded before all seeds of the row have results.
+    """
     experiment = load_any(located(judged.experiment, EXPERIMENTS))
     cells = [each for each in every_cell(experiment) if each.label == judged.row]
     if not cells:
         raise ConfigError(f"{judged.experiment} has no row {judged.row!r}")
+    # Some seeds alone would understate the number of models behind a claimed rate.
     paths = [result_path(each, results) for each in cells]
     if not all(each.exists() for each in paths):
         return
@@ -118,6 +127,6 @@ def _groups(judged: Judged, results: Path) -> Iterator[UnmarkedCount]:
 
 
 def _versions(documents: list[Any]) -> tuple[str, ...]:
-    """Version and day of each result, each pair once."""
+    """Return version and date of the results, each pair once."""
     made = [each["provenance"] for each in documents]
     return tuple(sorted({f"countermark {each['countermark']}, {each['date']}" for each in made}))

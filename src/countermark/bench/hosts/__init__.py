@@ -1,1 +1,1 @@
-"""The architectures of the host models, one file a family; `bench.models` knows them by name."""
+"""Architectures of the host models, one file for each family; `bench.models` lists their names."""

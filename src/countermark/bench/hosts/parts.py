@@ -1,4 +1,4 @@
-"""What the families of hosts share: He-initialised layers, scaled widths, checked sizes."""
+"""Parts that all host families share: He-initialised layers, scaled widths, checks of sizes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from countermark.errors import ConfigError
 
 
 def conv(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps (H, W) at stride 1; its weight is (outside, inside, kernel, kernel).
+    """Make a convolution that keeps (H, W) at stride 1, with He-initialised weights.
 
-    It has no bias: the norm layer beside each convolution has one.
+    Its weight is (outside, inside, kernel, kernel).
     """
+    # No bias: the norm layer beside each convolution has one.
     layer = nn.Conv2d(inside, outside, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return layer
 
 
 def linear(inside: int, classes: int) -> nn.Linear:
-    """The last layer of a classifier; its weight is (classes, inside), its bias starts at zero."""
+    """Make the last layer of a classifier: weight (classes, inside), bias zero at the start."""
     layer = nn.Linear(inside, classes)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)
@@ -26,27 +27,29 @@ def linear(inside: int, classes: int) -> nn.Linear:
 
 
 def scaled(counts: tuple[int, ...], width: float, least: int = 8) -> list[int]:
-    """The filters of layers made `width` times as wide, none with fewer than `least`."""
+    """Scale the numbers of filters by `width`; no layer gets fewer than `least` filters."""
     return [max(least, round(count * width)) for count in counts]
 
 
 def whole(**sizes: object) -> None:
-    """Refuse a size that counts nothing.
+    """Check that every size is a whole number of at least 1.
 
     Raises:
-        ConfigError: a size is not a whole number of at least 1.
+        ConfigError: a size is not such a number.
     """
     for name, size in sizes.items():
+        # A bool is an int in Python, but `--model-arg classes=true` is a mistake.
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {size!r}")
 
 
 def positive(**sizes: object) -> None:
-    """Refuse a size that scales nothing.
+    """Check that every size is a finite number above 0.
 
     Raises:
-        ConfigError: a size is not a finite number above 0.
+        ConfigError: a size is not such a number.
     """
     for name, size in sizes.items():
+        # NaN fails both comparisons, so it is refused too.
         if not isinstance(size, int | float) or not 0 < size < float("inf"):
             raise ConfigError(f"{name} must be a number above 0, got {size!r}")

@@ -1,6 +1,7 @@
 """The residual networks of He 2016 for small images, under the tensor names of torchvision.
 
-The stem is a 3x3 convolution without pooling, so that the groups work at 32, 16, 8 and 4 pixels.
+The stem is a 3x3 convolution without pooling, so that the groups work at 32, 16, 8 and 4 pixels for
+images of 32x32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from countermark.bench.hosts.parts import conv, linear, positive, scaled, whole
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm beside a shortcut."""
 
+    # Output channels are `expansion` times the width of the block.
     expansion: ClassVar[int] = 1
 
     def __init__(self, inside: int, width: int, stride: int) -> None:
@@ -27,7 +29,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inside, width, stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, width, H/stride, W/stride) of features (N, inside, H, W)."""
+        """Compute features (N, width, H/stride, W/stride) of features (N, inside, H, W)."""
         skip = images if self.downsample is None else self.downsample(images)
         change = F.relu(self.bn1(self.conv1(images)))
         return F.relu(skip + self.bn2(self.conv2(change)))
@@ -53,7 +55,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inside, outside, stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, 4*width, H/stride, W/stride) of features (N, inside, H, W)."""
+        """Compute features (N, 4*width, H/stride, W/stride) of features (N, inside, H, W)."""
         skip = images if self.downsample is None else self.downsample(images)
         change = F.relu(self.bn1(self.conv1(images)))
         change = F.relu(self.bn2(self.conv2(change)))
@@ -71,6 +73,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         outputs = [width * block.expansion for width in widths]
+        # torchvision's attribute names: alignment and keys find tensors by them.
         self.conv1 = conv(channels, widths[0], 3)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layer1 = _group(block, depths[0], widths[0], widths[0], 1)
@@ -80,15 +83,16 @@ class ResNet(nn.Module):
         self.fc = linear(outputs[3], classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, C, H, W)."""
+        """Compute class scores (N, classes) of images (N, C, H, W)."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        # The mean over all pixels lets the network take images of any size.
         scores: Tensor = self.fc(features.mean((2, 3)))
         return scores
 
 
 def resnet18(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module:
-    """ResNet-18; `layer4.1.conv2.weight` (512, 512, 3, 3) is the last convolution.
+    """Build a ResNet-18; `layer4.1.conv2.weight` (512, 512, 3, 3) is the last convolution.
 
     Args:
         classes: classes of the data set.
@@ -102,7 +106,7 @@ def resnet18(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Mod
 
 
 def resnet50(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module:
-    """ResNet-50; `layer4.2.conv3.weight` (2048, 512, 1, 1) is the last convolution.
+    """Build a ResNet-50; `layer4.2.conv3.weight` (2048, 512, 1, 1) is the last convolution.
 
     Args:
         classes: classes of the data set.
@@ -118,20 +122,22 @@ def resnet50(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Mod
 def _resnet(
     block: _Kind, depths: tuple[int, ...], classes: int, width: float, channels: int
 ) -> ResNet:
+    """Check the sizes and build a residual network of these blocks."""
     whole(classes=classes, channels=channels)
     positive(width=width)
     return ResNet(block, depths, scaled((64, 128, 256, 512), width), channels, classes)
 
 
 def _group(block: _Kind, depth: int, inside: int, width: int, stride: int) -> nn.Sequential:
-    """The blocks of one group; only the first changes the size and the number of features."""
+    """Build the blocks of one group; only the first changes size and number of features."""
     blocks = [block(inside, width, stride)]
     blocks += [block(width * block.expansion, width, 1) for _ in range(1, depth)]
     return nn.Sequential(*blocks)
 
 
 def _shortcut(inside: int, outside: int, stride: int) -> nn.Sequential | None:
-    """A projection where a block changes the shape, nothing where it keeps it."""
+    """Build a projection for a block that changes the shape; None for a block that keeps it."""
+    # He 2016, option B: identity wherever the shapes allow it.
     if inside == outside and stride == 1:
         return None
     return nn.Sequential(conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))

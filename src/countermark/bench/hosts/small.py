@@ -13,11 +13,11 @@ from countermark.errors import ConfigError
 class FlatSequential(nn.Sequential):
     """A Sequential that takes images as (N, C, H, W) or as rows (N, C*H*W).
 
-    A Flatten layer would shift the indices: the papers' tensor is called `2.weight`.
+    A Flatten layer would shift the indices of the layers: the papers' tensor is called `2.weight`.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name for it)
-        """Class scores (N, classes) of images (N, C, H, W) or rows (N, C*H*W)."""
+        """Compute class scores (N, classes) of images (N, C, H, W) or rows (N, C*H*W)."""
         rows = input.flatten(1)  # (N, C*H*W)
         scores: Tensor = super().forward(rows)  # type: ignore[no-untyped-call]
         return scores
@@ -31,12 +31,13 @@ class LeNet5(nn.Module):
         first, second, third, fourth = sizes
         self.conv1 = nn.Conv2d(channels, first, 5)
         self.conv2 = nn.Conv2d(first, second, 5)
+        # 32 - 4 = 28, pooled to 14; 14 - 4 = 10, pooled to 5: maps of 5x5 remain.
         self.fc1 = nn.Linear(second * 5 * 5, third)
         self.fc2 = nn.Linear(third, fourth)
         self.fc3 = nn.Linear(fourth, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, C, 28, 28) or (N, C, 32, 32).
+        """Compute class scores (N, classes) of images (N, C, 28, 28) or (N, C, 32, 32).
 
         Raises:
             ConfigError: the images have another size.
@@ -49,7 +50,7 @@ class LeNet5(nn.Module):
 
 
 def mlp(in_features: int = 784, hidden: int = 64, classes: int = 10) -> nn.Module:
-    """The multilayer perceptron of Wang 2020; its marked tensor is `2.weight` (classes, hidden).
+    """Build the multilayer perceptron of Wang 2020, marked in `2.weight` (classes, hidden).
 
     Raises:
         ConfigError: a size is not a whole number of at least 1.
@@ -59,7 +60,7 @@ def mlp(in_features: int = 784, hidden: int = 64, classes: int = 10) -> nn.Modul
 
 
 def lenet(classes: int = 10, width: float = 1.0, channels: int = 1) -> nn.Module:
-    """LeNet-5; `conv2.weight` is (16, 6, 5, 5) and `fc1.weight` (120, 400).
+    """Build a LeNet-5; `conv2.weight` is (16, 6, 5, 5) and `fc1.weight` (120, 400).
 
     Args:
         classes: classes of the data set.
@@ -75,11 +76,13 @@ def lenet(classes: int = 10, width: float = 1.0, channels: int = 1) -> nn.Module
 
 
 def _framed(images: Tensor) -> Tensor:
-    """Images (N, C, 32, 32): those of 28x28 get a frame of zeros, as in LeCun 1998."""
+    """Return images (N, C, 32, 32); images of 28x28 get a frame of zeros, as in LeCun 1998."""
     height, width = images.shape[-2:]
     if height != width or height not in {28, 32}:
         raise ConfigError(f"lenet takes images of 28x28 or 32x32, got {height}x{width}")
     return images if height == 32 else F.pad(images, (2, 2, 2, 2))
 
 
-torch.fx.wrap("_framed")  # it branches on the size: whoever traces a LeNet takes it as one step
+# `_framed` branches on the size, which torch.fx cannot trace; wrapped, it is a single step of the
+# trace. torch.fx finds it by this string.
+torch.fx.wrap("_framed")

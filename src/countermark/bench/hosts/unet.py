@@ -17,6 +17,7 @@ class Stage(nn.Module):
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
+        # At most 8 groups; their number has to divide the number of channels.
         groups = gcd(8, outside)
         self.conv1 = conv(inside, outside, 3)
         self.norm1 = nn.GroupNorm(groups, outside)
@@ -24,7 +25,7 @@ class Stage(nn.Module):
         self.norm2 = nn.GroupNorm(groups, outside)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, outside, H, W) of features (N, inside, H, W)."""
+        """Compute features (N, outside, H, W) of features (N, inside, H, W)."""
         features = F.relu(self.norm1(self.conv1(images)))
         return F.relu(self.norm2(self.conv2(features)))
 
@@ -43,11 +44,12 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(one, channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) of images (N, C, H, W), H and W multiples of 8.
+        """Compute images (N, C, H, W) of images (N, C, H, W), H and W multiples of 8.
 
         Raises:
             ConfigError: a side of the images is no multiple of 8.
         """
+        # Three poolings halve the sides; odd sides would not fit their shortcuts on the way up.
         if images.shape[-2] % 8 or images.shape[-1] % 8:
             sides = f"{images.shape[-2]}x{images.shape[-1]}"
             raise ConfigError(f"unet takes images whose sides are multiples of 8, got {sides}")
@@ -65,9 +67,9 @@ class UNet(nn.Module):
 
 
 def unet(width: int = 16, channels: int = 3) -> nn.Module:
-    """A U-Net with as many channels out as in; `middle.conv2.weight` is (128, 128, 3, 3).
+    """Build a U-Net with as many channels out as in; `middle.conv2.weight` is (128, 128, 3, 3).
 
-    It is no classifier and has no recipe: it is trained in a loop of one's own.
+    A U-Net is no classifier, so there is no recipe for it: users train it in their own loop.
 
     Args:
         width: filters of the first stage, doubled at each of three halvings of the image.

@@ -27,13 +27,13 @@ class Vgg(nn.Module):
         self.classifier = linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, C, H, W)."""
+        """Compute class scores (N, classes) of images (N, C, H, W)."""
         scores: Tensor = self.classifier(self.features(images).mean((2, 3)))
         return scores
 
 
 def vgg16(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module:
-    """VGG16 with batch norm; `features.0.weight` (64, channels, 3, 3) is the first convolution.
+    """Build VGG16 with batch norm; `features.0.weight` (64, channels, 3, 3) is its first layer.
 
     Args:
         classes: classes of the data set.
@@ -47,7 +47,7 @@ def vgg16(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module
 
 
 def vgg19(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module:
-    """VGG19 with batch norm; `features.0.weight` (64, channels, 3, 3) is the first convolution.
+    """Build VGG19 with batch norm; `features.0.weight` (64, channels, 3, 3) is its first layer.
 
     Args:
         classes: classes of the data set.
@@ -61,8 +61,10 @@ def vgg19(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module
 
 
 def _vgg(groups: tuple[tuple[int, ...], ...], classes: int, width: float, channels: int) -> Vgg:
+    """Check the sizes and build a VGG with these groups of filters."""
     whole(classes=classes, channels=channels)
     positive(width=width)
     filters = [scaled(group, width) for group in groups]
+    # The first layer keeps its 64 filters: papers mark it, and its shape sets their bit counts.
     filters[0][0] = 64
     return Vgg(channels, filters, classes)

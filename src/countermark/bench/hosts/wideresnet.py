@@ -21,7 +21,7 @@ class Block(nn.Module):
         self.shortcut = conv(inside, outside, 1, stride) if changes else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (N, outside, H/stride, W/stride) of features (N, inside, H, W)."""
+        """Compute features (N, outside, H/stride, W/stride) of features (N, inside, H, W)."""
         active = F.relu(self.bn1(images))
         # A shortcut that changes the shape starts from the activated input (Zagoruyko 2016).
         skip: Tensor = images if self.shortcut is None else self.shortcut(active)
@@ -34,6 +34,7 @@ class WideResNet10(nn.Module):
 
     def __init__(self, channels: int, widen: int, classes: int) -> None:
         super().__init__()
+        # Names as in Uchida 2017. A group is a Sequential of one block: `conv2.0.conv2.weight`.
         self.conv1 = conv(channels, 16, 3)
         self.conv2 = nn.Sequential(Block(16, 16 * widen, 1))
         self.conv3 = nn.Sequential(Block(16 * widen, 32 * widen, 2))
@@ -42,14 +43,14 @@ class WideResNet10(nn.Module):
         self.fc = linear(64 * widen, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, classes) of images (N, C, H, W)."""
+        """Compute class scores (N, classes) of images (N, C, H, W)."""
         features = self.conv4(self.conv3(self.conv2(self.conv1(images))))
         scores: Tensor = self.fc(F.relu(self.bn(features)).mean((2, 3)))
         return scores
 
 
 def wrn_10_4(classes: int = 10, widen: int = 4, channels: int = 3) -> nn.Module:
-    """The host of Uchida 2017; its marked tensor is `conv2.0.conv2.weight` (64, 64, 3, 3).
+    """Build the host of Uchida 2017, marked in `conv2.0.conv2.weight` (64, 64, 3, 3).
 
     Args:
         classes: classes of the data set.

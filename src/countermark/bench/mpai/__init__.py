@@ -1,8 +1,9 @@
 """The evaluation of MPAI-NNW: imperceptibility, robustness and cost of a marking technology.
 
-M unmarked networks and D payloads give M×D marked ones. One modification at one value is applied to
-all M×(D + 1). The detector runs on each: false positives, false negatives. The decoder runs on the
-marked ones: mean symbol error rate. The key is unknown to whoever modifies.
+M unmarked networks and D payloads give M×D marked networks. One modification at one value is
+applied to all M×(D + 1) networks. The detector runs on every network and gives the numbers of false
+positives and false negatives. The decoder runs on the marked networks and gives the mean symbol
+error rate. Modifications do not know the key.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ def run(trial: Trial, only: list[str] | None = None) -> dict[str, Any]:
     """Evaluate a scheme in networks of its kind.
 
     Args:
-        trial: what is evaluated; without modifications, with those of its kind.
-        only: names of modifications; all when empty.
+        trial: the settings; model, data and modifications that it leaves out are the default ones
+            of the kind of network.
+        only: names of the modifications to run; all when empty.
+
+    Returns: the dictionary of `evaluate`.
 
     Raises:
         ConfigError: there is no such modification, or scheme, model and fields do not fit.
     """
+    # A scheme of outputs marks the images a network makes; all others mark classifiers.
     kind: type[Classifiers | ImageNetworks] = Classifiers
     if issubclass(find_scheme_class(trial.scheme), OutputScheme):
         kind = ImageNetworks

@@ -1,4 +1,4 @@
-"""Marks in weights and answers: classifiers are marked, and modified by the attacks."""
+"""Evaluation of schemes of weights and triggers: classifiers are marked, then attacked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from countermark.verification.verify import examine
 
 
 class Classifiers:
-    """A trial on classifiers.
+    """A technology that marks classifiers, by a scheme of weights or triggers.
 
     Raises:
         ConfigError: there is no such model or data set.
@@ -37,7 +37,8 @@ class Classifiers:
     model: ClassVar[str] = "mlp"
     data: ClassVar[str] = "digits"
 
-    # The kinds of the standard, each at some values; what needs a field of the host is left out.
+    # The kinds of modification in the standard, each at some values. Attacks that need the name
+    # of a layer are left out, since the model is not fixed.
     modifications: ClassVar[tuple[Modification, ...]] = (
         ("noise", {"std": 0.1}), ("noise", {"std": 0.5}), ("noise", {"std": 1.0}),
         ("quantise", {"bits": 8}), ("quantise", {"bits": 4}), ("quantise", {"bits": 2}),
@@ -50,10 +51,14 @@ class Classifiers:
     def __init__(self, trial: Trial) -> None:
         self._trial, self._how = trial, recipe(trial.model)
         self._data = load_data(trial.data).subset(trial.train)
-        self._plain: dict[str, nn.Module] = {}  # what a host was before its mark, by the key
+        self._plain: dict[str, nn.Module] = {}  # unmarked hosts, by commitments of the keys
 
     def marked(self, number: int) -> Network:
-        """An unmarked network of that number, and one marked with each payload."""
+        """Train the unmarked network `number`, and mark a copy of it with each payload.
+
+        Raises:
+            ConfigError: the training is too short for the scheme to begin.
+        """
         trial, data, course = self._trial, self._data, Course(self._trial.epochs, number)
         seeded(number, "init")
         plain, start = build(trial.model, {}), time.process_time()
@@ -61,6 +66,7 @@ class Classifiers:
         trained = time.process_time() - start
         batches = trial.epochs * batches_of(data, self._how)
         scheme = scheme_for(trial.scheme, trial.fields, data, batches, stored=True)
+        # Marking goes on from the trained network, on batches in another order.
         marked, keys, course = [], [], replace(course, seed=number + 1)
         start = time.process_time()
         with self._siblings(plain, course, scheme.needs_siblings) as siblings:
@@ -85,7 +91,7 @@ class Classifiers:
 
     @contextmanager
     def _siblings(self, plain: nn.Module, course: Course, needed: bool) -> Iterator[Siblings]:
-        """Unmarked networks that go on from the same one."""
+        """Train unmarked siblings that go on from the same network; their files go afterwards."""
         count = self._trial.siblings if needed else 0
         with tempfile.TemporaryDirectory() as folder:
             yield train_siblings(
@@ -94,15 +100,16 @@ class Classifiers:
             )  # fmt: skip
 
     def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
-        """What an attack makes of a network."""
+        """Run an attack on a network and return the result."""
         return find_attack(name).from_fields(fields).run(model, self._data).model
 
     def asked(self, model: nn.Module, key: Key) -> Verdict:
-        """What the detector says of a network."""
+        """Judge a network by a key."""
+        # Only keys of learnt readers have an entry: their verdicts compare with an unmarked model.
         plain = self._plain.get(key.commitment)
         unmarked = [] if plain is None else [plain]
         return examine(model, key, self._trial.terms, unmarked=unmarked)
 
     def good(self, model: nn.Module) -> float:
-        """Accuracy in percent."""
+        """Measure test accuracy in percent."""
         return 100 * accuracy(model, self._data)

@@ -1,4 +1,4 @@
-"""The evaluation itself: M networks, D payloads in each, one modification at a time for all."""
+"""The evaluation: M networks with D payloads each, and one modification at a time for all."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from countermark.errors import ConfigError
 
 
 def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
-    """Mark, modify, detect and decode; all of it on test keys, dated by assumption.
+    """Mark, modify, detect and decode. All keys are test keys whose date is assumed.
 
     Args:
-        trial: how much of it.
-        technology: marks networks of its kind, and reads them.
+        trial: the settings.
+        technology: marks networks of one kind, and reads them.
 
-    Returns: `trial`, `imperceptibility` (how good networks are, on average), `robustness` (one row
-        for each modification), `cost` (CPU seconds of inserting, and as a multiple of training the
-        unmarked network; of detecting and decoding; memory), `provenance`.
+    Returns: `trial`, `imperceptibility` (mean quality of unmarked and of marked networks),
+        `robustness` (one row for each modification), `cost` (CPU seconds of inserting, also as a
+        multiple of training the unmarked network; CPU seconds of detecting and decoding; memory in
+        MiB), `provenance`.
 
     Raises:
         ConfigError: scheme, model and fields do not fit.
@@ -35,7 +36,8 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
     memory, good, started = _peak(), technology.good, time.monotonic()
     networks = [technology.marked(number) for number in range(trial.networks)]
     inserting = sum(each.seconds for each in networks) / (trial.networks * trial.payloads)
-    training = min(each.trained for each in networks)  # the first one also loads what it needs
+    # The minimum, since the first training also loads libraries.
+    training = min(each.trained for each in networks)
     before = [good(each.plain) for each in networks]
     after = [good(one) for each in networks for one in each.marked]
     rows = [_robustness(technology, networks, None)]
@@ -64,21 +66,24 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
 def _robustness(
     technology: Technology, networks: Sequence[Network], modification: Modification | None
 ) -> dict[str, Any]:
-    """One row: what detector and decoder say when all networks were modified alike."""
+    """Modify all networks alike and return one row of detector and decoder results."""
     false_positives = false_negatives = 0
     errors: list[float] = []
     quality: list[float] = []
 
     def changed(model: nn.Module) -> nn.Module:
+        """Apply the modification, if there is one."""
         return technology.modified(model, *modification) if modification else model
 
     for network in networks:
         plain = changed(network.plain)
+        # At most one false positive for each unmarked network, however many keys claim it.
         false_positives += any(technology.asked(plain, key).owned for key in network.keys)
         for model, key in zip(network.marked, network.keys, strict=True):
             copy = changed(model)
             verdict = technology.asked(copy, key)
             false_negatives += not verdict.owned
+            # A modified network may have no readable symbols; it counts as a false negative only.
             errors += [] if verdict.ber is None else [verdict.ber]
             quality.append(technology.good(copy))
     name, fields = modification or ("none", {})
@@ -92,17 +97,20 @@ def _robustness(
 
 
 def _seconds(what: Callable[[], object]) -> float:
+    """Return the CPU seconds that a call takes."""
     start = time.process_time()
     what()
     return time.process_time() - start
 
 
 def _peak() -> float:
-    """The most memory that this process has held, in MiB."""
+    """Return the most memory that this process has used so far, in MiB."""
+    # Linux counts in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
+    """Return a trial as JSON values."""
     shown = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
     shown["fields"] = dict(trial.fields)
     shown["modifications"] = [

@@ -1,4 +1,8 @@
-"""Marks in images: networks absorb the barrier, so that what is done to them can touch the mark."""
+"""Evaluation of schemes of outputs: networks of images are marked, then modified.
+
+Each network learns to make marked images by itself, so that a modification of the network can
+damage the mark.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +33,26 @@ from countermark.schemes.deep_watermarking.surrogates import (
 )
 from countermark.verification.verify import examine
 
-_SQUARES = {DRAWN: 256}  # of owner and thief each, where the trial does not say
+# Numbers of training images that owner and thief each get if the trial sets none: fewer of drawn
+# images than of photographs, which vary more. `_TEST` images are read by the detector.
+_SQUARES = {DRAWN: 256}
 _OF_PHOTOGRAPHS, _TEST = 3000, 100
-_FIRST_SIBLING = 5_000_000  # a seed that no network has
+_FIRST_SIBLING = 5_000_000  # first seed of siblings, above the number of any network
 
 
 class ImageNetworks:
-    """A trial on networks from images to images.
+    """A technology that marks networks from images to images, by a scheme of outputs.
 
     Raises:
-        CountermarkError: a wrong field, or there are no such pictures.
+        CountermarkError: a field is wrong, or there are no such images.
     """
 
     quality: ClassVar[str] = "psnr"
     model: ClassVar[str] = "unet"
     data: ClassVar[str] = DRAWN
 
-    # Weights are changed; a thief goes on training on images of his own, or copies the network.
+    # Changes of weights; `fine_tune` continues training on the thief's own images, and `imitate`
+    # trains a new network on the outputs of the marked one.
     modifications: ClassVar[tuple[Modification, ...]] = (
         ("noise", {"std": 0.02}), ("noise", {"std": 0.05}), ("noise", {"std": 0.1}),
         ("quantise", {"bits": 8}), ("quantise", {"bits": 6}), ("quantise", {"bits": 4}),
@@ -63,11 +70,12 @@ class ImageNetworks:
         self._data = photographs(
             trial.data, (count, count, _TEST), side=scheme.side, channels=scheme.channels
         )
+        # Degraded inputs of the network: `_given` for training, `_asked` for the detector.
         self._given = self._given_to(self._data.owner, 1)
         self._asked = self._given_to(self._data.test, 2)
 
     def marked(self, number: int) -> Network:
-        """An unmarked network of that number, and one marked with each payload."""
+        """Train the unmarked network `number`, and mark a copy of it with each payload."""
         owner, trial, start = self._data.owner, self._trial, time.process_time()
         copying = self._copying(trial.epochs, number)
         plain = train_surrogate(self._given, owner, copying)
@@ -83,7 +91,8 @@ class ImageNetworks:
         return Network(plain, marked, keys, trained, time.process_time() - start)
 
     def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
-        """What a thief makes of a network, who has images of his own and no key."""
+        """Modify a network as a thief could, with their own images and without a key."""
+        # The attacks of these two names train classifiers, so networks of images have their own.
         if name not in ("fine_tune", "imitate"):
             return find_attack(name).from_fields(fields).run(model).model
         given, copying = self._given_to(self._data.thief, 3), self._copying(fields["epochs"], 99)
@@ -93,20 +102,21 @@ class ImageNetworks:
         return train_surrogate(given, self._data.thief, copying, network=copied_model)
 
     def asked(self, model: nn.Module, key: Key) -> Verdict:
-        """What the detector says of a network's images."""
+        """Judge the images that a network makes, by a key."""
         return examine(list(run_network(model, self._asked).numpy()), key, self._trial.terms)
 
     def good(self, model: nn.Module) -> float:
-        """PSNR in dB of a network's images against the true ones."""
+        """Measure PSNR in dB of a network's images against the true images."""
         return likeness(run_network(model, self._asked), self._data.test)["psnr"]
 
     def _key(self, material: KeyMaterial, siblings: list[Images]) -> Key:
+        """Train the networks of a key and calibrate it on images of siblings."""
         given = self._data.owner, self._given
         key = trained_key(self._scheme, material, given, "mpai")
         return self._scheme.with_calibration(key, [list(each) for each in siblings])
 
     def _siblings(self, plain: nn.Module, copying: CopyingOptions) -> list[Images]:
-        """Images of unmarked networks that go on from the same one, where the form needs them."""
+        """Return images of unmarked networks that go on from the same one, if the form needs any."""
         found = []
         for each in range(self._trial.siblings if self._scheme.needs_siblings else 0):
             course = replace(copying, seed=_FIRST_SIBLING + each)
@@ -116,9 +126,11 @@ class ImageNetworks:
         return found
 
     def _given_to(self, images: Tensor, seed: int) -> Tensor:
+        """Degrade images (n, C, H, W) as the task of the network requires."""
         return spoilt(images, self._task, seed)
 
     def _copying(self, epochs: int, seed: int) -> CopyingOptions:
+        """Return options of training, with steps for this number of epochs."""
         usual = CopyingOptions()
         steps = max(1, epochs * len(self._data.owner) // usual.batch)
         return replace(usual, steps=steps, seed=seed, precision=self._scheme.precision)

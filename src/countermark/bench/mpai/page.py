@@ -1,20 +1,22 @@
-"""What an evaluation found, in Markdown."""
+"""The result of an evaluation as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+# Name and unit of each measure of quality that a technology may use.
 _SAID = {"accuracy": ("accuracy", "%"), "psnr": ("PSNR", "dB")}
 
 
 def page(done: Mapping[str, Any]) -> str:
-    """What `evaluate` returned, in Markdown."""
+    """Format the result of `evaluate` as Markdown: two paragraphs and a table."""
     trial, seen, cost = done["trial"], done["imperceptibility"], done["cost"]
     made = done["provenance"]
     fields = ", ".join(f"{name} = {value}" for name, value in trial["fields"].items())
     every, marked = trial["networks"], trial["networks"] * trial["payloads"]
     host = f"{trial['model']} on {trial['data']}: {every} networks"
+    # Stored results name the measure only by their keys.
     quality = next(name for name in _SAID if f"{name}_marked" in seen)
     said, unit = _SAID[quality]
     before, after = seen[f"{quality}_unmarked"], seen[f"{quality}_marked"]

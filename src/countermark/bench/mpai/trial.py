@@ -1,4 +1,4 @@
-"""What is evaluated, and what a technology has to do for it."""
+"""Settings of an evaluation, and the interface of a marking technology."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ Modification: TypeAlias = tuple[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Trial:
-    """What is evaluated.
+    """The settings of an evaluation.
 
     Attributes:
-        scheme, fields: the technology.
-        model, data: the networks, and what they learn; "" for the usual ones of their kind.
-        train: on how many rows; None for all.
-        epochs: of each network, and of each marking, which goes on from it.
-        networks, payloads: M and D.
-        siblings: unmarked relatives of each network, for schemes that need some; insertion pays.
-        alpha: of the detector.
-        modifications: what is done to every network; () for those of its kind.
+        scheme, fields: the scheme that is evaluated.
+        model, data: the networks, and the data set they learn; "" for the default of their kind.
+        train: number of training images; None for all.
+        epochs: epochs of each network, and again of each marking, which continues its training.
+        networks, payloads: M and D of the standard.
+        siblings: number of unmarked relatives of each network, for schemes that need them; their
+            training counts as cost of insertion.
+        alpha: level of the detector.
+        modifications: modifications of every network; () for the default ones of its kind.
     """
 
     scheme: str
@@ -43,7 +44,8 @@ class Trial:
 
     @property
     def terms(self) -> VerificationOptions:
-        """How the detector judges."""
+        """Options of the detector."""
+        # Nobody here prefers an outcome, so keys count as dated and images as chosen blindly.
         return VerificationOptions(
             self.alpha, assume_dated=True, blind_choice=True, allow_test_key=True
         )
@@ -51,7 +53,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Network:
-    """An unmarked network, trained in so many seconds; the marked ones and their keys likewise."""
+    """An unmarked network, its marked copies, and their keys.
+
+    Attributes:
+        plain: the unmarked network.
+        marked: one copy for each payload.
+        keys: the key of each copy.
+        trained: CPU seconds of training `plain`.
+        seconds: CPU seconds of making all marked copies.
+    """
 
     plain: nn.Module
     marked: list[nn.Module]
@@ -61,19 +71,19 @@ class Network:
 
 
 class Technology(Protocol):
-    """Marks networks of one kind, and reads them."""
+    """A way to mark and read networks of one kind."""
 
     quality: ClassVar[str]
     """What `good` measures: "accuracy" or "psnr"."""
 
     def marked(self, number: int) -> Network:
-        """An unmarked network of that number, and one marked with each payload."""
+        """Train the unmarked network `number`, and mark a copy of it with each payload."""
 
     def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
-        """What a network is after a modification at some values; it stays as it is."""
+        """Return a modified copy of a network; `model` itself does not change."""
 
     def asked(self, model: nn.Module, key: Key) -> Verdict:
-        """What the detector says of a network."""
+        """Judge a network by a key."""
 
     def good(self, model: nn.Module) -> float:
-        """How well a network does its task: accuracy in percent, or PSNR in dB."""
+        """Measure how well a network does its task: accuracy in percent, or PSNR in dB."""
