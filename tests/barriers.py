@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.bench.imaging.photographs import Photographs, photographs
+from countermark.bench.imaging.photographs import PhotographSquares, photographs
 from countermark.embedding import OutputEmbedding
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
@@ -25,7 +25,7 @@ def scheme(**fields: Any) -> DeepWatermarking:
 
 
 @cache
-def squares() -> Photographs:
+def squares() -> PhotographSquares:
     return photographs("drawn", (160, 40, 24), side=32)
 
 

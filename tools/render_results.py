@@ -5,11 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-from countermark.bench.figures import FIGURES, Drawing, Shown, draw, is_drawn_from
-from countermark.bench.measured import measured
-from countermark.bench.mpai.page import page as mpai_page
-from countermark.bench.pages import page
-from countermark.bench.scorecard import scorecard
+from countermark.bench.figures import FIGURES, FigureSpec, Shown, draw_png, is_drawn_from
+from countermark.bench.measured import render_measurements
+from countermark.bench.mpai.page import render_evaluation as mpai_page
+from countermark.bench.pages import render_page
+from countermark.bench.scorecard import render_scorecard
 from countermark.report.measured import FILE
 
 DOCS = Path("docs")
@@ -40,7 +40,7 @@ PAPERS = {
 }
 
 
-def figures() -> dict[Path, tuple[Drawing, Shown]]:
+def figures() -> dict[Path, tuple[FigureSpec, Shown]]:
     """Every figure that has results, by its file, and what it shows."""
     found = {}
     for name, drawing in FIGURES.items():
@@ -49,7 +49,7 @@ def figures() -> dict[Path, tuple[Drawing, Shown]]:
     return found
 
 
-def pages(drawn: dict[Path, tuple[Drawing, Shown]]) -> dict[Path, str]:
+def pages(drawn: dict[Path, tuple[FigureSpec, Shown]]) -> dict[Path, str]:
     """The page of each paper, and the one that leads to them, by file."""
     found = {}
     for paper, title in PAPERS.items():
@@ -61,16 +61,16 @@ def pages(drawn: dict[Path, tuple[Drawing, Shown]]) -> dict[Path, str]:
         tables, experiments = (
             list((folder / paper).glob("*.toml")) for folder in (TABLES, EXPERIMENTS)
         )
-        text = page(title, pictures, tables, experiments, RESULTS)
+        text = render_page(title, pictures, tables, experiments, RESULTS)
         found[DOCS / "results" / f"{paper}.md"] = text
     found[DOCS / "results" / "mpai.md"] = evaluations()
-    leading = page("Results", {}, [], list(EXPERIMENTS.glob("*.toml")), RESULTS)
+    leading = render_page("Results", {}, [], list(EXPERIMENTS.glob("*.toml")), RESULTS)
     links = [f"- [{title}](results/{paper}.md)" for paper, title in PAPERS.items()]
     links.append("- [Results: MPAI-NNW](results/mpai.md)")
     found[DOCS / "results.md"] = "\n".join([leading, "## By paper", "", *links, ""])
     card = TABLES / "scorecard.toml"
-    found[DOCS / "scorecard.md"] = scorecard(card, RESULTS)
-    return found | {FILE: measured(TABLES / "measured.toml", card, RESULTS)}
+    found[DOCS / "scorecard.md"] = render_scorecard(card, RESULTS)
+    return found | {FILE: render_measurements(TABLES / "measured.toml", card, RESULTS)}
 
 
 def evaluations() -> str:
@@ -96,7 +96,7 @@ def main() -> None:
     for path, (drawing, shown) in drawn.items():
         if not is_drawn_from(shown, path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw(drawing, shown, path)
+            draw_png(drawing, shown, path)
 
 
 def _says(path: Path, text: str) -> bool:

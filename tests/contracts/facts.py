@@ -13,7 +13,7 @@ from torch import nn
 
 from countermark.bench.data import load_data
 from countermark.bench.models import build
-from countermark.bench.train import seeded
+from countermark.bench.train import seed_torch
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes import load_scheme
 from countermark.schemes.hash_filter.scheme import HashFilter
@@ -93,7 +93,7 @@ OWNER = "ACME Inc."
 
 def fresh_host(seed: int = 1) -> nn.Module:
     """The host that everything here is embedded into, before training."""
-    seeded(seed, "init")
+    seed_torch(seed, "init")
     return build("mlp", {})
 
 

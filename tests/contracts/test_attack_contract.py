@@ -15,7 +15,7 @@ from countermark.attacks import ATTACKS
 from countermark.attacks.base import Attack, AttackResult
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
 from tiny_transformers import TINY, WORDS_GIVEN, tiny_lm
@@ -100,7 +100,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nn.Module]:
     for name, (arguments, _) in HOSTS.items():
         if name in found:
             continue
-        seeded(1, name)
+        seed_torch(1, name)
         host = build(name, arguments)
         fit(host, DATA, replace(recipe(name), batch_size=32), Course(1, device="cpu"))
         found[name] = host.eval()
@@ -111,7 +111,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nn.Module]:
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, files = tmp_path_factory.mktemp("others"), []
     for seed in range(3):
-        seeded(seed, "other")
+        seed_torch(seed, "other")
         path = folder / f"{seed}.safetensors"
         save_weights(build("mlp", {}).state_dict(), path)
         files.append(str(path))

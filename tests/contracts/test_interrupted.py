@@ -138,7 +138,7 @@ def trainer(kill: Kill) -> nn.Module:
         examples = [{"x": each, "labels": label} for each, label in zip(x, y, strict=True)]
         Trainer(
             model, arguments, train_dataset=examples,  # type: ignore[arg-type]
-            callbacks=[hf_trainer.MarkCallback(mark), Killing()],
+            callbacks=[hf_trainer.MarkTrainerCallback(mark), Killing()],
         ).train(resume_from_checkpoint=hf_trainer.last_checkpoint("out"))  # fmt: skip
     return model.body
 
@@ -148,7 +148,7 @@ def lightning(kill: Kill) -> nn.Module:
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from torch.utils.data import DataLoader, TensorDataset
 
-    from countermark.embedding.integrations.lightning import MarkCallback
+    from countermark.embedding.integrations.lightning import MarkLightningCallback
 
     class Lit(pl.LightningModule):
         def __init__(self) -> None:
@@ -172,7 +172,7 @@ def lightning(kill: Kill) -> nn.Module:
         pl.Trainer(
             max_epochs=LAST, accelerator="cpu", devices=1, logger=False,
             enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[MarkCallback(mark), keep, Killing()],
+            callbacks=[MarkLightningCallback(mark), keep, Killing()],
         ).fit(
             model, DataLoader(TensorDataset(*batch()), BATCH, shuffle=True),
             ckpt_path=str(saved) if saved.exists() else None,

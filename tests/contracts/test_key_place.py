@@ -115,7 +115,9 @@ def test_a_mark_that_did_not_take_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_call_that_was_forgotten_is_named(tmp_path: Path) -> None:
     with (
-        pytest.raises(MarkNotTakenError, match=r"^penalty\(\) was never called: .*MarkCallback"),
+        pytest.raises(
+            MarkNotTakenError, match=r"^penalty\(\) was never called: .*MarkTrainerCallback"
+        ),
         SCHEME.embed(host(), owner="A", key=tmp_path / "acme.key"),
     ):
         pass
@@ -372,14 +374,14 @@ def test_trainer_refuses_a_checkpoint_without_a_mark(tmp_path: Path) -> None:
         fp16=False, max_grad_norm=1.0, resume_from_checkpoint=None, output_dir=str(tmp_path)
     )
     with SCHEME.embed(host(), owner="A") as mark:
-        callback = hf_trainer.MarkCallback(mark)
+        callback = hf_trainer.MarkTrainerCallback(mark)
         callback.on_train_begin(arguments, SimpleNamespace(global_step=0))
         with pytest.raises(LoopError, match="checkpoint-5 holds no state of the mark") as caught:
             callback.on_train_begin(arguments, SimpleNamespace(global_step=5))
         one_line(caught.value)
         elsewhere = tmp_path / "elsewhere"
         write_state(mark, elsewhere)
-        callback = hf_trainer.MarkCallback(mark, checkpoint=elsewhere)
+        callback = hf_trainer.MarkTrainerCallback(mark, checkpoint=elsewhere)
         callback.on_train_begin(arguments, SimpleNamespace(global_step=5))
 
 
@@ -390,7 +392,7 @@ def test_lightning_refuses_a_checkpoint_without_a_mark() -> None:
     nothing: Any = None
     saved: dict[str, Any] = {}
     with SCHEME.embed(host(), owner="A") as mark:
-        callback = lightning_loop.MarkCallback(mark)
+        callback = lightning_loop.MarkLightningCallback(mark)
         callback.on_load_checkpoint(trainer, nothing, {})
         with pytest.raises(LoopError, match="the checkpoint holds no state of the mark") as caught:
             callback.on_train_start(trainer, nothing)
@@ -399,7 +401,7 @@ def test_lightning_refuses_a_checkpoint_without_a_mark() -> None:
         callback.on_load_checkpoint(trainer, nothing, saved)
         callback.on_train_start(trainer, nothing)
     with SCHEME.embed(host(), owner="A") as other:
-        callback = lightning_loop.MarkCallback(other)
+        callback = lightning_loop.MarkLightningCallback(other)
         with pytest.raises(LoopError, match="another embedding"):
             callback.on_load_checkpoint(trainer, nothing, saved)
 

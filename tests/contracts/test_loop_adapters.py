@@ -133,7 +133,7 @@ def with_hf(
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     with embed(host, scheme) as mark:
         InOrder(
-            Answering(host), arguments, callbacks=[hf_trainer.MarkCallback(mark)],
+            Answering(host), arguments, callbacks=[hf_trainer.MarkTrainerCallback(mark)],
             optimizers=(optimizer, constant),
         ).train()  # fmt: skip
 
@@ -165,7 +165,7 @@ def fit(
 ) -> None:  # fmt: skip
     trainer = flavour.Trainer(
         max_epochs=EPOCHS, accumulate_grad_batches=parts, accelerator="cpu", devices=1,
-        callbacks=[callback or lightning_loop.MarkCallback(mark)], logger=False,
+        callbacks=[callback or lightning_loop.MarkLightningCallback(mark)], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **more,
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(X64, Y), BATCH // parts))
@@ -300,7 +300,7 @@ def test_lightning_marks_with_the_optimizer_it_is_told() -> None:
 
     module.training_step = step
     with embed(found, FORM) as mark:
-        fit(module, mark, callback=lightning_loop.MarkCallback(mark, optimizer=1))
+        fit(module, mark, callback=lightning_loop.MarkLightningCallback(mark, optimizer=1))
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=5e-6)
 
@@ -322,7 +322,7 @@ def test_hf_refuses_gradients_that_may_stay_scaled() -> None:
     arguments = TrainingArguments("out", max_grad_norm=0.0, use_cpu=True, report_to="none")
     arguments.fp16 = True  # a CPU has none, so that Trainer itself would refuse
     with embed(host, FORM) as mark, pytest.raises(LoopError, match="set max_grad_norm"):
-        hf_trainer.MarkCallback(mark).on_train_begin(arguments, None, None)
+        hf_trainer.MarkTrainerCallback(mark).on_train_begin(arguments, None, None)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from countermark.bench.data import Dataset, load_data
-from countermark.bench.marking import scheme_for
+from countermark.bench.marking import make_scheme
 from countermark.bench.models import build
-from countermark.bench.train import accuracy, seeded
+from countermark.bench.train import accuracy, seed_torch
 from countermark.embedding import TriggerEmbedding
 from countermark.errors import ConfigError, KeyFileError, LoopError, MarkNotTakenError
 from countermark.keys.key import Key, KeyMaterial
@@ -76,7 +76,7 @@ def digits() -> Dataset:
 
 
 def trigger_scheme(facts: Facts, digits: Dataset) -> TriggerScheme:
-    scheme = scheme_for(facts.name, facts.fields, digits, 1)
+    scheme = make_scheme(facts.name, facts.fields, digits, 1)
     assert isinstance(scheme, TriggerScheme)
     return scheme
 
@@ -112,7 +112,7 @@ def train(model: nn.Module, digits: Dataset, mark: TriggerEmbedding | None, epoc
 
 
 def fresh_host(seed: int = 1) -> nn.Module:
-    seeded(seed, "init")
+    seed_torch(seed, "init")
     return build("mlp", {})
 
 

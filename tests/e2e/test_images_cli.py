@@ -101,7 +101,9 @@ def test_an_interrupted_run_goes_on_and_one_that_ends_badly_leaves_nothing(
     secret = (resume / "material").read_bytes()
     assert "belongs to an interrupted run" in call(*embedding(tmp_path, "--seed", "7")).why
     with monkeypatch.context() as patched:
-        patched.setattr(making, "_trained", lambda network, *_: network)  # it is there already
+        patched.setattr(
+            making, "_train_network", lambda network, *_: network
+        )  # it is there already
         patched.setattr(making, "OutputEmbedding", interrupt)
         call(*embedding(tmp_path))
     assert (resume / "material").read_bytes() == secret

@@ -22,7 +22,7 @@ MOMENTS = {
     "before the model is written": "embed.save_weights = kill",
     "after the model is written": "after(embed, 'save_weights', 1)",
     "after the key is written": "after(Key, 'save', 1)",
-    "before tidying up": "embed.forget = kill",
+    "before tidying up": "embed.remove_resume_folder = kill",
 }
 USUAL = embed(test_key="7", epochs="2")
 CONVERGED = embed(

@@ -13,7 +13,7 @@ from cli_calls import ROOT
 from rooms import settings_of, visited
 
 from countermark.bench.figures import FIGURES
-from countermark.bench.tables import as_markdown, load_table, rendered
+from countermark.bench.tables import format_table, load_table, render_table
 from countermark.web import rendering
 from countermark.web.rendering import render_results
 from countermark.web.results import INDEX, RenderedResults, digest_results
@@ -48,8 +48,8 @@ def test_tables_say_what_the_documentation_says(clone: Path, made: Path) -> None
         each["name"]: each for each in RenderedResults(None, made).read_papers()[PAPER]["tables"]
     }
     table = load_table(clone / "tables" / PAPER / "pruning.toml")
-    told = rendered(table, clone / "results", clone / "experiments")
-    lines = "\n".join(as_markdown(told))
+    told = render_table(table, clone / "results", clone / "experiments")
+    lines = "\n".join(format_table(told))
     for row in shown[table.name]["rows"]:
         assert f"| {row['label']} | {' | '.join(row['cells'])} |" in lines
     missing = [each for each in shown.values() if each["missing"]]

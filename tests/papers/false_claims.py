@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from countermark.bench.data import Dataset
-from countermark.bench.marking import scheme_for
+from countermark.bench.marking import make_scheme
 from countermark.keys.key import Key, KeyMaterial
 from countermark.predictors.base import Predictor
 from countermark.results.statistics import (
@@ -114,7 +114,7 @@ def trained(model: nn.Module, data: Dataset, *, epochs: int, seed: int, least: f
 
 def form(name: str, data: Dataset) -> TriggerScheme:
     scheme, fields = FORMS[name]
-    made = scheme_for(scheme, fields, data, batches=1)
+    made = make_scheme(scheme, fields, data, batches=1)
     assert isinstance(made, TriggerScheme)
     return made
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from countermark.bench.data import Dataset
 from countermark.bench.models import build
-from countermark.bench.train import seeded
+from countermark.bench.train import seed_torch
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.uchida.scheme import Uchida
 from countermark.schemes.uchida.training import compute_usual_spread
@@ -29,7 +29,7 @@ def hosts(seeds: Sequence[int], *, data: Dataset, epochs: int, scheme: Uchida | 
     """
     states = []
     for seed in seeds:
-        seeded(seed, "init")
+        seed_torch(seed, "init")
         states.append(build("mlp", {}).state_dict())
     stack = {name: torch.stack([each[name] for each in states]) for name in SHAPES}
     stack = {name: each.requires_grad_() for name, each in stack.items()}
@@ -56,7 +56,7 @@ def initial(seeds: Sequence[int]) -> list[Weights]:
     """What `hosts` of these seeds begin with."""
     found = []
     for seed in seeds:
-        seeded(seed, "init")
+        seed_torch(seed, "init")
         found.append({name: each.numpy() for name, each in build("mlp", {}).state_dict().items()})
     return found
 

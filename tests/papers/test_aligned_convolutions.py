@@ -18,7 +18,7 @@ from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, Permute, Rescale
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.checkpoints import ModuleWeights
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import VerificationOptions
@@ -42,7 +42,7 @@ class Pair:
 
 
 def host(name: str, seed: int) -> nn.Module:
-    seeded(seed, "init")
+    seed_torch(seed, "init")
     return build(name, ARGUMENTS)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import countermark as cm
-from countermark.bench.imaging.cell import likeness
+from countermark.bench.imaging.cell import compare_images
 from countermark.bench.imaging.photographs import photographs
 from countermark.schemes.deep_watermarking.surrogates import run_network
 
@@ -90,8 +90,8 @@ def test_a_barrier_behind_a_network_of_others(upscaler: Upscaler) -> None:
     plain = run_network(upscaler, asked)
     bilinear = F.interpolate(asked.float(), scale_factor=2.0, mode="bilinear")
     if SHARED.is_dir():  # its weights are right: it does its task
-        better = likeness(plain, squares.test)["psnr"]
-        assert better > likeness(bilinear.round().to(torch.uint8), squares.test)["psnr"] + 0.1
+        better = compare_images(plain, squares.test)["psnr"]
+        assert better > compare_images(bilinear.round().to(torch.uint8), squares.test)["psnr"] + 0.1
     scheme = cm.DeepWatermarking(
         bits=100, channels=3, sizes="tiny", side=64, steps=250, batch=8, psnr=26
     )
@@ -100,6 +100,6 @@ def test_a_barrier_behind_a_network_of_others(upscaler: Upscaler) -> None:
     marked = run_network(served, asked)
     verdict = cm.verify(list(marked.numpy()), mark.key, blind_choice=True)
     assert verdict.outcome == "owned", verdict.explain()
-    assert likeness(marked, plain)["psnr"] > 25
+    assert compare_images(marked, plain)["psnr"] > 25
     for unmarked in (plain, squares.test):
         assert cm.verify(list(unmarked.numpy()), mark.key).outcome == "not_proven"

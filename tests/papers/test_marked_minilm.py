@@ -27,7 +27,7 @@ from countermark.attacks.invariants import Permute
 from countermark.attacks.lora import add_low_rank_terms
 from countermark.attacks.noise import Noise
 from countermark.attacks.prune import Prune
-from countermark.bench.kept import Texts
+from countermark.bench.kept import TextFidelity
 from countermark.checkpoints import load_state, save_weights
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import Verdict
@@ -221,7 +221,10 @@ def test_the_mark_is_there_and_the_model_as_good(marked: Marked, tmp_path: Path)
     assert verify(marked.source, marked.key).outcome == "not_proven"
     texts = tmp_path / "texts"
     texts.write_text("\n".join(SENTENCES))
-    kept = Texts(texts).compared(Texts(texts).of(marked.source), Texts(texts).of(marked.out))
+    kept = TextFidelity(texts).compare_outputs(
+        TextFidelity(texts).measure_outputs(marked.source),
+        TextFidelity(texts).measure_outputs(marked.out),
+    )
     assert kept["largest_change_of_similarity"] <= 1e-2, kept
 
 

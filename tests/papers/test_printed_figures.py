@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.tables import TableRow, load_table, rendered
+from countermark.bench.tables import TableRow, load_table, render_table
 from countermark.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def rows(name: str, wanted: Callable[[TableRow], bool]) -> Iterator[tuple[str, d
     chosen = tuple(row for row in table.rows if wanted(row))
     assert chosen
     try:
-        shown = rendered(
+        shown = render_table(
             table.model_copy(update={"rows": chosen}), ROOT / "results", ROOT / "experiments"
         )
     except DataError as error:

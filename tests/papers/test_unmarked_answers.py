@@ -30,7 +30,7 @@ from false_claims import (
 
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import Value, build
-from countermark.bench.train import seeded
+from countermark.bench.train import seed_torch
 from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.deepstego.scheme import DeepStego
@@ -74,7 +74,7 @@ def suspects(classes: int) -> list[Predictor]:
     """Perceptrons of three widths and a LeNet, each with a seed and a data order of its own."""
     data, found = digits(classes), []
     for seed, (name, size) in enumerate(ARCHITECTURES):
-        seeded(seed, "unmarked host")
+        seed_torch(seed, "unmarked host")
         model = build(name, {"classes": classes, **size})
         epochs = 3 if classes == 100 else 1 + seed % 2
         least = {2: 0.8, 10: 0.7, 100: 0.2}[classes]

@@ -17,7 +17,7 @@ from false_claims import FORMS, asked, check, form, keys_of, stego_frozen, stego
 
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit, seeded
+from countermark.bench.train import Course, accuracy, fit, seed_torch
 from countermark.bench.zoo import CACHE, HostSpec, train_hosts
 from countermark.predictors.base import Predictor, make_module_predictor
 from countermark.schemes.deepstego.scheme import DeepStego
@@ -60,7 +60,7 @@ def of_two_classes(name: str, first: torch.Tensor, models: dict[str, dict[str, A
     train, test = (torch.isin(e, first).long() for e in (whole.train_labels, whole.test_labels))
     data, found = replace(whole, train_labels=train, test_labels=test, classes=2), []
     for seed, (model, arguments) in enumerate(models.items()):
-        seeded(seed, "unmarked host")
+        seed_torch(seed, "unmarked host")
         host = build(model, arguments)
         fit(host, data, recipe(model), Course(2, seed))
         assert accuracy(host, data) > 0.65

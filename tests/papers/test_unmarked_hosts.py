@@ -13,7 +13,7 @@ from torch import nn
 
 from countermark.bench.data import load_data
 from countermark.bench.models import build
-from countermark.bench.train import seeded
+from countermark.bench.train import seed_torch
 from countermark.checkpoints import Array, ModuleWeights
 from countermark.keys.key import KeyMaterial
 from countermark.results.null_hypotheses import FairCoin
@@ -41,7 +41,7 @@ FORMS: dict[str, WeightScheme] = {
 def hosts() -> list[dict[str, Array]]:
     data, found = load_data("digits"), []
     for seed in range(HOSTS):
-        seeded(seed, "unmarked host")
+        seed_torch(seed, "unmarked host")
         model = build("mlp", {})
         found.append(tensors(trained(model, data, epochs=1 + seed % 4, seed=seed, least=0.7)))
     return found

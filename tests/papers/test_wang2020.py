@@ -15,11 +15,11 @@ import scipy.stats
 from torch import nn
 
 from countermark.bench.data import load_data
-from countermark.bench.experiment import cells, load_experiment, result_path
+from countermark.bench.experiment import expand_cells, get_result_path, load_experiment
 from countermark.bench.models import build, recipe
 from countermark.bench.siblings import train_siblings
-from countermark.bench.suspects import kolmogorov_smirnov
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.suspects import compute_kolmogorov_smirnov
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.bench.zoo import HostSpec, train_hosts
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.null_hypotheses import PermutedUnits
@@ -35,7 +35,7 @@ HOSTS = [HostSpec("digits", 100 + number, epochs=1 + number % 4) for number in r
 
 
 def host() -> nn.Module:
-    seeded(1, "init")
+    seed_torch(1, "init")
     return build("mlp", {})
 
 
@@ -66,7 +66,7 @@ def test_ranks_of_unmarked_hosts_are_uniform(key: Key, cache: Path) -> None:
         ps.append(compute_randomised_sequential_p(*drawn, null.stop_at, float(uniform.random())))
     tested = scipy.stats.kstest(ps, "uniform")
     assert tested.pvalue > 1e-3
-    assert tested.statistic == pytest.approx(kolmogorov_smirnov(ps)[0])
+    assert tested.statistic == pytest.approx(compute_kolmogorov_smirnov(ps)[0])
 
 
 def test_bits_are_found_where_they_never_were(key: Key, cache: Path) -> None:
@@ -100,8 +100,8 @@ def test_a_twin_is_never_claimed(key: Key, tmp_path: Path) -> None:
 
 def figures(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Label and figures of every cell of an experiment."""
-    for cell in cells(load_experiment(EXPERIMENTS / f"{name}.toml")):
-        content = json.loads(result_path(cell, ROOT / "results").read_text())
+    for cell in expand_cells(load_experiment(EXPERIMENTS / f"{name}.toml")):
+        content = json.loads(get_result_path(cell, ROOT / "results").read_text())
         yield cell.label, content["cell"]["figures"]
 
 

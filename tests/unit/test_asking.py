@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.bench.asking import shares
-from countermark.bench.cell import compute
-from countermark.bench.experiment import Cell, Host
-from countermark.bench.fresh import Fresh
-from countermark.bench.handling import Handling
-from countermark.bench.machines import answered_elsewhere
+from countermark.bench.asking import compute_answer_shares
+from countermark.bench.cell import compute_host_cell
+from countermark.bench.experiment import Cell, HostSettings
+from countermark.bench.fresh import FreshTriggerSettings
+from countermark.bench.handling import ImageTransform
+from countermark.bench.machines import predict_in_other_process
 from countermark.bench.models import build
 from countermark.errors import SuspectError
 from draws import remember
@@ -24,16 +24,16 @@ TOY = {"psnr": 24, "stego_steps": 20, "foreign": 0, "pool": 256, "warm_up": 20, 
 def cell(scheme: str, **fields: Any) -> Cell:
     return Cell(
         experiment="toy", track="toy", prune=None, label=scheme, scheme=scheme, fields=fields,
-        seed=1, host=Host(model="mlp", data="digits", train=640, test=60, epochs=4),
-        fresh=Fresh(images=60, strengths=(1.0, 3.0), foreign=1, logos=1, tiles=1, pasted=True),
-        handled=(Handling(how="levels", by=256), Handling(how="jpeg", by=5)),
+        seed=1, host=HostSettings(model="mlp", data="digits", train=640, test=60, epochs=4),
+        fresh=FreshTriggerSettings(images=60, strengths=(1.0, 3.0), foreign=1, logos=1, tiles=1, pasted=True),
+        handled=(ImageTransform(how="levels", by=256), ImageTransform(how="jpeg", by=5)),
         trials=2 if scheme == "deepstego" else 0, pictures=3,
     )  # fmt: skip
 
 
 @remember
 def figures(scheme: str) -> dict[str, Any]:
-    return compute(cell(scheme, **(TOY if scheme == "deepstego" else {"triggers": 20})))
+    return compute_host_cell(cell(scheme, **(TOY if scheme == "deepstego" else {"triggers": 20})))
 
 
 def test_what_changes_nothing_leaves_the_answers() -> None:
@@ -87,13 +87,13 @@ def test_shares_are_of_each_kind() -> None:
     images = np.zeros((4, 1, 2, 2), dtype=np.uint8)
     images[:, 0, 0, 0] = [0, 1, 2, 3]
     questions = {"one": (images[:3], np.array([0, 1, 9])), "two": (images[3:], np.array([3]))}
-    found = shares(questions, lambda asked: asked[:, 0, 0, 0].astype(np.int64))
+    found = compute_answer_shares(questions, lambda asked: asked[:, 0, 0, 0].astype(np.int64))
     assert found == {"one": pytest.approx(200 / 3), "two": 100}
 
 
 def test_a_machine_that_fails_says_so() -> None:
     model = build("mlp", {})
-    host = Host(model="lenet", data="digits", epochs=1)
+    host = HostSettings(model="lenet", data="digits", epochs=1)
     images = np.zeros((1, 1, 28, 28), dtype=np.uint8)
     with pytest.raises(SuspectError, match="the other machine ended with 1"):
-        answered_elsewhere(model, host, ([0], [255]), images)
+        predict_in_other_process(model, host, ([0], [255]), images)

@@ -28,7 +28,7 @@ from countermark.attacks.quantise import Quantise
 from countermark.attacks.sweep import FineTuneSweep
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit, seeded
+from countermark.bench.train import Course, accuracy, fit, seed_torch
 from countermark.checkpoints import open_weights, save_weights
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
@@ -46,7 +46,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def marked(digits: Dataset) -> tuple[nn.Module, Key]:
     """An owner's model, in eval mode; no test may change it."""
-    seeded(1, "init")
+    seed_torch(1, "init")
     model, material = build("mlp", {}), KeyMaterial.from_test_seed(1)
     with Uchida("2.weight", 256, strength=0.5).embed(model, owner="A", material=material) as mark:
         fit(model, digits, recipe("mlp"), Course(4, seed=1, device="cpu"), mark=mark)
@@ -81,7 +81,7 @@ def test_noise_has_the_size_that_is_said(marked: tuple[nn.Module, Key]) -> None:
 
 
 def test_a_shift_takes_the_mean_filter_and_so_the_published_mark(digits: Dataset) -> None:
-    seeded(1, "init")
+    seed_torch(1, "init")
     model = build("mlp", {})
     scheme = Uchida("0.weight", 128, read="filter_mean", regularizer="bce", strength=0.1)
     with scheme.embed(model, owner="A", material=KeyMaterial.from_test_seed(2)) as mark:
@@ -301,14 +301,14 @@ def test_a_loud_mark_is_detected_and_a_quiet_layer_is_not(
 ) -> None:
     files: dict[str, list[str]] = {"loud": [], "quiet": []}
     for seed in range(8):
-        seeded(seed, "host")
+        seed_torch(seed, "host")
         host = build("mlp", {})
         save_weights(host.state_dict(), tmp_path / f"quiet{seed}.safetensors")
         files["quiet"].append(str(tmp_path / f"quiet{seed}.safetensors"))
         loud = OverwriteClosedForm(MARK, margin=4.0, seed=seed).run(host).model
         save_weights(loud.state_dict(), tmp_path / f"loud{seed}.safetensors")
         files["loud"].append(str(tmp_path / f"loud{seed}.safetensors"))
-    seeded(99, "host")
+    seed_torch(99, "host")
     host = build("mlp", {})
     loud = OverwriteClosedForm(MARK, margin=4.0, seed=99).run(host).model
     statistic = DetectStatistic("2.weight", files["quiet"])

@@ -7,16 +7,24 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.cell import compute
-from countermark.bench.experiment import Attacks, Cell, Experiment, Host, Row, Step, cells
+from countermark.bench.cell import compute_host_cell
+from countermark.bench.experiment import (
+    AttackChain,
+    AttackStep,
+    Cell,
+    Experiment,
+    HostSettings,
+    SchemeRow,
+    expand_cells,
+)
 
 CHAINS = (
-    Attacks(label="tuned", steps=(Step(attack="fine_tune", fields={"lr": 0.001, "rows": 200}),),
+    AttackChain(label="tuned", steps=(AttackStep(attack="fine_tune", fields={"lr": 0.001, "rows": 200}),),
             cost=True),
-    Attacks(label="permuted", steps=(Step(attack="permute"),), reference="start", cost=True),
-    Attacks(label="joined", steps=(Step(attack="dummies"), Step(attack="permute")),
+    AttackChain(label="permuted", steps=(AttackStep(attack="permute"),), reference="start", cost=True),
+    AttackChain(label="joined", steps=(AttackStep(attack="dummies"), AttackStep(attack="permute")),
             reference="marked"),
-    Attacks(label="plain", steps=(Step(attack="quantise"),)),
+    AttackChain(label="plain", steps=(AttackStep(attack="quantise"),)),
 )  # fmt: skip
 
 
@@ -37,11 +45,11 @@ def computed() -> Computed:
     fields = {"layer": "2.weight", "bits": 128, "strength": 1.0}
     experiment = Experiment(
         name="attacked", title="t", track="tiny", seeds=(1,), attacks=CHAINS,
-        host=Host(model="mlp", data="digits", train=800, test=200, epochs=4),
-        rows=(Row(label="u", scheme="uchida", fields=fields),),
+        host=HostSettings(model="mlp", data="digits", train=800, test=200, epochs=4),
+        rows=(SchemeRow(label="u", scheme="uchida", fields=fields),),
     )  # fmt: skip
-    (cell,) = cells(experiment)
-    return Computed(cell, compute(cell))
+    (cell,) = expand_cells(experiment)
+    return Computed(cell, compute_host_cell(cell))
 
 
 def test_costs_are_shares_of_the_host_s_own_training(computed: Computed) -> None:

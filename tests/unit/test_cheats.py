@@ -20,7 +20,7 @@ from torch import nn
 from countermark.alignment import SuspectWithReference
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.keys.streams import KeyStream
@@ -58,7 +58,7 @@ def test_one_salt_for_all_triggers_would_give_them_one_label() -> None:
 def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before() -> None:
     """Its other tensors were trained with the mark: unrelated models align to what they let it."""
     data = load_data("digits").subset(train=1500)
-    seeded(1, "init")
+    seed_torch(1, "init")
     host = build("mlp", {})
     start, scheme = host.state_dict()["2.weight"].numpy().copy(), Stamp("2.weight", bits=256)
     scheme = replace(scheme, margin=2.0, strength=0.02)
@@ -76,7 +76,7 @@ def test_a_marked_reference_is_one_though_the_key_keeps_the_weights_from_before(
             optimizer.step()
     terms = replace(DATED, allow_test_key=True)
     assert examine(host, key, terms).owned
-    seeded(7, "init")
+    seed_torch(7, "init")
     stranger = build("mlp", {})
     fit(stranger, data, recipe("mlp"), Course(3, seed=7, device="cpu"))
     found = examine(SuspectWithReference(stranger, host), key, terms)

@@ -13,7 +13,14 @@ from checkpoints import one_file
 from contracts.facts import fresh_host
 from countermark.attacks.base import NamedTensors
 from countermark.attacks.output_layer import ShiftLogits
-from countermark.bench.check import NO_LAST_LAYER, NOT_TRAINED, SHIFTED, TRIES, UNTOUCHED, check
+from countermark.bench.check import (
+    NO_LAST_LAYER,
+    NOT_TRAINED,
+    SHIFTED,
+    TRIES,
+    UNTOUCHED,
+    check_robustness,
+)
 from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
@@ -35,7 +42,7 @@ def marked(folder: Path, material: KeyMaterial = SECRET, **fields: object) -> tu
 
 def test_it_finds_what_is_found_in_an_attacked_file(tmp_path: Path) -> None:
     out, key = marked(tmp_path, layer=["layers.0.up", "layers.1.down"])
-    done = check(out, key)
+    done = check_robustness(out, key)
     assert [each.what for each in done.tries] == [UNTOUCHED, *TRIES]
     assert NO_LAST_LAYER in done.not_tried
     for each in done.tries[1:]:
@@ -54,7 +61,7 @@ def test_it_finds_what_is_found_in_an_attacked_file(tmp_path: Path) -> None:
 
 def test_a_part_of_a_tensor_is_attacked_as_the_rows_around_it(tmp_path: Path) -> None:
     out, key = marked(tmp_path, values=3000)
-    done = check(out, key)
+    done = check_robustness(out, key)
     assert done.tries[0].matched == key.bits
     by_name = {each.what: each for each in done.tries}
     for what in ("rounded to 8 bits", "rounded to 4 bits"):  # one scale for each row: the same
@@ -64,7 +71,7 @@ def test_a_part_of_a_tensor_is_attacked_as_the_rows_around_it(tmp_path: Path) ->
 
 def test_what_removes_a_mark_is_said(tmp_path: Path) -> None:
     out, key = marked(tmp_path, margin=0.5)
-    done = check(out, key)
+    done = check_robustness(out, key)
     by_name = {each.what: each.outcome for each in done.tries}
     assert by_name[UNTOUCHED] == by_name["rounded to 8 bits"] == "owned"
     assert by_name["weights shaken by all of their spread"] != "owned"
@@ -73,12 +80,12 @@ def test_what_removes_a_mark_is_said(tmp_path: Path) -> None:
 
 def test_nothing_is_tried_where_nothing_is_proven(tmp_path: Path) -> None:
     out, key = marked(tmp_path)
-    absent = check(tmp_path / "in.safetensors", key)
+    absent = check_robustness(tmp_path / "in.safetensors", key)
     assert (absent.exit_code, len(absent.tries)) == (1, 1)
     assert "not found" in absent.reason
     (tmp_path / "test").mkdir()
     out, key = marked(tmp_path / "test", KeyMaterial.from_test_seed(1))
-    unproven = check(out, key)
+    unproven = check_robustness(out, key)
     assert (unproven.exit_code, len(unproven.tries)) == (3, 1)
     assert "test key" in unproven.reason
 
@@ -87,7 +94,7 @@ def test_a_model_is_trained_on_where_there_are_data(tmp_path: Path) -> None:
     save_weights(fresh_host().state_dict(), tmp_path / "in.safetensors")
     places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
     stamp(tmp_path / "in.safetensors", places, owner="ACME", material=SECRET)
-    done = check(places.out, Key.load(places.key), model="mlp", data="digits")
+    done = check_robustness(places.out, Key.load(places.key), model="mlp", data="digits")
     assert done.tries[-1].what == "trained on for one epoch"
     assert done.tries[-1].accuracy is not None
     assert done.tries[-1].accuracy > 0.8
@@ -99,7 +106,7 @@ def test_a_shift_of_all_scores_is_tried_where_the_key_reads_the_last_layer(tmp_p
     save_weights(fresh_host().state_dict(), tmp_path / "in.safetensors")
     places = StampPaths(tmp_path / "out.safetensors", tmp_path / "a.key")
     stamp(tmp_path / "in.safetensors", places, owner="ACME", fields=fields, material=SECRET)
-    done = check(places.out, Key.load(places.key))
+    done = check_robustness(places.out, Key.load(places.key))
     assert NO_LAST_LAYER not in done.not_tried
     (tried,) = [each for each in done.tries if each.what == SHIFTED]
     attacked = ShiftLogits(layer="2.weight").run(NamedTensors(load_file(places.out))).model
@@ -115,4 +122,4 @@ def test_a_learnt_reader_is_refused() -> None:
         key, learnt=scheme.load_training_class()(scheme, key, [start]).export_post_commit_tensors()
     )
     with pytest.raises(ConfigError, match="expected a key of uchida or stamp"):
-        check(Path("never read"), key)
+        check_robustness(Path("never read"), key)

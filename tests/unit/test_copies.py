@@ -14,7 +14,7 @@ from countermark.attacks import find_attack
 from countermark.attacks.base import NamedTensors
 from countermark.bench.data import load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.verification.copies import LARGEST_LOG10_P, CopyComparison, compare_units
 from tiny_transformers import tiny
 
@@ -23,7 +23,7 @@ HOSTS: dict[str, dict[str, Any]] = {"mlp": {}, "resnet18": {"width": 0.125, "cha
 
 
 def trained(name: str, seed: int) -> nn.Module:
-    seeded(seed, "copies")
+    seed_torch(seed, "copies")
     model = build(name, HOSTS[name])
     fit(model, DATA, replace(recipe(name), batch_size=32), Course(2, device="cpu"))
     return model.eval()

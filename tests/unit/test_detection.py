@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from countermark.bench.detection import Detected, Hidden, Sought, cells_of, check, compute
-from countermark.bench.experiment import result_path
-from countermark.bench.kinds import find_experiment, load_any
-from countermark.bench.outlines import outline
-from countermark.bench.pages import section
+from countermark.bench.detection import (
+    DetectionCell,
+    DetectionRow,
+    DetectionSettings,
+    check_detection_cell,
+    compute_detection_cell,
+    expand_detection_cells,
+)
+from countermark.bench.experiment import get_result_path
+from countermark.bench.kinds import find_experiment, load_any_experiment
+from countermark.bench.outlines import outline_experiment
+from countermark.bench.pages import render_section
 from countermark.bench.run import run
 from countermark.errors import ConfigError
 
-SOUGHT = Sought(data="digits", images=60, training=60, network=128)
+SOUGHT = DetectionSettings(data="digits", images=60, training=60, network=128)
 TEXT = """
 name = "toy/hidden"
 title = "Toy"
@@ -31,9 +38,9 @@ embedder = "uniform_noise"
 """
 
 
-def cell(**fields: object) -> Detected:
+def cell(**fields: object) -> DetectionCell:
     given = {"label": "row", "experiment": "toy", "track": "toy", "sought": SOUGHT, "seed": 1}
-    return Detected.model_validate(given | fields)
+    return DetectionCell.model_validate(given | fields)
 
 
 @pytest.fixture
@@ -44,22 +51,24 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_results_that_pages_show(path: Path, tmp_path: Path) -> None:
-    experiment = load_any(path)
+    experiment = load_any_experiment(path)
     ended = list(run(experiment, tmp_path / "results"))
     assert [each.failure for each in ended] == [None, None]
-    rates = json.loads(result_path(ended[0].cell, tmp_path / "results").read_text())
+    rates = json.loads(get_result_path(ended[0].cell, tmp_path / "results").read_text())
     ats = rates["cell"]["figures"]["ats"]
     assert ats["low"] <= ats["detection"] <= ats["high"]
     assert (ats["images"], ats["features"]) == (60, [500, 686])
     assert rates["cell"]["figures"]["supervised"]["detection"] > 90  # noise on a black ground
-    (row,) = outline(experiment, tmp_path / "results")
+    (row,) = outline_experiment(experiment, tmp_path / "results")
     assert len(row["figures"]) == 2
-    assert sum(line.startswith("| noise |") for line in section(experiment, tmp_path / "results"))
+    assert sum(
+        line.startswith("| noise |") for line in render_section(experiment, tmp_path / "results")
+    )
     assert next(iter(run(experiment, tmp_path / "results"))).result == ended[0].result
 
 
 def test_drawn_triggers_are_found() -> None:
-    assert compute(cell(scheme="guo"))["supervised"]["detection"] > 80
+    assert compute_detection_cell(cell(scheme="guo"))["supervised"]["detection"] > 80
 
 
 def test_a_stego_network_can_be_known_or_not() -> None:
@@ -67,7 +76,7 @@ def test_a_stego_network_can_be_known_or_not() -> None:
     known = cell(scheme="deepstego", fields=toy)
     unknown = cell(scheme="deepstego", fields=toy, weights="unknown")
     assert known.digest != unknown.digest
-    found = [compute(each)["supervised"] for each in (known, unknown)]
+    found = [compute_detection_cell(each)["supervised"] for each in (known, unknown)]
     assert all(each["images"] == 60 for each in found)
     assert found[0] != found[1]
 
@@ -83,12 +92,12 @@ def test_a_stego_network_can_be_known_or_not() -> None:
 )
 def test_what_cannot_be_computed_is_refused_before(fields: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check(cell(**fields))
+        check_detection_cell(cell(**fields))
 
 
 def test_a_scheme_without_images_is_refused() -> None:
     with pytest.raises(ConfigError, match="makes no images"):
-        compute(cell(scheme="uchida", fields={"layer": "0.weight"}))
+        compute_detection_cell(cell(scheme="uchida", fields={"layer": "0.weight"}))
 
 
 def test_an_unknown_field_is_one_line(path: Path) -> None:
@@ -98,7 +107,7 @@ def test_an_unknown_field_is_one_line(path: Path) -> None:
 
 
 def test_every_row_at_every_seed_is_a_cell(path: Path) -> None:
-    found = cells_of(load_any(path))  # type: ignore[arg-type]
+    found = expand_detection_cells(load_any_experiment(path))  # type: ignore[arg-type]
     assert [each.seed for each in found] == [1, 2]
     assert len({each.digest for each in found}) == 2
-    assert isinstance(found[0], Hidden)
+    assert isinstance(found[0], DetectionRow)

@@ -15,7 +15,7 @@ from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.invariants import Dummies, Permute, Rescale
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
@@ -37,7 +37,7 @@ def hosts(digits: Dataset) -> dict[str, tuple[nn.Module, nn.Module, Key]]:
     """The weights that the mark began with, the marked model, the key; no test may change them."""
     found = {}
     for layer in ("0.weight", "2.weight"):
-        seeded(1, "init")
+        seed_torch(1, "init")
         model = build("mlp", {})
         fit(model, digits, recipe("mlp"), Course(1, seed=1, device="cpu"))
         start, material = copy.deepcopy(model), KeyMaterial.from_test_seed(1)

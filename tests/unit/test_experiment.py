@@ -11,9 +11,9 @@ from small import SMALL
 
 from countermark.bench import experiment as bench
 from countermark.bench import run as running
-from countermark.bench.cell import compute
-from countermark.bench.outlines import outline
-from countermark.bench.pages import page
+from countermark.bench.cell import compute_host_cell
+from countermark.bench.outlines import outline_experiment
+from countermark.bench.pages import render_page
 from countermark.bench.run import run
 from countermark.errors import ConfigError, DataError
 
@@ -22,7 +22,7 @@ DIGITS = ROOT / "experiments" / "digits.toml"
 
 
 def test_every_row_at_every_seed_is_a_cell_with_a_name_of_its_own(small: bench.Experiment) -> None:
-    cells = list(bench.cells(small))
+    cells = list(bench.expand_cells(small))
     assert [(cell.label, cell.seed) for cell in cells] == [
         ("not embedded", 1), ("not embedded", 2), ("marked", 1), ("marked", 2),
     ]  # fmt: skip
@@ -31,7 +31,9 @@ def test_every_row_at_every_seed_is_a_cell_with_a_name_of_its_own(small: bench.E
 
 def test_a_title_does_not_change_the_cell(small: bench.Experiment) -> None:
     same = small.model_copy(update={"title": "another title"})
-    assert [c.digest for c in bench.cells(same)] == [c.digest for c in bench.cells(small)]
+    assert [c.digest for c in bench.expand_cells(same)] == [
+        c.digest for c in bench.expand_cells(small)
+    ]
 
 
 def test_a_finished_cell_is_never_computed_again(
@@ -67,7 +69,7 @@ def test_a_cell_says_what_it_is_and_where_it_was_made(
 def test_a_row_may_ask_for_siblings_of_its_own(small: bench.Experiment) -> None:
     unmarked, marked = small.rows
     more = small.model_copy(update={"rows": (unmarked, marked.model_copy(update={"siblings": 3}))})
-    before, after = ([*bench.cells(each)] for each in (small, more))
+    before, after = ([*bench.expand_cells(each)] for each in (small, more))
     assert [each.host.siblings for each in after] == [0, 0, 3, 3]
     same = [one.digest == other.digest for one, other in zip(before, after, strict=True)]
     assert same == [True, True, False, False]
@@ -75,9 +77,9 @@ def test_a_row_may_ask_for_siblings_of_its_own(small: bench.Experiment) -> None:
 
 def test_an_outline_has_every_figure(small: bench.Experiment, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run the experiment first"):
-        outline(small, tmp_path)
+        outline_experiment(small, tmp_path)
     list(run(small, tmp_path))
-    unmarked, marked = outline(small, tmp_path)
+    unmarked, marked = outline_experiment(small, tmp_path)
     accuracy = unmarked["accuracy"]
     assert accuracy["least"] <= accuracy["ours"] <= accuracy["most"]
     assert "wrong" not in unmarked
@@ -87,9 +89,11 @@ def test_an_outline_has_every_figure(small: bench.Experiment, tmp_path: Path) ->
 
 def test_the_page_says_what_is_missing(small: bench.Experiment, tmp_path: Path) -> None:
     paths = [tmp_path / "small.toml"]
-    assert "4 cells are missing" in page("Small", {}, [], paths, tmp_path / "results")
+    assert "4 cells are missing" in render_page("Small", {}, [], paths, tmp_path / "results")
     list(run(small, tmp_path / "results"))
-    assert "After pruning the marked layer" in page("Small", {}, [], paths, tmp_path / "results")
+    assert "After pruning the marked layer" in render_page(
+        "Small", {}, [], paths, tmp_path / "results"
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,10 +115,10 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, change: tuple[str, str], said:
 
 def test_committed_results_of_the_digits_come_out_again() -> None:
     """The smallest committed experiment, at its first seed, on this machine."""
-    for cell in bench.cells(bench.load_experiment(DIGITS)):
+    for cell in bench.expand_cells(bench.load_experiment(DIGITS)):
         if cell.seed != 1:
             continue
-        committed = json.loads(bench.result_path(cell, ROOT / "results").read_text())["cell"]
-        figures = compute(cell)
+        committed = json.loads(bench.get_result_path(cell, ROOT / "results").read_text())["cell"]
+        figures = compute_host_cell(cell)
         assert figures["accuracy"] == pytest.approx(committed["figures"]["accuracy"], abs=0.5)
         assert figures.get("wrong") == committed["figures"].get("wrong")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from countermark.bench.data import load_data
-from countermark.bench.handling import Handling, behind, handled
-from countermark.bench.strict import Strict
+from countermark.bench.handling import ImageTransform, make_transformed_predictor, transform_images
+from countermark.bench.strict import SpecModel
 from countermark.predictors.base import Images
 
 HANDLINGS = [
-    Handling(how="jpeg", by=75), Handling(how="resize", by=20), Handling(how="crop", by=26),
-    Handling(how="blur", by=0.8), Handling(how="median", by=3), Handling(how="levels", by=32),
+    ImageTransform(how="jpeg", by=75), ImageTransform(how="resize", by=20), ImageTransform(how="crop", by=26),
+    ImageTransform(how="blur", by=0.8), ImageTransform(how="median", by=3),
+    ImageTransform(how="levels", by=32),
 ]  # fmt: skip
 
 
@@ -29,10 +30,12 @@ def apart(one: Images, other: Images) -> float:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("handling", HANDLINGS, ids=lambda each: each.label)
-def test_images_keep_their_form_and_mostly_their_content(handling: Handling, channels: int) -> None:
+def test_images_keep_their_form_and_mostly_their_content(
+    handling: ImageTransform, channels: int
+) -> None:
     images = pictures(channels)
     before = images.copy()
-    found = handled(images, handling)
+    found = transform_images(images, handling)
     assert (found.dtype, found.shape) == (np.uint8, images.shape)
     assert (images == before).all()
     assert 0 < apart(found, images) < 0.5 * apart(np.roll(images, 1, axis=0), images)
@@ -41,25 +44,27 @@ def test_images_keep_their_form_and_mostly_their_content(handling: Handling, cha
 def test_the_number_is_how_much() -> None:
     images = pictures(3)
     for gentle, rough in (
-        (Handling(how="jpeg", by=95), Handling(how="jpeg", by=30)),
-        (Handling(how="resize", by=26), Handling(how="resize", by=12)),
-        (Handling(how="crop", by=26), Handling(how="crop", by=12)),
-        (Handling(how="blur", by=0.3), Handling(how="blur", by=2)),
-        (Handling(how="median", by=3), Handling(how="median", by=7)),
-        (Handling(how="levels", by=64), Handling(how="levels", by=4)),
+        (ImageTransform(how="jpeg", by=95), ImageTransform(how="jpeg", by=30)),
+        (ImageTransform(how="resize", by=26), ImageTransform(how="resize", by=12)),
+        (ImageTransform(how="crop", by=26), ImageTransform(how="crop", by=12)),
+        (ImageTransform(how="blur", by=0.3), ImageTransform(how="blur", by=2)),
+        (ImageTransform(how="median", by=3), ImageTransform(how="median", by=7)),
+        (ImageTransform(how="levels", by=64), ImageTransform(how="levels", by=4)),
     ):
-        assert apart(handled(images, gentle), images) < apart(handled(images, rough), images)
+        assert apart(transform_images(images, gentle), images) < apart(
+            transform_images(images, rough), images
+        )
 
 
 def test_known_answers() -> None:
-    levels = handled(pictures(3), Handling(how="levels", by=4))
+    levels = transform_images(pictures(3), ImageTransform(how="levels", by=4))
     assert set(np.unique(levels)) <= {32, 96, 160, 224}
     speck = np.zeros((1, 1, 28, 28), dtype=np.uint8)
     speck[0, 0, 14, 14] = 255
-    assert not handled(speck, Handling(how="median", by=3)).any()
+    assert not transform_images(speck, ImageTransform(how="median", by=3)).any()
     framed = np.zeros((1, 1, 28, 28), dtype=np.uint8)
     framed[..., 4:-4, 4:-4] = 200
-    assert (handled(framed, Handling(how="crop", by=20)) == 200).all()
+    assert (transform_images(framed, ImageTransform(how="crop", by=20)) == 200).all()
 
 
 def test_a_suspect_behind_it_sees_what_is_left() -> None:
@@ -69,15 +74,15 @@ def test_a_suspect_behind_it_sees_what_is_left() -> None:
         seen.append(images)
         return np.zeros(len(images), dtype=np.int64)
 
-    images, blurred = pictures(1), Handling(how="blur", by=1)
-    assert (behind(suspect, blurred)(images) == 0).all()
-    assert (seen[0] == handled(images, blurred)).all()
+    images, blurred = pictures(1), ImageTransform(how="blur", by=1)
+    assert (make_transformed_predictor(suspect, blurred)(images) == 0).all()
+    assert (seen[0] == transform_images(images, blurred)).all()
 
 
 @pytest.mark.parametrize(
     "given", [{"how": "paint", "by": 1}, {"how": "jpeg"}, {"how": "blur", "by": 0}]
 )
 def test_what_nobody_knows_is_refused(given: dict[str, object]) -> None:
-    assert issubclass(Handling, Strict)
+    assert issubclass(ImageTransform, SpecModel)
     with pytest.raises(ValueError, match=r"how|by"):
-        Handling.model_validate(given)
+        ImageTransform.model_validate(given)

@@ -11,15 +11,15 @@ from torch import Tensor
 
 import barriers
 from countermark.bench import run as runner
-from countermark.bench.experiment import result_path
-from countermark.bench.figures import draw, figure_named
+from countermark.bench.experiment import get_result_path
+from countermark.bench.figures import draw_png, find_figure
 from countermark.bench.imaging import cell as imaging
 from countermark.bench.imaging import photographs as pictures
-from countermark.bench.imaging.breaks import SPOILS, averaged_out
+from countermark.bench.imaging.breaks import SPOILS, subtract_shared_pattern
 from countermark.bench.imaging.photographs import photographs
-from countermark.bench.imaging.tasks import spoilt
-from countermark.bench.kinds import every_cell, load_any
-from countermark.bench.pages import table_named
+from countermark.bench.imaging.tasks import spoil_images
+from countermark.bench.kinds import expand_any_cells, load_any_experiment
+from countermark.bench.pages import render_named_table
 from countermark.bench.train import Checkpoint
 from countermark.errors import ConfigError, DataError
 from countermark.images.image_files import encode_png
@@ -34,7 +34,7 @@ from countermark.schemes.deep_watermarking.surrogates import (
 @pytest.mark.parametrize("task", ["derain", "denoise", "super_resolution"])
 def test_a_task_spoils_alike_for_one_seed(task: Any) -> None:
     images = barriers.squares().owner[:4]
-    one, again, other = (spoilt(images, task, seed) for seed in (1, 1, 2))
+    one, again, other = (spoil_images(images, task, seed) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert one.shape == images.shape
     assert not torch.equal(one, images)
@@ -42,13 +42,13 @@ def test_a_task_spoils_alike_for_one_seed(task: Any) -> None:
 
 
 def test_owner_thief_and_test_share_no_picture(tmp_path: Path) -> None:
-    scenes = {f"{n}": pictures.scene(n, 64) for n in range(40)}
-    parts = [pictures._of_part(scenes, part) for part in ("owner", "thief", "test")]
+    scenes = {f"{n}": pictures.draw_scene(n, 64) for n in range(40)}
+    parts = [pictures._select_part(scenes, part) for part in ("owner", "thief", "test")]
     kept = [{each.tobytes() for each in part} for part in parts]
     assert [len(each) for each in kept] == [18, 18, 4]
     assert len(set.union(*kept)) == 40
     for number in range(12):
-        (tmp_path / f"{number}.png").write_bytes(encode_png(pictures.scene(number, 80, 3)))
+        (tmp_path / f"{number}.png").write_bytes(encode_png(pictures.draw_scene(number, 80, 3)))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     found = photographs(str(tmp_path), (5, 4, 3), side=32, channels=3)
     assert [len(found.owner), len(found.thief), len(found.test)] == [5, 4, 3]
@@ -70,7 +70,7 @@ def features(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("loss", ["l1", "l2", "perceptual"])
 def test_a_surrogate_goes_on_where_it_was(loss: Any, tmp_path: Path) -> None:
-    given = spoilt(barriers.squares().thief, "denoise", 1)
+    given = spoil_images(barriers.squares().thief, "denoise", 1)
     wanted = barriers.squares().thief
     how = CopyingOptions("cnet", loss, True, steps=4, batch=4, width=4, features=features)
 
@@ -95,8 +95,8 @@ def test_a_surrogate_learns() -> None:
     given = barriers.squares().thief
     wanted = (given.float() + 20).clamp(0, 255).to(torch.uint8)  # a little lighter
     network = train_surrogate(given, wanted, CopyingOptions("cnet", steps=60, batch=8, width=8))
-    before = imaging.likeness(given, wanted)["psnr"]
-    assert imaging.likeness(run_network(network, given), wanted)["psnr"] > before + 3
+    before = imaging.compare_images(given, wanted)["psnr"]
+    assert imaging.compare_images(run_network(network, given), wanted)["psnr"] > before + 3
 
 
 @pytest.mark.parametrize("name", SPOILS)
@@ -115,7 +115,7 @@ def test_a_constant_picture_is_averaged_out() -> None:
     images = barriers.squares().owner
     picture = 6 * torch.sign(torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(0)))
     marked = (images.float() + picture).clamp(0, 255).to(torch.uint8)
-    left = (averaged_out(marked).float() - images.float()).mean(0)
+    left = (subtract_shared_pattern(marked).float() - images.float()).mean(0)
     added = (marked.float() - images.float()).mean(0)
     assert float((left * picture).mean()) < 0.4 * float((added * picture).mean())
 
@@ -173,7 +173,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cells_are_computed_once_and_shown(small: Path) -> None:
-    experiment, results = load_any(small), Path("results")
+    experiment, results = load_any_experiment(small), Path("results")
     ended = list(runner.run(experiment, results))
     assert len(ended) == 8
     for each in ended:
@@ -184,8 +184,8 @@ def test_cells_are_computed_once_and_shown(small: Path) -> None:
         assert figures["outcome"] != "owned"  # two steps teach nothing
     shown = [each.result["cell"]["figures"]["pictures"] for each in ended if each.result]
     forms = {"default": shown[0], "published": shown[4]}
-    draw(figure_named("zhang2021/barriers"), forms, Path("barriers.png"))
-    draw(figure_named("zhang2021/copies"), {"default: CNet": shown[1]}, Path("copies.png"))
+    draw_png(find_figure("zhang2021/barriers"), forms, Path("barriers.png"))
+    draw_png(find_figure("zhang2021/copies"), {"default: CNet": shown[1]}, Path("copies.png"))
     assert Path("barriers.png").stat().st_size > 10_000
     kept = sorted(each.name for each in Path(".cache/images").iterdir())
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*.json")}
@@ -193,7 +193,7 @@ def test_cells_are_computed_once_and_shown(small: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*.json")} == before
     assert sorted(each.name for each in Path(".cache/images").iterdir()) == kept
     assert not [name for name in kept if name.endswith(".pt")]
-    table, text = table_named("small.toml", results)
+    table, text = render_named_table("small.toml", results)
     assert len(table["rows"]) == 8
     assert "| published: absorbed |" in text
 
@@ -201,17 +201,17 @@ def test_cells_are_computed_once_and_shown(small: Path) -> None:
 def test_a_wrong_cell_is_refused_before_anything_is_computed(small: Path) -> None:
     small.write_text(SMALL.replace("bits = 16", "bits = 15", 1))
     with pytest.raises(ConfigError, match="15 bits make no square"):
-        list(runner.run(load_any(small), Path("results")))
+        list(runner.run(load_any_experiment(small), Path("results")))
     small.write_text(SMALL.replace('"drawn"', '"missing"'))
     with pytest.raises(DataError, match="no data directory"):
-        list(runner.run(load_any(small), Path("results")))
+        list(runner.run(load_any_experiment(small), Path("results")))
     small.write_text(SMALL.replace("siblings", "sibling"))
     with pytest.raises(ConfigError, match="sibling: Extra inputs"):
-        load_any(small)
+        load_any_experiment(small)
 
 
 def test_cells_of_one_form_share_their_barrier(small: Path) -> None:
-    found = list(every_cell(load_any(small)))
-    assert len({result_path(each, Path()) for each in found}) == 8
-    keys = [imaging.barrier_key(each, imaging._data(each), []) for each in found[:2]]  # type: ignore[arg-type]
+    found = list(expand_any_cells(load_any_experiment(small)))
+    assert len({get_result_path(each, Path()) for each in found}) == 8
+    keys = [imaging.load_barrier_key(each, imaging._load_cell_data(each), []) for each in found[:2]]  # type: ignore[arg-type]
     assert keys[0] == keys[1]

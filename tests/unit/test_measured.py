@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from countermark.bench.measured import measured
+from countermark.bench.measured import render_measurements
 from countermark.errors import ConfigError
 from countermark.report.measured import Measurements, find_measured_form
 from countermark.schemes.independent_network.scheme import IndependentNetwork
@@ -45,7 +45,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(folder: Path, results: Path, sources: str = SOURCES) -> Measurements:
     (folder / "card.toml").write_text(CARD)
     (folder / "sources.toml").write_text(sources)
-    text = measured(folder / "sources.toml", folder / "card.toml", results)
+    text = render_measurements(folder / "sources.toml", folder / "card.toml", results)
     return Measurements.model_validate_json(text)
 
 

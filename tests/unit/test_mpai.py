@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from countermark.bench.mpai import run
-from countermark.bench.mpai.classifiers import Classifiers
-from countermark.bench.mpai.images import ImageNetworks
-from countermark.bench.mpai.page import page
+from countermark.bench.mpai.classifiers import ClassifierTechnology
+from countermark.bench.mpai.images import ImageTechnology
+from countermark.bench.mpai.page import render_evaluation
 from countermark.bench.mpai.trial import Trial
 from countermark.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_every_network_is_modified_and_judged(done: dict[str, Any]) -> None:
 
 
 def test_the_page_has_a_line_for_each_modification(done: dict[str, Any]) -> None:
-    lines = page(done).splitlines()
+    lines = render_evaluation(done).splitlines()
     made = done["provenance"]
     assert lines[1].endswith(f"torch {made['torch']}, {made['device']}, {made['date']}.")
     assert len(lines) == 5 + 4
@@ -82,33 +82,37 @@ def test_networks_that_make_images_are_judged_by_their_images(
         assert 0.2 < row["symbol_error_rate"] < 0.8  # nobody learns anything in 2 steps
         assert 5 < row["psnr"] < 60
     assert (done["trial"]["model"], done["trial"]["data"]) == ("unet", "drawn")
-    assert "| imitate epochs 3 | 0 of 1 | " in page(done)
-    assert page(done).splitlines()[1].startswith("PSNR ")
+    assert "| imitate epochs 3 | 0 of 1 | " in render_evaluation(done)
+    assert render_evaluation(done).splitlines()[1].startswith("PSNR ")
 
 
 def test_a_thief_of_images_works_on_a_copy() -> None:
     trial = replace(of_images(), model="unet", data="drawn")
-    technology = ImageNetworks(trial)
-    network = technology.marked(0)
+    technology = ImageTechnology(trial)
+    network = technology.mark_network(0)
     one, other = network.marked
     assert network.keys[0].c0 != network.keys[1].c0
     before = {name: each.clone() for name, each in one.state_dict().items()}
-    pruned = technology.modified(one, "prune", {"fraction": 1.0})
-    tuned = technology.modified(one, "fine_tune", {"epochs": 1})
-    copied = technology.modified(one, "imitate", {"epochs": 1})
+    pruned = technology.modify_network(one, "prune", {"fraction": 1.0})
+    tuned = technology.modify_network(one, "fine_tune", {"epochs": 1})
+    copied = technology.modify_network(one, "imitate", {"epochs": 1})
     assert all(torch.equal(each, before[name]) for name, each in one.state_dict().items())
     assert not any(each.any() for each in pruned.parameters() if each.dim() > 1)
     weights = [next(each.parameters()) for each in (one, other, tuned, copied, network.plain)]
     for at, each in enumerate(weights):
         assert not any(torch.equal(each, more) for more in weights[:at])
-    again = technology.modified(one, "fine_tune", {"epochs": 1})
+    again = technology.modify_network(one, "fine_tune", {"epochs": 1})
     assert torch.equal(next(again.parameters()), weights[2])
 
 
 def test_what_cannot_be_evaluated_is_said() -> None:
     with pytest.raises(ConfigError, match="at least one network"):
         run(Trial("uchida", FIELDS, networks=0))
-    assert {name for name, _ in Classifiers.modifications} >= {"noise", "prune", "quantise"}
+    assert {name for name, _ in ClassifierTechnology.modifications} >= {
+        "noise",
+        "prune",
+        "quantise",
+    }
     with pytest.raises(ConfigError, match="--only melt: expected noise, quantise"):
         run(of_images(), ["melt"])
     with pytest.raises(ConfigError, match="what shall the network do"):

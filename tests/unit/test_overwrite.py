@@ -13,7 +13,7 @@ from countermark.attacks.overwrite import Overwrite
 from countermark.attacks.retrain import Retrain
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit, seeded
+from countermark.bench.train import Course, accuracy, fit, seed_torch
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import VerificationOptions
@@ -31,7 +31,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def marked(digits: Dataset) -> tuple[nn.Module, Key]:
     """An owner's model; no test may change it."""
-    seeded(1, "init")
+    seed_torch(1, "init")
     model = build("mlp", {})
     material = KeyMaterial.from_test_seed(1)
     with Uchida("2.weight", 256).embed(model, owner="ACME Inc.", material=material) as mark:

@@ -12,7 +12,7 @@ from torch import nn
 from countermark.attacks.prune_unused import PruneUnused
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.errors import ConfigError
 
 DEAD = [3, 40]
@@ -26,7 +26,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def model(digits: Dataset) -> nn.Module:
     """An MLP of 64 hidden units, two of which never fire; no test may change it."""
-    seeded(1, "init")
+    seed_torch(1, "init")
     built = build("mlp", {})
     fit(built, digits, recipe("mlp"), Course(4, seed=1, device="cpu"))
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_units_that_never_fire_go_and_every_answer_stays(model: nn.Module, digit
 
 
 def test_the_least_used_go_first(digits: Dataset) -> None:
-    seeded(2, "init")
+    seed_torch(2, "init")
     layer = nn.Linear(784, 10)
     attacked = PruneUnused(0.5, batch_size=1, rows=50).run(
         nn.Sequential(nn.Flatten(), layer), digits

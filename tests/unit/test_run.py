@@ -15,8 +15,8 @@ import pytest
 from small import SMALL
 
 from countermark.bench import run as running
-from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
-from countermark.bench.run import failure_path, run
+from countermark.bench.experiment import Experiment, expand_cells, get_result_path, load_experiment
+from countermark.bench.run import get_failure_path, run
 from countermark.cli import run as cli
 from countermark.errors import ConfigError
 
@@ -31,14 +31,14 @@ def computed(experiment: Experiment, results: Path) -> dict[str, bytes]:
     """The `cell` of every result, as canonical bytes by file name."""
     return {
         path.name: json.dumps(json.loads(path.read_text())["cell"], sort_keys=True).encode()
-        for path in (result_path(cell, results) for cell in cells(experiment))
+        for path in (get_result_path(cell, results) for cell in expand_cells(experiment))
     }
 
 
 def test_one_process_and_two_give_the_same_cells(small: Experiment, tmp_path: Path) -> None:
     list(run(small, tmp_path / "one"))
     ended = list(run(small, tmp_path / "two", jobs=2))
-    assert {each.cell.digest for each in ended} == {cell.digest for cell in cells(small)}
+    assert {each.cell.digest for each in ended} == {cell.digest for cell in expand_cells(small)}
     assert computed(small, tmp_path / "one") == computed(small, tmp_path / "two")
     thread = {
         json.loads(p.read_text())["provenance"]["threads"] for p in tmp_path.rglob("*/*.json")
@@ -71,9 +71,11 @@ def test_a_failed_cell_fails_alone(tmp_path: Path, jobs: int) -> None:
     for ended in run(experiment, tmp_path, jobs=jobs):
         by_label.setdefault(ended.cell.label, []).append(ended.failure is None)
     assert by_label == {"not embedded": [True, True], "marked": [False, False]}
-    failed = [cell for cell in cells(experiment) if failure_path(cell, tmp_path).exists()]
+    failed = [
+        cell for cell in expand_cells(experiment) if get_failure_path(cell, tmp_path).exists()
+    ]
     assert [cell.label for cell in failed] == ["marked", "marked"]
-    kept = json.loads(failure_path(failed[0], tmp_path).read_text())
+    kept = json.loads(get_failure_path(failed[0], tmp_path).read_text())
     assert "Traceback" in kept["traceback"]
     assert "ConfigError" in kept["traceback"]
     assert kept["cell"]["seed"] == 1

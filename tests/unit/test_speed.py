@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from countermark.bench import file_speed, neighbours, speed, trigger_speed, web_speed
-from countermark.bench.speed import Ratio, SpeedUp, best, page, speed_ups
-from countermark.bench.web_speed import Load, load
+from countermark.bench.speed import Ratio, SpeedUp, find_best_speed_up, render_page, speed_ups
+from countermark.bench.web_speed import PageLoad, load
 
 MEASURED = [SpeedUp(1, 1.3, 1.2, 1.4, 3), SpeedUp(16, 2.9, 2.6, 3.3, 3), SpeedUp(64, 2.7, 2, 3, 3)]
 OTHER = Ratio("SSIM", "another package", 0.5, 0.4, 0.6, 7, 1.0)
-LOAD = Load(50, 1000, 1000, 20.0, 0.01, 0.02, 0.1)
+LOAD = PageLoad(50, 1000, 1000, 20.0, 0.01, 0.02, 0.1)
 RATIO = Ratio("a step with a mark", "one without", 1.25, 1.2, 1.3, 15, 1.4)
 
 
@@ -23,11 +23,11 @@ def test_every_batch_is_measured_against_one_by_one(monkeypatch: pytest.MonkeyPa
     found = speed_ups(hosts=6, rounds=2)
     assert [each.at_a_time for each in found] == [1, 4, 8, 16, 32, 64]
     assert all(0 < each.least <= each.median <= each.most for each in found)
-    assert best(found).median == max(each.median for each in found)
+    assert find_best_speed_up(found).median == max(each.median for each in found)
 
 
 def test_the_page_names_the_best() -> None:
-    shown = page([RATIO], [OTHER], MEASURED, LOAD)
+    shown = render_page([RATIO], [OTHER], MEASURED, LOAD)
     assert "| a step with a mark | one without | 1.250 | 1.200 to 1.300 | 15 | 1.4 |" in shown
     assert "| SSIM | another package | 0.500 | 0.400 to 0.600 | 7 | 1.0 |" in shown
     assert "## Unmarked hosts" in shown
@@ -55,7 +55,7 @@ def test_the_making_of_triggers_is_compared_with_classifying_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trigger_speed, "_PAIRS", 3)
-    found = trigger_speed.making(covers=64)
+    found = trigger_speed.measure_trigger_making(covers=64)
     assert 0 < found.least <= found.median <= found.most
     assert (found.pairs, found.limit) == (3, 1.0)
     assert found.what == "deepstego, 64 triggers of 32 × 32 in colour"
@@ -66,8 +66,8 @@ def test_a_mixed_step_is_compared_with_one_of_as_many_rows(
 ) -> None:
     monkeypatch.setattr(trigger_speed, "_PAIRS", 2)
     monkeypatch.setattr(trigger_speed, "_COVERS", 64)
-    host = trigger_speed.Host("an MLP", "mlp", (), (1, 28, 28), batch=8, steps=2)
-    found = trigger_speed.mixing(host, 3.0)
+    host = trigger_speed.TimedHost("an MLP", "mlp", (), (1, 28, 28), batch=8, steps=2)
+    found = trigger_speed.measure_mixing(host, 3.0)
     assert (found.pairs, found.limit) == (2, 3.0)
     assert found.what.endswith("8 rows and as many more")
     assert found.least > 0
@@ -78,13 +78,13 @@ def test_stamps_and_many_keys_are_timed_on_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(file_speed, "_PAIRS", 1)
-    for found in (file_speed.stamping(64, 2), file_speed.many_keys(2, 4)):
+    for found in (file_speed.measure_stamping(64, 2), file_speed.measure_many_keys(2, 4)):
         assert 0 < found.least <= found.median
     assert not list(tmp_path.iterdir())
 
 
 def test_other_packages_do_the_same_work_in_the_same_run() -> None:
-    for found in (neighbours.similarity(2, 1), neighbours.hiding(2)):
+    for found in (neighbours.measure_ssim(2, 1), neighbours.measure_trigger_hiding(2)):
         assert 0 < found.least <= found.median
         assert found.limit == 1.0
 
@@ -93,8 +93,8 @@ def test_other_packages_do_the_same_work_in_the_same_run() -> None:
     "changed", [{"answered": 999}, {"seconds": 22.0}, {"p99": 1.1}], ids=["lost", "late", "slow"]
 )
 def test_pages_that_are_lost_or_late_fail_the_benchmark(changed: dict[str, float]) -> None:
-    assert LOAD.kept
-    assert not replace(LOAD, **changed).kept
+    assert LOAD.is_within_limit
+    assert not replace(LOAD, **changed).is_within_limit
 
 
 def test_claim_pages_are_asked_for_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:

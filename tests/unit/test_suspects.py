@@ -15,16 +15,21 @@ from torch import nn
 from countermark.bench import cell as computing
 from countermark.bench import experiment as bench
 from countermark.bench import train as training
-from countermark.bench.cell import _start as start_of
+from countermark.bench.cell import _prepare_start as start_of
 from countermark.bench.data import Dataset, load_data
-from countermark.bench.figures import draw, figure_named, is_drawn_from
+from countermark.bench.figures import draw_png, find_figure, is_drawn_from
 from countermark.bench.models import Recipe, build, recipe
-from countermark.bench.outlines import outline
-from countermark.bench.pages import section
+from countermark.bench.outlines import outline_experiment
+from countermark.bench.pages import render_section
 from countermark.bench.run import run
 from countermark.bench.siblings import train_siblings
-from countermark.bench.suspects import Base, Suspects, kolmogorov_smirnov, unmarked
-from countermark.bench.train import Course, fit, seeded
+from countermark.bench.suspects import (
+    StartSpec,
+    SuspectGroup,
+    compute_kolmogorov_smirnov,
+    make_unmarked_spec,
+)
+from countermark.bench.train import Course, fit, seed_torch
 from countermark.bench.zoo import CACHE, HostSpec, host_path
 from countermark.checkpoints import load_state
 from countermark.errors import ConfigError
@@ -95,7 +100,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> None:
     experiment, results = bench.load_experiment(small), tmp_path / "results"
     list(run(experiment, results))
-    network, linear, answers = outline(experiment, results)
+    network, linear, answers = outline_experiment(experiment, results)
     for row in (network, linear, answers):
         (attacked,) = row["attacked"]
         assert attacked["outcomes"] != {"owned": 1}  # nothing is left of the marked layer
@@ -105,16 +110,16 @@ def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> No
     assert linear["suspects"][0]["KS"] is None
     assert answers["outcomes"] == {"owned": 1}
     assert answers["bits"] == 100
-    shown = "\n".join(section(experiment, results))
+    shown = "\n".join(render_section(experiment, results))
     assert "After an attack" in shown
     assert "| network | twins |" in shown
 
-    figure = figure_named("wang2020/false_reads")
+    figure = find_figure("wang2020/false_reads")
     (tmp_path / "wang2020").mkdir()
     small.rename(tmp_path / "wang2020" / "unmarked.toml")
     drawn = figure.shown(tmp_path, results)
     assert list(drawn) == ["network"]
-    draw(figure, drawn, tmp_path / "figure.png")
+    draw_png(figure, drawn, tmp_path / "figure.png")
     assert is_drawn_from(drawn, tmp_path / "figure.png")
     assert not is_drawn_from({**drawn} | {"more": 1}, tmp_path / "figure.png")
     assert not is_drawn_from(drawn, tmp_path / "none.png")
@@ -122,44 +127,46 @@ def test_a_cell_measures_attacks_and_suspects(small: Path, tmp_path: Path) -> No
 
 def test_fields_that_came_later_rename_no_cell() -> None:
     """A committed cell is found by the hash of its specification."""
-    for cell in bench.cells(bench.load_experiment(ROOT / "experiments" / "digits.toml")):
+    for cell in bench.expand_cells(bench.load_experiment(ROOT / "experiments" / "digits.toml")):
         assert not {"attacks", "suspects"} & set(cell.model_dump(mode="json"))
-        assert not bench.Host.since & set(cell.model_dump(mode="json")["host"])
-        assert bench.result_path(cell, ROOT / "results").exists()
+        assert not bench.HostSettings.since & set(cell.model_dump(mode="json")["host"])
+        assert bench.get_result_path(cell, ROOT / "results").exists()
 
 
-def host(**fields: Any) -> bench.Host:
+def host(**fields: Any) -> bench.HostSettings:
     """The marked host of an experiment: an MLP of ten epochs, where nothing else is said."""
-    return bench.Host.model_validate({"model": "mlp", "data": "digits", "epochs": 10} | fields)
+    return bench.HostSettings.model_validate(
+        {"model": "mlp", "data": "digits", "epochs": 10} | fields
+    )
 
 
-TWINS = Suspects(label="twins", data="digits", kind="twins", count=3, first=90, epochs=(2, 4))
+TWINS = SuspectGroup(label="twins", data="digits", kind="twins", count=3, first=90, epochs=(2, 4))
 STRANGERS = TWINS.model_copy(update={"kind": "strangers"})
 LENET = {"model": "lenet", "model_arguments": {"width": 0.5}, "recipe": {"milestones": [0.5]}}
 
 
 def test_the_first_twin_differs_in_nothing_but_the_mark() -> None:
-    first, second, third = TWINS.specs(host(), 7, None)
+    first, second, third = TWINS.list_host_specs(host(), 7, None)
     assert (first.seed, first.data_order, first.epochs) == (7, 7, 10)
     assert (second.seed, second.data_order, second.epochs) == (7, 91, 4)
     assert (third.seed, third.data_order, third.epochs) == (7, 92, 2)
-    assert [each.seed for each in STRANGERS.specs(host(), 7, None)] == [90, 91, 92]
+    assert [each.seed for each in STRANGERS.list_host_specs(host(), 7, None)] == [90, 91, 92]
 
 
 @pytest.mark.parametrize("group", [TWINS, STRANGERS])
-def test_suspects_are_models_of_the_hosts_kind(group: Suspects) -> None:
-    for each in group.specs(host(**LENET, unit_pixels=True), 7, None):
+def test_suspects_are_models_of_the_hosts_kind(group: SuspectGroup) -> None:
+    for each in group.list_host_specs(host(**LENET, unit_pixels=True), 7, None):
         assert (each.model, each.arguments) == ("lenet", (("width", 0.5),))
-        assert each.resolved == recipe("lenet", {"milestones": (0.5,)})
+        assert each.full_recipe == recipe("lenet", {"milestones": (0.5,)})
         assert each.unit_pixels
 
 
 def test_twins_see_what_the_host_sees_and_strangers_what_they_are_given() -> None:
     few = host(train=64)
-    assert {each.rows for each in TWINS.specs(few, 7, None)} == {(0, 64)}
-    assert {each.rows for each in STRANGERS.specs(few, 7, None)} == {None}
+    assert {each.rows for each in TWINS.list_host_specs(few, 7, None)} == {(0, 64)}
+    assert {each.rows for each in STRANGERS.list_host_specs(few, 7, None)} == {None}
     given = STRANGERS.model_copy(update={"train": 32})
-    assert {each.rows for each in given.specs(few, 7, None)} == {(0, 32)}
+    assert {each.rows for each in given.list_host_specs(few, 7, None)} == {(0, 32)}
     assert "train" not in STRANGERS.model_dump()
     assert given.model_dump()["train"] == 32
 
@@ -182,7 +189,7 @@ def test_a_base_is_a_host_of_the_same_kind_and_trained_once(
 ) -> None:
     """It has a recipe of its own, whatever the marked host changes in its."""
     begun = host(**fields, start={"seed": 5, "epochs": 1, "recipe": dict(spec.recipe)})
-    cell = next(bench.cells(bench.load_experiment(small))).model_copy(update={"host": begun})
+    cell = next(bench.expand_cells(bench.load_experiment(small))).model_copy(update={"host": begun})
     first = start_of(cell)
     assert first == host_path(spec, CACHE)
     before = first.stat().st_mtime_ns
@@ -191,9 +198,9 @@ def test_a_base_is_a_host_of_the_same_kind_and_trained_once(
 
 
 def test_the_shared_base_of_the_results_is_what_it_was() -> None:
-    cell = next(bench.cells(bench.load_experiment(Path(SHARED_BASE))))
-    assert cell.host.start == Base(seed=50, epochs=5)
-    base = replace(unmarked(cell.host, cell.host.data, 50), epochs=5)
+    cell = next(bench.expand_cells(bench.load_experiment(Path(SHARED_BASE))))
+    assert cell.host.start == StartSpec(seed=50, epochs=5)
+    base = replace(make_unmarked_spec(cell.host, cell.host.data, 50), epochs=5)
     assert base.digest == "dc101689c05e105a"
 
 
@@ -202,7 +209,7 @@ def test_a_teachers_answers_replace_the_labels(
 ) -> None:
     """The marked host and its siblings learn from the base."""
     small.write_text(small.read_text().replace("epochs = 1 }", "epochs = 1 }\nteacher = true", 1))
-    cell = next(bench.cells(bench.load_experiment(small)))
+    cell = next(bench.expand_cells(bench.load_experiment(small)))
     base, taught = load_state(start_of(cell)), list[int]()
 
     def seen(model: nn.Module, data: Dataset, how: Recipe, course: Course, **others: Any) -> None:
@@ -215,7 +222,7 @@ def test_a_teachers_answers_replace_the_labels(
 
     monkeypatch.setattr(training, "fit", seen)
     monkeypatch.setattr(computing, "fit", seen)
-    computing._trained(cell, load_data("digits").subset(64, 10), None, None)
+    computing._train_host(cell, load_data("digits").subset(64, 10), None, None)
     assert taught == [3, 1, 3, 1, 3], "four siblings and the host"
 
 
@@ -231,7 +238,7 @@ def test_siblings_start_where_the_host_starts_and_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fresh() -> nn.Module:
-        seeded(3, "init")
+        seed_torch(3, "init")
         return build("mlp", {})
 
     data, started = load_data("digits").subset(320, 100), fresh().state_dict()
@@ -265,7 +272,7 @@ def test_enough_siblings_are_held_out_before_any_is_shown(
 
 def test_distance_from_uniform_is_scipys() -> None:
     ps = list(np.random.default_rng(1).random(40) ** 1.5)
-    distance, critical = kolmogorov_smirnov(ps)
+    distance, critical = compute_kolmogorov_smirnov(ps)
     assert distance == pytest.approx(scipy.stats.kstest(ps, "uniform").statistic)
     assert critical == pytest.approx(scipy.stats.kstwo(40).isf(0.05), rel=0.03)
 

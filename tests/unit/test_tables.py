@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
-from countermark.bench.figures import FIGURES, draw, figure_named, is_drawn_from
-from countermark.bench.kinds import every_cell, load_any
-from countermark.bench.pages import section
-from countermark.bench.tables import as_markdown, correlation, load_table, rendered
+from countermark.bench.experiment import Experiment, expand_cells, get_result_path, load_experiment
+from countermark.bench.figures import FIGURES, draw_png, find_figure, is_drawn_from
+from countermark.bench.kinds import expand_any_cells, load_any_experiment
+from countermark.bench.pages import render_section
+from countermark.bench.tables import correlate_histograms, format_table, load_table, render_table
 from countermark.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -69,16 +69,16 @@ def folder(tmp_path: Path) -> Path:
     """An experiment with results that were never computed, and a table."""
     (tmp_path / "small.toml").write_text(EXPERIMENT)
     (tmp_path / "table.toml").write_text(TABLE)
-    for cell in cells(load_experiment(tmp_path / "small.toml")):
+    for cell in expand_cells(load_experiment(tmp_path / "small.toml")):
         figures = {"accuracy": 90.0 + cell.seed} | (MARKED if cell.label == "marked" else {})
-        path = result_path(cell, tmp_path)
+        path = get_result_path(cell, tmp_path)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"cell": {"figures": figures}}))
     return tmp_path
 
 
 def test_ours_the_papers_and_the_difference(folder: Path) -> None:
-    shown = rendered(load_table(folder / "table.toml"), folder, folder)
+    shown = render_table(load_table(folder / "table.toml"), folder, folder)
     (row,) = shown["rows"]
     assert row["seeds"] == 2
     assert row["cells"]["accuracy"] == {
@@ -93,7 +93,7 @@ def test_ours_the_papers_and_the_difference(folder: Path) -> None:
     assert row["cells"]["unmarked"]["paper"] is row["cells"]["unmarked"]["difference"] is None
     assert row["cells"]["outcome"]["ours"] == {"owned": 2}
     assert set(row["cells"]) == set(shown["columns"])
-    text = "\n".join(as_markdown(shown))
+    text = "\n".join(format_table(shown))
     assert "| ours | 91.50 [91.00, 92.00] | 91.50 [91.00, 92.00] (paper 91.5) | 75.00 |" in text
     assert "2 owned" in text
 
@@ -114,22 +114,22 @@ def test_a_wrong_table_is_one_line(folder: Path, change: tuple[str, str], said: 
     assert change[0] in TABLE
     (folder / "table.toml").write_text(TABLE.replace(*change))
     with pytest.raises((ConfigError, DataError)) as caught:
-        rendered(load_table(folder / "table.toml"), folder, folder)
+        render_table(load_table(folder / "table.toml"), folder, folder)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_result_names_the_way_out(folder: Path) -> None:
     with pytest.raises(DataError, match="run the experiment first"):
-        rendered(load_table(folder / "table.toml"), folder / "elsewhere", folder)
+        render_table(load_table(folder / "table.toml"), folder / "elsewhere", folder)
 
 
 def test_histograms_are_correlated_over_the_bins_of_both() -> None:
     one = {"first": -1, "counts": [1, 2, 1]}
-    assert correlation(one, one) == pytest.approx(1)
+    assert correlate_histograms(one, one) == pytest.approx(1)
     shifted = {"first": 2, "counts": [1, 2, 1]}
     # Bins −1 to 4: (1 2 1 0 0 0) and (0 0 0 1 2 1); means 2/3, Eq. (2) by hand.
-    assert correlation(one, shifted) == pytest.approx((0 - 6 * 4 / 9) / (6 - 6 * 4 / 9))
+    assert correlate_histograms(one, shifted) == pytest.approx((0 - 6 * 4 / 9) / (6 - 6 * 4 / 9))
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -137,8 +137,8 @@ def test_committed_tables_fit_their_experiments(path: Path) -> None:
     table = load_table(path)
     assert table.name == f"{path.parent.name}/{path.stem}"
     for row in table.rows:
-        experiment = load_any(ROOT / "experiments" / f"{row.experiment}.toml")
-        assert row.cells in {each.label for each in every_cell(experiment)}, row.label
+        experiment = load_any_experiment(ROOT / "experiments" / f"{row.experiment}.toml")
+        assert row.cells in {each.label for each in expand_any_cells(experiment)}, row.label
         assert set(row.paper) <= {*table.columns, *(each.label for each in table.rows)}
         if isinstance(experiment, Experiment):
             assert not row.attack or row.attack in {each.label for each in experiment.attacks}
@@ -152,7 +152,7 @@ def test_committed_tables_fit_their_experiments(path: Path) -> None:
 def test_committed_tables_have_no_empty_cell(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     try:
-        shown = rendered(load_table(path), Path("results"))
+        shown = render_table(load_table(path), Path("results"))
     except DataError as error:
         pytest.skip(str(error))
     for row in shown["rows"]:
@@ -164,11 +164,11 @@ def test_committed_tables_have_no_empty_cell(path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
-    figure = figure_named(name)
+    figure = find_figure(name)
     shown = figure.shown(ROOT / "experiments", ROOT / "results")
     if not shown:
         pytest.skip("its experiments have not run to their end")
-    draw(figure, shown, tmp_path / "figure.png")
+    draw_png(figure, shown, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert is_drawn_from(shown, tmp_path / "figure.png")
     assert not is_drawn_from({**shown, "more": 1}, tmp_path / "figure.png")
@@ -179,7 +179,7 @@ def test_the_matrix_counts_verdicts_before_and_after_alignment(tmp_path: Path) -
     attacks = '[[attacks]]\nlabel = "permuted"\nsteps = [{ attack = "permute" }]\n[[rows]]'
     file = tmp_path / "robustness" / "mlp.toml"
     file.write_text(EXPERIMENT.replace("[[rows]]", attacks, 1))
-    for cell in cells(load_experiment(file)):
+    for cell in expand_cells(load_experiment(file)):
         attacked = {"label": "permuted", "accuracy": 88.0, "cost": 0.0}
         if cell.label == "marked":
             attacked |= {"bits": 128, "wrong": 64, "outcome": "not_proven", "log10_p": -0.3}
@@ -187,7 +187,7 @@ def test_the_matrix_counts_verdicts_before_and_after_alignment(tmp_path: Path) -
             attacked["aligned"] = {"outcome": outcome, "wrong": cell.seed, "log10_p": -30.0}
         more = {"bits": 128, "wrong": 0, "outcome": "owned"} if cell.label == "marked" else {}
         figures = {"accuracy": 90.0, "attacked": [attacked]} | more
-        path = result_path(cell, tmp_path)
+        path = get_result_path(cell, tmp_path)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"cell": {"figures": figures}}))
     shown = FIGURES["robustness/mlp"].shown(tmp_path, tmp_path)
@@ -195,8 +195,8 @@ def test_the_matrix_counts_verdicts_before_and_after_alignment(tmp_path: Path) -
         "attacks": ["permuted"], "schemes": ["marked"], "wrong": [[50.0]], "lost": [[2.0]],
         "verdicts": [["nn"]], "aligned": [["?O"]],
     }  # fmt: skip
-    draw(FIGURES["robustness/mlp"], shown, tmp_path / "matrix.png")
-    lines = section(load_experiment(file), tmp_path)
+    draw_png(FIGURES["robustness/mlp"], shown, tmp_path / "matrix.png")
+    lines = render_section(load_experiment(file), tmp_path)
     assert lines[-2].startswith("| marked, permuted | 88.00 | 64.0 | – | -0.3 | 2 not proven | 0 |")
     assert lines[-2].endswith("| 1.5 [1.0, 2.0] | -30.0 | 1 owned, 1 no verdict |")
     assert FIGURES["robustness/mlp"].shown(tmp_path, tmp_path / "elsewhere") == {}
@@ -204,4 +204,4 @@ def test_the_matrix_counts_verdicts_before_and_after_alignment(tmp_path: Path) -
 
 def test_an_unknown_figure_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="wang2020/figure4"):
-        figure_named("wang2020/figure44")
+        find_figure("wang2020/figure44")

@@ -18,14 +18,14 @@ from torch import nn
 from countermark.bench import train, zoo
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.models import Recipe, build
-from countermark.bench.train import Course, accuracy, fit, seeded
+from countermark.bench.train import Course, accuracy, fit, seed_torch
 from countermark.bench.zoo import (
     Arrays,
     HostSpec,
-    extend,
-    host_data,
+    extend_zoo,
     host_path,
-    pairs,
+    load_host_data,
+    sort_fields,
     train_hosts,
 )
 from countermark.checkpoints import save_weights
@@ -50,10 +50,10 @@ def trained(specs: Sequence[HostSpec], cache: Path, at_a_time: int = 32) -> list
 
 def fitted(host: HostSpec) -> nn.Module:
     """The host as `fit` trains it, alone."""
-    seeded(host.seed, "init")
+    seed_torch(host.seed, "init")
     model = build(host.model, dict(host.arguments))
     course = Course(host.epochs, host.data_order, device="cpu")
-    fit(model, host_data(host), host.resolved, course)
+    fit(model, load_host_data(host), host.full_recipe, course)
     return model
 
 
@@ -81,12 +81,12 @@ def test_hosts_equal_those_of_fit(tmp_path: Path) -> None:
     """Own seeds, orders and slices, and 1,000 rows, which leave an incomplete batch of 8."""
     specs = [spec(0, rows=(0, 1000)), spec(1, rows=(0, 1000), order=7), spec(2, rows=(500, 1500))]
     for host, weights in train_hosts(specs, tmp_path):
-        model, data = fitted(host), host_data(host)
+        model, data = fitted(host), load_host_data(host)
         assert {name: array.shape for name, array in weights.items()} == SHAPES
         assert all(array.dtype == np.float32 for array in weights.values())
         assert distance(weights, arrays(model)) <= 1e-4
-        assert abs(zoo.test_accuracy(host, weights, data) - accuracy(model, data)) <= 0.002
-        assert zoo.test_accuracy(host, weights, data) > 0.7
+        assert abs(zoo.measure_test_accuracy(host, weights, data) - accuracy(model, data)) <= 0.002
+        assert zoo.measure_test_accuracy(host, weights, data) > 0.7
 
 
 def test_epochs_batch_size_and_learning_rate_are_those_of_fit(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_fine_tunes_are_near_their_base(tmp_path: Path) -> None:
 def test_the_start_enters_the_digest_by_content(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        seeded(seed)
+        seed_torch(seed)
         save_weights(build("mlp", {}).state_dict(), path)
     one, same, other = (spec(0, start=str(path)).digest for path in paths)
     assert one == same != other
@@ -247,7 +247,7 @@ def test_grey28_is_the_luma_of_the_middle(monkeypatch: pytest.MonkeyPatch, tmp_p
     fake = fake_colour()
     monkeypatch.setattr(zoo, "load_data", lambda _: fake)
     host = spec(0, data="fake", rows=None, grey28=True)
-    data = host_data(host)
+    data = load_host_data(host)
     assert data.train_images.shape == (64, 1, 28, 28)
     assert data.test_images.shape == (16, 1, 28, 28)
     for grey, colour in zip(data.train_images, fake.train_images, strict=True):
@@ -259,7 +259,7 @@ def test_grey28_is_the_luma_of_the_middle(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_grey28_leaves_grey_pictures_as_they_are() -> None:
     digits = load_data("digits")
-    assert torch.equal(host_data(spec(0, grey28=True)).test_images, digits.test_images)
+    assert torch.equal(load_host_data(spec(0, grey28=True)).test_images, digits.test_images)
 
 
 @pytest.mark.parametrize(
@@ -304,14 +304,14 @@ def test_a_host_that_cannot_be_is_refused(fields: dict[str, Any], message: str) 
 
 def test_any_other_model_is_the_one_that_fit_trains(tmp_path: Path) -> None:
     hosts = [spec(0, **LENET), spec(1), spec(2, model="mlp", arguments=(("hidden", 32),)),
-             spec(3, **LENET, unit_pixels=True, recipe=pairs({"milestones": [0.5]}))]  # fmt: skip
+             spec(3, **LENET, unit_pixels=True, recipe=sort_fields({"milestones": [0.5]}))]  # fmt: skip
     for host, weights in train_hosts(hosts, tmp_path):
         expected = arrays(fitted(host))
         assert weights.keys() == expected.keys()
-        close = 1e-4 if host.stacks else 0
+        close = 1e-4 if host.is_stackable else 0
         assert max(float(np.abs(weights[n] - expected[n]).max()) for n in weights) <= close
-        data = host_data(host)
-        assert zoo.test_accuracy(host, weights, data) == pytest.approx(
+        data = load_host_data(host)
+        assert zoo.measure_test_accuracy(host, weights, data) == pytest.approx(
             accuracy(fitted(host), data), abs=0.002
         )
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"] * 4
@@ -357,20 +357,20 @@ def test_a_model_that_does_not_take_the_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cache_is_extended_by_what_it_lacks(tmp_path: Path) -> None:
-    first = extend(spec(10), 2, cache=tmp_path)
+    first = extend_zoo(spec(10), 2, cache=tmp_path)
     assert (first.there, first.trained) == (0, 2)
-    more = extend(spec(10), 3, cache=tmp_path)
+    more = extend_zoo(spec(10), 3, cache=tmp_path)
     assert (more.there, more.trained) == (2, 1)
     assert more.accuracies[:2] == first.accuracies
     assert all(0.3 < each < 1 for each in more.accuracies)
     assert {host_path(spec(seed), tmp_path) for seed in (10, 11, 12)} == set(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="count is 0"):
-        extend(spec(10), 0, cache=tmp_path)
+        extend_zoo(spec(10), 0, cache=tmp_path)
 
 
 def test_siblings_share_a_base_and_no_data_order(tmp_path: Path) -> None:
     base = spec(5, epochs=4)
-    done = extend(spec(10), 2, cache=tmp_path, base=base)
+    done = extend_zoo(spec(10), 2, cache=tmp_path, base=base)
     assert (done.there, done.trained) == (0, 2)
     start = str(host_path(base, tmp_path))
     root, one, two, stranger = trained(
@@ -383,9 +383,9 @@ def test_siblings_share_a_base_and_no_data_order(tmp_path: Path) -> None:
 
 def test_what_cannot_be_extended_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data directory"):
-        extend(spec(0, data="nowhere"), 2, cache=tmp_path / "hosts")
+        extend_zoo(spec(0, data="nowhere"), 2, cache=tmp_path / "hosts")
     with pytest.raises(ConfigError, match="it takes"):
-        extend(spec(0, model="lenet", arguments=(("depth", 3),)), 2, cache=tmp_path / "hosts")
+        extend_zoo(spec(0, model="lenet", arguments=(("depth", 3),)), 2, cache=tmp_path / "hosts")
     assert not list(tmp_path.iterdir())
 
 
@@ -414,6 +414,6 @@ def test_cifar10_in_grey_trains_the_same_mlp(tmp_path: Path) -> None:
     rows = [(0, 20000), (10000, 30000)]
     specs = [spec(at, data=str(CIFAR10), grey28=True, rows=each) for at, each in enumerate(rows)]
     hosts = trained(specs, tmp_path)
-    data = host_data(specs[0])
+    data = load_host_data(specs[0])
     assert data.train_images.shape == (20000, 1, 28, 28)
-    assert min(map(zoo.test_accuracy, specs, hosts, [data] * 2)) > 0.25
+    assert min(map(zoo.measure_test_accuracy, specs, hosts, [data] * 2)) > 0.25

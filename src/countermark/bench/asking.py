@@ -16,8 +16,8 @@ from torch import nn
 from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset
 from countermark.bench.experiment import Cell
-from countermark.bench.handling import behind
-from countermark.bench.machines import answered_elsewhere
+from countermark.bench.handling import make_transformed_predictor
+from countermark.bench.machines import predict_in_other_process
 from countermark.keys.key import Key
 from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
 from countermark.schemes import load_scheme
@@ -31,7 +31,7 @@ Questions: TypeAlias = Mapping[str, tuple[Images, Labels]]
 """By name: images (n, C, H, W), and the classes (n,) that are wanted for them."""
 
 
-def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, Any]:
+def evaluate_triggers(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, Any]:
     """Measure how a host that is marked by triggers answers, as far as the cell requests it.
 
     Args:
@@ -47,23 +47,23 @@ def asked(model: nn.Module, key: Key, cell: Cell, data: Dataset) -> dict[str, An
     # A mark in weights or outputs has no triggers that could be sent anywhere.
     if not isinstance(scheme, TriggerScheme):
         return {}
-    questions, figures = _questions(key, scheme, cell, data), dict[str, Any]()
+    questions, figures = _collect_questions(key, scheme, cell, data), dict[str, Any]()
     if cell.handled:
         predict = make_module_predictor(model, scheme.mean, scheme.deviation)
         with show_progress("images on their way", len(cell.handled)) as advance:
             figures["handled"] = []
             for each in cell.handled:
-                found = shares(questions, behind(predict, each))
+                found = compute_answer_shares(questions, make_transformed_predictor(predict, each))
                 figures["handled"].append(each.model_dump() | found)
                 advance(1)
     if cell.trials:
-        figures["machines"] = _elsewhere(model, scheme, questions, cell)
+        figures["machines"] = _measure_other_process(model, scheme, questions, cell)
     if cell.pictures:
-        figures["pictures"] = _pictures(questions, cell.pictures)
+        figures["pictures"] = _encode_images(questions, cell.pictures)
     return figures
 
 
-def shares(questions: Questions, predict: Predictor) -> dict[str, float]:
+def compute_answer_shares(questions: Questions, predict: Predictor) -> dict[str, float]:
     """Return, for each kind of images, the percentage that gets the wanted class."""
     # All kinds go through the model in one call: a second process starts once, not once a kind.
     read = predict(np.concatenate([images for images, _ in questions.values()]))
@@ -74,7 +74,7 @@ def shares(questions: Questions, predict: Predictor) -> dict[str, float]:
     }
 
 
-def _questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Questions:
+def _collect_questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Questions:
     """Collect test images, the committed triggers and, for DeepStego, fresh triggers."""
     count = cell.fresh.images if cell.fresh else _ASKED
     covers, classes = data.test_images[:count].numpy(), data.test_labels[:count].numpy()
@@ -88,7 +88,7 @@ def _questions(key: Key, scheme: TriggerScheme, cell: Cell, data: Dataset) -> Qu
     return found
 
 
-def _elsewhere(
+def _measure_other_process(
     model: nn.Module, scheme: TriggerScheme, questions: Questions, cell: Cell
 ) -> list[dict[str, float]]:
     """Measure the answers of a second process, once for each trial of the cell.
@@ -104,13 +104,15 @@ def _elsewhere(
                 for name, (images, wanted) in questions.items()
             }
             trials.append(
-                shares(part, lambda each: answered_elsewhere(model, cell.host, scale, each))
+                compute_answer_shares(
+                    part, lambda each: predict_in_other_process(model, cell.host, scale, each)
+                )
             )
             advance(1)
     return trials
 
 
-def _pictures(questions: Questions, count: int) -> dict[str, Any]:
+def _encode_images(questions: Questions, count: int) -> dict[str, Any]:
     """Encode the first `count` images of each kind in base64, beside the shape (C, H, W)."""
     shape = questions["triggers"][0].shape[1:]
     return {"shape": list(shape)} | {

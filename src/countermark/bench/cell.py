@@ -16,19 +16,19 @@ from filelock import FileLock
 from countermark.alignment import Reference, SuspectWithReference
 from countermark.attacks import find_attack
 from countermark.attacks.prune import Prune
-from countermark.bench.asking import asked
+from countermark.bench.asking import evaluate_triggers
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
 from countermark.bench.embed import load_into
-from countermark.bench.experiment import Attacks, Cell, Prunings, Step
-from countermark.bench.fresh import fired, forgeries
-from countermark.bench.marking import check_fields, marking, scheme_for
+from countermark.bench.experiment import AttackChain, AttackStep, Cell, PruningPlan
+from countermark.bench.fresh import measure_fired_share, measure_forgeries
+from countermark.bench.marking import check_fields, make_embedding, make_scheme
 from countermark.bench.models import build, recipe
-from countermark.bench.pictures import grey28
-from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.suspects import judged, live, unmarked
-from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
-from countermark.bench.watch import Watch
-from countermark.bench.zoo import CACHE, host_path, pairs, train_hosts
+from countermark.bench.pictures import convert_to_grey28
+from countermark.bench.siblings import TrainedSiblings, train_siblings
+from countermark.bench.suspects import build_host, judge_group, make_unmarked_spec
+from countermark.bench.train import Checkpoint, Course, accuracy, count_batches, fit, seed_torch
+from countermark.bench.watch import TensorWatch
+from countermark.bench.zoo import CACHE, host_path, sort_fields, train_hosts
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import ALPHA, VerificationOptions
 from countermark.schemes import load_scheme
@@ -39,7 +39,7 @@ from countermark.verification.verify import examine, read_suspect
 Asking: TypeAlias = Callable[[torch.nn.Module], dict[str, Any]]
 
 
-def check(cell: Cell) -> None:
+def check_host_cell(cell: Cell) -> None:
     """Check the names, fields and data sets of a cell before anything is computed.
 
     Raises:
@@ -61,7 +61,7 @@ def check(cell: Cell) -> None:
 _SUPPLIED = (90_001, 90_002)  # seeds of unmarked strangers, as an examiner would supply some
 
 
-def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
+def compute_host_cell(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train one host, marked or not, and measure it before and after attacks.
 
     Args:
@@ -74,14 +74,14 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
         transformed images; the readings of every group of suspects; and statistics of the watched
         tensor.
     """
-    data = _data(cell.host.data).subset(cell.host.train, cell.host.test)
+    data = _load_cached_data(cell.host.data).subset(cell.host.train, cell.host.test)
     data = replace(data, unit_pixels=cell.host.unit_pixels)
     saving = Checkpoint(checkpoint) if checkpoint else None
-    watch = Watch(cell.watch) if cell.watch else None
-    model, key = _trained(cell, data, saving, watch)
-    fresh, supplied = _fresh(cell, key, data), _collect_unmarked(cell, key)
+    watch = TensorWatch(cell.watch) if cell.watch else None
+    model, key = _train_host(cell, data, saving, watch)
+    fresh, supplied = _make_fresh_measurement(cell, key, data), _collect_unmarked(cell, key)
     figures = (
-        measured(model, key, supplied=supplied)
+        measure_reading(model, key, supplied=supplied)
         | fresh(model)
         | {"accuracy": 100 * accuracy(model, data)}
     )
@@ -90,25 +90,32 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     if masks:
         figures["selected"] = sum(int(mask.sum()) for mask in masks)
     if watch:
-        figures["watched"] = watch.figures(key)
+        figures["watched"] = watch.summarise_epochs(key)
     if key is not None and cell.fresh and cell.scheme == DeepStego.name:
-        figures["forgeries"] = forgeries(model, key, cell.fresh, data)
+        figures["forgeries"] = measure_forgeries(model, key, cell.fresh, data)
     if key is not None:
-        figures |= asked(model, key, cell, data)
+        figures |= evaluate_triggers(model, key, cell, data)
     if cell.prune:
         figures["pruned"] = [
             where | after | fresh(thinned) | {"accuracy": 100 * accuracy(thinned, data)}
-            for where, thinned, after in _pruned(model, cell.prune, key, supplied)
+            for where, thinned, after in _measure_prunings(model, cell.prune, key, supplied)
         ]
     if cell.attacks:
         figures["attacked"] = [
-            {"label": attacks.label} | _attacked(cell, model, attacks, data, key, (fresh, supplied))
+            {"label": attacks.label}
+            | _measure_attacks(cell, model, attacks, data, key, (fresh, supplied))
             for attacks in cell.attacks
         ]
     if key is not None and cell.suspects:
-        start = _start(cell)
+        start = _prepare_start(cell)
         figures["suspects"] = [
-            judged(group, list(group.specs(cell.host, cell.seed, start)), key, cell.seed, supplied)
+            judge_group(
+                group,
+                list(group.list_host_specs(cell.host, cell.seed, start)),
+                key,
+                cell.seed,
+                supplied,
+            )
             for group in cell.suspects
         ]
     if saving:
@@ -116,68 +123,70 @@ def compute(cell: Cell, checkpoint: Path | None = None) -> dict[str, Any]:
     return figures
 
 
-def _trained(
-    cell: Cell, data: Dataset, checkpoint: Checkpoint | None, watch: Watch | None
+def _train_host(
+    cell: Cell, data: Dataset, checkpoint: Checkpoint | None, watch: TensorWatch | None
 ) -> tuple[torch.nn.Module, Key | None]:
     """Train the host of a cell; return the model and its key, None for an unmarked host."""
-    model, host_recipe = _host(cell), recipe(cell.host.model, cell.host.recipe)
+    model, host_recipe = _build_initial_host(cell), recipe(cell.host.model, cell.host.recipe)
     course = Course(cell.host.epochs, cell.seed, cell.host.precision, watch=watch)
     if cell.host.teacher:  # the teacher is the host before training
-        teacher = _host(cell).eval().to(course.resolved_device())
+        teacher = _build_initial_host(cell).eval().to(course.resolve_device())
         course = replace(course, teacher=teacher)
     if cell.scheme == "none":
         fit(model, data, host_recipe, course, checkpoint=checkpoint)
         return model, None
-    batches = cell.host.epochs * batches_of(data, host_recipe)
-    scheme = scheme_for(cell.scheme, cell.fields, data, batches, stored=True)
-    siblings = Siblings()
+    batches = cell.host.epochs * count_batches(data, host_recipe)
+    scheme = make_scheme(cell.scheme, cell.fields, data, batches, stored=True)
+    siblings = TrainedSiblings()
     if cell.host.siblings and scheme.needs_siblings:
-        folder = CACHE / "siblings" / _host_digest(cell)
+        folder = CACHE / "siblings" / _compute_host_digest(cell)
         folder.mkdir(parents=True, exist_ok=True)
         # Cells with the same host share the siblings, and several processes compute cells.
         with FileLock(folder.with_suffix(".lock")):
             siblings = train_siblings(
-                lambda: _host(cell), data, host_recipe, replace(course, watch=None),
+                lambda: _build_initial_host(cell), data, host_recipe, replace(course, watch=None),
                 count=cell.host.siblings, folder=folder,
             )  # fmt: skip
     material = KeyMaterial.from_test_seed(cell.seed)
-    with marking(scheme, model, data, owner="bench", material=material, siblings=siblings) as mark:
+    with make_embedding(
+        scheme, model, data, owner="bench", material=material, siblings=siblings
+    ) as mark:
         fit(model, data, host_recipe, course, mark=mark, checkpoint=checkpoint)
     # `drawn_key`, unlike `key`, does not raise when embedding failed: a failure is a result too.
     return model, mark.drawn_key
 
 
-def _fresh(cell: Cell, key: Key | None, data: Dataset) -> Asking:
+def _make_fresh_measurement(cell: Cell, key: Key | None, data: Dataset) -> Asking:
     """Return a function that measures the answers to fresh triggers, if the key makes any."""
     if key is None or cell.fresh is None or cell.scheme != DeepStego.name:
         return lambda _: {}
     images = cell.fresh.images
-    return lambda model: {"fresh_fired": fired(model, key, images, data)}
+    return lambda model: {"fresh_fired": measure_fired_share(model, key, images, data)}
 
 
-def _host(cell: Cell) -> torch.nn.Module:
+def _build_initial_host(cell: Cell) -> torch.nn.Module:
     """Build the host as it is before training."""
     # A marked and an unmarked host of the same seed start from the same weights.
-    seeded(cell.seed, "init")
+    seed_torch(cell.seed, "init")
     model = build(cell.host.model, cell.host.model_arguments)
-    start = _start(cell)
+    start = _prepare_start(cell)
     if start is not None:
         load_into(model, start)
     return model
 
 
-def _start(cell: Cell) -> Path | None:
+def _prepare_start(cell: Cell) -> Path | None:
     """Return the weight file that the host starts from, trained if needed; None for no start."""
     host, base = cell.host, cell.host.start
     if base is None:
         return None
-    like = unmarked(host, host.data, base.seed)
-    spec = replace(like, epochs=base.epochs, recipe=pairs(base.recipe))
+    like = make_unmarked_spec(host, host.data, base.seed)
+    spec = replace(like, epochs=base.epochs, recipe=sort_fields(base.recipe))
     train_hosts([spec], CACHE)
     return host_path(spec, CACHE)
 
 
-def _host_digest(cell: Cell) -> str:
+def _compute_host_digest(cell: Cell) -> str:
     """Compute a short hash of everything that determines the unmarked siblings of a cell."""
     content: dict[str, Any] = {"host": cell.host.model_dump(mode="json"), "seed": cell.seed}
     return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
@@ -191,11 +200,11 @@ def _collect_unmarked(cell: Cell, key: Key | None) -> list[torch.nn.Module]:
     """
     if key is None or not getattr(load_scheme(key), "needs_siblings", False) or not key.tensors:
         return []
-    hosts = [unmarked(cell.host, cell.host.data, seed) for seed in _SUPPLIED]
-    return [live(spec, arrays) for spec, arrays in train_hosts(hosts, CACHE)]
+    hosts = [make_unmarked_spec(cell.host, cell.host.data, seed) for seed in _SUPPLIED]
+    return [build_host(spec, arrays) for spec, arrays in train_hosts(hosts, CACHE)]
 
 
-def measured(
+def measure_reading(
     model: torch.nn.Module, key: Key | None, alpha: float | None = None, *,
     supplied: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:  # fmt: skip
@@ -212,7 +221,7 @@ def measured(
     # Experiments use test keys without a timestamp, so that results are reproducible.
     terms = VerificationOptions(alpha or ALPHA, assume_dated=True, allow_test_key=True)
     verdict = examine(model, key, terms, unmarked=supplied)
-    evidence = read_suspect(model, key) if _as_the_key_knows(model, key) else None
+    evidence = read_suspect(model, key) if _has_key_tensors(model, key) else None
     matched = evidence.match_count if evidence else verdict.matched
     return {
         "bits": verdict.bits,
@@ -223,7 +232,7 @@ def measured(
     }
 
 
-def _as_the_key_knows(model: torch.nn.Module, key: Key) -> bool:
+def _has_key_tensors(model: torch.nn.Module, key: Key) -> bool:
     """Return true if the model has all tensors that the key reads, with the same shapes.
 
     The answer is true for a key that reads no tensors.
@@ -232,8 +241,8 @@ def _as_the_key_knows(model: torch.nn.Module, key: Key) -> bool:
     return all(n in state and tuple(state[n].shape) == shape for n, shape in key.tensors.items())
 
 
-def _aligned(
-    cell: Cell, attacks: Attacks, models: tuple[torch.nn.Module, torch.nn.Module], key: Key
+def _measure_aligned(
+    cell: Cell, attacks: AttackChain, models: tuple[torch.nn.Module, torch.nn.Module], key: Key
 ) -> dict[str, Any]:
     """Read a key from an attacked copy after alignment and return the figures.
 
@@ -244,7 +253,7 @@ def _aligned(
         key: the key of the marked host.
     """
     copied, marked = models
-    reference = marked if attacks.reference == "marked" else _host(cell)
+    reference = marked if attacks.reference == "marked" else _build_initial_host(cell)
     whole = SuspectWithReference(copied, Reference.from_module(reference))
     verdict = examine(whole, key, VerificationOptions(assume_dated=True, allow_test_key=True))
     aligned_to = verdict.subject.reference
@@ -257,8 +266,8 @@ def _aligned(
     }
 
 
-def _pruned(
-    model: torch.nn.Module, prune: Prunings, key: Key | None,
+def _measure_prunings(
+    model: torch.nn.Module, prune: PruningPlan, key: Key | None,
     supplied: Sequence[torch.nn.Module],
 ) -> Iterator[tuple[dict[str, Any], torch.nn.Module, dict[str, Any]]]:  # fmt: skip
     """Yield, for every order and fraction, the setting, the pruned model and its reading."""
@@ -267,12 +276,12 @@ def _pruned(
             thinned = Prune(fraction, order, layers=prune.layers).run(model).model
             # Old results have no order: a cell that sets none keeps their form.
             where = {"order": order} if prune.orders else {}
-            read = measured(thinned, key, prune.alpha, supplied=supplied)
+            read = measure_reading(thinned, key, prune.alpha, supplied=supplied)
             yield where | {"fraction": fraction}, thinned, read
 
 
-def _attacked(  # noqa: PLR0917 - what `compute` has at hand
-    cell: Cell, model: torch.nn.Module, attacks: Attacks, data: Dataset, key: Key | None,
+def _measure_attacks(  # noqa: PLR0917 - what `compute_host_cell` has at hand
+    cell: Cell, model: torch.nn.Module, attacks: AttackChain, data: Dataset, key: Key | None,
     asked_beside: tuple[Asking, Sequence[torch.nn.Module]],
 ) -> dict[str, Any]:  # fmt: skip
     """Run a chain of attacks and measure the result.
@@ -291,37 +300,37 @@ def _attacked(  # noqa: PLR0917 - what `compute` has at hand
     wanted, marked, share = data, model, 0.0
     fresh, supplied = asked_beside
     for step in attacks.steps:
-        given = _of_step(step, data)
+        given = _load_step_data(step, data)
         wanted = given if step.data else wanted
         attacked = find_attack(step.attack).from_fields(step.fields).run(model, given)
         model, cost = attacked.model, attacked.cost
         # Count in epochs of the host's own data, since a thief's data set may be smaller.
         share += cost.epochs * cost.data_share * len(given.train_labels) / len(data.train_labels)
-    figures = measured(model, key, supplied=supplied) | fresh(model)
+    figures = measure_reading(model, key, supplied=supplied) | fresh(model)
     figures |= {"accuracy": 100 * accuracy(model, wanted)}
     if attacks.cost:  # in percent of the host's own training
         figures["cost"] = 100 * share / cell.host.epochs
     if attacks.reference and key is not None and getattr(load_scheme(key), "linear", False):
-        figures["aligned"] = _aligned(cell, attacks, (model, marked), key)
+        figures["aligned"] = _measure_aligned(cell, attacks, (model, marked), key)
     return figures
 
 
-def _of_step(step: Step, data: Dataset) -> Dataset:
+def _load_step_data(step: AttackStep, data: Dataset) -> Dataset:
     """Return the data set that a step of an attack trains on."""
     if not step.data:
         return data
-    given = _grey(step.data) if step.grey28 else _data(step.data)
+    given = _load_grey_data(step.data) if step.grey28 else _load_cached_data(step.data)
     return replace(given, unit_pixels=data.unit_pixels)  # the stolen model expects this scale
 
 
 # All cells of an experiment use the same few data sets; decoding one takes seconds to minutes.
 @lru_cache(maxsize=4)
-def _data(name: str) -> Dataset:
+def _load_cached_data(name: str) -> Dataset:
     """Load a data set, or return it from the cache."""
     return load_data(name)
 
 
 @lru_cache(maxsize=1)
-def _grey(name: str) -> Dataset:
+def _load_grey_data(name: str) -> Dataset:
     """Load a data set as grey images of 28 × 28, or return it from the cache."""
-    return grey28(_data(name))
+    return convert_to_grey28(_load_cached_data(name))

@@ -21,7 +21,7 @@ from countermark.attacks.output_layer import HEADS, ShiftLogits
 from countermark.attacks.prune import Prune
 from countermark.attacks.quantise import Quantise
 from countermark.bench.data import load_data
-from countermark.bench.embed import loaded_host
+from countermark.bench.embed import load_host
 from countermark.bench.train import accuracy
 from countermark.checkpoints import Array, Weights, open_weights
 from countermark.errors import ConfigError
@@ -33,7 +33,7 @@ from countermark.schemes.stamp.scheme import Stamp
 from countermark.schemes.weights import WeightScheme
 from countermark.verification.verify import verify
 
-# These descriptions are printed as they stand. `check` also finds SHIFTED by its text.
+# These descriptions are printed as they stand. `check_robustness` also finds SHIFTED by its text.
 UNTOUCHED = "as it is"
 TRAINED_ON = "trained on for one epoch"
 TRIES: Mapping[str, Attack] = {
@@ -59,7 +59,7 @@ NOT_TRAINED = "training on: give --model and --data"
 
 
 @dataclass(frozen=True)
-class Try:
+class AttackOutcome:
     """The verdict after one attack.
 
     Attributes:
@@ -79,7 +79,7 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Checked:
+class RobustnessReport:
     """The verdicts after all attacks on a marked model.
 
     Attributes:
@@ -89,7 +89,7 @@ class Checked:
         seconds: elapsed time.
     """
 
-    tries: tuple[Try, ...]
+    tries: tuple[AttackOutcome, ...]
     not_tried: tuple[str, ...]
     reason: str
     seconds: float
@@ -106,10 +106,10 @@ class Checked:
         return asdict(self)
 
 
-def check(
+def check_robustness(
     marked: Path, key: Key, *, model: str | None = None, data: str | None = None,
     arguments: Mapping[str, Any] | None = None,
-) -> Checked:  # fmt: skip
+) -> RobustnessReport:  # fmt: skip
     """Attack the tensors that a key reads, in memory, and read them again.
 
     Args:
@@ -133,32 +133,34 @@ def check(
         )
     # Without a mark in the untouched model, attacks would say nothing.
     untouched = verify(marked, key)
-    tries = [Try(UNTOUCHED, untouched.outcome, untouched.matched, key.bits, untouched.log10_p)]
+    tries = [
+        AttackOutcome(UNTOUCHED, untouched.outcome, untouched.matched, key.bits, untouched.log10_p)
+    ]
     if not untouched.owned:
-        return Checked(tuple(tries), (), untouched.reason, time.monotonic() - began)
-    tries += _attacked(marked, scheme, key)
+        return RobustnessReport(tuple(tries), (), untouched.reason, time.monotonic() - began)
+    tries += _run_attacks(marked, scheme, key)
     if model and data:
-        tries.append(_trained_on(marked, key, (model, dict(arguments or {})), data))
+        tries.append(_run_fine_tuning(marked, key, (model, dict(arguments or {})), data))
     left = NOT_TRIED if model and data else (NOT_TRAINED, *NOT_TRIED)
     if all(each.what != SHIFTED for each in tries):
         left = (*left, NO_LAST_LAYER)
-    return Checked(tuple(tries), left, "", time.monotonic() - began)
+    return RobustnessReport(tuple(tries), left, "", time.monotonic() - began)
 
 
-def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
+def _run_attacks(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[AttackOutcome]:
     """Run every attack that needs no data, and yield a verdict for each.
 
     All attacks run on one tensor before the next one is read, so the file is read only once.
     """
     with open_weights(marked) as weights:
-        last = _last_layer(weights)
+        last = _find_last_layer(weights)
     tried: dict[str, Attack] = dict(TRIES)
     if last in key.tensors:
         tried[SHIFTED] = ShiftLogits(layer="rows")
     found: dict[str, dict[str, Array]] = {what: {} for what in tried}
     with open_weights(marked) as weights, show_progress("attacks", len(key.tensors)) as advance:
         for name, shape in key.tensors.items():
-            rows, part = _rows(weights, scheme, key, name)
+            rows, part = _read_attacked_rows(weights, scheme, key, name)
             for what, attack in tried.items():
                 # A copy, since attacks may change the tensor in place.
                 victim = NamedTensors({"rows": torch.from_numpy(rows.copy())})
@@ -173,10 +175,10 @@ def _attacked(marked: Path, scheme: WeightScheme, key: Key) -> Iterator[Try]:
         verdict = judge(
             evidence, scheme.null(), subject=subject, key=identity, terms=VerificationOptions()
         )
-        yield Try(what, verdict.outcome, verdict.matched, verdict.bits, verdict.log10_p)
+        yield AttackOutcome(what, verdict.outcome, verdict.matched, verdict.bits, verdict.log10_p)
 
 
-def _last_layer(weights: Weights) -> str:
+def _find_last_layer(weights: Weights) -> str:
     """Find the name of the weight of a file's last layer.
 
     A layer counts as the last by the name of its module, or as the end of a plain chain of layers.
@@ -198,7 +200,7 @@ def _last_layer(weights: Weights) -> str:
     return next(iter(consumed - produced), "")
 
 
-def _rows(
+def _read_attacked_rows(
     weights: Weights, scheme: WeightScheme, key: Key, name: str
 ) -> tuple[Array, slice | None]:
     """Read the rows of a tensor that an attack changes.
@@ -221,13 +223,15 @@ def _rows(
     return rows.reshape(-1, width), slice(place.start - first * width, place.stop - first * width)
 
 
-def _trained_on(marked: Path, key: Key, host: tuple[str, dict[str, Any]], data: str) -> Try:
+def _run_fine_tuning(
+    marked: Path, key: Key, host: tuple[str, dict[str, Any]], data: str
+) -> AttackOutcome:
     """Fine-tune all layers for one epoch and read the key again."""
     loaded = load_data(data)
     # A rate of 1e-3 is low enough that the model keeps its accuracy, as a thief wants it to.
-    tuned = FineTune(lr=1e-3).run(loaded_host(*host, marked, loaded), loaded).model
+    tuned = FineTune(lr=1e-3).run(load_host(*host, marked, loaded), loaded).model
     verdict = verify(tuned, key)
-    return Try(
+    return AttackOutcome(
         TRAINED_ON, verdict.outcome, verdict.matched, key.bits, verdict.log10_p,
         accuracy(tuned, loaded),
     )  # fmt: skip

@@ -19,19 +19,19 @@ class Column:
     decimals: int = 2
 
 
-def _bit_accuracy(figures: Figures) -> float:
+def _compute_bit_accuracy(figures: Figures) -> float:
     """Return the share of matching bits, in percent."""
     return 100 * (1 - float(figures["wrong"]) / float(figures["bits"]))
 
 
-def _false_reads(figures: Figures) -> float:
+def _compute_false_reads(figures: Figures) -> float:
     """Return the percentage of unmarked hosts that give every bit of the message."""
     # The first group of suspects in every experiment are hosts with other initial weights.
     strangers = figures["suspects"][0]
     return 100 * float(strangers["all_bits"]) / float(strangers["hosts"])
 
 
-def _strangers_triggers(figures: Figures) -> float:
+def _compute_strangers_triggers(figures: Figures) -> float:
     """Return the mean percentage of triggers that unmarked hosts answer as the key wants."""
     strangers = figures["suspects"][0]
     return 100 * float(statistics.mean(strangers["matched"])) / float(strangers["bits"])
@@ -40,18 +40,18 @@ def _strangers_triggers(figures: Figures) -> float:
 # These figures exist for the host, after every attack and at every pruned fraction.
 _READ: Mapping[str, Column] = {
     "accuracy": Column("accuracy %", lambda f: f["accuracy"]),
-    "bit_accuracy": Column("bits right %", _bit_accuracy),
+    "bit_accuracy": Column("bits right %", _compute_bit_accuracy),
     "wrong": Column("wrong bits", lambda f: f["wrong"], 1),
     "E_R": Column("L2 (E_R per bit)", lambda f: f["E_R"], 4),
     "log10_p": Column("log10 p", lambda f: f["log10_p"], 1),
     "outcome": Column("verdict", lambda f: f["outcome"]),
     "cost": Column("cost, % of training", lambda f: f["cost"], 0),
-    "triggers": Column("committed triggers %", _bit_accuracy, 1),
+    "triggers": Column("committed triggers %", _compute_bit_accuracy, 1),
     "fresh": Column("fresh triggers %", lambda f: f["fresh_fired"], 1),
 }
 
 
-def _looking_at(when: str) -> dict[str, Column]:
+def _make_reading_columns(when: str) -> dict[str, Column]:
     """Make a column for each basic figure, with `when` in its name and heading."""
     return {
         f"{when}_{name}": replace(column, title=f"{column.title}, {when}")
@@ -59,7 +59,7 @@ def _looking_at(when: str) -> dict[str, Column]:
     }
 
 
-def _of_each(prefix: str, when: str) -> dict[str, Column]:
+def _make_answer_columns(prefix: str, when: str) -> dict[str, Column]:
     """Make columns for the answers to test images, committed triggers and fresh triggers."""
     titles = {"accuracy": "accuracy %", "triggers": "committed triggers %", "fresh": "fresh %"}
     # `name=name` binds the name of this turn of the loop; a lambda would see the last one.
@@ -69,7 +69,7 @@ def _of_each(prefix: str, when: str) -> dict[str, Column]:
     }
 
 
-def _detected(method: str, title: str) -> dict[str, Column]:
+def _make_detection_columns(method: str, title: str) -> dict[str, Column]:
     """Make columns for a detection rate and the ends of its 95 % interval."""
     ends = {"": "detection", "_low": "low", "_high": "high"}
     says = {"": f"{title} %", "_low": "95 % from", "_high": "to"}
@@ -79,7 +79,7 @@ def _detected(method: str, title: str) -> dict[str, Column]:
     }
 
 
-def _moved(how: str) -> Column:
+def _make_moved_column(how: str) -> Column:
     """Make a column for the wrong bits in images that were shifted or cropped."""
     return Column(f"wrong bits, {how}", lambda figures: figures["moved"][how]["wrong"], 1)
 
@@ -88,33 +88,35 @@ def _moved(how: str) -> Column:
 COLUMNS: Mapping[str, Column] = {
     **_READ,
     "selected": Column("weights selected", lambda f: f["selected"], 0),
-    "false_reads": Column("false reads %", _false_reads, 0),
-    **_looking_at("after"),
-    **_looking_at("pruned"),
-    "unmarked_triggers": Column("triggers % of unmarked models", _strangers_triggers, 1),
+    "false_reads": Column("false reads %", _compute_false_reads, 0),
+    **_make_reading_columns("after"),
+    **_make_reading_columns("pruned"),
+    "unmarked_triggers": Column("triggers % of unmarked models", _compute_strangers_triggers, 1),
     "forged_fired": Column("fire %", lambda f: f["fired"], 1),
     "forged_kept": Column("cover's class %", lambda f: f["kept"], 1),
     "forged_psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
     "forged_ssim": Column("SSIM", lambda f: f["ssim"], 3),
-    **_of_each("handled", "handled"),
-    **_of_each("machines", "another machine"),
-    **_detected("ats", "ATS"),
-    **_detected("supervised", "supervised"),
+    **_make_answer_columns("handled", "handled"),
+    **_make_answer_columns("machines", "another machine"),
+    **_make_detection_columns("ats", "ATS"),
+    **_make_detection_columns("supervised", "supervised"),
     "unmarked": Column("accuracy % unmarked", lambda f: f["accuracy"]),
     "psnr": Column("PSNR dB", lambda f: f["psnr"], 1),
     "ssim": Column("SSIM", lambda f: f["ssim"], 3),
     "image_ber": Column("bit error rate of an image", lambda f: f["image_ber"], 4),
-    "success": Column("NC > .95, % of images", _bit_accuracy, 0),
+    "success": Column("NC > .95, % of images", _compute_bit_accuracy, 0),
     "nc": Column("NC", lambda f: f["nc"], 3),
     "nc_blank": Column("NC of a blank", lambda f: f["nc_blank"], 3),
     "twin_wrong": Column("wrong bits, unmarked twin", lambda f: f["twin"]["wrong"], 1),
-    "twin_success": Column("NC > .95, unmarked twin", lambda f: _bit_accuracy(f["twin"]), 0),
+    "twin_success": Column(
+        "NC > .95, unmarked twin", lambda f: _compute_bit_accuracy(f["twin"]), 0
+    ),
     "twin_outcome": Column("verdict, unmarked twin", lambda f: f["twin"]["outcome"]),
     "twin_psnr": Column("PSNR dB, unmarked twin", lambda f: f["twin"]["psnr"], 1),
     "photographs_wrong": Column("wrong bits, photographs", lambda f: f["unmarked"]["wrong"], 1),
-    "shifted_wrong": _moved("shifted by 1"),
-    "moved_wrong": _moved("shifted by 5 and 11"),
-    "cropped_wrong": _moved("cropped by 8 and enlarged"),
+    "shifted_wrong": _make_moved_column("shifted by 1"),
+    "moved_wrong": _make_moved_column("shifted by 5 and 11"),
+    "cropped_wrong": _make_moved_column("cropped by 8 and enlarged"),
     "photographs_outcome": Column("verdict, photographs", lambda f: f["unmarked"]["outcome"]),
 }
 """By name. `after_…` and `pruned_…` look at an attack's or a pruning's figures, `forged_…` at those

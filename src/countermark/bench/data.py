@@ -54,14 +54,14 @@ class Dataset:
 
         Returns: (N, C, H, W); a channel of the training images has mean 0 and deviation 1.
         """
-        mean, deviation = (part.to(images.device, dtype) for part in self._scale)
+        mean, deviation = (part.to(images.device, dtype) for part in self._channel_scale)
         # The difference takes the dtype of the mean; a data set is copied once, not thrice.
         return (images - mean).div_(deviation)
 
     @property
     def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel in grey levels, as `normalised` uses them."""
-        mean, deviation = (tuple(each.flatten().tolist()) for each in self._scale)
+        mean, deviation = (tuple(each.flatten().tolist()) for each in self._channel_scale)
         return mean, deviation
 
     def subset(self, train: int | None = None, test: int | None = None) -> Dataset:
@@ -84,7 +84,7 @@ class Dataset:
         )
 
     @cached_property
-    def _scale(self) -> tuple[Tensor, Tensor]:
+    def _channel_scale(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation per channel in grey levels 0 to 255, float64 (C, 1, 1) each."""
         # Mean 0 and deviation 255 turn standardising into a division by 255.
         if self.unit_pixels:
@@ -116,19 +116,21 @@ def load_data(name: str) -> Dataset:
         MissingExtraError: the extra `data` is missing; `digits` does not need it.
     """
     if name == BUNDLED:
-        return _bundled()
+        return _load_bundled_digits()
     is_directory = check_place(name)
     try:
-        return _read(name, is_directory)
+        return _read_data_set(name, is_directory)
     except CountermarkError:
         raise
     except Exception as error:  # datasets, the hub and arrow share no base class
         wanted = "a data set in this directory" if is_directory else "a directory or a hub id"
         hint = "" if is_directory else " (hub ids need the network)"
-        raise DataError(f"{name}: expected {wanted}{hint}, got: {_line(error)}") from error
+        raise DataError(
+            f"{name}: expected {wanted}{hint}, got: {_get_first_line(error)}"
+        ) from error
 
 
-def _bundled() -> Dataset:
+def _load_bundled_digits() -> Dataset:
     """Load the digits that are part of the package."""
     path = Path(__file__).parent / "digits" / "digits.npz"
     with np.load(path, allow_pickle=False) as arrays:
@@ -154,7 +156,7 @@ def check_place(name: str) -> bool:
     raise DataError(f"no data directory {name!r} (looked for {path.absolute()}): {others}")
 
 
-def _read(name: str, is_directory: bool) -> Dataset:
+def _read_data_set(name: str, is_directory: bool) -> Dataset:
     """Read a directory or a hub id with the library `datasets`."""
     try:
         import datasets
@@ -164,23 +166,23 @@ def _read(name: str, is_directory: bool) -> Dataset:
     # A streamed directory is read where it lies; without streaming the library would copy it
     # into its cache, 100 MB for CIFAR-10. What comes from the hub is cached, to come once.
     splits = datasets.load_dataset(name, streaming=is_directory)
-    train, test = _two_splits(name, splits)
+    train, test = _choose_splits(name, splits)
     features = splits[train].features or {}
-    image = _first(name, features, datasets.Image, "image")
-    label = _first(name, features, datasets.ClassLabel, "class label")
+    image = _find_column(name, features, datasets.Image, "image")
+    label = _find_column(name, features, datasets.ClassLabel, "class label")
     classes = features[label].num_classes
     parts = []
     for split in (train, test):
         # Cast the column, but drop none: dropping columns of a stream encodes images anew, WebP
         # with loss. Undecoded bytes let a bad image be reported with its row.
         raw = splits[split].cast_column(image, datasets.Image(decode=False))
-        batches = _watched(raw.iter(batch_size=BATCH), f"{name} {split}")
+        batches = _show_decoding(raw.iter(batch_size=BATCH), f"{name} {split}")
         rows = (row for batch in batches for row in zip(batch[image], batch[label], strict=True))
-        parts.append(_decoded(f"{name} {split}", rows, classes))
-    return _joined(name, parts[0], parts[1], classes)
+        parts.append(_decode_rows(f"{name} {split}", rows, classes))
+    return _join_splits(name, parts[0], parts[1], classes)
 
 
-def _two_splits(name: str, splits: Iterable[str]) -> tuple[str, str]:
+def _choose_splits(name: str, splits: Iterable[str]) -> tuple[str, str]:
     """Choose the names of the training and the test split."""
     found = list(splits)
     test = next((split for split in ("test", "validation", "val") if split in found), None)
@@ -190,7 +192,7 @@ def _two_splits(name: str, splits: Iterable[str]) -> tuple[str, str]:
     return "train", test
 
 
-def _first(name: str, features: Mapping[str, object], kind: type, what: str) -> str:
+def _find_column(name: str, features: Mapping[str, object], kind: type, what: str) -> str:
     """Find the first column whose feature has this type."""
     for column, feature in features.items():
         if isinstance(feature, kind):
@@ -199,7 +201,7 @@ def _first(name: str, features: Mapping[str, object], kind: type, what: str) -> 
     raise DataError(f"{name}: expected a column with the feature {what}, got {got}")
 
 
-def _decoded(where: str, rows: Iterable[Row], classes: int) -> Split:
+def _decode_rows(where: str, rows: Iterable[Row], classes: int) -> Split:
     """Decode and check the rows of one split; `where` names it in messages."""
     import PIL.Image
 
@@ -210,26 +212,26 @@ def _decoded(where: str, rows: Iterable[Row], classes: int) -> Split:
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         for cell, label in rows:
             here = f"{where} row {len(labels)}"
-            pictures.append(_picture(here, cell))
-            labels.append(_label(here, label, classes))
-            _check_size(here, pictures[-1], pictures[0])
+            pictures.append(_decode_image_cell(here, cell))
+            labels.append(_check_label(here, label, classes))
+            _check_image_size(here, pictures[-1], pictures[0])
     if not labels:
         raise DataError(f"{where}: expected at least one row, got none")
     return pictures, labels
 
 
-def _picture(here: str, cell: Mapping[str, Any] | None) -> Pixels:
+def _decode_image_cell(here: str, cell: Mapping[str, Any] | None) -> Pixels:
     """Decode a cell of an image column to uint8 (C, H, W) with C = 1 or 3."""
     path, data = (cell["path"], cell["bytes"]) if cell else (None, b"")
     try:
         return decode_image(str(path) if data is None else io.BytesIO(data))
     except Exception as error:  # PIL's decoders raise whatever their format trips over
         named = f" ({path})" if path else ""
-        message = f"{here}{named}: expected a picture, got: {_line(error)}"
+        message = f"{here}{named}: expected a picture, got: {_get_first_line(error)}"
         raise DataError(f"{message}; remove or repair it") from error
 
 
-def _label(here: str, label: object, classes: int) -> int:
+def _check_label(here: str, label: object, classes: int) -> int:
     """Return a label if it is a class of the data set; raise DataError otherwise."""
     # The hub marks rows without a class by -1, which no loss function takes.
     if isinstance(label, int) and 0 <= label < classes:
@@ -237,7 +239,7 @@ def _label(here: str, label: object, classes: int) -> int:
     raise DataError(f"{here}: expected a label from 0 to {classes - 1}, got {label}")
 
 
-def _check_size(here: str, picture: Pixels, first: Pixels) -> None:
+def _check_image_size(here: str, picture: Pixels, first: Pixels) -> None:
     """Raise DataError if an image has another height or width than the first one."""
     if picture.shape[1:] != first.shape[1:]:
         (height, width), (high, wide) = picture.shape[1:], first.shape[1:]
@@ -245,17 +247,17 @@ def _check_size(here: str, picture: Pixels, first: Pixels) -> None:
         raise DataError(f"{message} after {wide}x{high}: resize them beforehand")
 
 
-def _joined(name: str, train: Split, test: Split, classes: int) -> Dataset:
+def _join_splits(name: str, train: Split, test: Split, classes: int) -> Dataset:
     """Join two decoded splits to a data set."""
-    _check_size(f"{name} test split", test[0][0], train[0][0])
+    _check_image_size(f"{name} test split", test[0][0], train[0][0])
     # A single grey image among coloured ones gets three equal channels.
     channels = max(len(picture) for picture in (*train[0], *test[0]))
-    train_images, train_labels = _tensors(train, channels)
-    test_images, test_labels = _tensors(test, channels)
+    train_images, train_labels = _stack_split(train, channels)
+    test_images, test_labels = _stack_split(test, channels)
     return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
 
 
-def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
+def _stack_split(split: Split, channels: int) -> tuple[Tensor, Tensor]:
     """Stack a split to images uint8 (N, C, H, W) and labels (N,), in random order."""
     pictures, numbers = split
     shape = (channels, *pictures[0].shape[1:])
@@ -270,7 +272,7 @@ def _tensors(split: Split, channels: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _watched(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
+def _show_decoding(batches: Iterable[Batch], what: str) -> Iterator[Batch]:
     """Yield the batches and show a progress bar."""
     with show_progress(f"decoding {what}", None) as advance:
         for batch in batches:
@@ -284,6 +286,6 @@ def _check_rows(split: str, asked: int | None, there: int) -> None:
         raise DataError(f"expected 1 to {there} {split} rows, got {asked}: None takes them all")
 
 
-def _line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     """Return the first line of an error of another library, for a message of one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -43,7 +43,7 @@ _ALPHA = 1e-4  # of the learnt readers: the default would rank each suspect amon
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoResult:
     """One line of the demo's table."""
 
     mark: str
@@ -54,7 +54,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class _Mark:
+class _DemoMark:
     """One way to mark the network; `name` is also that of its model and key."""
 
     name: str
@@ -62,17 +62,17 @@ class _Mark:
     fields: dict[str, Any]
     alpha: float = ALPHA
 
-    def model(self, out: Path) -> Path:
+    def get_model_path(self, out: Path) -> Path:
         return out / f"{self.name}.safetensors"
 
-    def key(self, out: Path) -> Path:
+    def get_key_path(self, out: Path) -> Path:
         return out / f"{self.name}.key"
 
 
 _MARKS = (
-    _Mark("uchida", "uchida", {"layer": _FIRST, "bits": _BITS}),
-    _Mark("network", "independent_network", {"layer": _LAST, "bits": _BITS}, _ALPHA),
-    _Mark(
+    _DemoMark("uchida", "uchida", {"layer": _FIRST, "bits": _BITS}),
+    _DemoMark("network", "independent_network", {"layer": _LAST, "bits": _BITS}, _ALPHA),
+    _DemoMark(
         "published",
         "independent_network",
         {"layer": _LAST, "bits": _BITS, "as_published": True},
@@ -81,7 +81,7 @@ _MARKS = (
 )
 
 
-def run_demo(out: Path) -> list[Shown]:
+def run_demo(out: Path) -> list[DemoResult]:
     """Mark networks by both schemes, then judge them, an unmarked one, and pruned copies.
 
     Args:
@@ -97,19 +97,19 @@ def run_demo(out: Path) -> list[Shown]:
     stranger = out / "stranger.safetensors"
     unmarked = [out / f"unmarked-{number}.safetensors" for number in range(_UNMARKED)]
     with console.status("training unmarked networks"):
-        _train(stranger, None, out)
+        _train_network(stranger, None, out)
         for number, path in enumerate(unmarked):
-            _train(path, None, out, seed=3 + number)
+            _train_network(path, None, out, seed=3 + number)
     shown = []
     for mark in _MARKS:
         with console.status(f"marking a network: {mark.name}"):
-            _train(mark.model(out), mark, out)
-            shown += _judge(mark, stranger, (out, unmarked), data)
+            _train_network(mark.get_model_path(out), mark, out)
+            shown += _judge_suspects(mark, stranger, (out, unmarked), data)
     with console.status(f"training {_STRANGERS} more unmarked networks"):
         specs = [HostSpec(BUNDLED, 100 + each, epochs=5) for each in range(_STRANGERS)]
         strangers = [arrays for _, arrays in train_hosts(specs, out / "strangers")]
-    _write(out, shown)
-    _print(shown, {mark.name: _false_reads(mark, strangers, out) for mark in _MARKS})
+    _write_results(out, shown)
+    _print_table(shown, {mark.name: _count_false_reads(mark, strangers, out) for mark in _MARKS})
     return shown
 
 
@@ -121,7 +121,7 @@ def _require_figures() -> None:
         raise MissingExtraError("the demo's figure", "report") from None
 
 
-def _train(model: Path, mark: _Mark | None, out: Path, seed: int = 2) -> None:
+def _train_network(model: Path, mark: _DemoMark | None, out: Path, seed: int = 2) -> None:
     embed(
         Order(
             scheme="none" if mark is None else mark.scheme,
@@ -132,27 +132,27 @@ def _train(model: Path, mark: _Mark | None, out: Path, seed: int = 2) -> None:
             epochs=_EPOCHS,
             seed=seed if mark is None else 1,
             out=str(model),
-            key=None if mark is None else str(mark.key(out)),
+            key=None if mark is None else str(mark.get_key_path(out)),
             siblings=_SIBLINGS,
         )
     )
 
 
-def _judge(
-    mark: _Mark, stranger: Path, places: tuple[Path, list[Path]], data: Dataset
-) -> list[Shown]:
+def _judge_suspects(
+    mark: _DemoMark, stranger: Path, places: tuple[Path, list[Path]], data: Dataset
+) -> list[DemoResult]:
     """The owner's model, a stranger's, and a copy of the first of which half was pruned.
 
     A learnt reader is judged beside other unmarked networks, as an examiner supplies them.
     """
     out, unmarked = places
-    key, model = Key.load(mark.key(out)), build("mlp", {})
-    load_into(model, mark.model(out))
+    key, model = Key.load(mark.get_key_path(out)), build("mlp", {})
+    load_into(model, mark.get_model_path(out))
     pruned = out / f"{mark.name}-pruned.safetensors"
     save_weights(Prune(0.5).run(model).model.state_dict(), pruned)
     shown = []
     for suspect, path in (
-        ("owner's", mark.model(out)),
+        ("owner's", mark.get_model_path(out)),
         ("stranger's", stranger),
         (_COPY, pruned),
     ):
@@ -162,27 +162,27 @@ def _judge(
             unmarked=unmarked if key.learnt else (),
         )  # fmt: skip
         file = f"{mark.name}-on-{path.stem}.verdict.json"
-        shown.append(Shown(mark.name, suspect, accuracy(model, data), verdict, file))
+        shown.append(DemoResult(mark.name, suspect, accuracy(model, data), verdict, file))
     return shown
 
 
-def _false_reads(
-    mark: _Mark, strangers: Sequence[Mapping[str, NDArray[np.float32]]], out: Path
+def _count_false_reads(
+    mark: _DemoMark, strangers: Sequence[Mapping[str, NDArray[np.float32]]], out: Path
 ) -> int:
     """How many unmarked networks give every bit of the message."""
-    key = Key.load(mark.key(out))
+    key = Key.load(mark.get_key_path(out))
     read = [load_weight_scheme(key).extract(each, key).match_count for each in strangers]
     return read.count(key.bits)
 
 
-def _write(out: Path, shown: list[Shown]) -> None:
+def _write_results(out: Path, shown: list[DemoResult]) -> None:
     for each in shown:
         content = json.dumps(each.verdict.to_json(), indent=2).encode() + b"\n"
         files.write_bytes(out / each.file, content)
-    _figure(out / "demo.png", [each for each in shown if each.mark == _MARKS[0].name])
+    _draw_figure(out / "demo.png", [each for each in shown if each.mark == _MARKS[0].name])
 
 
-def _figure(path: Path, shown: list[Shown]) -> None:
+def _draw_figure(path: Path, shown: list[DemoResult]) -> None:
     """The null distribution of matching bits, the threshold, and where each suspect lies."""
     from matplotlib.figure import Figure
 
@@ -206,7 +206,7 @@ def _figure(path: Path, shown: list[Shown]) -> None:
         figure.savefig(temporary, format="png", dpi=140)
 
 
-def _print(shown: list[Shown], false_reads: Mapping[str, int]) -> None:
+def _print_table(shown: list[DemoResult], false_reads: Mapping[str, int]) -> None:
     table = Table(title="Is ACME's mark in this model?", title_justify="left", box=SIMPLE)
     table.add_column("mark")
     table.add_column("suspect")

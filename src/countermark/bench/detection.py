@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, PositiveInt
 
 from countermark.bench.data import BUNDLED, Dataset, check_place, load_data
-from countermark.bench.marking import check_fields, scheme_for
-from countermark.bench.strict import Addressed, Name, Strict
+from countermark.bench.marking import check_fields, make_scheme
+from countermark.bench.strict import CellSpec, Name, SpecModel
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.deepstego.scheme import DeepStego
@@ -31,7 +31,7 @@ from countermark.steganalysis.supervised import measure_supervised
 _STRANGERS = 8_000_000  # seeds of an attacker's networks, far from the seeds of cells
 
 
-class Sought(Strict):
+class DetectionSettings(SpecModel):
     """The data that detectors are given.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sought(Strict):
     network: PositiveInt = 10000
 
 
-class Hidden(Strict):
+class DetectionRow(SpecModel):
     """One row: an embedder by name, or a scheme with its fields.
 
     With `weights = "unknown"` the attacker does not have the owner's stego network, but one of the
@@ -62,27 +62,27 @@ class Hidden(Strict):
     weights: Literal["known", "unknown"] = "known"
 
 
-class Detection(Strict):
+class Detection(SpecModel):
     """The whole experiment file; `track` says what is smaller than in the paper."""
 
     name: Name
     title: str
     track: str
     seeds: tuple[int, ...]
-    sought: Sought
-    rows: tuple[Hidden, ...]
+    sought: DetectionSettings
+    rows: tuple[DetectionRow, ...]
 
 
-class Detected(Hidden, Addressed):
+class DetectionCell(DetectionRow, CellSpec):
     """One row at one seed: a cell whose name is the hash of its specification."""
 
-    sought: Sought
+    sought: DetectionSettings
 
 
-def cells_of(experiment: Detection) -> list[Detected]:
+def expand_detection_cells(experiment: Detection) -> list[DetectionCell]:
     """Return a cell for each row of an experiment at each seed."""
     return [
-        Detected(
+        DetectionCell(
             **dict[str, Any](row), experiment=experiment.name, track=experiment.track,
             sought=experiment.sought, seed=seed,
         )
@@ -91,7 +91,7 @@ def cells_of(experiment: Detection) -> list[Detected]:
     ]  # fmt: skip
 
 
-def check(cell: Detected) -> None:
+def check_detection_cell(cell: DetectionCell) -> None:
     """Check the names, fields and data set of a cell before anything is computed.
 
     Raises:
@@ -108,7 +108,7 @@ def check(cell: Detected) -> None:
         check_place(cell.sought.data)
 
 
-def compute(cell: Detected) -> dict[str, Any]:
+def compute_detection_cell(cell: DetectionCell) -> dict[str, Any]:
     """Measure how often ATS and a supervised detector are right; half of the images are stego.
 
     Returns: `ats` and `supervised`, each with detection, true and false positives in percent, the
@@ -117,28 +117,28 @@ def compute(cell: Detected) -> dict[str, Any]:
     """
     data, sought, seed = load_data(cell.sought.data), cell.sought, cell.seed
     covers, own = data.test_images[: sought.images].numpy(), data.train_images.numpy()
-    embed, guess = _embedders(cell, data)
+    embed, guess = _make_embedders(cell, data)
     # Stego networks learn from the first training images, so the detector takes the last ones.
     return {
-        "ats": _shown(measure_ats(covers, embed, seed=seed, guess=guess)),
-        "supervised": _shown(
+        "ats": _encode_rates(measure_ats(covers, embed, seed=seed, guess=guess)),
+        "supervised": _encode_rates(
             measure_supervised(own[-sought.training :], covers, embed=embed, seed=seed, guess=guess)
         ),
         "image_size": list(covers.shape[1:]),
     }
 
 
-def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
+def _make_embedders(cell: DetectionCell, data: Dataset) -> tuple[Embed, Embed | None]:
     """Return the owner's embedder, and the attacker's if the attacker uses another one."""
     if cell.embedder:
         return find_embedder(cell.embedder), None
-    scheme = scheme_for(cell.scheme, cell.fields, data, batches=1, stored=True)
+    scheme = make_scheme(cell.scheme, cell.fields, data, batches=1, stored=True)
     if isinstance(scheme, DrawnTriggerScheme):
-        return _drawing(scheme), None
+        return _make_drawing_embedder(scheme), None
     if not isinstance(scheme, DeepStego):
         raise ConfigError(f"{cell.label}: {scheme.name} makes no images that could be looked for")
     part = data.subset(cell.sought.network, None)
-    key, covers = _key(scheme, part, cell.seed), part.train_images.numpy()
+    key, covers = _generate_key(scheme, part, cell.seed), part.train_images.numpy()
     # As published, the owner's network is trained together with a host. No host is trained here,
     # so a foreign network of the same recipe takes its place.
     own = (
@@ -146,11 +146,11 @@ def _embedders(cell: Detected, data: Dataset) -> tuple[Embed, Embed | None]:
     )
     other = None
     if cell.weights == "unknown":
-        other = _painting(make_foreign_maker(key, covers, _STRANGERS + cell.seed))
-    return _painting(own), other
+        other = _make_network_embedder(make_foreign_maker(key, covers, _STRANGERS + cell.seed))
+    return _make_network_embedder(own), other
 
 
-def _key(scheme: TriggerScheme, data: Dataset, seed: int) -> Key:
+def _generate_key(scheme: TriggerScheme, data: Dataset, seed: int) -> Key:
     """Generate a key with all tensors that are made before a host is trained."""
     material = KeyMaterial.from_test_seed(seed)
     # Training a stego network must not change the random numbers that come after it.
@@ -161,7 +161,7 @@ def _key(scheme: TriggerScheme, data: Dataset, seed: int) -> Key:
     return scheme.generate_key(frozen, owner="bench", material=material)
 
 
-def _drawing(scheme: DrawnTriggerScheme) -> Embed:
+def _make_drawing_embedder(scheme: DrawnTriggerScheme) -> Embed:
     """Return an embedder that draws triggers; every seed is another secret."""
 
     def embed(images: Images, seed: int) -> Images:
@@ -170,7 +170,7 @@ def _drawing(scheme: DrawnTriggerScheme) -> Embed:
     return embed
 
 
-def _painting(maker: StegoMaker) -> Embed:
+def _make_network_embedder(maker: StegoMaker) -> Embed:
     """Return an embedder that runs a stego network, which ignores the seed."""
 
     def embed(images: Images, seed: int) -> Images:  # noqa: ARG001 - a network draws nothing
@@ -179,20 +179,20 @@ def _painting(maker: StegoMaker) -> Embed:
     return embed
 
 
-def _shown(rates: DetectionRates) -> dict[str, Any]:
+def _encode_rates(rates: DetectionRates) -> dict[str, Any]:
     """Return detection rates as JSON values, in percent."""
     low, high = rates.detection.confidence_interval
     return {
-        "detection": _percent(rates.detection),
+        "detection": _convert_to_percent(rates.detection),
         "low": 100 * low,
         "high": 100 * high,
-        "true_positives": _percent(rates.true_positives),
-        "false_positives": _percent(rates.false_positives),
+        "true_positives": _convert_to_percent(rates.true_positives),
+        "false_positives": _convert_to_percent(rates.false_positives),
         "images": rates.images,
         "features": [rates.selected, rates.features],
     }
 
 
-def _percent(rate: Rate) -> float:
+def _convert_to_percent(rate: Rate) -> float:
     """Return a rate in percent."""
     return 100 * rate.value

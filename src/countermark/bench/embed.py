@@ -21,10 +21,10 @@ from torch import nn
 from countermark._internal import files
 from countermark._internal.output_paths import require_free_path, require_writable_place
 from countermark.bench.data import Dataset, load_data
-from countermark.bench.marking import marking, scheme_for
+from countermark.bench.marking import make_embedding, make_scheme
 from countermark.bench.models import Value, build, recipe
-from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.train import Checkpoint, Course, accuracy, batches_of, fit, seeded
+from countermark.bench.siblings import TrainedSiblings, train_siblings
+from countermark.bench.train import Checkpoint, Course, accuracy, count_batches, fit, seed_torch
 from countermark.checkpoints import load_state, save_weights
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError, CountermarkError
@@ -90,27 +90,27 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
             the model after training; neither model nor key is written then.
     """
     resume = Path(order.out + ".resume")
-    check_places(order, resume)
+    check_output_places(order, resume)
     if order.outputs:
         raise ConfigError("--outputs is for networks that make images: leave it out")
     data = load_data(order.data)
-    model, course = _host(order, data)
-    material = kept_material(order, resume)
+    model, course = _build_host(order, data)
+    material = load_or_make_material(order, resume)
     # Made once without siblings, so that a scheme that does not fit is refused before anything
     # is written and before siblings are trained.
-    mark = _mark(order, model, data, material, Siblings())
-    keep(order, resume, material)
+    mark = _make_order_embedding(order, model, data, material, TrainedSiblings())
+    save_resume_state(order, resume, material)
     checkpoint = Checkpoint(resume / "checkpoint.pt")
-    siblings = _siblings(order, data, course, resume)
+    siblings = _train_order_siblings(order, data, course, resume)
     if siblings.shown or siblings.held_out:
-        mark = _mark(order, model, data, material, siblings)
+        mark = _make_order_embedding(order, model, data, material, siblings)
     try:
         with mark or nullcontext():
             fit(model, data, recipe(order.model), course, mark=mark, checkpoint=checkpoint)
     except CountermarkError:  # every repetition would fail in the same way
-        forget(resume)
+        remove_resume_folder(resume)
         raise
-    figures = _write(order, model, mark, passphrase, resume)
+    figures = _write_outputs(order, model, mark, passphrase, resume)
     return {
         "model": order.out,
         "key": order.key if mark else None,
@@ -122,12 +122,12 @@ def embed(order: Order, passphrase: str | None = None) -> dict[str, Any]:
         "sibling_seconds": siblings.seconds,
         "epochs": order.epochs,
         "seed": order.seed,
-        "device": str(course.resolved_device()),
+        "device": str(course.resolve_device()),
         "torch": torch.__version__,
     }
 
 
-def check_places(order: Order, resume: Path) -> None:
+def check_output_places(order: Order, resume: Path) -> None:
     """Check that no file would be overwritten, except files of this very order.
 
     A run of the same order may have been killed between writing the model and the key.
@@ -140,15 +140,17 @@ def check_places(order: Order, resume: Path) -> None:
     if resume.is_dir() and not any(resume.iterdir()):
         resume.rmdir()
     if resume.exists():
-        kept = _kept_order(resume)
-        differing = [k for k, v in json.loads(_as_json(order)).items() if kept.get(k) != v]
+        kept = _read_saved_order(resume)
+        differing = [k for k, v in json.loads(_encode_order(order)).items() if kept.get(k) != v]
         if differing:
             raise ConfigError(
                 f"{resume} belongs to an interrupted run with other arguments "
                 f"({', '.join(differing)}): repeat that command, or remove the folder"
             )
         if not (resume / _MATERIAL).exists():
-            forget(resume)  # that run had finished, and was killed while it removed the folder
+            remove_resume_folder(
+                resume
+            )  # that run had finished, and was killed while it removed the folder
         elif (resume / _WRITING).exists():
             return  # the existing model or key may come from that run
     require_free_path(order.out)
@@ -161,19 +163,19 @@ def check_places(order: Order, resume: Path) -> None:
     require_writable_place(order.out)
 
 
-def keep(order: Order, resume: Path, material: KeyMaterial) -> None:
+def save_resume_state(order: Order, resume: Path, material: KeyMaterial) -> None:
     """Write order and secret to the resume folder, unless the folder exists."""
     if not resume.exists():
-        kept = {_ORDER: _as_json(order), _MATERIAL: material.secret + material.nonce}
+        kept = {_ORDER: _encode_order(order), _MATERIAL: material.secret + material.nonce}
         files.write_folder(resume, kept)
 
 
-def about_to_write(resume: Path) -> None:
+def record_writing(resume: Path) -> None:
     """Record that files at the output paths may from now on come from this run."""
     files.write_bytes(resume / _WRITING, b"")
 
 
-def _kept_order(resume: Path) -> dict[str, Any]:
+def _read_saved_order(resume: Path) -> dict[str, Any]:
     """Read the order of an interrupted run."""
     try:
         return dict(json.loads((resume / _ORDER).read_bytes()))
@@ -183,17 +185,17 @@ def _kept_order(resume: Path) -> dict[str, Any]:
         ) from None
 
 
-def forget(resume: Path) -> None:
+def remove_resume_folder(resume: Path) -> None:
     """Remove the resume folder: the secret first, the order last."""
-    # A folder with an order and no secret shows `check_places` that the run was killed here.
+    # A folder with an order and no secret shows `check_output_places` that the run was killed here.
     for each in sorted(resume.iterdir(), key=lambda p: (p.name != _MATERIAL, p.name == _ORDER)):
         each.unlink()
     resume.rmdir()
 
 
-def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
+def _build_host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
     """Build the host before training, and the settings of its training."""
-    seeded(order.seed, "init")
+    seed_torch(order.seed, "init")
     model = build(order.model, order.model_arguments)
     check_fit(order.model, model, data)
     teacher = None
@@ -203,14 +205,14 @@ def _host(order: Order, data: Dataset) -> tuple[nn.Module, Course]:
         teacher = build(order.model, order.model_arguments)
         load_into(teacher, Path(order.teacher))
         teacher.eval()
-    course = Course(order.epochs, order.seed, _precision(order), order.device, teacher)
+    course = Course(order.epochs, order.seed, _check_precision(order), order.device, teacher)
     _check_device(course)
     if teacher is not None:
-        teacher.to(course.resolved_device())
+        teacher.to(course.resolve_device())
     return model, course
 
 
-def _precision(order: Order) -> Any:
+def _check_precision(order: Order) -> Any:
     """Return the precision of an order; raise ConfigError for an unknown one."""
     if order.precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is {order.precision!r}: expected fp32 or bf16")
@@ -222,7 +224,7 @@ def _check_device(course: Course) -> None:
     # torch refuses an unknown device by RuntimeError, and one it was built without by
     # AssertionError. Allocating an empty tensor is the cheapest way to find out.
     try:
-        torch.empty(0, device=course.resolved_device())
+        torch.empty(0, device=course.resolve_device())
     except (RuntimeError, AssertionError) as error:
         said = str(error).partition("\n")[0]
         raise ConfigError(
@@ -257,7 +259,7 @@ def check_fit(name: str, model: nn.Module, data: Dataset) -> None:
         )
 
 
-def kept_material(order: Order, resume: Path) -> KeyMaterial:
+def load_or_make_material(order: Order, resume: Path) -> KeyMaterial:
     """Return the secret of an interrupted run of this order, or generate one."""
     if order.test_key is not None:
         return KeyMaterial.from_test_seed(order.test_key)
@@ -267,35 +269,39 @@ def kept_material(order: Order, resume: Path) -> KeyMaterial:
     return KeyMaterial.generate()
 
 
-def _siblings(order: Order, data: Dataset, course: Course, resume: Path) -> Siblings:
+def _train_order_siblings(
+    order: Order, data: Dataset, course: Course, resume: Path
+) -> TrainedSiblings:
     """Train unmarked siblings of the host in the resume folder, if the scheme needs them."""
     if order.scheme == UNMARKED:
-        return Siblings()
-    if not _scheme(order, data).needs_siblings:
-        return Siblings()
+        return TrainedSiblings()
+    if not _make_order_scheme(order, data).needs_siblings:
+        return TrainedSiblings()
     return train_siblings(
-        lambda: _host(order, data)[0], data, recipe(order.model), course,
+        lambda: _build_host(order, data)[0], data, recipe(order.model), course,
         count=order.siblings, folder=resume,
     )  # fmt: skip
 
 
-def _mark(
-    order: Order, model: nn.Module, data: Dataset, material: KeyMaterial, siblings: Siblings
+def _make_order_embedding(
+    order: Order, model: nn.Module, data: Dataset, material: KeyMaterial, siblings: TrainedSiblings
 ) -> Embedding | None:
     """Make the embedding of an order; None for an unmarked host."""
     if order.scheme == UNMARKED:
         return None
-    scheme = _scheme(order, data)
-    return marking(scheme, model, data, owner=order.owner, material=material, siblings=siblings)
+    scheme = _make_order_scheme(order, data)
+    return make_embedding(
+        scheme, model, data, owner=order.owner, material=material, siblings=siblings
+    )
 
 
-def _scheme(order: Order, data: Dataset) -> Scheme:
+def _make_order_scheme(order: Order, data: Dataset) -> Scheme:
     """Make the scheme of an order, with a schedule for its number of batches."""
-    batches = order.epochs * batches_of(data, recipe(order.model))
-    return scheme_for(order.scheme, order.fields, data, batches)
+    batches = order.epochs * count_batches(data, recipe(order.model))
+    return make_scheme(order.scheme, order.fields, data, batches)
 
 
-def _write(
+def _write_outputs(
     order: Order, model: nn.Module, mark: Embedding | None, passphrase: str | None, resume: Path
 ) -> dict[str, Any]:
     """Write the model, then the key, then remove the resume folder; return the figures.
@@ -308,7 +314,7 @@ def _write(
         try:
             key, evidence = mark.key, mark.read()
         except CountermarkError:  # the mark is not in the model, or training diverged
-            forget(resume)
+            remove_resume_folder(resume)
             raise
         figures = {
             "bits": evidence.bits if evidence else None,
@@ -317,15 +323,15 @@ def _write(
             "commitment": key.commitment,
             "test_key": key.test_key,
         }
-    about_to_write(resume)
+    record_writing(resume)
     save_weights(model.state_dict(), Path(order.out))
-    if key and order.key and not saved_before(Path(order.key), key):
+    if key and order.key and not is_key_saved(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
-    forget(resume)
+    remove_resume_folder(resume)
     return figures
 
 
-def saved_before(folder: Path, key: Key) -> bool:
+def is_key_saved(folder: Path, key: Key) -> bool:
     """Return true if an earlier run of this order has already written the key."""
     return folder.exists() and key.commitment == load_header(folder).commitment
 
@@ -349,7 +355,7 @@ def load_into(model: nn.Module, path: Path) -> None:
     model.load_state_dict({name: state[name] for name in model.state_dict()})
 
 
-def loaded_host(name: str, arguments: Mapping[str, Any], path: Path, data: Dataset) -> nn.Module:
+def load_host(name: str, arguments: Mapping[str, Any], path: Path, data: Dataset) -> nn.Module:
     """Build a model, check that it takes the images of a data set, and load a weight file.
 
     Raises:
@@ -361,6 +367,6 @@ def loaded_host(name: str, arguments: Mapping[str, Any], path: Path, data: Datas
     return model
 
 
-def _as_json(order: Order) -> bytes:
+def _encode_order(order: Order) -> bytes:
     """Encode an order as JSON."""
     return json.dumps(asdict(order), indent=1, default=dict).encode()

@@ -20,11 +20,11 @@ from pydantic import (
     model_validator,
 )
 
-from countermark.bench.fresh import Fresh
-from countermark.bench.handling import Handling
+from countermark.bench.fresh import FreshTriggerSettings
+from countermark.bench.handling import ImageTransform
 from countermark.bench.models import Value
-from countermark.bench.strict import Addressed, Name, Strict
-from countermark.bench.suspects import Base, Suspects
+from countermark.bench.strict import CellSpec, Name, SpecModel
+from countermark.bench.suspects import StartSpec, SuspectGroup
 from countermark.errors import ConfigError
 
 EXPERIMENTS = Path("experiments")
@@ -32,7 +32,7 @@ EXPERIMENTS = Path("experiments")
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Host(Strict):
+class HostSettings(SpecModel):
     """The host to train: a model by name, on the first `train` images of a data set.
 
     `start` is a checkpoint that other people may have, too. `siblings` is the number of unmarked
@@ -51,21 +51,21 @@ class Host(Strict):
     test: int | None = None
     epochs: int
     precision: Literal["fp32", "bf16"] = "fp32"
-    start: Base | None = None
+    start: StartSpec | None = None
     siblings: int = 0
     recipe: dict[str, Any] = Field(default={})
     unit_pixels: bool = False
     teacher: bool = False
 
     @model_validator(mode="after")
-    def _teacher_is_a_start(self) -> Self:
+    def _require_teacher_start(self) -> Self:
         """Raise ValueError for a teacher without a start."""
         if self.teacher and self.start is None:
             raise ValueError("teacher needs a start, which gives the answers")
         return self
 
 
-class Step(Strict):
+class AttackStep(SpecModel):
     """One attack by name, with its fields.
 
     `data` names a data set other than the host's that the attack trains on; `grey28` turns its
@@ -80,7 +80,7 @@ class Step(Strict):
     grey28: bool = False
 
 
-class Attacks(Strict):
+class AttackChain(SpecModel):
     """A chain of attacks that a thief runs one after the other.
 
     With `reference`, the copy is also read after alignment to the host's start or to the marked
@@ -90,12 +90,12 @@ class Attacks(Strict):
     since = frozenset({"reference", "cost"})
 
     label: str
-    steps: tuple[Step, ...]
+    steps: tuple[AttackStep, ...]
     reference: Literal["", "start", "marked"] = ""
     cost: bool = False
 
 
-class Row(Strict):
+class SchemeRow(SpecModel):
     """One row: a scheme with its fields, or "none"; `siblings` replaces the host's number."""
 
     label: str
@@ -104,7 +104,7 @@ class Row(Strict):
     siblings: NonNegativeInt | None = None
 
 
-class Prunings(Strict):
+class PruningPlan(SpecModel):
     """The shares of tensors that are pruned after training, smallest magnitudes first.
 
     `orders` replaces that order; each is run in turn. `alpha` is the level of the verdicts: the
@@ -119,7 +119,7 @@ class Prunings(Strict):
     alpha: float | None = None
 
 
-class Experiment(Strict):
+class Experiment(SpecModel):
     """The whole experiment file. `track` says how its scale differs from the paper's.
 
     `name` is also the folder of the results. `watch` names a tensor whose values are recorded
@@ -135,30 +135,30 @@ class Experiment(Strict):
     title: str
     track: str
     seeds: tuple[int, ...]
-    host: Host
-    prune: Prunings | None = None
-    attacks: tuple[Attacks, ...] = ()
-    suspects: tuple[Suspects, ...] = ()
+    host: HostSettings
+    prune: PruningPlan | None = None
+    attacks: tuple[AttackChain, ...] = ()
+    suspects: tuple[SuspectGroup, ...] = ()
     watch: str = ""
-    fresh: Fresh | None = None
-    handled: tuple[Handling, ...] = ()
+    fresh: FreshTriggerSettings | None = None
+    handled: tuple[ImageTransform, ...] = ()
     trials: NonNegativeInt = 0
     pictures: NonNegativeInt = 0
-    rows: tuple[Row, ...]
+    rows: tuple[SchemeRow, ...]
 
 
-class Cell(Addressed):
+class Cell(CellSpec):
     """One row at one seed."""
 
     since = Experiment.since
 
-    host: Host
-    prune: Prunings | None
-    attacks: tuple[Attacks, ...] = ()
-    suspects: tuple[Suspects, ...] = ()
+    host: HostSettings
+    prune: PruningPlan | None
+    attacks: tuple[AttackChain, ...] = ()
+    suspects: tuple[SuspectGroup, ...] = ()
     watch: str = ""
-    fresh: Fresh | None = None
-    handled: tuple[Handling, ...] = ()
+    fresh: FreshTriggerSettings | None = None
+    handled: tuple[ImageTransform, ...] = ()
     trials: NonNegativeInt = 0
     pictures: NonNegativeInt = 0
     label: str
@@ -175,7 +175,7 @@ def load_experiment(path: Path) -> Experiment:
     return read_toml(path, Experiment)
 
 
-def located(name: str, folder: Path = EXPERIMENTS) -> Path:
+def locate_experiment(name: str, folder: Path = EXPERIMENTS) -> Path:
     """Return `name` itself if it is the path of a TOML file, else the file of that name."""
     path = Path(name)
     return path if path.suffix == ".toml" else folder / f"{name}.toml"
@@ -199,7 +199,7 @@ def read_toml(path: Path, kind: type[Kind]) -> Kind:
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 
 
-def cells(experiment: Experiment) -> Iterator[Cell]:
+def expand_cells(experiment: Experiment) -> Iterator[Cell]:
     """Yield every cell of an experiment: each row at each seed."""
     for row in experiment.rows:
         host = experiment.host
@@ -225,6 +225,6 @@ def cells(experiment: Experiment) -> Iterator[Cell]:
             )
 
 
-def result_path(cell: Addressed, results: Path) -> Path:
+def get_result_path(cell: CellSpec, results: Path) -> Path:
     """Return the path of the result of a cell of any kind."""
     return results / cell.experiment / f"{cell.digest}.json"

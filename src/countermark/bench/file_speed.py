@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from countermark.bench.ratios import Ratio, command, paired, ratio
+from countermark.bench.ratios import Ratio, measure_in_turn, summarise_ratios, time_command
 from countermark.checkpoints import save_weights
 from countermark.schemes.uchida.scheme import Uchida
 from countermark.stamping.making import StampPaths, stamp
@@ -24,12 +24,12 @@ _LAYER, _SHAPE = "features.0.weight", (64, 27)  # 1,728 weights, as VGG16's firs
 _PAIRS = 3
 
 
-def file_ratios() -> list[Ratio]:
+def measure_file_ratios() -> list[Ratio]:
     """Measure all ratios of marks in files, in about two minutes."""
-    return [stamping(), many_keys()]
+    return [measure_stamping(), measure_many_keys()]
 
 
-def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
+def measure_stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
     """Compare the elapsed time of stamping a checkpoint in eight shards with a plain copy.
 
     Args:
@@ -39,13 +39,13 @@ def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
     # In the working directory, which is on a disk; /tmp may be memory.
     with tempfile.TemporaryDirectory(dir=".") as name:
         source, out, key = (Path(name) / part for part in ("source", "out", "key"))
-        size = _checkpoint(source, side, layers)
+        size = _write_checkpoint(source, side, layers)
 
-        def stamped() -> None:
+        def stamp_checkpoint() -> None:
             """Stamp the checkpoint."""
             stamp(source, StampPaths(out, key), owner="bench", keep_before=False)
 
-        def copied() -> None:
+        def copy_checkpoint() -> None:
             """Copy the checkpoint and wait until the disk has it, as `stamp` does."""
             out.mkdir()
             for each in source.iterdir():
@@ -54,7 +54,7 @@ def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
                     made.flush()
                     os.fsync(made.fileno())
 
-        def timed(work: Callable[[], None]) -> float:
+        def measure_elapsed(work: Callable[[], None]) -> float:
             """Return the elapsed seconds of some work, and remove its output."""
             began = time.perf_counter()
             work()
@@ -64,12 +64,16 @@ def stamping(side: int = _SIDE, layers: int = _LAYERS) -> Ratio:
             shutil.rmtree(key, ignore_errors=True)
             return taken
 
-        ratios = paired(lambda: timed(stamped), lambda: timed(copied), _PAIRS)
+        ratios = measure_in_turn(
+            lambda: measure_elapsed(stamp_checkpoint),
+            lambda: measure_elapsed(copy_checkpoint),
+            _PAIRS,
+        )
     what = f"stamp a BF16 checkpoint of {size / 1e9:.1f} GB (elapsed time)"
-    return ratio(what, "a copy of it with fsync", ratios, 1.5)
+    return summarise_ratios(what, "a copy of it with fsync", ratios, 1.5)
 
 
-def _checkpoint(folder: Path, side: int, layers: int) -> int:
+def _write_checkpoint(folder: Path, side: int, layers: int) -> int:
     """Write a folder of shards of square layers; return its size in bytes."""
     folder.mkdir()
     # All layers share one tensor, so the checkpoint takes no time to make and little memory.
@@ -85,7 +89,7 @@ def _checkpoint(folder: Path, side: int, layers: int) -> int:
     return sum(each.stat().st_size for each in folder.iterdir())
 
 
-def many_keys(few: int = _FEW, many: int = _MANY) -> Ratio:
+def measure_many_keys(few: int = _FEW, many: int = _MANY) -> Ratio:
     """Compare the CPU time of `identify` for each key, with many keys and with few keys."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -98,13 +102,15 @@ def many_keys(few: int = _FEW, many: int = _MANY) -> Ratio:
                 key.save(folder / "few" / str(number))
         each_of = {"few": few, "many": many}
 
-        def each(keys: str) -> float:
+        def measure_each_key(keys: str) -> float:
             """Return the CPU seconds for each key of a folder."""
             words = ["-m", "countermark", "identify", str(suspect), "--keys", str(folder / keys)]
             # Exit code 1: no key matches the random suspect.
-            return command(words, exits=1) / each_of[keys]
+            return time_command(words, exits=1) / each_of[keys]
 
-        ratios = paired(lambda: each("many"), lambda: each("few"), _PAIRS)
-    return ratio(
+        ratios = measure_in_turn(
+            lambda: measure_each_key("many"), lambda: measure_each_key("few"), _PAIRS
+        )
+    return summarise_ratios(
         f"identify, each of {many:,} keys of 512 bits", f"each of {few:,} keys", ratios, 1.3
     )

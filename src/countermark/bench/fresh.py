@@ -22,7 +22,7 @@ from torch import nn
 
 from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset
-from countermark.bench.strict import Strict
+from countermark.bench.strict import SpecModel
 from countermark.bench.zoo import CACHE
 from countermark.checkpoints import load_state, save_weights
 from countermark.keys.key import Key
@@ -44,7 +44,7 @@ _BATCH = 256
 _FIRST_FOREIGN = 7_000_000  # seeds of foreign networks, far from the seeds of cells
 
 
-class Fresh(Strict):
+class FreshTriggerSettings(SpecModel):
     """Fresh triggers and forgeries that a marked host is tested with.
 
     Attributes:
@@ -65,7 +65,7 @@ class Fresh(Strict):
 
 
 @dataclass(frozen=True)
-class _Made:
+class _StegoImages:
     """Stego images (n, C, H, W) of one maker, at one strength."""
 
     kind: str
@@ -74,7 +74,9 @@ class _Made:
     images: Images
 
 
-def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[dict[str, Any]]:
+def measure_forgeries(
+    model: nn.Module, key: Key, spec: FreshTriggerSettings, data: Dataset
+) -> list[dict[str, Any]]:
     """Measure the answers of a host to fresh triggers and to forgeries.
 
     Returns: for each kind, number and strength: `psnr` (dB) and `ssim` of the 8-bit images against
@@ -82,7 +84,7 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
         the cover's class). The kind "cover" stands for the covers themselves.
     """
     covers, classes = data.test_images[: spec.images].numpy(), data.test_labels[: spec.images]
-    scheme = _deepstego(key)
+    scheme = _load_deepstego(key)
     predict, mapped = (
         make_module_predictor(model, scheme.mean, scheme.deviation),
         scheme.draw_class_map(key),
@@ -90,11 +92,11 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
     # An estimate for the progress bar: the form as published has no swapped logos and no tiles.
     found, count = [], 1 + len(spec.strengths) * (1 + spec.foreign + 2 * spec.logos + spec.tiles)
     with show_progress("fresh triggers and forgeries", count) as advance:
-        for made in _all_made(key, spec, data, covers):
+        for made in _make_stego_images(key, spec, data, covers):
             read = predict(made.images)
             found.append(
                 {"kind": made.kind, "number": made.number, "strength": made.strength}
-                | _likeness(covers, made.images)
+                | _measure_likeness(covers, made.images)
                 | {
                     "fired": 100 * float(np.mean(read == mapped[classes.numpy()])),
                     "kept": 100 * float(np.mean(read == classes.numpy())),
@@ -104,37 +106,41 @@ def forgeries(model: nn.Module, key: Key, spec: Fresh, data: Dataset) -> list[di
     return found
 
 
-def fired(model: nn.Module, key: Key, images: int, data: Dataset) -> float:
+def measure_fired_share(model: nn.Module, key: Key, images: int, data: Dataset) -> float:
     """Return the percentage of the owner's fresh triggers that a host answers by the key's map."""
-    owners = forgeries(model, key, Fresh(images=images), data)
+    owners = measure_forgeries(model, key, FreshTriggerSettings(images=images), data)
     return float(next(each["fired"] for each in owners if each["kind"] == "owner"))
 
 
-def _all_made(key: Key, spec: Fresh, data: Dataset, covers: Images) -> Iterator[_Made]:
+def _make_stego_images(
+    key: Key, spec: FreshTriggerSettings, data: Dataset, covers: Images
+) -> Iterator[_StegoImages]:
     """Yield the covers, the owner's fresh triggers, and all forgeries."""
-    yield _Made("cover", 0, 1.0, covers)
+    yield _StegoImages("cover", 0, 1.0, covers)
     own = load_owner_maker(key)
     # Each cover gets the residual of the image before it.
     others = np.roll(covers, 1, axis=0)
     for strength in spec.strengths:
-        yield _Made("owner", 0, strength, own(covers, strength=strength))
+        yield _StegoImages("owner", 0, strength, own(covers, strength=strength))
         if spec.pasted:
-            yield _Made(
+            yield _StegoImages(
                 "pasted", 0, strength, own.paste_residuals(covers, others, strength=strength)
             )
-    for kind, number, maker in _forgers(key, spec, data):
+    for kind, number, maker in _make_forgers(key, spec, data):
         for strength in spec.strengths:
-            yield _Made(kind, number, strength, maker(covers, strength=strength))
+            yield _StegoImages(kind, number, strength, maker(covers, strength=strength))
 
 
-def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, StegoMaker]]:
+def _make_forgers(
+    key: Key, spec: FreshTriggerSettings, data: Dataset
+) -> Iterator[tuple[str, int, StegoMaker]]:
     """Yield every maker of forgeries, with its kind and number."""
     for number in range(spec.foreign):
-        yield "foreign", number, _foreign(key, data, _FIRST_FOREIGN + number)
+        yield "foreign", number, _load_foreign_maker(key, data, _FIRST_FOREIGN + number)
     for number in range(spec.logos):
         yield "logo", number, make_other_logos_maker(key, 1, torch.Generator().manual_seed(number))
     # The form as published has one logo for all images and no tiles.
-    if _deepstego(key).as_published:
+    if _load_deepstego(key).as_published:
         return
     for number in range(spec.logos):
         yield (
@@ -146,9 +152,9 @@ def _forgers(key: Key, spec: Fresh, data: Dataset) -> Iterator[tuple[str, int, S
         yield "tile", number, make_wrong_tiles_maker(key, 1, torch.Generator().manual_seed(number))
 
 
-def _foreign(key: Key, data: Dataset, seed: int) -> StegoMaker:
+def _load_foreign_maker(key: Key, data: Dataset, seed: int) -> StegoMaker:
     """Return a foreign stego network, trained once for all keys of the same recipe and images."""
-    scheme, covers = _deepstego(key), data.train_images.numpy()
+    scheme, covers = _load_deepstego(key), data.train_images.numpy()
     # The name of the cached file is a hash of everything that the training depends on.
     content: dict[str, Any] = {
         "psnr": scheme.psnr,
@@ -165,16 +171,16 @@ def _foreign(key: Key, data: Dataset, seed: int) -> StegoMaker:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(train_foreign_network(key, covers, seed).state_dict(), path)
     network = StegoNetwork(covers.shape[1], keyed=scheme.has_keyed_labels)
-    return make_foreign_maker(key, covers, seed, _filled(network, path))
+    return make_foreign_maker(key, covers, seed, _load_network(network, path))
 
 
-def _filled(network: StegoNetwork, path: Path) -> StegoNetwork:
+def _load_network(network: StegoNetwork, path: Path) -> StegoNetwork:
     """Load weights into a network and return it, frozen."""
     network.load_state_dict(load_state(path))
     return network.eval().requires_grad_(False)
 
 
-def _deepstego(key: Key) -> DeepStego:
+def _load_deepstego(key: Key) -> DeepStego:
     """Load the scheme of a key; raise TypeError for another scheme than DeepStego."""
     scheme = load_scheme(key)
     if not isinstance(scheme, DeepStego):
@@ -182,7 +188,7 @@ def _deepstego(key: Key) -> DeepStego:
     return scheme
 
 
-def _likeness(covers: Images, images: Images) -> dict[str, float]:
+def _measure_likeness(covers: Images, images: Images) -> dict[str, float]:
     """Compute PSNR in dB, of the mean squared error over all images, and the mean SSIM."""
     one, other = (torch.from_numpy(np.array(each)).float() / 255 for each in (covers, images))
     error = float((one - other).square().mean())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import PositiveFloat
 
-from countermark.bench.strict import Strict
+from countermark.bench.strict import SpecModel
 from countermark.images.image_files import decode_image
 from countermark.predictors.base import Images, Labels, Predictor
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Handling(Strict):
+class ImageTransform(SpecModel):
     """One transform that is applied to every image, and its strength.
 
     Attributes:
@@ -41,47 +41,47 @@ class Handling(Strict):
         return f"{self.how} {self.by:g}"
 
 
-def handled(images: Images, handling: Handling) -> Images:
+def transform_images(images: Images, handling: ImageTransform) -> Images:
     """Transform images uint8 (n, C, H, W), C = 1 or 3; the result has the same shape.
 
     Pillow transforms the images. Its JPEG halves the resolution of colours, as most encoders do.
     """
     change = _HOW[handling.how]
-    return np.stack([_back(change(_picture(each), handling.by)) for each in images])
+    return np.stack([_make_pixels(change(_make_pil_image(each), handling.by)) for each in images])
 
 
-def behind(predict: Predictor, handling: Handling) -> Predictor:
+def make_transformed_predictor(predict: Predictor, handling: ImageTransform) -> Predictor:
     """Return a predictor that transforms every image before `predict` sees it."""
 
-    def answer(images: Images) -> Labels:
+    def predict_transformed(images: Images) -> Labels:
         """Return the classes of the transformed images."""
-        return predict(handled(images, handling))
+        return predict(transform_images(images, handling))
 
-    return answer
+    return predict_transformed
 
 
-def _picture(pixels: Images) -> Image:
+def _make_pil_image(pixels: Images) -> Image:
     """Return pixels (C, H, W) as a pillow image."""
     import PIL.Image
 
     return PIL.Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def _back(picture: Image) -> Images:
+def _make_pixels(picture: Image) -> Images:
     """Return a pillow image as pixels (C, H, W)."""
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # (C, H, W)
 
 
-def _jpeg(picture: Image, quality: float) -> Image:
+def _compress_jpeg(picture: Image, quality: float) -> Image:
     """Compress an image as JPEG and decode it again."""
     sent = io.BytesIO()
     picture.save(sent, "JPEG", quality=round(quality))
     # Pillow opens a buffer from its beginning, so it needs no seek after the write.
-    return _picture(decode_image(sent))
+    return _make_pil_image(decode_image(sent))
 
 
-def _resize(picture: Image, side: float) -> Image:
+def _resize_and_restore(picture: Image, side: float) -> Image:
     """Resize an image to a square and back to its own size."""
     from PIL.Image import Resampling
 
@@ -89,7 +89,7 @@ def _resize(picture: Image, side: float) -> Image:
     return small.resize(picture.size, Resampling.BILINEAR)
 
 
-def _crop(picture: Image, side: float) -> Image:
+def _crop_middle(picture: Image, side: float) -> Image:
     """Cut out the middle square of an image and enlarge it to the size of the image."""
     from PIL.Image import Resampling
 
@@ -105,14 +105,14 @@ def _blur(picture: Image, radius: float) -> Image:
     return picture.filter(GaussianBlur(radius))
 
 
-def _median(picture: Image, side: float) -> Image:
+def _filter_median(picture: Image, side: float) -> Image:
     """Replace every pixel by the median of the square around it."""
     from PIL.ImageFilter import MedianFilter
 
     return picture.filter(MedianFilter(round(side)))
 
 
-def _levels(picture: Image, count: float) -> Image:
+def _reduce_levels(picture: Image, count: float) -> Image:
     """Round every channel to `count` levels."""
     step = 256 / count
     # Each level becomes the middle of its step; pillow wants one table of 256 for each channel.
@@ -124,6 +124,6 @@ def _levels(picture: Image, count: float) -> Image:
 
 # By the name in a TOML file, which is part of a cell's hash: the names must not change.
 _HOW: Mapping[str, Callable[[Image, float], Image]] = {
-    "jpeg": _jpeg, "resize": _resize, "crop": _crop, "blur": _blur, "median": _median,
-    "levels": _levels,
+    "jpeg": _compress_jpeg, "resize": _resize_and_restore, "crop": _crop_middle, "blur": _blur,
+    "median": _filter_median, "levels": _reduce_levels,
 }  # fmt: skip

@@ -9,13 +9,13 @@ from typing import Any
 
 from countermark.bench.detection import Detection
 from countermark.bench.imaging.experiment import ImagingExperiment
-from countermark.bench.kinds import every_cell
-from countermark.bench.tables import counted, figures_of, shown_cell, summary
+from countermark.bench.kinds import expand_any_cells
+from countermark.bench.tables import format_cell, format_counts, load_row_figures, summarise_values
 
 _IMAGING = ("psnr", "wrong", "nc", "log10_p")
 
 
-def hostless_outline(
+def outline_hostless(
     experiment: Detection | ImagingExperiment, results: Path, labels: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Return the rows of an experiment without hosts as JSON values.
@@ -34,28 +34,28 @@ def hostless_outline(
     """
     rows = []
     # Cells of one row differ in the seed only; a dictionary keeps the order of the file.
-    for label in dict.fromkeys(cell.label for cell in every_cell(experiment)):
+    for label in dict.fromkeys(cell.label for cell in expand_any_cells(experiment)):
         if labels is not None and label not in labels:
             continue
-        figures = figures_of(experiment, label, results)
+        figures = load_row_figures(experiment, label, results)
         row: dict[str, Any] = {"label": label, "track": experiment.track, "seeds": len(figures)}
         if isinstance(experiment, Detection):
             row["figures"] = figures
         else:
-            row |= {name: summary([each[name] for each in figures]) for name in _IMAGING}
+            row |= {name: summarise_values([each[name] for each in figures]) for name in _IMAGING}
             row["outcomes"] = dict(Counter(each["outcome"] for each in figures))
         rows.append(row)
     return rows
 
 
-def hostless_lines(
+def format_hostless(
     experiment: Detection | ImagingExperiment, rows: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Format the rows of `hostless_outline` as lines of Markdown."""
-    return _rates(rows) if isinstance(experiment, Detection) else _images(rows)
+    """Format the rows of `outline_hostless` as lines of Markdown."""
+    return _format_rates(rows) if isinstance(experiment, Detection) else _format_image_rows(rows)
 
 
-def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _format_rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Format detection rates with their intervals, one line for each row and seed."""
     # Seeds are not averaged: the intervals hold for one detector on one set of images.
     return [
@@ -64,7 +64,7 @@ def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| | ATS | of covers | supervised | of covers | N | features |",
         "|---" * 7 + "|",
         *(
-            f"| {row['label']} | {_rate(found['ats'])} | {_rate(found['supervised'])} | "
+            f"| {row['label']} | {_format_rate(found['ats'])} | {_format_rate(found['supervised'])} | "
             f"{found['ats']['images']} | {' of '.join(map(str, found['ats']['features']))} |"
             for row in rows
             for found in row["figures"]
@@ -72,22 +72,22 @@ def _rates(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _rate(found: Mapping[str, Any]) -> str:
+def _format_rate(found: Mapping[str, Any]) -> str:
     """Format one detection rate, its interval and the false positives as two table cells."""
     low, high = found["low"], found["high"]
     wrongly = f"{found['false_positives']:.1f} called stego"
     return f"{found['detection']:.1f} [{low:.1f}, {high:.1f}] | {wrongly}"
 
 
-def _images(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _format_image_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Format the readings of keys in images, one line for each row."""
     # Lines are rows of the experiment, which summarise all seeds.
     return [
         "| | PSNR dB | wrong bits or images | NC | log10 p | verdict |",
         "|---" * 6 + "|",
         *(
-            f"| {row['label']} | {' | '.join(shown_cell(name, row[name]) for name in _IMAGING)} | "
-            f"{counted(row['outcomes'])} |"
+            f"| {row['label']} | {' | '.join(format_cell(name, row[name]) for name in _IMAGING)} | "
+            f"{format_counts(row['outcomes'])} |"
             for row in rows
         ),
     ]

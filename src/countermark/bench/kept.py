@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from countermark.bench.data import load_data
-from countermark.bench.embed import loaded_host
+from countermark.bench.embed import load_host
 from countermark.bench.train import accuracy
 from countermark.errors import ConfigError, DataError, MissingExtraError
 
@@ -21,7 +21,7 @@ _TOKENS = 128  # tokens that are read of each text
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ClassifierFidelity:
     """Comparison of classifiers by test accuracy.
 
     Attributes:
@@ -33,18 +33,18 @@ class Pictures:
     arguments: Mapping[str, Any]
     data: str
 
-    def of(self, path: Path) -> Tensor:
+    def measure_outputs(self, path: Path) -> Tensor:
         """Return the accuracy of one weight file, 0 to 1, as a tensor of shape ()."""
         data = load_data(self.data)
-        return torch.tensor(accuracy(loaded_host(self.model, self.arguments, path, data), data))
+        return torch.tensor(accuracy(load_host(self.model, self.arguments, path, data), data))
 
-    def compared(self, before: Tensor, after: Tensor) -> dict[str, float]:
+    def compare_outputs(self, before: Tensor, after: Tensor) -> dict[str, float]:
         """Return both accuracies by name."""
         return {"accuracy_before": before.item(), "accuracy_after": after.item()}
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextFidelity:
     """Comparison of language models by embeddings of texts: the last states, averaged over tokens.
 
     Attributes:
@@ -53,7 +53,7 @@ class Texts:
 
     prompts: Path
 
-    def of(self, folder: Path) -> Tensor:
+    def measure_outputs(self, folder: Path) -> Tensor:
         """Embed all texts by the model of a folder.
 
         Returns: embeddings (n, width) of length 1.
@@ -63,7 +63,7 @@ class Texts:
             MissingExtraError: transformers is missing.
             ConfigError: transformers cannot load the folder.
         """
-        texts = self._texts()
+        texts = self._read_texts()
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError:
@@ -79,11 +79,11 @@ class Texts:
             ) from None
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        rows = [self._embedded(model, tokenizer, text) for text in texts]
+        rows = [self._embed_text(model, tokenizer, text) for text in texts]
         return torch.nn.functional.normalize(torch.stack(rows).float(), dim=1)
 
     @staticmethod
-    def _embedded(model: Any, tokenizer: Any, text: str) -> Tensor:
+    def _embed_text(model: Any, tokenizer: Any, text: str) -> Tensor:
         """Embed one text: the mean (width,) of the last states of its tokens."""
         # One text at a time needs no padding, which would shift the mean.
         tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=_TOKENS)
@@ -91,7 +91,7 @@ class Texts:
             states: Tensor = model(**tokens).last_hidden_state
         return states[0].mean(dim=0)  # (width,)
 
-    def compared(self, before: Tensor, after: Tensor) -> dict[str, float]:
+    def compare_outputs(self, before: Tensor, after: Tensor) -> dict[str, float]:
         """Compare embeddings (n, width) of the same texts by two models.
 
         Returns: the number of texts, the smallest cosine of a text's two embeddings, and the
@@ -105,7 +105,7 @@ class Texts:
             "largest_change_of_similarity": change.max().item(),
         }
 
-    def _texts(self) -> list[str]:
+    def _read_texts(self) -> list[str]:
         """Read the texts; raise DataError if there are none."""
         try:
             with self.prompts.open(encoding="utf-8") as file:

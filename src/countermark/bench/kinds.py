@@ -10,19 +10,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from countermark.bench.detection import Detected, Detection, cells_of
+from countermark.bench.detection import Detection, DetectionCell, expand_detection_cells
 from countermark.bench.experiment import (
     Cell,
     Experiment,
-    cells,
+    expand_cells,
     load_experiment,
-    located,
+    locate_experiment,
     read_toml,
 )
-from countermark.bench.imaging.experiment import ImagingCell, ImagingExperiment, imaging_cells
+from countermark.bench.imaging.experiment import ImagingCell, ImagingExperiment, list_imaging_cells
 
 AnyExperiment: TypeAlias = Experiment | Detection | ImagingExperiment
-AnyCell: TypeAlias = Cell | Detected | ImagingCell
+AnyCell: TypeAlias = Cell | DetectionCell | ImagingCell
 
 # The table that only files of this kind have.
 _TOLD_BY: Mapping[str, type[Detection | ImagingExperiment]] = {
@@ -30,7 +30,7 @@ _TOLD_BY: Mapping[str, type[Detection | ImagingExperiment]] = {
 }  # fmt: skip
 
 
-def load_any(path: Path) -> AnyExperiment:
+def load_any_experiment(path: Path) -> AnyExperiment:
     """Read an experiment file of any kind.
 
     Raises:
@@ -47,9 +47,9 @@ def find_experiment(name: str) -> AnyExperiment:
     """Read an experiment, given its file or its name under `experiments/`.
 
     Raises:
-        ConfigError: as in `load_any`.
+        ConfigError: as in `load_any_experiment`.
     """
-    return load_any(located(name))
+    return load_any_experiment(locate_experiment(name))
 
 
 def is_experiment(path: Path) -> bool:
@@ -60,12 +60,12 @@ def is_experiment(path: Path) -> bool:
         return True  # reading the file as an experiment raises an error that says what is wrong
 
 
-def every_cell(experiment: AnyExperiment) -> Iterator[AnyCell]:
+def expand_any_cells(experiment: AnyExperiment) -> Iterator[AnyCell]:
     """Yield every cell of an experiment of any kind."""
     # Each kind has cells of its own class, since their fields, and so their hashes, differ.
     if isinstance(experiment, Detection):
-        yield from cells_of(experiment)
+        yield from expand_detection_cells(experiment)
     elif isinstance(experiment, ImagingExperiment):
-        yield from imaging_cells(experiment)
+        yield from list_imaging_cells(experiment)
     else:
-        yield from cells(experiment)
+        yield from expand_cells(experiment)

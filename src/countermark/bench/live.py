@@ -16,7 +16,7 @@ from countermark.results.subject import Subject
 from countermark.verification.disclosure import TriggerDisclosure
 
 
-def asked(
+def load_file_predictor(
     path: Path, key: Key | TriggerDisclosure, model: str | None, arguments: Mapping[str, Any]
 ) -> PredictorWithSubject:
     """Load a weight file as a predictor.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.bench.experiment import Host
+from countermark.bench.experiment import HostSettings
 from countermark.bench.models import build
 from countermark.checkpoints import load_state, save_weights
 from countermark.errors import SuspectError
@@ -29,7 +29,9 @@ Scale = tuple[Sequence[float], Sequence[float]]
 _WEIGHTS, _HOST, _IMAGES, _ANSWERS = "m.safetensors", "host.json", "images.npy", "answers.npy"
 
 
-def answered_elsewhere(model: nn.Module, host: Host, scale: Scale, images: Images) -> Labels:
+def predict_in_other_process(
+    model: nn.Module, host: HostSettings, scale: Scale, images: Images
+) -> Labels:
     """Return the classes (n,) that another process gives to images (n, C, H, W).
 
     Raises:
@@ -51,7 +53,7 @@ def answered_elsewhere(model: nn.Module, host: Host, scale: Scale, images: Image
     return answers
 
 
-def answer(folder: Path) -> None:
+def answer_folder(folder: Path) -> None:
     """Build the host of a folder, load its weights, and write its answers to the images."""
     # Runs in the second process. Arrays are read without pickle, as from any foreign file.
     told = json.loads((folder / _HOST).read_text())
@@ -62,4 +64,4 @@ def answer(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    answer(Path(sys.argv[1]))
+    answer_folder(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from countermark.bench.data import Dataset
-from countermark.bench.siblings import Siblings
+from countermark.bench.siblings import TrainedSiblings
 from countermark.checkpoints import load_state
 from countermark.embedding import Embedding
 from countermark.errors import ConfigError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from countermark.bench.embed import Order
 
 
-def scheme_for(
+def make_scheme(
     name: str, fields: Mapping[str, Any], data: Dataset, batches: int, *, stored: bool = False
 ) -> Scheme:
     """Make the scheme called `name`, with the fields that follow from the data and the training.
@@ -51,7 +51,7 @@ def scheme_for(
     return kind.from_stored_fields(fields) if stored else kind.from_fields(fields)
 
 
-def embedder(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
+def find_embed_function(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
     """Return the function that carries out an order with a scheme, and the default model.
 
     The default model is "" where the user has to name one.
@@ -76,9 +76,9 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     kind.from_fields(known | dict(fields))
 
 
-def marking(
+def make_embedding(
     scheme: Scheme, model: nn.Module, data: Dataset, *, owner: str, material: KeyMaterial,
-    siblings: Siblings,
+    siblings: TrainedSiblings,
 ) -> Embedding:  # fmt: skip
     """Make the embedding that marks a model while it is trained on `data`.
 
@@ -102,7 +102,10 @@ def marking(
         return scheme.embed(
             model, owner=owner, material=material,
             covers=data.train_images, labels=data.train_labels,
-            siblings=[_live(model, path, scheme) for path in siblings.shown + siblings.held_out],
+            siblings=[
+                _make_sibling_predictor(model, path, scheme)
+                for path in siblings.shown + siblings.held_out
+            ],
         )  # fmt: skip
     raise ConfigError(
         f"{scheme.name} marks what a network puts out: expected a scheme that marks a classifier's "
@@ -110,7 +113,7 @@ def marking(
     )
 
 
-def _live(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predictor:
+def _make_sibling_predictor(host: nn.Module, path: Path, scheme: TriggerScheme) -> Predictor:
     """Return a predictor for the weight file of a sibling of `host`."""
 
     def predict(images: Images) -> Labels:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from countermark.bench.experiment import EXPERIMENTS, located, read_toml, result_path
-from countermark.bench.kinds import every_cell, load_any
-from countermark.bench.scorecard import Scorecard, quoted
-from countermark.bench.strict import Strict
+from countermark.bench.experiment import EXPERIMENTS, get_result_path, locate_experiment, read_toml
+from countermark.bench.kinds import expand_any_cells, load_any_experiment
+from countermark.bench.scorecard import Scorecard, quote_figures
+from countermark.bench.strict import SpecModel
 from countermark.errors import ConfigError, DataError, suggest_nearest
 from countermark.report.measured import MeasuredForm, Measurements, UnmarkedCount
 
@@ -19,14 +19,14 @@ from countermark.report.measured import MeasuredForm, Measurements, UnmarkedCoun
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 
 
-class Judged(Strict):
+class UnmarkedRow(SpecModel):
     """A row of an experiment whose suspects are unmarked."""
 
     experiment: str
     row: str
 
 
-class FormSource(Strict):
+class FormSource(SpecModel):
     """The sources of the figures of one form of a scheme.
 
     Attributes:
@@ -38,17 +38,17 @@ class FormSource(Strict):
     name: str
     scheme: str
     fields: dict[str, str | bool]
-    unmarked: tuple[Judged, ...] = ()
+    unmarked: tuple[UnmarkedRow, ...] = ()
     scorecard: str = ""
 
 
-class Sources(Strict):
+class Sources(SpecModel):
     """The TOML file that lists the sources of every form."""
 
     forms: tuple[FormSource, ...]
 
 
-def measured(path: Path, card: Path, results: Path) -> str:
+def render_measurements(path: Path, card: Path, results: Path) -> str:
     """Return the text of the JSON file that reports read.
 
     Args:
@@ -60,25 +60,27 @@ def measured(path: Path, card: Path, results: Path) -> str:
         ConfigError: a file is wrong, or names a row or scorecard entry that does not exist.
     """
     scorecard = read_toml(card, Scorecard)
-    forms = [_form(each, scorecard, results) for each in read_toml(path, Sources).forms]
+    forms = [_make_form(each, scorecard, results) for each in read_toml(path, Sources).forms]
     found = Measurements(type="countermark/measured/v1", forms=tuple(forms))
     return json.dumps(found.model_dump(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _form(source: FormSource, card: Scorecard, results: Path) -> MeasuredForm:
+def _make_form(source: FormSource, card: Scorecard, results: Path) -> MeasuredForm:
     """Gather the measurements of one form."""
-    says, table = _robustness(source.scorecard, card, results)
+    says, table = _quote_robustness(source.scorecard, card, results)
     return MeasuredForm(
         name=source.name,
         scheme=source.scheme,
         fields=source.fields,
-        unmarked=tuple(group for each in source.unmarked for group in _groups(each, results)),
+        unmarked=tuple(
+            group for each in source.unmarked for group in _count_unmarked(each, results)
+        ),
         robustness=says,
         robustness_source=table,
     )
 
 
-def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
+def _quote_robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
     """Return the scorecard's sentence on robustness, without links, and the table it quotes.
 
     Both are empty for a form without an entry, or before the quoted results exist.
@@ -89,7 +91,7 @@ def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
         if scheme.name == name:
             score = scheme.scores["robustness"]
             try:
-                return _LINK.sub(r"\1", quoted(score, results)), score.table
+                return _LINK.sub(r"\1", quote_figures(score, results)), score.table
             except DataError:
                 return "", ""
     raise ConfigError(
@@ -97,17 +99,17 @@ def _robustness(name: str, card: Scorecard, results: Path) -> tuple[str, str]:
     )
 
 
-def _groups(judged: Judged, results: Path) -> Iterator[UnmarkedCount]:
+def _count_unmarked(judged: UnmarkedRow, results: Path) -> Iterator[UnmarkedCount]:
     """Yield the groups of unmarked suspects of one row, each summed over all seeds.
 
     Nothing is yielded before all seeds of the row have results.
     """
-    experiment = load_any(located(judged.experiment, EXPERIMENTS))
-    cells = [each for each in every_cell(experiment) if each.label == judged.row]
+    experiment = load_any_experiment(locate_experiment(judged.experiment, EXPERIMENTS))
+    cells = [each for each in expand_any_cells(experiment) if each.label == judged.row]
     if not cells:
         raise ConfigError(f"{judged.experiment} has no row {judged.row!r}")
     # Some seeds alone would understate the number of models behind a claimed rate.
-    paths = [result_path(each, results) for each in cells]
+    paths = [get_result_path(each, results) for each in cells]
     if not all(each.exists() for each in paths):
         return
     documents = [json.loads(each.read_text()) for each in paths]
@@ -122,11 +124,11 @@ def _groups(judged: Judged, results: Path) -> Iterator[UnmarkedCount]:
             source=f"{judged.experiment}, {judged.row}",
             track=experiment.track,
             seeds=tuple(each["cell"]["seed"] for each in documents),
-            made=_versions(documents),
+            made=_list_versions(documents),
         )
 
 
-def _versions(documents: list[Any]) -> tuple[str, ...]:
+def _list_versions(documents: list[Any]) -> tuple[str, ...]:
     """Return version and date of the results, each pair once."""
     made = [each["provenance"] for each in documents]
     return tuple(sorted({f"countermark {each['countermark']}, {each['date']}" for each in made}))

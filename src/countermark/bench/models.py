@@ -90,7 +90,7 @@ def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         ConfigError: no host model has this name, or the model is no classifier; a change names no
             field of a recipe, or has a wrong value.
     """
-    fields = asdict(_default(name))
+    fields = asdict(_find_default_recipe(name))
     # pydantic ignores unknown fields of a dataclass, so that they are refused here.
     for field in changes or {}:
         if field not in fields:
@@ -103,11 +103,11 @@ def recipe(name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         raise ConfigError(f"recipe of {name}: {where} is {given!r}: {wrong['msg']}") from None
 
 
-def _default(name: str) -> Recipe:
+def _find_default_recipe(name: str) -> Recipe:
     """Return the recipe of a model before any changes; raise `ConfigError` without a recipe."""
     if ":" in name:
         return _DEFAULT
-    if _known(name) not in _RECIPES:
+    if _check_model_name(name) not in _RECIPES:
         way_out = "train it in your own loop, or take a classifier"
         raise ConfigError(f"model {name!r} makes images and cannot learn classes: {way_out}")
     return _RECIPES[name]
@@ -126,9 +126,9 @@ def build(name: str, arguments: Mapping[str, Value]) -> nn.Module:
         ConfigError: the name is unknown, the factory does not take an argument, the factory fails,
             or it returns no module.
     """
-    factory = _imported(name) if ":" in name else MODELS[_known(name)]
+    factory = _import_factory(name) if ":" in name else MODELS[_check_model_name(name)]
     # Values of --model-arg arrive as strings; factories expect numbers and booleans.
-    typed = {key: _converted(value) for key, value in arguments.items()}
+    typed = {key: _parse_argument(value) for key, value in arguments.items()}
     _check_arguments(name, factory, typed)
     try:
         model: object = factory(**typed)
@@ -136,14 +136,14 @@ def build(name: str, arguments: Mapping[str, Value]) -> nn.Module:
     except CountermarkError:
         raise
     except Exception as error:  # a factory is foreign code and may raise anything
-        raise ConfigError(f"model {name!r} could not be built: {_line(error)}") from error
+        raise ConfigError(f"model {name!r} could not be built: {_format_error(error)}") from error
     if not isinstance(model, nn.Module):
         found = type(model).__name__
         raise ConfigError(f"{name!r} must return a torch.nn.Module, got {found}: return the model")
     return model
 
 
-def _known(name: str) -> str:
+def _check_model_name(name: str) -> str:
     """Return `name` if `MODELS` holds it, else raise `ConfigError` with the nearest name."""
     if name not in MODELS:
         way_out = f"{suggest_nearest(name, MODELS)}, or pass module:factory"
@@ -151,13 +151,13 @@ def _known(name: str) -> str:
     return name
 
 
-def _imported(name: str) -> Factory:
+def _import_factory(name: str) -> Factory:
     """Import the factory that `module:factory` names; raise `ConfigError` if that fails."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # importing runs foreign code, which may raise anything
-        message = f"model {name!r}: cannot import {module_name!r} ({_line(error)})"
+        message = f"model {name!r}: cannot import {module_name!r} ({_format_error(error)})"
         raise ConfigError(f"{message}: PYTHONPATH must hold its folder") from error
     factory: object = getattr(module, attribute, None)
     if not callable(factory):
@@ -172,7 +172,7 @@ def _imported(name: str) -> Factory:
     return factory
 
 
-def _converted(value: Value) -> Any:
+def _parse_argument(value: Value) -> Any:
     """Parse a string argument as JSON if it is JSON; return any other value unchanged."""
     if not isinstance(value, str):
         return value
@@ -196,7 +196,7 @@ def _check_arguments(name: str, factory: Factory, arguments: Mapping[str, Any]) 
         raise ConfigError(f"model {name!r}: {error}; it takes {takes}") from error
 
 
-def _line(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     """Return type and first line of a foreign error, for a message of one line."""
     said = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

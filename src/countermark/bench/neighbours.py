@@ -15,7 +15,7 @@ import torch
 from pytorch_msssim import ssim as other_ssim
 from torch import Tensor
 
-from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.bench.ratios import Ratio, measure_in_turn, summarise_ratios
 from countermark.schemes.deepstego.networks import (
     StegoNetwork,
     compute_ssim,
@@ -34,21 +34,21 @@ def neighbour_ratios() -> list[Ratio]:
     """Measure all ratios to other packages; takes about a minute."""
     # One thread on both sides: the ratio must not depend on the number of cores.
     torch.set_num_threads(1)
-    return [similarity(), hiding()]
+    return [measure_ssim(), measure_trigger_hiding()]
 
 
-def similarity(batch: int = 32, repeats: int = 20) -> Ratio:
+def measure_ssim(batch: int = 32, repeats: int = 20) -> Ratio:
     """Measure the CPU time of our SSIM and its gradient against pytorch-msssim on equal images."""
     one = torch.rand(batch, *_SHAPE, requires_grad=True)
     other = torch.rand(batch, *_SHAPE)
 
     # pytorch-msssim is untyped; the annotation gives the result its type.
-    def theirs(a: Tensor, b: Tensor) -> Tensor:
+    def compute_other_ssim(a: Tensor, b: Tensor) -> Tensor:
         """Compute the other package's SSIM of each pair of images (N, C, H, W), shape (N,)."""
         found: Tensor = other_ssim(a, b, data_range=1.0, size_average=False)
         return found
 
-    def timed(compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+    def time_gradients(compare: Callable[[Tensor, Tensor], Tensor]) -> float:
         """Return the seconds of CPU time that `repeats` gradients of one SSIM take."""
         began = time.process_time()
         for _ in range(repeats):
@@ -56,11 +56,13 @@ def similarity(batch: int = 32, repeats: int = 20) -> Ratio:
         return time.process_time() - began
 
     what = f"SSIM and its gradient, {batch} images of 3 × 32 × 32"
-    ratios = paired(lambda: timed(compute_ssim), lambda: timed(theirs), _PAIRS)
-    return ratio(what, "pytorch-msssim", ratios, 1.0)
+    ratios = measure_in_turn(
+        lambda: time_gradients(compute_ssim), lambda: time_gradients(compute_other_ssim), _PAIRS
+    )
+    return summarise_ratios(what, "pytorch-msssim", ratios, 1.0)
 
 
-def hiding(images: int = 32) -> Ratio:
+def measure_trigger_hiding(images: int = 32) -> Ratio:
     """Measure the CPU time of making triggers, against S-UNIWARD of the package conseal.
 
     S-UNIWARD hides 0.4 bit a pixel in as many covers.
@@ -71,15 +73,20 @@ def hiding(images: int = 32) -> Ratio:
     make = StegoMaker(network, spread_logo(torch.randint(0, 2, (images, GRID, GRID)), tile))
     hide = AdaptiveEmbedder("s_uniward")
 
-    def ours() -> float:
+    def time_stego_maker() -> float:
         began = time.process_time()
         make(covers)
         return time.process_time() - began
 
-    def theirs() -> float:
+    def time_s_uniward() -> float:
         began = time.process_time()
         hide(covers, 0)
         return time.process_time() - began
 
     what = f"deepstego, {images} triggers of 3 × 32 × 32"
-    return ratio(what, "conseal's S-UNIWARD in as many", paired(ours, theirs, _PAIRS), 1.0)
+    return summarise_ratios(
+        what,
+        "conseal's S-UNIWARD in as many",
+        measure_in_turn(time_stego_maker, time_s_uniward, _PAIRS),
+        1.0,
+    )

@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from countermark.bench.experiment import Experiment, Row
-from countermark.bench.hostless import hostless_outline
+from countermark.bench.experiment import Experiment, SchemeRow
+from countermark.bench.hostless import outline_hostless
 from countermark.bench.kinds import AnyExperiment
-from countermark.bench.suspects import LEVELS, kolmogorov_smirnov
-from countermark.bench.tables import figures_of, summary
+from countermark.bench.suspects import LEVELS, compute_kolmogorov_smirnov
+from countermark.bench.tables import load_row_figures, summarise_values
 
 FIGURES = ("accuracy", "wrong", "E_R", "log10_p")
 ALIGNED = ("wrong", "log10_p")
 _MEASURED = (*FIGURES, "cost")
 
 
-def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
+def outline_experiment(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
     """Return the rows of one experiment as JSON values.
 
     Returns: per row its label, seeds and track, and per column `ours` (mean over seeds), `least`,
@@ -31,61 +31,61 @@ def outline(experiment: AnyExperiment, results: Path) -> list[dict[str, Any]]:
         DataError: a cell has no result yet.
     """
     if not isinstance(experiment, Experiment):
-        return hostless_outline(experiment, results)
-    return [_row(experiment, row, results) for row in experiment.rows]
+        return outline_hostless(experiment, results)
+    return [_outline_row(experiment, row, results) for row in experiment.rows]
 
 
-def _row(experiment: Experiment, row: Row, results: Path) -> dict[str, Any]:
+def _outline_row(experiment: Experiment, row: SchemeRow, results: Path) -> dict[str, Any]:
     """Summarise one row of an experiment over its seeds."""
-    figures = figures_of(experiment, row.label, results)
+    figures = load_row_figures(experiment, row.label, results)
     return {
         "label": row.label,
         "track": experiment.track,
         "seeds": len(figures),
         "bits": figures[0].get("bits"),
-        **_columns(figures),
-        "outcomes": _outcomes(figures),
+        **_summarise_columns(figures),
+        "outcomes": _count_outcomes(figures),
         "pruned": [
             {"fraction": each[0]["fraction"], "order": each[0].get("order", "ascending")}
-            | _columns(each)
-            | {"outcomes": _outcomes(each)}
+            | _summarise_columns(each)
+            | {"outcomes": _count_outcomes(each)}
             # The k-th entry of every seed has the same fraction and order; strict refuses a
             # mismatch.
             for each in zip(*(each.get("pruned", []) for each in figures), strict=True)
         ],
         "attacked": [
-            _attack(each)
+            _outline_attack(each)
             for each in zip(*(each.get("attacked", []) for each in figures), strict=True)
         ],
         "suspects": [
-            _judged(each)
+            _outline_suspects(each)
             for each in zip(*(each.get("suspects", []) for each in figures), strict=True)
         ],
     }
 
 
-def _attack(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _outline_attack(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarise one attack over all seeds.
 
     Keys that begin with `aligned_` come from copies that were also read after alignment.
     """
     aligned = [each["aligned"] for each in figures if "aligned" in each]
-    read = _columns(aligned) if aligned else {}
+    read = _summarise_columns(aligned) if aligned else {}
     return {
         "label": figures[0]["label"],
-        **_columns(figures),
-        "outcomes": _outcomes(figures),
-        "aligned_outcomes": _outcomes(aligned),
+        **_summarise_columns(figures),
+        "outcomes": _count_outcomes(figures),
+        "aligned_outcomes": _count_outcomes(aligned),
         **{f"aligned_{column}": read[column] for column in ALIGNED if column in read},
     }
 
 
-def _outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _count_outcomes(figures: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Count the verdicts by outcome; figures without a verdict are skipped."""
     return dict(Counter(each["outcome"] for each in figures if "outcome" in each))
 
 
-def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _outline_suspects(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarise one group of unmarked suspects over all seeds."""
     # Values of single hosts are pooled over the seeds before median and KS are computed.
     joined = {name: [x for each in groups for x in each[name]] for name in ("matched", "L2", "p")}
@@ -94,7 +94,7 @@ def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in ("reached", "claims")
     }
     # Only a learnt reader has p-values; other keys leave the KS columns empty.
-    spread = kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
+    spread = compute_kolmogorov_smirnov(joined["p"]) if joined["p"] else (None, None)
     return {
         "label": groups[0]["label"],
         "hosts": len(joined["matched"]),
@@ -108,10 +108,10 @@ def _judged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summarise_columns(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarise each column that has a value at every seed."""
     return {
-        column: summary([each[column] for each in figures])
+        column: summarise_values([each[column] for each in figures])
         for column in _MEASURED
         if all(each.get(column) is not None for each in figures)
     }

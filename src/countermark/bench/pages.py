@@ -6,18 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from countermark.bench.experiment import Experiment, located, result_path
-from countermark.bench.hostless import hostless_lines, hostless_outline
-from countermark.bench.kinds import AnyExperiment, every_cell, is_experiment, load_any
-from countermark.bench.outlines import ALIGNED, FIGURES, outline
+from countermark.bench.experiment import Experiment, get_result_path, locate_experiment
+from countermark.bench.hostless import format_hostless, outline_hostless
+from countermark.bench.kinds import (
+    AnyExperiment,
+    expand_any_cells,
+    is_experiment,
+    load_any_experiment,
+)
+from countermark.bench.outlines import ALIGNED, FIGURES, outline_experiment
 from countermark.bench.tables import (
     TABLES,
-    as_markdown,
-    counted,
-    in_order,
+    format_cell,
+    format_counts,
+    format_table,
     load_table,
-    rendered,
-    shown_cell,
+    render_table,
+    sort_by_number,
 )
 from countermark.errors import DataError
 
@@ -31,7 +36,7 @@ HEAD = [
 ]
 
 
-def page(
+def render_page(
     title: str, figures: Mapping[str, str], tables: Sequence[Path], experiments: Sequence[Path],
     results: Path,
 ) -> str:  # fmt: skip
@@ -47,24 +52,24 @@ def page(
     lines = [f"# {title}", "", *HEAD, ""]
     for address, caption in figures.items():
         lines += [f"![{caption}]({address})", "", f"*{caption}.*", ""]
-    for path in sorted(tables, key=in_order):
-        lines += _table(path, results)
+    for path in sorted(tables, key=sort_by_number):
+        lines += _render_table_or_notice(path, results)
     for path in sorted(experiments):
-        lines += section(load_any(path), results)
+        lines += render_section(load_any_experiment(path), results)
     return "\n".join(lines)
 
 
-def _table(path: Path, results: Path) -> list[str]:
+def _render_table_or_notice(path: Path, results: Path) -> list[str]:
     """Render a table, or one line that says it is not computed yet."""
     table = load_table(path)
     try:
-        return as_markdown(rendered(table, results))
+        return format_table(render_table(table, results))
     # Pages are rendered while experiments still run.
     except DataError:
         return [f"## {table.title}", "", f"`{table.name}`: not run to the end yet.", ""]
 
 
-def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
+def render_named_table(name: str, results: Path) -> tuple[dict[str, Any], str]:
     """Return a table, or an experiment, by its name or file: as JSON values, and as text.
 
     Raises:
@@ -72,18 +77,18 @@ def table_named(name: str, results: Path) -> tuple[dict[str, Any], str]:
         DataError: a cell has no result yet.
     """
     # A table goes first: a table and an experiment may share their name.
-    path = located(name, TABLES)
+    path = locate_experiment(name, TABLES)
     if not path.exists():
-        path = located(name)
+        path = locate_experiment(name)
     if is_experiment(path):
-        experiment = load_any(path)
-        rows = outline(experiment, results)
-        return {"rows": rows}, "\n".join(section(experiment, results))
-    shown = rendered(load_table(path), results)
-    return shown, "\n".join(as_markdown(shown))
+        experiment = load_any_experiment(path)
+        rows = outline_experiment(experiment, results)
+        return {"rows": rows}, "\n".join(render_section(experiment, results))
+    shown = render_table(load_table(path), results)
+    return shown, "\n".join(format_table(shown))
 
 
-def section(experiment: AnyExperiment, results: Path) -> list[str]:
+def render_section(experiment: AnyExperiment, results: Path) -> list[str]:
     """Render one experiment as lines of Markdown."""
     seeds = ", ".join(str(seed) for seed in experiment.seeds)
     head = [
@@ -92,34 +97,34 @@ def section(experiment: AnyExperiment, results: Path) -> list[str]:
         f"`{experiment.name}`. Track: {experiment.track}. Seeds: {seeds}.",
         "",
     ]
-    cells = list(every_cell(experiment))
-    missing = [cell for cell in cells if not result_path(cell, results).exists()]
+    cells = list(expand_any_cells(experiment))
+    missing = [cell for cell in cells if not get_result_path(cell, results).exists()]
     if missing:
         head += [f"Not run to the end yet: {len(missing)} cells are missing.", ""]
     if not isinstance(experiment, Experiment):
         # Experiments without a host show each row that is complete; the others wait for all cells.
         whole = {cell.label for cell in cells} - {cell.label for cell in missing}
-        rows = hostless_outline(experiment, results, whole)
-        return [*head, *(hostless_lines(experiment, rows) if rows else []), ""]
+        rows = outline_hostless(experiment, results, whole)
+        return [*head, *(format_hostless(experiment, rows) if rows else []), ""]
     if missing:
         return head
-    rows = outline(experiment, results)
+    rows = outline_experiment(experiment, results)
     lines = [
         *head,
         "| | accuracy % | wrong bits | E_R (L2) | log10 p | verdict |",
         "|---|---|---|---|---|---|",
-        *(_line(row["label"], row) for row in rows),
+        *(_render_row(row["label"], row) for row in rows),
     ]
-    return [*lines, *_pruned(rows), *_attacked(rows), *_suspects(rows), ""]
+    return [*lines, *_render_pruning(rows), *_render_attacks(rows), *_render_suspects(rows), ""]
 
 
-def _line(label: str, row: Mapping[str, Any]) -> str:
+def _render_row(label: str, row: Mapping[str, Any]) -> str:
     """Render one row of the main table: all figures, and the counts of the verdicts."""
-    shown = " | ".join(_shown(row, column) for column in FIGURES)
-    return f"| {label} | {shown} | {counted(row['outcomes']) or '–'} |"
+    shown = " | ".join(_render_figure(row, column) for column in FIGURES)
+    return f"| {label} | {shown} | {format_counts(row['outcomes']) or '–'} |"
 
 
-def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _render_attacks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Render the figures after each attack.
 
     Columns for the cost of the attack, and for the reading after alignment, appear if any attack
@@ -144,23 +149,23 @@ def _attacked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "|---" * (len(head) + 1) + "|",
     ]
     for label, each in attacks:
-        line = _line(label, each)
+        line = _render_row(label, each)
         if shows_cost:
-            line += f" {_shown(each, 'cost')} |"
+            line += f" {_render_figure(each, 'cost')} |"
         if is_aligned:
             # A copy that could not be aligned has no aligned figures.
             read = " | ".join(
-                shown_cell(column, each[f"aligned_{column}"])
+                format_cell(column, each[f"aligned_{column}"])
                 if f"aligned_{column}" in each
                 else "–"
                 for column in ALIGNED
             )
-            line += f" {read} | {counted(each['aligned_outcomes']) or '–'} |"
+            line += f" {read} | {format_counts(each['aligned_outcomes']) or '–'} |"
         lines.append(line)
     return lines
 
 
-def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _render_suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Render the readings of the keys in unmarked models."""
     if not any(row["suspects"] for row in rows):
         return []
@@ -177,11 +182,11 @@ def _suspects(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "| key | suspects | all bits | median bits | least L2 | median L2 | rank | claims | KS |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_suspects_line(row["label"], each) for row in rows for each in row["suspects"]),
+        *(_render_suspects_row(row["label"], each) for row in rows for each in row["suspects"]),
     ]
 
 
-def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
+def _render_suspects_row(label: str, group: Mapping[str, Any]) -> str:
     """Render the readings of one group of unmarked models as a table row."""
     # Linear and trigger keys have no L2 and no rank, so that these columns hold a dash.
     learnt = group["KS"] is not None
@@ -199,7 +204,7 @@ def _suspects_line(label: str, group: Mapping[str, Any]) -> str:
     return f"| {' | '.join(shown)} |"
 
 
-def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _render_pruning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Render readings and accuracy against the pruned share of the marked layer."""
     lines = []
     # All rows of an experiment are pruned alike, so that the first row lists every order.
@@ -217,13 +222,13 @@ def _pruned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for column, says in _AFTER_PRUNING.items():
             lines += [
-                f"| {label}, {says} | {' | '.join(_shown(each, column) for each in measured)} |"
+                f"| {label}, {says} | {' | '.join(_render_figure(each, column) for each in measured)} |"
                 for label, measured in thinned.items()
                 # An unmarked row has an accuracy but no wrong bits.
                 if column in measured[0]
             ]
         lines += [
-            f"| {label}, verdict | {' | '.join(counted(each['outcomes']) for each in measured)} |"
+            f"| {label}, verdict | {' | '.join(format_counts(each['outcomes']) for each in measured)} |"
             for label, measured in thinned.items()
             if measured[0]["outcomes"]
         ]
@@ -240,6 +245,6 @@ _ORDERS = {
 }
 
 
-def _shown(row: Mapping[str, Any], column: str) -> str:
+def _render_figure(row: Mapping[str, Any], column: str) -> str:
     """Render one figure of a row, or a dash if it was not measured."""
-    return shown_cell(column, row[column]) if column in row else "–"
+    return format_cell(column, row[column]) if column in row else "–"

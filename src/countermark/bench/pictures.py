@@ -14,17 +14,20 @@ SIDE, CLASSES = 28, 10  # the MLP of `build("mlp", {})` reads 28 x 28 pixels
 _LUMA = (19595, 38470, 7471)  # Rec. 601: 0.299, 0.587, 0.114, times 2^16
 
 
-def grey28(data: Dataset) -> Dataset:
+def convert_to_grey28(data: Dataset) -> Dataset:
     """Convert images to grey (Rec. 601 luma) and crop each to its middle 28 x 28 pixels.
 
     Raises:
         DataError: the images are smaller than 28 x 28.
     """
-    train, test = _grey28(data.name, data.train_images), _grey28(data.name, data.test_images)
+    train, test = (
+        _convert_images_to_grey28(data.name, data.train_images),
+        _convert_images_to_grey28(data.name, data.test_images),
+    )
     return replace(data, train_images=train, test_images=test)
 
 
-def cut(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
+def select_training_rows(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
     """Keep only the training rows from `rows[0]` up to, but without, `rows[1]`.
 
     The pixel scale then follows from these rows. None keeps all rows.
@@ -42,7 +45,7 @@ def cut(data: Dataset, rows: tuple[int, int] | None) -> Dataset:
     return replace(data, train_images=images, train_labels=labels)
 
 
-def check_for_mlp(data: Dataset) -> None:
+def check_fits_mlp(data: Dataset) -> None:
     """Raise an error if the MLP without arguments does not take these images and classes.
 
     Raises:
@@ -56,7 +59,7 @@ def check_for_mlp(data: Dataset) -> None:
         )
 
 
-def _grey28(name: str, images: Tensor) -> Tensor:
+def _convert_images_to_grey28(name: str, images: Tensor) -> Tensor:
     """Convert images uint8 (N, C, H, W) to luma (N, 1, 28, 28), the middle of each image."""
     height, width = images.shape[2:]
     if min(height, width) < SIDE:

@@ -23,18 +23,20 @@ class Ratio:
     limit: float
 
     @property
-    def kept(self) -> bool:
+    def is_within_limit(self) -> bool:
         """True if the median lies within the limit."""
         return self.median <= self.limit
 
 
-def ratio(what: str, against: str, ratios: list[float], limit: float) -> Ratio:
+def summarise_ratios(what: str, against: str, ratios: list[float], limit: float) -> Ratio:
     """Summarise the ratios of all pairs in one `Ratio`."""
     median = statistics.median(ratios)
     return Ratio(what, against, median, min(ratios), max(ratios), len(ratios), limit)
 
 
-def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> list[float]:
+def measure_in_turn(
+    first: Callable[[], float], second: Callable[[], float], pairs: int
+) -> list[float]:
     """Measure the ratios first / second of CPU seconds.
 
     The two sides run in turn, after one warm-up of each.
@@ -44,13 +46,15 @@ def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) 
     return [first() / second() for _ in range(pairs)]
 
 
-def against_torch(what: str, seconds: Callable[[], float], limit: float, pairs: int = 7) -> Ratio:
+def measure_against_torch(
+    what: str, seconds: Callable[[], float], limit: float, pairs: int = 7
+) -> Ratio:
     """Measure the ratio of CPU seconds to those of a process that only imports torch."""
-    ratios = paired(seconds, lambda: command(["-c", "import torch"]), pairs)
-    return ratio(what, "python -c 'import torch'", ratios, limit)
+    ratios = measure_in_turn(seconds, lambda: time_command(["-c", "import torch"]), pairs)
+    return summarise_ratios(what, "python -c 'import torch'", ratios, limit)
 
 
-def command(arguments: Sequence[str], *, exits: int = 0) -> float:
+def time_command(arguments: Sequence[str], *, exits: int = 0) -> float:
     """Return user and system time of one Python process and of its children, in seconds.
 
     Args:
@@ -60,17 +64,17 @@ def command(arguments: Sequence[str], *, exits: int = 0) -> float:
     Raises:
         RuntimeError: the process exits with another status.
     """
-    before = children()
+    before = read_child_seconds()
     done = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, *arguments], capture_output=True, check=False
     )
     # A command that fails early would look quick.
     if done.returncode != exits:
         raise RuntimeError(f"{arguments} exits with {done.returncode}: {done.stderr.decode()}")
-    return children() - before
+    return read_child_seconds() - before
 
 
-def children() -> float:
+def read_child_seconds() -> float:
     """Return user and system time of all finished child processes, in seconds."""
     times = os.times()
     return times.children_user + times.children_system

@@ -24,18 +24,18 @@ import torch
 from countermark._internal.files import write_bytes
 from countermark.bench import cell as hosts
 from countermark.bench import detection
-from countermark.bench.experiment import Cell, result_path
+from countermark.bench.experiment import Cell, get_result_path
 from countermark.bench.imaging import cell as imaging
 from countermark.bench.imaging.experiment import ImagingCell
-from countermark.bench.kinds import AnyCell, AnyExperiment, every_cell
-from countermark.bench.provenance import provenance
+from countermark.bench.kinds import AnyCell, AnyExperiment, expand_any_cells
+from countermark.bench.provenance import collect_provenance
 from countermark.errors import ConfigError, MissingExtraError, suggest_nearest
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
-class Ended:
+class CellOutcome:
     """A computed cell with its result, or the traceback of its failure."""
 
     cell: AnyCell
@@ -46,7 +46,7 @@ class Ended:
 def run(
     experiment: AnyExperiment, results: Path, *, jobs: int = 1, ray: bool = False,
     rows: Sequence[str] = (),
-) -> Iterator[Ended]:  # fmt: skip
+) -> Iterator[CellOutcome]:  # fmt: skip
     """Compute the cells that have no result yet; yield every cell as it ends.
 
     Args:
@@ -66,21 +66,21 @@ def run(
         raise ConfigError(f"--jobs is {jobs}: expected 1 or more")
     finished: list[AnyCell] = []
     pending: list[AnyCell] = []
-    for cell in _chosen(experiment, rows):
-        (finished if result_path(cell, results).exists() else pending).append(cell)
+    for cell in _select_cells(experiment, rows):
+        (finished if get_result_path(cell, results).exists() else pending).append(cell)
     for cell in pending:
-        check(cell)  # an error now is better than one after hours
+        check_cell(cell)  # an error now is better than one after hours
     for cell in finished:
-        yield _ended(cell, results)
+        yield _load_outcome(cell, results)
     # Finished cells were yielded first: the caller sees old results at once.
-    finish = _on_ray if ray else _in_processes if jobs > 1 else _here
+    finish = _compute_on_ray if ray else _compute_in_processes if jobs > 1 else _compute_in_turn
     for cell in finish(pending, results, jobs) if pending else ():
-        yield _ended(cell, results)
+        yield _load_outcome(cell, results)
 
 
-def _chosen(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]:
+def _select_cells(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]:
     """Yield the cells of the rows with these labels; raise `ConfigError` for an unknown label."""
-    every = list(every_cell(experiment))
+    every = list(expand_any_cells(experiment))
     labels = list(dict.fromkeys(cell.label for cell in every))
     for row in rows:
         if row not in labels:
@@ -90,47 +90,47 @@ def _chosen(experiment: AnyExperiment, rows: Sequence[str]) -> Iterator[AnyCell]
     yield from (cell for cell in every if not rows or cell.label in rows)
 
 
-def failure_path(cell: AnyCell, results: Path) -> Path:
+def get_failure_path(cell: AnyCell, results: Path) -> Path:
     """Return the file in which a failed cell leaves its traceback."""
-    return result_path(cell, results).with_suffix(".failed.json")
+    return get_result_path(cell, results).with_suffix(".failed.json")
 
 
-def _ended(cell: AnyCell, results: Path) -> Ended:
+def _load_outcome(cell: AnyCell, results: Path) -> CellOutcome:
     """Read the result of a computed cell, or its traceback."""
-    path = result_path(cell, results)
+    path = get_result_path(cell, results)
     if path.exists():
-        return Ended(cell, json.loads(path.read_text()))
-    failed = json.loads(failure_path(cell, results).read_text())
-    return Ended(cell, None, failed["traceback"])
+        return CellOutcome(cell, json.loads(path.read_text()))
+    failed = json.loads(get_failure_path(cell, results).read_text())
+    return CellOutcome(cell, None, failed["traceback"])
 
 
-def check(cell: AnyCell) -> None:
+def check_cell(cell: AnyCell) -> None:
     """Check names, fields and data of a cell before anything is computed.
 
     Raises:
         CountermarkError: the cell cannot be computed as it stands.
     """
     if isinstance(cell, Cell):
-        hosts.check(cell)
+        hosts.check_host_cell(cell)
     elif isinstance(cell, ImagingCell):
-        imaging.check(cell)
+        imaging.check_cell(cell)
     else:
-        detection.check(cell)
+        detection.check_detection_cell(cell)
 
 
 def compute(cell: AnyCell, checkpoint: Path) -> dict[str, Any]:
     """Compute the figures of a cell of any type."""
     if isinstance(cell, Cell):
-        return hosts.compute(cell, checkpoint)
+        return hosts.compute_host_cell(cell, checkpoint)
     if isinstance(cell, ImagingCell):
-        return imaging.compute(cell, checkpoint)
-    return detection.compute(cell)
+        return imaging.compute_cell(cell, checkpoint)
+    return detection.compute_detection_cell(cell)
 
 
-def _finish(cell: AnyCell, results: Path) -> AnyCell:
+def _compute_and_store(cell: AnyCell, results: Path) -> AnyCell:
     """Compute one cell and write its result, or its traceback."""
     torch.set_num_threads(1)
-    path, failed = result_path(cell, results), failure_path(cell, results)
+    path, failed = get_result_path(cell, results), get_failure_path(cell, results)
     started, written = time.monotonic(), cell.model_dump(mode="json")
     try:
         content: dict[str, Any] = {
@@ -138,7 +138,7 @@ def _finish(cell: AnyCell, results: Path) -> AnyCell:
         }
     except Exception:  # any error: the other cells go on
         path, content = failed, {"cell": written, "traceback": traceback.format_exc()}
-    content["provenance"] = provenance(time.monotonic() - started)
+    content["provenance"] = collect_provenance(time.monotonic() - started)
     write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
     # A success removes the traceback of an earlier attempt.
     if path != failed:
@@ -146,30 +146,32 @@ def _finish(cell: AnyCell, results: Path) -> AnyCell:
     return cell
 
 
-def _here(pending: list[AnyCell], results: Path, _: int) -> Iterator[AnyCell]:
+def _compute_in_turn(pending: list[AnyCell], results: Path, _: int) -> Iterator[AnyCell]:
     """Compute the cells one after the other in this process."""
     # _finish sets one thread for this process; the caller gets its own number back.
     threads = torch.get_num_threads()
     try:
         for cell in pending:
-            yield _finish(cell, results)
+            yield _compute_and_store(cell, results)
     finally:
         torch.set_num_threads(threads)
 
 
-def _in_processes(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
+def _compute_in_processes(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
     """Compute the cells in `jobs` processes; yield each cell when it is finished."""
-    with _one_thread():
+    with _limit_to_one_thread():
         # A forked copy of a process with torch threads can deadlock; spawn starts clean.
         pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
         try:
-            for done in as_completed([pool.submit(_finish, cell, results) for cell in pending]):
+            for done in as_completed(
+                [pool.submit(_compute_and_store, cell, results) for cell in pending]
+            ):
                 yield done.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
+def _compute_on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCell]:
     """Compute the cells on a local Ray cluster; yield each cell when it is finished."""
     try:
         import ray
@@ -185,7 +187,7 @@ def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCel
     )
     try:
         # _finish records every failure itself; a second try would compute hours in vain.
-        remote = ray.remote(num_cpus=1, max_retries=0)(_finish)
+        remote = ray.remote(num_cpus=1, max_retries=0)(_compute_and_store)
         # An absolute path, because a worker may run in another folder.
         left = [remote.remote(cell, results.absolute()) for cell in pending]
         while left:
@@ -196,7 +198,7 @@ def _on_ray(pending: list[AnyCell], results: Path, jobs: int) -> Iterator[AnyCel
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _limit_to_one_thread() -> Iterator[None]:
     """Limit processes that start inside this context to one thread.
 
     torch reads the environment variables when it is imported, so that they must be set before.

@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from countermark.bench.experiment import located, read_toml
-from countermark.bench.strict import Strict
-from countermark.bench.tables import TABLES, load_table, rendered, shown_cell
+from countermark.bench.experiment import locate_experiment, read_toml
+from countermark.bench.strict import SpecModel
+from countermark.bench.tables import TABLES, format_cell, load_table, render_table
 from countermark.errors import ConfigError, DataError, suggest_nearest
 
 Criterion = Literal[
@@ -19,7 +19,7 @@ Criterion = Literal[
 ]
 
 
-class Score(Strict):
+class Score(SpecModel):
     """Statement about a scheme under one criterion.
 
     Attributes:
@@ -35,24 +35,24 @@ class Score(Strict):
     link: str = ""
 
 
-class Scored(Strict):
+class SchemeScores(SpecModel):
     """One scheme in one form, with its statement under each criterion."""
 
     name: str
     scores: dict[Criterion, Score]
 
 
-class Scorecard(Strict):
+class Scorecard(SpecModel):
     """Content of a scorecard file: the whole page."""
 
     title: str
     intro: str
     criteria: dict[Criterion, str]
-    schemes: tuple[Scored, ...]
+    schemes: tuple[SchemeScores, ...]
     outro: str = Field(default="")
 
 
-def scorecard(path: Path, results: Path) -> str:
+def render_scorecard(path: Path, results: Path) -> str:
     """Render the scorecard page in Markdown.
 
     Raises:
@@ -63,14 +63,14 @@ def scorecard(path: Path, results: Path) -> str:
     for scheme in card.schemes:
         lines += [f"## {scheme.name}", "", "| criterion | |", "|---|---|"]
         lines += [
-            f"| **{criterion}**: {meaning} | {_said(scheme.scores[criterion], results)} |"
+            f"| **{criterion}**: {meaning} | {_render_score(scheme.scores[criterion], results)} |"
             for criterion, meaning in card.criteria.items()
         ]
         lines.append("")
     return "\n".join([*lines, card.outro.strip(), ""])
 
 
-def quoted(score: Score, results: Path) -> str:
+def quote_figures(score: Score, results: Path) -> str:
     """Return the sentence of a score with the figures that it quotes.
 
     Raises:
@@ -79,33 +79,33 @@ def quoted(score: Score, results: Path) -> str:
     """
     if not score.table:
         return score.says
-    table = load_table(located(score.table, TABLES))
+    table = load_table(locate_experiment(score.table, TABLES))
     rows = tuple(row for row in table.rows if row.label == score.row)
     if not rows:
         labels = suggest_nearest(score.row, [row.label for row in table.rows])
         raise ConfigError(f"{score.table} has no row {score.row!r}: {labels}")
     # Only the quoted row is rendered: other rows of the table may not be computed yet.
-    shown = rendered(table.model_copy(update={"rows": rows}), results)
+    shown = render_table(table.model_copy(update={"rows": rows}), results)
     cells = shown["rows"][0]["cells"]
-    figures = {name: shown_cell(name, cell, paper=False) for name, cell in cells.items()}
+    figures = {name: format_cell(name, cell, paper=False) for name, cell in cells.items()}
     # Scorecard files belong to this repository; a format string of a stranger would not be safe.
     return score.says.format(**figures)
 
 
-def _said(score: Score, results: Path) -> str:
+def _render_score(score: Score, results: Path) -> str:
     """Render a score as Markdown: sentence and link, or a note that figures are missing."""
     if not score.table:
         return f"{score.says} [more]({score.link})" if score.link else score.says
-    title = load_table(located(score.table, TABLES)).title
+    title = load_table(locate_experiment(score.table, TABLES)).title
     # Tables of one paper share a page, named after the folder of the table.
-    address = f"results/{score.table.partition('/')[0]}.md#{slug(title)}"
+    address = f"results/{score.table.partition('/')[0]}.md#{make_heading_anchor(title)}"
     try:
-        return f"{quoted(score, results)} [table]({address})"
+        return f"{quote_figures(score, results)} [table]({address})"
     except DataError:
         return f"[not measured yet]({address})"
 
 
-def slug(heading: str) -> str:
+def make_heading_anchor(heading: str) -> str:
     """Return the anchor of a heading, as Python-Markdown makes it."""
     # Links break unless this equals the anchors of the documentation builder.
     plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()

@@ -22,7 +22,7 @@ _APART = 1_000_003  # seed distance of siblings: hosts with near seeds share no 
 
 
 @dataclass(frozen=True)
-class Siblings:
+class TrainedSiblings:
     """Weight files of unmarked siblings, and the cost of their training.
 
     Attributes:
@@ -41,7 +41,7 @@ class Siblings:
 def train_siblings(
     host: Callable[[], nn.Module], data: Dataset, recipe: Recipe, course: Course, *,
     count: int, folder: Path,
-) -> Siblings:  # fmt: skip
+) -> TrainedSiblings:  # fmt: skip
     """Train unmarked siblings from the host's initial weights; keep finished files.
 
     Each sibling sees the data in an order of its own, and every second sibling trains for half of
@@ -73,4 +73,6 @@ def train_siblings(
         epochs += lasts
     # The threshold needs LEAST_SIBLINGS held-out models before the reader gets any.
     half = max(0, min(count // 2, count - LEAST_SIBLINGS))
-    return Siblings(tuple(paths[:half]), tuple(paths[half:]), epochs, time.process_time() - began)
+    return TrainedSiblings(
+        tuple(paths[:half]), tuple(paths[half:]), epochs, time.process_time() - began
+    )

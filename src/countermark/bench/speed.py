@@ -25,15 +25,21 @@ from countermark._version import VERSION
 from countermark.alignment import Reference, realign_suspect
 from countermark.attacks.invariants import Permute
 from countermark.bench.data import BUNDLED
-from countermark.bench.file_speed import file_ratios
+from countermark.bench.file_speed import measure_file_ratios
 from countermark.bench.models import build
 from countermark.bench.neighbours import neighbour_ratios
-from countermark.bench.output_speed import output_ratios
-from countermark.bench.ratios import Ratio, against_torch, command, paired, ratio
-from countermark.bench.train import Course, fit, seeded
-from countermark.bench.trigger_speed import trigger_ratios
-from countermark.bench.web_speed import Load, first_page, lines, load
-from countermark.bench.zoo import AT_A_TIME, HostSpec, host_data, train_hosts
+from countermark.bench.output_speed import measure_output_ratios
+from countermark.bench.ratios import (
+    Ratio,
+    measure_against_torch,
+    measure_in_turn,
+    summarise_ratios,
+    time_command,
+)
+from countermark.bench.train import Course, fit, seed_torch
+from countermark.bench.trigger_speed import measure_trigger_ratios
+from countermark.bench.web_speed import PageLoad, load, measure_first_page, render_page_load
+from countermark.bench.zoo import AT_A_TIME, HostSpec, load_host_data, train_hosts
 from countermark.checkpoints import ModuleWeights, save_weights
 from countermark.embedding import Embedding
 from countermark.keys.key import KeyMaterial
@@ -63,20 +69,23 @@ class SpeedUp:
 
 def measure() -> list[Ratio]:
     """Measure all ratios; takes a few minutes on two cores."""
-    mlp, vgg = _Case("the MLP", "mlp", (784,), 32), _Case("VGG16", "vgg16", (3, 32, 32), 128)
+    mlp, vgg = (
+        _StepTiming("the MLP", "mlp", (784,), 32),
+        _StepTiming("VGG16", "vgg16", (3, 32, 32), 128),
+    )
     on_mlp, on_vgg = "2.weight", "features.0.weight"
     return [
-        _step("uchida", Uchida(on_mlp), mlp, 1.4),
-        _step("uchida", Uchida(on_vgg), vgg, 1.02),
-        _step("published", IndependentNetwork(on_mlp, as_published=True), mlp, 3.0),
-        _step("hardened", IndependentNetwork(on_mlp), mlp, 6.0),
-        _step("hardened", IndependentNetwork(on_vgg), vgg, 1.05),
-        *trigger_ratios(),
-        *output_ratios(),
-        *_commands(),
-        first_page(),
-        _alignment(),
-        *file_ratios(),
+        _measure_step("uchida", Uchida(on_mlp), mlp, 1.4),
+        _measure_step("uchida", Uchida(on_vgg), vgg, 1.02),
+        _measure_step("published", IndependentNetwork(on_mlp, as_published=True), mlp, 3.0),
+        _measure_step("hardened", IndependentNetwork(on_mlp), mlp, 6.0),
+        _measure_step("hardened", IndependentNetwork(on_vgg), vgg, 1.05),
+        *measure_trigger_ratios(),
+        *measure_output_ratios(),
+        *_measure_commands(),
+        measure_first_page(),
+        _measure_alignment(),
+        *measure_file_ratios(),
     ]
 
 
@@ -95,8 +104,8 @@ def speed_ups(hosts: int = 64, rounds: int = 3) -> list[SpeedUp]:
     for first in range(0, rounds * hosts, hosts):
         specs = [HostSpec(BUNDLED, first + n, epochs=1, rows=_DIGITS) for n in range(hosts)]
         # Compared in the same round, so that a busy machine slows both sides down.
-        alone = _alone(specs)
-        found.append({batch: alone / _together(specs, batch) for batch in _AT_A_TIME})
+        alone = _time_one_by_one(specs)
+        found.append({batch: alone / _time_together(specs, batch) for batch in _AT_A_TIME})
     ratios = {batch: [each[batch] for each in found] for batch in _AT_A_TIME}
     return [
         SpeedUp(batch, statistics.median(each), min(each), max(each), rounds)
@@ -104,22 +113,22 @@ def speed_ups(hosts: int = 64, rounds: int = 3) -> list[SpeedUp]:
     ]
 
 
-def best(measured: Sequence[SpeedUp]) -> SpeedUp:
+def find_best_speed_up(measured: Sequence[SpeedUp]) -> SpeedUp:
     """Return the speed-up with the largest median."""
     return max(measured, key=lambda each: each.median)
 
 
-def _alone(specs: Sequence[HostSpec]) -> float:
+def _time_one_by_one(specs: Sequence[HostSpec]) -> float:
     """Return the CPU seconds of training the hosts one after the other."""
-    start, data = time.process_time(), host_data(specs[0])
+    start, data = time.process_time(), load_host_data(specs[0])
     for spec in specs:
-        seeded(spec.seed, "init")
+        seed_torch(spec.seed, "init")
         model = build(spec.model, {})
-        fit(model, data, spec.resolved, Course(spec.epochs, spec.data_order, device="cpu"))
+        fit(model, data, spec.full_recipe, Course(spec.epochs, spec.data_order, device="cpu"))
     return time.process_time() - start
 
 
-def _together(specs: Sequence[HostSpec], at_a_time: int) -> float:
+def _time_together(specs: Sequence[HostSpec], at_a_time: int) -> float:
     """Return the CPU seconds of training the hosts `at_a_time` at a time."""
     with tempfile.TemporaryDirectory() as folder:
         # The temporary folder is empty: every host is trained here, none is read from a cache.
@@ -129,7 +138,7 @@ def _together(specs: Sequence[HostSpec], at_a_time: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _StepTiming:
     """A host model whose training step is timed: image shape and batch size."""
 
     name: str
@@ -138,7 +147,7 @@ class _Case:
     batch: int
 
 
-def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
+def _measure_step(form: str, scheme: WeightScheme, case: _StepTiming, limit: float) -> Ratio:
     """Measure the CPU time of a step with the penalty in the loss, against an unmarked step."""
     form = form if form == scheme.name else f"{scheme.name}, {form}"
     what = f"{form}, one step of {case.name}, batch {case.batch}"
@@ -151,19 +160,19 @@ def _step(form: str, scheme: WeightScheme, case: _Case, limit: float) -> Ratio:
     # A step of the MLP is too short for the clock, so that 400 steps are timed together.
     repeats, pairs = (400, 15) if case.model == "mlp" else (1, 15)
     with scheme.embed(marked, owner="bench", material=KeyMaterial.from_test_seed(0)) as mark:
-        without = _stepper(plain, images, labels, None)
-        embedding = _stepper(marked, images, labels, mark)
-        ratios = paired(lambda: embedding(repeats), lambda: without(repeats), pairs)
-    return ratio(what, "the same step without a mark", ratios, limit)
+        without = _make_stepper(plain, images, labels, None)
+        embedding = _make_stepper(marked, images, labels, mark)
+        ratios = measure_in_turn(lambda: embedding(repeats), lambda: without(repeats), pairs)
+    return summarise_ratios(what, "the same step without a mark", ratios, limit)
 
 
-def _stepper(
+def _make_stepper(
     model: nn.Module, images: Tensor, labels: Tensor, mark: Embedding | None
 ) -> Callable[[int], float]:
     """Return a function that takes `count` training steps and returns their CPU seconds."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
-    def steps(count: int) -> float:
+    def take_steps(count: int) -> float:
         start = time.process_time()
         for _ in range(count):
             loss = F.cross_entropy(model(images), labels)
@@ -174,10 +183,10 @@ def _stepper(
             optimizer.zero_grad()
         return time.process_time() - start
 
-    return steps
+    return take_steps
 
 
-def _commands() -> list[Ratio]:
+def _measure_commands() -> list[Ratio]:
     """Measure the CPU time of whole commands against that of importing torch."""
     with tempfile.TemporaryDirectory() as folder:
         suspect, key = Path(folder) / "suspect.safetensors", Path(folder) / "bench.key"
@@ -189,32 +198,32 @@ def _commands() -> list[Ratio]:
         verify = ["-m", "countermark", "verify", str(suspect), "--key", str(key)]
         # Random weights hold no mark: the command answers "not proven" and exits with 1.
         return [
-            against_torch(
-                "verify a linear key in a 100 MB file", lambda: command(verify, exits=1), 0.6
+            measure_against_torch(
+                "verify a linear key in a 100 MB file", lambda: time_command(verify, exits=1), 0.6
             ),
-            against_torch(
-                "countermark --help", lambda: command(["-m", "countermark", "--help"]), 0.3
+            measure_against_torch(
+                "countermark --help", lambda: time_command(["-m", "countermark", "--help"]), 0.3
             ),
         ]
 
 
-def _alignment() -> Ratio:
+def _measure_alignment() -> Ratio:
     """Measure the CPU time of aligning a permuted VGG16, against importing torch."""
     layer, model = "features.27.weight", build("vgg16", {}).eval()
     # The attack reorders the neurons, which alignment has to undo.
     suspect = ModuleWeights(Permute().run(model).model)
     reference, shape = Reference.from_module(model), {layer: (512, 512, 3, 3)}
 
-    def aligned() -> float:
+    def time_alignment() -> float:
         start = time.process_time()
         realign_suspect(suspect, reference, shape)
         return time.process_time() - start
 
-    return against_torch("align VGG16 to a reference", aligned, 4.0, pairs=3)
+    return measure_against_torch("align VGG16 to a reference", time_alignment, 4.0, pairs=3)
 
 
-def page(
-    ratios: Sequence[Ratio], beside: Sequence[Ratio], measured: Sequence[SpeedUp], loaded: Load
+def render_page(
+    ratios: Sequence[Ratio], beside: Sequence[Ratio], measured: Sequence[SpeedUp], loaded: PageLoad
 ) -> str:
     """Render the documentation page of all measurements, in Markdown.
 
@@ -232,17 +241,17 @@ def page(
             "written by `make bench`, which measures them anew. A ratio of 1.02 means two per cent",
             "more CPU time than the thing in the second column.",
             "",
-            *_table(ratios),
+            *_render_ratios(ratios),
             "",
             "## Beside other packages",
             "",
             "The same work by a package that does it, in the same run on the same images.",
             "",
-            *_table(beside),
+            *_render_ratios(beside),
             "",
-            *_unmarked_hosts(measured),
+            *_render_speed_ups(measured),
             "",
-            *lines(loaded),
+            *render_page_load(loaded),
             "",
             f"countermark {VERSION}, torch {torch.__version__}, one thread, CPU.",
             "",
@@ -250,7 +259,7 @@ def page(
     )
 
 
-def _table(ratios: Sequence[Ratio]) -> list[str]:
+def _render_ratios(ratios: Sequence[Ratio]) -> list[str]:
     """Render ratios as a Markdown table."""
     return [
         "| what | against | median | least to most | pairs | limit |",
@@ -263,9 +272,9 @@ def _table(ratios: Sequence[Ratio]) -> list[str]:
     ]
 
 
-def _unmarked_hosts(measured: Sequence[SpeedUp]) -> list[str]:
+def _render_speed_ups(measured: Sequence[SpeedUp]) -> list[str]:
     """Render the section about unmarked hosts that are trained together."""
-    quickest = best(measured)
+    quickest = find_best_speed_up(measured)
     rows = [
         f"| {each.at_a_time} | {each.median:.2f} | {each.least:.2f} to {each.most:.2f} "
         f"| {each.rounds} |"
@@ -293,14 +302,14 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="also write the page to this file")
     arguments = parser.parse_args()
     ratios, beside, measured, loaded = measure(), neighbour_ratios(), speed_ups(), load()
-    told = page(ratios, beside, measured, loaded)
+    told = render_page(ratios, beside, measured, loaded)
     sys.stdout.write(told)
     if arguments.write:
         write_bytes(arguments.write, told.encode())
     kept = [
-        *(each.kept for each in (*ratios, *beside)),
-        best(measured).median >= _LEAST_SPEED_UP,
-        loaded.kept,
+        *(each.is_within_limit for each in (*ratios, *beside)),
+        find_best_speed_up(measured).median >= _LEAST_SPEED_UP,
+        loaded.is_within_limit,
     ]
     # The page is written before the exit: a broken limit stays visible in it.
     sys.exit(0 if all(kept) else 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
 from countermark.bench.pictures import CLASSES, SIDE
-from countermark.bench.train import epoch_order
+from countermark.bench.train import draw_epoch_order
 from countermark.errors import DataError
 
 _LANES = 16  # the parameters of a host are padded to whole vectors and cache lines
@@ -56,7 +56,10 @@ class Stack:
         size = sum(each.numel() for each in states[0].values())
         self._flat = torch.zeros(len(states), math.ceil(size / _LANES) * _LANES)
         self._flat.grad = torch.zeros_like(self._flat)
-        self._parameters, self._into = self._named(self._flat), self._named(self._flat.grad)
+        self._parameters, self._into = (
+            self._view_by_name(self._flat),
+            self._view_by_name(self._flat.grad),
+        )
         for name, stacked in self._parameters.items():
             stacked.copy_(torch.stack([each[name] for each in states]))
         # Adam works on each element alone: one on the stack is as good as one for each host.
@@ -69,20 +72,20 @@ class Stack:
         `advance` receives the progress of each step as a share of an epoch, summed over the hosts.
         """
         for epoch in range(epochs):
-            orders = [epoch_order(seed, epoch, self._rows) for seed in self._orders]
+            orders = [draw_epoch_order(seed, epoch, self._rows) for seed in self._orders]
             for step in range(self._steps):
                 at = slice(step * self._batch, (step + 1) * self._batch)
-                labels = self._load([order[at] for order in orders])
-                self._gradients(labels)
+                labels = self._load_batch([order[at] for order in orders])
+                self._compute_gradients(labels)
                 self._adam.step()
                 advance(len(orders) / self._steps)
 
-    def states(self) -> Iterator[dict[str, Tensor]]:
+    def list_states(self) -> Iterator[dict[str, Tensor]]:
         """Yield the parameters of one host after the other, by name."""
         for at in range(len(self._flat)):
             yield {name: stacked[at] for name, stacked in self._parameters.items()}
 
-    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+    def _view_by_name(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views (N, ...) into parameters or gradients (N, P), by parameter name."""
         found, at = {}, 0
         for name, shape in self._shapes.items():
@@ -90,7 +93,7 @@ class Stack:
             at += shape.numel()
         return found
 
-    def _load(self, rows: Sequence[Tensor]) -> Tensor:
+    def _load_batch(self, rows: Sequence[Tensor]) -> Tensor:
         """Load the training rows (B,) of each host into `_images` (N, B, 784).
 
         Returns: their labels (N, B).
@@ -101,7 +104,7 @@ class Stack:
             to.copy_(part.normalised(images).flatten(1))  # (B, 1, 28, 28) -> (B, 784)
         return torch.stack([p.train_labels[r] for p, r in zip(self._parts, rows, strict=True)])
 
-    def _gradients(self, labels: Tensor) -> None:
+    def _compute_gradients(self, labels: Tensor) -> None:
         """Compute gradients of each host's mean cross-entropy by the chain rule, into `_flat.grad`.
 
         The formulas are written out, because autograd allocates all gradients anew at each step,

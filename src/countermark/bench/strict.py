@@ -18,7 +18,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
 """Of an experiment, and of the folder of its results."""
 
 
-class Strict(BaseModel):
+class SpecModel(BaseModel):
     """A part of a specification.
 
     `since` names fields that were added after cells had been computed. An unset field of
@@ -31,12 +31,12 @@ class Strict(BaseModel):
     since: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_unset_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Serialise all fields except unset fields of `since`."""
         return {n: v for n, v in handler(self).items() if v or n not in self.since}
 
 
-class Addressed(Strict):
+class CellSpec(SpecModel):
     """Specification of a cell; every field that changes a figure also changes its name."""
 
     experiment: str

@@ -14,8 +14,8 @@ from pydantic import Field, PositiveInt
 
 from countermark._internal.progress import show_progress
 from countermark.bench.models import Value, build
-from countermark.bench.strict import Strict
-from countermark.bench.zoo import CACHE, Arrays, HostSpec, pairs, train_hosts
+from countermark.bench.strict import SpecModel
+from countermark.bench.zoo import CACHE, Arrays, HostSpec, sort_fields, train_hosts
 from countermark.keys.key import Key
 from countermark.results.null_hypotheses import PermutedUnits
 from countermark.results.statistics import compute_randomised_sequential_p
@@ -27,7 +27,7 @@ DRAWS = 100_000
 LEVELS = (1e-2, 1e-4)
 
 
-class Host(Protocol):
+class MarkedHost(Protocol):
     """The marked host that suspects resemble, as `experiment.Host` describes one."""
 
     model: str
@@ -38,7 +38,7 @@ class Host(Protocol):
     unit_pixels: bool
 
 
-class Base(Strict):
+class StartSpec(SpecModel):
     """A checkpoint that others may have, too: a host of `seed` after `epochs` epochs.
 
     `recipe` changes fields of the default recipe. A field that the marked host changes for itself
@@ -52,7 +52,7 @@ class Base(Strict):
     recipe: dict[str, Any] = Field(default={})
 
 
-class Suspects(Strict):
+class SuspectGroup(SpecModel):
     """A group of unmarked hosts with the architecture of the marked host.
 
     Attributes:
@@ -75,9 +75,11 @@ class Suspects(Strict):
     grey28: bool = False
     train: PositiveInt | None = None
 
-    def specs(self, host: Host, seed: int, start: Path | None) -> Iterator[HostSpec]:
+    def list_host_specs(
+        self, host: MarkedHost, seed: int, start: Path | None
+    ) -> Iterator[HostSpec]:
         """Yield the specifications of all hosts, for a marked host of this seed and start."""
-        alike = unmarked(host, self.data, seed)
+        alike = make_unmarked_spec(host, self.data, seed)
         for number in range(self.count):
             lasts = self.epochs[number % len(self.epochs)]
             if self.kind == "strangers":
@@ -98,7 +100,7 @@ class Suspects(Strict):
                 )
 
 
-def unmarked(host: Host, data: str, seed: int) -> HostSpec:
+def make_unmarked_spec(host: MarkedHost, data: str, seed: int) -> HostSpec:
     """Return the spec of the host without mark, start and teacher, in fp32."""
     return HostSpec(
         data,
@@ -107,8 +109,8 @@ def unmarked(host: Host, data: str, seed: int) -> HostSpec:
         rows=_first_rows(host.train),
         unit_pixels=host.unit_pixels,
         model=host.model,
-        arguments=pairs(host.model_arguments),
-        recipe=pairs(host.recipe),
+        arguments=sort_fields(host.model_arguments),
+        recipe=sort_fields(host.recipe),
     )
 
 
@@ -117,8 +119,8 @@ def _first_rows(train: int | None) -> tuple[int, int] | None:
     return None if train is None else (0, train)
 
 
-def judged(
-    group: Suspects, hosts: list[HostSpec], key: Key, seed: int,
+def judge_group(
+    group: SuspectGroup, hosts: list[HostSpec], key: Key, seed: int,
     supplied: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Read every host of a group with a key, and judge it at each level.
@@ -134,12 +136,12 @@ def judged(
     reached, claims = dict.fromkeys(map(str, LEVELS), 0), dict.fromkeys(map(str, LEVELS), 0)
     with show_progress(f"{group.label}, hosts", len(hosts)) as advance:
         for spec, arrays in train_hosts(hosts, CACHE):
-            model = live(spec, arrays)  # its forward pass shows its hidden units
+            model = build_host(spec, arrays)  # its forward pass shows its hidden units
             evidence = read_suspect(model, key)
             matched.append(evidence.match_count)
             if evidence.reader is not None and evidence.cross_entropy is not None:
                 losses.append(evidence.cross_entropy)
-                p = _rank(key, arrays, float(uniform.random()))
+                p = _compute_rank_p(key, arrays, float(uniform.random()))
                 ps.append(p)
                 for level in LEVELS:
                     reached[str(level)] += p <= level
@@ -162,14 +164,14 @@ def judged(
     }
 
 
-def live(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
+def build_host(spec: HostSpec, arrays: Arrays) -> torch.nn.Module:
     """Build the host of a spec with the given weights, as a module."""
     model = build(spec.model, dict(spec.arguments))
     model.load_state_dict({name: torch.from_numpy(each) for name, each in arrays.items()})
     return model
 
 
-def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
+def _compute_rank_p(key: Key, arrays: Arrays, uniform: float) -> float:
     """Compute the randomised sequential p of a host among permutations of its hidden units."""
     null = load_weight_scheme(key).nulls({n: arrays[n] for n in key.tensors}, key, DRAWS)
     ranked = null[PermutedUnits.name]
@@ -179,7 +181,7 @@ def _rank(key: Key, arrays: Arrays, uniform: float) -> float:
     return compute_randomised_sequential_p(*ranked.count_exceedances(), ranked.stop_at, uniform)
 
 
-def kolmogorov_smirnov(ps: list[float]) -> tuple[float, float]:
+def compute_kolmogorov_smirnov(ps: list[float]) -> tuple[float, float]:
     """Compute the Kolmogorov-Smirnov distance of p-values from uniform.
 
     Returns: the distance, and the distance that 5 % of uniform samples of this size exceed.

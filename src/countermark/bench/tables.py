@@ -17,15 +17,15 @@ import numpy as np
 from pydantic import Field
 
 from countermark.bench.columns import COLUMNS, Figures
-from countermark.bench.experiment import EXPERIMENTS, Experiment, read_toml, result_path
-from countermark.bench.kinds import AnyExperiment, every_cell, load_any
-from countermark.bench.strict import Strict
+from countermark.bench.experiment import EXPERIMENTS, Experiment, get_result_path, read_toml
+from countermark.bench.kinds import AnyExperiment, expand_any_cells, load_any_experiment
+from countermark.bench.strict import SpecModel
 from countermark.errors import ConfigError, DataError, suggest_nearest
 
 TABLES = Path("tables")
 
 
-class TableRow(Strict):
+class TableRow(SpecModel):
     """One row: the cells of one row of an experiment, before or after one of its attacks.
 
     Attributes:
@@ -51,7 +51,7 @@ class TableRow(Strict):
     paper: dict[str, float] = Field(default={})
 
 
-class Table(Strict):
+class Table(SpecModel):
     """Content of a table file.
 
     A table of kind `histograms` correlates the watched weights of each row with those of all rows.
@@ -66,7 +66,7 @@ class Table(Strict):
     rows: tuple[TableRow, ...]
 
 
-def in_order(path: Path) -> tuple[int, str]:
+def sort_by_number(path: Path) -> tuple[int, str]:
     """Return a sort key for table files: table2 goes before table10."""
     return len(path.stem), path.stem
 
@@ -84,7 +84,7 @@ def load_table(path: Path) -> Table:
     return table
 
 
-def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> dict[str, Any]:
+def render_table(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> dict[str, Any]:
     """Render a table as JSON values.
 
     Returns: name, title, source, note, `columns` (name to heading) and `rows`; a row has its label,
@@ -105,37 +105,39 @@ def rendered(table: Table, results: Path, experiments: Path = EXPERIMENTS) -> di
         "source": table.source,
         "note": table.note,
         "columns": columns,
-        "rows": [_row(table, row, results, experiments) for row in table.rows],
+        "rows": [_render_row(table, row, results, experiments) for row in table.rows],
     }
 
 
-def _row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[str, Any]:
+def _render_row(table: Table, row: TableRow, results: Path, experiments: Path) -> dict[str, Any]:
     """Render one row: its label, number of seeds and cells."""
-    experiment = load_any(experiments / f"{row.experiment}.toml")
-    own = figures_of(experiment, row.cells, results)
+    experiment = load_any_experiment(experiments / f"{row.experiment}.toml")
+    own = load_row_figures(experiment, row.cells, results)
     if table.kind == "histograms":
         shown = {
-            other.label: _correlations(
+            other.label: _correlate_rows(
                 own,
-                figures_of(
-                    load_any(experiments / f"{other.experiment}.toml"), other.cells, results
+                load_row_figures(
+                    load_any_experiment(experiments / f"{other.experiment}.toml"),
+                    other.cells,
+                    results,
                 ),
             )
             for other in table.rows
         }
     else:
-        shown = {name: _values(name, row, own, experiment, results) for name in table.columns}
+        shown = {name: _read_column(name, row, own, experiment, results) for name in table.columns}
     return {
         "label": row.label,
         "seeds": len(own),
         "cells": {
-            name: summary(values, row.paper.get(name)) | {"track": experiment.track}
+            name: summarise_values(values, row.paper.get(name)) | {"track": experiment.track}
             for name, values in shown.items()
         },
     }
 
 
-def _values(
+def _read_column(
     name: str, row: TableRow, own: list[Figures], experiment: AnyExperiment, results: Path
 ) -> list[Any]:
     """Return the values of one column in one row, one value for each seed."""
@@ -147,19 +149,19 @@ def _values(
             # Unmarked accuracy is a figure of the row with scheme "none", not of the marked row.
             for each in (experiment.rows if isinstance(experiment, Experiment) else ())
             if each.scheme == "none"
-            for figures in figures_of(experiment, each.label, results)
+            for figures in load_row_figures(experiment, each.label, results)
         ]
     elif name.startswith("after_"):
-        sources = [_one(each.get("attacked", []), label=row.attack) for each in own]
+        sources = [_find_figures(each.get("attacked", []), label=row.attack) for each in own]
     elif name.startswith("pruned_"):
         where = {"fraction": row.prune} | ({"order": row.order} if row.order else {})
-        sources = [_one(each.get("pruned", []), **where) for each in own]
+        sources = [_find_figures(each.get("pruned", []), **where) for each in own]
     elif name.startswith("forged_"):
-        sources = [_one(each.get("forgeries", []), **row.forgery) for each in own]
+        sources = [_find_figures(each.get("forgeries", []), **row.forgery) for each in own]
     elif name.startswith("handled_"):
-        sources = [_one(each.get("handled", []), **row.handled) for each in own]
+        sources = [_find_figures(each.get("handled", []), **row.handled) for each in own]
     elif name.startswith("machines_"):
-        sources = [_means(each.get("machines", [])) for each in own]
+        sources = [_average_trials(each.get("machines", [])) for each in own]
     try:
         return [COLUMNS[name].read(each) for each in sources]
     except (KeyError, IndexError):
@@ -169,7 +171,7 @@ def _values(
         ) from None
 
 
-def _one(measured: Sequence[Figures], **where: object) -> Figures:
+def _find_figures(measured: Sequence[Figures], **where: object) -> Figures:
     """Return the first figures whose fields equal `where`; raise `ConfigError` without any."""
     for each in measured:
         if all(each.get(name) == value for name, value in where.items()):
@@ -177,13 +179,13 @@ def _one(measured: Sequence[Figures], **where: object) -> Figures:
     raise ConfigError(f"no cell was measured after {where}")
 
 
-def _means(trials: Sequence[Figures]) -> Figures:
+def _average_trials(trials: Sequence[Figures]) -> Figures:
     """Return the mean of each figure over the trials."""
     # Every trial measures the same figures.
     return {name: statistics.mean(each[name] for each in trials) for name in trials[0]}
 
 
-def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]:
+def summarise_values(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]:
     """Summarise a figure over the seeds.
 
     Returns: `ours` (the mean), `least`, `most`, `paper` and `difference`; for verdicts `ours`
@@ -202,23 +204,23 @@ def summary(values: Sequence[Any], paper: float | None = None) -> dict[str, Any]
     }
 
 
-def figures_of(experiment: AnyExperiment, label: str, results: Path) -> list[Figures]:
+def load_row_figures(experiment: AnyExperiment, label: str, results: Path) -> list[Figures]:
     """Read the figures of one row of an experiment, one element for each seed.
 
     Raises:
         ConfigError: the experiment has no such row.
         DataError: a cell has no result yet.
     """
-    found = [cell for cell in every_cell(experiment) if cell.label == label]
+    found = [cell for cell in expand_any_cells(experiment) if cell.label == label]
     if not found:
         # Labels repeat for each seed; a dictionary keeps each once, in order.
-        known = suggest_nearest(label, {cell.label: None for cell in every_cell(experiment)})
+        known = suggest_nearest(label, {cell.label: None for cell in expand_any_cells(experiment)})
         raise ConfigError(f"{experiment.name} has no row {label!r}: {known}")
-    return [_figures(result_path(cell, results)) for cell in found]
+    return [_load_figures(get_result_path(cell, results)) for cell in found]
 
 
 @lru_cache(maxsize=1024)
-def _figures(path: Path) -> Figures:
+def _load_figures(path: Path) -> Figures:
     """Read the figures of one result file; raise `DataError` if it is missing."""
     if not path.exists():
         raise DataError(f"{path} is missing: run the experiment first (countermark bench run)")
@@ -227,15 +229,15 @@ def _figures(path: Path) -> Figures:
     return figures
 
 
-def _correlations(own: list[Figures], other: list[Figures]) -> list[float]:
+def _correlate_rows(own: list[Figures], other: list[Figures]) -> list[float]:
     """Correlate the histograms of two rows, seed by seed."""
     return [
-        correlation(a["watched"]["histogram"], b["watched"]["histogram"])
+        correlate_histograms(a["watched"]["histogram"], b["watched"]["histogram"])
         for a, b in zip(own, other, strict=True)
     ]
 
 
-def correlation(one: Figures, other: Figures) -> float:
+def correlate_histograms(one: Figures, other: Figures) -> float:
     """Correlate two histograms over the bins of both: Eq. (2) of Wang et al. 2020."""
     first = min(one["first"], other["first"])
     last = max(each["first"] + len(each["counts"]) for each in (one, other))
@@ -247,7 +249,7 @@ def correlation(one: Figures, other: Figures) -> float:
     return float(np.corrcoef(counts)[0, 1])
 
 
-def as_markdown(shown: Mapping[str, Any]) -> list[str]:
+def format_table(shown: Mapping[str, Any]) -> list[str]:
     """Format a rendered table as lines of Markdown."""
     # Rows of several experiments can differ in track; each is named once.
     tracks = dict.fromkeys(c["track"] for row in shown["rows"] for c in row["cells"].values())
@@ -262,34 +264,34 @@ def as_markdown(shown: Mapping[str, Any]) -> list[str]:
         "",
         f"| | {' | '.join(shown['columns'].values())} |",
         "|---" * (len(shown["columns"]) + 1) + "|",
-        *(_line(row) for row in shown["rows"]),
+        *(_format_row(row) for row in shown["rows"]),
         "",
     ]
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _format_row(row: Mapping[str, Any]) -> str:
     """Format one rendered row as a line of Markdown."""
-    cells = " | ".join(shown_cell(name, cell) for name, cell in row["cells"].items())
+    cells = " | ".join(format_cell(name, cell) for name, cell in row["cells"].items())
     return f"| {row['label']} | {cells} |"
 
 
-def shown_cell(column: str, cell: Mapping[str, Any], *, paper: bool = True) -> str:
+def format_cell(column: str, cell: Mapping[str, Any], *, paper: bool = True) -> str:
     """Format a cell as text: ours, least and most over the seeds, the paper's figure."""
     if isinstance(cell["ours"], dict):
-        return counted(cell["ours"])
+        return format_counts(cell["ours"])
     # Columns of a histogram table are row labels, which COLUMNS lacks: 4 decimals.
     decimals = COLUMNS[column].decimals if column in COLUMNS else 4
-    least, ours, most = (_number(cell[name], decimals) for name in ("least", "ours", "most"))
+    least, ours, most = (_format_number(cell[name], decimals) for name in ("least", "ours", "most"))
     text = ours if least == most else f"{ours} [{least}, {most}]"
     return f"{text} (paper {cell['paper']:g})" if paper and cell["paper"] is not None else text
 
 
-def counted(outcomes: Mapping[str, int]) -> str:
+def format_counts(outcomes: Mapping[str, int]) -> str:
     """Format the counts of verdicts as text."""
     return ", ".join(f"{n} {outcome.replace('_', ' ')}" for outcome, n in outcomes.items())
 
 
-def _number(value: float, decimals: int) -> str:
+def _format_number(value: float, decimals: int) -> str:
     """Format a number, small losses in scientific notation."""
     # Losses and error rates have four decimals; a small value would be rounded to 0.
     if decimals == 4 and 0 < abs(value) < 1e-3:

@@ -21,7 +21,7 @@ from countermark._internal.files import replace_file
 from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset
 from countermark.bench.models import Recipe
-from countermark.bench.watch import Watch
+from countermark.bench.watch import TensorWatch
 from countermark.checkpoints import save_weights
 from countermark.embedding import Embedding
 from countermark.errors import DataError
@@ -50,9 +50,9 @@ class Course:
     device: str = "auto"
     teacher: nn.Module | None = field(default=None, repr=False)
     what: str = "training"
-    watch: Watch | None = field(default=None, repr=False)
+    watch: TensorWatch | None = field(default=None, repr=False)
 
-    def resolved_device(self) -> torch.device:
+    def resolve_device(self) -> torch.device:
         """Return the device of the run; "auto" becomes cuda or cpu."""
         if self.device != "auto":
             return torch.device(self.device)
@@ -113,7 +113,7 @@ def fit(
     """
     loop = _Loop(model, data, recipe, course, mark)
     loop.restore(checkpoint.load() if checkpoint else None)
-    steps = batches_of(data, recipe)
+    steps = count_batches(data, recipe)
     if steps < 1:
         raise DataError(
             f"{data.name} has {len(data.train_labels)} training images: expected at least one "
@@ -127,10 +127,10 @@ def fit(
                 advance(1)
                 # The end of an epoch is saved below in any case.
                 if checkpoint and loop.step < steps and checkpoint.due():
-                    checkpoint.save(loop.state())
+                    checkpoint.save(loop.get_state())
             loop.end_epoch()
             if checkpoint:
-                checkpoint.save(loop.state())
+                checkpoint.save(loop.get_state())
     model.eval()
 
 
@@ -148,7 +148,7 @@ def fit_to_file(
     checkpoint.remove()
 
 
-def batches_of(data: Dataset, recipe: Recipe) -> int:
+def count_batches(data: Dataset, recipe: Recipe) -> int:
     """Return the number of batches of an epoch; an incomplete batch does not count."""
     return len(data.train_labels) // recipe.batch_size
 
@@ -161,29 +161,29 @@ class _Loop:
         mark: Embedding | None,
     ) -> None:  # fmt: skip
         self.epoch = self.step = 0
-        self._device = course.resolved_device()
+        self._device = course.resolve_device()
         self._model = model.to(self._device)
         self._data, self._recipe, self._course, self._mark = data, recipe, course, mark
-        self._optimizer = _optimizer(self._model, recipe)
-        self._order = self._epoch_order()
+        self._optimizer = _make_optimizer(self._model, recipe)
+        self._order = self._draw_epoch_order()
 
     def one_step(self) -> None:
         """Train on one batch with the loss E = E0 + λ·E_R of Uchida et al. 2017."""
         self._model.train()
         # Seeding each step makes an interrupted run repeat the same augmentation and dropout.
-        seeded(self._course.seed, self.epoch, self.step)
+        seed_torch(self._course.seed, self.epoch, self.step)
         at = self.step * self._recipe.batch_size
         rows = self._order[at : at + self._recipe.batch_size]
         images = self._data.normalised(self._data.train_images[rows]).to(self._device)
         if self._recipe.augment:
-            images = augmented(images)
+            images = augment_images(images)
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster
         labels = self._data.train_labels[rows].to(self._device)
         if self._mark:
             images, labels = self._mark.mix(images, labels)
-        self._learning_rate()
-        loss = self._loss(images, labels)
+        self._set_learning_rate()
+        loss = self._compute_loss(images, labels)
         if self._mark:
             loss = loss + self._mark.penalty()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -198,15 +198,15 @@ class _Loop:
         if self._course.watch:
             self._course.watch.end_epoch(self._model)
         self.epoch, self.step = self.epoch + 1, 0
-        self._order = self._epoch_order()
+        self._order = self._draw_epoch_order()
 
-    def state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         """Return the state of the run for a checkpoint."""
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "mark": self._mark.state() if self._mark else {},
-            "watch": self._course.watch.state() if self._course.watch else [],
+            "watch": self._course.watch.get_state() if self._course.watch else [],
             "epoch": self.epoch,
             "step": self.step,
         }
@@ -223,9 +223,9 @@ class _Loop:
             self._course.watch.restore(state["watch"])
         self.epoch, self.step = state["epoch"], state["step"]
         # The order follows from seed and epoch, so that no checkpoint needs to hold it.
-        self._order = self._epoch_order()
+        self._order = self._draw_epoch_order()
 
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _compute_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Compute the mean cross-entropy to the labels, or to the teacher's predictions."""
         course = self._course
         cast = nullcontext() if course.precision == "fp32" else torch.autocast(
@@ -241,15 +241,15 @@ class _Loop:
                 answers = course.teacher(images).float().softmax(dim=1)
             return F.cross_entropy(scores.float(), answers)
 
-    def _learning_rate(self) -> None:
+    def _set_learning_rate(self) -> None:
         """Set the learning rate of this epoch, by the milestones of the recipe."""
         passed = sum(self.epoch >= m * self._course.epochs for m in self._recipe.milestones)
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.lr * self._recipe.gamma**passed
 
-    def _epoch_order(self) -> Tensor:
+    def _draw_epoch_order(self) -> Tensor:
         """Return the order in which this epoch goes through the training rows."""
-        return epoch_order(self._course.seed, self.epoch, len(self._data.train_labels))
+        return draw_epoch_order(self._course.seed, self.epoch, len(self._data.train_labels))
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
@@ -266,7 +266,7 @@ def accuracy(model: nn.Module, data: Dataset) -> float:
     return right / len(data.test_labels)
 
 
-def augmented(images: Tensor) -> Tensor:
+def augment_images(images: Tensor) -> Tensor:
     """Shift each image (N, C, H, W) by up to 4 pixels and mirror half of them, at random.
 
     Pixels from outside the image are zero.
@@ -283,33 +283,33 @@ def augmented(images: Tensor) -> Tensor:
     return torch.where(mirrored.to(images.device)[:, None, None, None], shifted.flip(3), shifted)
 
 
-def epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
+def draw_epoch_order(seed: int, epoch: int, rows: int) -> Tensor:
     """Return the order (rows,) in which an epoch goes through the training rows.
 
     Rows behind the last complete batch are not used in this epoch.
     """
-    generator = torch.Generator().manual_seed(_number(seed, epoch, "order"))
+    generator = torch.Generator().manual_seed(_hash_to_seed(seed, epoch, "order"))
     return torch.randperm(rows, generator=generator)
 
 
-def seeded(*parts: object) -> None:
+def seed_torch(*parts: object) -> None:
     """Seed torch from any values, on the CPU and on GPUs that are in use.
 
     `torch.manual_seed` would also queue the seed, with a formatted stack, for GPUs that are not in
     use: before every step, that costs a third of a small host's training time.
     """
-    torch.default_generator.manual_seed(_number(*parts))
+    torch.default_generator.manual_seed(_hash_to_seed(*parts))
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(_number(*parts))
+        torch.cuda.manual_seed_all(_hash_to_seed(*parts))
 
 
-def _number(*parts: object) -> int:
+def _hash_to_seed(*parts: object) -> int:
     """Hash any values to a seed of 56 bits."""
     # 7 bytes always fit into the signed 64-bit seed of torch.
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Make the optimizer of a recipe."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if recipe.optimizer == "adam":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from countermark.bench.models import Value, build
-from countermark.bench.ratios import Ratio, paired, ratio
+from countermark.bench.ratios import Ratio, measure_in_turn, summarise_ratios
 from countermark.embedding import TriggerEmbedding
 from countermark.keys.key import KeyMaterial
 from countermark.schemes.deepstego.networks import StegoNetwork, repeat_tile, spread_logo
@@ -24,8 +24,8 @@ _PAIRS = 15
 
 
 @dataclass(frozen=True)
-class Host:
-    """A host model and its timing: `steps` steps together, each on `batch` rows of the host."""
+class TimedHost:
+    """A host model and its timing: `take_steps` steps together, each on `batch` rows of the host."""
 
     name: str
     model: str
@@ -35,21 +35,25 @@ class Host:
     steps: int
 
 
-_VGG16 = Host("VGG16, width .25", "vgg16", (("width", 0.25),), (3, 32, 32), 64, 1)
-_MLP = Host("the MLP", "mlp", (), (1, 28, 28), 32, 200)
+_VGG16 = TimedHost("VGG16, width .25", "vgg16", (("width", 0.25),), (3, 32, 32), 64, 1)
+_MLP = TimedHost("the MLP", "mlp", (), (1, 28, 28), 32, 200)
 
 
-def trigger_ratios() -> list[Ratio]:
+def measure_trigger_ratios() -> list[Ratio]:
     """Measure all ratios of trigger marks; takes about a minute."""
     torch.set_num_threads(1)
-    return [mixing(_VGG16, 1.3), mixing(_MLP, 3.0), making(_VGG16, 1.0)]
+    return [
+        measure_mixing(_VGG16, 1.3),
+        measure_mixing(_MLP, 3.0),
+        measure_trigger_making(_VGG16, 1.0),
+    ]
 
 
-def mixing(host: Host, limit: float) -> Ratio:
+def measure_mixing(host: TimedHost, limit: float) -> Ratio:
     """Measure the CPU time of `mark.mix` and a step, against a step of as many rows."""
     # One training step: well-trained networks take as much CPU time to apply.
     scheme = DeepStego(10, stego_steps=1, foreign=2, warm_up=0)
-    covers, classes = _pictures(host.shape, 2 * _COVERS), torch.randint(0, 10, (2 * _COVERS,))
+    covers, classes = _draw_images(host.shape, 2 * _COVERS), torch.randint(0, 10, (2 * _COVERS,))
     images, labels = torch.randn(2 * host.batch, *host.shape), classes[: 2 * host.batch]
     plain, marked = (build(host.model, dict(host.arguments)) for _ in range(2))
     material = KeyMaterial.from_test_seed(0)
@@ -57,23 +61,23 @@ def mixing(host: Host, limit: float) -> Ratio:
         marked, owner="bench", covers=covers, labels=classes, material=material
     ) as mark:
         mark.mix(images[:1], labels[:1])  # the first call trains the stego networks
-        mixed = _stepper(marked, images[: host.batch], labels[: host.batch], mark)
+        mixed = _make_stepper(marked, images[: host.batch], labels[: host.batch], mark)
         # A mixed batch has twice the rows, so that the unmixed step takes 2 × batch rows too.
-        unmixed = _stepper(plain, images, labels, None)
-        ratios = paired(lambda: mixed(host.steps), lambda: unmixed(host.steps), _PAIRS)
+        unmixed = _make_stepper(plain, images, labels, None)
+        ratios = measure_in_turn(lambda: mixed(host.steps), lambda: unmixed(host.steps), _PAIRS)
     what = (
         f"deepstego, one step of {host.name} on a mixed batch, {host.batch} rows and as many more"
     )
-    return ratio(what, "the same step of as many rows, unmixed", ratios, limit)
+    return summarise_ratios(what, "the same step of as many rows, unmixed", ratios, limit)
 
 
-def _stepper(
+def _make_stepper(
     model: nn.Module, images: Tensor, labels: Tensor, mark: TriggerEmbedding | None
 ) -> Callable[[int], float]:
     """Return a function that takes `count` training steps and returns their CPU seconds."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
-    def steps(count: int) -> float:
+    def take_steps(count: int) -> float:
         start = time.process_time()
         for _ in range(count):
             x, y = mark.mix(images, labels) if mark else (images, labels)
@@ -82,10 +86,12 @@ def _stepper(
             optimizer.zero_grad()
         return time.process_time() - start
 
-    return steps
+    return take_steps
 
 
-def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ratio:
+def measure_trigger_making(
+    host: TimedHost = _VGG16, limit: float = 1.0, covers: int = _COVERS
+) -> Ratio:
     """Measure the CPU time of making triggers, against classifying as many covers.
 
     Args:
@@ -93,7 +99,7 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
         limit: largest ratio that is allowed.
         covers: number of triggers.
     """
-    images, network = _pictures(host.shape, covers), StegoNetwork(host.shape[0])
+    images, network = _draw_images(host.shape, covers), StegoNetwork(host.shape[0])
     network.eval().requires_grad_(False)
     model = build(host.model, dict(host.arguments)).eval()
     signs = 2.0 * torch.randint(0, 2, (host.shape[0], GRID, GRID)) - 1
@@ -101,12 +107,12 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
     # Random logos: the time does not depend on their bits.
     logos = torch.randint(0, 2, (covers, GRID, GRID))
 
-    def make() -> float:
+    def time_making() -> float:
         start = time.process_time()
         StegoMaker(network, spread_logo(logos, tile))(images.numpy())
         return time.process_time() - start
 
-    def classify() -> float:
+    def time_classifying() -> float:
         start = time.process_time()
         with torch.no_grad():
             # Batches of 32 images, as a server would classify them.
@@ -115,9 +121,14 @@ def making(host: Host = _VGG16, limit: float = 1.0, covers: int = _COVERS) -> Ra
         return time.process_time() - start
 
     what = f"deepstego, {covers:,} triggers of {host.shape[1]} × {host.shape[2]} in colour"
-    return ratio(what, f"{host.name} on the same images", paired(make, classify, _PAIRS), limit)
+    return summarise_ratios(
+        what,
+        f"{host.name} on the same images",
+        measure_in_turn(time_making, time_classifying, _PAIRS),
+        limit,
+    )
 
 
-def _pictures(shape: tuple[int, int, int], count: int) -> Tensor:
+def _draw_images(shape: tuple[int, int, int], count: int) -> Tensor:
     """Draw `count` images uint8 of random pixels."""
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)

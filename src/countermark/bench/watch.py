@@ -23,7 +23,7 @@ _EARLY = ConvergedScheme.start_epoch  # epoch at which the paper marks its MLP
 _SHOWN = 12  # number of weights whose trajectory is stored
 
 
-class Watch:
+class TensorWatch:
     """Recorder of the values of one tensor after each epoch."""
 
     def __init__(self, layer: str) -> None:
@@ -37,7 +37,7 @@ class Watch:
             model.state_dict()[self._layer].detach().float().cpu().flatten().clone()
         )
 
-    def state(self) -> list[Tensor]:
+    def get_state(self) -> list[Tensor]:
         """Return the recorded values for a checkpoint, (M,) for each epoch."""
         return list(self._epochs)
 
@@ -45,7 +45,7 @@ class Watch:
         """Replace the recorded values by those of a checkpoint."""
         self._epochs = list(state)
 
-    def figures(self, key: Key | None) -> dict[str, Any]:
+    def summarise_epochs(self, key: Key | None) -> dict[str, Any]:
         """Summarise the recorded values as JSON values, rounded to four digits.
 
         Args:
@@ -61,22 +61,22 @@ class Watch:
         # Evenly spread over the tensor; results hold a few trajectories, not all weights.
         shown = np.linspace(0, seen.shape[1] - 1, _SHOWN).astype(int)
         figures: dict[str, Any] = {
-            "histogram": _histogram(seen[-1]),
-            "trajectories": [_rounded(each) for each in seen[:, shown].T],
+            "histogram": _count_bins(seen[-1]),
+            "trajectories": [_round_values(each) for each in seen[:, shown].T],
             "converged": [
-                float((_deviation(seen, last) < CONVERGED_STD).mean())
+                float((_compute_deviation(seen, last) < CONVERGED_STD).mean())
                 for last in range(WINDOW, len(seen) + 1)
             ],
         }
         # A gate among the frozen tensors was not trained with the host (MANU).
         if key is not None and "reader.gate" in key.learnt and not key.frozen:
-            figures["gate"] = _rounded(np.abs(key.learnt["reader.gate"]))
-            figures["late"] = _rounded(_deviation(seen, len(seen)))
-            figures["early"] = _rounded(_deviation(seen, min(_EARLY, len(seen))))
+            figures["gate"] = _round_values(np.abs(key.learnt["reader.gate"]))
+            figures["late"] = _round_values(_compute_deviation(seen, len(seen)))
+            figures["early"] = _round_values(_compute_deviation(seen, min(_EARLY, len(seen))))
         return figures
 
 
-def _deviation(seen: NDArray[np.float64], last: int) -> NDArray[np.float64]:
+def _compute_deviation(seen: NDArray[np.float64], last: int) -> NDArray[np.float64]:
     """Compute sample standard deviations (M,) of weights over a window of epochs.
 
     Args:
@@ -88,13 +88,13 @@ def _deviation(seen: NDArray[np.float64], last: int) -> NDArray[np.float64]:
     return deviation
 
 
-def _histogram(values: NDArray[np.float64]) -> dict[str, Any]:
+def _count_bins(values: NDArray[np.float64]) -> dict[str, Any]:
     """Count the values in bins of width .1."""
     bins = np.floor(values / BIN).astype(int)
     first = int(bins.min())
     return {"first": first, "counts": np.bincount(bins - first).tolist()}
 
 
-def _rounded(values: NDArray[Any]) -> list[float]:
+def _round_values(values: NDArray[Any]) -> list[float]:
     """Round values to four significant digits."""
     return [float(f"{value:.4g}") for value in values]

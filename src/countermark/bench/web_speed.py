@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from countermark.bench.ratios import Ratio, against_torch, children
+from countermark.bench.ratios import Ratio, measure_against_torch, read_child_seconds
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import compute_key_id
@@ -34,7 +34,7 @@ _SLOWEST = 1.0  # seconds; one request in a hundred may take longer
 
 
 @dataclass(frozen=True)
-class Load:
+class PageLoad:
     """Timing of claim pages that are requested at an even pace, whether or not the server keeps up.
 
     Attributes:
@@ -54,23 +54,23 @@ class Load:
     most: float
 
     @property
-    def kept(self) -> bool:
+    def is_within_limit(self) -> bool:
         """True if all pages came, at that pace, and 99 of 100 within a second."""
         at_pace = self.asked / self.seconds >= 0.95 * self.wanted
         return self.answered == self.asked and at_pace and self.p99 <= _SLOWEST
 
 
-def first_page(pairs: int = 7) -> Ratio:
+def measure_first_page(pairs: int = 7) -> Ratio:
     """Measure the CPU time of a server up to its first page, against importing torch."""
     with tempfile.TemporaryDirectory() as folder:
-        _ledger(Path(folder), 1)
-        return against_torch(
+        _make_ledger(Path(folder), 1)
+        return measure_against_torch(
             "serve, from its start to the first page",
-            lambda: _to_first_page(Path(folder)), _LIMIT, pairs,
+            lambda: _time_first_page(Path(folder)), _LIMIT, pairs,
         )  # fmt: skip
 
 
-def load(a_second: float = 50, seconds: float = 20, connections: int = 8) -> Load:
+def load(a_second: float = 50, seconds: float = 20, connections: int = 8) -> PageLoad:
     """Request claim pages from a server and time the answers.
 
     For each page the server checks signature and inclusion proof.
@@ -81,15 +81,15 @@ def load(a_second: float = 50, seconds: float = 20, connections: int = 8) -> Loa
         connections: number of connections that send requests in turn.
     """
     with tempfile.TemporaryDirectory() as folder:
-        digests = _ledger(Path(folder), _CLAIMS)
+        digests = _make_ledger(Path(folder), _CLAIMS)
         count = round(a_second * seconds)
         # A stride of 7919, a prime, spreads the requests over the claims.
         wanted = [digests[n * 7919 % len(digests)] for n in range(count)]
-        with _serving(Path(folder)) as (address, token):
-            return _loaded(address, _logged_in(address, token), wanted, (a_second, connections))
+        with _run_server(Path(folder)) as (address, token):
+            return _time_requests(address, _log_in(address, token), wanted, (a_second, connections))
 
 
-def lines(found: Load) -> list[str]:
+def render_page_load(found: PageLoad) -> list[str]:
     """Render the section about the web page, as lines of Markdown."""
     a_second = found.asked / found.seconds
     times = " | ".join(f"{each:.3f} s" for each in (found.median, found.p99, found.most))
@@ -109,7 +109,9 @@ def lines(found: Load) -> list[str]:
     ]
 
 
-def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float, int]) -> Load:
+def _time_requests(
+    address: str, cookie: str, wanted: Sequence[str], pace: tuple[float, int]
+) -> PageLoad:
     """Request the claims `wanted` and time the answers.
 
     Args:
@@ -121,12 +123,12 @@ def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float,
     a_second, connections = pace
     took: list[float] = []
     warm = http.client.HTTPConnection(address, timeout=30)
-    _get(warm, wanted[0], cookie)  # the first request opens the ledger
+    _request_claim(warm, wanted[0], cookie)  # the first request opens the ledger
     warm.close()
     # All threads have started before the first request is due.
     start = time.monotonic() + 0.1
 
-    def ask(first: int) -> None:
+    def send_requests(first: int) -> None:
         """Send every `connections`-th request on one connection, each when it is due."""
         connection = http.client.HTTPConnection(address, timeout=30)
         for n in range(first, len(wanted), connections):
@@ -134,11 +136,11 @@ def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float,
             # Time counts from when a request is due: a slow server cannot slow the measurement
             # down.
             time.sleep(max(0.0, due - time.monotonic()))
-            if _get(connection, wanted[n], cookie):
+            if _request_claim(connection, wanted[n], cookie):
                 took.append(time.monotonic() - due)
         connection.close()
 
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(connections)]
+    threads = [threading.Thread(target=send_requests, args=(n,)) for n in range(connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -146,20 +148,20 @@ def _loaded(address: str, cookie: str, wanted: Sequence[str], pace: tuple[float,
     took.sort()
     # The index is bounded, because unanswered requests have no time.
     p99 = took[min(len(took) - 1, len(took) * 99 // 100)]
-    return Load(
+    return PageLoad(
         a_second, len(wanted), len(took), time.monotonic() - start, statistics.median(took), p99,
         took[-1],
     )  # fmt: skip
 
 
-def _get(connection: http.client.HTTPConnection, digest: str, cookie: str) -> bool:
+def _request_claim(connection: http.client.HTTPConnection, digest: str, cookie: str) -> bool:
     """Request the page of a claim; return true if the page calls the claim whole."""
     connection.request("GET", f"/claims/{digest}", headers={"cookie": cookie})
     answer = connection.getresponse()
     return b"<strong>Whole</strong>" in answer.read() and answer.status == 200
 
 
-def _logged_in(address: str, token: str) -> str:
+def _log_in(address: str, token: str) -> str:
     """Log in and return the cookie of the new session."""
     connection = http.client.HTTPConnection(address, timeout=30)
     kind = {"content-type": "application/x-www-form-urlencoded"}
@@ -169,7 +171,7 @@ def _logged_in(address: str, token: str) -> str:
     return str(cookie)
 
 
-def _ledger(folder: Path, claims: int) -> list[str]:
+def _make_ledger(folder: Path, claims: int) -> list[str]:
     """Make a ledger with this many signed claims; return their digests."""
     private = Ed25519PrivateKey.generate()
     digests = []
@@ -185,7 +187,7 @@ def _ledger(folder: Path, claims: int) -> list[str]:
 
 
 @contextmanager
-def _serving(folder: Path) -> Iterator[tuple[str, str]]:
+def _run_server(folder: Path) -> Iterator[tuple[str, str]]:
     """Run a server of the ledger in `folder`; yield its host and port, and its token."""
     token = secrets.token_urlsafe(24)
     # Port 0 lets the system choose a free port; the address is read from standard error.
@@ -206,12 +208,12 @@ def _serving(folder: Path) -> Iterator[tuple[str, str]]:
         server.stderr.close()
 
 
-def _to_first_page(folder: Path) -> float:
+def _time_first_page(folder: Path) -> float:
     """Return the CPU seconds of a server from its start to its first page."""
-    before = children()
-    with _serving(folder) as (address, _):
+    before = read_child_seconds()
+    with _run_server(folder) as (address, _):
         connection = http.client.HTTPConnection(address)
         connection.request("GET", "/login")
         connection.getresponse().read()
         connection.close()
-    return children() - before
+    return read_child_seconds() - before

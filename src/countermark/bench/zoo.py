@@ -25,9 +25,9 @@ from countermark._internal.progress import show_progress
 from countermark.bench.data import Dataset, load_data
 from countermark.bench.embed import check_fit, load_into
 from countermark.bench.models import Recipe, Value, build, recipe
-from countermark.bench.pictures import check_for_mlp, cut, grey28
+from countermark.bench.pictures import check_fits_mlp, convert_to_grey28, select_training_rows
 from countermark.bench.stack import Stack
-from countermark.bench.train import Course, accuracy, fit_to_file, seeded
+from countermark.bench.train import Course, accuracy, fit_to_file, seed_torch
 from countermark.checkpoints import load_state, open_weights, save_weights
 from countermark.errors import ConfigError
 
@@ -51,8 +51,8 @@ class HostSpec:
         unit_pixels: levels from 0 to 1 instead of standardised levels.
         start: a weight file to begin from; its content enters the digest, not its name.
         model: as `build` takes it; a factory enters the digest by its name alone.
-        arguments: arguments of the model, in the form that `pairs` makes.
-        recipe: changed fields of the model's recipe, in the form that `pairs` makes.
+        arguments: arguments of the model, in the form that `sort_fields` makes.
+        recipe: changed fields of the model's recipe, in the form that `sort_fields` makes.
 
     Raises:
         ConfigError: epochs below 0, an unknown model, a wrong field of the recipe.
@@ -83,14 +83,14 @@ class HostSpec:
         return self.seed if self.order is None else self.order
 
     @property
-    def resolved(self) -> Recipe:
+    def full_recipe(self) -> Recipe:
         """The model's recipe with its changes."""
         return recipe(self.model, dict(self.recipe))
 
     @property
-    def stacks(self) -> bool:
+    def is_stackable(self) -> bool:
         """True for a small MLP, which is trained together with others."""
-        default, own = recipe("mlp"), self.resolved
+        default, own = recipe("mlp"), self.full_recipe
         # `Stack` knows plain Adam: only learning rate and batch size may differ.
         alike = replace(own, lr=default.lr, batch_size=default.batch_size) == default
         return self.model == "mlp" and not self.arguments and alike
@@ -108,10 +108,10 @@ class HostSpec:
             with open_weights(self.start) as weights:
                 # A checkpoint that is moved or renamed still gives the same host.
                 content["start"] = weights.compute_file_digest()
-        how = asdict(self.resolved)
+        how = asdict(self.full_recipe)
         # Newer fields are left out while they are unset, so that no cached host is renamed.
         # The digest of a small MLP is older than other models and recipes: it must not change.
-        if self.stacks:
+        if self.is_stackable:
             content |= {name: how[name] for name in ("lr", "batch_size")}
         else:
             content |= {"model": self.model, "arguments": dict(self.arguments), "recipe": how}
@@ -120,7 +120,7 @@ class HostSpec:
         return hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
 
 
-def pairs(fields: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def sort_fields(fields: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Convert arguments, or changes of a recipe, to sorted pairs, with lists as tuples."""
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
@@ -156,24 +156,30 @@ def train_hosts(
     with FileLock(f"{cache}.lock"):  # cells that run side by side share the hosts
         # Keyed by path: specs with equal digests are trained once.
         missing = {path: spec for spec, path in paths.items() if not path.exists()}
-        stacked = [spec for spec in missing.values() if spec.stacks]
+        stacked = [spec for spec in missing.values() if spec.is_stackable]
         epochs = sum(spec.epochs for spec in stacked)
         with show_progress("training hosts, epochs", epochs) as advance:
-            for group, data in _groups(stacked, at_a_time):
-                for spec, state in _trained_together(group, data, advance):
+            for group, data in _group_for_stacks(stacked, at_a_time):
+                for spec, state in _train_together(group, data, advance):
                     save_weights(state, paths[spec])
-        alone = [spec for spec in missing.values() if not spec.stacks]
-        for number, (spec, data) in enumerate(_with_data(alone), 1):
+        alone = [spec for spec in missing.values() if not spec.is_stackable]
+        for number, (spec, data) in enumerate(_pair_with_data(alone), 1):
             what = f"unmarked host {number} of {len(alone)}"
             course = Course(spec.epochs, spec.data_order, what=what)
-            fit_to_file(_initial(spec), _seen(spec, data), spec.resolved, course, paths[spec])
+            fit_to_file(
+                _build_initial_host(spec),
+                _select_host_data(spec, data),
+                spec.full_recipe,
+                course,
+                paths[spec],
+            )
     # A generator: hundreds of hosts need not fit into memory.
-    return ((spec, _arrays(paths[spec])) for spec in specs)
+    return ((spec, _load_arrays(paths[spec])) for spec in specs)
 
 
 @dataclass(frozen=True)
-class Extended:
-    """Result of `extend`.
+class ZooExtension:
+    """Result of `extend_zoo`.
 
     Attributes:
         there: number of hosts that the cache had already.
@@ -188,10 +194,10 @@ class Extended:
     accuracies: tuple[float, ...]
 
 
-def extend(
+def extend_zoo(
     like: HostSpec, count: int, *, cache: Path, base: HostSpec | None = None,
     at_a_time: int = AT_A_TIME,
-) -> Extended:  # fmt: skip
+) -> ZooExtension:  # fmt: skip
     """Train `count` hosts, unless the cache has them, and test all of them.
 
     Args:
@@ -207,7 +213,7 @@ def extend(
     if count < 1:
         raise ConfigError(f"count is {count}: expected at least 1 host")
     # Data that do not fit are refused before anything is trained.
-    data, began = host_data(like), time.process_time()
+    data, began = load_host_data(like), time.process_time()
     if base is not None:
         train_hosts([base], cache, at_a_time=at_a_time)
         # All hosts start from the same weights, but each has a data order of its own seed.
@@ -218,9 +224,9 @@ def extend(
     seconds, found = time.process_time() - began, []
     with show_progress("testing hosts", count) as advance:
         for spec, weights in hosts:
-            found.append(test_accuracy(spec, weights, data))
+            found.append(measure_test_accuracy(spec, weights, data))
             advance(1)
-    return Extended(there, count - there, seconds, tuple(found))
+    return ZooExtension(there, count - there, seconds, tuple(found))
 
 
 def host_path(spec: HostSpec, cache: Path) -> Path:
@@ -228,17 +234,17 @@ def host_path(spec: HostSpec, cache: Path) -> Path:
     return cache / f"{spec.digest}.safetensors"
 
 
-def host_data(spec: HostSpec) -> Dataset:
+def load_host_data(spec: HostSpec) -> Dataset:
     """Load the data of a host: its training rows, their scale, and every test row.
 
     Raises:
         ConfigError: the model does not take the data, or cannot be built.
         DataError: the data cannot be read, have fewer rows or do not fit the small MLP.
     """
-    return _seen(spec, _pictures(spec.data, spec.grey28))
+    return _select_host_data(spec, _load_images(spec.data, spec.grey28))
 
 
-def test_accuracy(
+def measure_test_accuracy(
     spec: HostSpec, weights: Mapping[str, NDArray[np.float32]], data: Dataset
 ) -> float:
     """Return the share of test images, 0 to 1, that a host classifies correctly.
@@ -246,52 +252,58 @@ def test_accuracy(
     Args:
         spec: the host.
         weights: its weights by name.
-        data: as `host_data` returns it.
+        data: as `load_host_data` returns it.
     """
-    model = _built(spec)
+    model = _build_host(spec)
     model.load_state_dict({name: torch.from_numpy(each) for name, each in weights.items()})
-    return accuracy(model.to(Course(0).resolved_device()), data)
+    return accuracy(model.to(Course(0).resolve_device()), data)
 
 
-test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
+measure_test_accuracy.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
 
 
-def _trained_together(
+def _train_together(
     specs: Sequence[HostSpec], data: Dataset, advance: Callable[[float], None]
 ) -> Iterator[tuple[HostSpec, dict[str, Tensor]]]:
     """Train hosts as one stack; yield each spec with its weights by name."""
-    parts = {(s.rows, s.unit_pixels): _seen(s, data) for s in specs}  # one scale for each range
+    parts = {
+        (s.rows, s.unit_pixels): _select_host_data(s, data) for s in specs
+    }  # one scale for each range
     stack = Stack(
-        [_initial(spec).state_dict() for spec in specs],
+        [_build_initial_host(spec).state_dict() for spec in specs],
         [parts[spec.rows, spec.unit_pixels] for spec in specs],
         [spec.data_order for spec in specs],
-        specs[0].resolved,
+        specs[0].full_recipe,
     )
     stack.train(specs[0].epochs, advance)
-    return zip(specs, stack.states(), strict=True)
+    return zip(specs, stack.list_states(), strict=True)
 
 
-def _groups(specs: Iterable[HostSpec], at_a_time: int) -> Iterator[tuple[list[HostSpec], Dataset]]:
+def _group_for_stacks(
+    specs: Iterable[HostSpec], at_a_time: int
+) -> Iterator[tuple[list[HostSpec], Dataset]]:
     """Yield groups of hosts that can be stacked, with their data.
 
     A group has at most `at_a_time` hosts; each data set is read once.
     """
-    for alike in _by(lambda spec: (spec.data, spec.grey28), specs):
-        data = _pictures(alike[0].data, alike[0].grey28)
+    for alike in _group_by(lambda spec: (spec.data, spec.grey28), specs):
+        data = _load_images(alike[0].data, alike[0].grey28)
         # A stack takes equally many steps of equal size: rows, recipe and epochs must agree.
-        for hosts in _by(lambda s: (_count(s.rows), s.resolved, s.epochs), alike):
+        for hosts in _group_by(lambda s: (_count_rows(s.rows), s.full_recipe, s.epochs), alike):
             for at in range(0, len(hosts), at_a_time):
                 yield hosts[at : at + at_a_time], data
 
 
-def _with_data(specs: Iterable[HostSpec]) -> Iterator[tuple[HostSpec, Dataset]]:
+def _pair_with_data(specs: Iterable[HostSpec]) -> Iterator[tuple[HostSpec, Dataset]]:
     """Yield each host with its data; each data set is read once."""
     # Groups of one host only serve to read each data set once.
-    for (host,), data in _groups(specs, 1):
+    for (host,), data in _group_for_stacks(specs, 1):
         yield host, data
 
 
-def _by(key: Callable[[HostSpec], Hashable], specs: Iterable[HostSpec]) -> Iterable[list[HostSpec]]:
+def _group_by(
+    key: Callable[[HostSpec], Hashable], specs: Iterable[HostSpec]
+) -> Iterable[list[HostSpec]]:
     """Group specs by a key, in the order in which the keys appear."""
     groups: dict[Hashable, list[HostSpec]] = {}
     for spec in specs:
@@ -299,42 +311,42 @@ def _by(key: Callable[[HostSpec], Hashable], specs: Iterable[HostSpec]) -> Itera
     return groups.values()
 
 
-def _count(rows: tuple[int, int] | None) -> int | None:
+def _count_rows(rows: tuple[int, int] | None) -> int | None:
     """Return the number of rows in a range; None for all rows."""
     return rows[1] - rows[0] if rows else None
 
 
-def _pictures(name: str, grey: bool) -> Dataset:
+def _load_images(name: str, grey: bool) -> Dataset:
     """Load a data set, in grey and cropped to 28 x 28 if `grey` is true."""
     data = load_data(name)
-    return grey28(data) if grey else data
+    return convert_to_grey28(data) if grey else data
 
 
-def _seen(spec: HostSpec, data: Dataset) -> Dataset:
+def _select_host_data(spec: HostSpec, data: Dataset) -> Dataset:
     """Return the part of a data set that a host sees; raise an error if it does not fit."""
-    seen = replace(cut(data, spec.rows), unit_pixels=spec.unit_pixels)
-    if spec.stacks:
-        check_for_mlp(seen)
+    seen = replace(select_training_rows(data, spec.rows), unit_pixels=spec.unit_pixels)
+    if spec.is_stackable:
+        check_fits_mlp(seen)
     else:
-        check_fit(spec.model, _built(spec), seen)
+        check_fit(spec.model, _build_host(spec), seen)
     return seen
 
 
-def _initial(spec: HostSpec) -> nn.Module:
+def _build_initial_host(spec: HostSpec) -> nn.Module:
     """Build the host as it is before training."""
-    model = _built(spec)
+    model = _build_host(spec)
     if spec.start is not None:
         load_into(model, Path(spec.start))
     return model
 
 
-def _built(spec: HostSpec) -> nn.Module:
+def _build_host(spec: HostSpec) -> nn.Module:
     """Build the model of a host with the initial weights of its seed."""
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on undisturbed
-        seeded(spec.seed, "init")
+        seed_torch(spec.seed, "init")
         return build(spec.model, dict(spec.arguments))
 
 
-def _arrays(path: Path) -> Arrays:
+def _load_arrays(path: Path) -> Arrays:
     """Read the weights of a file as arrays by name."""
     return {name: tensor.numpy() for name, tensor in load_state(path).items()}

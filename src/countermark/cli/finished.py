@@ -26,7 +26,7 @@ from countermark.cli.options import (
 from countermark.errors import ConfigError
 
 if TYPE_CHECKING:
-    from countermark.bench.check import Checked
+    from countermark.bench.check import RobustnessReport
 
 Layers = Annotated[
     list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
@@ -124,12 +124,12 @@ def stamp(
     asked = _make_measurement(host, data, prompts, parse_pairs(model_arguments, "--model-arg"))
     # Measure the input first: a model or data that cannot be read then stops the command before
     # a copy and a key are written.
-    before = asked.of(model) if asked else None
+    before = asked.measure_outputs(model) if asked else None
     done = stamped(
         model, places, owner=owner, fields=parse_scheme_fields(settings, layer, bits),
         keep_before=not no_reference,
     )  # fmt: skip
-    kept = asked.compared(before, asked.of(out)) if asked else {}
+    kept = asked.compare_outputs(before, asked.measure_outputs(out)) if asked else {}
     about = {"model": str(out), "key": str(key), **done.to_json(), "outputs": kept}
     lines = [
         f"{out}: {about['matched']} of {about['bits']} bits, relative change {done.change:.2%}",
@@ -170,7 +170,7 @@ def check(
         countermark check stamped.safetensors --key stamp.key
         countermark check m.safetensors --key acme.key --model mlp --data digits
     """
-    from countermark.bench.check import check as checked
+    from countermark.bench.check import check_robustness as checked
     from countermark.keys.key import Key
 
     arguments = parse_pairs(model_arguments, "--model-arg")
@@ -187,7 +187,7 @@ _FIRST = {"owned": "proven", "not_proven": "not found", "no_verdict": "cannot te
 _WORDS = {"owned": "still proven", "not_proven": "REMOVED", "no_verdict": "there, not proven"}
 
 
-def _format_tries(done: Checked) -> list[str]:
+def _format_tries(done: RobustnessReport) -> list[str]:
     """Return the result of `check` as lines of text, one for each attack."""
     lines = []
     # The first entry is the untouched model; its words differ from those after an attack.
@@ -216,9 +216,11 @@ def _make_measurement(
     if not (host or prompts):
         return None
     # The import is late because it loads torch, which stamping itself does not need.
-    from countermark.bench.kept import Pictures, Texts
+    from countermark.bench.kept import ClassifierFidelity, TextFidelity
 
-    return Texts(prompts) if prompts else Pictures(host or "", arguments, data or "")
+    return (
+        TextFidelity(prompts) if prompts else ClassifierFidelity(host or "", arguments, data or "")
+    )
 
 
 def _format_advice(advice: Mapping[str, Any], gentle: bool) -> list[str]:

@@ -114,11 +114,11 @@ def train_null_zoo(
 
     like = zoo.HostSpec(
         data, first, epochs=epochs, rows=None if train is None else (0, train), grey28=grey28,
-        model=model, arguments=zoo.pairs(parse_pairs(model_arguments, "--model-arg")),
+        model=model, arguments=zoo.sort_fields(parse_pairs(model_arguments, "--model-arg")),
     )  # fmt: skip
     # The base differs from the models only in its seed and epochs.
     root = None if base is None else replace(like, seed=base, epochs=base_epochs)
-    done = zoo.extend(like, count, cache=cache, base=root, at_a_time=at_a_time)
+    done = zoo.extend_zoo(like, count, cache=cache, base=root, at_a_time=at_a_time)
     # `accuracies` are shares of 1.
     percent = [100 * share for share in done.accuracies]
     mean, least, most = sum(percent) / count, min(percent), max(percent)
@@ -136,10 +136,10 @@ def train_null_zoo(
 
 def _print_speed_ups(as_json: bool) -> int:
     """Measure and print how much CPU time it saves to train several MLPs together."""
-    from countermark.bench.speed import best, speed_ups
+    from countermark.bench.speed import find_best_speed_up, speed_ups
 
     measured = speed_ups()
-    quickest = best(measured).at_a_time
+    quickest = find_best_speed_up(measured).at_a_time
     shown = {"ratios": {str(each.at_a_time): each.median for each in measured}, "best": quickest}
     lines = [f"{each.at_a_time} at a time: {each.median:.2f} times less" for each in measured]
     text = "\n".join(["CPU time, one by one the yardstick:", *lines, f"best: {quickest} at a time"])
@@ -184,14 +184,14 @@ def evaluate_mpai(
             --epochs 1 --only noise --only permute --json
     """
     from countermark.bench.mpai import run
-    from countermark.bench.mpai.page import page
+    from countermark.bench.mpai.page import render_evaluation
     from countermark.bench.mpai.trial import Trial
 
     done = run(Trial(
         scheme, parse_pairs(settings, "--set"), model, data, train, epochs, networks, payloads, siblings,
         alpha,
     ), only)  # fmt: skip
-    show_result(done, as_json, page(done))
+    show_result(done, as_json, render_evaluation(done))
     return 0
 
 
@@ -210,9 +210,9 @@ def print_table(
     Example:
         countermark bench table experiments/digits.toml --json
     """
-    from countermark.bench.pages import table_named
+    from countermark.bench.pages import render_named_table
 
-    shown, text = table_named(name, results)
+    shown, text = render_named_table(name, results)
     show_result(shown, as_json, text)
     return 0
 
@@ -231,10 +231,10 @@ def draw_figure(
         countermark bench figure uchida2017/pruning --out pruning.png
     """
     from countermark.bench.experiment import EXPERIMENTS
-    from countermark.bench.figures import draw, figure_named
+    from countermark.bench.figures import draw_png, find_figure
 
     # Drawing needs matplotlib, the values do not: with --json and no --out nothing is drawn.
-    figure = figure_named(name)
+    figure = find_figure(name)
     shown = figure.shown(EXPERIMENTS, results)
     if not shown:
         raise DataError(
@@ -243,6 +243,6 @@ def draw_figure(
     if out is None and not as_json:
         raise ConfigError("a figure needs --out PNG, or --json for its values")
     if out is not None:
-        draw(figure, shown, out)
+        draw_png(figure, shown, out)
     show_result(dict(shown), as_json, f"{out}: {figure.caption}")
     return 0

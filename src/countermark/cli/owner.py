@@ -138,7 +138,7 @@ def embed(
             --key images.key --outputs outputs
     """
     from countermark.bench.embed import UNMARKED, Order
-    from countermark.bench.marking import embedder
+    from countermark.bench.marking import find_embed_function
 
     fields = parse_scheme_fields(settings, layer, bits)
     # A script may run one command line for marked and unmarked models, so this is no error.
@@ -149,7 +149,7 @@ def embed(
         fields, key = {}, None
     if scheme != UNMARKED:
         require_owner(owner)
-    make, default = embedder(scheme)
+    make, default = find_embed_function(scheme)
     if not (model or default):
         raise ConfigError("what shall be trained? Give --model, such as mlp or vgg16")
     order = Order(

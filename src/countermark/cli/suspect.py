@@ -137,9 +137,9 @@ def load_unmarked_models(
     given = list({each.resolve(): each for each in files or []}.values())
     if not isinstance(key, Key) or not isinstance(load_scheme(key), TriggerScheme):
         return [*given]
-    from countermark.bench.live import asked
+    from countermark.bench.live import load_file_predictor
 
-    return [asked(each, key, asking.model, asking.arguments) for each in given]
+    return [load_file_predictor(each, key, asking.model, asking.arguments) for each in given]
 
 
 # What each family of schemes reads, in words for an error message.
@@ -196,9 +196,9 @@ def open_suspect(
     elif asking.options or asking.transcript:
         raise ConfigError("--ask and --transcript are for a service: expected a URL")
     else:
-        from countermark.bench.live import asked
+        from countermark.bench.live import load_file_predictor
 
-        yield asked(Path(suspect), key, asking.model, asking.arguments)
+        yield load_file_predictor(Path(suspect), key, asking.model, asking.arguments)
 
 
 def _load_reference(key: Key, asking: SuspectOptions) -> Reference | None:

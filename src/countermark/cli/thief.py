@@ -160,7 +160,7 @@ def _load_host(
     host = build(model, arguments)
     load_into(host, victim)
     # The course trains nothing here; it only knows which device `embed` would choose.
-    host = host.to(Course(epochs=0).resolved_device())
+    host = host.to(Course(epochs=0).resolve_device())
     return host, load_data(data) if data else None
 
 

@@ -54,7 +54,7 @@ class WeightEmbedding(Embedding):
     begins = "call end_epoch() after each epoch, and train beyond the scheme's start_epoch"
     forgotten = (
         "penalty() was never called: add mark.penalty() to the loss, call mark.attach(optimizer) "
-        "before training, or give the trainer a MarkCallback"
+        "before training, or give the trainer a MarkTrainerCallback or MarkLightningCallback"
     )
     fields = frozenset({"frozen", "freezer", "training"})
 

@@ -15,10 +15,16 @@ from typing import Any
 
 from countermark._internal.files import write_bytes
 from countermark.bench.experiment import Experiment
-from countermark.bench.figures import FIGURES, draw, is_drawn_from
-from countermark.bench.kinds import is_experiment, load_any
-from countermark.bench.outlines import outline
-from countermark.bench.tables import counted, in_order, load_table, rendered, shown_cell
+from countermark.bench.figures import FIGURES, draw_png, is_drawn_from
+from countermark.bench.kinds import is_experiment, load_any_experiment
+from countermark.bench.outlines import outline_experiment
+from countermark.bench.tables import (
+    format_cell,
+    format_counts,
+    load_table,
+    render_table,
+    sort_by_number,
+)
 from countermark.errors import CountermarkError, DataError, MissingExtraError
 from countermark.web.results import INDEX, digest_results
 
@@ -43,7 +49,7 @@ def render_results(results: Path, out: Path) -> None:
 
 def _render_paper(name: str, results: Path, out: Path) -> dict[str, Any]:
     """Render one paper, and return its title, tables, heat maps and figures as JSON values."""
-    tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=in_order)
+    tables = sorted((results.parent / "tables" / name).glob("*.toml"), key=sort_by_number)
     return {
         # Folders are named after author and year, such as wang2020.
         "title": (f"{name[:-4]} {name[-4:]}" if name[-4:].isdigit() else name).capitalize(),
@@ -58,7 +64,7 @@ def _render_table(path: Path, results: Path) -> dict[str, Any]:
     table = load_table(path)
     about = {"name": table.name, "title": table.title, "source": table.source, "note": table.note}
     try:
-        shown = rendered(table, results, results.parent / "experiments")
+        shown = render_table(table, results, results.parent / "experiments")
     except DataError:
         return about | {"columns": [], "rows": [], "tracks": [], "missing": _NOT_YET}
     return about | {
@@ -66,7 +72,7 @@ def _render_table(path: Path, results: Path) -> dict[str, Any]:
         "rows": [
             {
                 "label": row["label"], "seeds": row["seeds"],
-                "cells": [shown_cell(column, cell) for column, cell in row["cells"].items()],
+                "cells": [format_cell(column, cell) for column, cell in row["cells"].items()],
             }
             for row in shown["rows"]
         ],
@@ -78,11 +84,11 @@ def _render_table(path: Path, results: Path) -> dict[str, Any]:
 def _make_heat_maps(experiments: Path, results: Path) -> Iterator[dict[str, Any]]:
     """Yield, for each experiment with attacks, how often each mark is found after each attack."""
     for path in sorted(experiments.glob("*.toml")):
-        experiment = load_any(path) if is_experiment(path) else None
+        experiment = load_any_experiment(path) if is_experiment(path) else None
         if not isinstance(experiment, Experiment):
             continue
         try:
-            rows = [row for row in outline(experiment, results) if row["attacked"]]
+            rows = [row for row in outline_experiment(experiment, results) if row["attacked"]]
         except DataError:
             continue
         attacks = list(dict.fromkeys(each["label"] for row in rows for each in row["attacked"]))
@@ -111,7 +117,7 @@ def _make_heat_row(row: Mapping[str, Any], attacks: list[str]) -> list[dict[str,
             continue
         share = outcomes.get("owned", 0) / sum(outcomes.values())
         # Fifths, because the style sheet has six shades, for 0 to 5.
-        cells.append({"fifths": round(5 * share), "says": counted(outcomes)})
+        cells.append({"fifths": round(5 * share), "says": format_counts(outcomes)})
     return cells
 
 
@@ -129,7 +135,7 @@ def _draw_figures(paper: str, results: Path, out: Path) -> Iterator[dict[str, st
                 continue
             # Drawing is slow: keep a file that was drawn from the same values.
             if not is_drawn_from(shown, path):
-                draw(drawing, shown, path)
+                draw_png(drawing, shown, path)
         # Without matplotlib there are no figures at all; a missing result costs one figure.
         except MissingExtraError:
             return

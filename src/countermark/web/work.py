@@ -217,9 +217,9 @@ def _open_suspect(path: Path, key: Key) -> Iterator[Suspect | Predictor]:
 
     if isinstance(load_scheme(key), TriggerScheme):
         # The key names the model. A key that names code of its own is refused.
-        from countermark.bench.live import asked
+        from countermark.bench.live import load_file_predictor
 
-        yield asked(path, key, None, {})
+        yield load_file_predictor(path, key, None, {})
     else:
         yield path
 

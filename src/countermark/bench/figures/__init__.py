@@ -25,7 +25,7 @@ Shown = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FigureSpec:
     """One figure.
 
     Attributes:
@@ -42,74 +42,74 @@ class Drawing:
     draw: Callable[[Any, Figure], None]
 
 
-FIGURES: Mapping[str, Drawing] = {
-    "wang2020/figure1": Drawing(
+FIGURES: Mapping[str, FigureSpec] = {
+    "wang2020/figure1": FigureSpec(
         "Figure 1: weights of the unmarked MLP against epochs, and how many have converged",
-        wang2020.trajectories, (9, 4), wang2020.draw_trajectories,
+        wang2020.load_trajectories, (9, 4), wang2020.draw_trajectories,
     ),
-    "wang2020/figure4": Drawing(
+    "wang2020/figure4": FigureSpec(
         "Figure 4: accuracy and L2 after compression, removing weights in three orders",
-        wang2020.compression, (11, 9), wang2020.draw_compression,
+        wang2020.load_compression, (11, 9), wang2020.draw_compression,
     ),
-    "wang2020/figure5": Drawing(
+    "wang2020/figure5": FigureSpec(
         "Figure 5: histograms of the marked layer",
-        wang2020.histograms, (9, 5), wang2020.draw_histograms,
+        wang2020.load_histograms, (9, 5), wang2020.draw_histograms,
     ),
-    "wang2020/capacity": Drawing(
+    "wang2020/capacity": FigureSpec(
         "Bits right against the size of the watermark, and Cover's limit of linear keys; VGG16 "
         "scaled down: 10 epochs, at 512 bits 20",
-        wang2020.capacity, (9, 4), wang2020.draw_capacity,
+        wang2020.load_capacity, (9, 4), wang2020.draw_capacity,
     ),
-    "wang2020/gate": Drawing(
+    "wang2020/gate": FigureSpec(
         "Magnitude of AUTO's gate against each weight's convergence",
-        wang2020.gates, (11, 4.5), wang2020.draw_gates,
+        wang2020.load_gates, (11, 4.5), wang2020.draw_gates,
     ),
-    "wang2020/false_reads": Drawing(
+    "wang2020/false_reads": FigureSpec(
         "Matching bits and L2 on unmarked models",
-        wang2020.false_reads, (9, 6), wang2020.draw_false_reads,
+        wang2020.load_false_reads, (9, 6), wang2020.draw_false_reads,
     ),
-    "uchida2017/pruning": Drawing(
+    "uchida2017/pruning": FigureSpec(
         "Bit errors and accuracy against the pruned share of the marked layer",
-        uchida2017.pruning, (8, 4), uchida2017.draw_pruning,
+        uchida2017.load_pruning, (8, 4), uchida2017.draw_pruning,
     ),
-    "li2019/table1": Drawing(
+    "li2019/table1": FigureSpec(
         "Table 1 as pictures: what the triggers of each scheme look like",
-        li2019.triggers, (9, 6), li2019.draw_triggers,
+        li2019.list_triggers, (9, 6), li2019.draw_triggers,
     ),
-    "li2019/table4": Drawing(
+    "li2019/table4": FigureSpec(
         "Table 4: covers, fresh triggers, and five times what is between them",
-        li2019.stego, (9, 6), li2019.draw_stego,
+        li2019.list_stego_images, (9, 6), li2019.draw_stego,
     ),
-    "li2019/strength": Drawing(
+    "li2019/strength": FigureSpec(
         "Stego images that fire the host, against their PSNR: the owner's and forgeries",
-        li2019.strength, (10, 4), li2019.draw_strength,
+        li2019.measure_strength, (10, 4), li2019.draw_strength,
     ),
-    "li2019/removal": Drawing(
+    "li2019/removal": FigureSpec(
         "What pruning and fine-tuning leave of the default form",
-        li2019.removal, (11, 6), li2019.draw_removal,
+        li2019.measure_removal, (11, 6), li2019.draw_removal,
     ),
-    "robustness/mlp": Drawing(
+    "robustness/mlp": FigureSpec(
         "What attacks leave of marks in an MLP; a letter for each seed: O owned, n not proven, "
         "? no verdict, after the arrow when the copy is aligned first",
-        robustness.mlp, (11, 10), robustness.draw_matrix,
+        robustness.load_mlp_matrix, (11, 10), robustness.draw_matrix,
     ),
-    "robustness/vgg16": Drawing(
+    "robustness/vgg16": FigureSpec(
         "What attacks leave of marks in VGG16, one seed: O owned, n not proven, ? no verdict, "
         "after the arrow when the copy is aligned first",
-        robustness.vgg16, (12, 11), robustness.draw_matrix,
+        robustness.load_vgg16_matrix, (12, 11), robustness.draw_matrix,
     ),
-    "zhang2021/barriers": Drawing(
+    "zhang2021/barriers": FigureSpec(
         "What the barrier adds, and what is revealed in marked images and in others",
-        zhang2021.barriers, (9, 6), zhang2021.draw_barriers,
+        zhang2021.load_barriers, (9, 6), zhang2021.draw_barriers,
     ),
-    "zhang2021/copies": Drawing(
+    "zhang2021/copies": FigureSpec(
         "What surrogates make, and what is revealed in it",
-        zhang2021.copies, (5, 13), zhang2021.draw_copies,
+        zhang2021.load_copies, (5, 13), zhang2021.draw_copies,
     ),
 }  # fmt: skip
 
 
-def figure_named(name: str) -> Drawing:
+def find_figure(name: str) -> FigureSpec:
     """Return the figure of that name.
 
     Raises:
@@ -118,7 +118,7 @@ def figure_named(name: str) -> Drawing:
     return find_by_name("figure", name, FIGURES)
 
 
-def draw(drawing: Drawing, shown: Shown, path: Path) -> None:
+def draw_png(drawing: FigureSpec, shown: Shown, path: Path) -> None:
     """Draw the data of a figure as a PNG file.
 
     Raises:
@@ -133,10 +133,10 @@ def draw(drawing: Drawing, shown: Shown, path: Path) -> None:
     drawing.draw(shown, figure)
     with replace_file(path) as temporary:
         # The PNG comment holds the digest: bytes of a PNG differ between versions of matplotlib.
-        figure.savefig(temporary, format="png", dpi=110, metadata={_STAMP: digest(shown)})
+        figure.savefig(temporary, format="png", dpi=110, metadata={_STAMP: compute_digest(shown)})
 
 
-def digest(shown: Shown) -> str:
+def compute_digest(shown: Shown) -> str:
     """Return the SHA-256 of the data of a figure, in hexadecimal."""
     # Sorted keys: equal data have equal digests, whatever order they were made in.
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
@@ -145,5 +145,5 @@ def digest(shown: Shown) -> str:
 def is_drawn_from(shown: Shown, path: Path) -> bool:
     """Return true if the file is a drawing of exactly these data."""
     # PNG separates keyword and text of a tEXt chunk by a zero byte.
-    stamp = f"{_STAMP}\0{digest(shown)}".encode()
+    stamp = f"{_STAMP}\0{compute_digest(shown)}".encode()
     return path.exists() and stamp in path.read_bytes()

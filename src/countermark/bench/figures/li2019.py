@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.bench.experiment import cells, load_experiment, result_path
-from countermark.bench.tables import figures_of
+from countermark.bench.experiment import expand_cells, get_result_path, load_experiment
+from countermark.bench.tables import load_row_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,26 +25,26 @@ _KINDS = {
 }
 
 
-def triggers(experiments: Path, results: Path) -> dict[str, Any]:
+def list_triggers(experiments: Path, results: Path) -> dict[str, Any]:
     """Return committed triggers of every scheme: bytes in base64 and their shape, by row."""
     return {
         label: {name: figures["pictures"][name] for name in ("shape", "triggers")}
-        for label, figures in _measured(experiments, results)
+        for label, figures in _load_measured_rows(experiments, results)
         if "pictures" in figures
     }
 
 
 def draw_triggers(shown: Mapping[str, Any], figure: Figure) -> None:
     """Draw a row of images for each scheme."""
-    rows = {label: _pictures(each["triggers"], each["shape"]) for label, each in shown.items()}
-    _draw_rows(rows, figure)
+    rows = {label: _decode_images(each["triggers"], each["shape"]) for label, each in shown.items()}
+    _draw_image_rows(rows, figure)
 
 
-def stego(experiments: Path, results: Path) -> dict[str, Any]:
+def list_stego_images(experiments: Path, results: Path) -> dict[str, Any]:
     """Return covers and fresh triggers of both forms: bytes in base64 and their shape."""
     return {
         label: {name: figures["pictures"][name] for name in ("shape", "accuracy", "fresh")}
-        for label, figures in _measured(experiments, results)
+        for label, figures in _load_measured_rows(experiments, results)
         if label in _FORMS.values() and "pictures" in figures
     }
 
@@ -53,22 +53,22 @@ def draw_stego(shown: Mapping[str, Any], figure: Figure) -> None:
     """Draw the covers of each form, the triggers, and their differences, magnified."""
     rows = {}
     for label, each in shown.items():
-        covers, made = (_pictures(each[name], each["shape"]) for name in ("accuracy", "fresh"))
+        covers, made = (_decode_images(each[name], each["shape"]) for name in ("accuracy", "fresh"))
         # Bytes would wrap around in the difference, hence int.
         apart = _TIMES * np.abs(made.astype(int) - covers)
         rows[f"{label}:\ncovers"] = covers
         rows[f"{label}:\ntriggers"] = made
         rows[f"{label}:\n{_TIMES} × residual"] = np.minimum(apart, 255).astype(np.uint8)
-    _draw_rows(rows, figure)
+    _draw_image_rows(rows, figure)
 
 
-def strength(experiments: Path, results: Path) -> dict[str, Any]:
+def measure_strength(experiments: Path, results: Path) -> dict[str, Any]:
     """Return the share of stego images that fire the host against their PSNR.
 
     Shares are in percent; points are listed by form and kind of image.
     """
     found: dict[str, Any] = {}
-    for label, figures in _measured(experiments, results):
+    for label, figures in _load_measured_rows(experiments, results):
         if label not in _FORMS.values():
             continue
         found[label] = {"accuracy": figures["accuracy"]}
@@ -99,21 +99,22 @@ def draw_strength(shown: Mapping[str, Any], figure: Figure) -> None:
         axis.legend(fontsize=8)
 
 
-def removal(experiments: Path, results: Path) -> dict[str, Any]:
+def measure_removal(experiments: Path, results: Path) -> dict[str, Any]:
     """Return accuracy, committed and fresh triggers in percent, and log10 p, after each attack.
 
     Returns: `pruned, %` and `fine-tuned, SGD`, each a list of points with `at`; empty as long as
         cells are missing.
     """
-    for label, figures in _measured(experiments, results):
+    for label, figures in _load_measured_rows(experiments, results):
         if label == _FORMS["vgg16"]:
             # Both curves begin at the model before any attack.
-            before = {"at": "0", **_left(figures)}
+            before = {"at": "0", **_summarise_copy(figures)}
             pruned = [
-                {"at": f"{100 * each['fraction']:g}", **_left(each)} for each in figures["pruned"]
+                {"at": f"{100 * each['fraction']:g}", **_summarise_copy(each)}
+                for each in figures["pruned"]
             ]
             tuned = [
-                {"at": each["label"].removeprefix("fine-tuned, SGD "), **_left(each)}
+                {"at": each["label"].removeprefix("fine-tuned, SGD "), **_summarise_copy(each)}
                 for each in figures["attacked"]
                 if each["label"].startswith("fine-tuned")
             ]
@@ -138,7 +139,7 @@ def draw_removal(shown: Mapping[str, Any], figure: Figure) -> None:
         below.legend(fontsize=8)
 
 
-def _left(figures: Mapping[str, Any]) -> dict[str, float]:
+def _summarise_copy(figures: Mapping[str, Any]) -> dict[str, float]:
     """Return accuracy, triggers in percent, and log10 p of one copy."""
     matched = 1 - figures["wrong"] / figures["bits"]
     return {
@@ -149,22 +150,24 @@ def _left(figures: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _measured(experiments: Path, results: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _load_measured_rows(
+    experiments: Path, results: Path
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield label and figures of every row of the two experiments, if all cells have results."""
     for name in _FORMS:
         experiment = load_experiment(experiments / "li2019" / f"{name}.toml")
-        if all(result_path(cell, results).exists() for cell in cells(experiment)):
+        if all(get_result_path(cell, results).exists() for cell in expand_cells(experiment)):
             for row in experiment.rows:
-                yield row.label, figures_of(experiment, row.label, results)[0]
+                yield row.label, load_row_figures(experiment, row.label, results)[0]
 
 
-def _pictures(encoded: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
+def _decode_images(encoded: Sequence[str], shape: Sequence[int]) -> NDArray[np.uint8]:
     """Decode images from base64 to an array (n, C, H, W)."""
     drawn = [np.frombuffer(base64.b64decode(each), dtype=np.uint8) for each in encoded]
     return np.stack(drawn).reshape(-1, *shape)
 
 
-def _draw_rows(rows: Mapping[str, NDArray[np.uint8]], figure: Figure) -> None:
+def _draw_image_rows(rows: Mapping[str, NDArray[np.uint8]], figure: Figure) -> None:
     """Draw images (n, C, H, W) side by side, each row beside its name."""
     most = max(len(pictures) for pictures in rows.values())
     panels = figure.subplots(len(rows), most, squeeze=False)

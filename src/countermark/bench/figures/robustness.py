@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from countermark.bench.experiment import load_experiment
-from countermark.bench.outlines import outline
+from countermark.bench.outlines import outline_experiment
 from countermark.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 _LETTERS = {"owned": "O", "not_proven": "n", "no_verdict": "?"}
 
 
-def mlp(experiments: Path, results: Path) -> dict[str, Any]:
+def load_mlp_matrix(experiments: Path, results: Path) -> dict[str, Any]:
     """Return the matrix of the MLP; empty as long as cells are missing."""
-    return _matrix(experiments / "robustness" / "mlp.toml", results)
+    return _load_matrix(experiments / "robustness" / "mlp.toml", results)
 
 
-def vgg16(experiments: Path, results: Path) -> dict[str, Any]:
+def load_vgg16_matrix(experiments: Path, results: Path) -> dict[str, Any]:
     """Return the matrix of VGG16; empty as long as cells are missing."""
-    return _matrix(experiments / "robustness" / "vgg16.toml", results)
+    return _load_matrix(experiments / "robustness" / "vgg16.toml", results)
 
 
-def _matrix(path: Path, results: Path) -> dict[str, Any]:
+def _load_matrix(path: Path, results: Path) -> dict[str, Any]:
     """Return the matrix of an experiment.
 
     Returns: names of attacks and schemes; per scheme and attack the wrong bits in percent (None if
         unread), the letters of the verdicts without and with alignment, and the accuracy lost.
     """
     try:
-        rows = outline(load_experiment(path), results)
+        rows = outline_experiment(load_experiment(path), results)
     except DataError:
         return {}
     # The unmarked row of the experiment has no bits and no verdicts.
@@ -44,10 +44,15 @@ def _matrix(path: Path, results: Path) -> dict[str, Any]:
     return {
         "attacks": [each["label"] for each in rows[0]["attacked"]],
         "schemes": [row["label"] for row in marked],
-        "wrong": [[_percent(row, each) for each in row["attacked"]] for row in marked],
-        "verdicts": [[_letters(each["outcomes"]) for each in row["attacked"]] for row in marked],
+        "wrong": [
+            [_compute_wrong_percent(row, each) for each in row["attacked"]] for row in marked
+        ],
+        "verdicts": [
+            [_format_outcomes(each["outcomes"]) for each in row["attacked"]] for row in marked
+        ],
         "aligned": [
-            [_letters(each["aligned_outcomes"]) for each in row["attacked"]] for row in marked
+            [_format_outcomes(each["aligned_outcomes"]) for each in row["attacked"]]
+            for row in marked
         ],
         "lost": [
             [row["accuracy"]["ours"] - each["accuracy"]["ours"] for each in row["attacked"]]
@@ -56,12 +61,12 @@ def _matrix(path: Path, results: Path) -> dict[str, Any]:
     }
 
 
-def _percent(row: Mapping[str, Any], attack: Mapping[str, Any]) -> float | None:
+def _compute_wrong_percent(row: Mapping[str, Any], attack: Mapping[str, Any]) -> float | None:
     """Return the wrong bits after an attack in percent; None if the mark was not read."""
     return 100 * attack["wrong"]["ours"] / row["bits"] if "wrong" in attack else None
 
 
-def _letters(outcomes: Mapping[str, int]) -> str:
+def _format_outcomes(outcomes: Mapping[str, int]) -> str:
     """Return the verdicts as text, one letter for each seed."""
     return "".join(_LETTERS[outcome] * count for outcome, count in sorted(outcomes.items()))
 
@@ -74,9 +79,13 @@ def draw_matrix(shown: Mapping[str, Any], figure: Figure) -> None:
         for pair in zip(shown["verdicts"], shown["aligned"], strict=True)
     ]
     # Random bits are wrong in 50 %, so that the colours end there.
-    _map(left, shown["wrong"], said, colours=("YlOrRd", 50), label="wrong bits or triggers, %")
+    _draw_heat_map(
+        left, shown["wrong"], said, colours=("YlOrRd", 50), label="wrong bits or triggers, %"
+    )
     points = [[f"{each:.1f}" for each in column] for column in shown["lost"]]
-    _map(right, shown["lost"], points, colours=("Blues", 30), label="accuracy lost, points")
+    _draw_heat_map(
+        right, shown["lost"], points, colours=("Blues", 30), label="accuracy lost, points"
+    )
     left.set_yticks(range(len(shown["attacks"])), shown["attacks"], fontsize=7)
     for axes in (left, right):
         axes.set_xticks(
@@ -84,7 +93,7 @@ def draw_matrix(shown: Mapping[str, Any], figure: Figure) -> None:
         )
 
 
-def _map(
+def _draw_heat_map(
     axes: Axes, values: Sequence[Sequence[float | None]], said: Sequence[Sequence[str]],
     *, colours: tuple[str, float], label: str,
 ) -> None:  # fmt: skip

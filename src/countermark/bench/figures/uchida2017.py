@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from countermark.bench.experiment import load_experiment
-from countermark.bench.tables import figures_of
+from countermark.bench.tables import load_row_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def pruning(experiments: Path, results: Path) -> dict[str, Any]:
+def load_pruning(experiments: Path, results: Path) -> dict[str, Any]:
     """Return wrong bits and accuracy in percent against the pruned share, by type of key."""
     experiment = load_experiment(experiments / "uchida2017" / "pruning.toml")
     shown = {}
     for row in experiment.rows:
-        figures = figures_of(experiment, row.label, results)[0]
+        figures = load_row_figures(experiment, row.label, results)[0]
         shown[row.label] = [
             {
                 "fraction": each["fraction"],

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from countermark.bench.columns import COLUMNS
-from countermark.bench.experiment import Experiment, cells, load_experiment, result_path
-from countermark.bench.tables import figures_of
+from countermark.bench.experiment import Experiment, expand_cells, get_result_path, load_experiment
+from countermark.bench.tables import load_row_figures
 from countermark.bench.watch import BIN, CONVERGED_STD, WINDOW
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ HOSTS = {"MLP": "mlp", "VGG16": "vgg16"}
 _FLOOR = 1e-13  # of a loss on a logarithmic axis
 
 
-def false_reads(experiments: Path, results: Path) -> dict[str, Any]:
+def load_false_reads(experiments: Path, results: Path) -> dict[str, Any]:
     """Return readings of unmarked models and of the marked model, by variant.
 
     Returns: by label `bits`, `own` (L2 on the marked model), and by kind of suspect `matched` and
@@ -39,7 +39,7 @@ def false_reads(experiments: Path, results: Path) -> dict[str, Any]:
     experiment = load_experiment(experiments / "wang2020" / "unmarked.toml")
     shown = {}
     for row in experiment.rows:
-        figures = figures_of(experiment, row.label, results)[0]
+        figures = load_row_figures(experiment, row.label, results)[0]
         # Only a learnt reader has L2 readings of suspects.
         if figures["suspects"][0]["L2"]:
             shown[row.label] = {
@@ -93,14 +93,14 @@ def draw_false_reads(shown: dict[str, Any], figure: Figure) -> None:
     right.legend(fontsize=8, loc="lower left")
 
 
-def trajectories(experiments: Path, results: Path) -> dict[str, Any]:
+def load_trajectories(experiments: Path, results: Path) -> dict[str, Any]:
     """Return the data of Figure 1.
 
     Returns: a few weights of the unmarked MLP by epoch, and by epoch the share of converged
         weights, for each seed.
     """
-    experiment = _experiment(experiments, "mlp")
-    watched = [each["watched"] for each in figures_of(experiment, "not embedded", results)]
+    experiment = _load_experiment(experiments, "mlp")
+    watched = [each["watched"] for each in load_row_figures(experiment, "not embedded", results)]
     return {
         "weights": watched[0]["trajectories"],
         "converged": [each["converged"] for each in watched],
@@ -124,23 +124,26 @@ def draw_trajectories(shown: dict[str, Any], figure: Figure) -> None:
     right.legend(fontsize=8)
 
 
-def compression(experiments: Path, results: Path) -> dict[str, Any]:
+def load_compression(experiments: Path, results: Path) -> dict[str, Any]:
     """Return the data of Figure 4.
 
     Returns: accuracy and L2 against the removed share, by host, order and method.
     """
     shown: dict[str, Any] = {}
     for host, name in HOSTS.items():
-        experiment = _experiment(experiments, name)
-        if not _finished(experiment, results):
+        experiment = _load_experiment(experiments, name)
+        if not _is_finished(experiment, results):
             continue
         for label in COLOURS:
-            seeds = figures_of(experiment, label, results)
+            seeds = load_row_figures(experiment, label, results)
             # The k-th entry of every seed has the same fraction and order.
             for points in zip(*(each["pruned"] for each in seeds), strict=True):
-                point = {"fraction": points[0]["fraction"], "accuracy": _mean(points, "accuracy")}
+                point = {
+                    "fraction": points[0]["fraction"],
+                    "accuracy": _average_points(points, "accuracy"),
+                }
                 if "E_R" in points[0]:
-                    point["L2"] = _mean(points, "E_R")
+                    point["L2"] = _average_points(points, "E_R")
                 by_label = shown.setdefault(host, {}).setdefault(points[0]["order"], {})
                 by_label.setdefault(label, []).append(point)
     return shown
@@ -168,17 +171,17 @@ def draw_compression(shown: dict[str, Any], figure: Figure) -> None:
     axes[1][0].legend(fontsize=7)
 
 
-def histograms(experiments: Path, results: Path) -> dict[str, Any]:
+def load_histograms(experiments: Path, results: Path) -> dict[str, Any]:
     """Return the data of Figure 5.
 
     Returns: the weights of the marked layer in bins of .1, by host and method, at the first seed.
     """
     return {
         host: {
-            label: figures_of(experiment, label, results)[0]["watched"]["histogram"]
+            label: load_row_figures(experiment, label, results)[0]["watched"]["histogram"]
             for label in COLOURS
         }
-        for host, experiment in _hosts(experiments, results).items()
+        for host, experiment in _load_hosts(experiments, results).items()
     }
 
 
@@ -193,12 +196,12 @@ def draw_histograms(shown: dict[str, Any], figure: Figure) -> None:
         axis.legend(fontsize=7)
 
 
-def capacity(experiments: Path, results: Path) -> dict[str, Any]:
+def load_capacity(experiments: Path, results: Path) -> dict[str, Any]:
     """Return bits right in percent against the size of the watermark, by host and method."""
     shown: dict[str, Any] = {}
-    for host, experiment in _hosts(experiments, results).items():
-        larger = _experiment(experiments, f"{HOSTS[host]}_capacity")
-        if not _finished(larger, results):
+    for host, experiment in _load_hosts(experiments, results).items():
+        larger = _load_experiment(experiments, f"{HOSTS[host]}_capacity")
+        if not _is_finished(larger, results):
             continue
         for source in (experiment, larger):
             for row in source.rows:
@@ -208,7 +211,7 @@ def capacity(experiments: Path, results: Path) -> dict[str, Any]:
                 # Unmarked rows hold no bits; methods without a colour are not drawn.
                 if row.scheme == "none" or label not in COLOURS:
                     continue
-                seeds = figures_of(source, row.label, results)
+                seeds = load_row_figures(source, row.label, results)
                 right = [COLUMNS["bit_accuracy"].read(each) for each in seeds]
                 points = shown.setdefault(host, {}).setdefault(label, [])
                 points.append({"bits": row.fields["bits"], "right": right})
@@ -237,7 +240,7 @@ def draw_capacity(shown: dict[str, Any], figure: Figure) -> None:
         axis.legend(fontsize=7)
 
 
-def gates(experiments: Path, results: Path) -> dict[str, Any]:
+def load_gates(experiments: Path, results: Path) -> dict[str, Any]:
     """Return data on whether AUTO's gate prefers converged weights, which the paper leaves open.
 
     Returns: by host and method, over all seeds, the gate's magnitudes, the deviations of the
@@ -245,15 +248,15 @@ def gates(experiments: Path, results: Path) -> dict[str, Any]:
         rank correlation (Spearman) of the magnitudes with both.
     """
     shown: dict[str, Any] = {}
-    for host, experiment in _hosts(experiments, results).items():
+    for host, experiment in _load_hosts(experiments, results).items():
         for label in ("AUTO", "AUTO, hardened"):
-            seeds = [each["watched"] for each in figures_of(experiment, label, results)]
+            seeds = [each["watched"] for each in load_row_figures(experiment, label, results)]
             shown.setdefault(host, {})[label] = {
                 "gate": [x for each in seeds for x in each["gate"]],
                 "early": [x for each in seeds for x in each["early"]],
                 "late": [x for each in seeds for x in each["late"]],
                 "spearman": {
-                    when: [_spearman(each["gate"], each[when]) for each in seeds]
+                    when: [_correlate_ranks(each["gate"], each[when]) for each in seeds]
                     for when in ("early", "late")
                 },
             }
@@ -275,28 +278,28 @@ def draw_gates(shown: dict[str, Any], figure: Figure) -> None:
         axis.legend(fontsize=7)
 
 
-def _experiment(experiments: Path, name: str) -> Experiment:
+def _load_experiment(experiments: Path, name: str) -> Experiment:
     """Load an experiment of this paper by its name."""
     return load_experiment(experiments / "wang2020" / f"{name}.toml")
 
 
-def _hosts(experiments: Path, results: Path) -> dict[str, Experiment]:
+def _load_hosts(experiments: Path, results: Path) -> dict[str, Experiment]:
     """Return the experiments of the paper's hosts whose cells all have results."""
-    found = {host: _experiment(experiments, name) for host, name in HOSTS.items()}
-    return {host: each for host, each in found.items() if _finished(each, results)}
+    found = {host: _load_experiment(experiments, name) for host, name in HOSTS.items()}
+    return {host: each for host, each in found.items() if _is_finished(each, results)}
 
 
-def _finished(experiment: Experiment, results: Path) -> bool:
+def _is_finished(experiment: Experiment, results: Path) -> bool:
     """Return true if every cell of an experiment has a result."""
-    return all(result_path(cell, results).exists() for cell in cells(experiment))
+    return all(get_result_path(cell, results).exists() for cell in expand_cells(experiment))
 
 
-def _mean(points: tuple[Mapping[str, Any], ...], name: str) -> float:
+def _average_points(points: tuple[Mapping[str, Any], ...], name: str) -> float:
     """Return the mean of one figure over the points of all seeds."""
     return float(np.mean([point[name] for point in points]))
 
 
-def _spearman(one: list[float], other: list[float]) -> float:
+def _correlate_ranks(one: list[float], other: list[float]) -> float:
     """Compute Spearman's rank correlation."""
     # scipy is slow to import, and only this figure needs it.
     from scipy.stats import spearmanr

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.bench.kinds import load_any
-from countermark.bench.tables import figures_of
+from countermark.bench.kinds import load_any_experiment
+from countermark.bench.tables import load_row_figures
 from countermark.errors import ConfigError, DataError
 from countermark.images.image_files import decode_image
 
@@ -23,29 +23,29 @@ _COPIES = "CNet", "Res9", "Res16", "UNet"
 _LOUDER = 10
 
 
-def barriers(experiments: Path, results: Path) -> dict[str, Any]:
+def load_barriers(experiments: Path, results: Path) -> dict[str, Any]:
     """Return images as PNG in base64, by form.
 
     Returns: of each form the cover, the marked image, and the images revealed in both.
     """
-    return _pictures(experiments, results, {form: form for form in _FORMS})
+    return _load_images(experiments, results, {form: form for form in _FORMS})
 
 
-def copies(experiments: Path, results: Path) -> dict[str, Any]:
+def load_copies(experiments: Path, results: Path) -> dict[str, Any]:
     """Return images of surrogates as PNG in base64, by form and surrogate.
 
     Returns: of each surrogate its image, and the images revealed in it and in its unmarked twin's.
     """
     labels = {f"{form}: {copy}": f"{form}: {copy}" for form in _FORMS for copy in _COPIES}
-    return _pictures(experiments, results, labels)
+    return _load_images(experiments, results, labels)
 
 
-def _pictures(experiments: Path, results: Path, labels: dict[str, str]) -> dict[str, Any]:
+def _load_images(experiments: Path, results: Path, labels: dict[str, str]) -> dict[str, Any]:
     """Return the images of the rows with these labels, by title."""
-    experiment, shown = load_any(experiments / "zhang2021" / "derain.toml"), {}
+    experiment, shown = load_any_experiment(experiments / "zhang2021" / "derain.toml"), {}
     for title, label in labels.items():
         try:
-            shown[title] = figures_of(experiment, label, results)[0]["pictures"]
+            shown[title] = load_row_figures(experiment, label, results)[0]["pictures"]
         # Rows without results yet are left out, so that the figure can be drawn before the last
         # cell.
         except (DataError, ConfigError):
@@ -61,14 +61,14 @@ def draw_barriers(shown: dict[str, Any], figure: Figure) -> None:
     """
     axes = figure.subplots(len(shown), 5, squeeze=False)
     for row, (title, each) in zip(axes, shown.items(), strict=True):
-        cover, marked = _levels(each["cover"]), _levels(each["marked"])
+        cover, marked = _decode_levels(each["cover"]), _decode_levels(each["marked"])
         # Grey is no change: the residual has both signs.
         residual = np.clip(0.5 + _LOUDER * (marked - cover), 0, 1)
         pictures = {
             "cover": cover, "marked": marked, f"residual × {_LOUDER}": residual,
-            "revealed": _levels(each["revealed"]), "in the cover": _levels(each["in_cover"]),
+            "revealed": _decode_levels(each["revealed"]), "in the cover": _decode_levels(each["in_cover"]),
         }  # fmt: skip
-        _row(row, pictures, title)
+        _draw_row(row, pictures, title)
 
 
 def draw_copies(shown: dict[str, Any], figure: Figure) -> None:
@@ -79,10 +79,10 @@ def draw_copies(shown: dict[str, Any], figure: Figure) -> None:
     axes = figure.subplots(len(shown), 3, squeeze=False)
     for row, (title, each) in zip(axes, shown.items(), strict=True):
         names = {"made": "made", "revealed": "revealed", "in_twin": "in the twin's"}
-        _row(row, {name: _levels(each[key]) for key, name in names.items()}, title)
+        _draw_row(row, {name: _decode_levels(each[key]) for key, name in names.items()}, title)
 
 
-def _row(axes: Any, pictures: dict[str, NDArray[np.float64]], title: str) -> None:
+def _draw_row(axes: Any, pictures: dict[str, NDArray[np.float64]], title: str) -> None:
     """Draw images (C, H, W) side by side under their names; the title stands on the left."""
     for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
         # matplotlib takes grey images as (H, W), colour images as (H, W, 3).
@@ -93,7 +93,7 @@ def _row(axes: Any, pictures: dict[str, NDArray[np.float64]], title: str) -> Non
     axes[0].set_ylabel(title, fontsize=8)
 
 
-def _levels(png: str) -> NDArray[np.float64]:
+def _decode_levels(png: str) -> NDArray[np.float64]:
     """Decode a PNG in base64 to levels (C, H, W) from 0 to 1."""
     found: NDArray[np.float64] = decode_image(io.BytesIO(base64.b64decode(png))) / 255.0
     return found

@@ -7,7 +7,7 @@ from torch import nn
 from countermark.errors import ConfigError
 
 
-def conv(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def make_conv(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Make a convolution that keeps (H, W) at stride 1, with He-initialised weights.
 
     Its weight is (outside, inside, kernel, kernel).
@@ -18,7 +18,7 @@ def conv(inside: int, outside: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return layer
 
 
-def linear(inside: int, classes: int) -> nn.Linear:
+def make_linear(inside: int, classes: int) -> nn.Linear:
     """Make the last layer of a classifier: weight (classes, inside), bias zero at the start."""
     layer = nn.Linear(inside, classes)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -26,12 +26,12 @@ def linear(inside: int, classes: int) -> nn.Linear:
     return layer
 
 
-def scaled(counts: tuple[int, ...], width: float, least: int = 8) -> list[int]:
+def scale_widths(counts: tuple[int, ...], width: float, least: int = 8) -> list[int]:
     """Scale the numbers of filters by `width`; no layer gets fewer than `least` filters."""
     return [max(least, round(count * width)) for count in counts]
 
 
-def whole(**sizes: object) -> None:
+def require_whole(**sizes: object) -> None:
     """Check that every size is a whole number of at least 1.
 
     Raises:
@@ -43,7 +43,7 @@ def whole(**sizes: object) -> None:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {size!r}")
 
 
-def positive(**sizes: object) -> None:
+def require_positive(**sizes: object) -> None:
     """Check that every size is a finite number above 0.
 
     Raises:

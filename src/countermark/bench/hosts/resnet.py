@@ -11,7 +11,13 @@ from typing import ClassVar, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.bench.hosts.parts import conv, linear, positive, scaled, whole
+from countermark.bench.hosts.parts import (
+    make_conv,
+    make_linear,
+    require_positive,
+    require_whole,
+    scale_widths,
+)
 
 
 class BasicBlock(nn.Module):
@@ -22,11 +28,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = conv(inside, width, 3, stride)
+        self.conv1 = make_conv(inside, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3)
+        self.conv2 = make_conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inside, width, stride)
+        self.downsample = _make_shortcut(inside, width, stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute features (N, width, H/stride, W/stride) of features (N, inside, H, W)."""
@@ -46,13 +52,13 @@ class Bottleneck(nn.Module):
     def __init__(self, inside: int, width: int, stride: int) -> None:
         super().__init__()
         outside = width * self.expansion
-        self.conv1 = conv(inside, width, 1)
+        self.conv1 = make_conv(inside, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride)
+        self.conv2 = make_conv(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, outside, 1)
+        self.conv3 = make_conv(width, outside, 1)
         self.bn3 = nn.BatchNorm2d(outside)
-        self.downsample = _shortcut(inside, outside, stride)
+        self.downsample = _make_shortcut(inside, outside, stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute features (N, 4*width, H/stride, W/stride) of features (N, inside, H, W)."""
@@ -74,13 +80,13 @@ class ResNet(nn.Module):
         super().__init__()
         outputs = [width * block.expansion for width in widths]
         # torchvision's attribute names: alignment and keys find tensors by them.
-        self.conv1 = conv(channels, widths[0], 3)
+        self.conv1 = make_conv(channels, widths[0], 3)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _group(block, depths[0], widths[0], widths[0], 1)
-        self.layer2 = _group(block, depths[1], outputs[0], widths[1], 2)
-        self.layer3 = _group(block, depths[2], outputs[1], widths[2], 2)
-        self.layer4 = _group(block, depths[3], outputs[2], widths[3], 2)
-        self.fc = linear(outputs[3], classes)
+        self.layer1 = _make_group(block, depths[0], widths[0], widths[0], 1)
+        self.layer2 = _make_group(block, depths[1], outputs[0], widths[1], 2)
+        self.layer3 = _make_group(block, depths[2], outputs[1], widths[2], 2)
+        self.layer4 = _make_group(block, depths[3], outputs[2], widths[3], 2)
+        self.fc = make_linear(outputs[3], classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute class scores (N, classes) of images (N, C, H, W)."""
@@ -102,7 +108,7 @@ def resnet18(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Mod
     Raises:
         ConfigError: a size is not a whole number of at least 1, or the width not above 0.
     """
-    return _resnet(BasicBlock, (2, 2, 2, 2), classes, width, channels)
+    return _make_resnet(BasicBlock, (2, 2, 2, 2), classes, width, channels)
 
 
 def resnet50(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module:
@@ -116,28 +122,28 @@ def resnet50(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Mod
     Raises:
         ConfigError: a size is not a whole number of at least 1, or the width not above 0.
     """
-    return _resnet(Bottleneck, (3, 4, 6, 3), classes, width, channels)
+    return _make_resnet(Bottleneck, (3, 4, 6, 3), classes, width, channels)
 
 
-def _resnet(
+def _make_resnet(
     block: _Kind, depths: tuple[int, ...], classes: int, width: float, channels: int
 ) -> ResNet:
     """Check the sizes and build a residual network of these blocks."""
-    whole(classes=classes, channels=channels)
-    positive(width=width)
-    return ResNet(block, depths, scaled((64, 128, 256, 512), width), channels, classes)
+    require_whole(classes=classes, channels=channels)
+    require_positive(width=width)
+    return ResNet(block, depths, scale_widths((64, 128, 256, 512), width), channels, classes)
 
 
-def _group(block: _Kind, depth: int, inside: int, width: int, stride: int) -> nn.Sequential:
+def _make_group(block: _Kind, depth: int, inside: int, width: int, stride: int) -> nn.Sequential:
     """Build the blocks of one group; only the first changes size and number of features."""
     blocks = [block(inside, width, stride)]
     blocks += [block(width * block.expansion, width, 1) for _ in range(1, depth)]
     return nn.Sequential(*blocks)
 
 
-def _shortcut(inside: int, outside: int, stride: int) -> nn.Sequential | None:
+def _make_shortcut(inside: int, outside: int, stride: int) -> nn.Sequential | None:
     """Build a projection for a block that changes the shape; None for a block that keeps it."""
     # He 2016, option B: identity wherever the shapes allow it.
     if inside == outside and stride == 1:
         return None
-    return nn.Sequential(conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+    return nn.Sequential(make_conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))

@@ -6,7 +6,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.bench.hosts.parts import positive, scaled, whole
+from countermark.bench.hosts.parts import require_positive, require_whole, scale_widths
 from countermark.errors import ConfigError
 
 
@@ -55,7 +55,7 @@ def mlp(in_features: int = 784, hidden: int = 64, classes: int = 10) -> nn.Modul
     Raises:
         ConfigError: a size is not a whole number of at least 1.
     """
-    whole(in_features=in_features, hidden=hidden, classes=classes)
+    require_whole(in_features=in_features, hidden=hidden, classes=classes)
     return FlatSequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
@@ -70,9 +70,9 @@ def lenet(classes: int = 10, width: float = 1.0, channels: int = 1) -> nn.Module
     Raises:
         ConfigError: a size is not a whole number of at least 1, or the width not above 0.
     """
-    whole(classes=classes, channels=channels)
-    positive(width=width)
-    return LeNet5(channels, scaled((6, 16, 120, 84), width, least=4), classes)
+    require_whole(classes=classes, channels=channels)
+    require_positive(width=width)
+    return LeNet5(channels, scale_widths((6, 16, 120, 84), width, least=4), classes)
 
 
 def _framed(images: Tensor) -> Tensor:

@@ -8,20 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.bench.hosts.parts import conv, whole
+from countermark.bench.hosts.parts import make_conv, require_whole
 from countermark.errors import ConfigError
 
 
-class Stage(nn.Module):
+class UNetStage(nn.Module):
     """Two 3x3 convolutions, each with group norm and ReLU."""
 
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
         # At most 8 groups; their number has to divide the number of channels.
         groups = gcd(8, outside)
-        self.conv1 = conv(inside, outside, 3)
+        self.conv1 = make_conv(inside, outside, 3)
         self.norm1 = nn.GroupNorm(groups, outside)
-        self.conv2 = conv(outside, outside, 3)
+        self.conv2 = make_conv(outside, outside, 3)
         self.norm2 = nn.GroupNorm(groups, outside)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -36,10 +36,12 @@ class UNet(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         one, two, four, eight = (width * factor for factor in (1, 2, 4, 8))
-        self.down = nn.ModuleList([Stage(channels, one), Stage(one, two), Stage(two, four)])
-        self.middle = Stage(four, eight)
+        self.down = nn.ModuleList(
+            [UNetStage(channels, one), UNetStage(one, two), UNetStage(two, four)]
+        )
+        self.middle = UNetStage(four, eight)
         self.up = nn.ModuleList(
-            [Stage(eight + four, four), Stage(four + two, two), Stage(two + one, one)]
+            [UNetStage(eight + four, four), UNetStage(four + two, two), UNetStage(two + one, one)]
         )
         self.out = nn.Conv2d(one, channels, 1)
 
@@ -78,5 +80,5 @@ def unet(width: int = 16, channels: int = 3) -> nn.Module:
     Raises:
         ConfigError: a size is not a whole number of at least 1.
     """
-    whole(width=width, channels=channels)
+    require_whole(width=width, channels=channels)
     return UNet(channels, width)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from countermark.bench.hosts.parts import conv, linear, positive, scaled, whole
+from countermark.bench.hosts.parts import (
+    make_conv,
+    make_linear,
+    require_positive,
+    require_whole,
+    scale_widths,
+)
 
 # Filters of the convolutions, group by group; a pooling ends each group.
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
@@ -19,12 +25,12 @@ class Vgg(nn.Module):
         layers: list[nn.Module] = []
         for group in filters:
             for width in group:
-                layers += [conv(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [make_conv(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
             # Rounding up leaves 28x28 one pixel after five poolings and 32x32 as it is.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
-        self.classifier = linear(channels, classes)
+        self.classifier = make_linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute class scores (N, classes) of images (N, C, H, W)."""
@@ -43,7 +49,7 @@ def vgg16(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module
     Raises:
         ConfigError: a size is not a whole number of at least 1, or the width not above 0.
     """
-    return _vgg(VGG16, classes, width, channels)
+    return _make_vgg(VGG16, classes, width, channels)
 
 
 def vgg19(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module:
@@ -57,14 +63,16 @@ def vgg19(classes: int = 10, width: float = 1.0, channels: int = 3) -> nn.Module
     Raises:
         ConfigError: a size is not a whole number of at least 1, or the width not above 0.
     """
-    return _vgg(VGG19, classes, width, channels)
+    return _make_vgg(VGG19, classes, width, channels)
 
 
-def _vgg(groups: tuple[tuple[int, ...], ...], classes: int, width: float, channels: int) -> Vgg:
+def _make_vgg(
+    groups: tuple[tuple[int, ...], ...], classes: int, width: float, channels: int
+) -> Vgg:
     """Check the sizes and build a VGG with these groups of filters."""
-    whole(classes=classes, channels=channels)
-    positive(width=width)
-    filters = [scaled(group, width) for group in groups]
-    # The first layer keeps its 64 filters: papers mark it, and its shape sets their bit counts.
+    require_whole(classes=classes, channels=channels)
+    require_positive(width=width)
+    filters = [scale_widths(group, width) for group in groups]
+    # The first layer keeps its 64 filters at every width.
     filters[0][0] = 64
     return Vgg(channels, filters, classes)

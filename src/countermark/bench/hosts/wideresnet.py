@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.bench.hosts.parts import conv, linear, whole
+from countermark.bench.hosts.parts import make_conv, make_linear, require_whole
 
 
-class Block(nn.Module):
+class PreActivationBlock(nn.Module):
     """A pre-activation residual block: BN-ReLU-conv-BN-ReLU-conv beside a shortcut."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inside)
-        self.conv1 = conv(inside, outside, 3, stride)
+        self.conv1 = make_conv(inside, outside, 3, stride)
         self.bn2 = nn.BatchNorm2d(outside)
-        self.conv2 = conv(outside, outside, 3)
+        self.conv2 = make_conv(outside, outside, 3)
         changes = inside != outside or stride != 1
-        self.shortcut = conv(inside, outside, 1, stride) if changes else None
+        self.shortcut = make_conv(inside, outside, 1, stride) if changes else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute features (N, outside, H/stride, W/stride) of features (N, inside, H, W)."""
@@ -35,12 +35,12 @@ class WideResNet10(nn.Module):
     def __init__(self, channels: int, widen: int, classes: int) -> None:
         super().__init__()
         # Names as in Uchida 2017. A group is a Sequential of one block: `conv2.0.conv2.weight`.
-        self.conv1 = conv(channels, 16, 3)
-        self.conv2 = nn.Sequential(Block(16, 16 * widen, 1))
-        self.conv3 = nn.Sequential(Block(16 * widen, 32 * widen, 2))
-        self.conv4 = nn.Sequential(Block(32 * widen, 64 * widen, 2))
+        self.conv1 = make_conv(channels, 16, 3)
+        self.conv2 = nn.Sequential(PreActivationBlock(16, 16 * widen, 1))
+        self.conv3 = nn.Sequential(PreActivationBlock(16 * widen, 32 * widen, 2))
+        self.conv4 = nn.Sequential(PreActivationBlock(32 * widen, 64 * widen, 2))
         self.bn = nn.BatchNorm2d(64 * widen)
-        self.fc = linear(64 * widen, classes)
+        self.fc = make_linear(64 * widen, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute class scores (N, classes) of images (N, C, H, W)."""
@@ -60,5 +60,5 @@ def wrn_10_4(classes: int = 10, widen: int = 4, channels: int = 3) -> nn.Module:
     Raises:
         ConfigError: a size is not a whole number of at least 1.
     """
-    whole(classes=classes, widen=widen, channels=channels)
+    require_whole(classes=classes, widen=widen, channels=channels)
     return WideResNet10(channels, widen, classes)

@@ -13,8 +13,8 @@ from filelock import FileLock
 from torch import nn
 
 from countermark.bench.imaging.experiment import ImagingCell
-from countermark.bench.imaging.photographs import Photographs
-from countermark.bench.imaging.tasks import spoilt
+from countermark.bench.imaging.photographs import PhotographSquares
+from countermark.bench.imaging.tasks import spoil_images
 from countermark.bench.train import Checkpoint
 from countermark.embedding import OutputEmbedding
 from countermark.keys.key import Key, KeyMaterial
@@ -25,13 +25,13 @@ from countermark.schemes.outputs_training import Given
 CACHE = Path(".cache/images")
 
 
-def scheme_in(cell: ImagingCell) -> DeepWatermarking:
+def make_cell_scheme(cell: ImagingCell) -> DeepWatermarking:
     """Make the scheme of a cell, with channels, side and task of the images."""
     known = {"channels": cell.images.channels, "side": cell.images.side, "task": cell.images.task}
     return DeepWatermarking.from_fields(known | cell.form.fields)
 
 
-def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]) -> Key:
+def load_barrier_key(cell: ImagingCell, data: PhotographSquares, siblings: Sequence[Images]) -> Key:
     """Return the key of a cell's barrier; train the barrier unless the cache has it.
 
     Args:
@@ -39,7 +39,7 @@ def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]
         data: the networks H and R are trained on the owner's images.
         siblings: images of unmarked networks, for the published form.
     """
-    scheme = scheme_in(cell)
+    scheme = make_cell_scheme(cell)
     content: dict[str, Any] = {
         "fields": {each.name: scheme.to_fields()[each.name] for each in fields(scheme)},
         "images": cell.images.model_dump(mode="json"),
@@ -48,15 +48,15 @@ def barrier_key(cell: ImagingCell, data: Photographs, siblings: Sequence[Images]
     }
     digest = hashlib.sha256(rfc8785.dumps(content)).hexdigest()[:16]
     folder = CACHE / f"{digest}.key"
-    given = data.owner, spoilt(data.owner, cell.images.task, 3)
-    key = kept_key(folder, scheme, KeyMaterial.from_test_seed(cell.seed), given, "bench")
+    given = data.owner, spoil_images(data.owner, cell.images.task, 3)
+    key = load_or_train_key(folder, scheme, KeyMaterial.from_test_seed(cell.seed), given, "bench")
     return scheme.with_calibration(key, [list(each) for each in siblings])
 
 
-def kept_key(
+def load_or_train_key(
     folder: Path, scheme: DeepWatermarking, material: KeyMaterial, given: Given, owner: str
 ) -> Key:
-    """Return the key in a folder of the cache; train it with `trained_key` unless it is there.
+    """Return the key in a folder of the cache; train it with `train_key` unless it is there.
 
     The lock makes cells that run side by side wait for one training.
     """
@@ -64,13 +64,13 @@ def kept_key(
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             checkpoint = Checkpoint(folder.with_suffix(".pt"))
-            trained_key(scheme, material, given, owner, checkpoint).save(folder)
+            train_key(scheme, material, given, owner, checkpoint).save(folder)
             # The key is complete on disk here, so that nothing needs the checkpoint any more.
             checkpoint.remove()
     return Key.load(folder)
 
 
-def trained_key(
+def train_key(
     scheme: DeepWatermarking, material: KeyMaterial, given: Given, owner: str,
     saving: Checkpoint | None = None,
 ) -> Key:  # fmt: skip

@@ -26,7 +26,7 @@ _NOISE = 5 / 255
 _SMALLER = 0.75
 
 
-def warp(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def warp_pairs(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate, crop and resize both images of each pair alike, at random.
 
     Args:
@@ -49,24 +49,24 @@ def warp(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def jpeg(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def compress_images(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Compress the victim's images by JPEG of quality 75."""
-    return given, torch.stack([_jpeg(each) for each in wanted])
+    return given, torch.stack([_compress_image(each) for each in wanted])
 
 
-def blur(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def blur_images(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Blur the victim's images by a 3 × 3 mean."""
     # Zero padding would darken the border of the image.
     padded = F.pad(wanted, (1, 1, 1, 1), mode="replicate")
     return given, F.avg_pool2d(padded, 3, stride=1)
 
 
-def noise(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def add_noise(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Add noise of 5 grey levels to the victim's images."""
     return given, wanted + _NOISE * torch.randn_like(wanted)
 
 
-def resize(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def resize_images(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Shrink the victim's images by a quarter and enlarge them again."""
     height, width = wanted.shape[2:]
     size = round(_SMALLER * height), round(_SMALLER * width)
@@ -75,11 +75,12 @@ def resize(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 SPOILS: Mapping[str, Spoil] = {
-    "warp": warp, "jpeg": jpeg, "blur": blur, "noise": noise, "resize": resize
+    "warp": warp_pairs, "jpeg": compress_images, "blur": blur_images, "noise": add_noise,
+    "resize": resize_images,
 }  # fmt: skip
 
 
-def averaged_out(marked: Tensor) -> Tensor:
+def subtract_shared_pattern(marked: Tensor) -> Tensor:
     """Subtract from images uint8 (N, C, H, W) the rough pattern that all of them share.
 
     The pattern is the mean, over all images, of each image minus its own 5 × 5 mean: a mark that
@@ -91,7 +92,7 @@ def averaged_out(marked: Tensor) -> Tensor:
     return (levels - rough).round().clamp(0, 255).to(torch.uint8)
 
 
-def _jpeg(image: Tensor) -> Tensor:
+def _compress_image(image: Tensor) -> Tensor:
     """Compress one image (C, H, W) with levels from 0 to 1 by JPEG."""
     # Imported late: only this attack needs Pillow.
     import PIL.Image

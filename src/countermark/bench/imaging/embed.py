@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from countermark._internal.files import write_bytes
 from countermark.bench.embed import (
     Order,
-    about_to_write,
-    check_places,
-    forget,
-    keep,
-    kept_material,
-    saved_before,
+    check_output_places,
+    is_key_saved,
+    load_or_make_material,
+    record_writing,
+    remove_resume_folder,
+    save_resume_state,
 )
-from countermark.bench.imaging.cell import likeness
-from countermark.bench.imaging.photographs import DRAWN, Photographs, photographs
-from countermark.bench.imaging.tasks import Task, spoilt
+from countermark.bench.imaging.cell import compare_images
+from countermark.bench.imaging.photographs import DRAWN, PhotographSquares, photographs
+from countermark.bench.imaging.tasks import Task, spoil_images
 from countermark.bench.models import build
-from countermark.bench.train import Checkpoint, seeded
+from countermark.bench.train import Checkpoint, seed_torch
 from countermark.checkpoints import save_weights
 from countermark.embedding import OutputEmbedding
 from countermark.errors import ConfigError, CountermarkError
@@ -62,48 +62,48 @@ def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]
         CountermarkError: a wrong name or field, an existing key or model, a mark that failed;
             nothing is written then.
     """
-    scheme = _scheme(order)
+    scheme = _make_order_scheme(order)
     resume = Path(order.out + ".resume")
-    check_places(order, resume)
+    check_output_places(order, resume)
     counts = _SQUARES.get(order.data, _OF_PHOTOGRAPHS)
     data = photographs(order.data, counts, side=scheme.side, channels=scheme.channels)
-    seeded(order.seed, "init")
-    network = _built(order, data)
-    material = kept_material(order, resume)
-    keep(order, resume, material)
+    seed_torch(order.seed, "init")
+    network = _build_network(order, data)
+    material = load_or_make_material(order, resume)
+    save_resume_state(order, resume, material)
     try:
-        given = spoilt(data.owner, task_of(scheme), order.seed)
-        trained = _trained(network, given, data.owner, order, resume)
+        given = spoil_images(data.owner, get_task(scheme), order.seed)
+        trained = _train_network(network, given, data.owner, order, resume)
         mark = OutputEmbedding(
             scheme, trained, owner=order.owner, outputs=run_network(trained, given), inputs=given,
-            material=material, siblings=_siblings(order, scheme, data, resume),
+            material=material, siblings=_make_sibling_images(order, scheme, data, resume),
         )  # fmt: skip
         mark.saving = Checkpoint(resume / "barrier.pt")
         with mark:
             barrier = mark.wrap()
         key = mark.key
     except CountermarkError:  # a repeated command would fail here again
-        forget(resume)
+        remove_resume_folder(resume)
         raise
     # Another seed than for training: the test noise is new to the network.
-    asked = spoilt(data.test, task_of(scheme), order.seed + 1)
+    asked = spoil_images(data.test, get_task(scheme), order.seed + 1)
     plain = run_network(trained, asked)
-    figures = _figures(plain, barrier, asked, data, key)
+    figures = _measure_marked_outputs(plain, barrier, asked, data, key)
     for number, each in enumerate(plain.numpy() if order.outputs else ()):
         write_bytes(Path(str(order.outputs)) / f"{number:05}.png", encode_png(each))
     # From here on only files are written: a repeated command finishes them.
-    about_to_write(resume)
+    record_writing(resume)
     save_weights(trained.state_dict(), Path(order.out))
     # An interrupted command may have written the key already.
-    if order.key and not saved_before(Path(order.key), key):
+    if order.key and not is_key_saved(Path(order.key), key):
         key.with_model(order.model, order.model_arguments).save(order.key, passphrase)
-    forget(resume)
+    remove_resume_folder(resume)
     return {"model": order.out, "key": order.key, "scheme": order.scheme} | figures | {
         "epochs": order.epochs, "seed": order.seed, "torch": torch.__version__
     }  # fmt: skip
 
 
-def output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
+def make_output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
     """Make the scheme of that name; its fields must name the task of the network.
 
     Raises:
@@ -112,20 +112,20 @@ def output_scheme(name: str, fields: Mapping[str, Any]) -> DeepWatermarking:
     scheme = find_scheme_class(name).from_fields(fields)
     if not isinstance(scheme, DeepWatermarking):
         raise ConfigError(f"{scheme.name} has no barrier: expected deep_watermarking")
-    task_of(scheme)
+    get_task(scheme)
     return scheme
 
 
-def _scheme(order: Order) -> DeepWatermarking:
+def _make_order_scheme(order: Order) -> DeepWatermarking:
     """Make the scheme of an order; refuse options that only classifiers have."""
-    scheme = output_scheme(order.scheme, order.fields)
+    scheme = make_output_scheme(order.scheme, order.fields)
     for name in ("start", "teacher"):
         if getattr(order, name):
             raise ConfigError(f"--{name} is for classifiers: leave it out")
     return scheme
 
 
-def task_of(scheme: DeepWatermarking) -> Task:
+def get_task(scheme: DeepWatermarking) -> Task:
     """Return the task of the network.
 
     Raises:
@@ -138,7 +138,7 @@ def task_of(scheme: DeepWatermarking) -> Task:
     return scheme.task
 
 
-def _built(order: Order, data: Photographs) -> nn.Module:
+def _build_network(order: Order, data: PhotographSquares) -> nn.Module:
     """Build the network, and check that it turns an image into an image of the same shape."""
     channels = data.owner.shape[1]
     arguments = dict(order.model_arguments)
@@ -165,7 +165,7 @@ def _built(order: Order, data: Photographs) -> nn.Module:
     return model
 
 
-def _trained(
+def _train_network(
     network: nn.Module, given: Tensor, wanted: Tensor, order: Order, resume: Path
 ) -> nn.Module:
     """Train the network itself, by the squared error."""
@@ -178,15 +178,15 @@ def _trained(
     )
 
 
-def _siblings(
-    order: Order, scheme: DeepWatermarking, data: Photographs, resume: Path
+def _make_sibling_images(
+    order: Order, scheme: DeepWatermarking, data: PhotographSquares, resume: Path
 ) -> list[Images]:
     """Make images with unmarked networks from inputs of their own, if the form needs them."""
     if not scheme.needs_siblings:
         return []
     found = []
     for number in range(order.siblings):
-        given = spoilt(data.owner, task_of(scheme), order.seed + 2 + number)
+        given = spoil_images(data.owner, get_task(scheme), order.seed + 2 + number)
         copying = CopyingOptions(
             ("unet", "cnet", "res9")[number % 3],
             # A quarter of the network's own training.
@@ -199,8 +199,8 @@ def _siblings(
     return found
 
 
-def _figures(
-    plain: Tensor, barrier: Callable[[Tensor], Tensor], asked: Tensor, data: Photographs,
+def _measure_marked_outputs(
+    plain: Tensor, barrier: Callable[[Tensor], Tensor], asked: Tensor, data: PhotographSquares,
     key: Key,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the network, the barrier and the reading of marked test images."""
@@ -210,8 +210,8 @@ def _figures(
         marked = (255 * barrier(asked.float() / 255)).round().to(torch.uint8)
     evidence = scheme.extract([np.asarray(each) for each in marked.numpy()], key)
     return {
-        "task_psnr": likeness(plain, data.test)["psnr"],
-        **likeness(marked, plain),
+        "task_psnr": compare_images(plain, data.test)["psnr"],
+        **compare_images(marked, plain),
         "bits": evidence.bits,
         "unit": evidence.unit,
         "matched": evidence.match_count,

@@ -13,10 +13,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from countermark.bench.imaging.breaks import Break
 from countermark.bench.imaging.tasks import Task
-from countermark.bench.strict import Addressed, Name, Strict
+from countermark.bench.strict import CellSpec, Name, SpecModel
 
 
-class Images(Strict):
+class ImagingData(SpecModel):
     """What the network is given and makes.
 
     Attributes:
@@ -34,14 +34,14 @@ class Images(Strict):
     channels: Literal[1, 3] = 1
 
 
-class Form(Strict):
+class BarrierForm(SpecModel):
     """A barrier: the fields of `deep_watermarking`."""
 
     label: str
     fields: dict[str, Any] = Field(default={})
 
 
-class Surrogate(Strict):
+class SurrogateSpec(SpecModel):
     """How a thief copies, or what becomes of the barrier.
 
     Attributes:
@@ -62,7 +62,7 @@ class Surrogate(Strict):
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-class Copies(Strict):
+class CopyingSpec(SpecModel):
     """How long surrogates are trained, and on what the features of a perceptual loss were."""
 
     steps: PositiveInt
@@ -71,7 +71,7 @@ class Copies(Strict):
     features_data: str = ""
 
 
-class ImagingExperiment(Strict):
+class ImagingExperiment(SpecModel):
     """The whole file; `track` says how far it is from the paper's own scale.
 
     `siblings` unmarked networks are what the published form is ranked among.
@@ -81,25 +81,25 @@ class ImagingExperiment(Strict):
     title: str
     track: str
     seeds: tuple[int, ...]
-    images: Images
-    copies: Copies
+    images: ImagingData
+    copies: CopyingSpec
     siblings: NonNegativeInt = 0
-    forms: tuple[Form, ...]
-    surrogates: tuple[Surrogate, ...] = ()
+    forms: tuple[BarrierForm, ...]
+    surrogates: tuple[SurrogateSpec, ...] = ()
 
 
-class ImagingCell(Addressed):
+class ImagingCell(CellSpec):
     """One barrier at one seed, by itself or copied."""
 
-    images: Images
-    copies: Copies
+    images: ImagingData
+    copies: CopyingSpec
     siblings: NonNegativeInt
     label: str
-    form: Form
-    surrogate: Surrogate | None
+    form: BarrierForm
+    surrogate: SurrogateSpec | None
 
 
-def imaging_cells(experiment: ImagingExperiment) -> Iterator[ImagingCell]:
+def list_imaging_cells(experiment: ImagingExperiment) -> Iterator[ImagingCell]:
     """Every cell: each form by itself, then with each surrogate, at each seed."""
     for form in experiment.forms:
         for surrogate in (None, *experiment.surrogates):

@@ -29,7 +29,7 @@ _DRAWN = 120  # number of drawn scenes
 
 
 @dataclass(frozen=True)
-class Photographs:
+class PhotographSquares:
     """Squares uint8 (N, C, S, S) of owner, thief and test."""
 
     owner: Tensor
@@ -39,7 +39,7 @@ class Photographs:
 
 def photographs(
     name: str, counts: tuple[int, int, int], *, side: int = 64, channels: int = 1, seed: int = 0
-) -> Photographs:
+) -> PhotographSquares:
     """Cut squares for owner, thief and test at random from images of half size.
 
     Args:
@@ -53,24 +53,24 @@ def photographs(
         DataError: there are too few images of that size.
         SuspectError: the folder cannot be read.
     """
-    scenes = _scenes(name, side, channels)
+    scenes = _load_scenes(name, side, channels)
     cut = [
         # Each part has a generator of its own: more squares for one leave the others unchanged.
-        _cut(_of_part(scenes, part), count, side, np.random.default_rng([seed, order]))
+        _cut_squares(_select_part(scenes, part), count, side, np.random.default_rng([seed, order]))
         for order, (part, count) in enumerate(zip(_SHARES, counts, strict=True))
     ]
-    return Photographs(*cut)
+    return PhotographSquares(*cut)
 
 
-def _scenes(name: str, side: int, channels: int) -> dict[str, Pixels]:
+def _load_scenes(name: str, side: int, channels: int) -> dict[str, Pixels]:
     """Return images (C, H, W) by name, each at least as large as a square."""
     if name == DRAWN:
-        return {f"{each}": scene(each, max(96, side), channels) for each in range(_DRAWN)}
+        return {f"{each}": draw_scene(each, max(96, side), channels) for each in range(_DRAWN)}
     found = {}
     # Images are halved below, so that they need twice the side of a square.
     for output in ImageFolder(Path(name), 2 * side).read():
         if output.picture is not None:
-            found[output.name] = _halved(output.picture, channels)
+            found[output.name] = _halve_image(output.picture, channels)
     if len(found) < 10:
         raise DataError(
             f"{name}: {len(found)} pictures with sides of {2 * side} pixels or more: expected 10 "
@@ -79,7 +79,7 @@ def _scenes(name: str, side: int, channels: int) -> dict[str, Pixels]:
     return found
 
 
-def _of_part(scenes: dict[str, Pixels], part: str) -> list[Pixels]:
+def _select_part(scenes: dict[str, Pixels], part: str) -> list[Pixels]:
     """Return the images of a part, by the order of their names' digests, without any seed."""
     ordered = sorted(scenes, key=lambda name: hashlib.sha256(name.encode()).digest())
     # Rounded up: the parts follow each other without gap or overlap.
@@ -87,7 +87,9 @@ def _of_part(scenes: dict[str, Pixels], part: str) -> list[Pixels]:
     return [scenes[name] for name in ordered[first:end]]
 
 
-def _cut(scenes: list[Pixels], count: int, side: int, random: np.random.Generator) -> Tensor:
+def _cut_squares(
+    scenes: list[Pixels], count: int, side: int, random: np.random.Generator
+) -> Tensor:
     """Cut `count` squares at random from the images, as a tensor (count, C, S, S)."""
     found = np.empty((count, len(scenes[0]), side, side), dtype=np.uint8)
     for row in range(count):
@@ -97,7 +99,7 @@ def _cut(scenes: list[Pixels], count: int, side: int, random: np.random.Generato
     return torch.from_numpy(found)
 
 
-def _halved(picture: Pixels, channels: int) -> Pixels:
+def _halve_image(picture: Pixels, channels: int) -> Pixels:
     """Convert an image to `channels` channels and halve its height and width."""
     if channels == 1 and len(picture) == 3:
         picture = convert_to_grey(picture)
@@ -108,7 +110,7 @@ def _halved(picture: Pixels, channels: int) -> Pixels:
     return levels
 
 
-def scene(seed: int, side: int = 96, channels: int = 1) -> Pixels:
+def draw_scene(seed: int, side: int = 96, channels: int = 1) -> Pixels:
     """Draw a scene (C, S, S): a slanted ground, discs and bars, texture, a little blur."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j]

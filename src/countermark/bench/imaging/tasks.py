@@ -20,7 +20,7 @@ _NOISE = 25.0  # grey levels
 _STREAKS = 0.015  # share of pixels at which a streak begins
 
 
-def spoilt(images: Tensor, task: Task, seed: int) -> Tensor:
+def spoil_images(images: Tensor, task: Task, seed: int) -> Tensor:
     """Return the inputs of a task: images uint8 (N, C, H, W) with the defect added.
 
     Args:
@@ -33,7 +33,7 @@ def spoilt(images: Tensor, task: Task, seed: int) -> Tensor:
     return torch.from_numpy(found)
 
 
-def rain(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+def add_rain(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
     """Add rain to an image (C, H, W): streaks of one slant, of many lengths and brightnesses."""
     height, width = image.shape[1:]
     slant, longest = random.uniform(-0.5, 0.5), int(random.integers(8, 20))
@@ -48,13 +48,13 @@ def rain(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.ui
     return np.rint(light).astype(np.uint8)
 
 
-def noise(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+def add_noise(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
     """Add Gaussian noise of 25 grey levels."""
     noisy = image + _NOISE * random.normal(size=image.shape)
     return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
 
 
-def coarse(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:  # noqa: ARG001
+def coarsen_image(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:  # noqa: ARG001
     """Halve an image and enlarge it again bilinearly, so that its detail is lost."""
     levels = torch.from_numpy(image.copy()).float()[None]
     half = F.avg_pool2d(levels, 2)
@@ -64,7 +64,7 @@ def coarse(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.
 
 
 _SPOILERS: Mapping[str, Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]] = {
-    "derain": rain,
-    "denoise": noise,
-    "super_resolution": coarse,
+    "derain": add_rain,
+    "denoise": add_noise,
+    "super_resolution": coarsen_image,
 }

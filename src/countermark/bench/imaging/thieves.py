@@ -13,8 +13,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from countermark.bench.imaging.barriers import CACHE, kept_key
-from countermark.bench.imaging.photographs import Photographs
+from countermark.bench.imaging.barriers import CACHE, load_or_train_key
+from countermark.bench.imaging.photographs import PhotographSquares
 from countermark.bench.models import build
 from countermark.bench.train import Checkpoint
 from countermark.bench.zoo import CACHE as HOSTS
@@ -36,7 +36,7 @@ _THIEFS_SECRET = 987_654_321
 _FEATURES = 13  # layers of VGG16, up to the second halving of the image
 
 
-def cached(
+def load_or_train_surrogate(
     given: Tensor, wanted: Tensor, copying: CopyingOptions, about: Mapping[str, Any] | None,
     saving: Checkpoint | None = None,
 ) -> nn.Module:  # fmt: skip
@@ -69,7 +69,7 @@ def cached(
     return network.eval().requires_grad_(False)
 
 
-def absorbing(
+def train_absorbing_network(
     pairs: tuple[Tensor, Tensor], live: KeyNetworks, copying: CopyingOptions,
     saving: Checkpoint | None = None, *, network: nn.Module | None = None, strength: float = 1.0,
 ) -> nn.Module:  # fmt: skip
@@ -92,7 +92,9 @@ def absorbing(
     )
 
 
-def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: str) -> Tensor:
+def remove_mark(
+    images: Tensor, scheme: DeepWatermarking, data: PhotographSquares, how: str
+) -> Tensor:
     """Return images uint8 (N, C, S, S) after an attack with the thief's own barrier.
 
     Args:
@@ -102,7 +104,7 @@ def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: st
         how: "replace" puts the thief's mark over the owner's; "remover" applies a network that
             learnt to remove the thief's mark, from pairs with and without it.
     """
-    own = _thiefs_barrier(scheme, data)
+    own = _load_thiefs_barrier(scheme, data)
     if how == "replace":
         return torch.from_numpy(own.mark_images(images.numpy()))
     pairs = torch.from_numpy(own.mark_images(data.test.numpy())), data.test
@@ -112,18 +114,18 @@ def removed(images: Tensor, scheme: DeepWatermarking, data: Photographs, how: st
     return run_network(remover, images)
 
 
-def _thiefs_barrier(scheme: DeepWatermarking, data: Photographs) -> KeyNetworks:
+def _load_thiefs_barrier(scheme: DeepWatermarking, data: PhotographSquares) -> KeyNetworks:
     """Load the thief's barrier from the cache; train it on the thief's images first."""
     digest = hashlib.sha256(rfc8785.dumps(scheme.to_fields()))
     # Other images give another barrier, even with the same scheme.
     digest.update(data.thief.numpy().tobytes())
     folder = CACHE / f"thief-{digest.hexdigest()[:16]}.key"
     material, given = KeyMaterial.from_test_seed(_THIEFS_SECRET), (data.thief, data.thief)
-    return scheme.load_networks(kept_key(folder, scheme, material, given, "a thief"))
+    return scheme.load_networks(load_or_train_key(folder, scheme, material, given, "a thief"))
 
 
 @lru_cache(maxsize=1)
-def features_of(data: str) -> Features:
+def load_features(data: str) -> Features:
     """Return the features of an unmarked VGG16 of width .25, as a function of images (N, C, H, W).
 
     The network is trained on CIFAR-10 here. The VGG19 of the paper, trained on ImageNet, is not
@@ -146,9 +148,9 @@ def features_of(data: str) -> Features:
     model.load_state_dict(load_state(Path(host_path(spec, HOSTS))))
     layers = nn.Sequential(*list(model.eval().requires_grad_(False).features)[:_FEATURES])  # type: ignore[arg-type]
 
-    def seen(images: Tensor) -> Tensor:
+    def compute_features(images: Tensor) -> Tensor:
         """Compute the features of images (N, C, H, W); grey becomes three equal channels."""
         found: Tensor = layers(images.expand(-1, 3, -1, -1))
         return found
 
-    return seen
+    return compute_features

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from countermark.bench.mpai.classifiers import Classifiers
+from countermark.bench.mpai.classifiers import ClassifierTechnology
 from countermark.bench.mpai.evaluation import evaluate
-from countermark.bench.mpai.images import ImageNetworks
+from countermark.bench.mpai.images import ImageTechnology
 from countermark.bench.mpai.trial import Technology, Trial
 from countermark.errors import ConfigError
 from countermark.schemes import find_scheme_class
@@ -34,9 +34,9 @@ def run(trial: Trial, only: list[str] | None = None) -> dict[str, Any]:
         ConfigError: there is no such modification, or scheme, model and fields do not fit.
     """
     # A scheme of outputs marks the images a network makes; all others mark classifiers.
-    kind: type[Classifiers | ImageNetworks] = Classifiers
+    kind: type[ClassifierTechnology | ImageTechnology] = ClassifierTechnology
     if issubclass(find_scheme_class(trial.scheme), OutputScheme):
-        kind = ImageNetworks
+        kind = ImageTechnology
     usual = trial.modifications or kind.modifications
     known = dict.fromkeys(name for name, _ in usual)
     if only and not set(only) <= set(known):

@@ -15,18 +15,18 @@ from torch import nn
 
 from countermark.attacks import find_attack
 from countermark.bench.data import load_data
-from countermark.bench.marking import marking, scheme_for
+from countermark.bench.marking import make_embedding, make_scheme
 from countermark.bench.models import build, recipe
-from countermark.bench.mpai.trial import Modification, Network, Trial
-from countermark.bench.siblings import Siblings, train_siblings
-from countermark.bench.train import Course, accuracy, batches_of, fit, seeded
+from countermark.bench.mpai.trial import MarkedNetworks, Modification, Trial
+from countermark.bench.siblings import TrainedSiblings, train_siblings
+from countermark.bench.train import Course, accuracy, count_batches, fit, seed_torch
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import Verdict
 from countermark.verification.verify import examine
 
 
-class Classifiers:
+class ClassifierTechnology:
     """A technology that marks classifiers, by a scheme of weights or triggers.
 
     Raises:
@@ -53,29 +53,29 @@ class Classifiers:
         self._data = load_data(trial.data).subset(trial.train)
         self._plain: dict[str, nn.Module] = {}  # unmarked hosts, by commitments of the keys
 
-    def marked(self, number: int) -> Network:
+    def mark_network(self, number: int) -> MarkedNetworks:
         """Train the unmarked network `number`, and mark a copy of it with each payload.
 
         Raises:
             ConfigError: the training is too short for the scheme to begin.
         """
         trial, data, course = self._trial, self._data, Course(self._trial.epochs, number)
-        seeded(number, "init")
+        seed_torch(number, "init")
         plain, start = build(trial.model, {}), time.process_time()
         fit(plain, data, self._how, course)
         trained = time.process_time() - start
-        batches = trial.epochs * batches_of(data, self._how)
-        scheme = scheme_for(trial.scheme, trial.fields, data, batches, stored=True)
+        batches = trial.epochs * count_batches(data, self._how)
+        scheme = make_scheme(trial.scheme, trial.fields, data, batches, stored=True)
         # Marking goes on from the trained network, on batches in another order.
         marked, keys, course = [], [], replace(course, seed=number + 1)
         start = time.process_time()
-        with self._siblings(plain, course, scheme.needs_siblings) as siblings:
+        with self._prepare_siblings(plain, course, scheme.needs_siblings) as siblings:
             for payload in range(trial.payloads):
                 host, material = (
                     copy.deepcopy(plain),
                     KeyMaterial.from_test_seed(1000 * number + payload),
                 )
-                with marking(
+                with make_embedding(
                     scheme, host, data, owner="mpai", material=material, siblings=siblings
                 ) as mark:
                     fit(host, data, self._how, course, mark=mark)
@@ -87,10 +87,12 @@ class Classifiers:
                 keys.append(mark.drawn_key)
                 if scheme.needs_siblings and mark.drawn_key.tensors:
                     self._plain[mark.drawn_key.commitment] = plain
-        return Network(plain, marked, keys, trained, time.process_time() - start)
+        return MarkedNetworks(plain, marked, keys, trained, time.process_time() - start)
 
     @contextmanager
-    def _siblings(self, plain: nn.Module, course: Course, needed: bool) -> Iterator[Siblings]:
+    def _prepare_siblings(
+        self, plain: nn.Module, course: Course, needed: bool
+    ) -> Iterator[TrainedSiblings]:
         """Train unmarked siblings that go on from the same network; their files go afterwards."""
         count = self._trial.siblings if needed else 0
         with tempfile.TemporaryDirectory() as folder:
@@ -99,17 +101,17 @@ class Classifiers:
                 count=count, folder=Path(folder),
             )  # fmt: skip
 
-    def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
+    def modify_network(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
         """Run an attack on a network and return the result."""
         return find_attack(name).from_fields(fields).run(model, self._data).model
 
-    def asked(self, model: nn.Module, key: Key) -> Verdict:
+    def judge_network(self, model: nn.Module, key: Key) -> Verdict:
         """Judge a network by a key."""
         # Only keys of learnt readers have an entry: their verdicts compare with an unmarked model.
         plain = self._plain.get(key.commitment)
         unmarked = [] if plain is None else [plain]
-        return examine(model, key, self._trial.terms, unmarked=unmarked)
+        return examine(model, key, self._trial.verification_options, unmarked=unmarked)
 
-    def good(self, model: nn.Module) -> float:
+    def measure_quality(self, model: nn.Module) -> float:
         """Measure test accuracy in percent."""
         return 100 * accuracy(model, self._data)

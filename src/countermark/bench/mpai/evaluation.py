@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from countermark._internal.progress import show_progress
-from countermark.bench.mpai.trial import Modification, Network, Technology, Trial
-from countermark.bench.provenance import provenance
+from countermark.bench.mpai.trial import MarkedNetworks, Modification, Technology, Trial
+from countermark.bench.provenance import collect_provenance
 from countermark.errors import ConfigError
 
 
@@ -33,22 +33,22 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
     """
     if trial.networks < 1 or trial.payloads < 1:
         raise ConfigError("mpai needs at least one network and one payload")
-    memory, good, started = _peak(), technology.good, time.monotonic()
-    networks = [technology.marked(number) for number in range(trial.networks)]
+    memory, good, started = _measure_peak_memory(), technology.measure_quality, time.monotonic()
+    networks = [technology.mark_network(number) for number in range(trial.networks)]
     inserting = sum(each.seconds for each in networks) / (trial.networks * trial.payloads)
     # The minimum, since the first training also loads libraries.
     training = min(each.trained for each in networks)
     before = [good(each.plain) for each in networks]
     after = [good(one) for each in networks for one in each.marked]
-    rows = [_robustness(technology, networks, None)]
+    rows = [_measure_robustness(technology, networks, None)]
     with show_progress("mpai, modifications", len(trial.modifications)) as advance:
         for modification in trial.modifications:
-            rows.append(_robustness(technology, networks, modification))
+            rows.append(_measure_robustness(technology, networks, modification))
             advance(1)
     first = networks[0]
-    detecting = _seconds(lambda: technology.asked(first.marked[0], first.keys[0]))
+    detecting = _measure_seconds(lambda: technology.judge_network(first.marked[0], first.keys[0]))
     return {
-        "trial": _as_json(trial),
+        "trial": _encode_trial(trial),
         "imperceptibility": {
             f"{technology.quality}_unmarked": statistics.mean(before),
             f"{technology.quality}_marked": statistics.mean(after),
@@ -57,35 +57,35 @@ def evaluate(trial: Trial, technology: Technology) -> dict[str, Any]:
         "cost": {
             "insert_seconds": inserting, "insert_ratio": inserting / training,
             "detect_and_decode_seconds": detecting,
-            "peak_memory_mib": _peak(), "of_which_before_mib": memory,
+            "peak_memory_mib": _measure_peak_memory(), "of_which_before_mib": memory,
         },
-        "provenance": provenance(time.monotonic() - started),
+        "provenance": collect_provenance(time.monotonic() - started),
     }  # fmt: skip
 
 
-def _robustness(
-    technology: Technology, networks: Sequence[Network], modification: Modification | None
+def _measure_robustness(
+    technology: Technology, networks: Sequence[MarkedNetworks], modification: Modification | None
 ) -> dict[str, Any]:
     """Modify all networks alike and return one row of detector and decoder results."""
     false_positives = false_negatives = 0
     errors: list[float] = []
     quality: list[float] = []
 
-    def changed(model: nn.Module) -> nn.Module:
+    def apply_modification(model: nn.Module) -> nn.Module:
         """Apply the modification, if there is one."""
-        return technology.modified(model, *modification) if modification else model
+        return technology.modify_network(model, *modification) if modification else model
 
     for network in networks:
-        plain = changed(network.plain)
+        plain = apply_modification(network.plain)
         # At most one false positive for each unmarked network, however many keys claim it.
-        false_positives += any(technology.asked(plain, key).owned for key in network.keys)
+        false_positives += any(technology.judge_network(plain, key).owned for key in network.keys)
         for model, key in zip(network.marked, network.keys, strict=True):
-            copy = changed(model)
-            verdict = technology.asked(copy, key)
+            copy = apply_modification(model)
+            verdict = technology.judge_network(copy, key)
             false_negatives += not verdict.owned
             # A modified network may have no readable symbols; it counts as a false negative only.
             errors += [] if verdict.ber is None else [verdict.ber]
-            quality.append(technology.good(copy))
+            quality.append(technology.measure_quality(copy))
     name, fields = modification or ("none", {})
     return {
         "modification": name, "fields": dict(fields),
@@ -96,20 +96,20 @@ def _robustness(
     }  # fmt: skip
 
 
-def _seconds(what: Callable[[], object]) -> float:
+def _measure_seconds(what: Callable[[], object]) -> float:
     """Return the CPU seconds that a call takes."""
     start = time.process_time()
     what()
     return time.process_time() - start
 
 
-def _peak() -> float:
+def _measure_peak_memory() -> float:
     """Return the most memory that this process has used so far, in MiB."""
     # Linux counts in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _as_json(trial: Trial) -> dict[str, Any]:
+def _encode_trial(trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON values."""
     shown = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
     shown["fields"] = dict(trial.fields)

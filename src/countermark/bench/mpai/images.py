@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from countermark.attacks import find_attack
-from countermark.bench.imaging.barriers import trained_key
-from countermark.bench.imaging.cell import likeness
-from countermark.bench.imaging.embed import output_scheme, task_of
+from countermark.bench.imaging.barriers import train_key
+from countermark.bench.imaging.cell import compare_images
+from countermark.bench.imaging.embed import get_task, make_output_scheme
 from countermark.bench.imaging.photographs import DRAWN, photographs
-from countermark.bench.imaging.tasks import spoilt
-from countermark.bench.imaging.thieves import absorbing
-from countermark.bench.mpai.trial import Modification, Network, Trial
+from countermark.bench.imaging.tasks import spoil_images
+from countermark.bench.imaging.thieves import train_absorbing_network
+from countermark.bench.mpai.trial import MarkedNetworks, Modification, Trial
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.predictors.base import Images
@@ -33,14 +33,14 @@ from countermark.schemes.deep_watermarking.surrogates import (
 )
 from countermark.verification.verify import examine
 
-# Numbers of training images that owner and thief each get if the trial sets none: fewer of drawn
-# images than of photographs, which vary more. `_TEST` images are read by the detector.
+# Numbers of training images that owner and thief each get if the trial sets none, for drawn images
+# and for photographs. `_TEST` images are read by the detector.
 _SQUARES = {DRAWN: 256}
 _OF_PHOTOGRAPHS, _TEST = 3000, 100
 _FIRST_SIBLING = 5_000_000  # first seed of siblings, above the number of any network
 
 
-class ImageNetworks:
+class ImageTechnology:
     """A technology that marks networks from images to images, by a scheme of outputs.
 
     Raises:
@@ -64,58 +64,65 @@ class ImageNetworks:
         if trial.model != self.model:
             raise ConfigError(f"model {trial.model}: {trial.scheme} is evaluated in unet")
         self._trial = trial
-        self._scheme = scheme = output_scheme(trial.scheme, trial.fields)
-        self._task = task_of(scheme)
+        self._scheme = scheme = make_output_scheme(trial.scheme, trial.fields)
+        self._task = get_task(scheme)
         count = trial.train or _SQUARES.get(trial.data, _OF_PHOTOGRAPHS)
         self._data = photographs(
             trial.data, (count, count, _TEST), side=scheme.side, channels=scheme.channels
         )
         # Degraded inputs of the network: `_given` for training, `_asked` for the detector.
-        self._given = self._given_to(self._data.owner, 1)
-        self._asked = self._given_to(self._data.test, 2)
+        self._given = self._spoil_images(self._data.owner, 1)
+        self._asked = self._spoil_images(self._data.test, 2)
 
-    def marked(self, number: int) -> Network:
+    def mark_network(self, number: int) -> MarkedNetworks:
         """Train the unmarked network `number`, and mark a copy of it with each payload."""
         owner, trial, start = self._data.owner, self._trial, time.process_time()
-        copying = self._copying(trial.epochs, number)
+        copying = self._make_copying_options(trial.epochs, number)
         plain = train_surrogate(self._given, owner, copying)
         trained = time.process_time() - start
         marked, keys, start = [], [], time.process_time()
-        siblings = self._siblings(plain, copying)
+        siblings = self._make_sibling_images(plain, copying)
         for payload in range(trial.payloads):
-            key = self._key(KeyMaterial.from_test_seed(1000 * number + payload), siblings)
+            key = self._train_key(KeyMaterial.from_test_seed(1000 * number + payload), siblings)
             network = copy.deepcopy(plain).requires_grad_(True)
             live = self._scheme.load_networks(key)
-            marked.append(absorbing((self._given, owner), live, copying, network=network))
+            marked.append(
+                train_absorbing_network((self._given, owner), live, copying, network=network)
+            )
             keys.append(key)
-        return Network(plain, marked, keys, trained, time.process_time() - start)
+        return MarkedNetworks(plain, marked, keys, trained, time.process_time() - start)
 
-    def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
+    def modify_network(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
         """Modify a network as a thief could, with their own images and without a key."""
         # The attacks of these two names train classifiers, so networks of images have their own.
         if name not in ("fine_tune", "imitate"):
             return find_attack(name).from_fields(fields).run(model).model
-        given, copying = self._given_to(self._data.thief, 3), self._copying(fields["epochs"], 99)
+        given, copying = (
+            self._spoil_images(self._data.thief, 3),
+            self._make_copying_options(fields["epochs"], 99),
+        )
         if name == "imitate":
             return train_surrogate(given, run_network(model, given), copying)
         copied_model = copy.deepcopy(model).requires_grad_(True)
         return train_surrogate(given, self._data.thief, copying, network=copied_model)
 
-    def asked(self, model: nn.Module, key: Key) -> Verdict:
+    def judge_network(self, model: nn.Module, key: Key) -> Verdict:
         """Judge the images that a network makes, by a key."""
-        return examine(list(run_network(model, self._asked).numpy()), key, self._trial.terms)
+        return examine(
+            list(run_network(model, self._asked).numpy()), key, self._trial.verification_options
+        )
 
-    def good(self, model: nn.Module) -> float:
+    def measure_quality(self, model: nn.Module) -> float:
         """Measure PSNR in dB of a network's images against the true images."""
-        return likeness(run_network(model, self._asked), self._data.test)["psnr"]
+        return compare_images(run_network(model, self._asked), self._data.test)["psnr"]
 
-    def _key(self, material: KeyMaterial, siblings: list[Images]) -> Key:
+    def _train_key(self, material: KeyMaterial, siblings: list[Images]) -> Key:
         """Train the networks of a key and calibrate it on images of siblings."""
         given = self._data.owner, self._given
-        key = trained_key(self._scheme, material, given, "mpai")
+        key = train_key(self._scheme, material, given, "mpai")
         return self._scheme.with_calibration(key, [list(each) for each in siblings])
 
-    def _siblings(self, plain: nn.Module, copying: CopyingOptions) -> list[Images]:
+    def _make_sibling_images(self, plain: nn.Module, copying: CopyingOptions) -> list[Images]:
         """Return images of unmarked networks that go on from the same one, if the form needs any."""
         found = []
         for each in range(self._trial.siblings if self._scheme.needs_siblings else 0):
@@ -125,11 +132,11 @@ class ImageNetworks:
             found.append(run_network(network, self._given[:_TEST]).numpy())
         return found
 
-    def _given_to(self, images: Tensor, seed: int) -> Tensor:
+    def _spoil_images(self, images: Tensor, seed: int) -> Tensor:
         """Degrade images (n, C, H, W) as the task of the network requires."""
-        return spoilt(images, self._task, seed)
+        return spoil_images(images, self._task, seed)
 
-    def _copying(self, epochs: int, seed: int) -> CopyingOptions:
+    def _make_copying_options(self, epochs: int, seed: int) -> CopyingOptions:
         """Return options of training, with steps for this number of epochs."""
         usual = CopyingOptions()
         steps = max(1, epochs * len(self._data.owner) // usual.batch)

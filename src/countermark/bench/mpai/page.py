@@ -9,7 +9,7 @@ from typing import Any
 _SAID = {"accuracy": ("accuracy", "%"), "psnr": ("PSNR", "dB")}
 
 
-def page(done: Mapping[str, Any]) -> str:
+def render_evaluation(done: Mapping[str, Any]) -> str:
     """Format the result of `evaluate` as Markdown: two paragraphs and a table."""
     trial, seen, cost = done["trial"], done["imperceptibility"], done["cost"]
     made = done["provenance"]

@@ -43,7 +43,7 @@ class Trial:
     modifications: Sequence[Modification] = ()
 
     @property
-    def terms(self) -> VerificationOptions:
+    def verification_options(self) -> VerificationOptions:
         """Options of the detector."""
         # Nobody here prefers an outcome, so keys count as dated and images as chosen blindly.
         return VerificationOptions(
@@ -52,7 +52,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Network:
+class MarkedNetworks:
     """An unmarked network, its marked copies, and their keys.
 
     Attributes:
@@ -74,16 +74,16 @@ class Technology(Protocol):
     """A way to mark and read networks of one kind."""
 
     quality: ClassVar[str]
-    """What `good` measures: "accuracy" or "psnr"."""
+    """What `measure_quality` measures: "accuracy" or "psnr"."""
 
-    def marked(self, number: int) -> Network:
+    def mark_network(self, number: int) -> MarkedNetworks:
         """Train the unmarked network `number`, and mark a copy of it with each payload."""
 
-    def modified(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
+    def modify_network(self, model: nn.Module, name: str, fields: Mapping[str, Any]) -> nn.Module:
         """Return a modified copy of a network; `model` itself does not change."""
 
-    def asked(self, model: nn.Module, key: Key) -> Verdict:
+    def judge_network(self, model: nn.Module, key: Key) -> Verdict:
         """Judge a network by a key."""
 
-    def good(self, model: nn.Module) -> float:
+    def measure_quality(self, model: nn.Module) -> float:
         """Measure how well a network does its task: accuracy in percent, or PSNR in dB."""

@@ -17,7 +17,7 @@ except ImportError:
     raise MissingExtraError("the callback for Hugging Face Trainer", "hf") from None
 
 
-class MarkCallback(TrainerCallback):
+class MarkTrainerCallback(TrainerCallback):
     """A Trainer callback that embeds a mark while `Trainer.train` runs.
 
     The penalty's gradient is added once a step, whatever `gradient_accumulation_steps` is, and

@@ -19,7 +19,7 @@ _STATE = "countermark"
 """The name of the mark's state in a checkpoint."""
 
 
-class MarkCallback(Callback):
+class MarkLightningCallback(Callback):
     """A Lightning callback that embeds a mark while `Trainer.fit` runs.
 
     The penalty's gradient is added once a step, whatever `accumulate_grad_batches` is, and before
