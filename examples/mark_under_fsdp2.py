@@ -83,7 +83,7 @@ def main(out: Path) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor as one piece; every process has to ask."""
+    """Gather a tensor as one piece; every process has to ask."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 

@@ -141,7 +141,7 @@ def _train_network(model: Path, mark: _DemoMark | None, out: Path, seed: int = 2
 def _judge_suspects(
     mark: _DemoMark, stranger: Path, places: tuple[Path, list[Path]], data: Dataset
 ) -> list[DemoResult]:
-    """The owner's model, a stranger's, and a copy of the first of which half was pruned.
+    """Judge the owner's model, a stranger's, and a copy of the first of which half was pruned.
 
     A learnt reader is judged beside other unmarked networks, as an examiner supplies them.
     """
@@ -183,7 +183,7 @@ def _write_results(out: Path, shown: list[DemoResult]) -> None:
 
 
 def _draw_figure(path: Path, shown: list[DemoResult]) -> None:
-    """The null distribution of matching bits, the threshold, and where each suspect lies."""
+    """Draw the null distribution of matching bits, the threshold, and where each suspect lies."""
     from matplotlib.figure import Figure
 
     ks = np.arange(_BITS + 1)

@@ -42,5 +42,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """A ledger is never undone."""
+    """Refuse: a ledger is never undone."""
     raise NotImplementedError("a ledger only grows")
