@@ -41,13 +41,13 @@ class Embedding(ABC):
     """
 
     begins: ClassVar[str]
-    """What to do so that a mark begins, for an error message."""
+    """The call that begins a mark, for an error message."""
 
     forgotten: ClassVar[str]
-    """What was never called where a mark did not take because nothing trained it."""
+    """The call that is missing if nothing trained the mark, for an error message."""
 
     fields: ClassVar[frozenset[str]]
-    """Names of what the family puts into its state."""
+    """Names of the entries that the family puts into its state."""
 
     def __init__(
         self, model: nn.Module, *, begun: Key, material: KeyMaterial | None,

@@ -62,7 +62,7 @@ class UnfinishedKey:
         self._resume = resume
         self.folder = self._path.with_name(f"{self._path.name}.unfinished")
         self._begun, self.drawn = run_on_rank_zero(self._read_existing)
-        """What an interrupted run left: its key as far as it was made, and as it was drawn."""
+        """The unfinished key of an interrupted run: its material, and the key if it was drawn."""
 
     def take_up(self, key: Key, given: KeyMaterial | None) -> Key:
         """Return the key to embed with, as far as it is known before training.

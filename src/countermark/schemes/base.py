@@ -178,11 +178,3 @@ class Scheme(Configuration, ABC):
             "null_as_published": (cls.null_as_published or cls.null).name,
             "fields": cls.list_default_fields(),
         }
-
-    @abstractmethod
-    def import_training_class(self) -> Any:
-        """Import the training module of this scheme, with torch, and return its training class.
-
-        Training needs torch and reading does not: the module is imported only when a host is
-        trained.
-        """

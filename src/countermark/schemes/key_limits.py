@@ -11,15 +11,15 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 MOST_BITS = 1 << 20
-"""No message is longer: it is expanded before anything is read."""
+"""Longest message, in bits: the message is expanded before the suspect is read."""
 
 MOST_VALUES = 1 << 40
-"""So many values at most do all tensors of a key have together: a checkpoint of terabytes."""
+"""Most values of all tensors of a key together: a checkpoint of terabytes."""
 
 # Drawing and scoring code words takes time in proportion to recipients and bits. Both the number of
 # recipients and the product of both are bounded.
 MOST_RECIPIENTS = 100_000
-"""Of one key; each has a code word of its own."""
+"""Most recipients of one key; each has a code word."""
 
 MOST_CODE_PLACES = 1 << 32
 """Recipients times bits: all code words of a key are expanded when a suspect is traced."""
@@ -29,13 +29,13 @@ MOST_FRESH_CLASSES = 1 << 12
 
 # The types for fields follow. No type admits infinity or NaN, see `base._make_adapters`.
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
-"""Of steps, epochs, batches, images or units; at least one."""
+"""A number of steps, epochs, batches, images or units; at least 1."""
 
 CountOrNone: TypeAlias = Annotated[int, Field(ge=0, le=1 << 31)]
 """The same, or 0 for none."""
 
 Draws: TypeAlias = Annotated[int, Field(ge=1, le=1 << 40)]
-"""Of a random number that a null hypothesis takes."""
+"""A number of random draws that a null hypothesis takes."""
 
 Factor: TypeAlias = Annotated[float, Field(gt=0, le=1e9)]
 """A weight in a loss, a rate, a margin, a standard deviation."""

@@ -20,10 +20,10 @@ from countermark.keys.messages import Bits
 from countermark.predictors.base import Images
 
 GRID = 8
-"""A logo is 8 × 8 bits in the keyed form, and so is the tile that spreads it."""
+"""Bits along a side of a logo in the keyed form, and of the tile that spreads it."""
 
 MOST_BYTES = 1 << 26
-"""Of a logo's file."""
+"""Largest file of a logo, in bytes."""
 
 _SIDE = 96  # pixels of the drawn logo
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601

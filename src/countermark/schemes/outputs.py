@@ -242,11 +242,9 @@ class OutputScheme(Scheme):
             siblings=siblings, place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
 
-    @final
+    @abstractmethod
     def load_training_class(self) -> type[OutputTraining]:
-        """Return the training class of this scheme; the import loads torch."""
-        half: type[OutputTraining] = self.import_training_class()
-        return half
+        """Import the training class of this scheme with torch, which reading does not need."""
 
 
 def convert_to_grey(picture: Pixels) -> Pixels:

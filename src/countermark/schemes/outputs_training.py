@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from countermark.errors import ConfigError
 from countermark.images.image_files import Pixels
@@ -47,7 +47,7 @@ class TrainingStore(Protocol):
 
 
 Given: TypeAlias = tuple[Tensor, Tensor | None]
-"""Images uint8 (N, C, H, W) like those that will be marked, and what they were made of."""
+"""Images uint8 (N, C, H, W) of the network to be marked, and the inputs they were made of."""
 
 
 class OutputTraining(ABC):
@@ -93,6 +93,11 @@ class OutputTraining(ABC):
     def make_post_commit_tensors(self, key: Key) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - most learn nothing
         """Train the tensors, by name, that depend on the key; most schemes have none."""
         return {}
+
+    @staticmethod
+    @abstractmethod
+    def load_hiding_networks(scheme: DeepWatermarking, key: Key) -> nn.Module:
+        """Load H and R of a key."""
 
 
 class HidingNetworks(Protocol):
@@ -216,8 +221,8 @@ def load_networks(scheme: DeepWatermarking, key: Key) -> KeyNetworks:
         ConfigError: the networks are damaged or missing.
     """
     # The training class depends on the scheme's form, as published or default.
-    hiding = scheme.import_training_class().load_hiding_networks(scheme, key)
-    return KeyNetworks(scheme, hiding.eval().requires_grad_(False))
+    hiding = scheme.load_training_class().load_hiding_networks(scheme, key)
+    return KeyNetworks(scheme, cast(HidingNetworks, hiding.eval().requires_grad_(False)))
 
 
 def round_to_uint8(images: Tensor) -> Tensor:

@@ -279,11 +279,9 @@ class TriggerScheme(Scheme):
             siblings=siblings, place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
 
-    @final
+    @abstractmethod
     def load_training_class(self) -> type[TriggerTraining]:
-        """Return the training class of this scheme; the import loads torch."""
-        half: type[TriggerTraining] = self.import_training_class()
-        return half
+        """Import the training class of this scheme with torch, which reading does not need."""
 
 
 @dataclass(frozen=True)
@@ -309,11 +307,11 @@ class DrawnTriggerScheme(TriggerScheme):
 
     batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=0.25, kw_only=True)
 
-    def import_training_class(self) -> Any:
-        """Import the training class that all schemes with drawn triggers share, with torch."""
-        from countermark.schemes.drawn_triggers.training import TRAINING
+    def load_training_class(self) -> type[TriggerTraining]:
+        """Import the training class that all schemes with drawn triggers share."""
+        from countermark.schemes.drawn_triggers.training import DrawnTriggersTraining
 
-        return TRAINING
+        return DrawnTriggersTraining
 
     @abstractmethod
     def draw_triggers(self, covers: Images, material: KeyMaterial) -> Images:

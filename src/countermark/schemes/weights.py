@@ -358,11 +358,9 @@ class WeightScheme(Scheme):
             place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
 
-    @final
+    @abstractmethod
     def load_training_class(self) -> type[WeightTraining]:
-        """Return the training class of this scheme; the import loads torch."""
-        half: type[WeightTraining] = self.import_training_class()
-        return half
+        """Import the training class of this scheme with torch, which reading does not need."""
 
 
 @dataclass(frozen=True)

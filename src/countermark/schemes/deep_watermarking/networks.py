@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AMPLITUDE = 0.2
-"""Of what the residual form of H adds to an image with levels 0 to 1, at the most."""
+"""The most that the residual form of H adds to an image with levels 0 to 1."""
 
 # Dilation widens what a cell of R sees without further halvings.
 _DILATIONS = 2, 2, 2, 2, 4, 4, 4, 4, 1

@@ -29,7 +29,7 @@ from countermark.schemes.learnt_reader import SIBLINGS, check_calibration
 from countermark.schemes.outputs import OutputReader, OutputScheme
 
 if TYPE_CHECKING:
-    from countermark.schemes.outputs_training import KeyNetworks
+    from countermark.schemes.outputs_training import KeyNetworks, OutputTraining
 
 PICTURE = "picture"
 """Name of the hidden picture of the published form, uint8 (C, S, S), among the frozen tensors."""
@@ -220,17 +220,17 @@ class DeepWatermarking(OutputScheme):
             "(expected half or more): train longer, or take a lower psnr"
         )
 
-    def import_training_class(self) -> Any:
-        """Import the training class of this form, with torch."""
+    def load_training_class(self) -> type[OutputTraining]:
+        """Import the training class of this form with torch."""
         if self.as_published:
             from countermark.schemes.deep_watermarking.training_published import (
-                TRAINING as PUBLISHED,
+                PublishedDeepWatermarkingTraining,
             )
 
-            return PUBLISHED
-        from countermark.schemes.deep_watermarking.training import TRAINING
+            return PublishedDeepWatermarkingTraining
+        from countermark.schemes.deep_watermarking.training import MessageAgnosticTraining
 
-        return TRAINING
+        return MessageAgnosticTraining
 
     def load_networks(self, key: Key) -> KeyNetworks:
         """Return the key's networks, loaded with torch, which marking and reading need.

@@ -344,6 +344,3 @@ def jitter_images(images: Tensor, share: float) -> Tensor:
     maps[:, :, 2] = shift
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-TRAINING = MessageAgnosticTraining

@@ -294,6 +294,3 @@ def _load_perceptual(name: str) -> Perceptual | None:
         return None
     features: Perceptual = call_factory("perceptual", name, "that returns a network of features")
     return features
-
-
-TRAINING = PublishedDeepWatermarkingTraining

@@ -10,7 +10,7 @@ classes; its readings rank among those of unmarked models.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from countermark.schemes.key_limits import MOST_FRESH_CLASSES, Count, CountOrNon
 from countermark.schemes.learnt_reader import SIBLINGS, check_calibration
 from countermark.schemes.logo import GRID, load_logo_bits, read_logo
 from countermark.schemes.triggers import TRIGGERS, FreshTriggers, TriggerScheme
+
+if TYPE_CHECKING:
+    from countermark.schemes.triggers_training import TriggerTraining
 
 COVERS, CLASSES, LOGO, TILE = "covers", "classes", "logo", "tile"
 """Names among the frozen tensors: uint8 (n, C, H, W) and int64 (n,) of the published form; bits
@@ -258,12 +261,12 @@ class DeepStego(TriggerScheme):
             "or more): train longer, or take a lower psnr or less of adversarial"
         )
 
-    def import_training_class(self) -> Any:
-        """Import the training class of this form, with torch."""
+    def load_training_class(self) -> type[TriggerTraining]:
+        """Import the training class of this form with torch."""
         if self.as_published:
-            from countermark.schemes.deepstego.training_published import TRAINING as PUBLISHED
+            from countermark.schemes.deepstego.training_published import PublishedDeepStegoTraining
 
-            return PUBLISHED
-        from countermark.schemes.deepstego.training import TRAINING
+            return PublishedDeepStegoTraining
+        from countermark.schemes.deepstego.training import DeepStegoTraining
 
-        return TRAINING
+        return DeepStegoTraining

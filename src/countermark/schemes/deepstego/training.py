@@ -163,6 +163,3 @@ class DeepStegoTraining(TriggerTraining):
 def _blur_images(images: Tensor) -> Tensor:
     """Return the means of images (N, C, H, W) over 3 × 3 pixels."""
     return F.avg_pool2d(F.pad(images.float(), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-
-
-TRAINING = DeepStegoTraining

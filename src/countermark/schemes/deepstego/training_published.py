@@ -84,6 +84,3 @@ class PublishedDeepStegoTraining(TriggerTraining):
         """Continue from a saved state."""
         super().restore(state)
         self._opponents.restore(state["opponents"])
-
-
-TRAINING = PublishedDeepStegoTraining

@@ -35,6 +35,3 @@ class DrawnTriggersTraining(TriggerTraining):
         """Draw committed triggers with their labels."""
         # Memorising is intended here: the triggers have no common pattern to learn.
         return self.draw_committed_rows(count)
-
-
-TRAINING = DrawnTriggersTraining

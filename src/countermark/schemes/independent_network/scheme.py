@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ from countermark.schemes.learnt_reader import (
     check_calibration,
 )
 from countermark.schemes.weights import MASK, ConvergedScheme
+
+if TYPE_CHECKING:
+    from countermark.schemes.weights_training import WeightTraining
 
 BUILT_IN = "mlp"
 
@@ -160,11 +163,11 @@ class IndependentNetwork(ConvergedScheme):
         settled.make_permuter(read)
         return settled
 
-    def import_training_class(self) -> Any:
-        """Import the training class of this scheme, with torch."""
-        from countermark.schemes.independent_network.training import TRAINING
+    def load_training_class(self) -> type[WeightTraining]:
+        """Import the training class of this scheme with torch."""
+        from countermark.schemes.independent_network.training import IndependentNetworkTraining
 
-        return TRAINING
+        return IndependentNetworkTraining
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """Return `MOST_BITS`, since a reader memorises; 0 where no weight is selected."""

@@ -189,6 +189,3 @@ class _KnownGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient, times the gradient of the loss."""
         return ctx.gradient * gradients[0], None, None
-
-
-TRAINING = IndependentNetworkTraining

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -31,8 +31,11 @@ from countermark.schemes.bounded_readings import Scales, compute_line_scales, co
 from countermark.schemes.key_limits import MOST_CODE_PLACES, MOST_RECIPIENTS, MOST_VALUES, Factor
 from countermark.schemes.weights import WeightScheme
 
+if TYPE_CHECKING:
+    from countermark.schemes.weights_training import WeightTraining
+
 BEFORE = "before"
-"""First part of the names of frozen tensors that keep what is read as it was before the mark."""
+"""Prefix of the names of pre-commit tensors: the values that are read, before the mark."""
 
 _AT_ONCE = 1 << 20  # values whose bits and signs are expanded at a time, in one piece
 
@@ -149,11 +152,11 @@ class Stamp(WeightScheme):
             for wanted, name in where.items()
         }
 
-    def import_training_class(self) -> Any:
-        """Import the training class of this scheme, with torch."""
-        from countermark.schemes.stamp.training import TRAINING
+    def load_training_class(self) -> type[WeightTraining]:
+        """Import the training class of this scheme with torch."""
+        from countermark.schemes.stamp.training import StampTraining
 
-        return TRAINING
+        return StampTraining
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:  # noqa: ARG002
         """Return one bit for each value that is read."""

@@ -74,6 +74,3 @@ def _normalise_values(weight: Tensor, place: range) -> Tensor:
     part = _read_values(weight, place)
     spread = part.detach().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     return part / spread
-
-
-TRAINING = StampTraining
