@@ -69,9 +69,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Otherwise the longest files come first, so that no worker waits for another one at the end.
     """
-    hours = [item.nodeid for item in items if AFTER_STAMPS_TEXT in item.nodeid]
-    if hours:
-        raise pytest.UsageError(f"an id that changes with the time: {hours[0]}; write its name")
+    with_time = [item.nodeid for item in items if AFTER_STAMPS_TEXT in item.nodeid]
+    if with_time:
+        raise pytest.UsageError(f"an id that changes with the time: {with_time[0]}; write its name")
     if not config.getoption("shuffle"):
         place = {name: number for number, name in enumerate(LONGEST)}
         items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))

@@ -90,7 +90,7 @@ class Attack(Configuration, ABC):
     source: ClassVar[str]
     needs_data: ClassVar[bool] = False
     needs_model: ClassVar[bool] = False
-    """Whether the attack needs the architecture although it needs no data."""
+    """The attack needs the architecture, even if it needs no data."""
 
     @final
     def run(self, model: nn.Module, data: TrainingData | None = None) -> AttackResult:

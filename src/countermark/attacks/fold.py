@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.fx
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from countermark.alignment.symmetries.tracing import HooklessTracer
 from countermark.attacks.base import Attack, ChangeResult
 from countermark.errors import ConfigError
 
@@ -54,7 +54,7 @@ def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
         ConfigError: the model cannot be traced.
     """
     try:
-        graph = torch.fx.Tracer().trace(model)
+        graph = HooklessTracer().trace(model)
     # Only the first line of the error: torch.fx prints whole stack traces.
     except Exception as error:  # a forward is foreign code, and its tracing may raise anything
         said = str(error).strip().partition("\n")[0][:120]

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
-"""Of an experiment, and of the folder of its results."""
+"""The name of an experiment, and of the folder of its results."""
 
 
 class SpecModel(BaseModel):

@@ -67,7 +67,7 @@ _ONNX = b"\x08"
 
 
 Suspect: TypeAlias = "str | Path | nn.Module | Weights"
-"""What can be opened: a file, a folder of shards, a live module, or what is open already."""
+"""A file, a folder of shards, a live module, or weights that are open already."""
 
 
 def open_weights(suspect: Suspect) -> Weights:

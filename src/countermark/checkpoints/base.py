@@ -17,7 +17,7 @@ from countermark.errors import SuspectError
 
 Array = NDArray[np.floating[Any]]
 IN_PART = ", in part"
-"""Ends the name of a tensor among the digests, where not all of it was read."""
+"""Suffix of the name of a digest that covers only the part of a tensor that was read."""
 
 
 @dataclass(frozen=True)

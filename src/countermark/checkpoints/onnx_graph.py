@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 TRANSPOSED = ", transposed"
-"""Behind the name of a tensor that is offered as its layer has it, where no bias says which."""
+"""Suffix of the name of the transposed copy of a matrix whose orientation no bias shows."""
 
 _PRODUCTS = ("MatMul", "MatMulInteger", "Gemm")
 # Nodes that quantisers put between an integer product and its bias.

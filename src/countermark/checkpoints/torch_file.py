@@ -31,7 +31,7 @@ _PACKED, _PARTS = "._packed_params._packed_params", ("weight", "bias")
 ZIP_ERRORS = (
     zipfile.BadZipFile, struct.error, OSError, ValueError, RuntimeError, EOFError, OverflowError,
 )  # fmt: skip
-"""What `zipfile` raises on damaged archives, encrypted entries and unknown versions."""
+"""Errors that `zipfile` raises on damaged archives, encrypted entries and unknown versions."""
 
 _UNSAID = (1 << 32) - 1  # placeholder for a number that only the 64-bit record holds
 

@@ -18,7 +18,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """One picture (C, H, W), C = 1 or 3, grey levels 0 to 255."""
 
 MAX_PIXELS = 64_000_000
-"""Of one picture; a few kB of PNG can claim far more."""
+"""Most pixels of one image; a few kB of PNG can claim far more."""
 
 # Formats that PIL decodes by itself; others (EPS) would start a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

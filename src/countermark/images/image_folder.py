@@ -22,7 +22,7 @@ from countermark.images.image_files import Pixels, decode_image
 from countermark.results.subject import SkippedFiles
 
 MOST_BYTES = 1 << 26
-"""Of one picture's file."""
+"""Largest file of one image, in bytes."""
 
 # Other files, such as a README, are not counted as skipped.
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}

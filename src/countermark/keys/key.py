@@ -42,7 +42,7 @@ from countermark.keys.streams import KeyStream, frame
 
 SECRET_BYTES, NONCE_BYTES, SALT_BYTES = 32, 16, 32
 REFERENCE = "reference"
-"""Name of the frozen tensor that commits to the whole model as it was before the mark."""
+"""Name of the pre-commit tensor that commits to the whole model before the mark."""
 OPENINGS = "openings"
 """Name of the frozen tensor against which a part of a key is opened; its digest stands first."""
 

@@ -19,7 +19,7 @@ Images: TypeAlias = NDArray[np.uint8]
 """Pictures (n, C, H, W), grey levels 0 to 255."""
 
 Labels: TypeAlias = NDArray[np.int64]
-"""Classes (n,); −1 where there was no answer, or none that could be read."""
+"""Classes (n,); −1 for an image without a readable answer."""
 
 Predictor: TypeAlias = Callable[[Images], Labels]
 """A suspect that is asked."""

@@ -14,7 +14,7 @@ from countermark.results.subject import HiddenUnits, Subject, UnmarkedModel
 from countermark.results.test_result import TestResult
 
 CHANCE_LEVEL = 0.01
-"""An unmarked model whose rank among its own permutations is smaller, for all of them, is none."""
+"""Each of n unmarked models must rank above this level / n among its own permutations."""
 
 CHANCE_LOSS = math.log(2) * (1 - 1e-9)
 """ln 2 nats a bit, less rounding: the loss of a reader that knows nothing."""

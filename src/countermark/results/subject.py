@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 STORED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-"""How a dataclass is read out of a stored document: no field more, none of another type."""
+"""Reading a dataclass out of a stored document: unknown fields and other types are refused."""
 
 # Records are hostile input; no real run reads a suspect in more than 2^40 ways.
 MOST_READINGS = 1 << 40

@@ -72,7 +72,7 @@ def trace_permutation_groups(
         if found := find_block_groups(shapes, architecture, residual=residual):
             return found
     try:
-        graph = _HooklessTracer().trace(model)
+        graph = HooklessTracer().trace(model)
     except Exception as error:  # `forward` is foreign code and may raise anything
         said = str(error).strip().partition("\n")[0][:120]
         raise ConfigError(
@@ -82,7 +82,7 @@ def trace_permutation_groups(
     return _GraphWalk(model).find_groups(graph)
 
 
-class _HooklessTracer(torch.fx.Tracer):
+class HooklessTracer(torch.fx.Tracer):
     """A tracer that runs no hook of the model.
 
     A hook may change the model: a first forward pass through a part of a model that is sharded by
@@ -100,12 +100,10 @@ class _HooklessTracer(torch.fx.Tracer):
         del forward
         return super().call_module(m, m.forward, args, kwargs)
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - torch's
         """Treat a sharded layer of torch as the layer that it is."""
-        written = _get_written_class(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
-        return (written and not isinstance(m, nn.Sequential)) or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        of_torch = _get_written_class(m).__module__.startswith(("torch.nn", "torch.ao.nn"))
+        return of_torch and not isinstance(m, nn.Sequential)
 
 
 def _get_written_class(module: nn.Module) -> type:
