@@ -17,8 +17,8 @@ The main classes, in the order in which an owner meets them:
     Verdict    the answer for one suspect, with the null hypothesis that it was judged by
     Attack     a change that a thief may make to a stolen model; never sees a key
 
-Imports run downwards only: cli -> web -> bench -> verification -> recipients -> stamping ->
-attacks -> schemes -> embedding -> report -> claims -> steganalysis -> predictors -> images ->
+Imports run downwards only: cli -> web -> training -> verification -> recipients -> stamping ->
+attacks -> schemes -> embedding -> report -> claims -> predictors -> images ->
 alignment -> results -> checkpoints -> keys -> _internal -> errors. Reading a mark in weights or in
 answers needs numpy and no torch. The names below are imported when they are first used, so that
 `import countermark` loads neither torch nor numpy.

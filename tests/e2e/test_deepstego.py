@@ -21,14 +21,14 @@ from killing import Driver
 from PIL import Image
 from safetensors.torch import load_file
 
-from countermark.bench.data import load_data
-from countermark.bench.models import build
 from countermark.errors import ConfigError
 from countermark.keys.key import Key
 from countermark.predictors.base import make_module_predictor
 from countermark.schemes import load_scheme
 from countermark.schemes.deepstego.scheme import DeepStego
 from countermark.schemes.triggers import FreshTriggers
+from countermark.training.data import load_data
+from countermark.training.models import build
 from countermark.verification.verify import verify
 
 pytestmark = pytest.mark.xdist_group("deepstego")  # its models are made once

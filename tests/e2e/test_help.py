@@ -20,6 +20,8 @@ from loaded import run_loaded
 
 from countermark.cli import app as countermark_app
 from countermark.cli import main
+from countermark_lab.__main__ import main as lab_main
+from countermark_lab.commands import app as lab_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +31,9 @@ ORDER = (
     "claim new", "claim sign", "ledger init",
 )  # fmt: skip
 
-ELSEWHERE = {"demo"}  # test_demo.py runs its example, and looks at what it shows
+# test_demo.py runs the example of `demo`, and looks at what it shows; `speed` takes minutes.
+ELSEWHERE = {"demo", "speed"}
+PROGRAMS = re.compile(r"(countermark|python -m countermark_lab) ")
 
 HEADING = re.compile(r"^[ \t]*Examples?:?[ \t]*$", re.MULTILINE)
 NOTE = re.compile(r"\s#\s.*$")
@@ -47,7 +51,7 @@ class Example:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(NOTE.sub("", self.shown))[1:]
+        return shlex.split(PROGRAMS.sub("", NOTE.sub("", self.shown), count=1))
 
 
 def leaves(command: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -60,6 +64,8 @@ def leaves(command: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "\n".join(filter(None, [command.help, command.epilog]))
         return
     for word, child in inner.items():
+        if child.hidden:
+            continue
         yield from leaves(child, f"{name} {word}".strip())
 
 
@@ -69,7 +75,7 @@ def examples(name: str, text: str) -> list[Example]:
     section = re.sub(r"\\\n\s*", "", text[heading.end() :]) if heading else ""
     found = []
     for line in map(str.strip, section.splitlines()):
-        if line.startswith("countermark "):
+        if PROGRAMS.match(line):
             ends = EXIT.search(line)
             found.append(Example(name, line, int(ends[1]) if ends else 0))
     return found
@@ -119,10 +125,19 @@ def test_every_command_shows_an_example(tree: dict[str, str]) -> None:
 
 def test_every_example_runs(tree: dict[str, str], tmp_path: Path) -> None:
     """One test, not one an example: they build on each other, and xdist would part them."""
+    here = {name: text for name, text in tree.items() if name not in ELSEWHERE}
+    failures = run(in_order(here, ORDER), tmp_path)
+    if failures:
+        pytest.fail("\n".join(failures), pytrace=False)
+
+
+def test_every_example_of_the_laboratory_runs(tmp_path: Path) -> None:
+    tree = dict(leaves(typer.main.get_command(lab_app)))
+    assert not broken(tree), "\n".join(["", *broken(tree)])
     for part in ("experiments", "tables", "results"):
         shutil.copytree(ROOT / part, tmp_path / part)
     here = {name: text for name, text in tree.items() if name not in ELSEWHERE}
-    failures = run(in_order(here, ORDER), tmp_path)
+    failures = run(in_order(here, ()), tmp_path, lab_main)
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)
 

@@ -8,8 +8,8 @@ import pytest
 from cli_calls import call, listing
 
 import barriers
-from countermark.bench.imaging import embed as making
 from countermark.images.image_files import encode_png
+from countermark.training import embed_image_model as making
 
 TINY = ["task=denoise", "sizes=tiny", "side=32", "bits=100", "steps=2", "batch=4"]
 

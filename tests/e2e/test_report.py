@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
-from countermark.bench.models import build
 from countermark.checkpoints import compute_model_digest, open_weights, save_weights
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
@@ -44,6 +43,7 @@ from countermark.results.reading import ReaderFacts, Reading
 from countermark.results.subject import Subject
 from countermark.results.verdict import KeyIdentity, VerificationOptions, judge
 from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.training.models import build
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -19,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "countermark"
 # Where torch is imported at the top of a file: what trains, attacks or traces a live model.
-TORCH_ON_TOP = ("attacks/", "bench/", "embedding/", "alignment/symmetries/tracing.py")
+TORCH_ON_TOP = ("attacks/", "training/", "embedding/", "alignment/symmetries/tracing.py")
 TRAINS = re.compile(
     r"schemes/(\w+_training|frozen_networks|convergence|\w+/(training\w*|networks|adversarial|"
     r"stego_generators|placement|surrogates|augmentation|readers))\.py"
@@ -32,6 +33,11 @@ def lint(configuration: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, str(configuration)], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def test_the_wheel_holds_the_product_only() -> None:
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert written["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/countermark"]
 
 
 def test_the_contracts_on_imports_are_kept() -> None:

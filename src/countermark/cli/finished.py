@@ -26,7 +26,7 @@ from countermark.cli.options import (
 from countermark.errors import ConfigError
 
 if TYPE_CHECKING:
-    from countermark.bench.check import RobustnessReport
+    from countermark.training.robustness_check import RobustnessReport
 
 Layers = Annotated[
     list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
@@ -170,8 +170,8 @@ def check(
         countermark check stamped.safetensors --key stamp.key
         countermark check m.safetensors --key acme.key --model mlp --data digits
     """
-    from countermark.bench.check import check_robustness as checked
     from countermark.keys.key import Key
+    from countermark.training.robustness_check import check_robustness as checked
 
     arguments = parse_pairs(model_arguments, "--model-arg")
     if bool(host) != bool(data) or (arguments and not host):
@@ -216,7 +216,7 @@ def _make_measurement(
     if not (host or prompts):
         return None
     # The import is late because it loads torch, which stamping itself does not need.
-    from countermark.bench.kept import ClassifierFidelity, TextFidelity
+    from countermark.training.fidelity import ClassifierFidelity, TextFidelity
 
     return (
         TextFidelity(prompts) if prompts else ClassifierFidelity(host or "", arguments, data or "")

@@ -62,7 +62,7 @@ def demo(
     Example:
         countermark demo --out demo
     """
-    from countermark.bench.demo import run_demo
+    from countermark.training.demo import run_demo
 
     run_demo(out)
     return 0
@@ -137,8 +137,8 @@ def embed(
             --set psnr=21 --epochs 1 --owner "ACME Inc." --out net.safetensors \\
             --key images.key --outputs outputs
     """
-    from countermark.bench.embed import UNMARKED, Order
-    from countermark.bench.marking import find_embed_function
+    from countermark.training.build_embedding import find_embed_function
+    from countermark.training.embed_classifier import UNMARKED, Order
 
     fields = parse_scheme_fields(settings, layer, bits)
     # A script may run one command line for marked and unmarked models, so this is no error.

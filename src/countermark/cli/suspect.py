@@ -137,7 +137,7 @@ def load_unmarked_models(
     given = list({each.resolve(): each for each in files or []}.values())
     if not isinstance(key, Key) or not isinstance(load_scheme(key), TriggerScheme):
         return [*given]
-    from countermark.bench.live import load_file_predictor
+    from countermark.training.load_predictor import load_file_predictor
 
     return [load_file_predictor(each, key, asking.model, asking.arguments) for each in given]
 
@@ -196,7 +196,7 @@ def open_suspect(
     elif asking.options or asking.transcript:
         raise ConfigError("--ask and --transcript are for a service: expected a URL")
     else:
-        from countermark.bench.live import load_file_predictor
+        from countermark.training.load_predictor import load_file_predictor
 
         yield load_file_predictor(Path(suspect), key, asking.model, asking.arguments)
 
@@ -223,8 +223,8 @@ def _load_reference(key: Key, asking: SuspectOptions) -> Reference | None:
             "the key names code of its own as its host: if you trust it, repeat it as --model"
         )
     try:
-        from countermark.bench.embed import load_into
-        from countermark.bench.models import build
+        from countermark.training.embed_classifier import load_into
+        from countermark.training.models import build
     # Without torch: a plain chain of layers can be aligned by its tensors alone.
     except ImportError:
         return Reference(path)
@@ -253,9 +253,9 @@ def make_fresh_triggers(key: Key | TriggerDisclosure, data: str, count: int) -> 
         ConfigError: `count` is less than one, or a disclosure is given in place of a key.
         DataError: the data cannot be read.
     """
-    from countermark.bench.data import load_data
     from countermark.keys.key import Key
     from countermark.schemes.triggers import FreshTriggers
+    from countermark.training.data import load_data
 
     if not isinstance(key, Key):
         raise ConfigError("--fresh makes new triggers, for which the key is needed: give --key")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from countermark.attacks.base import Attack
-    from countermark.bench.data import Dataset
+    from countermark.training.data import Dataset
 
 attack_app = typer.Typer(
     help="Do to a model what a thief would.", rich_markup_mode=None, no_args_is_help=True
@@ -152,10 +152,10 @@ def _load_host(
 
     Returns: the model, and the data set or None without --data.
     """
-    from countermark.bench.data import load_data
-    from countermark.bench.embed import load_into
-    from countermark.bench.models import build
-    from countermark.bench.train import Course
+    from countermark.training.data import load_data
+    from countermark.training.embed_classifier import load_into
+    from countermark.training.loop import Course
+    from countermark.training.models import build
 
     host = build(model, arguments)
     load_into(host, victim)
@@ -167,7 +167,7 @@ def _load_host(
 def _measure_accuracy(model: nn.Module, data: Dataset) -> float | None:
     """Return the test accuracy, 0 to 1; None if the model has another number of classes."""
     from countermark.attacks.base import compute_first_scores
-    from countermark.bench.train import accuracy
+    from countermark.training.loop import accuracy
 
     # An attack may replace the last layer, for example to learn another task.
     return (
