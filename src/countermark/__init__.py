@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from countermark.attacks.prune import Prune
     from countermark.attacks.prune_unused import PruneUnused
     from countermark.attacks.retrain import Retrain
-    from countermark.embedding import Embedding, KeyPlace
+    from countermark.embedding import Embedding
     from countermark.errors import CountermarkError
     from countermark.keys.key import Key
+    from countermark.keys.key_place import KeyPlace
     from countermark.results.reading import Reading
     from countermark.results.verdict import Verdict
     from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
@@ -60,7 +61,7 @@ _PLACES = {
     "HashFilter": "schemes.hash_filter.scheme",
     "IndependentNetwork": "schemes.independent_network.scheme",
     "Key": "keys.key",
-    "KeyPlace": "embedding",
+    "KeyPlace": "keys.key_place",
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",

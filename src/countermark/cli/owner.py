@@ -137,8 +137,8 @@ def embed(
             --set psnr=21 --epochs 1 --owner "ACME Inc." --out net.safetensors \\
             --key images.key --outputs outputs
     """
-    from countermark.training.build_embedding import find_embed_function
     from countermark.training.embed_classifier import UNMARKED, Order
+    from countermark.training.embed_image_model import find_embed_function
 
     fields = parse_scheme_fields(settings, layer, bits)
     # A script may run one command line for marked and unmarked models, so this is no error.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -16,14 +16,10 @@ from countermark.keys.key import KeyMaterial
 from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
 from countermark.schemes import find_scheme_class
 from countermark.schemes.base import Scheme
-from countermark.schemes.outputs import OutputScheme
 from countermark.schemes.triggers import TriggerScheme
 from countermark.schemes.weights import WeightScheme
 from countermark.training.data import Dataset
 from countermark.training.siblings import TrainedSiblings
-
-if TYPE_CHECKING:
-    from countermark.training.embed_classifier import Order
 
 
 def make_scheme(
@@ -49,23 +45,6 @@ def make_scheme(
         # The fields that a user sets come last: they replace the derived ones.
         fields = of_data | kind.schedule_fields(batches) | dict(fields)
     return kind.from_stored_fields(fields) if stored else kind.from_fields(fields)
-
-
-def find_embed_function(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
-    """Return the function that carries out an order with a scheme, and the default model.
-
-    The default model is "" where the user has to name one.
-
-    Raises:
-        ConfigError: there is no such scheme.
-    """
-    from countermark.training import embed_classifier as classifiers
-
-    if name != classifiers.UNMARKED and issubclass(find_scheme_class(name), OutputScheme):
-        from countermark.training.embed_image_model import embed_outputs
-
-        return embed_outputs, "unet"
-    return classifiers.embed, ""
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:

@@ -29,8 +29,10 @@ from countermark.schemes.deep_watermarking.surrogates import (
     train_surrogate,
 )
 from countermark.training.embed_classifier import (
+    UNMARKED,
     Order,
     check_output_places,
+    embed,
     is_key_saved,
     load_or_make_material,
     record_writing,
@@ -45,6 +47,19 @@ from countermark.training.models import build
 _SQUARES = {DRAWN: (256, 1, 64)}  # of owner, thief and test: enough for a demonstration
 _OF_PHOTOGRAPHS = 3000, 1, 200  # the same numbers for photographs
 _BATCH = 16
+
+
+def find_embed_function(name: str) -> tuple[Callable[[Order, str | None], dict[str, Any]], str]:
+    """Return the function that carries out an order with a scheme, and the default model.
+
+    The default model is "" where the user has to name one.
+
+    Raises:
+        ConfigError: there is no such scheme.
+    """
+    if name != UNMARKED and find_scheme_class(name).family == "outputs":
+        return embed_outputs, "unet"
+    return embed, ""
 
 
 def embed_outputs(order: Order, passphrase: str | None = None) -> dict[str, Any]:

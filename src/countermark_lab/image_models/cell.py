@@ -24,6 +24,7 @@ from countermark.schemes.deep_watermarking.surrogates import (
     CopyingOptions,
     run_network,
 )
+from countermark.schemes.outputs_training import load_networks
 from countermark.training.image_squares import DRAWN, PhotographSquares, photographs
 from countermark.training.image_tasks import compare_images, spoil_images
 from countermark.training.loop import Checkpoint
@@ -169,7 +170,7 @@ def _measure_copy(
         own = spoil_images(data.owner, cell.images.task, 3)
         network: nn.Module = train_absorbing_network(
             (own, data.owner),
-            scheme.load_networks(key),
+            load_networks(scheme, key),
             copying,
             saving,
             strength=surrogate.strength or 1.0,

@@ -24,7 +24,7 @@ from countermark.schemes.deep_watermarking.surrogates import (
     run_network,
     train_surrogate,
 )
-from countermark.schemes.outputs_training import KeyNetworks
+from countermark.schemes.outputs_training import KeyNetworks, load_networks
 from countermark.training.image_squares import PhotographSquares
 from countermark.training.loop import Checkpoint
 from countermark.training.models import build
@@ -121,7 +121,7 @@ def _load_thiefs_barrier(scheme: DeepWatermarking, data: PhotographSquares) -> K
     digest.update(data.thief.numpy().tobytes())
     folder = CACHE / f"thief-{digest.hexdigest()[:16]}.key"
     material, given = KeyMaterial.from_test_seed(_THIEFS_SECRET), (data.thief, data.thief)
-    return scheme.load_networks(load_or_train_key(folder, scheme, material, given, "a thief"))
+    return load_networks(scheme, load_or_train_key(folder, scheme, material, given, "a thief"))
 
 
 @lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ from countermark.schemes.deep_watermarking.surrogates import (
     run_network,
     train_surrogate,
 )
+from countermark.schemes.outputs_training import load_networks
 from countermark.training.embed_image_model import get_task, make_output_scheme
 from countermark.training.image_squares import DRAWN, photographs
 from countermark.training.image_tasks import compare_images, spoil_images
@@ -84,7 +85,7 @@ class ImageTechnology:
         for payload in range(trial.payloads):
             key = self._train_key(KeyMaterial.from_test_seed(1000 * number + payload), siblings)
             network = copy.deepcopy(plain).requires_grad_(True)
-            live = self._scheme.load_networks(key)
+            live = load_networks(self._scheme, key)
             marked.append(
                 train_absorbing_network((self._given, owner), live, copying, network=network)
             )

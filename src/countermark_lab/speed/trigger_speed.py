@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from countermark.embedding import TriggerEmbedding
+from countermark.embedding import Embedding
 from countermark.keys.key import KeyMaterial
 from countermark.schemes.deepstego.networks import StegoNetwork, repeat_tile, spread_logo
 from countermark.schemes.deepstego.scheme import DeepStego
@@ -72,7 +72,7 @@ def measure_mixing(host: TimedHost, limit: float) -> Ratio:
 
 
 def _make_stepper(
-    model: nn.Module, images: Tensor, labels: Tensor, mark: TriggerEmbedding | None
+    model: nn.Module, images: Tensor, labels: Tensor, mark: Embedding | None
 ) -> Callable[[int], float]:
     """Return a function that takes `count` training steps and returns their CPU seconds."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
