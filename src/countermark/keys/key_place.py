@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
 from countermark._internal.files import create_folder
 from countermark.errors import ConfigError, CountermarkError, KeyFileError, LoopError
 from countermark.keys.key import Key, KeyMaterial
@@ -231,6 +229,8 @@ def run_on_rank_zero(act: Callable[[], _Value]) -> _Value:
 
     Without a process group the function is called in this process. Every rank must call it.
     """
+    import torch.distributed as dist
+
     if not (dist.is_available() and dist.is_initialized()):
         return act()
     # The result and the error. An error must travel too, or the other ranks would wait forever.
