@@ -19,7 +19,7 @@ from keys import one_line
 from torch import Tensor, nn
 
 from countermark.checkpoints import (
-    TorchScriptWeights,
+    TorchWeights,
     compute_model_digest,
     load_state,
     open_weights,
@@ -78,7 +78,7 @@ def test_tensors_have_the_names_and_values_of_a_state_dict(archive: Path) -> Non
     torch.manual_seed(0)
     state = Host().state_dict()
     with open_weights(archive) as weights:
-        assert isinstance(weights, TorchScriptWeights)
+        assert isinstance(weights, TorchWeights)
         assert state.keys() <= weights.tensors.keys()
         for name, tensor in state.items():
             assert weights.tensors[name].shape == tuple(tensor.shape)
@@ -200,9 +200,9 @@ def test_damaged_pickles_are_one_line(
 def test_names_that_fill_the_memory_are_refused(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from countermark.checkpoints import script_file
+    from countermark.checkpoints import pickled_tensors
 
-    monkeypatch.setattr(script_file, "_MOST_LETTERS", 10)
+    monkeypatch.setattr(pickled_tensors, "_MOST_LETTERS", 10)
     assert "too many" in refused(archive)
 
 

@@ -10,6 +10,11 @@ from countermark.checkpoints.base import Weights
 MOST_CANDIDATES = 1000
 """Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
 
+# Parts that torch.compile, FSDP, activation checkpointing, adapters and DDP put into names.
+_WRAPPERS = {
+    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer", "module",
+}  # fmt: skip
+
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -33,7 +38,7 @@ def find_assignments(
     Yields:
         Maps from the wanted name to the suspect's name; no map if a shape is missing.
     """
-    if alike := find_prefixed_names(weights, wanted):
+    if alike := find_wrapped_names(weights, wanted):
         yield from alike
         return
     ways = _assign_by_shape(weights, wanted)
@@ -44,7 +49,7 @@ def find_assignments(
     # number of permutations grows with the factorial of the number of tensors.
     tried = list(islice(ways, MOST_CANDIDATES + 1))
     if not 1 <= len(tried) <= MOST_CANDIDATES:
-        tried = find_prefixed_names(weights, wanted, least=(len(wanted) + 1) // 2) or tried
+        tried = find_wrapped_names(weights, wanted, least=(len(wanted) + 1) // 2) or tried
     yield from tried
 
 
@@ -65,9 +70,68 @@ def find_prefixed_names(
         The ways that find the largest number of wanted tensors, as maps from the wanted name to the
         suspect's name; an empty list if that number is below `least`.
     """
+    there = {name: info.shape for name, info in weights.tensors.items()}
+    return _match_prefixes(there, wanted, weights.views, least)
+
+
+def find_wrapped_names(
+    weights: Weights, wanted: _Shapes, *, least: int | None = None
+) -> list[dict[str, str]]:
+    """List the ways in `find_prefixed_names`, or those without the names of wrappers inside.
+
+    `torch.compile`, FSDP, checkpointing and adapters put names of their own between the parts of a
+    name ("layers.0._orig_mod.weight"). If more tensors are found without these, in the suspect's
+    names and in the wanted names, they are left out. Where several of the suspect's names become
+    the same one, each of them is taken in another way.
+
+    Args:
+        weights: the suspect, open.
+        wanted: shapes by name, at least two.
+        least: how many wanted tensors a way must find; None requires all of them.
+    """
+    plain = find_prefixed_names(weights, wanted, least=least)
+    own: dict[str, list[str]] = {}
+    for name in weights.tensors:
+        own.setdefault(_drop_wrappers(name), []).append(name)
+    clean = {_drop_wrappers(name): name for name in wanted}
+    changed = (
+        any(own.get(name) != [name] for name in weights.tensors) or clean.keys() != wanted.keys()
+    )
+    if (plain and len(plain[0]) == len(wanted)) or not changed or len(clean) != len(wanted):
+        return plain
+    ways: list[dict[str, str]] = []
+    for at in range(min(max(map(len, own.values())), MOST_CANDIDATES + 1)):
+        chosen = {name: names[min(at, len(names) - 1)] for name, names in own.items()}
+        there = {name: weights.tensors[other].shape for name, other in chosen.items()}
+        shapes = {name: wanted[other] for name, other in clean.items()}
+        views = frozenset(name for name, other in chosen.items() if other in weights.views)
+        for way in _match_prefixes(there, shapes, views, least):
+            renamed = {clean[name]: chosen[other] for name, other in way.items()}
+            ways += [renamed] if renamed not in ways else []
+    most = max(map(len, ways), default=0)
+    if not ways or (plain and len(plain[0]) >= most):
+        return plain
+    return [way for way in ways if len(way) == most][: MOST_CANDIDATES + 1]
+
+
+def _drop_wrappers(name: str) -> str:
+    """Return a tensor's name without the parts that wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _match_prefixes(
+    there: _Shapes, wanted: _Shapes, views: frozenset[str], least: int | None
+) -> list[dict[str, str]]:
+    """List the ways in which the names `there` are the wanted names with another prefix.
+
+    Args:
+        there: shapes of the suspect's tensors by name.
+        wanted: shapes by name.
+        views: names of the suspect's views.
+        least: how many wanted tensors a way must find; None requires all of them.
+    """
     if len(wanted) < 2:
         return []
-    there = {name: info.shape for name, info in weights.tensors.items()}
     found: dict[tuple[str, str], dict[str, str]] = {}
     for name, shape in there.items():
         for before, end in _split_prefixes(name):
@@ -81,9 +145,13 @@ def find_prefixed_names(
     most = max(map(len, found.values()), default=0)
     if most < (len(wanted) if least is None else least) or not most:
         return []
-    # Unchanged names win over prefixes that fit equally well.
+    # Unchanged names win over prefixes that fit equally well. A prefix of views is another state
+    # dict beside the one that a torch file was saved for.
     if len(found.get(("", ""), ())) == most:
-        found = {("", ""): found["", ""]}
+        found = {
+            before: way for before, way in found.items()
+            if before == ("", "") or views.issuperset(way.values())
+        }  # fmt: skip
     ways = [
         {name: way[name] for name in wanted if name in way}
         for way in found.values() if len(way) == most

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from countermark.checkpoints import (
     MOST_CANDIDATES,
     Suspect,
-    dequantise_weights,
     find_assignments,
+    open_suspect,
     open_weights,
 )
 from countermark.errors import ConfigError, SuspectError
@@ -184,7 +184,7 @@ def trace(
         ConfigError: the key is not for recipients.
     """
     scheme, p = _get_recipients_scheme(key), derive_code_biases(key)
-    with dequantise_weights(open_weights(suspect)) as weights:
+    with open_suspect(suspect) as weights:
         ways = find_assignments(weights, key.tensors, partial=scheme.partial)
         found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
         # Every assignment of tensors is a test that is corrected for; too many would take too long.

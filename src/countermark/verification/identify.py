@@ -20,8 +20,8 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     CachedWeights,
     Weights,
-    dequantise_weights,
     find_assignments,
+    open_suspect,
     open_weights,
 )
 from countermark.errors import ConfigError, CountermarkError, KeyFileError
@@ -194,7 +194,7 @@ def _try_keys(
     """Try keys on a suspect that is opened once for all of them."""
     # Keys from one owner often read the same tensors: one search serves all of them.
     ways: _Ways = {}
-    with CachedWeights(dequantise_weights(open_weights(suspect))) as weights:
+    with CachedWeights(open_suspect(suspect)) as weights:
         for folder in folders:
             try:
                 key = load_key(folder, _choose_passphrase(folder, passphrase))

@@ -16,9 +16,8 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     Suspect,
     Weights,
-    dequantise_weights,
     find_assignments,
-    open_weights,
+    open_suspect,
 )  # fmt: skip
 from countermark.errors import ConfigError, KeyFileError, SuspectError
 from countermark.images.image_files import Pixels
@@ -354,7 +353,7 @@ def _examine_weights(
     asked: _WeightReadingOptions,
 ) -> Verdict:
     """Judge the readings of a suspect's weights: as stored, and aligned to a reference."""
-    with dequantise_weights(open_weights(suspect)) as weights:
+    with open_suspect(suspect) as weights:
         identity = KeyIdentity.from_key(key)
         ways = find_assignments(weights, key.tensors, partial=scheme.partial)
         # One way more than the limit is enough to know that there are too many.
@@ -367,7 +366,12 @@ def _examine_weights(
             readings += more
         if not readings:
             why = f"; aligned: {reference.refused}" if reference else ""
-            subject = Subject(name=weights.name)
+            if weights.form:
+                raise SuspectError(
+                    f"{weights.name} is {weights.form}, which may hold tensors folded into others, "
+                    f"and {reason}{why}: expected the model's state dict, saved by torch.save"
+                )
+            subject = Subject(name=weights.name, notes=weights.notes)
             return make_no_verdict(
                 f"{reason}{why}", bits=key.bits, subject=subject, key=identity, terms=terms
             )
@@ -388,6 +392,7 @@ def _examine_weights(
             unmarked=read_unmarked_weights(asked.unmarked, scheme, key, best.tensors)
             if asked.unmarked
             else (),
+            notes=weights.notes,
         )
     corrections = list_corrections(subject, terms.make_freedoms(opened=False))
     # A rank reaches alpha only with at least factor/alpha draws, since its floor is 1/(draws + 1).
@@ -438,7 +443,7 @@ def read_suspect(suspect: Suspect | Predictor | Iterable[Pixels], key: Key) -> R
     if isinstance(scheme, TriggerScheme):
         return scheme.extract(make_predictor(suspect, scheme.mean, scheme.deviation), key)
     weight_scheme = require_weight_scheme(scheme)
-    with dequantise_weights(open_weights(cast(Suspect, suspect))) as weights:
+    with open_suspect(cast(Suspect, suspect)) as weights:
         where = {name: name for name in key.tensors}
         return weight_scheme.extract(weight_scheme.read_suspect_tensors(weights, where, key), key)
 
