@@ -71,13 +71,16 @@ def find_prefixed_names(
         suspect's name; an empty list if that number is below `least`.
     """
     there = {name: info.shape for name, info in weights.tensors.items()}
-    return _match_prefixes(there, wanted, weights.views, least)
+    return _match_prefixes(there, wanted, least)
 
 
 def find_wrapped_names(
     weights: Weights, wanted: _Shapes, *, least: int | None = None
 ) -> list[dict[str, str]]:
     """List the ways in `find_prefixed_names`, or those without the names of wrappers inside.
+
+    Beside unchanged names, a prefix of views counts as well: it is another state dict in the file.
+
 
     `torch.compile`, FSDP, checkpointing and adapters put names of their own between the parts of a
     name ("layers.0._orig_mod.weight"). If more tensors are found without these, in the suspect's
@@ -89,7 +92,9 @@ def find_wrapped_names(
         wanted: shapes by name, at least two.
         least: how many wanted tensors a way must find; None requires all of them.
     """
-    plain = find_prefixed_names(weights, wanted, least=least)
+    plain = _match_prefixes(
+        {name: info.shape for name, info in weights.tensors.items()}, wanted, least, weights.views
+    )
     own: dict[str, list[str]] = {}
     for name in weights.tensors:
         own.setdefault(_drop_wrappers(name), []).append(name)
@@ -105,7 +110,7 @@ def find_wrapped_names(
         there = {name: weights.tensors[other].shape for name, other in chosen.items()}
         shapes = {name: wanted[other] for name, other in clean.items()}
         views = frozenset(name for name, other in chosen.items() if other in weights.views)
-        for way in _match_prefixes(there, shapes, views, least):
+        for way in _match_prefixes(there, shapes, least, views):
             renamed = {clean[name]: chosen[other] for name, other in way.items()}
             ways += [renamed] if renamed not in ways else []
     most = max(map(len, ways), default=0)
@@ -120,15 +125,15 @@ def _drop_wrappers(name: str) -> str:
 
 
 def _match_prefixes(
-    there: _Shapes, wanted: _Shapes, views: frozenset[str], least: int | None
+    there: _Shapes, wanted: _Shapes, least: int | None, views: frozenset[str] = frozenset()
 ) -> list[dict[str, str]]:
     """List the ways in which the names `there` are the wanted names with another prefix.
 
     Args:
         there: shapes of the suspect's tensors by name.
         wanted: shapes by name.
-        views: names of the suspect's views.
         least: how many wanted tensors a way must find; None requires all of them.
+        views: names of the suspect's views that count beside unchanged names.
     """
     if len(wanted) < 2:
         return []
@@ -145,8 +150,7 @@ def _match_prefixes(
     most = max(map(len, found.values()), default=0)
     if most < (len(wanted) if least is None else least) or not most:
         return []
-    # Unchanged names win over prefixes that fit equally well. A prefix of views is another state
-    # dict beside the one that a torch file was saved for.
+    # Unchanged names win over prefixes that fit equally well.
     if len(found.get(("", ""), ())) == most:
         found = {
             before: way for before, way in found.items()

@@ -25,6 +25,10 @@ _MOST_DIMENSIONS = 32
 # Training scripts often save the state dict under one of these keys, beside the optimizer.
 _WRAPPERS = ("state_dict", "model")
 _PACKED, _PACKED_PARTS = "._packed_params._packed_params", ("weight", "bias")
+# Calls whose first argument is the tensor that is a parameter or lay on another device.
+_TENSOR_AROUND = (
+    "torch._utils._rebuild_parameter", "torch._utils._rebuild_device_tensor_from_cpu_tensor",
+)  # fmt: skip
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 _STORAGES = {
     "Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Long": "I64", "Int": "I32",
@@ -153,7 +157,10 @@ class _Walk:
         self._above.add(id(value))
         for key, part in _list_parts(value):
             self._count(0)
-            if not isinstance(part, dict | list | tuple | PickledCall):
+            # The parts of a layer are tensors and layers; lists in it are no part of a state dict.
+            if not isinstance(part, PickledCall) and (
+                is_layer or not isinstance(part, dict | list | tuple)
+            ):
                 continue
             if not isinstance(key, str | int):
                 continue
@@ -258,9 +265,9 @@ def parse_tensor(value: Any) -> StoredTensor | None:
             return _make_tensor(given, given[6])
         if rule == "torch._utils._rebuild_qtensor" and len(given) >= 5:
             return _make_quantised_tensor(given)
-        if rule.startswith("torch._utils._rebuild_parameter") and given:
-            value = given[0]  # the tensor that is the parameter
-        elif rule == "torch._tensor._rebuild_from_type_v2" and len(given) >= 3:
+        if rule.startswith(_TENSOR_AROUND) and given:
+            value = given[0]
+        elif rule.startswith("torch._tensor._rebuild_from_type") and len(given) >= 3:
             # A subclass of tensor is pickled as the call that makes the tensor in it.
             value = PickledCall(given[0], given[2]) if isinstance(given[2], tuple) else None
         else:

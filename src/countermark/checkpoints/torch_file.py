@@ -201,8 +201,8 @@ def read_stored(file: IO[bytes], place: tuple[int, int], tensor: StoredTensor) -
     # Only after the checks above is it safe to view the storage with the thief's strides: the last
     # value lies inside, and repeated values (strides of 0) cannot exceed the storage.
     strides = [step * item for step in tensor.strides]
-    values = np.frombuffer(raw, f"V{item}")
-    return as_strided(values, tensor.shape, strides, writeable=False).tobytes()
+    values = as_strided(np.frombuffer(raw, f"V{item}"), tensor.shape, strides, writeable=False)
+    return raw if values.flags.c_contiguous else values.tobytes()
 
 
 def find_in_archive(

@@ -45,7 +45,7 @@ def verify(
         str,
         typer.Argument(
             metavar="FILE|URL|IMAGES_DIR",
-            help="A .safetensors, torch, TorchScript or ONNX file, or a folder of shards; for "
+            help="A .safetensors, torch, TorchScript or ONNX file, or a folder of a checkpoint; for "
             "a key of triggers also a prediction service or a transcript; for a key of outputs a "
             "folder of published images.",
         ),
