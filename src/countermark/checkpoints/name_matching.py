@@ -77,45 +77,51 @@ def find_prefixed_names(
 def find_wrapped_names(
     weights: Weights, wanted: _Shapes, *, least: int | None = None
 ) -> list[dict[str, str]]:
-    """List the ways in `find_prefixed_names`, or those without the names of wrappers inside.
+    """List the ways in `find_prefixed_names`, or those without the parts that wrappers put in.
 
     Beside unchanged names, a prefix of views counts as well: it is another state dict in the file.
-
-
-    `torch.compile`, FSDP, checkpointing and adapters put names of their own between the parts of a
-    name ("layers.0._orig_mod.weight"). If more tensors are found without these, in the suspect's
-    names and in the wanted names, they are left out. Where several of the suspect's names become
-    the same one, each of them is taken in another way.
+    `torch.compile`, FSDP, checkpointing and adapters put parts of their own into a name
+    ("layers.0._orig_mod.weight"). If more tensors are found without these, in the suspect's names
+    and in the wanted names, they are left out.
 
     Args:
         weights: the suspect, open.
         wanted: shapes by name, at least two.
         least: how many wanted tensors a way must find; None requires all of them.
     """
-    plain = _match_prefixes(
-        {name: info.shape for name, info in weights.tensors.items()}, wanted, least, weights.views
-    )
+    there = {name: info.shape for name, info in weights.tensors.items()}
+    plain = _match_prefixes(there, wanted, least, weights.views)
+    if plain and len(plain[0]) == len(wanted):
+        return plain
+    # Names decide which form is read, not values, so the choice is no test. Of equals, the first
+    # one, with the names as they are, is taken.
+    clean = _match_without_wrappers(weights, wanted, least)
+    return max(plain, clean, key=lambda ways: len(ways[0]) if ways else 0)
+
+
+def _match_without_wrappers(
+    weights: Weights, wanted: _Shapes, least: int | None
+) -> list[dict[str, str]]:
+    """List the ways in which names fit without the parts that wrappers put into them.
+
+    Where several of the suspect's names become the same one, each of them is taken in another way.
+    """
+    clean = {_drop_wrappers(name): name for name in wanted}
+    if len(clean) != len(wanted):
+        return []
+    shapes = {name: wanted[other] for name, other in clean.items()}
     own: dict[str, list[str]] = {}
     for name in weights.tensors:
         own.setdefault(_drop_wrappers(name), []).append(name)
-    clean = {_drop_wrappers(name): name for name in wanted}
-    changed = (
-        any(own.get(name) != [name] for name in weights.tensors) or clean.keys() != wanted.keys()
-    )
-    if (plain and len(plain[0]) == len(wanted)) or not changed or len(clean) != len(wanted):
-        return plain
     ways: list[dict[str, str]] = []
-    for at in range(min(max(map(len, own.values())), MOST_CANDIDATES + 1)):
+    for at in range(min(max(map(len, own.values()), default=0), MOST_CANDIDATES + 1)):
         chosen = {name: names[min(at, len(names) - 1)] for name, names in own.items()}
         there = {name: weights.tensors[other].shape for name, other in chosen.items()}
-        shapes = {name: wanted[other] for name, other in clean.items()}
         views = frozenset(name for name, other in chosen.items() if other in weights.views)
         for way in _match_prefixes(there, shapes, least, views):
             renamed = {clean[name]: chosen[other] for name, other in way.items()}
             ways += [renamed] if renamed not in ways else []
     most = max(map(len, ways), default=0)
-    if not ways or (plain and len(plain[0]) >= most):
-        return plain
     return [way for way in ways if len(way) == most][: MOST_CANDIDATES + 1]
 
 

@@ -30,6 +30,7 @@ from countermark.checkpoints.base import (
 from countermark.checkpoints.dtypes import DTYPES, decode_values
 from countermark.checkpoints.pickled_tensors import (
     FoundTensors,
+    Quantiser,
     StoredTensor,
     describe_pickle,
     find_tensors,
@@ -88,7 +89,7 @@ class TorchWeights(Weights):
             raise self._make_refusal(make_printable(str(error), 300)) from None
         self._tensors, self.views = found.tensors, found.others
         self.form = "a program of torch.export" if found.is_program else ""
-        self.tensors = {name: describe_tensor(each) for name, each in self._tensors.items()}
+        self.tensors = {name: _describe_tensor(each) for name, each in self._tensors.items()}
 
     def _find_tensors(self) -> tuple[FoundTensors, Locate]:
         """Find all tensors of the file, and how to locate their storages.
@@ -116,25 +117,25 @@ class TorchWeights(Weights):
             )
         values = decode_values(raw, tensor.dtype).reshape(tensor.shape)
         try:
-            return values if tensor.quantiser is None else self._dequantise(values, tensor)
+            rule = tensor.quantiser
+            return values if rule is None else self._dequantise(values, rule)
         except ValueError as error:
             raise self._make_refusal(f"{make_printable(name, 200)}: {error}") from None
 
-    def _dequantise(self, codes: NDArray[Any], tensor: StoredTensor) -> NDArray[Any]:
+    def _dequantise(self, codes: NDArray[Any], rule: Quantiser) -> NDArray[Any]:
         """Return the numbers that the codes of a quantised tensor stand for.
 
         Raises:
             ValueError: scales or zero points do not fit the codes, or cannot be read.
         """
-        assert tensor.quantiser is not None  # noqa: S101 - the caller has seen it
         sizes = [1] * codes.ndim
         numbers = list[NDArray[np.float32]]()
-        for each in (tensor.quantiser.scale, tensor.quantiser.zero):
+        for each in (rule.scale, rule.zero):
             if isinstance(each, StoredTensor):
                 if each.dtype not in DTYPES:
                     raise ValueError(f"its scales are {each.dtype}")
                 raw = read_stored(self._file, self._locate(each.storage), each)
-                sizes[tensor.quantiser.axis] = codes.shape[tensor.quantiser.axis]
+                sizes[rule.axis] = codes.shape[rule.axis]
                 numbers.append(decode_values(raw, each.dtype).astype(np.float32).reshape(sizes))
             else:
                 numbers.append(np.full(sizes, each, np.float32))
@@ -170,7 +171,7 @@ class TorchWeights(Weights):
         )
 
 
-def describe_tensor(tensor: StoredTensor) -> TensorInfo:
+def _describe_tensor(tensor: StoredTensor) -> TensorInfo:
     """Return shape and dtype of a tensor; codes with a quantiser have no word in safetensors."""
     word = tensor.dtype if tensor.quantiser is None else f"quantised {tensor.dtype.lower()}"
     return TensorInfo(tensor.shape, word)

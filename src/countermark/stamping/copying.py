@@ -168,8 +168,10 @@ def _copy_other_files(source: Path, target: Path, weights: Weights, shards: set[
         # A folder that was left out is left out with all its content.
         if any(name.is_relative_to(each) for each in left_out):
             continue
-        is_part = name.parent in modules and _is_other_module(path, weights)
-        if _has_secret(path) or (path.is_file() and _is_possible_model(path) and not is_part):
+        is_model = path.is_file() and _is_possible_model(path)
+        if is_model and name.parent in modules:
+            is_model = not _is_other_module(path, weights)
+        if _has_secret(path) or is_model:
             left_out.append(name)
         elif path.is_dir():
             (target / name).mkdir(exist_ok=True, parents=True)
