@@ -17,6 +17,7 @@ from keys import SHAPE, InMemory, known_key
 from numpy.typing import NDArray
 
 from countermark.checkpoints import MOST_CANDIDATES, find_assignments
+from countermark.errors import SuspectError
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes import load_scheme
 from countermark.verification.verify import examine, verify
@@ -206,6 +207,19 @@ def test_a_tensor_of_the_right_name_is_read_although_another_would_fit_better() 
     suspect = InMemory({"fc.weight": innocent(0), "renamed": marked()})
     verdict = examine(suspect, key, TRUSTING)
     assert (verdict.outcome, verdict.test_count) == ("not_proven", 1)
+
+
+def test_what_a_reader_found_wrong_with_a_file_is_a_caveat() -> None:
+    suspect = InMemory({"fc.weight": marked()})
+    assert examine(suspect, known_key(), TRUSTING).to_json()["suspect"].get("notes") is None
+    suspect.notes = ("the index does not fit its files",)
+    verdict = examine(suspect, known_key(), TRUSTING)
+    assert suspect.notes[0] in verdict.limits
+    assert verdict.to_json()["suspect"]["notes"] == [*suspect.notes]
+    suspect = InMemory({"v": np.zeros(3)})
+    suspect.form = "a program of torch.export"
+    with pytest.raises(SuspectError, match=r"is a program of torch\.export, .*folded"):
+        examine(suspect, known_key(), TRUSTING)
 
 
 def test_too_many_ways_are_no_verdict() -> None:

@@ -8,6 +8,7 @@ import enum
 import io
 import json
 import pickle
+import struct
 import time
 import warnings
 import zipfile
@@ -181,8 +182,10 @@ def test_states_of_optimizers_are_left_out(tmp_path: Path) -> None:
     content = {
         "net": net.state_dict(), "optimizer": optimizer.state_dict(), "opt_g": optimizer.state_dict(),
         "optim_states": {"0": {"exp_avg": torch.ones(3)}}, "whole": optimizer,
+        "optimized_net": STATE,
     }  # fmt: skip
-    assert names(saved(tmp_path, content)) == {f"net.{name}" for name in net.state_dict()}
+    kept = {f"net.{name}" for name in net.state_dict()} | {f"optimized_net.{n}" for n in STATE}
+    assert names(saved(tmp_path, content)) == kept
 
 
 def test_parameters_and_quantised_layers_are_tensors(tmp_path: Path) -> None:
@@ -245,6 +248,69 @@ def test_objects_that_refer_to_each_other_end(tmp_path: Path) -> None:
     for each in objects:
         each.others = objects
     assert len(names(saved(tmp_path, objects))) == 40
+
+
+NESTED = b")" + b"\x85" * 200_000  # a tuple in a tuple in a tuple …
+OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+OLD += b"\x80\x02}X\r\0\0\0little_endian\x88s."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        OLD + b"\x80\x02}.\x80\x02](" + NESTED + b"e.",
+        OLD + b"\x80\x02}X\1\0\0\0w" + NESTED + b"s.\x80\x02].",
+        OLD + b"\x80\x02}" + NESTED + b"K\1s.\x80\x02].",
+        OLD + b"\x80\x02" + NESTED + b"Q.\x80\x02].",
+        OLD + b"\x80\x02" + NESTED + b")R.\x80\x02].",
+        OLD + b"\x80\x02}.\x80\x02" + NESTED + b".",
+        OLD[:15] + b"\x80\x02" + NESTED + b".",
+        b"\x80\x02" + NESTED + b".",
+    ],
+    ids=range(8),
+)
+def test_endless_nesting_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(SuspectError) as caught:
+        open_weights(tmp_path / "m.pt")
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("field", ["fqn", "relative_path", "size", "offset"])
+def test_endless_nesting_in_metadata_is_refused(tmp_path: Path, field: str) -> None:
+    folder = distributed(tmp_path / "d", STATE)
+    content = (folder / ".metadata").read_bytes()
+    word = b"\x8c" + bytes([len(field)]) + field.encode() + b"\x94"
+    # The first value after the word is dropped, and the nested tuple stands in its place.
+    assert word in content
+    changed = content.replace(word, word + NESTED + b"X\1\0\0\0z", 1)
+    (folder / ".metadata").write_bytes(b"\x80\x04" + changed[11:])
+    with pytest.raises(SuspectError) as caught:
+        open_weights(folder)
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("scale", [10**300, float("nan"), 1e39], ids=["long", "nan", "wide"])
+def test_a_quantiser_without_numbers_is_refused(tmp_path: Path, scale: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantised tensors are called deprecated
+        path = saved(
+            tmp_path, {"w": torch.quantize_per_tensor(torch.ones(3), 0.125, 0, torch.qint8)}
+        )
+    entries = {}
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    old = b"G" + struct.pack(">d", 0.125)
+    new = b"\x8a\x7e" + scale.to_bytes(126, "little") if isinstance(scale, int) else None
+    entries["m/data.pkl"] = entries["m/data.pkl"].replace(
+        old, new or b"G" + struct.pack(">d", scale)
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, each in entries.items():
+            archive.writestr(name, each)
+    with open_weights(path) as weights, pytest.raises(SuspectError) as caught:
+        weights.read("w")
+    one_line(caught.value)
 
 
 # --- folders of torch.distributed, programs of torch.export

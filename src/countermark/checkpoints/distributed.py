@@ -24,11 +24,15 @@ from countermark.checkpoints.base import TensorInfo, Weights
 from countermark.checkpoints.dtypes import DTYPES, decode_values
 from countermark.checkpoints.pickled_tensors import (
     TORCH_DTYPES,
+    StoredTensor,
+    describe_pickle,
     is_optimizer_key,
     is_size_tuple,
+    parse_tensor,
 )
 from countermark.checkpoints.safe_unpickle import PickledCall, PickledName, parse_pickle
-from countermark.checkpoints.torch_file import ITEM_SIZES, LARGEST_PICKLE, read_lone_tensor
+from countermark.checkpoints.torch_file import ITEM_SIZES, LARGEST_PICKLE, read_stored
+from countermark.checkpoints.zip_archive import StoredArchive
 from countermark.errors import SuspectError, make_printable
 
 _MOST_FILES = 4096  # each stays open, and a process may open only so many
@@ -111,7 +115,7 @@ class DistributedWeights(Weights):
         for each in self._chunks[name]:
             block = tuple(slice(a, a + n) for a, n in zip(each.offsets, each.sizes, strict=True))
             try:
-                raw, tensor = read_lone_tensor(self._files[each.file], each.start, each.length)
+                raw, tensor = _read_lone_tensor(self._files[each.file], each.start, each.length)
                 if (tensor.shape, tensor.dtype) != (each.sizes, info.dtype):
                     raise ValueError(f"{each.file} holds a chunk of {list(tensor.shape)} in place")
             except ValueError as error:
@@ -154,6 +158,22 @@ class DistributedWeights(Weights):
         )
 
 
+def _read_lone_tensor(file: IO[bytes], start: int, size: int) -> tuple[bytes, StoredTensor]:
+    """Read the one tensor that a file of `torch.save` in a part of an open file holds.
+
+    Returns: its bytes in C order, and its layout.
+
+    Raises:
+        ValueError: the part is damaged, or holds something else than a tensor.
+    """
+    archive = StoredArchive(file, start, size)
+    root = parse_pickle(archive.read_entry(f"{archive.folder}/data.pkl", LARGEST_PICKLE))
+    if (tensor := parse_tensor(root)) is None or tensor.quantiser is not None:
+        raise ValueError(f"it holds a {describe_pickle(root)} in place of a tensor")
+    place = archive.locate(f"{archive.folder}/data/{tensor.storage}")
+    return read_stored(file, place, tensor), tensor
+
+
 def _parse_metadata(root: Any) -> Iterator[tuple[str, tuple[TensorInfo, list[TensorChunk]]]]:
     """Yield every tensor of parsed metadata with its chunks; states of optimizers are left out.
 
@@ -164,8 +184,10 @@ def _parse_metadata(root: Any) -> Iterator[tuple[str, tuple[TensorInfo, list[Ten
     stored: dict[tuple[str, tuple[int, ...]], Any] = {}
     for index, place in root.state["storage_data"].items():
         if isinstance(index, PickledCall) and isinstance(index.state, dict):
-            offset = _parse_size(index.state.get("offset"))
-            stored[index.state["fqn"], offset or ()] = place.state
+            name, offset = index.state.get("fqn"), _parse_size(index.state.get("offset"))
+            # Hashing or printing anything else may take forever: tuples may be nested without end.
+            if isinstance(name, str) and isinstance(place.state["relative_path"], str):
+                stored[name, offset or ()] = place.state
     paths, count = root.state.get("planner_data"), 0
     for name, about in root.state["state_dict_metadata"].items():
         path = paths.get(name) if isinstance(paths, dict) else None
@@ -215,7 +237,7 @@ def _parse_chunks(name: str, info: TensorInfo, chunks: list[Any], stored: Any) -
             raise ValueError(f"{name} has a chunk that is compressed or has no place")
         if prod(sizes) * ITEM_SIZES[info.dtype] > length:
             raise ValueError(f"{name} claims {prod(sizes):,} values, more than are there")
-        found.append(TensorChunk(offsets, sizes, str(place["relative_path"]), start, length))
+        found.append(TensorChunk(offsets, sizes, place["relative_path"], start, length))
     if sum(prod(each.sizes) for each in found) != prod(info.shape):
         raise ValueError(f"the chunks of {name} do not fill it")
     return found

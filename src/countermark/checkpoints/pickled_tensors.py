@@ -10,6 +10,7 @@ optimizers, whose tensors are no weights but have the same shapes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,7 @@ _MOST_LETTERS = 1 << 26  # letters of all names together; a name is as long as i
 _MOST_DIMENSIONS = 32
 # Training scripts often save the state dict under one of these keys, beside the optimizer.
 _WRAPPERS = ("state_dict", "model")
+_OPTIMIZER = re.compile(r"(?i:(^|_)optim(i[sz]ers?)?(_|\d|$))")  # a word of a key
 _PACKED, _PACKED_PARTS = "._packed_params._packed_params", ("weight", "bias")
 # Calls whose first argument is the tensor that is a parameter or lay on another device.
 _TENSOR_AROUND = (
@@ -246,7 +248,7 @@ def _is_optimizer(value: Any) -> bool:
 
 def is_optimizer_key(key: Any) -> bool:
     """Return true if the key of a mapping says that the state of an optimizer stands under it."""
-    return isinstance(key, str) and "optim" in key.lower()
+    return isinstance(key, str) and _OPTIMIZER.search(key) is not None
 
 
 def parse_tensor(value: Any) -> StoredTensor | None:
@@ -312,7 +314,7 @@ def _make_quantised_tensor(given: tuple[Any, ...]) -> StoredTensor | None:
     axis = numbers[2] if by_axis and len(numbers) > 2 else 0
     if not all(isinstance(each, float | int | StoredTensor) for each in values) or len(values) < 2:
         return None
-    if type(axis) is not int or not 0 <= axis < max(1, len(codes.shape)):
+    if by_axis and (type(axis) is not int or not 0 <= axis < len(codes.shape)):
         raise ValueError("a quantised tensor has no such axis")
     quantiser = Quantiser(values[0], values[1], axis)  # type: ignore[arg-type]
     return StoredTensor(

@@ -36,7 +36,6 @@ from countermark.checkpoints.pickled_tensors import (
     find_tensors,
     is_size_tuple,
     parse_storage_dtype,
-    parse_tensor,
 )
 from countermark.checkpoints.safe_unpickle import PersistentReference, PickledCall, parse_pickle
 from countermark.checkpoints.zip_archive import FilePart, StoredArchive
@@ -119,29 +118,34 @@ class TorchWeights(Weights):
         try:
             rule = tensor.quantiser
             return values if rule is None else self._dequantise(values, rule)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise self._make_refusal(f"{make_printable(name, 200)}: {error}") from None
 
     def _dequantise(self, codes: NDArray[Any], rule: Quantiser) -> NDArray[Any]:
         """Return the numbers that the codes of a quantised tensor stand for.
 
         Raises:
-            ValueError: scales or zero points do not fit the codes, or cannot be read.
+            ValueError, OverflowError: scales or zero points do not fit the codes, or cannot be read.
         """
-        sizes = [1] * codes.ndim
-        numbers = list[NDArray[np.float32]]()
-        for each in (rule.scale, rule.zero):
-            if isinstance(each, StoredTensor):
-                if each.dtype not in DTYPES:
-                    raise ValueError(f"its scales are {each.dtype}")
-                raw = read_stored(self._file, self._locate(each.storage), each)
-                sizes[rule.axis] = codes.shape[rule.axis]
-                numbers.append(decode_values(raw, each.dtype).astype(np.float32).reshape(sizes))
-            else:
-                numbers.append(np.full(sizes, each, np.float32))
         with np.errstate(over="ignore", invalid="ignore"):  # `read` refuses infinities
-            found: NDArray[Any] = (codes.astype(np.float32) - numbers[1]) * numbers[0]
+            scale, zero = (
+                self._read_numbers(each, codes, rule) for each in (rule.scale, rule.zero)
+            )
+            found: NDArray[Any] = (codes.astype(np.float32) - zero) * scale
         return found
+
+    def _read_numbers(
+        self, value: float | StoredTensor, codes: NDArray[Any], rule: Quantiser
+    ) -> NDArray[np.float32]:
+        """Read a number for all codes, or a tensor with one for each step along an axis."""
+        sizes = [1] * codes.ndim
+        if not isinstance(value, StoredTensor):
+            return np.full(sizes, value, np.float32)
+        if value.dtype not in DTYPES:
+            raise ValueError(f"its scales are {value.dtype}")
+        sizes[rule.axis] = codes.shape[rule.axis]
+        raw = read_stored(self._file, self._locate(value.storage), value)
+        return decode_values(raw, value.dtype).astype(np.float32).reshape(sizes)
 
     def _read_raw(self, name: str) -> bytes:
         """Read the bytes of a tensor; raise `SuspectError` if its storage does not hold them."""
@@ -256,22 +260,6 @@ def _find_in_entries(archive: StoredArchive) -> FoundTensors:
     return _require_tensors(FoundTensors(tensors), root)
 
 
-def read_lone_tensor(file: IO[bytes], start: int, size: int) -> tuple[bytes, StoredTensor]:
-    """Read the one tensor that a file of `torch.save` in a part of an open file holds.
-
-    Returns: its bytes in C order, and its layout.
-
-    Raises:
-        ValueError: the part is damaged, or holds something else than a tensor.
-    """
-    archive = StoredArchive(file, start, size)
-    root = parse_pickle(archive.read_entry(f"{archive.folder}/data.pkl", LARGEST_PICKLE))
-    if (tensor := parse_tensor(root)) is None or tensor.quantiser is not None:
-        raise ValueError(f"it holds a {describe_pickle(root)} in place of a tensor")
-    place = archive.locate(f"{archive.folder}/data/{tensor.storage}")
-    return read_stored(file, place, tensor), tensor
-
-
 def _move_storages(found: FoundTensors, folder: str) -> FoundTensors:
     """Name the storages of tensors by the entries of the archive's folder that hold them."""
 
@@ -366,7 +354,7 @@ def find_in_old_file(file: IO[bytes], size: int) -> tuple[FoundTensors, Locate]:
     references: list[PersistentReference] = []
     root = parse_pickle(stream, references)
     keys = parse_pickle(stream)
-    if not isinstance(keys, list):
+    if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
         raise ValueError("it lists no storages")
     storages, items = dict[str, tuple[int, int]](), _list_item_sizes(references)
     at = stream.tell()
