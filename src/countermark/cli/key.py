@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 key_app = typer.Typer(help="Look at keys.", rich_markup_mode=None, no_args_is_help=True)
 
+_MOST_SHOWN = 100  # entries of a list that people would read
+
 Commitment = Annotated[
     str | None,
     typer.Option(metavar="HEX", help="The commitment that opened triggers must belong to."),
@@ -45,9 +47,20 @@ def show(
     show_result(
         header,
         as_json,
-        "\n".join(make_printable(f"{name}: {value}") for name, value in header.items()),
+        "\n".join(
+            make_printable(f"{name}: {_shorten_value(value)}") for name, value in header.items()
+        ),
     )
     return 0
+
+
+def _shorten_value(value: object) -> object:
+    """Return a value of a key header as people read it: of a long list only the length."""
+    if isinstance(value, dict):
+        value = {name: _shorten_value(each) for name, each in value.items()}
+    if isinstance(value, list | dict) and len(value) > _MOST_SHOWN:
+        return f"{len(value):,} entries (--json lists them)"
+    return value
 
 
 @key_app.command("open")
