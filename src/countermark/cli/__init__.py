@@ -13,21 +13,21 @@ import typer
 
 from countermark.cli import (  # noqa: F401 - they add commands to `app`
     dispute,
-    released,
     report,
+    sign_model,
     verify,
 )
+from countermark.cli.attack import attack_app
 from countermark.cli.claim import claim_app
-from countermark.cli.finished import advise, check, stamp
+from countermark.cli.embed import app
 from countermark.cli.identify import identify
 from countermark.cli.key import key_app
 from countermark.cli.ledger import ledger_app
-from countermark.cli.outputs import mark
-from countermark.cli.owner import app
+from countermark.cli.mark_images import mark
 from countermark.cli.program import discard_unwritten_output, run_program
 from countermark.cli.recipient import recipient_app
 from countermark.cli.serve import serve
-from countermark.cli.thief import attack_app
+from countermark.cli.stamp import advise, check, stamp
 from countermark.errors import ConfigError
 
 app.command()(mark)

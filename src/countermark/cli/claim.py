@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark._internal.output_paths import require_free_path
-from countermark.cli.believed import (
+from countermark.cli.claim_checks import (
     make_file_signature_checks,
     make_subject_checks,
     make_trust_checks,

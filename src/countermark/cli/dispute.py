@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from countermark.cli.claim import Authorities
+from countermark.cli.embed import app
 from countermark.cli.options import ALPHA, Alpha, AsJson, read_key_passphrase, show_result
-from countermark.cli.owner import app
-from countermark.cli.suspect import ClaimsCounted, SuspectOptions, open_suspect
+from countermark.cli.suspect_options import ClaimsCounted, SuspectOptions, open_suspect
 from countermark.errors import ConfigError
 
 

@@ -13,6 +13,7 @@ import typer
 
 from countermark._internal.output_paths import require_free_path, require_writable_place
 from countermark.cli.claim import Authorities, Signers
+from countermark.cli.embed import app
 from countermark.cli.key import encode_png
 from countermark.cli.options import (
     ALPHA,
@@ -26,8 +27,7 @@ from countermark.cli.options import (
     require_probability,
     show_result,
 )
-from countermark.cli.owner import app
-from countermark.cli.suspect import (
+from countermark.cli.suspect_options import (
     Ask,
     BlindChoice,
     ClaimsCounted,

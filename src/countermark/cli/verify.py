@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from countermark.cli.claim import Authorities, Signers
+from countermark.cli.embed import app
 from countermark.cli.key import Commitment, load_key_or_disclosure
 from countermark.cli.options import (
     ALPHA,
@@ -18,8 +19,7 @@ from countermark.cli.options import (
     parse_pairs,
     show_result,
 )
-from countermark.cli.owner import app
-from countermark.cli.suspect import (
+from countermark.cli.suspect_options import (
     Ask,
     BlindChoice,
     ClaimsCounted,
