@@ -18,8 +18,8 @@ import pytest
 import typer
 from loaded import run_loaded
 
-from countermark.cli import app as countermark_app
 from countermark.cli import main
+from countermark.cli.app import app as countermark_app
 from countermark_lab.__main__ import main as lab_main
 from countermark_lab.commands import app as lab_app
 

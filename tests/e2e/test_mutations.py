@@ -33,7 +33,7 @@ from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
-from countermark.cli import app
+from countermark.cli.app import app
 from countermark.keys.key import Key
 
 EACH = 150  # mutations of every kind, 600 in all

@@ -11,7 +11,8 @@ import typer
 from cli_calls import Said, call, python
 
 import countermark
-from countermark.cli import app, main
+from countermark.cli import main
+from countermark.cli.app import app
 from countermark.keys.key import KeyMaterial
 from countermark.schemes.drawn_triggers.adi import Adi
 

@@ -1,15 +1,19 @@
-"""The checks of `claim check`, built from its options."""
+"""What `claim new` and `claim check` check, and what they print of a claim."""
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from countermark.cli.options import read_key_passphrase
-from countermark.errors import ConfigError
+from countermark.errors import ClaimError, ConfigError, SuspectError
 
 if TYPE_CHECKING:
     from countermark.claims.policy import Check
+    from countermark.claims.signed import Claim
+    from countermark.keys.key import Key
 
 
 def make_subject_checks(model: Path | None, key: Path | None) -> list[Check]:
@@ -87,3 +91,52 @@ def make_trust_checks(
         pinned = [Authority.load(each) for each in authorities]
         dated = CommittedBefore(parse_day_or_time(before, "--before"), pinned)
     return [signed, dated]
+
+
+def require_mark_in_model(model: Path, key: Key) -> None:
+    """Check that a key that reads weights finds its mark in the model.
+
+    A claim cannot be corrected after it is timestamped, so a wrong model is refused here.
+
+    Raises:
+        SuspectError: the mark is not in the model.
+    """
+    from countermark.results.verdict import VerificationOptions
+    from countermark.schemes import load_scheme
+    from countermark.schemes.weights import WeightScheme
+    from countermark.verification.verify import examine
+
+    # A key with a reader of its own runs the owner's code, and triggers and outputs need more than
+    # a weight file. Only `verify` reads these keys.
+    if load_scheme(key).reader_code is not None or not isinstance(load_scheme(key), WeightScheme):
+        warnings.warn(
+            "whether the mark is in the model was not looked at: `verify` it", stacklevel=2
+        )
+        return
+    # The key counts as dated here, because dating the key is what the claim is for.
+    verdict = examine(model, key, VerificationOptions(assume_dated=True))
+    if verdict.outcome == "not_proven":
+        raise SuspectError(
+            f"{model}: the mark of this key is not in it: expected the marked model as it was saved"
+        )
+    if not verdict.owned:
+        warnings.warn(f"this mark proves nothing by itself: {verdict.reason}", stacklevel=2)
+
+
+def describe_claim(claim: Claim) -> dict[str, Any]:
+    """Return the content of a claim as JSON values, with every timestamp that can be read."""
+    from countermark.claims.statement import format_time
+    from countermark.claims.timestamp import read_response
+
+    stamps = []
+    for response in claim.timestamp_responses:
+        # A timestamp of another document is left out here: the check reports it as a finding.
+        with suppress(ClaimError):
+            stamp = read_response(response, claim)
+            stamps.append({"time": format_time(stamp.time), "signer": stamp.signer[0]})
+    said = claim.statement.predicate
+    return {
+        "claim": claim.digest, "owner": said.owner, "commitment": said.commitment.sha256,
+        "kind": said.commitment.kind, "model": claim.model_root, "tensors": said.tensors,
+        "date": said.date, "signers": list(claim.signers), "stamps": stamps,
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command `resolve`, about a dispute: two owners claim one suspect."""
+"""The command `dispute`: two owners claim one suspect."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from countermark.cli.claim import Authorities
-from countermark.cli.embed import app
-from countermark.cli.options import ALPHA, Alpha, AsJson, read_key_passphrase, show_result
+from countermark.cli.options import (
+    ALPHA,
+    Alpha,
+    AsJson,
+    Authorities,
+    read_key_passphrase,
+    show_result,
+)
 from countermark.cli.suspect_options import ClaimsCounted, SuspectOptions, open_suspect
 from countermark.errors import ConfigError
 
 
-@app.command()
-def resolve(
+def dispute(
     suspect: Annotated[Path, typer.Argument(metavar="SUSPECT", help="The model in dispute.")],
     key: Annotated[
         list[Path], typer.Option(metavar="DIR", help="The first party's key, then the second's.")
@@ -36,8 +40,9 @@ def resolve(
     alpha: Alpha = ALPHA,
     as_json: AsJson = False,
 ) -> int:
-    """Decide between two owners who claim one suspect, or say that it cannot be decided.
+    """Decide between two owners who claim one suspect.
 
+    Some disputes cannot be decided, and the answer says so.
     Reads both keys from the suspect and from both parties' own models: a stolen copy that was
     marked anew has two marks, the owner's model has one. Where a key could have been made
     afterwards, a ledger with timestamps of the authorities that you pin shows whose claim is older.
@@ -55,7 +60,7 @@ def resolve(
         countermark claim new --key beta.key --model copy.safetensors --owner "Beta Ltd." \\
             --out beta.json
         countermark claim sign beta.json --private-key acme.pem
-        countermark resolve copy.safetensors \\
+        countermark dispute copy.safetensors \\
             --key acme.key --claim claim.json --model m.safetensors \\
             --key beta.key --claim beta.json --model copy.safetensors
     """

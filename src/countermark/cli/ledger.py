@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from countermark._internal.output_paths import require_free_path
-from countermark.cli.claim import Authorities
-from countermark.cli.options import AsJson, read_pem_passphrase, show_result
+from countermark.cli.options import (
+    AsJson,
+    Authorities,
+    LedgerUrl,
+    NewFile,
+    read_pem_passphrase,
+    show_result,
+)
 from countermark.errors import ConfigError, make_printable
 
 if TYPE_CHECKING:
     from countermark.claims.ledger import InclusionProof, LedgerEntry
 
-ledger_app = typer.Typer(
-    help="Keep claims in a ledger that only grows.", rich_markup_mode=None, no_args_is_help=True
-)
 
-Url = Annotated[
-    str, typer.Option("--ledger", metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
-]
-
-
-@ledger_app.command()
-def init(
+def create_ledger(
     ledger: Annotated[
         str, typer.Argument(metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
     ],
@@ -50,12 +47,11 @@ def init(
     return 0
 
 
-@ledger_app.command()
-def add(
+def add_claims(
     file: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Signed claims, or stamped tree heads.")
     ],
-    ledger: Url,
+    ledger: LedgerUrl,
     as_json: AsJson = False,
 ) -> int:
     """Add claims. A claim that is printed is on disk. A claim added twice keeps its place.
@@ -86,9 +82,8 @@ def add(
     return 0
 
 
-@ledger_app.command()
-def find(
-    ledger: Url,
+def find_claims(
+    ledger: LedgerUrl,
     digest: Annotated[str | None, typer.Option(metavar="HEX", help="Of the claim.")] = None,
     commitment: Annotated[str | None, typer.Option(metavar="HEX", help="Of the key.")] = None,
     model: Annotated[
@@ -134,9 +129,8 @@ def find(
     return 0 if found else 1
 
 
-@ledger_app.command()
-def verify(
-    ledger: Url,
+def verify_ledger(
+    ledger: LedgerUrl,
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A tree head that was exported and kept elsewhere."),
@@ -177,10 +171,9 @@ def verify(
     return found.exit_code
 
 
-@ledger_app.command()
-def export(
-    ledger: Url,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+def export_tree_head(
+    ledger: LedgerUrl,
+    out: NewFile,
     private_key: Annotated[
         Path, typer.Option(metavar="PEM", help="Of the ledger's operator; signs the tree head.")
     ],
@@ -229,8 +222,7 @@ def export(
     return 0
 
 
-@ledger_app.command()
-def grown(
+def check_growth(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The tree head that you kept.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="A later one.")],
     proof: Annotated[

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark._internal.output_paths import require_free_path, require_writable_place
-from countermark.cli.claim import Authorities, Signers
-from countermark.cli.embed import app
 from countermark.cli.key import encode_png
 from countermark.cli.options import (
     ALPHA,
     Alpha,
     AsJson,
     AssumeDated,
+    Authorities,
     ModelArguments,
+    Signers,
     parse_pairs,
     read_key_passphrase,
     read_pem_passphrase,
@@ -56,7 +56,6 @@ _ERROR_RATE = 0.1
 _PICTURES = 12
 
 
-@app.command()
 def report(
     suspect: Annotated[
         str | None, typer.Argument(metavar="[SUSPECT]", help="As for `verify`.")
@@ -118,8 +117,9 @@ def report(
     reader: ReaderCode = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a report on a suspect: one HTML page, and a bundle that can be judged again.
+    """Write a report on a suspect, or judge a written bundle again.
 
+    A report is one HTML page, and a bundle that can be judged again.
     SUSPECT is read as `verify` reads it. --out and --bundle are both needed.
 
     With --replay, a bundle is judged again offline, from the reading that it holds. Anybody can

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from countermark.cli.claim import Authorities, Signers
-from countermark.cli.embed import app
-from countermark.cli.key import Commitment, load_key_or_disclosure
 from countermark.cli.options import (
     ALPHA,
     Alpha,
     AsJson,
     AssumeDated,
+    Authorities,
+    Commitment,
     ModelArguments,
+    Signers,
     parse_pairs,
+    read_key_passphrase,
     show_result,
 )
 from countermark.cli.suspect_options import (
@@ -38,8 +39,11 @@ from countermark.cli.suspect_options import (
 from countermark.errors import ConfigError
 from countermark.report.dated import ClaimOptions
 
+if TYPE_CHECKING:
+    from countermark.keys.key import Key
+    from countermark.verification.disclosure import TriggerDisclosure
 
-@app.command()
+
 def verify(
     suspect: Annotated[
         str,
@@ -102,8 +106,9 @@ def verify(
     reader: ReaderCode = None,
     as_json: AsJson = False,
 ) -> int:
-    """Say whether a key's mark is in a suspect, and how probable a false accusation is.
+    """Say whether a key's mark is in a suspect, and how sure that is.
 
+    The answer states how probable a false accusation is.
     A key of triggers asks a live model: a model that is built and filled from the file, or a
     service. With --opened the model is asked about disclosed triggers, and the key is not needed. A
     key of outputs reads images. Files that are no plain images are skipped and counted, and the
@@ -127,7 +132,7 @@ def verify(
     from countermark.schemes.outputs import OutputScheme
     from countermark.verification.verify import examine
 
-    loaded = load_key_or_disclosure(key, opened, commitment, reader)
+    loaded = _load_key_or_disclosure(key, opened, commitment, reader)
     dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)
     asked = SuspectOptions(
         parse_pairs(ask, "--ask"), model, parse_pairs(model_arguments, "--model-arg"), transcript, reference,
@@ -155,3 +160,38 @@ def verify(
         )  # fmt: skip
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
+
+
+def _load_key_or_disclosure(
+    key: Path | None, opened: Path | None, commitment: str | None, reader: str | None
+) -> Key | TriggerDisclosure:
+    """Load what `verify` judges by: a key folder, or a disclosure of some of its triggers.
+
+    Args:
+        key: a key folder.
+        opened: a file that `key open` wrote.
+        commitment: the commitment that the disclosure must belong to, in hexadecimal.
+        reader: the module:factory of the key's own reader, if its code is trusted.
+
+    Raises:
+        ConfigError: both `key` and `opened` are given, or neither, or an option that belongs to the
+            other one.
+        KeyFileError: the key folder cannot be read.
+    """
+    from countermark.keys.key import Key
+    from countermark.verification.disclosure import TriggerDisclosure
+
+    if (key is None) == (opened is None):
+        raise ConfigError(
+            "verify needs a key: give either --key DIR, or --opened FILE with some of its triggers"
+        )
+    if key is not None:
+        if commitment is not None:
+            raise ConfigError("--commitment is for --opened: a key folder has its own")
+        return Key.load(key, read_key_passphrase(key)).with_trusted_code(reader)
+    if opened is None or reader is not None:
+        raise ConfigError("--reader is for --key: opened triggers run no code")
+    loaded = TriggerDisclosure.load(opened)
+    # The file comes from the owner, who could have made it up: check it before it judges anybody.
+    loaded.check(commitment)
+    return loaded
