@@ -118,7 +118,7 @@ JUDGED: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
         lambda told: told["recorded_verdict"],
     ),
     "checkpoint": (
-        "ledger verify --ledger claims.db --checkpoint head.json --authority root.pem",
+        "ledger verify --ledger claims.db --since head.json --authority root.pem",
         ("head.json",),
         lambda told: (told["root"], told["checkpoint"]["digest"]),
     ),

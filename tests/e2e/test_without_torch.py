@@ -38,7 +38,7 @@ def blocked(*arguments: str) -> Said:
     "line",
     [
         "verify marked.safetensors --key acme.key",
-        "verify marked.safetensors --key acme.key --json --digest",
+        "verify marked.safetensors --key acme.key --json --file-digest",
         "verify unmarked.safetensors --key acme.key --json",
         "verify absent.safetensors --key acme.key",
         "key show acme.key",
@@ -140,8 +140,8 @@ Transcript(type="countermark/transcript/v1", url="https://h/", protocol="mlflow"
     for line in (
         "key open t.key --triggers all --out opened.json",
         f"key check-opening opened.json --commitment {made.commitment} --out pictures",
-        "verify asked.json --replay --opened opened.json --json",
-        "verify asked.json --replay --opened opened.json --blind-choice",
+        "verify asked.json --recorded --opened opened.json --json",
+        "verify asked.json --recorded --opened opened.json --blind-choice",
     ):
         said = blocked(*line.split())
         assert said.code == 0, said

@@ -64,7 +64,9 @@ def make_key_pair(
 
 def write_claim(
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key of the mark.")],
-    model: Annotated[Path, typer.Option(metavar="FILE", help="The marked model, as released.")],
+    model_file: Annotated[
+        Path, typer.Option(metavar="FILE", help="The marked model, as released.")
+    ],
     owner: Annotated[str, typer.Option(metavar="TEXT", help="As in the key.")],
     out: NewFile,
     as_json: AsJson = False,
@@ -77,7 +79,7 @@ def write_claim(
 
     \b
     Example:
-        countermark claim new --key acme.key --model m.safetensors --owner "ACME Inc." \\
+        countermark claim new --key acme.key --model-file m.safetensors --owner "ACME Inc." \\
             --out claim.json
     """
     from countermark.checkpoints import compute_model_digest, open_weights
@@ -94,9 +96,9 @@ def write_claim(
     # The secret of a test key follows from a number, so anybody can derive the key again.
     if loaded.test_key:
         raise ConfigError("this is a test key: anybody can make it again, so it claims nothing")
-    with open_weights(model) as weights:
+    with open_weights(model_file) as weights:
         digest = compute_model_digest(weights)
-    require_mark_in_model(model, loaded)
+    require_mark_in_model(model_file, loaded)
     commitment = Commitment(kind="C1" if loaded.c1 else "C0", sha256=loaded.commitment)
     claim = Claim.make_unsigned(commitment, owner, digest.root, digest.tensors)
     claim.save(out)
@@ -199,7 +201,7 @@ def check_claim(
     before: Annotated[
         str | None, typer.Option(metavar="DATE", help="It must be older than this.")
     ] = None,
-    model: Annotated[
+    model_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="It must be about this model.")
     ] = None,
     key: Annotated[
@@ -229,8 +231,8 @@ def check_claim(
 
     claim = Claim.load(file)
     of = [
-        *make_subject_checks(model, key),
-        *make_file_signature_checks(model, model_signature, model_signer),
+        *make_subject_checks(model_file, key),
+        *make_file_signature_checks(model_file, model_signature, model_signer),
     ]
     believed = make_trust_checks(signer or [], authority or [], before)
     decision = AllOf([IntegrityCheck(), *of, *believed]).judge(PolicyCase(claim))

@@ -56,7 +56,8 @@ def make_file_signature_checks(
     if model is None or signature is None or signer is None:
         # A signature without a pinned signer would prove nothing: any key can sign a file.
         raise ConfigError(
-            "--model-signature, --model-signer and --model go together: signature, by whom, of what"
+            "--model-signature, --model-signer and --model-file go together: signature, by whom, of "
+            "what"
         )
     return [ModelSignedBy(model, signature, signer)]
 

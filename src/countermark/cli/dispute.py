@@ -27,7 +27,7 @@ def dispute(
     claim: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Their claims, in the same order.")
     ],
-    model: Annotated[
+    model_file: Annotated[
         list[Path],
         typer.Option(metavar="FILE", help="Their own models, as they claimed them, likewise."),
     ],
@@ -57,12 +57,12 @@ def dispute(
         countermark embed --scheme uchida --model mlp --data digits --layer 2.weight --bits 40 \\
             --start m.safetensors --owner "Beta Ltd." --epochs 3 --out copy.safetensors \\
             --key beta.key
-        countermark claim new --key beta.key --model copy.safetensors --owner "Beta Ltd." \\
-            --out beta.json
+        countermark claim new --key beta.key --model-file copy.safetensors \\
+            --owner "Beta Ltd." --out beta.json
         countermark claim sign beta.json --private-key acme.pem
         countermark dispute copy.safetensors \\
-            --key acme.key --claim claim.json --model m.safetensors \\
-            --key beta.key --claim beta.json --model copy.safetensors
+            --key acme.key --claim claim.json --model-file m.safetensors \\
+            --key beta.key --claim beta.json --model-file copy.safetensors
     """
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
@@ -75,14 +75,14 @@ def dispute(
     )
 
     # Repeated options arrive as separate lists; only their order says what belongs together.
-    if not len(key) == len(claim) == len(model) == 2:
-        raise ConfigError("two parties dispute: give --key, --claim and --model twice each")
+    if not len(key) == len(claim) == len(model_file) == 2:
+        raise ConfigError("two parties dispute: give --key, --claim and --model-file twice each")
     # Without --authority no timestamp counts, so age decides nothing.
     believed = [Authority.load(each) for each in authority or []]
     counted = None if ledger is None else audit_ledger_at(ledger)
     shown = [
         PartyExhibits(Key.load(folder, read_key_passphrase(folder)), Claim.load(file), own)
-        for folder, file, own in zip(key, claim, model, strict=True)
+        for folder, file, own in zip(key, claim, model_file, strict=True)
     ]
     # All three models are weight files on disk, so no option of a service applies.
     asking = SuspectOptions()

@@ -86,8 +86,8 @@ def find_claims(
     ledger: LedgerUrl,
     digest: Annotated[str | None, typer.Option(metavar="HEX", help="Of the claim.")] = None,
     commitment: Annotated[str | None, typer.Option(metavar="HEX", help="Of the key.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="HEX|FILE", help="Of the model, or the model.")
+    model_file: Annotated[
+        str | None, typer.Option(metavar="FILE|HEX", help="The model, or its digest.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the claims there; must not exist.")
@@ -98,7 +98,7 @@ def find_claims(
 
     \b
     Example:
-        countermark ledger find --ledger claims.db --model m.safetensors
+        countermark ledger find --ledger claims.db --model-file m.safetensors
     """
     from countermark._internal.files import write_folder
     from countermark.claims.ledger import Ledger
@@ -110,7 +110,7 @@ def find_claims(
     wanted = {
         "digest": digest,
         "commitment": commitment,
-        "model": model and _read_model_digest(model),
+        "model": model_file and _read_model_digest(model_file),
     }
     with Ledger(ledger) as opened:
         entries = opened.find(**{name: value for name, value in wanted.items() if value})
@@ -131,17 +131,19 @@ def find_claims(
 
 def verify_ledger(
     ledger: LedgerUrl,
-    checkpoint: Annotated[
+    since: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A tree head that was exported and kept elsewhere."),
+        typer.Option(
+            metavar="FILE", help="An older tree head, that was exported and kept elsewhere."
+        ),
     ] = None,
     authority: Authorities = None,
     as_json: AsJson = False,
 ) -> int:
     """Check every claim and the tree, and compare the ledger with a tree head that you kept.
 
-    Exits 0 when nothing before the checkpoint was changed, 1 when something was changed, 3 without
-    a checkpoint: then it is only known that the ledger agrees with itself.
+    Exits 0 when nothing before that tree head was changed, 1 when something was changed, 3 without
+    a tree head: then it is only known that the ledger agrees with itself.
 
     \b
     Example:
@@ -154,7 +156,7 @@ def verify_ledger(
 
     # Whoever can write to the database can rebuild the whole tree. Only a head from outside, best
     # with a timestamp, shows that.
-    kept = TreeHead.load(checkpoint) if checkpoint else None
+    kept = TreeHead.load(since) if since else None
     believed = [Authority.load(each) for each in authority or []]
     with Ledger(ledger) as opened:
         found = audit_ledger(opened, kept, believed)

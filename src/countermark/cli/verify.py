@@ -27,6 +27,7 @@ from countermark.cli.suspect_options import (
     Host,
     NullName,
     ReaderCode,
+    Recorded,
     ReferenceFile,
     SuspectDate,
     SuspectOptions,
@@ -67,9 +68,7 @@ def verify(
     model_arguments: ModelArguments = None,
     ask: Ask = None,
     transcript: TranscriptFile = None,
-    replay: Annotated[
-        bool, typer.Option("--replay", help="FILE is such a transcript: judge it, ask nobody.")
-    ] = False,
+    recorded: Recorded = False,
     fresh: Annotated[
         str | None,
         typer.Option(
@@ -94,8 +93,8 @@ def verify(
     suspect_date: SuspectDate = None,
     ledger: ClaimsCounted = None,
     null: NullName = None,
-    digest: Annotated[
-        bool, typer.Option("--digest", help="Record the digest of the whole file too.")
+    file_digest: Annotated[
+        bool, typer.Option("--file-digest", help="Record the digest of the whole file too.")
     ] = False,
     resume: Annotated[
         Path | None,
@@ -136,11 +135,11 @@ def verify(
     dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)
     asked = SuspectOptions(
         parse_pairs(ask, "--ask"), model, parse_pairs(model_arguments, "--model-arg"), transcript, reference,
-        replay=replay,
+        replay=recorded,
     )  # fmt: skip
     # A statement about a choice is refused if nothing was chosen: it would be recorded in the
     # verdict and mislead its readers.
-    named = replay or "class_names" in asked.options
+    named = recorded or "class_names" in asked.options
     pictures = isinstance(loaded, Key) and load_scheme(loaded).family == OutputScheme.family
     if blind_choice and not (named or pictures or opened or fresh):
         raise ConfigError(
@@ -155,7 +154,7 @@ def verify(
         )
         judged = make_fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
         verdict = examine(
-            found, judged, terms, null=null, digest=digest, resume=resume,
+            found, judged, terms, null=null, digest=file_digest, resume=resume,
             unmarked=load_unmarked_models(unmarked, loaded, asked),
         )  # fmt: skip
     show_result(verdict.to_json(), as_json, verdict.explain())
