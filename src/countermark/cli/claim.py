@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from countermark._internal.output_paths import require_free_path
-from countermark.cli.claim_checks import (
+from countermark.cli.claim_parts import (
+    compute_file_digest,
     describe_claim,
     make_file_signature_checks,
     make_subject_checks,
@@ -82,7 +83,6 @@ def write_claim(
         countermark claim new --key acme.key --model-file m.safetensors --owner "ACME Inc." \\
             --out claim.json
     """
-    from countermark.checkpoints import compute_model_digest, open_weights
     from countermark.claims.signed import Claim
     from countermark.claims.statement import Commitment
     from countermark.keys.key import Key
@@ -96,8 +96,7 @@ def write_claim(
     # The secret of a test key follows from a number, so anybody can derive the key again.
     if loaded.test_key:
         raise ConfigError("this is a test key: anybody can make it again, so it claims nothing")
-    with open_weights(model_file) as weights:
-        digest = compute_model_digest(weights)
+    digest = compute_file_digest(model_file)
     require_mark_in_model(model_file, loaded)
     commitment = Commitment(kind="C1" if loaded.c1 else "C0", sha256=loaded.commitment)
     claim = Claim.make_unsigned(commitment, owner, digest.root, digest.tensors)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from countermark._internal.output_paths import require_free_path
+from countermark.cli.claim_parts import compute_file_digest, describe_entry
 from countermark.cli.options import (
     AsJson,
     Authorities,
@@ -18,9 +19,6 @@ from countermark.cli.options import (
     show_result,
 )
 from countermark.errors import ConfigError, make_printable
-
-if TYPE_CHECKING:
-    from countermark.claims.ledger import InclusionProof, LedgerEntry
 
 
 def create_ledger(
@@ -110,7 +108,7 @@ def find_claims(
     wanted = {
         "digest": digest,
         "commitment": commitment,
-        "model": model_file and _read_model_digest(model_file),
+        "model": model_file and _parse_model(model_file),
     }
     with Ledger(ledger) as opened:
         entries = opened.find(**{name: value for name, value in wanted.items() if value})
@@ -124,7 +122,7 @@ def find_claims(
         f"digest {entry.claim.digest}"
         for entry, _ in found
     ]
-    about = {"ledger": opened.name, "found": [_describe_entry(*each) for each in found]}
+    about = {"ledger": opened.name, "found": [describe_entry(*each) for each in found]}
     show_result(about, as_json, "\n".join(map(make_printable, lines or ["no such claim"])))
     return 0 if found else 1
 
@@ -261,23 +259,8 @@ def check_growth(
     return 0 if why is None else 1
 
 
-def _read_model_digest(model: str) -> str:
+def _parse_model(model: str) -> str:
     """Return a model's digest, from a digest in hexadecimal or a weight file."""
     # A file with a name of 64 characters is read as a file.
-    if len(model) == 64 and not Path(model).exists():
-        return model
-    from countermark.checkpoints import compute_model_digest, open_weights
-
-    with open_weights(model) as weights:
-        return compute_model_digest(weights).root
-
-
-def _describe_entry(entry: LedgerEntry, proof: InclusionProof) -> dict[str, object]:
-    """Return a claim and its inclusion proof as JSON values."""
-    claim = entry.claim
-    return {
-        "place": entry.place, "digest": claim.digest, "owner": claim.owner,
-        "commitment": claim.commitment, "model": claim.model_root,
-        "signers": list(claim.signers), "size": proof.size, "root": proof.root,
-        "path": list(proof.path),
-    }  # fmt: skip
+    is_digest = len(model) == 64 and not Path(model).exists()
+    return model if is_digest else compute_file_digest(model).root

@@ -1,4 +1,4 @@
-"""What `claim new` and `claim check` check, and what they print of a claim."""
+"""What `claim` and `ledger` share: checks of a claim, digests of models, claims as JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from countermark.cli.options import read_key_passphrase
 from countermark.errors import ClaimError, ConfigError, SuspectError
 
 if TYPE_CHECKING:
+    from countermark.checkpoints import ModelDigest
+    from countermark.claims.ledger import InclusionProof, LedgerEntry
     from countermark.claims.policy import Check
     from countermark.claims.signed import Claim
     from countermark.keys.key import Key
+
+
+def compute_file_digest(model: str | Path) -> ModelDigest:
+    """Return the digest of the tensors in a weight file or a folder of shards."""
+    from countermark.checkpoints import compute_model_digest, open_weights
+
+    with open_weights(model) as weights:
+        return compute_model_digest(weights)
 
 
 def make_subject_checks(model: Path | None, key: Path | None) -> list[Check]:
@@ -23,14 +33,12 @@ def make_subject_checks(model: Path | None, key: Path | None) -> list[Check]:
         model: a weight file, or None to check no model.
         key: a key folder, or None to check no key.
     """
-    from countermark.checkpoints import compute_model_digest, open_weights
     from countermark.claims.policy import KeyCheck, ModelCheck
     from countermark.keys.key import Key
 
     checks: list[Check] = []
     if model is not None:
-        with open_weights(model) as weights:
-            checks.append(ModelCheck(compute_model_digest(weights)))
+        checks.append(ModelCheck(compute_file_digest(model)))
     if key is not None:
         checks.append(KeyCheck(Key.load(key, read_key_passphrase(key)).commitment))
     return checks
@@ -140,4 +148,15 @@ def describe_claim(claim: Claim) -> dict[str, Any]:
         "claim": claim.digest, "owner": said.owner, "commitment": said.commitment.sha256,
         "kind": said.commitment.kind, "model": claim.model_root, "tensors": said.tensors,
         "date": said.date, "signers": list(claim.signers), "stamps": stamps,
+    }  # fmt: skip
+
+
+def describe_entry(entry: LedgerEntry, proof: InclusionProof) -> dict[str, object]:
+    """Return a claim and its inclusion proof as JSON values."""
+    claim = entry.claim
+    return {
+        "place": entry.place, "digest": claim.digest, "owner": claim.owner,
+        "commitment": claim.commitment, "model": claim.model_root,
+        "signers": list(claim.signers), "size": proof.size, "root": proof.root,
+        "path": list(proof.path),
     }  # fmt: skip
