@@ -10,15 +10,11 @@ from typing import Annotated
 import typer
 
 from countermark.cli.options import AsJson, ModelArguments, Settings, parse_pairs, show_result
+from countermark.cli.program import make_group
 from countermark.errors import ConfigError, DataError
 
-app = typer.Typer(
-    name="countermark_lab",
-    help="Repeat the experiments of the papers: run them, print their tables, draw their figures.",
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = make_group(
+    "Repeat the experiments of the papers: run them, print their tables, draw their figures."
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from countermark.cli import app
+from countermark.cli.app import app
 from countermark.cli.program import run_program
 from countermark_lab.commands import app as lab_app
 

@@ -85,7 +85,7 @@ def test_verifying_writes_nothing(made: Path, here: Path) -> None:
 
 def test_the_whole_file_is_digested_on_request(made: Path) -> None:
     suspect = made / "marked.safetensors"
-    said = owned(suspect, made / "acme.key", "--digest")
+    said = owned(suspect, made / "acme.key", "--file-digest")
     assert said.json["suspect"]["file_sha256"] == digest(suspect)
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from countermark.cli.claim import Authorities
-from countermark.cli.ledger import Url
+from countermark.cli.options import Authorities, LedgerUrl
 from countermark.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    ledger: Url,
+    ledger: LedgerUrl,
     *,
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")

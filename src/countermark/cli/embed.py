@@ -1,4 +1,4 @@
-"""The commands `demo`, `embed` and `schemes`, and the typer app that holds all commands."""
+"""The command `embed`: train a model with a mark in it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from countermark._version import VERSION
 from countermark.cli.options import (
     AsJson,
+    Bits,
     Encrypt,
+    Layers,
     ModelArguments,
     Settings,
     parse_pairs,
@@ -24,51 +25,7 @@ from countermark.cli.options import (
 )
 from countermark.errors import ConfigError
 
-# Rich markup is off so that brackets in help texts print as they are, and exceptions are left to
-# `countermark.cli.run`, which prints one line and chooses the exit code.
-app = typer.Typer(
-    name="countermark",
-    help="Prove that a neural network is yours.\n\nEvery command takes --help, with an example.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    add_completion=False,
-)
 
-
-def _print_version(value: bool) -> None:
-    """Print the version and exit, if `--version` was given."""
-    if value:
-        typer.echo(f"countermark {VERSION}")
-        raise typer.Exit
-
-
-@app.callback()
-def _accept_global_options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("demo"),
-) -> int:
-    """Mark a small network on real digits, find the mark, and show that other models lack it.
-
-    \b
-    Example:
-        countermark demo --out demo
-    """
-    from countermark.training.demo import run_demo
-
-    run_demo(out)
-    return 0
-
-
-@app.command()
 def embed(
     scheme: Annotated[str, typer.Option(metavar="NAME|none", help="See `schemes`.")],
     *,
@@ -84,10 +41,8 @@ def embed(
             callback=require_safetensors_name,
         ),
     ],
-    layer: Annotated[
-        list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
-    ] = None,
-    bits: Annotated[int | None, typer.Option(metavar="N", help="Message length.")] = None,
+    layer: Layers = None,
+    bits: Bits = None,
     owner: Annotated[str, typer.Option(metavar="TEXT", help="Whose mark it is.")] = "",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     seed: Annotated[int, typer.Option(help="Steers training only, never a secret.")] = 0,
@@ -122,8 +77,9 @@ def embed(
     test_key: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Train a model with an ownership mark in it, or without a mark (--scheme none).
+    """Train a model with an ownership mark in it, or without a mark.
 
+    --scheme none trains without a mark.
     After an interruption the same command goes on where it stopped. Prints a note when the message
     is too short to prove anything without a dated claim.
 
@@ -185,31 +141,6 @@ def embed(
             )
         raise
     show_result(done, as_json, _format_embedding_result(done))
-    return 0
-
-
-@app.command()
-def schemes(
-    name: Annotated[str | None, typer.Argument(help="One scheme, with its fields.")] = None,
-    as_json: AsJson = False,
-) -> int:
-    """List the schemes, or show one scheme with all its fields and their defaults.
-
-    \b
-    Example:
-        countermark schemes
-        countermark schemes uchida --json
-    """
-    from countermark.schemes import SCHEMES, find_scheme_class
-
-    if name is None:
-        rows = {each: str(scheme.paper) for each, scheme in SCHEMES.items()}
-        show_result(rows, as_json, "\n".join(f"{each}\n    {rows[each]}" for each in rows))
-        return 0
-    about = find_scheme_class(name).describe_scheme()
-    lines = [f"{field}: {value}" for field, value in about.items() if field != "fields"]
-    lines += ["fields:", *(f"  {each} = {default}" for each, default in about["fields"].items())]
-    show_result(about, as_json, "\n".join(lines))
     return 0
 
 

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from countermark.attacks.base import Attack
     from countermark.training.data import Dataset
 
-attack_app = typer.Typer(
-    help="Do to a model what a thief would.", rich_markup_mode=None, no_args_is_help=True
-)
 
-
-@attack_app.command("list")
 def list_attacks(as_json: AsJson = False) -> int:
     """List the attacks and what each one does.
 
@@ -46,7 +41,6 @@ def list_attacks(as_json: AsJson = False) -> int:
     return 0
 
 
-@attack_app.command("run")
 def run_attack(
     name: Annotated[str, typer.Argument(help="See `attack list`.")],
     victim: Annotated[Path, typer.Argument(metavar="IN", help="The model file; unchanged.")],

@@ -1,4 +1,4 @@
-"""The command `mark`: mark the images in a folder as the barrier behind a network does."""
+"""The command `mark-images`: mark the images in a folder as the barrier behind a network does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from countermark.cli.options import AsJson, read_key_passphrase, show_result
 from countermark.errors import ConfigError
 
 
-def mark(
+def mark_images(
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES_DIR", help="Images that a network made.")
     ],
@@ -21,14 +21,15 @@ def mark(
     ],
     as_json: AsJson = False,
 ) -> int:
-    """Mark the images in a folder with a key of outputs, as the barrier behind a network does.
+    """Mark the images in a folder with a key of outputs.
 
+    It does what the barrier behind a network does.
     Files that are no plain 8-bit images are skipped and counted. After an interruption the same
     command goes on where it stopped.
 
     \b
     Example:
-        countermark mark outputs --key images.key --out marked
+        countermark mark-images outputs --key images.key --out marked
         countermark verify marked --key images.key --assume-dated --blind-choice
         countermark verify outputs --key images.key --assume-dated  # exit 1
     """

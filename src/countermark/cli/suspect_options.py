@@ -54,6 +54,10 @@ TranscriptFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write what was asked and answered; must not exist."),
 ]
+Recorded = Annotated[
+    bool,
+    typer.Option("--recorded", help="The suspect is such a transcript: judge it, ask nobody."),
+]
 ReferenceFile = Annotated[
     Path | None,
     typer.Option(
