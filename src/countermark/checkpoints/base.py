@@ -104,6 +104,15 @@ class Weights(ABC):
         # The name of the digest tells no position: where a mark lies can be a key's secret.
         return self.read(name).reshape(-1)[start : start + count]
 
+    def read_bytes(self, name: str, start: int, count: int) -> bytes:
+        """Read `count` bytes of one tensor as `read_pieces` yields them, from byte `start` on.
+
+        Where a format allows it, only these bytes are read, as in `read_part`.
+        """
+        raw = b"".join(self.read_pieces(name))
+        self.digests[name] = hashlib.sha256(raw).hexdigest()
+        return raw[start : start + count]
+
     def _check_finite(self, name: str, values: NDArray[Any]) -> Array:
         """Return values as float32 or float64; raise `SuspectError` unless all are finite."""
         if not np.isfinite(values).all():

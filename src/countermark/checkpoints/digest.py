@@ -19,17 +19,9 @@ from numpy.typing import NDArray
 from countermark._internal import merkle
 from countermark._internal.progress import show_progress
 from countermark.checkpoints.base import Weights
+from countermark.checkpoints.dtypes import get_dtype_word
 from countermark.errors import SuspectError, make_printable
 from countermark.keys.streams import frame
-
-# Dtypes of torch and numpy as safetensors spells them. All formats must agree on one spelling, or
-# the same tensors would give different roots.
-_WORDS = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32",
-    "uint16": "U16", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,8 @@ def make_tensor_leaf(weights: Weights, name: str) -> bytes:
     info, digest = weights.tensors[name], hashlib.sha256()
     for piece in weights.read_pieces(name):
         digest.update(piece)
-    word = _WORDS.get(info.dtype, info.dtype)
+    # All formats must agree on one spelling, or the same tensors would give different roots.
+    word = get_dtype_word(info.dtype)
     if not word.isascii() or word != word.upper():
         raise SuspectError(
             f"{weights.name}: {make_printable(name, 200)} has dtype {make_printable(info.dtype, 40)}, which "

@@ -1,4 +1,7 @@
-"""Convert between the dtypes of safetensors and numpy, including bfloat16, which numpy lacks."""
+"""Convert between the dtypes of safetensors and numpy, including floats that numpy lacks.
+
+These are bfloat16, the 8-bit floats E4M3 and E5M2, and E8M0, which holds powers of two.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,52 @@ from numpy.typing import NDArray
 
 DTYPES: Mapping[str, str] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-    "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "u1",
+    "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
+    "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1",
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
+_TORCH_WORDS = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32",
+    "uint16": "U16", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+}  # fmt: skip
+
+
+def get_dtype_word(dtype: str) -> str:
+    """Return the word of safetensors for a dtype in the spelling of torch, numpy or safetensors."""
+    return _TORCH_WORDS.get(dtype, dtype)
+
+
+def make_float_table(exponent: int, mantissa: int, bias: int) -> NDArray[np.float32]:
+    """Return the numbers of all codes of a small float: a sign bit, then exponent and mantissa.
+
+    Infinities and NaN are not marked as such: formats of few bits have none.
+    """
+    codes = np.arange(1 << (exponent + mantissa))
+    power, fraction = codes >> mantissa, (codes & ((1 << mantissa) - 1)) / (1 << mantissa)
+    # An exponent of 0 marks subnormal numbers: no implicit one, and the exponent of its neighbour.
+    size = np.exp2(np.maximum(power, 1) - float(bias)) * (fraction + (power > 0))
+    return np.concatenate([size, -size]).astype(np.float32)
+
+
+def _make_tables() -> dict[str, NDArray[np.float32]]:
+    """Return the 256 numbers of each 8-bit float."""
+    tables = {"F8_E4M3": make_float_table(4, 3, 7), "F8_E5M2": make_float_table(5, 2, 15)}
+    # E4M3 has no infinities, and one NaN of each sign; E5M2 has both, as IEEE 754 has them.
+    tables["F8_E4M3"][[0x7F, 0xFF]] = np.nan
+    for sign in (0, 0x80):
+        tables["F8_E5M2"][sign | 0x7C] = -np.inf if sign else np.inf
+        tables["F8_E5M2"][sign | 0x7D : (sign | 0x7F) + 1] = np.nan
+    powers = np.exp2(np.arange(255) - 127.0)
+    return tables | {"F8_E8M0": np.append(powers, np.nan).astype(np.float32)}
+
+
+_TABLES = _make_tables()
 
 
 def decode_values(raw: bytes, dtype: str) -> NDArray[Any]:
-    """Decode the bytes of a dtype to values (n,); bfloat16 becomes float32.
+    """Decode the bytes of a dtype to values (n,); bfloat16 and 8-bit floats become float32.
 
     Args:
         raw: little-endian bytes.
@@ -26,6 +68,8 @@ def decode_values(raw: bytes, dtype: str) -> NDArray[Any]:
     # A bfloat16 number is the upper half of a float32 number.
     if dtype == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
+    elif dtype in _TABLES:
+        values = _TABLES[dtype][values]
     return values
 
 

@@ -109,7 +109,7 @@ class SafetensorsWeights(Weights):
             SuspectError: the dtype cannot be read, the file ends early, or a value is not finite.
             ValueError: the tensor does not have these values.
         """
-        info, offset, size = self._places[name]
+        info, _, size = self._places[name]
         if count == prod(info.shape):
             return self.read(name).reshape(-1)
         self._require_readable(name)
@@ -117,19 +117,33 @@ class SafetensorsWeights(Weights):
         item = np.dtype(DTYPES[info.dtype]).itemsize
         if not 0 <= start <= start + count <= size // item:
             raise ValueError(f"{name} has {size // item} values, not {start} to {start + count}")
-        raw = self._read_bytes(name, offset + start * item, count * item)
-        self.digests[f"{name}{IN_PART}"] = hashlib.sha256(raw).hexdigest()
+        raw = self.read_bytes(name, start * item, count * item)
         return self._check_finite(name, decode_values(raw, info.dtype))  # (count,)
+
+    def read_bytes(self, name: str, start: int, count: int) -> bytes:
+        """Read only these bytes of the file.
+
+        Raises:
+            SuspectError: the file ends early.
+            ValueError: the tensor does not have these bytes.
+        """
+        _, offset, size = self._places[name]
+        if not 0 <= start <= start + count <= size:
+            raise ValueError(f"{name} has {size} bytes, not {start} to {start + count}")
+        raw = self._read_stored(name, offset + start, count)
+        read = name if count == size else f"{name}{IN_PART}"
+        self.digests[read] = hashlib.sha256(raw).hexdigest()
+        return raw
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor and record its digest."""
         info, offset, size = self._places[name]
         self._require_readable(name)
-        raw = self._read_bytes(name, offset, size)
+        raw = self._read_stored(name, offset, size)
         self.digests[name] = hashlib.sha256(raw).hexdigest()
         return decode_values(raw, info.dtype).reshape(info.shape)  # the tensor's own shape
 
-    def _read_bytes(self, name: str, offset: int, size: int) -> bytes:
+    def _read_stored(self, name: str, offset: int, size: int) -> bytes:
         """Read `size` bytes from `offset` on; raise `SuspectError` if the file ends earlier."""
         self._file.seek(offset)
         raw = self._file.read(size)

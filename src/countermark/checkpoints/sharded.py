@@ -90,11 +90,20 @@ class ShardedWeights(Weights):
 
     def read_part(self, name: str, start: int, count: int) -> Array:
         """Read only these bytes of the file that holds the tensor."""
-        shard = self.shards[self._home[name]]
-        values = shard.read_part(name, start, count)
-        names = (name, f"{name}{IN_PART}")
-        self.digests |= {each: shard.digests[each] for each in names if each in shard.digests}
+        values = self.shards[self._home[name]].read_part(name, start, count)
+        self._take_digests(name)
         return values
+
+    def read_bytes(self, name: str, start: int, count: int) -> bytes:
+        """Read only these bytes of the file that holds the tensor."""
+        raw = self.shards[self._home[name]].read_bytes(name, start, count)
+        self._take_digests(name)
+        return raw
+
+    def _take_digests(self, name: str) -> None:
+        """Take over the digests of a tensor, or of a part of it, from the file that holds it."""
+        found, names = self.shards[self._home[name]].digests, (name, f"{name}{IN_PART}")
+        self.digests |= {each: found[each] for each in names if each in found}
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return the bytes of one tensor, piece by piece, as its file stores them."""

@@ -27,6 +27,10 @@ class WrappedWeights(Weights):
         """Return the bytes of one tensor as the wrapped weights store them, piece by piece."""
         return self._weights.read_pieces(name)
 
+    def read_bytes(self, name: str, start: int, count: int) -> bytes:
+        """Read some bytes of one tensor as the wrapped weights store them."""
+        return self._weights.read_bytes(name, start, count)
+
     def compute_file_digest(self) -> str | None:
         """Return the digest of the file that the wrapped weights were read from, if any."""
         return self._weights.compute_file_digest()
