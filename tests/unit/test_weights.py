@@ -87,11 +87,11 @@ def test_extreme_bf16_values(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_dtype_is_named_and_leaves_the_others_readable(tmp_path: Path) -> None:
-    state = {"odd": torch.zeros(4).to(torch.float8_e4m3fn), "even": torch.ones(4)}
+    state = {"odd": torch.zeros(4).to(torch.complex64), "even": torch.ones(4)}
     safetensors.torch.save_file(state, tmp_path / "m.safetensors")
     with open_weights(tmp_path / "m.safetensors") as weights:
         assert weights.read("even").tolist() == [1.0] * 4
-        with pytest.raises(SuspectError, match="odd has dtype F8_E4M3") as caught:
+        with pytest.raises(SuspectError, match="odd has dtype C64") as caught:
             weights.read("odd")
     one_line(caught.value)
 

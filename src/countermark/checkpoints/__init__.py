@@ -28,7 +28,7 @@ from countermark.checkpoints.name_matching import (
 from countermark.checkpoints.onnx_file import OnnxWeights
 from countermark.checkpoints.patched import PatchedWeights, StoredWeights
 from countermark.checkpoints.pickled_tensors import TORCH_DTYPES
-from countermark.checkpoints.quantised import dequantise_weights
+from countermark.checkpoints.quantised import dequantise_weights, find_coded_tensors
 from countermark.checkpoints.safetensors_file import SafetensorsWeights
 from countermark.checkpoints.sharded import INDEXES, METADATA, ShardedWeights, find_checkpoint
 from countermark.checkpoints.torch_file import TorchWeights
@@ -60,6 +60,7 @@ __all__ = [
     "compute_model_digest",
     "dequantise_weights",
     "find_assignments",
+    "find_coded_tensors",
     "find_prefixed_names",
     "find_wrapped_names",
     "load_state",

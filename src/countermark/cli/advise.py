@@ -68,6 +68,8 @@ def format_advice(advice: Mapping[str, Any], gentle: bool) -> list[str]:
         "forecast of wrong bits, from the weights as they are:",
         *(f"  {change:<16}  {rate:.3f}" for change, rate in rates.items()),
     ]
+    if advice["weak_place"]:
+        lines.append(advice["weak_place"])
     if not gentle:
         lines.append(
             "That is much for so few weights: measure the model before you release it, take fewer "

@@ -85,6 +85,7 @@ def make_recipient_key(
         "key": str(key), "commitment": made.commitment, "recipients": count,
         "coalition": coalition, "length": code.length, "epsilon": epsilon,
         "expected_change": advice.change, "expected_change_of_tensors": advice.whole,
+        "weak_place": advice.weak_place,
         "simulated": {
             name: {"runs": each.runs, "traced": each.traced, "accused": each.accused,
                    "most_accused": each.accusation_bound}
@@ -96,6 +97,7 @@ def make_recipient_key(
     lines = [
         f"{key}: {count} recipients, {bears}; commitment {made.commitment}",
         f"each copy: expected change {costs} as wholes",
+        *filter(None, [advice.weak_place]),
         *(
             f"simulated, {name}: traced in {each.traced} of {each.runs}, an innocent named in "
             f"{each.accused} (95 %: below {each.accusation_bound:.2g})"

@@ -1,6 +1,7 @@
 """Marks for finished checkpoints, without data or training, for models of any size.
 
     forecast   expected bit errors after changes of the weights, from the weights' distribution
+    candidates which tensors can carry a mark, and which of these should
     advising   choice of tensors, bits and margin, and the expected effects
     solving    the shift of each bit that gives the bit its margin after rounding
     copying    a copy of a checkpoint with some values replaced, written completely or not at all

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from countermark.checkpoints import Weights
-from countermark.checkpoints.dtypes import FLOATS
-from countermark.errors import ConfigError
 from countermark.schemes.stamp.scheme import Stamp
+from countermark.stamping.candidates import LEAST_VALUES, Candidates
 from countermark.stamping.forecast import Rows, forecast_error_rates
 
 WHOLE, READ, MOST = 0.01, 0.0275, 0.03
@@ -28,10 +26,7 @@ margin follows from the target for whole tensors, the number of read values from
 # 128 bits are the way out for small models, where 256 bits would change the weights too much.
 BITS, FEWER_BITS = 256, 128
 MARGIN, LEAST_MARGIN = 5.0, 2.0
-_LEAST_VALUES = 1 << 12  # smallest tensor to mark: a mark shall lie in many rows
 _SAMPLE = 1 << 20  # values in the sample of a forecast
-_REPLACED = re.compile(r"embed|wte|wpe|lm_head|shared|classifier|position", re.IGNORECASE)
-"""Names of tensors whose rows are replaced most easily: embeddings and output layers."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,8 @@ class Advice:
         change: expected relative change of the read values, as a root of summed squares.
         whole: expected relative change of the whole tensors.
         rates: expected bit error rate after each of the usual changes of weights.
+        weak_place: says that only embeddings and output heads carry the mark, because the layers
+            are stored as codes; empty otherwise.
     """
 
     scheme: Stamp
@@ -53,6 +50,7 @@ class Advice:
     change: float
     whole: float
     rates: Mapping[str, float]
+    weak_place: str = ""
 
     @property
     def is_gentle(self) -> bool:
@@ -68,6 +66,7 @@ class Advice:
             "expected_change": self.change,
             "expected_change_of_tensors": self.whole,
             "forecast": dict(self.rates),
+            "weak_place": self.weak_place,
         }
 
 
@@ -83,8 +82,8 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
         CapacityError: the scheme has more bits than there are values.
     """
     given = dict(fields or {})
-    shapes = {name: info.shape for name, info in weights.tensors.items() if info.dtype in FLOATS}
-    tensors = _choose_tensors(shapes, given.pop("layer", None))
+    candidates = Candidates.from_weights(weights)
+    tensors = candidates.choose_tensors(given.pop("layer", None))
     scheme = _fill_parameters(Stamp.from_fields({**given, "layer": list(tensors)}), tensors, given)
     scheme.require_capacity(tensors)
     read = scheme.capacity(tensors, None)
@@ -93,7 +92,9 @@ def advise(weights: Weights, fields: Mapping[str, Any] | None = None) -> Advice:
         _sample_rows(weights, scheme, tensors), margin=scheme.margin, served=read / scheme.bits
     )
     whole = compute_expected_change(scheme, sum(map(prod, tensors.values())))
-    return Advice(scheme, tensors, read, compute_expected_change(scheme, read), whole, rates)
+    change = compute_expected_change(scheme, read)
+    weak_place = candidates.describe_weak_place(tensors)
+    return Advice(scheme, tensors, read, change, whole, rates, weak_place)
 
 
 def compute_expected_change(scheme: Stamp, read: int) -> float:
@@ -106,28 +107,6 @@ def compute_expected_change(scheme: Stamp, read: int) -> float:
     # E[max(0, c − z)²] = (c² + 1)·Φ(c) + c·φ(c) for standard normal z.
     squares = (c * c + 1) * normal.cdf(c) + c * normal.pdf(c)
     return math.sqrt(scheme.bits * squares / read)
-
-
-def _choose_tensors(
-    shapes: Mapping[str, tuple[int, ...]], layer: list[str] | str | None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the named tensors, or of all large matrices except embeddings and heads.
-
-    Raises:
-        ConfigError: the checkpoint has no floating-point tensor of two dimensions or more.
-    """
-    if layer is not None:
-        return Stamp(layer=layer if isinstance(layer, str) else tuple(layer)).choose_tensors(shapes)
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
-    large = {name: shape for name, shape in matrices.items() if prod(shape) >= _LEAST_VALUES}
-    inner = {name: shape for name, shape in large.items() if not _REPLACED.search(name)}
-    # Small models may consist of small tensors or embeddings only: take these then.
-    if not (found := inner or large or matrices):
-        raise ConfigError(
-            "the checkpoint has no floating tensor of two dimensions or more: "
-            "nothing can carry a mark; name a tensor with --layer"
-        )
-    return found
 
 
 def _fill_parameters(
@@ -173,7 +152,7 @@ def _sample_rows(
     weights: Weights, scheme: Stamp, tensors: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Rows]:
     """Yield the first values of each tensor as rows, in units of their spread."""
-    each = max(_LEAST_VALUES, _SAMPLE // len(tensors))
+    each = max(LEAST_VALUES, _SAMPLE // len(tensors))
     for name, shape in tensors.items():
         count = min(scheme.count_read_values(shape), each)
         part = weights.read_part(name, 0, count).astype(np.float64)
