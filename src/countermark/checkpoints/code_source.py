@@ -72,14 +72,10 @@ class CodeSource:
         raw = self.weights.read_bytes(name, first * size, (last - first) * size)
         return np.frombuffer(raw, np.uint8).reshape(-1, size)
 
-    def read_values(self, name: str, first: int, last: int) -> Codes:
-        """Read the values (n, width) of the rows of a stored tensor; integers stay integers."""
-        raw = self.read_rows(name, first, last)
-        return decode_values(raw.tobytes(), self.get_word(name)).reshape(len(raw), -1)
-
     def read_matrix(self, name: str) -> Codes:
-        """Read all values of a stored tensor as a matrix of its rows."""
-        return self.read_values(name, 0, prod(self.get_shape(name)[:-1]))
+        """Read all values of a stored tensor as a matrix of its rows; integers stay integers."""
+        raw = self.read_rows(name, 0, prod(self.get_shape(name)[:-1]))
+        return decode_values(raw.tobytes(), self.get_word(name)).reshape(len(raw), -1)
 
     def read_numbers(self, name: str) -> NDArray[np.float64]:
         """Read a tensor of scales, zero points or biases."""

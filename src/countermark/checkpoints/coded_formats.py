@@ -38,7 +38,11 @@ from countermark.checkpoints.dtypes import decode_values, make_float_table
 from countermark.checkpoints.transposed_formats import find_awq, find_expert_blocks, find_gptq
 
 _E2M3 = make_float_table(2, 3, 1)
-_FLOATS8 = ("F8_E4M3", "F8_E5M2")
+# The numbers of codes that fill a byte each, by dtype.
+_BYTES = bytes(range(256))
+_NUMBERS = {
+    word: decode_values(_BYTES, word).astype(np.float32) for word in ("I8", "F8_E4M3", "F8_E5M2")
+}
 _POWERS = ("U8", "F8_E8M0")  # dtypes of scales that are powers of two
 
 # Names of codes and of their scale and zero points; "*" is the same text in all of them. The last
@@ -58,7 +62,7 @@ _SCALES: tuple[tuple[str, str, str, str, float], ...] = (
 def find_scaled(source: CodeSource, name: str) -> Found:
     """Find int8 codes or 8-bit floats that have a scale for the tensor, each row or each block."""
     word, shape = source.get_word(name), source.get_shape(name)
-    if word not in ("I8", *_FLOATS8) or not prod(shape) or not shape:
+    if word not in _NUMBERS or not prod(shape) or not shape:
         return None
     for codes, weight, scale, zero, divisor in _SCALES:
         prefix, suffix = codes.split("*")
@@ -77,8 +81,9 @@ def find_scaled(source: CodeSource, name: str) -> Found:
 
         parts = tuple(filter(None, (name, names[1], points)))
         return names[0], CodedTensor(
-            shape, parts, lambda first, last: source.read_values(name, first, last), read_grids
-        )
+            shape, parts, lambda first, last: source.read_rows(name, first, last), read_grids,
+            _NUMBERS[word],
+        )  # fmt: skip
     return None
 
 
@@ -181,7 +186,7 @@ def _align(values: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.fl
 _MLX_FLOATS = (
     (4, 32, E2M1, "F8_E8M0"),
     (4, 16, E2M1, "F8_E4M3"),
-    (8, 32, decode_values(bytes(range(256)), "F8_E4M3"), "F8_E8M0"),
+    (8, 32, _NUMBERS["F8_E4M3"], "F8_E8M0"),
 )
 
 

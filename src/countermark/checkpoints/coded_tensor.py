@@ -84,9 +84,9 @@ class CodedTensor:
     Attributes:
         shape: of the numbers; no axis is empty.
         parts: names of the stored tensors that hold the codes, scales and whatever else is needed.
-        read_codes: reads the codes (n, width) of the rows from the first number to the second.
-        read_grids: reads the scales and what belongs to them.
-        table: the number of each code; None if codes are numbers.
+        read_codes: reads the codes (n, width) of rows, from the first argument up to the second.
+        read_grids: reads scales, zero points and biases.
+        table: the number of each code; None if the codes are the numbers.
     """
 
     shape: tuple[int, ...]

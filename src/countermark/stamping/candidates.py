@@ -24,7 +24,8 @@ _COMPUTED = re.compile(
         | alibi(?:_\w+)? | (?:attn|attention|causal|relative|padding)_mask | masked_bias | tril | triu
         | att(?:n|ention)\.bias | \w*(?:position|pos)_ids | \w*position_index | \w*coords_table
         | i?stft | (?:forward|inverse|dft|stft|mel|fourier)_?basis\w* | mel_?(?:filters?|fb|scale|w)
-        | melw | \w*mel_?filter\w* | \w*filter_?bank\w* | fbank | dct_mat | hann\w* | window | pe | anchors | anchor_grid
+        | melw | \w*mel_?filter\w* | \w*filter_?bank\w* | fbank | dct_mat | hann\w* | window
+        | pe | anchors | anchor_grid
     )(?=$|[._])""",
     re.IGNORECASE | re.VERBOSE,
 )
