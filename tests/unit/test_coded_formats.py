@@ -100,12 +100,16 @@ def test_only_the_rows_of_a_part_are_read(tmp_path: Path) -> None:
         assert "a.weight_packed" in weights.digests
 
 
-@pytest.mark.parametrize("word", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_all_8_bit_floats_are_those_of_torch(tmp_path: Path, word: torch.dtype) -> None:
-    every = torch.arange(256, dtype=torch.uint8).view(word)
-    finite = every[every.float().isfinite()]
-    save_file({"t": finite, "whole": every}, tmp_path / "m.safetensors")
-    with open_weights(tmp_path / "m.safetensors") as weights:
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.float8_e4m3fnuz,
+     torch.float8_e5m2fnuz],
+)  # fmt: skip
+def test_all_8_bit_floats_are_those_of_torch(tmp_path: Path, dtype: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    finite = every.view(torch.uint8)[every.float().isfinite()].view(dtype)
+    torch.save({"t": finite, "whole": every}, tmp_path / "m.pt")
+    with open_weights(tmp_path / "m.pt") as weights:
         assert np.array_equal(weights.read("t"), finite.float().numpy())
         with pytest.raises(SuspectError, match="not finite"):
             weights.read("whole")

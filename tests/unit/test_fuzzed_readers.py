@@ -39,6 +39,7 @@ from torch import nn
 
 from authority import LocalAuthority, some_claim
 from checkpoints import sharded
+from coded_forms import FORMS
 from countermark.checkpoints import (
     compute_model_digest,
     load_state,
@@ -129,10 +130,20 @@ def build_safetensors(folder: Path, seed: int) -> Path:
 
 
 def build_codes(folder: Path, seed: int) -> Path:
+    """Tensors of many forms of codes, and a configuration that says things about them."""
     from safetensors.torch import save_file
 
-    save_file({n: each.clone() for n, each in codes(seed).items()}, folder / "m.safetensors")
-    return folder / "m.safetensors"
+    weight = np.random.default_rng(seed).normal(0, 0.05, (32, 64))
+    made, config = codes(seed), dict[str, Any]()
+    for number, (form, encode) in enumerate(FORMS.items()):
+        if form not in ("mlx 6", "fp8 by stated block"):  # groups of 128, another configuration
+            coded = encode(weight, f"layer{number}.weight")
+            made, config = made | coded.state, config | coded.config
+    model = folder / "model"
+    model.mkdir()
+    save_file({n: each.contiguous().clone() for n, each in made.items()}, model / "m.safetensors")
+    (model / "config.json").write_text(json.dumps(config))
+    return model
 
 
 def build_sharded(folder: Path, seed: int) -> Path:

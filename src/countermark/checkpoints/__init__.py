@@ -18,6 +18,7 @@ from countermark.checkpoints.cached import CachedWeights
 from countermark.checkpoints.composed import compose_weights
 from countermark.checkpoints.digest import ModelDigest, compute_model_digest
 from countermark.checkpoints.distributed import DistributedWeights
+from countermark.checkpoints.dtypes import TORCH_DTYPES
 from countermark.checkpoints.module import ModuleWeights
 from countermark.checkpoints.name_matching import (
     MOST_CANDIDATES,
@@ -27,7 +28,6 @@ from countermark.checkpoints.name_matching import (
 )
 from countermark.checkpoints.onnx_file import OnnxWeights
 from countermark.checkpoints.patched import PatchedWeights, StoredWeights
-from countermark.checkpoints.pickled_tensors import TORCH_DTYPES
 from countermark.checkpoints.quantised import dequantise_weights, find_coded_tensors
 from countermark.checkpoints.safetensors_file import SafetensorsWeights
 from countermark.checkpoints.sharded import INDEXES, METADATA, ShardedWeights, find_checkpoint

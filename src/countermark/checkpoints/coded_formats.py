@@ -39,9 +39,9 @@ from countermark.checkpoints.transposed_formats import find_awq, find_expert_blo
 
 _E2M3 = make_float_table(2, 3, 1)
 # The numbers of codes that fill a byte each, by dtype.
-_BYTES = bytes(range(256))
 _NUMBERS = {
-    word: decode_values(_BYTES, word).astype(np.float32) for word in ("I8", "F8_E4M3", "F8_E5M2")
+    word: decode_values(bytes(range(256)), word).astype(np.float32)
+    for word in ("I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 }
 _POWERS = ("U8", "F8_E8M0")  # dtypes of scales that are powers of two
 

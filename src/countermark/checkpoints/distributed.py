@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from countermark._internal.files import read_regular
 from countermark.checkpoints.base import TensorInfo, Weights
-from countermark.checkpoints.dtypes import DTYPES, decode_values
+from countermark.checkpoints.dtypes import DTYPES, TORCH_DTYPES, decode_values
 from countermark.checkpoints.pickled_tensors import (
-    TORCH_DTYPES,
     StoredTensor,
     describe_pickle,
     is_optimizer_key,

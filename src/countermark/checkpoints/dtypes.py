@@ -14,20 +14,22 @@ from numpy.typing import NDArray
 DTYPES: Mapping[str, str] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
     "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
-    "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1",
+    "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1", "F8_E4M3FNUZ": "u1", "F8_E5M2FNUZ": "u1",
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
-_TORCH_WORDS = {
+TORCH_DTYPES: Mapping[str, str] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32",
-    "uint16": "U16", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16",
+    "uint32": "U32", "uint64": "U64", "complex64": "C64", "complex128": "C128",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
+"""Dtypes of torch and the words of safetensors for them."""
 
 
 def get_dtype_word(dtype: str) -> str:
     """Return the word of safetensors for a dtype in the spelling of torch, numpy or safetensors."""
-    return _TORCH_WORDS.get(dtype, dtype)
+    return TORCH_DTYPES.get(dtype, dtype)
 
 
 def make_float_table(exponent: int, mantissa: int, bias: int) -> NDArray[np.float32]:
@@ -44,14 +46,17 @@ def make_float_table(exponent: int, mantissa: int, bias: int) -> NDArray[np.floa
 
 def _make_tables() -> dict[str, NDArray[np.float32]]:
     """Return the 256 numbers of each 8-bit float."""
-    tables = {"F8_E4M3": make_float_table(4, 3, 7), "F8_E5M2": make_float_table(5, 2, 15)}
+    e4m3, e5m2 = make_float_table(4, 3, 7), make_float_table(5, 2, 15)
     # E4M3 has no infinities, and one NaN of each sign; E5M2 has both, as IEEE 754 has them.
-    tables["F8_E4M3"][[0x7F, 0xFF]] = np.nan
-    for sign in (0, 0x80):
-        tables["F8_E5M2"][sign | 0x7C] = -np.inf if sign else np.inf
-        tables["F8_E5M2"][sign | 0x7D : (sign | 0x7F) + 1] = np.nan
-    powers = np.exp2(np.arange(255) - 127.0)
-    return tables | {"F8_E8M0": np.append(powers, np.nan).astype(np.float32)}
+    e4m3[[0x7F, 0xFF]] = np.nan
+    e5m2[[0x7C, 0xFC]] = np.inf, -np.inf
+    e5m2[[0x7D, 0x7E, 0x7F, 0xFD, 0xFE, 0xFF]] = np.nan
+    # The FNUZ forms have one NaN, in the place of the negative zero.
+    tables = {"F8_E4M3FNUZ": make_float_table(4, 3, 8), "F8_E5M2FNUZ": make_float_table(5, 2, 16)}
+    for table in tables.values():
+        table[0x80] = np.nan
+    powers = np.append(np.exp2(np.arange(255) - 127.0), np.nan).astype(np.float32)
+    return tables | {"F8_E4M3": e4m3, "F8_E5M2": e5m2, "F8_E8M0": powers}
 
 
 _TABLES = _make_tables()

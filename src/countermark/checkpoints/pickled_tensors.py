@@ -11,11 +11,12 @@ optimizers, whose tensors are no weights but have the same shapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from countermark.checkpoints.dtypes import TORCH_DTYPES
 from countermark.checkpoints.safe_unpickle import PersistentReference, PickledCall, PickledName
 
 # An object of a pickle may be referred to many times, so a small file can describe a tree of
@@ -37,14 +38,6 @@ _STORAGES = {
     "Short": "I16", "Char": "I8", "Byte": "U8", "Bool": "BOOL", "ComplexFloat": "C64",
     "ComplexDouble": "C128", "QInt8": "I8", "QUInt8": "U8", "QInt32": "I32", "Untyped": "U8",
 }  # fmt: skip
-TORCH_DTYPES: Mapping[str, str] = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16",
-    "uint32": "U32", "uint64": "U64", "complex64": "C64", "complex128": "C128",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}  # fmt: skip
-"""Dtypes of torch and the words of safetensors for them."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from countermark.checkpoints.base import Array, TensorInfo, Weights
 from countermark.checkpoints.code_source import CodeSource
 from countermark.checkpoints.coded_formats import FORMATS
 from countermark.checkpoints.coded_tensor import CodedTensor
-from countermark.checkpoints.safetensors_file import SafetensorsWeights
-from countermark.checkpoints.sharded import ShardedWeights
+from countermark.checkpoints.module import ModuleWeights
 from countermark.checkpoints.wrapped import WrappedWeights
 from countermark.errors import SuspectError, make_printable
 
@@ -118,10 +117,10 @@ def _find_coded_tensors(source: CodeSource) -> Iterator[tuple[str, CodedTensor]]
 
 def _read_configuration(weights: Weights) -> Mapping[str, Any]:
     """Read what a checkpoint's configuration says about codes; {} if it says nothing valid."""
-    if not isinstance(weights, SafetensorsWeights | ShardedWeights):
+    if isinstance(weights, ModuleWeights):  # its name is no path
         return {}
     place = Path(weights.name)
-    folder = place if isinstance(weights, ShardedWeights) else place.parent
+    folder = place if place.is_dir() else place.parent
     for file, part in _CONFIGURATIONS:
         try:
             said = parse_json(read_regular(folder / file, _LARGEST_CONFIGURATION))
