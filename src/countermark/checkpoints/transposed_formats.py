@@ -17,6 +17,9 @@ from countermark.checkpoints.coded_tensor import (
     unpack_codes,
 )
 
+# Names of forms of GPTQ that store zero points as they are, not less one.
+_PLAIN_ZEROS = ("gptq_v2", "auto_round", "auto_round:gptqmodel")
+
 
 def find_gptq(source: CodeSource, name: str) -> Found:
     """Find codes of GPTQ: words along the inputs, zero points that are stored less one."""
@@ -34,9 +37,8 @@ def find_gptq(source: CodeSource, name: str) -> Found:
     if not 1 <= bits <= 8 or grid[1] != outputs or packed != (grid[0], -(-outputs * bits // 32)):
         return None
     inputs = 32 * words // bits
-    # Version 2 of the format stores zero points as they are.
-    stated = (source.config.get("checkpoint_format"), source.config.get("format"))
-    less = 0 if "gptq_v2" in stated else 1
+    stated = [source.config.get(each) for each in ("checkpoint_format", "format", "packing_format")]
+    less = 0 if any(each in stated for each in _PLAIN_ZEROS) else 1
 
     def read_codes(first: int, last: int) -> Codes:
         # The words of a column hold a row of the weight.

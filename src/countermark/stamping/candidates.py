@@ -26,7 +26,7 @@ _COMPUTED = re.compile(
         | i?stft | (?:forward|inverse|dft|stft|mel|fourier)_?basis\w* | mel_?(?:filters?|fb|scale|w)
         | melw | \w*mel_?filter\w* | \w*filter_?bank\w* | fbank | dct_mat | hann\w* | window
         | pe | anchors | anchor_grid
-    )(?=$|[._])""",
+    )(?=$|\.)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """Names of tensors that programs compute anew, such as rotary tables, masks and Fourier bases."""
