@@ -77,6 +77,20 @@ def test_advice_is_what_stamp_follows(folder: Path) -> None:
     assert "That is much for so few weights" in call("advise", "one.safetensors").out
 
 
+def test_advice_and_stamp_say_that_only_embeddings_are_left(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {"embed.weight": torch.randn(900, 128), "a.weight": torch.randn(128, 128)}
+    save_file(state, "floats.safetensors")
+    state["a.weight"] = state["a.weight"].to(torch.float8_e4m3fn)
+    save_file(state, "codes.safetensors")
+    sentence = "Only embeddings or output heads can carry the mark here (embed.weight)"
+    assert sentence not in call("advise", "floats.safetensors").out
+    for done in (call("advise", "codes.safetensors"), call("stamp", "codes.safetensors", *STAMP)):
+        assert done.code == 0
+        assert f"{sentence}, because 1 weight is stored as codes (quantised): a.weight" in done.out
+
+
 def test_a_passphrase_and_no_reference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "secret").write_text("correct horse")
     monkeypatch.setenv("COUNTERMARK_PASSPHRASE_FILE", str(folder / "secret"))

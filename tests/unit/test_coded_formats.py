@@ -26,8 +26,6 @@ from countermark.stamping.making import StampPaths
 from countermark.verification.verify import verify
 
 NAME, KEYS, MANY_KEYS, FEW, MANY = "a.weight", 200, 500, 8, 300
-COARSE = {"mlx 2": 250, "compressed mxfp4": 256}
-"""Forms that cost some bits, with the least that must be read; all others keep 256."""
 
 
 def drawn(*shape: int, seed: int = 3) -> Any:
@@ -63,6 +61,7 @@ def test_codes_are_read_as_numbers(tmp_path: Path, form: str, shape: tuple[int, 
             (len(flat) - 3, 3),
         ):
             assert np.array_equal(weights.read_part(NAME, start, count), flat[start:][:count])
+        assert weights.read_part(NAME, shape[1], 0).shape == (0,)
         assert weights.read("b.bias").tolist() == [1.0] * 8
 
 
@@ -122,12 +121,16 @@ def test_a_number_that_is_stored_beside_its_codes_is_taken(tmp_path: Path) -> No
         assert np.array_equal(weights.read(NAME), np.full((32, 64), 0.5))
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", '{"quantization_config": 3}', '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "{", '{"quantization_config": 3}', '{"a": 1, "a": 2}',
+     '{"quantization_config": {"bits": true, "group_size": -1, "format": ["gptq_v2"], '
+     '"weight_block_size": [0, 1e9]}}'],
+)  # fmt: skip
 def test_an_invalid_configuration_says_nothing(tmp_path: Path, content: str) -> None:
     coded = FORMS["gptq 4"](drawn(32, 64), NAME)
-    folder = write(tmp_path / "m", coded)
-    (folder / "config.json").write_text(content)
-    with opened(folder) as weights:
+    (write(tmp_path / "m", coded) / "config.json").write_text(content)
+    with opened(tmp_path / "m") as weights:
         np.testing.assert_allclose(weights.read(NAME), coded.numbers, rtol=1e-5, atol=1e-7)
 
 
@@ -179,10 +182,7 @@ def encode(source: Path, folder: Path, form: str) -> Path:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_mark_is_read_from_codes(marked: Path, tmp_path: Path, form: str) -> None:
     found = verify(encode(marked / "marked.safetensors", tmp_path / "m", form), marked / "a.key")
-    assert found.outcome == "owned"
-    assert found.matched is not None
-    assert found.matched >= COARSE.get(form, 256)
-    assert found.test_count == 1
+    assert (found.outcome, found.matched, found.test_count) == ("owned", 256, 1)
     other = verify(encode(marked / "plain.safetensors", tmp_path / "p", form), marked / "a.key")
     assert other.outcome == "not_proven"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeGuard
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json
 from countermark.checkpoints.base import Weights
-from countermark.checkpoints.coded_tensor import Codes
+from countermark.checkpoints.coded_tensor import Codes, unpack_codes
 from countermark.checkpoints.dtypes import DTYPES, decode_values, get_dtype_word
 
 _LARGEST_DOCUMENT = 1 << 16  # bytes of a JSON document that is stored as a tensor
@@ -47,9 +47,9 @@ class CodeSource:
         info = self.weights.tensors.get(name)
         return info.shape if info else ()
 
-    def has(self, *names: str) -> bool:
-        """Return true if the weights hold tensors of all of these names."""
-        return all(name in self.weights.tensors for name in names)
+    def has(self, name: str) -> bool:
+        """Return true if the weights hold a tensor of this name."""
+        return name in self.weights.tensors
 
     def get_size(self, *names: str) -> int:
         """Return a size out of the configuration, below these names; 0 if there is none."""
@@ -71,6 +71,10 @@ class CodeSource:
         size = shape[-1] * np.dtype(DTYPES[self.get_word(name)]).itemsize
         raw = self.weights.read_bytes(name, first * size, (last - first) * size)
         return np.frombuffer(raw, np.uint8).reshape(-1, size)
+
+    def make_code_reader(self, name: str, bits: int, width: int) -> Callable[[int, int], Codes]:
+        """Make the function that reads the codes (n, width) of some rows of a stored tensor."""
+        return lambda first, last: unpack_codes(self.read_rows(name, first, last), bits, width)
 
     def read_matrix(self, name: str) -> Codes:
         """Read all values of a stored tensor as a matrix of its rows; integers stay integers."""

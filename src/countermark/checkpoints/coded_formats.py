@@ -5,7 +5,8 @@
                         NAME_global_scale or NAME_scale_2: MXFP4, MXFP6 and NVFP4
     find_packed         NAME_packed, NAME_scale, NAME_shape, NAME_zero_point: compressed-tensors
     find_expert_blocks  NAME_blocks, NAME_scales: the experts of gpt-oss in MXFP4, transposed
-    find_mlx            LAYER.weight (32-bit words), LAYER.scales, LAYER.biases: MLX
+    find_mlx_integers, find_mlx_floats
+                        LAYER.weight (32-bit words), LAYER.scales, LAYER.biases: MLX
     find_gptq, find_awq LAYER.qweight, LAYER.qzeros, LAYER.scales, LAYER.g_idx, transposed
     find_torchao_int4   LAYER._weight_qdata, LAYER._weight_scale, LAYER._weight_zero_point
     find_scaled         NAME (int8 or 8-bit floats) with any scale of `_SCALES`, and zero points
@@ -81,8 +82,7 @@ def find_scaled(source: CodeSource, name: str) -> Found:
 
         parts = tuple(filter(None, (name, names[1], points)))
         return names[0], CodedTensor(
-            shape, parts, lambda first, last: source.read_rows(name, first, last), read_grids,
-            _NUMBERS[word],
+            shape, parts, source.make_code_reader(name, 8, shape[-1]), read_grids, _NUMBERS[word]
         )  # fmt: skip
     return None
 
@@ -111,13 +111,11 @@ def find_packed(source: CodeSource, name: str) -> Found:
 
     def read_grids() -> Grids:
         columns = source.read_group_order(order)
-        if not has_zero:
-            zeros = np.full((1, 1), float(middle))
-        elif has_packed_zero:
+        if has_packed_zero:
             words = np.ascontiguousarray(source.read_matrix(zero).T)
             zeros = unpack_codes(words.view(np.uint8), bits, height).T.astype(np.float64)
         else:
-            zeros = source.read_numbers(zero) + middle
+            zeros = middle + (source.read_numbers(zero) if has_zero else np.zeros((1, 1)))
         block = (1, source.get_size("group_size") or 128)
         return Grids(
             make_grid(source.read_numbers(scale), (height, width), block, columns),
@@ -127,7 +125,7 @@ def find_packed(source: CodeSource, name: str) -> Found:
     return base, CodedTensor(
         (height, width),
         parts,
-        lambda first, last: unpack_codes(source.read_rows(name, first, last), bits, width),
+        source.make_code_reader(name, bits, width),
         read_grids,
     )
 
@@ -165,7 +163,7 @@ def find_small_floats(source: CodeSource, name: str) -> Found:
     return base, CodedTensor(
         (*shape[:-1], width),
         parts,
-        lambda first, last: unpack_codes(source.read_rows(name, first, last), bits, width),
+        source.make_code_reader(name, bits, width),
         read_grids,
         table,
     )
@@ -190,47 +188,58 @@ _MLX_FLOATS = (
 )
 
 
-def find_mlx(source: CodeSource, name: str) -> Found:
-    """Find codes of MLX: whole numbers with scales and biases, or small floats with scales."""
+def find_mlx_integers(source: CodeSource, name: str) -> Found:
+    """Find codes of MLX in 32-bit words, with scales and biases of groups."""
     layer, shape = name.removesuffix(".weight"), source.get_shape(name)
     scales, biases = f"{layer}.scales", f"{layer}.biases"
     grid = source.get_shape(scales)
-    if layer == name or source.get_word(name) != "U32" or len(shape) < 2 or not prod(shape):
+    if layer == name or source.get_word(name) != "U32" or source.get_shape(biases) != grid:
         return None
-    if grid[:-1] != shape[:-1] or not prod(grid):
+    if (filled := _count_group_bits(shape, grid)) is None:
         return None
-    # Codes that share a scale fill so many bits.
-    filled, rest = divmod(32 * shape[-1], grid[-1])
-    table: NDArray[np.float32] | None = None
-    if source.get_word(scales) == "U8":
-        floats = (each for each in _MLX_FLOATS if each[0] * each[1] == filled)
-        bits, group, table, word = next(floats, (0, 0, None, ""))
-    else:
-        bits, group = _choose_mlx_sizes(source, layer, filled)
-        if source.get_shape(biases) != grid:
-            return None
-    if rest or not bits:
+    bits, group = _choose_mlx_sizes(source, layer, filled)
+    if not bits:
         return None
     whole = (*shape[:-1], group * grid[-1])
 
     def read_grids() -> Grids:
-        if table is None:
-            factors, added = source.read_numbers(scales), source.read_numbers(biases)
-            return Grids(
-                make_grid(factors, whole, (1, group)), bias=make_grid(added, whole, (1, group))
-            )
-        raw = source.read_matrix(scales).tobytes()
-        values8 = decode_values(raw, word).reshape(grid).astype(np.float64)
-        return Grids(make_grid(values8, whole, (1, group)))
+        factors, added = source.read_numbers(scales), source.read_numbers(biases)
+        block = (1, group)
+        return Grids(make_grid(factors, whole, block), bias=make_grid(added, whole, block))
 
-    parts = (name, scales) if table is not None else (name, scales, biases)
     return name, CodedTensor(
-        whole,
-        parts,
-        lambda first, last: unpack_codes(source.read_rows(name, first, last), bits, whole[-1]),
-        read_grids,
-        table,
+        whole, (name, scales, biases), source.make_code_reader(name, bits, whole[-1]), read_grids
     )
+
+
+def find_mlx_floats(source: CodeSource, name: str) -> Found:
+    """Find small floats of MLX in 32-bit words, with scales that are floats of a byte."""
+    layer, shape = name.removesuffix(".weight"), source.get_shape(name)
+    scales = f"{layer}.scales"
+    grid = source.get_shape(scales)
+    if layer == name or (source.get_word(name), source.get_word(scales)) != ("U32", "U8"):
+        return None
+    filled = _count_group_bits(shape, grid)
+    fits = (each for each in _MLX_FLOATS if each[0] * each[1] == filled)
+    if (found := next(fits, None)) is None:
+        return None
+    bits, group, table, word = found
+    whole = (*shape[:-1], group * grid[-1])
+
+    def read_grids() -> Grids:
+        values = decode_values(source.read_matrix(scales).tobytes(), word)
+        return Grids(make_grid(values.reshape(grid).astype(np.float64), whole, (1, group)))
+
+    reader = source.make_code_reader(name, bits, whole[-1])
+    return name, CodedTensor(whole, (name, scales), reader, read_grids, table)
+
+
+def _count_group_bits(shape: tuple[int, ...], grid: tuple[int, ...]) -> int | None:
+    """Return how many bits of 32-bit words share a scale; None if words and scales do not fit."""
+    if len(shape) < 2 or not prod(shape) or not prod(grid) or grid[:-1] != shape[:-1]:
+        return None
+    filled, rest = divmod(32 * shape[-1], grid[-1])
+    return None if rest else filled
 
 
 def _choose_mlx_sizes(source: CodeSource, layer: str, filled: int) -> tuple[int, int]:
@@ -270,13 +279,14 @@ def find_torchao_int4(source: CodeSource, name: str) -> Found:
     return f"{layer}.weight", CodedTensor(
         whole,
         (name, scale, zero),
-        lambda first, last: unpack_codes(source.read_rows(name, first, last), 4, whole[-1]),
+        source.make_code_reader(name, 4, whole[-1]),
         read_grids,
         signed,
     )
 
 
 FORMATS: tuple[Callable[[CodeSource, str], Found], ...] = (
-    find_bitsandbytes, find_small_floats, find_packed, find_expert_blocks, find_mlx, find_gptq,
+    find_bitsandbytes, find_small_floats, find_packed, find_expert_blocks, find_mlx_integers,
+    find_mlx_floats, find_gptq,
     find_awq, find_torchao_int4, find_scaled,
 )  # fmt: skip

@@ -147,7 +147,7 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes = (packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(len(packed), -1)[:, :width]
+        return codes.reshape(len(packed), packed.shape[1] * 8 // bits)[:, :width]
     # Every `bits` bytes hold 8 codes.
     groups = -(-packed.shape[1] // bits)
     whole = np.zeros((len(packed), groups * bits), dtype=np.uint64)
@@ -157,7 +157,7 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np
     found = np.empty((len(packed), groups, 8), dtype=np.uint8)
     for at in range(8):
         found[:, :, at] = (words >> np.uint64(bits * at)) & np.uint64((1 << bits) - 1)
-    return found.reshape(len(packed), -1)[:, :width]
+    return found.reshape(len(packed), groups * 8)[:, :width]
 
 
 def make_grid(

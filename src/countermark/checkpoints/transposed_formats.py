@@ -38,7 +38,7 @@ def find_gptq(source: CodeSource, name: str) -> Found:
         return None
     inputs = 32 * words // bits
     stated = [source.config.get(each) for each in ("checkpoint_format", "format", "packing_format")]
-    less = 0 if any(each in stated for each in _PLAIN_ZEROS) else 1
+    offset = 0 if any(each in stated for each in _PLAIN_ZEROS) else 1
 
     def read_codes(first: int, last: int) -> Codes:
         # The words of a column hold a row of the weight.
@@ -48,13 +48,12 @@ def find_gptq(source: CodeSource, name: str) -> Found:
     def read_grids() -> Grids:
         found = source.read_group_order(order)
         points = unpack_codes(source.read_rows(zeros, 0, grid[0]), bits, outputs).astype(np.int64)
-        points = (points + less) & ((1 << bits) - 1)
+        points = (points + offset) & ((1 << bits) - 1)
         block = (1, source.get_size("group_size") or 128)
+        factors = source.read_numbers(scales).T
         return Grids(
-            *(
-                make_grid(each.T.astype(np.float64), (outputs, inputs), block, found)
-                for each in (source.read_numbers(scales), points)
-            )
+            make_grid(factors, (outputs, inputs), block, found),
+            make_grid(points.T.astype(np.float64), (outputs, inputs), block, found),
         )
 
     parts = tuple(filter(source.has, (name, zeros, scales, order)))
