@@ -232,6 +232,17 @@ def mx_packed(weight: Matrix, name: str, bits: int, table: Matrix) -> Coded:
     return Coded({f"{name}_packed": packed, f"{name}_scale": scale}, numbers)
 
 
+def deepseek_fp4(weight: Matrix, name: str) -> Coded:
+    """As `mx_packed`, under the names and dtypes of DeepSeek's own code."""
+    coded = mx_packed(weight, name, 4, FLOATS4)
+    packed, scale = coded.state.values()
+    state = {
+        name: packed.view(torch.int8),
+        f"{name.removesuffix('.weight')}.scale": scale.view(torch.float8_e8m0fnu),
+    }
+    return Coded(state, coded.numbers)
+
+
 # --- GPTQ and AWQ: the weight transposed
 
 
@@ -382,6 +393,7 @@ FORMS: Mapping[str, Callable[[Matrix, str], Coded]] = {
     "modelopt nvfp4": lambda w, n: nvfp4(w, n, modelopt=True),
     "compressed mxfp4": lambda w, n: mx_packed(w, n, 4, FLOATS4),
     "compressed mxfp6": lambda w, n: mx_packed(w, n, 6, FLOATS6),
+    "deepseek fp4": deepseek_fp4,
     "gptq 4": gptq,
     "gptq 4, version 2": lambda w, n: gptq(w, n, version=2),
     "gptq 4, reordered": lambda w, n: gptq(w, n, reordered=True),

@@ -89,6 +89,20 @@ def test_stacked_experts_are_read_as_well(tmp_path: Path, form: str) -> None:
         np.testing.assert_allclose(weights.read(NAME), numbers, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("codes", "scale"),
+    [
+        (NAME, "a.scale_weight"), (NAME, "a.qscale_weight"), (NAME, "a.scale"),
+        ("a.weight._data", "a.weight._scale"), ("a._weight_qdata", "a._weight_scale"),
+    ],
+)  # fmt: skip
+def test_scales_have_several_names(tmp_path: Path, codes: str, scale: str) -> None:
+    coded = FORMS["fp8 by tensor"](drawn(32, 64), NAME)
+    state = {codes: coded.state[NAME], scale: coded.state[f"{NAME}_scale"]}
+    with opened(write(tmp_path / "m", Coded(state, coded.numbers))) as weights:
+        np.testing.assert_allclose(weights.read(NAME), coded.numbers, rtol=1e-6)
+
+
 def test_only_the_rows_of_a_part_are_read(tmp_path: Path) -> None:
     coded = FORMS["compressed int4, zeros"](drawn(96, 128), NAME)
     with opened(write(tmp_path / "m", coded)) as weights:
@@ -121,12 +135,16 @@ def test_a_number_that_is_stored_beside_its_codes_is_taken(tmp_path: Path) -> No
         assert np.array_equal(weights.read(NAME), np.full((32, 64), 0.5))
 
 
+HOSTILE = {
+    "quantization_config": {
+        "bits": True, "group_size": -1, "format": ["gptq_v2"], "weight_block_size": [0, 1e9],
+    }
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "content",
-    ["[1]", "{", '{"quantization_config": 3}', '{"a": 1, "a": 2}',
-     '{"quantization_config": {"bits": true, "group_size": -1, "format": ["gptq_v2"], '
-     '"weight_block_size": [0, 1e9]}}'],
-)  # fmt: skip
+    "content", ["[1]", "{", '{"quantization_config": 3}', '{"a": 1, "a": 2}', json.dumps(HOSTILE)]
+)
 def test_an_invalid_configuration_says_nothing(tmp_path: Path, content: str) -> None:
     coded = FORMS["gptq 4"](drawn(32, 64), NAME)
     (write(tmp_path / "m", coded) / "config.json").write_text(content)
