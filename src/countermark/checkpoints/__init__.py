@@ -16,6 +16,7 @@ from countermark._internal.files import replace_file
 from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
 from countermark.checkpoints.cached import CachedWeights
 from countermark.checkpoints.digest import ModelDigest, compute_model_digest
+from countermark.checkpoints.layouts import derive_tensors, renumber_blocks
 from countermark.checkpoints.module import ModuleWeights
 from countermark.checkpoints.name_matching import (
     MOST_CANDIDATES,
@@ -55,10 +56,12 @@ __all__ = [
     "WrappedWeights",
     "compute_model_digest",
     "dequantise_weights",
+    "derive_tensors",
     "find_assignments",
     "find_prefixed_names",
     "load_state",
     "open_weights",
+    "renumber_blocks",
     "save_weights",
 ]  # fmt: skip
 

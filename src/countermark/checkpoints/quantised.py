@@ -11,7 +11,7 @@ A scale is for the whole tensor, or for each row, or for each block of a row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,12 @@ class DequantisedWeights(WrappedWeights):
         if name in self._codes:
             return super().read_part(name, start, count)
         return self._weights.read_part(name, start, count)
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read parts of one tensor as the wrapped weights do, unless its codes are read."""
+        if name in self._codes:
+            return super().read_parts(name, starts, count)
+        return self._weights.read_parts(name, starts, count)
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor; a tensor stored as codes becomes (codes - zero point) * scale.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,10 @@ class SafetensorsWeights(Weights):
         raw = self._read_bytes(name, offset + start * item, count * item)
         self.digests[f"{name}{IN_PART}"] = hashlib.sha256(raw).hexdigest()
         return self._check_finite(name, decode_values(raw, info.dtype))  # (count,)
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read only the bytes of these parts."""
+        return [self.read_part(name, start, count) for start in starts]
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor and record its digest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,10 @@ class ShardedWeights(Weights):
         names = (name, f"{name}{IN_PART}")
         self.digests |= {each: shard.digests[each] for each in names if each in shard.digests}
         return values
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read only the bytes of these parts."""
+        return [self.read_part(name, start, count) for start in starts]
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return the bytes of one tensor, piece by piece, as its file stores them."""

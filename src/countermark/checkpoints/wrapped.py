@@ -26,6 +26,10 @@ class WrappedWeights(Weights):
         """Return the bytes of one tensor as the wrapped weights store them, piece by piece."""
         return self._weights.read_pieces(name)
 
+    def describe_source(self, name: str) -> str:
+        """Name the stored tensors that a tensor is made from, as the wrapped weights do."""
+        return self._weights.describe_source(name)
+
     def compute_file_digest(self) -> str | None:
         """Return the digest of the file that the wrapped weights were read from, if any."""
         return self._weights.compute_file_digest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,6 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     Suspect,
     dequantise_weights,
-    find_assignments,
     open_weights,
 )
 from countermark.errors import ConfigError, SuspectError
@@ -184,9 +182,8 @@ def trace(
         ConfigError: the key is not for recipients.
     """
     scheme, p = _get_recipients_scheme(key), derive_code_biases(key)
-    with dequantise_weights(open_weights(suspect)) as weights:
-        ways = find_assignments(weights, key.tensors, partial=scheme.partial)
-        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
+    with dequantise_weights(open_weights(suspect)) as opened:
+        weights, found = scheme.locate_tensors(opened, key)
         # Every assignment of tensors is a test that is corrected for; too many would take too long.
         if not 1 <= len(found) <= MOST_CANDIDATES:
             return _make_undecided_result(

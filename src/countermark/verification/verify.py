@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from countermark.checkpoints import (
     Suspect,
     Weights,
     dequantise_weights,
-    find_assignments,
     open_weights,
 )  # fmt: skip
 from countermark.errors import ConfigError, KeyFileError, SuspectError
@@ -354,16 +352,14 @@ def _examine_weights(
     asked: _WeightReadingOptions,
 ) -> Verdict:
     """Judge the readings of a suspect's weights: as stored, and aligned to a reference."""
-    with dequantise_weights(open_weights(suspect)) as weights:
+    with dequantise_weights(open_weights(suspect)) as opened:
         identity = KeyIdentity.from_key(key)
-        ways = find_assignments(weights, key.tensors, partial=scheme.partial)
-        # One way more than the limit is enough to know that there are too many.
-        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
+        weights, found = scheme.locate_tensors(opened, key)
         reason = _find_tensor_problem(weights, key, found)
         readings = [] if reason else [_find_best_reading(weights, scheme, key, found)]
         reference: ReferenceFacts | None = None
         if asked.reference is not None:
-            more, reference = read_aligned(weights, scheme, key, asked.reference)
+            more, reference = read_aligned(opened, scheme, key, asked.reference)
             readings += more
         if not readings:
             why = f"; aligned: {reference.refused}" if reference else ""
@@ -451,7 +447,8 @@ def _find_best_reading(
     def read_assignment(where: dict[str, str]) -> WeightReading:
         """Read the suspect with one assignment of the key's tensor names to the suspect's."""
         tensors = scheme.read_suspect_tensors(weights, where, key)
-        return WeightReading(scheme.extract(tensors, key), tensors, where)
+        sources = {name: weights.describe_source(other) for name, other in where.items()}
+        return WeightReading(scheme.extract(tensors, key), tensors, sources)
 
     return max(map(read_assignment, found), key=lambda each: each.evidence.sort_key)
 
