@@ -316,17 +316,14 @@ class _FormFinder:
             return False
         if not all(0 < n <= size <= _MOST_PADDING * n for n, size in sizes):
             return False
-        if inner[1:] == shape[1:] and role in _OF_WORDS:
-            return True
-        row = prod(inner[1:])
+        row, added = prod(inner[1:]), inner[0] > shape[0] and role not in _OF_WORDS
         try:
-            first = self._weights.read_part(name, start, row).reshape(inner[1:])
-            last = self._weights.read_part(name, start + prod(inner) - row, row)
+            first = self._weights.read_part(name, start, row).reshape(inner[1:]).copy()
+            last = self._weights.read_part(name, start + prod(inner) - row, row * added)
         except SuspectError:
             return False
-        kept = np.array(first, copy=True)
-        kept[tuple(slice(n) for n in shape[1:])] = 0
-        return not kept.any() and (inner[0] == shape[0] or not last.any())
+        first[tuple(slice(n) for n in shape[1:])] = 0
+        return not first.any() and not last.any()
 
     def _find_fused(self, place: TensorPlace, shape: _Shape) -> _Form | None:
         """Find the rows of this place in a fused tensor."""

@@ -191,6 +191,10 @@ def _follow_values(
         for head, stack in stacks.items() for block in stack.wanted
     }  # fmt: skip
     places = choose_nearest(weights, before, own, _SURE)
+    lost = [each for each in own if each not in places]
+    # A suspect may have any number of blocks.
+    if _COMPARED * sum(len(stacks[head].there) for head, _ in lost) > _MOST_PAIRS:
+        return
     moved = choose_nearest(
         weights, before,
         {
@@ -198,7 +202,7 @@ def _follow_values(
                 other: _choose_compared(stacks[head].pair_names(block, other), before)
                 for other in stacks[head].there
             }
-            for head, block in own if (head, block) not in places
+            for head, block in lost
         },
     )  # fmt: skip
     # Where every block that is found has its own number, the names say the same.

@@ -160,10 +160,11 @@ def _read_aligned_to_committed(
         reference = _drop_views(stored, reference)
         opened, units = reference.open_reference()
     with opened:
-        # Rotated channels match no reordering of channels: the rotation is undone first.
-        suspect = undo_rotation(weights, opened, units) or weights
-        # The reference is older than the message: blocks may be found by all of its values.
-        suspect = renumber_blocks(suspect, opened)
+        # Blocks are found by all values of the reference, which is older than the message.
+        suspect = renumber_blocks(weights, opened)
+        # Rotated channels match no reordering of channels, and no block: the rotation is undone.
+        if turned := undo_rotation(suspect, opened, units):
+            suspect = renumber_blocks(turned, opened)
         found = realign_suspect(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
         )
