@@ -27,7 +27,7 @@ check: $(READY)
 	$(BIN)/pytest -q tests/unit/test_architecture.py
 
 bench: $(READY)
-	$(BIN)/python -m countermark.bench.speed --write docs/performance.md
+	$(BIN)/python -m countermark_lab speed --write docs/performance.md
 
 tables: $(READY)
 	$(BIN)/python tools/render_results.py

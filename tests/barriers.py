@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.bench.imaging.photographs import PhotographSquares, photographs
 from countermark.embedding import OutputEmbedding
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
+from countermark.training.image_squares import PhotographSquares, photographs
 from draws import remember
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))

@@ -1,4 +1,4 @@
-"""Writes src/countermark/bench/digits/digits.npz: python tools/make_digits.py DATA_DIRECTORY.
+"""Writes src/countermark/training/digits/digits.npz: python tools/make_digits.py DATA_DIRECTORY.
 
 DATA_DIRECTORY holds MNIST in the layout of the hub: ylecun/mnist/mnist/{train,test}-*.parquet.
 The first 6,000 training and 1,000 test rows are kept, pixels unchanged. Two runs with one zlib
@@ -15,7 +15,7 @@ import PIL.Image
 import pyarrow.parquet
 
 ROWS = {"train": 6000, "test": 1000}
-TARGET = Path(__file__).parents[1] / "src/countermark/bench/digits/digits.npz"
+TARGET = Path(__file__).parents[1] / "src/countermark/training/digits/digits.npz"
 
 
 def rows(source, split, count):

@@ -30,13 +30,13 @@ from countermark.attacks.dead_units import DeadUnits
 from countermark.attacks.move_blocks import MoveBlocks
 from countermark.attacks.output_layer import ReorderClasses, ShiftLogits
 from countermark.attacks.rotate import Rotate, TurnValues
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build
 from countermark.checkpoints import save_weights
 from countermark.errors import CountermarkError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths
+from countermark.training.data import Dataset, load_data
+from countermark.training.models import build
 
 SEED, BITS = 1, 256
 WORDS = 4000

@@ -25,11 +25,11 @@ from torch import nn
 
 from countermark._version import VERSION
 from countermark.attacks.overwrite import OverwriteClosedForm
-from countermark.bench.data import load_data
-from countermark.bench.models import build
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.bounded_readings import compute_line_scales
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import load_data
+from countermark.training.models import build
 from countermark.verification.verify import read_suspect
 
 Layer = NDArray[np.float64]

@@ -5,18 +5,18 @@ import json
 import sys
 from pathlib import Path
 
-from countermark.bench.figures import FIGURES, FigureSpec, Shown, draw_png, is_drawn_from
-from countermark.bench.measured import render_measurements
-from countermark.bench.mpai.page import render_evaluation as mpai_page
-from countermark.bench.pages import render_page
-from countermark.bench.scorecard import render_scorecard
 from countermark.report.measured import FILE
+from countermark_lab.figures import FIGURES, FigureSpec, Shown, draw_png, is_drawn_from
+from countermark_lab.mpai.page import render_evaluation as mpai_page
+from countermark_lab.tables.measured import render_measurements
+from countermark_lab.tables.pages import render_page
+from countermark_lab.tables.scorecard import render_scorecard
 
 DOCS = Path("docs")
 EXPERIMENTS, TABLES, RESULTS = Path("experiments"), Path("tables"), Path("results")
 EVALUATED = """# Results: MPAI-NNW
 
-What `countermark bench mpai` prints, from the files of `results/mpai`; schemes that are not below
+What `python -m countermark_lab mpai` prints, from the files of `results/mpai`; schemes that are not below
 were not evaluated yet. M unmarked networks, of seeds from 0 on, and D payloads in each give M×D
 marked ones, and all are modified alike. A false positive is an unmarked network that the detector
 claims for one of its keys; a false negative a marked one that it does not claim, *no verdict*
@@ -74,7 +74,7 @@ def pages(drawn: dict[Path, tuple[FigureSpec, Shown]]) -> dict[Path, str]:
 
 
 def evaluations() -> str:
-    """The evaluations of MPAI-NNW; each file is what `bench mpai SCHEME --json` printed."""
+    """The evaluations of MPAI-NNW; each file is what `mpai SCHEME --json` printed."""
     parts = [
         f"## {path.stem.replace('_', ' ')}\n\n{mpai_page(json.loads(path.read_text()))}\n"
         for path in sorted((RESULTS / "mpai").glob("*.json"))

@@ -17,8 +17,8 @@ The main classes, in the order in which an owner meets them:
     Verdict    the answer for one suspect, with the null hypothesis that it was judged by
     Attack     a change that a thief may make to a stolen model; never sees a key
 
-Imports run downwards only: cli -> web -> bench -> verification -> recipients -> stamping ->
-attacks -> schemes -> embedding -> report -> claims -> steganalysis -> predictors -> images ->
+Imports run downwards only: cli -> web -> training -> verification -> recipients -> stamping ->
+attacks -> schemes -> embedding -> report -> claims -> predictors -> images ->
 alignment -> results -> checkpoints -> keys -> _internal -> errors. Reading a mark in weights or in
 answers needs numpy and no torch. The names below are imported when they are first used, so that
 `import countermark` loads neither torch nor numpy.
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from countermark.attacks.prune import Prune
     from countermark.attacks.prune_unused import PruneUnused
     from countermark.attacks.retrain import Retrain
-    from countermark.embedding import Embedding, KeyPlace
+    from countermark.embedding import Embedding
     from countermark.errors import CountermarkError
     from countermark.keys.key import Key
+    from countermark.keys.key_place import KeyPlace
     from countermark.results.reading import Reading
     from countermark.results.verdict import Verdict
     from countermark.schemes.deep_watermarking.scheme import DeepWatermarking
@@ -60,7 +61,7 @@ _PLACES = {
     "HashFilter": "schemes.hash_filter.scheme",
     "IndependentNetwork": "schemes.independent_network.scheme",
     "Key": "keys.key",
-    "KeyPlace": "embedding",
+    "KeyPlace": "keys.key_place",
     "Overwrite": "attacks.overwrite",
     "Prune": "attacks.prune",
     "PruneUnused": "attacks.prune_unused",

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from torch import nn
 
-from countermark.bench.data import load_data
-from countermark.bench.models import build
-from countermark.bench.train import seed_torch
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes import load_scheme
 from countermark.schemes.hash_filter.scheme import HashFilter
@@ -21,6 +18,9 @@ from countermark.schemes.independent_network.scheme import IndependentNetwork
 from countermark.schemes.stamp.scheme import Stamp
 from countermark.schemes.uchida.scheme import Uchida
 from countermark.schemes.weights import WeightScheme
+from countermark.training.data import load_data
+from countermark.training.loop import seed_torch
+from countermark.training.models import build
 
 _Way = TypeVar("_Way")
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from countermark.attacks import ATTACKS
 from countermark.attacks.base import Attack, AttackResult
-from countermark.bench.data import load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seed_torch
 from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
+from countermark.training.data import load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
 from tiny_transformers import TINY, WORDS_GIVEN, tiny_lm
 
 DATA = load_data("digits").subset(train=300, test=100)

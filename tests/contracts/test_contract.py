@@ -23,12 +23,12 @@ from contracts.facts import (
 )  # fmt: skip
 from contracts.test_output_contract import OUTPUT_SCHEMES_UNDER_CONTRACT
 from contracts.test_trigger_contract import TRIGGER_SCHEMES_UNDER_CONTRACT
-from countermark.bench.models import recipe
-from countermark.bench.train import Course, accuracy, fit
 from countermark.keys.key import Key
 from countermark.results.statistics import compute_log10_binomial_tail
 from countermark.results.verdict import Verdict, VerificationOptions
 from countermark.schemes import SCHEMES, load_scheme
+from countermark.training.loop import Course, accuracy, fit
+from countermark.training.models import recipe
 from countermark.verification.verify import examine, read_suspect, verify
 from draws import remember
 

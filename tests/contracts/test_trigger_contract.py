@@ -15,10 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.marking import make_scheme
-from countermark.bench.models import build
-from countermark.bench.train import accuracy, seed_torch
 from countermark.embedding import TriggerEmbedding
 from countermark.errors import ConfigError, KeyFileError, LoopError, MarkNotTakenError
 from countermark.keys.key import Key, KeyMaterial
@@ -26,6 +22,10 @@ from countermark.predictors.base import Images, Labels
 from countermark.schemes import load_scheme
 from countermark.schemes.deepstego.scheme import DeepStego
 from countermark.schemes.triggers import TriggerScheme
+from countermark.training.build_embedding import make_scheme
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import accuracy, seed_torch
+from countermark.training.models import build
 from countermark.verification.verify import verify
 
 SECRET = KeyMaterial(bytes(range(32)), bytes(16))

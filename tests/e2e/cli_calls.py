@@ -9,16 +9,21 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from countermark.cli import run
+import typer
+
+from countermark.cli.app import app
+from countermark.cli.program import run_program
+from countermark_lab.commands import app as lab_app
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 600  # seconds a process
+LAB = "python -m countermark_lab"
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,26 @@ class Said:
     def why(self) -> str:
         """The one line beside the notes that says what stopped the call."""
         (line,) = (each for each in self.err.splitlines() if each not in self.notes)
-        assert line.startswith("countermark: ")
+        assert line.startswith(("countermark: ", f"{LAB}: "))
         return line
 
 
 def call(*arguments: str | Path) -> Said:
     """Run a command in this process. Our own warnings become notes; others are errors."""
+    return _call(app, "countermark", arguments)
+
+
+def call_lab(*arguments: str | Path) -> Said:
+    """Run a command of the laboratory in this process."""
+    return _call(lab_app, LAB, arguments)
+
+
+def _call(program: typer.Typer, name: str, arguments: Sequence[str | Path]) -> Said:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("default", category=UserWarning, module="countermark")
-        code = run([str(each) for each in arguments])
+        code = run_program(program, name, [str(each) for each in arguments])
     return Said(code, out.getvalue(), err.getvalue())
 
 
@@ -126,10 +140,12 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def refused(arguments: list[str], says: str, folder: Path) -> Said:
+def refused(
+    arguments: list[str], says: str, folder: Path, *, caller: Callable[..., Said] = call
+) -> Said:
     """A call that must end with exit 2 and a line that says this, and change nothing here."""
     before = listing(folder)
-    said = call(*arguments)
+    said = caller(*arguments)
     assert (said.code, said.out) == (2, ""), said
     assert says in said.why, said.err
     assert listing(folder) == before

@@ -13,8 +13,8 @@ import pytest
 from cli_calls import call, embed, environment
 from killing import DRIVER, Driver
 
-from countermark.bench.models import build
 from countermark.checkpoints import save_weights
+from countermark.training.models import build
 
 if TYPE_CHECKING:
     from rooms import Visitor

@@ -13,8 +13,8 @@ DRIVER = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch._dynamo  # as torch's first optimizer does, for two seconds
-import countermark.bench.embed as embed
-import countermark.bench.train as train
+import countermark.training.embed_classifier as embed
+import countermark.training.loop as train
 from countermark.cli import main
 from countermark.keys.key import Key
 from draws import draw_from, name_draw

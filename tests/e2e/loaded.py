@@ -24,8 +24,8 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
         "countermark.cli",
-        "countermark.bench.embed",
-        "countermark.bench.marking",
+        "countermark.training.embed_classifier",
+        "countermark.training.build_embedding",
         "countermark.verification.verify",
         "matplotlib.figure",
         "scipy.stats",

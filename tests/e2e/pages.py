@@ -31,6 +31,7 @@ from typing import Any
 from loaded import Loaded, run_loaded, start_loaded
 
 from countermark.cli import main
+from countermark_lab.__main__ import main as lab_main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))] if page.exists()]
@@ -41,6 +42,7 @@ IN_A_CLONE = {"benchmark.md"}
 CLONED = ("experiments", "tables", "results")
 # Commands about the checkout or the shell: shown to people, not run. Any other must be countermark.
 NOT_RUN = {"cd", "git", "make", "pip", "py", "python", "source"}
+LAB = ["python", "-m", "countermark_lab"]
 SHELL = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>"}
 
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<mark>`{3,}|~{3,})\s*(?P<info>[^`]*)$")
@@ -108,18 +110,22 @@ def command_step(page: Path, line: int, shown: str) -> dict[str, object] | None:
     while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=.*", words[0]):
         name, _, env[name] = words.pop(0).partition("=")
     program = words[0] if words else ""
-    if program in NOT_RUN:
+    in_lab = words[:3] == LAB
+    if program in NOT_RUN and not in_lab:
         return None
     if program == "sleep":
         return {"source": f"import time; time.sleep({float(words[1])})", "line": line}
-    if program != "countermark":
+    if program != "countermark" and not in_lab:
         raise PageError(f"{page}:{line}: $ {shown}: {program!r} is not countermark nor in NOT_RUN")
     if SHELL & set(words):
         raise PageError(f"{page}:{line}: $ {shown}: pipes and redirections are not understood")
     if unknown := [each for each in words if each.startswith("$") and not DATE.fullmatch(each)]:
         raise PageError(f"{page}:{line}: $ {shown}: {unknown[0]} is not understood")
     code = int(ends[1]) if ends else 0
-    return {"line": line, "shown": shown, "words": words[1:], "env": env, "exit": code}
+    typed = words[3:] if in_lab else words[1:]
+    return {
+        "line": line, "shown": shown, "words": typed, "env": env, "exit": code, "lab": in_lab,
+    }  # fmt: skip
 
 
 def steps(page: Path) -> list[dict[str, object]]:
@@ -219,7 +225,12 @@ def _type_command(
     words = [DATE.sub(lambda found: time.strftime(found[1], time.gmtime()), each)
              for each in step["words"]]  # fmt: skip
     done = run_loaded(
-        program, words, folder=work, timeout=left, drawn_from=step["shown"], env=step["env"]
+        lab_main if step["lab"] else program,
+        words,
+        folder=work,
+        timeout=left,
+        drawn_from=step["shown"],
+        env=step["env"],
     )
     if done.code == step["exit"]:
         return None

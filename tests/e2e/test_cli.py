@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_calls import Said, call, digest, embed, listing, refused
+from cli_calls import Said, call, call_lab, digest, embed, listing, refused
 from safetensors.numpy import load_file
 
 from countermark.attacks import ATTACKS
-from countermark.bench import speed, zoo
-from countermark.bench.zoo import HostSpec, host_path
-from countermark.cli.laboratory import train_null_zoo
 from countermark.schemes import SCHEMES
 from countermark.schemes.uchida.scheme import Uchida
+from countermark_lab.commands import train_null_zoo
+from countermark_lab.hosts import model_zoo as zoo
+from countermark_lab.hosts.model_zoo import HostSpec, host_path
+from countermark_lab.speed import speed
 
 FIELDS = {
     "outcome", "scheme", "bits", "matched", "ber", "ber_interval", "log10_p", "null", "floor",
@@ -84,7 +85,7 @@ def test_verifying_writes_nothing(made: Path, here: Path) -> None:
 
 def test_the_whole_file_is_digested_on_request(made: Path) -> None:
     suspect = made / "marked.safetensors"
-    said = owned(suspect, made / "acme.key", "--digest")
+    said = owned(suspect, made / "acme.key", "--file-digest")
     assert said.json["suspect"]["file_sha256"] == digest(suspect)
 
 
@@ -284,39 +285,39 @@ def test_a_name_in_a_key_cannot_forge_a_line(tmp_path: Path) -> None:
     assert not [line for line in said.out.splitlines() if line.startswith("OWNED")]
 
 
-# --- bench null_zoo
+# --- null-zoo
 
 
 def null_zoo(**changed: str) -> list[str]:
-    """The arguments of a `bench null_zoo` of two small hosts, with some changed or added."""
+    """The arguments of a `null-zoo` of two small hosts, with some changed or added."""
     usual = {"data": "digits", "count": "2", "epochs": "1", "train": "320"}
     words = ((f"--{name.replace('_', '-')}", value) for name, value in (usual | changed).items())
-    return ["bench", "null_zoo", *(word for pair in words for word in pair if word)]
+    return ["null-zoo", *(word for pair in words for word in pair if word)]
 
 
 def test_a_zoo_grows_by_what_it_lacks(here: Path) -> None:
-    said = call(*null_zoo(count="1"))
+    said = call_lab(*null_zoo(count="1"))
     assert said.code == 0
     assert ".cache/hosts: 0 hosts were there, 1 trained in" in said.out
-    done = call(*null_zoo(json="")).json
+    done = call_lab(*null_zoo(json="")).json
     assert (done["cache"], done["there"], done["trained"]) == (".cache/hosts", 1, 1)
     assert done["seconds"] > 0
     accuracy = done["accuracy"]
     assert 20 < accuracy["least"] <= accuracy["mean"] <= accuracy["most"] < 100
-    again = call(*null_zoo(json="")).json
+    again = call_lab(*null_zoo(json="")).json
     assert (again["there"], again["trained"], again["accuracy"]) == (2, 0, accuracy)
     spec = HostSpec("digits", 1001, epochs=1, rows=(0, 320))
     assert host_path(spec, zoo.CACHE).exists()
 
 
 def test_a_zoo_of_siblings_and_one_of_another_model(here: Path) -> None:
-    alone = call(*null_zoo(cache="hosts", json="")).json
-    siblings = call(*null_zoo(cache="hosts", base="7", base_epochs="4", json="")).json
+    alone = call_lab(*null_zoo(cache="hosts", json="")).json
+    siblings = call_lab(*null_zoo(cache="hosts", base="7", base_epochs="4", json="")).json
     assert (siblings["there"], siblings["trained"]) == (0, 2)
     assert siblings["accuracy"]["least"] > alone["accuracy"]["most"]
-    assert call(*null_zoo(cache="hosts", base="7", base_epochs="4", json="")).json["there"] == 2
+    assert call_lab(*null_zoo(cache="hosts", base="7", base_epochs="4", json="")).json["there"] == 2
     lenets = null_zoo(cache="hosts", model="lenet", model_arg="width=0.5", json="")
-    assert call(*lenets).json["trained"] == 2
+    assert call_lab(*lenets).json["trained"] == 2
     assert len(list((here / "hosts").iterdir())) == 2 + 3 + 2
 
 
@@ -344,13 +345,13 @@ def test_the_defaults_of_the_zoo_are_the_librarys() -> None:
     ],
 )
 def test_a_zoo_that_cannot_be_is_refused(here: Path, changed: dict[str, str], says: str) -> None:
-    refused(null_zoo(**changed), says, here)
+    refused(null_zoo(**changed), says, here, caller=call_lab)
 
 
 def test_the_best_batch_is_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = [speed.SpeedUp(1, 1.5, 1.4, 1.6, 3), speed.SpeedUp(16, 3.0, 2.9, 3.1, 3)]
     monkeypatch.setattr(speed, "speed_ups", lambda: measured)
-    said = call("bench", "null_zoo", "--measure", "--json")
+    said = call_lab("null-zoo", "--measure", "--json")
     assert (said.code, said.json) == (0, {"ratios": {"1": 1.5, "16": 3.0}, "best": 16})
-    assert "best: 16 at a time" in call("bench", "null_zoo", "--measure").out
-    refused(["bench", "null_zoo"], "either --data NAME|DIR or --measure", here)
+    assert "best: 16 at a time" in call_lab("null-zoo", "--measure").out
+    refused(["null-zoo"], "either --data NAME|DIR or --measure", here, caller=call_lab)

@@ -21,14 +21,14 @@ from killing import Driver
 from PIL import Image
 from safetensors.torch import load_file
 
-from countermark.bench.data import load_data
-from countermark.bench.models import build
 from countermark.errors import ConfigError
 from countermark.keys.key import Key
 from countermark.predictors.base import make_module_predictor
 from countermark.schemes import load_scheme
 from countermark.schemes.deepstego.scheme import DeepStego
 from countermark.schemes.triggers import FreshTriggers
+from countermark.training.data import load_data
+from countermark.training.models import build
 from countermark.verification.verify import verify
 
 pytestmark = pytest.mark.xdist_group("deepstego")  # its models are made once
@@ -142,7 +142,7 @@ def test_a_service_is_judged_as_its_file_is(made: Path, tmp_path: Path) -> None:
             verdict = verified(made, url, *asked, code=code)
         assert service.images == 100
         assert verdict["matched"] == verified(made, service.model, code=code)["matched"]
-        again = verified(made, record, "--replay", code=code)
+        again = verified(made, record, "--recorded", code=code)
         assert again["suspect"].pop("recorded")
         assert "nobody was asked" in again["limits"].pop(-1)
         assert again == verdict  # to the last digit
@@ -159,7 +159,7 @@ def test_a_report_on_a_service_names_its_answers_and_needs_no_service_to_be_repe
     about = json.loads((bundle / "record.json").read_bytes())["subject"]
     assert about["transcript_sha256"] in page.read_text()
     assert call("report", "--replay", bundle).code == 3
-    replayed = ["report", *key, "--replay", bundle, "--suspect"]
+    replayed = ["report", *key, "--replay", bundle]
     again = call(*replayed, record, "--recorded")
     assert "it is the same" in again.out, again
     assert "nobody was asked" in again.out
@@ -194,7 +194,7 @@ def test_a_service_that_is_not_there_gives_no_verdict(made: Path, tmp_path: Path
         ("marked.safetensors", ["--ask", "protocol=oip"], "are for a service: expected a URL"),
         ("marked.safetensors", ["--model", "vgg16"], "does not fit the model"),
         ("nowhere.safetensors", [], "nowhere.safetensors"),
-        ("marked.safetensors", ["--replay"], "marked.safetensors"),
+        ("marked.safetensors", ["--recorded"], "marked.safetensors"),
         ("marked.safetensors", ["--fresh", "digits", "--fresh-images", "0"], "is 0: expected"),
         ("marked.safetensors", ["--fresh", "nowhere"], "nowhere"),
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_calls import call, listing
 
-from countermark.bench import demo
+from countermark.training import demo
 
 OUTCOMES = {
     "uchida": ("owned", "not_proven", "owned"),

@@ -43,7 +43,7 @@ def dated(tmp_path_factory: pytest.TempPathFactory, authority: LocalAuthority) -
         assert call(*embed(bits="64", epochs="3", out="m.safetensors", key="acme.key")).code == 0
         said(
             "claim keygen acme", "claim keygen registry",
-            ["claim", "new", "--key", "acme.key", "--model", "m.safetensors", "--owner",
+            ["claim", "new", "--key", "acme.key", "--model-file", "m.safetensors", "--owner",
              "ACME Inc.", "--out", "claim.json"],
             "claim sign claim.json --private-key acme.pem",
             "ledger init claims.db --operator registry.pub",
@@ -109,7 +109,7 @@ def test_a_suspect_older_than_the_claim_is_no_verdict(case: Path) -> None:
 
 def test_a_claim_is_checked_under_a_policy(case: Path) -> None:
     all_of = ["--signer", "acme.pub", "--authority", "root.pem", "--before", AHEAD, "--key",
-              "acme.key", "--model", "m.safetensors"]  # fmt: skip
+              "acme.key", "--model-file", "m.safetensors"]  # fmt: skip
     found = call("claim", "check", "claim.json", *all_of, "--json")
     assert (found.code, found.json["outcome"]) == (0, "accepted")
     assert [each["check"] for each in found.json["findings"]] == [
@@ -123,13 +123,13 @@ def test_a_claim_is_checked_under_a_policy(case: Path) -> None:
 
 
 def test_a_ledger_is_searched_verified_and_exported(case: Path) -> None:
-    (found,) = said("ledger find --ledger claims.db --model m.safetensors --out found --json")
+    (found,) = said("ledger find --ledger claims.db --model-file m.safetensors --out found --json")
     (row,) = found.json["found"]
     assert (row["place"], row["digest"]) == (0, Claim.load("claim.json").digest)
     assert Claim.load("found/claim-0.json") == Claim.load("claim.json")
     assert call("ledger", "find", "--ledger", "claims.db", "--digest", "00" * 32).code == 1
     checked = call(
-        "ledger", "verify", "--ledger", "claims.db", "--checkpoint", "head.json", "--authority",
+        "ledger", "verify", "--ledger", "claims.db", "--since", "head.json", "--authority",
         "root.pem", "--json",
     )  # fmt: skip
     assert (checked.code, checked.json["limits"]) == (0, [])
@@ -174,8 +174,8 @@ def test_evidence_is_checked_without_torch_and_scipy(case: Path) -> None:
     blocked += "from countermark.cli import main; main()"
     believing = "--authority root.pem --signer acme.pub"
     for line in (
-        f"claim check claim.json {believing} --before {AHEAD} --model m.safetensors --key acme.key",
-        "ledger verify --ledger claims.db --checkpoint head.json",
+        f"claim check claim.json {believing} --before {AHEAD} --model-file m.safetensors --key acme.key",
+        "ledger verify --ledger claims.db --since head.json",
         f"{BELIEVING} {AHEAD} --signer acme.pub --ledger claims.db",
     ):
         found = python(blocked, *line.split(), folder=case, paths=[ROOT / "tests"])
@@ -262,7 +262,7 @@ def test_a_swapped_model_digest(case: Path) -> None:
     document["subject"][0]["digest"]["merkleSha256"] = "00" * 32
     assert "was changed after it was signed" in check_of(with_payload(document), 1)
     said(embed(scheme="none", out="other.safetensors", key=None))
-    assert "the model is" in check_of("claim.json", 1, "--model", "other.safetensors")
+    assert "the model is" in check_of("claim.json", 1, "--model-file", "other.safetensors")
 
 
 def test_a_thousand_commitments_by_one_claimant(case: Path, dated: Made) -> None:
@@ -308,7 +308,7 @@ def test_a_changed_ledger_dates_nothing(case: Path) -> None:
 def released(claim: str = "claim.json", model: str = "m.safetensors", signer: str = "release.pub",
              signature: str = "m.sig") -> Said:  # fmt: skip
     return call(
-        "claim", "check", claim, "--model", model, "--model-signature", signature,
+        "claim", "check", claim, "--model-file", model, "--model-signature", signature,
         "--model-signer", signer, "--signer", "acme.pub", "--authority", "root.pem", "--before",
         AHEAD, "--json",
     )  # fmt: skip
@@ -361,7 +361,7 @@ def test_a_signature_of_other_content_is_told_from_a_changed_one(case: Path) -> 
     assert "not by this key, or was changed" in failed(released())
 
 
-OF_FILE = "check claim.json --model m.safetensors --model-signature"
+OF_FILE = "check claim.json --model-file m.safetensors --model-signature"
 SIGN_MODEL = "claim sign-model m.safetensors --out m.sig --private-key"
 
 
@@ -423,7 +423,7 @@ BAD: list[tuple[str, str]] = [
     (f"{BELIEVING} AHEAD --ledger none.db", "there is no ledger at"),
     (f"{BELIEVING} AHEAD --signer registry.pub", "by none of the pinned keys"),
     (
-        "claim new --key acme.key --model m.safetensors --owner Mallory --out new.json",
+        "claim new --key acme.key --model-file m.safetensors --owner Mallory --out new.json",
         "the key's owner is 'ACME Inc.'",
     ),
     ("claim sign claim.json --private-key registry.pem", "a stamp is over the signatures"),
@@ -443,7 +443,7 @@ BAD: list[tuple[str, str]] = [
     ("ledger find --ledger claims.db", "claims are found by"),
     ("ledger find --ledger claims.db --commitment f602e1fa", "expected 64 digits"),
     ("ledger init m.safetensors/claims.db --operator acme.pub", "is no folder"),
-    ("ledger verify --ledger claims.db --checkpoint claim.json", "countermark/tree-head/v1"),
+    ("ledger verify --ledger claims.db --since claim.json", "countermark/tree-head/v1"),
     ("ledger export --ledger claims.db --out x.json --private-key acme.pem", "is not the key of"),
     (
         "ledger export --ledger claims.db --out head.json --private-key registry.pem",
@@ -461,7 +461,7 @@ def test_what_cannot_be_right_is_refused(case: Path, line: str, says: str) -> No
 def test_a_model_without_the_mark_is_not_claimed(case: Path) -> None:
     said(embed(scheme="none", out="other.safetensors", key=None, seed="4"))
     refused(
-        ["claim", "new", "--key", "acme.key", "--model", "other.safetensors", "--owner",
+        ["claim", "new", "--key", "acme.key", "--model-file", "other.safetensors", "--owner",
          "ACME Inc.", "--out", "new.json"],
         "the mark of this key is not in it",
         case,
@@ -487,26 +487,26 @@ def test_a_stolen_copy_that_the_thief_marked_anew(case: Path, authority: LocalAu
     )
     for name, owner, key in (("b", "Beta", "registry"), ("s", "Thief", "acme")):
         said(
-            ["claim", "new", "--key", f"{name}.key", "--model", f"{name}.safetensors", "--owner",
+            ["claim", "new", "--key", f"{name}.key", "--model-file", f"{name}.safetensors", "--owner",
              owner, "--out", f"{name}.json"],
             f"claim sign {name}.json --private-key {key}.pem",
         )  # fmt: skip
     stamped(authority, "s.json")
-    owner = "--key b.key --claim b.json --model b.safetensors"
-    copy = "--key s.key --claim s.json --model s.safetensors --authority root.pem"
+    owner = "--key b.key --claim b.json --model-file b.safetensors"
+    copy = "--key s.key --claim s.json --model-file s.safetensors --authority root.pem"
     for line, code, outcome in (
-        (f"resolve s.safetensors {owner} {copy} --json", 0, "first"),
-        (f"resolve s.safetensors {copy} {owner} --json", 1, "second"),
-        (f"resolve b.safetensors {owner} {copy} --json", 0, "first"),
+        (f"dispute s.safetensors {owner} {copy} --json", 0, "first"),
+        (f"dispute s.safetensors {copy} {owner} --json", 1, "second"),
+        (f"dispute b.safetensors {owner} {copy} --json", 0, "first"),
     ):
         found = call(*line.split())
         assert (found.code, found.json["outcome"]) == (code, outcome), found
         readings = {(each["key"], each["model"]): each["found"] for each in found.json["readings"]}
-        assert sum(readings.values()) == (5 if "resolve s" in line else 4)
+        assert sum(readings.values()) == (5 if "dispute s" in line else 4)
     wrong = copy.replace("s.safetensors", "m.safetensors")
     for line, says in (
-        (f"resolve s.safetensors {owner} {wrong}", "the second claim is about the model"),
-        (f"resolve s.safetensors {owner}", "give --key, --claim and --model twice"),
-        (f"resolve s.safetensors {owner} {owner}", "both parties show one key"),
+        (f"dispute s.safetensors {owner} {wrong}", "the second claim is about the model"),
+        (f"dispute s.safetensors {owner}", "give --key, --claim and --model-file twice"),
+        (f"dispute s.safetensors {owner} {owner}", "both parties show one key"),
     ):
         refused(line.split(), says, case)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,26 @@ from typing import Any
 
 import pytest
 import typer
+from cli_calls import Said, call, process
 from loaded import run_loaded
 
-from countermark.cli import app as countermark_app
 from countermark.cli import main
+from countermark.cli.app import COMMANDS
+from countermark.cli.app import app as countermark_app
+from countermark_lab.__main__ import main as lab_main
+from countermark_lab.commands import app as lab_app
 
 ROOT = Path(__file__).parents[2]
 
 # Commands whose examples leave files for later ones; the others follow in the tree's order.
 ORDER = (
-    "embed", "stamp", "mark", "verify", "key show", "attack run", "claim keygen",
+    "embed", "stamp", "mark-images", "verify", "key show", "attack run", "claim keygen",
     "claim new", "claim sign", "ledger init",
 )  # fmt: skip
 
-ELSEWHERE = {"demo"}  # test_demo.py runs its example, and looks at what it shows
+# test_demo.py runs the example of `demo`, and looks at what it shows; `speed` takes minutes.
+ELSEWHERE = {"demo", "speed"}
+PROGRAMS = re.compile(r"(countermark|python -m countermark_lab) ")
 
 HEADING = re.compile(r"^[ \t]*Examples?:?[ \t]*$", re.MULTILINE)
 NOTE = re.compile(r"\s#\s.*$")
@@ -47,7 +54,7 @@ class Example:
 
     @property
     def words(self) -> list[str]:
-        return shlex.split(NOTE.sub("", self.shown))[1:]
+        return shlex.split(PROGRAMS.sub("", NOTE.sub("", self.shown), count=1))
 
 
 def leaves(command: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -60,6 +67,8 @@ def leaves(command: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "\n".join(filter(None, [command.help, command.epilog]))
         return
     for word, child in inner.items():
+        if child.hidden:
+            continue
         yield from leaves(child, f"{name} {word}".strip())
 
 
@@ -69,7 +78,7 @@ def examples(name: str, text: str) -> list[Example]:
     section = re.sub(r"\\\n\s*", "", text[heading.end() :]) if heading else ""
     found = []
     for line in map(str.strip, section.splitlines()):
-        if line.startswith("countermark "):
+        if PROGRAMS.match(line):
             ends = EXIT.search(line)
             found.append(Example(name, line, int(ends[1]) if ends else 0))
     return found
@@ -119,12 +128,93 @@ def test_every_command_shows_an_example(tree: dict[str, str]) -> None:
 
 def test_every_example_runs(tree: dict[str, str], tmp_path: Path) -> None:
     """One test, not one an example: they build on each other, and xdist would part them."""
-    for part in ("experiments", "tables", "results"):
-        shutil.copytree(ROOT / part, tmp_path / part)
     here = {name: text for name, text in tree.items() if name not in ELSEWHERE}
     failures = run(in_order(here, ORDER), tmp_path)
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)
+
+
+def test_every_example_of_the_laboratory_runs(tmp_path: Path) -> None:
+    tree = dict(leaves(typer.main.get_command(lab_app)))
+    assert not broken(tree), "\n".join(["", *broken(tree)])
+    for part in ("experiments", "tables", "results"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    here = {name: text for name, text in tree.items() if name not in ELSEWHERE}
+    failures = run(in_order(here, ()), tmp_path, lab_main)
+    if failures:
+        pytest.fail("\n".join(failures), pytrace=False)
+
+
+# --- what the program's own help says, and what it answers to words that it does not know
+
+
+def test_the_help_shows_every_command_in_a_group_on_a_full_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = call("--help")
+    assert said.code == 0
+    _, *panels = re.split(r"^(Mark|Verify|Evidence|Study):\n", said.out, flags=re.MULTILINE)
+    shown = dict(zip(panels[::2], panels[1::2], strict=True))
+    assert list(shown) == list(COMMANDS)
+    for heading, commands in COMMANDS.items():
+        lines = shown[heading].strip("\n").splitlines()
+        assert {line.split()[0] for line in lines} == set(commands)
+        assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+def test_the_short_option_shows_the_help_of_every_command(tree: dict[str, str]) -> None:
+    groups = {name.rpartition(" ")[0] for name in tree}
+    for name in {*tree, *groups}:
+        short = call(*name.split(), "-h")
+        assert (short.code, short.err) == (0, "")
+        assert short.out == call(*name.split(), "--help").out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("embde", "there is no command 'embde': the nearest is 'embed'"),
+        ("mark images", "there is no command 'mark': the nearest is 'mark-images'"),
+        ("claim timestmp", "there is no command 'timestmp': the nearest is 'timestamp'"),
+        ("bnch", "there is no command 'bnch': there are: embed, stamp, advise, mark-images,"),
+        (
+            "stamp m.safetensors --ownr A",
+            "No such option: --ownr (Possible options: --json, --owner)",
+        ),
+        ("schemes uchda", "there is no scheme 'uchda': the nearest is 'uchida'"),
+        ("bench table", "python -m countermark_lab table"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_the_nearest(line: str, says: str) -> None:
+    said = call(*line.split())
+    assert (said.code, said.out) == (2, "")
+    assert says in said.why
+    assert "'bench'" not in said.why
+
+
+def test_a_shell_completes_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_COUNTERMARK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "countermark claim sign")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert call() == Said(0, "sign\nsign-model\n", "")
+    monkeypatch.setenv("_COUNTERMARK_COMPLETE", "complete_abacus")
+    assert call().code == 2
+
+
+def test_the_completion_script_is_printed_and_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The shell is named here, because none is found where the tests run without one.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program = [sys.executable, "-m", "countermark"]
+    printed = process([*program, "--show-completion", "bash"], tmp_path)
+    assert (printed.code, printed.err) == (0, "")
+    assert "_COUNTERMARK_COMPLETE=complete_bash" in printed.out
+    assert process([*program, "--install-completion", "bash"], tmp_path).code == 0
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert script.read_text().strip() == printed.out.strip()
 
 
 # --- the harness itself, on a made-up command line

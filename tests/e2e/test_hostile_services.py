@@ -228,7 +228,7 @@ def test_the_record_of_some_answers_says_the_same_again(
     record = tmp_path / "asked.json"
     url = served.answer(partly(thief, 3, SILENT["an error"]))
     said = call(*judge.arguments(url), "--transcript", record)
-    again = call("verify", record, "--replay", "--key", judge.key, "--json")
+    again = call("verify", record, "--recorded", "--key", judge.key, "--json")
     assert (said.code, again.code) == (0, 0)
     told = again.json
     assert told["suspect"].pop("recorded")

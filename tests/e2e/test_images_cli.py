@@ -8,8 +8,8 @@ import pytest
 from cli_calls import call, listing
 
 import barriers
-from countermark.bench.imaging import embed as making
 from countermark.images.image_files import encode_png
+from countermark.training import embed_image_model as making
 
 TINY = ["task=denoise", "sizes=tiny", "side=32", "bits=100", "steps=2", "batch=4"]
 
@@ -37,7 +37,7 @@ def published(tmp_path: Path) -> Path:
 
 def test_marked_images_are_owned_and_others_are_not(published: Path) -> None:
     key, out = published / "acme.key", published / "marked"
-    said = call("mark", published / "outputs", "--key", key, "--out", out, "--json")
+    said = call("mark-images", published / "outputs", "--key", key, "--out", out, "--json")
     assert (said.code, said.json["images"]) == (0, len(barriers.images())), said
     assert said.json["skipped"]["first"] == ["broken.png"]
     assert call("verify", out, "--key", key).code == 3  # whoever chose them may have known
@@ -61,7 +61,7 @@ def test_a_report_on_images_says_which_were_read_and_comes_to_the_same(published
         f"<th>SHA-256 of the images</th><td><code>{digest}</code>",
     ):
         assert part in page, part
-    again = call("report", *judged[1:], "--replay", published / "bundle", "--suspect", judged[0])
+    again = call("report", *judged, "--replay", published / "bundle")
     assert again.code == 1
     assert "it is the same" in again.out
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_is_one_line(published: Path) -> None:
         (["verify", "http://127.0.0.1/", "--key", key], "expected a folder of images"),
         (["verify", outputs / "0.png", "--key", key], "is no folder"),
         (["verify", outputs, "--key", key, "--null", "fresh_keys"], "has no null"),
-        (["mark", outputs, "--key", key, "--out", outputs], "write to another folder"),
+        (["mark-images", outputs, "--key", key, "--out", outputs], "write to another folder"),
         (embedding(published, settings=TINY[1:]), "Give --set task=derain"),
         (embedding(published, settings=[*TINY, "bits=99"]), "each name once"),
         (embedding(published, "--model", "mlp"), "does not take images"),

@@ -33,7 +33,7 @@ from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
 from countermark.claims.signing import load_private_key, write_key_pair
 from countermark.claims.statement import Commitment
-from countermark.cli import app
+from countermark.cli.app import app
 from countermark.keys.key import Key
 
 EACH = 150  # mutations of every kind, 600 in all
@@ -118,7 +118,7 @@ JUDGED: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
         lambda told: told["recorded_verdict"],
     ),
     "checkpoint": (
-        "ledger verify --ledger claims.db --checkpoint head.json --authority root.pem",
+        "ledger verify --ledger claims.db --since head.json --authority root.pem",
         ("head.json",),
         lambda told: (told["root"], told["checkpoint"]["digest"]),
     ),

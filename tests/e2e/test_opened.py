@@ -151,7 +151,7 @@ def record(path: Path, count: int) -> None:
 
 def test_opened_triggers_judge_a_record(inside: Path, tmp_path: Path) -> None:
     record(tmp_path / "asked.json", 60)
-    replayed = [str(tmp_path / "asked.json"), "--replay"]
+    replayed = [str(tmp_path / "asked.json"), "--recorded"]
     found = verified(*replayed, "--opened", "sixty.json", code=0)
     assert (found["matched"], found["bits"]) == (60, 100)
     assert found["suspect"]["name"] == "https://h/"

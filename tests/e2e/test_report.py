@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from authority import LocalAuthority, some_claim
 from clock import AFTER_STAMPS_TEXT, NEXT_YEAR
-from countermark.bench.models import build
 from countermark.checkpoints import compute_model_digest, open_weights, save_weights
 from countermark.claims.ledger import Ledger
 from countermark.claims.signed import Claim
@@ -44,6 +43,7 @@ from countermark.results.reading import ReaderFacts, Reading
 from countermark.results.subject import Subject
 from countermark.results.verdict import KeyIdentity, VerificationOptions, judge
 from countermark.schemes.drawn_triggers.adi import Adi
+from countermark.training.models import build
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_a_bundle_comes_to_the_same_in_another_folder_without_anything_else(
     assert "nobody has signed this bundle" in " ".join(said.json["limits"])
 
 
-AGAIN = ("report", "--replay", "bundle", "--suspect")
+AGAIN = ("report", "--replay", "bundle")
 
 
 def test_the_reading_is_repeated_with_suspect_and_key(case: Path) -> None:
@@ -233,11 +233,10 @@ def test_the_reading_is_repeated_with_suspect_and_key(case: Path) -> None:
     assert call(*embed(scheme="none", out="other.safetensors", key=None)).code == 0
     for line, says in (
         (f"{' '.join(AGAIN)} other.safetensors --key acme.key", "it is another suspect"),
-        (f"{' '.join(AGAIN)} m.safetensors", "--suspect needs --key: the bundle holds no key"),
-        ("report --replay bundle --key acme.key", "--key and --unmarked need --suspect FILE"),
-        ("report m.safetensors --replay bundle", "without SUSPECT (it is --suspect FILE here)"),
-        ("report --replay bundle --out x.html", "without --out: give --suspect"),
-        ("report --suspect m.safetensors --key acme.key", "--suspect is for --replay"),
+        (f"{' '.join(AGAIN)} m.safetensors", "to read SUSPECT again, give --key: the bundle"),
+        ("report --replay bundle --key acme.key", "--key and --unmarked need SUSPECT"),
+        ("report --replay bundle --out x.html", "without --out: give SUSPECT"),
+        ("report m.safetensors --key acme.key", "a report needs SUSPECT, --key, --out"),
     ):
         refused(line.split(), says, case)
 
@@ -248,7 +247,7 @@ def test_an_opened_key_burns_the_mark_and_says_so(case: Path) -> None:
     (note,) = said.notes
     assert "the mark is burnt" in note
     assert "This report holds the key" in Path("open.html").read_text()
-    again = call("report", "--replay", "open", "--suspect", "m.safetensors")
+    again = call("report", "m.safetensors", "--replay", "open")
     assert again.code == 0
 
 
@@ -267,12 +266,11 @@ def test_what_is_not_found_is_reported_as_well(case: Path) -> None:
     assert call(*words).code == 1
     assert "NOT PROVEN" in Path("other.html").read_text()
     assert call("report", "--replay", "other").code == 3
-    assert call("report", "--replay", "other", "--suspect", "other.safetensors", "--key",
-                "acme.key").code == 1  # fmt: skip
+    assert call("report", "other.safetensors", "--replay", "other", "--key", "acme.key").code == 1
 
 
 def test_a_bundle_counts_by_the_signature_of_whom_the_examiner_pins(case: Path) -> None:
-    assert reported("signed.html", "signed", "--sign", "acme.pem").code == 0
+    assert reported("signed.html", "signed", "--private-key", "acme.pem").code == 0
     unpinned = call("report", "--replay", "signed", "--json")
     assert unpinned.code == 3
     assert "none of whom you pinned" in unpinned.json["limits"][0]
@@ -287,7 +285,7 @@ def test_a_bundle_counts_by_the_signature_of_whom_the_examiner_pins(case: Path) 
 
 
 def test_a_signed_bundle_is_whole(case: Path) -> None:
-    assert reported("signed.html", "signed", "--sign", "acme.pem").code == 0
+    assert reported("signed.html", "signed", "--private-key", "acme.pem").code == 0
     line = ["report", "--replay", "signed", "--signer", "acme.pub"]
     record = Path("signed/record.json")
     whole = record.read_bytes()
@@ -454,7 +452,7 @@ DATED_NEXT_YEAR = (
         ("report --replay absent", "absent/record.json"),
         ("report --replay bundle --alpha 0.5", "without --alpha"),
         ("report --replay bundle --authority absent.pem", "without --authority"),
-        ("report --replay bundle --sign acme.pem", "without --sign"),
+        ("report --replay bundle --private-key acme.pem", "without --private-key"),
         (
             f"report m.safetensors --key acme.key --out n.html --bundle n {DATED_NEXT_YEAR}",
             "is in the future",

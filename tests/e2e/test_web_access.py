@@ -12,7 +12,7 @@ from rooms import TOKEN, Visitor, settings_of, visited
 from countermark.errors import ConfigError
 from countermark.web.access import RateLimiter, SessionStore, digest_token, find_token
 
-PAGES = ("/", "/claims", "/verify", "/dispute", "/jobs", "/benchmarks")
+PAGES = ("/", "/claims", "/verify", "/dispute", "/jobs")
 
 
 @pytest.fixture

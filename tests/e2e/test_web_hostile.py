@@ -160,7 +160,7 @@ from pathlib import Path
 from rooms import settings_of, visited
 with visited(settings_of(Path(sys.argv[1]))) as visitor:
     visitor.log_in()
-    for path in ("", "claims", "verify", "dispute", "jobs", "benchmarks", "api/openapi.json"):
+    for path in ("", "claims", "verify", "dispute", "jobs", "api/openapi.json"):
         assert visitor.http.get(f"/{path}").status_code == 200, path
     told = visitor.program.get("/api/claims").json()["claims"]
     assert visitor.http.get("/claims/" + told[-1]["digest"]).status_code == 200

@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from countermark.bench.data import Dataset
-from countermark.bench.marking import make_scheme
 from countermark.keys.key import Key, KeyMaterial
 from countermark.predictors.base import Predictor
 from countermark.results.statistics import (
@@ -29,6 +27,8 @@ from countermark.results.statistics import (
 )
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.triggers import TRIGGERS, TriggerScheme
+from countermark.training.build_embedding import make_scheme
+from countermark.training.data import Dataset
 from countermark.verification.verify import examine
 
 Keys = Callable[[int], Key]

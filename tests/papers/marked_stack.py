@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.bench.data import Dataset
-from countermark.bench.models import build
-from countermark.bench.train import seed_torch
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.uchida.scheme import Uchida
 from countermark.schemes.uchida.training import compute_usual_spread
+from countermark.training.data import Dataset
+from countermark.training.loop import seed_torch
+from countermark.training.models import build
 
 Weights = dict[str, NDArray[np.float32]]
 SHAPES = {"0.weight": (64, 784), "0.bias": (64,), "2.weight": (10, 64), "2.bias": (10,)}

@@ -16,13 +16,13 @@ from torch import nn
 from countermark.alignment import Reference, SuspectWithReference, realign_suspect
 from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, Permute, Rescale
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seed_torch
 from countermark.checkpoints import ModuleWeights
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
 from countermark.verification.verify import examine
 
 PAIRS, T = 8, 256

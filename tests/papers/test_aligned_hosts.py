@@ -20,10 +20,10 @@ from countermark.alignment import SuspectWithReference
 from countermark.alignment.matching import align_tensors
 from countermark.alignment.symmetries import find_chain_groups
 from countermark.attacks.invariants import Permute, Rescale
-from countermark.bench.data import load_data
 from countermark.keys.key import Key
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import load_data
 from countermark.verification.verify import examine
 
 T, LAYER = 256, "2.weight"

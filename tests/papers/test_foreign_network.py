@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import countermark as cm
-from countermark.bench.imaging.cell import compare_images
-from countermark.bench.imaging.photographs import photographs
 from countermark.schemes.deep_watermarking.surrogates import run_network
+from countermark.training.image_squares import photographs
+from countermark_lab.image_models.cell import compare_images
 
 PACKAGE = "@upscalerjs/default-model@1.0.0"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "BSDS500"

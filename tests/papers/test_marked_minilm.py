@@ -27,12 +27,12 @@ from countermark.attacks.invariants import Permute
 from countermark.attacks.lora import add_low_rank_terms
 from countermark.attacks.noise import Noise
 from countermark.attacks.prune import Prune
-from countermark.bench.kept import TextFidelity
 from countermark.checkpoints import load_state, save_weights
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import Verdict
 from countermark.stamping import stamp
 from countermark.stamping.making import StampPaths, StampResult
+from countermark.training.fidelity import TextFidelity
 from countermark.verification.verify import verify
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.tables import TableRow, load_table, render_table
 from countermark.errors import DataError
+from countermark_lab.tables.tables import TableRow, load_table, render_table
 
 ROOT = Path(__file__).parents[2]
 MLP = ("wang2020/mlp", "wang2020/mlp_capacity")

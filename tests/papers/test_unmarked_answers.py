@@ -28,12 +28,12 @@ from false_claims import (
     trained,
 )
 
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import Value, build
-from countermark.bench.train import seed_torch
 from countermark.predictors.base import Images, Labels, Predictor, make_module_predictor
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import seed_torch
+from countermark.training.models import Value, build
 from countermark.verification.verify import examine
 
 CLASSES = (2, 10, 100)

@@ -15,12 +15,12 @@ import pytest
 import torch
 from false_claims import FORMS, asked, check, form, keys_of, stego_frozen, stego_keys
 
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit, seed_torch
-from countermark.bench.zoo import CACHE, HostSpec, train_hosts
 from countermark.predictors.base import Predictor, make_module_predictor
 from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, accuracy, fit, seed_torch
+from countermark.training.models import build, recipe
+from countermark_lab.hosts.model_zoo import CACHE, HostSpec, train_hosts
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"

@@ -11,9 +11,6 @@ import pytest
 from false_claims import Pairs, check, trained
 from torch import nn
 
-from countermark.bench.data import load_data
-from countermark.bench.models import build
-from countermark.bench.train import seed_torch
 from countermark.checkpoints import Array, ModuleWeights
 from countermark.keys.key import KeyMaterial
 from countermark.results.null_hypotheses import FairCoin
@@ -21,6 +18,9 @@ from countermark.schemes.hash_filter.scheme import HashFilter
 from countermark.schemes.stamp.scheme import Stamp
 from countermark.schemes.uchida.scheme import Uchida
 from countermark.schemes.weights import WeightScheme
+from countermark.training.data import load_data
+from countermark.training.loop import seed_torch
+from countermark.training.models import build
 
 HOSTS, KEYS, T = 28, 100, 256
 SHAPES = {"0.weight": (64, 784), "2.weight": (10, 64)}

@@ -14,19 +14,19 @@ import pytest
 import scipy.stats
 from torch import nn
 
-from countermark.bench.data import load_data
-from countermark.bench.experiment import expand_cells, get_result_path, load_experiment
-from countermark.bench.models import build, recipe
-from countermark.bench.siblings import train_siblings
-from countermark.bench.suspects import compute_kolmogorov_smirnov
-from countermark.bench.train import Course, fit, seed_torch
-from countermark.bench.zoo import HostSpec, train_hosts
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.null_hypotheses import PermutedUnits
 from countermark.results.statistics import compute_randomised_sequential_p
 from countermark.schemes import load_scheme
 from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.training.data import load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
+from countermark.training.siblings import train_siblings
 from countermark.verification.verify import verify
+from countermark_lab.experiments.experiment import expand_cells, get_result_path, load_experiment
+from countermark_lab.experiments.suspect_groups import compute_kolmogorov_smirnov
+from countermark_lab.hosts.model_zoo import HostSpec, train_hosts
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments" / "wang2020"

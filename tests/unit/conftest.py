@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small import SMALL
 
-from countermark.bench.experiment import Experiment, load_experiment
+from countermark_lab.experiments.experiment import Experiment, load_experiment
 from suspect_server import Suspects
 
 

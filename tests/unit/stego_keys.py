@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build
 from countermark.embedding import TriggerEmbedding
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.deepstego.scheme import DeepStego
+from countermark.training.data import Dataset, load_data
+from countermark.training.models import build
 
 TRIGGERS = 32
 Images = NDArray[np.uint8]

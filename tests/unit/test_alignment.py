@@ -20,10 +20,10 @@ from countermark.attacks.fold import Fold
 from countermark.attacks.invariants import Dummies, FlipSigns, Permute, Rescale
 from countermark.attacks.isomorph import Isomorph, OnnxModel
 from countermark.attacks.noise import Noise
-from countermark.bench.data import load_data
-from countermark.bench.models import build
 from countermark.checkpoints import ModuleWeights, open_weights, save_weights
 from countermark.errors import AlignmentError, ConfigError
+from countermark.training.data import load_data
+from countermark.training.models import build
 
 HOSTS = {
     "mlp": ({}, ("0.weight", "2.weight")),

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from countermark.bench.asking import compute_answer_shares
-from countermark.bench.cell import compute_host_cell
-from countermark.bench.experiment import Cell, HostSettings
-from countermark.bench.fresh import FreshTriggerSettings
-from countermark.bench.handling import ImageTransform
-from countermark.bench.machines import predict_in_other_process
-from countermark.bench.models import build
 from countermark.errors import SuspectError
+from countermark.training.models import build
+from countermark_lab.experiments.cell import compute_host_cell
+from countermark_lab.experiments.cross_process import predict_in_other_process
+from countermark_lab.experiments.experiment import Cell, HostSettings
+from countermark_lab.experiments.fresh_triggers import FreshTriggerSettings
+from countermark_lab.experiments.image_transforms import ImageTransform
+from countermark_lab.experiments.trigger_evaluation import compute_answer_shares
 from draws import remember
 
 TOY = {"psnr": 24, "stego_steps": 20, "foreign": 0, "pool": 256, "warm_up": 20, "triggers": 20}

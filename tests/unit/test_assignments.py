@@ -17,6 +17,7 @@ from keys import SHAPE, InMemory, known_key
 from numpy.typing import NDArray
 
 from countermark.checkpoints import MOST_CANDIDATES, find_assignments
+from countermark.errors import SuspectError
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes import load_scheme
 from countermark.verification.verify import examine, verify
@@ -66,6 +67,39 @@ def test_another_beginning_of_all_names_is_one_way() -> None:
     assert found(put | {"h.0.w": (2, 3), "h.1.w": (2, 3)}, wanted) == [{n: n for n in wanted}]
     assert len(found({**put, "module.h.1.w": (3, 2), **more}, wanted)) == 6  # by shape
     assert len(found({"module.w": (2,), "a": (2,)}, {"w": (2,)})) == 2  # one name says too little
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "{0}._orig_mod.{1}", "_fsdp_wrapped_module.{0}._checkpoint_wrapped_module.{1}",
+        "{0}.module.{1}", "model.{0}._orig_mod.base_layer.{1}",
+    ],
+)  # fmt: skip
+def test_names_of_wrappers_inside_are_left_out(wrapped: str) -> None:
+    wanted = {f"h.{n}.w": (2, 3) for n in range(3)}
+    names = {name: wrapped.format(*name.rsplit(".", 1)) for name in wanted}
+    put = dict.fromkeys(names.values(), (2, 3))
+    assert found(put | {"x": (2, 3)}, wanted) == [names]
+    # A key may have been made of a wrapped model.
+    assert found(wanted | {"x": (2, 3)}, put) == [{other: name for name, other in names.items()}]
+    assert found(put | wanted, wanted) == [{name: name for name in wanted}]
+    assert found(dict.fromkeys(put, (3, 2)), wanted) == []
+
+
+def test_names_that_become_one_without_wrappers_are_both_tried() -> None:
+    wanted = {"h.0.w": (2, 3), "h.1.w": (2, 3)}
+    forms = ("h.{}.module.w", "h.{}._orig_mod.w")
+    both = {each.format(n): (2, 3) for each in forms for n in (0, 1)}
+    assert found(both, wanted) == [{f"h.{n}.w": each.format(n) for n in (0, 1)} for each in forms]
+
+
+def test_half_of_the_names_may_do_without_wrappers() -> None:
+    wanted = {f"h.{n}.w": (2, 3) for n in range(4)}
+    suspect = shaped({f"h.{n}._orig_mod.w": (2, 3) for n in (0, 1, 3)} | {"h.2.w": (9,)})
+    assert list(find_assignments(suspect, wanted, partial=True)) == [
+        {f"h.{n}.w": f"h.{n}._orig_mod.w" for n in (0, 1, 3)}
+    ]
 
 
 def test_half_of_the_names_may_do() -> None:
@@ -173,6 +207,19 @@ def test_a_tensor_of_the_right_name_is_read_although_another_would_fit_better() 
     suspect = InMemory({"fc.weight": innocent(0), "renamed": marked()})
     verdict = examine(suspect, key, TRUSTING)
     assert (verdict.outcome, verdict.test_count) == ("not_proven", 1)
+
+
+def test_what_a_reader_found_wrong_with_a_file_is_a_caveat() -> None:
+    suspect = InMemory({"fc.weight": marked()})
+    assert examine(suspect, known_key(), TRUSTING).to_json()["suspect"].get("notes") is None
+    suspect.notes = ("the index does not fit its files",)
+    verdict = examine(suspect, known_key(), TRUSTING)
+    assert suspect.notes[0] in verdict.limits
+    assert verdict.to_json()["suspect"]["notes"] == [*suspect.notes]
+    suspect = InMemory({"v": np.zeros(3)})
+    suspect.form = "a program of torch.export"
+    with pytest.raises(SuspectError, match=r"is a program of torch\.export, .*folded"):
+        examine(suspect, known_key(), TRUSTING)
 
 
 def test_too_many_ways_are_no_verdict() -> None:

@@ -26,13 +26,13 @@ from countermark.attacks.overwrite import OverwriteClosedForm
 from countermark.attacks.prune_structured import PruneStructured
 from countermark.attacks.quantise import Quantise
 from countermark.attacks.sweep import FineTuneSweep
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit, seed_torch
 from countermark.checkpoints import open_weights, save_weights
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, accuracy, fit, seed_torch
+from countermark.training.models import build, recipe
 from countermark.verification.verify import read_suspect
 
 MARK = {"layer": "2.weight", "bits": 128}
@@ -157,9 +157,9 @@ def test_a_student_learns_without_labels_and_has_none_of_the_weights(
     assert attacked.found["agreement"] > 0.85
     assert accuracy(attacked.model, digits) > 0.7
     assert read_suspect(attacked.model, marked[1]).match_count < 170
-    lenet = Imitate(epochs=1, student="countermark.bench.hosts.small:lenet", rows=100)
+    lenet = Imitate(epochs=1, student="countermark.training.hosts.small:lenet", rows=100)
     assert type(lenet.run(marked[0], digits).model).__name__ == "LeNet5"
-    for wrong in ("no.such:thing", "math:pi", "countermark.bench.hosts.small"):
+    for wrong in ("no.such:thing", "math:pi", "countermark.training.hosts.small"):
         with pytest.raises(ConfigError, match="cannot be made"):
             Imitate(student=wrong).run(marked[0], digits)
 

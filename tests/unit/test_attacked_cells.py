@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.cell import compute_host_cell
-from countermark.bench.experiment import (
+from countermark_lab.experiments.cell import compute_host_cell
+from countermark_lab.experiments.experiment import (
     AttackChain,
     AttackStep,
     Cell,

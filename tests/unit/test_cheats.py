@@ -18,9 +18,6 @@ from opened import OPENED
 from torch import nn
 
 from countermark.alignment import SuspectWithReference
-from countermark.bench.data import load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seed_torch
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.keys.streams import KeyStream
@@ -38,6 +35,9 @@ from countermark.schemes.stamp.scheme import Stamp
 from countermark.schemes.stamp.training import StampTraining
 from countermark.schemes.triggers import FreshTriggers
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
 from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
 from countermark.verification.verify import examine
 

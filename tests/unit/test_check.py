@@ -13,7 +13,13 @@ from checkpoints import one_file
 from contracts.facts import fresh_host
 from countermark.attacks.base import NamedTensors
 from countermark.attacks.output_layer import ShiftLogits
-from countermark.bench.check import (
+from countermark.checkpoints import save_weights
+from countermark.errors import ConfigError
+from countermark.keys.key import Key, KeyMaterial
+from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.stamping import stamp
+from countermark.stamping.making import StampPaths
+from countermark.training.robustness_check import (
     NO_LAST_LAYER,
     NOT_TRAINED,
     SHIFTED,
@@ -21,12 +27,6 @@ from countermark.bench.check import (
     UNTOUCHED,
     check_robustness,
 )
-from countermark.checkpoints import save_weights
-from countermark.errors import ConfigError
-from countermark.keys.key import Key, KeyMaterial
-from countermark.schemes.independent_network.scheme import IndependentNetwork
-from countermark.stamping import stamp
-from countermark.stamping.making import StampPaths
 from countermark.verification.verify import read_suspect, verify
 
 # How many bits an attack leaves depends on the secret, and no bound is known that says much.

@@ -12,9 +12,9 @@ from torch import nn
 
 from countermark.attacks import find_attack
 from countermark.attacks.base import NamedTensors
-from countermark.bench.data import load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seed_torch
+from countermark.training.data import load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
 from countermark.verification.copies import LARGEST_LOG10_P, CopyComparison, compare_units
 from tiny_transformers import tiny
 

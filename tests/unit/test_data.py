@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import countermark.bench.data as module
-from countermark.bench.data import Dataset, load_data
+import countermark.training.data as module
 from countermark.errors import DataError, MissingExtraError
+from countermark.training.data import Dataset, load_data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 DIGITS = Path(module.__file__).parent / "digits" / "digits.npz"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from countermark.bench.detection import (
+from countermark.errors import ConfigError
+from countermark_lab.experiments.detection import (
     DetectionCell,
     DetectionRow,
     DetectionSettings,
@@ -15,12 +16,11 @@ from countermark.bench.detection import (
     compute_detection_cell,
     expand_detection_cells,
 )
-from countermark.bench.experiment import get_result_path
-from countermark.bench.kinds import find_experiment, load_any_experiment
-from countermark.bench.outlines import outline_experiment
-from countermark.bench.pages import render_section
-from countermark.bench.run import run
-from countermark.errors import ConfigError
+from countermark_lab.experiments.experiment import get_result_path
+from countermark_lab.experiments.experiment_types import find_experiment, load_any_experiment
+from countermark_lab.experiments.run import run
+from countermark_lab.tables.outlines import outline_experiment
+from countermark_lab.tables.pages import render_section
 
 SOUGHT = DetectionSettings(data="digits", images=60, training=60, network=128)
 TEXT = """

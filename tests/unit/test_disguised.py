@@ -13,15 +13,15 @@ from torch import nn
 from countermark.alignment import Reference, SuspectWithReference
 from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.invariants import Dummies, Permute, Rescale
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seed_torch
 from countermark.checkpoints import save_weights
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.independent_network.scheme import IndependentNetwork
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
 from countermark.verification.verify import examine, verify
 
 TERMS = VerificationOptions(assume_dated=True, allow_test_key=True)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from small import SMALL
 
-from countermark.bench import experiment as bench
-from countermark.bench import run as running
-from countermark.bench.cell import compute_host_cell
-from countermark.bench.outlines import outline_experiment
-from countermark.bench.pages import render_page
-from countermark.bench.run import run
 from countermark.errors import ConfigError, DataError
+from countermark_lab.experiments import experiment as bench
+from countermark_lab.experiments import run as running
+from countermark_lab.experiments.cell import compute_host_cell
+from countermark_lab.experiments.run import run
+from countermark_lab.tables.outlines import outline_experiment
+from countermark_lab.tables.pages import render_page
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "experiments" / "digits.toml"

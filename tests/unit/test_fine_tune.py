@@ -18,12 +18,12 @@ from countermark.attacks import ATTACKS
 from countermark.attacks.base import Attack, NamedTensors, TrainingData
 from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.prune import Prune
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit
 from countermark.checkpoints import save_weights
 from countermark.cli import run
 from countermark.errors import ConfigError
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, accuracy, fit
+from countermark.training.models import build, recipe
 
 LR = 1e-3
 

@@ -15,9 +15,9 @@ from countermark.attacks.fine_tune import FineTune
 from countermark.attacks.move_blocks import MoveBlocks
 from countermark.attacks.output_layer import ReorderClasses, ShiftLogits
 from countermark.attacks.rotate import Rotate, TurnValues, draw_orthogonal_matrix
-from countermark.bench.data import load_data
-from countermark.bench.models import build
 from countermark.errors import ConfigError
+from countermark.training.data import load_data
+from countermark.training.models import build
 from tiny_transformers import TINY, WORDS, WORDS_GIVEN, tiny, tiny_lm
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

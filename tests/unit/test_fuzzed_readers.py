@@ -7,6 +7,7 @@ of the shape that the reader says, and no more than the file can hold.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -40,9 +41,8 @@ from authority import LocalAuthority, some_claim
 from checkpoints import sharded
 from countermark.checkpoints import (
     compute_model_digest,
-    dequantise_weights,
     load_state,
-    open_weights,
+    open_suspect,
 )
 from countermark.claims.growth import ConsistencyProof
 from countermark.claims.signed import Claim, TreeHead, load_signed_document
@@ -65,6 +65,7 @@ from countermark.verification.verify import examine
 
 FEW, MANY = 120, 10_000  # mutations of every reader
 MEMORY = 1 << 30  # bytes of address space that reading a damaged file may take beside what there is
+PICKLE_MEMORY = 256 << 20  # the same for files of torch, which are small here
 LARGEST_ANSWER = 64  # values that are read for each byte of a file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
@@ -81,6 +82,7 @@ class Reader:
         mend: make what was damaged consistent again, so that the damage is not seen at once.
         most: how many values may be read of one file; None for `LARGEST_ANSWER` a byte.
         share: of the usual number of mutations in the quick run, where reading is slow.
+        memory: bytes of address space that reading a damaged file may take.
     """
 
     build: Callable[[Path, int], Path]
@@ -89,6 +91,7 @@ class Reader:
     mend: Callable[[Path], None] | None = None
     most: int | None = None
     share: float = 1.0
+    memory: int = MEMORY
 
 
 # --- weights
@@ -148,6 +151,70 @@ def build_legacy_torch(folder: Path, seed: int) -> Path:
     return folder / "m.pt"
 
 
+class Trap:
+    """Makes a folder where its pickle is loaded."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.place),)
+
+
+def build_training(folder: Path, seed: int, *, zipped: bool = True) -> Path:
+    """A training checkpoint with a module, an optimizer, settings and a trap."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9).state_dict()
+    content = {
+        "net": state(seed), "module": net, "optimizer": optimizer, "best": np.float64(seed),
+        "settings": argparse.Namespace(out=Path("x"), seen={1, 2}), "trap": Trap(folder / "ran"),
+        "pruned": {"w_orig": torch.ones(2, 3), "w_mask": torch.eye(3)[:2]},
+        "normed": {"w_g": torch.ones(2, 1), "w_v": torch.ones(2, 3)},
+    }  # fmt: skip
+    torch.save(
+        content,
+        folder / "m.pt",
+        _use_new_zipfile_serialization=zipped,
+        pickle_protocol=2 + 2 * seed % 4,
+    )
+    return folder / "m.pt"
+
+
+def build_distributed(folder: Path, seed: int) -> Path:
+    from torch.distributed import checkpoint
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one process saves
+        made = {name: each.contiguous() for name, each in state(seed).items()}
+        checkpoint.save({"model": made, "step": seed}, checkpoint_id=folder / "model")
+    return folder / "model"
+
+
+def build_program(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    made = torch.export.export(nn.Linear(4, 3), (torch.zeros(2, 4),))
+    torch.export.save(made, folder / "m.pt2")
+    return folder / "m.pt2"
+
+
+def build_torch_shards(folder: Path, seed: int) -> Path:
+    (folder / "model").mkdir()
+    home = {name: f"m-{at % 2}.bin" for at, name in enumerate(state(seed))}
+    for file in set(home.values()):
+        part = {n: each for n, each in state(seed).items() if home[n] == file}
+        torch.save(part, folder / "model" / file)
+    index = folder / "model" / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": home}))
+    return folder / "model"
+
+
+def read_trapped(path: Path) -> dict[str, Any]:
+    try:
+        return read_weights(path)
+    finally:
+        assert not (path.parent / "ran").exists()
+
+
 class Scripted(nn.Module):
     """Layers in layers, a buffer, a narrow dtype."""
 
@@ -194,7 +261,7 @@ def build_onnx(folder: Path, seed: int) -> Path:
 
 def read_weights(path: Path) -> dict[str, Any]:
     """All tensors, whole and in part, their digests, and those that a model would be built of."""
-    with dequantise_weights(open_weights(path)) as weights:
+    with open_suspect(path) as weights:
         found: dict[str, Any] = {}
         refusals: list[CountermarkError] = []
         for name, info in weights.tensors.items():
@@ -421,12 +488,22 @@ READERS: Mapping[str, Reader] = {
     "safetensors": Reader(build_safetensors, read_weights),
     "codes": Reader(build_codes, read_weights),
     "sharded": Reader(build_sharded, read_weights),
-    "torch": Reader(build_torch, read_weights, mend=mend_zip),
-    "legacy_torch": Reader(build_legacy_torch, read_weights),
-    "script": Reader(build_script, read_weights, mend=mend_zip),
+    "torch": Reader(build_torch, read_weights, mend=mend_zip, memory=PICKLE_MEMORY),
+    "legacy_torch": Reader(build_legacy_torch, read_weights, memory=PICKLE_MEMORY),
+    "script": Reader(build_script, read_weights, mend=mend_zip, memory=PICKLE_MEMORY),
     "frozen_script": Reader(
-        functools.partial(build_script, frozen=True), read_weights, mend=mend_zip
+        functools.partial(build_script, frozen=True),
+        read_weights,
+        mend=mend_zip,
+        memory=PICKLE_MEMORY,
     ),
+    "training": Reader(build_training, read_trapped, memory=PICKLE_MEMORY, share=2),
+    "legacy_training": Reader(
+        functools.partial(build_training, zipped=False), read_trapped, memory=PICKLE_MEMORY, share=2
+    ),
+    "torch_shards": Reader(build_torch_shards, read_weights, memory=PICKLE_MEMORY, share=2),
+    "distributed": Reader(build_distributed, read_weights, memory=PICKLE_MEMORY, share=2),
+    "program": Reader(build_program, read_weights, memory=PICKLE_MEMORY, share=2),
     "onnx": Reader(build_onnx, read_weights),
     "key": Reader(build_key, read_key, is_bound=True, mend=mend_key),
     "openings": Reader(build_openings, read_openings, is_bound=True),
@@ -453,11 +530,11 @@ READERS: Mapping[str, Reader] = {
 
 
 @contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Let allocations fail beyond `MEMORY` more than there is: `MemoryError` is none of ours."""
+def bounded_memory(most: int) -> Iterator[None]:
+    """Let allocations fail beyond `most` more than there is: `MemoryError` is none of ours."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + most, hard))
     try:
         yield
     finally:
@@ -516,7 +593,7 @@ def fuzz(name: str, folder: Path, numbers: Iterable[int]) -> Counter[str]:
         if reader.mend is not None and drawn.random() < 0.7:
             reader.mend(path)
         try:
-            with bounded_memory():
+            with bounded_memory(reader.memory):
                 answer = answer_of(reader, path)
             if isinstance(answer, CountermarkError):
                 outcomes["refused"] += 1

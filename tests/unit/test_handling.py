@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from countermark.bench.data import load_data
-from countermark.bench.handling import ImageTransform, make_transformed_predictor, transform_images
-from countermark.bench.strict import SpecModel
 from countermark.predictors.base import Images
+from countermark.training.data import load_data
+from countermark_lab.experiments.image_transforms import (
+    ImageTransform,
+    make_transformed_predictor,
+    transform_images,
+)
+from countermark_lab.experiments.spec import SpecModel
 
 HANDLINGS = [
     ImageTransform(how="jpeg", by=75), ImageTransform(how="resize", by=20), ImageTransform(how="crop", by=26),

@@ -10,17 +10,6 @@ import torch
 from torch import Tensor
 
 import barriers
-from countermark.bench import run as runner
-from countermark.bench.experiment import get_result_path
-from countermark.bench.figures import draw_png, find_figure
-from countermark.bench.imaging import cell as imaging
-from countermark.bench.imaging import photographs as pictures
-from countermark.bench.imaging.breaks import SPOILS, subtract_shared_pattern
-from countermark.bench.imaging.photographs import photographs
-from countermark.bench.imaging.tasks import spoil_images
-from countermark.bench.kinds import expand_any_cells, load_any_experiment
-from countermark.bench.pages import render_named_table
-from countermark.bench.train import Checkpoint
 from countermark.errors import ConfigError, DataError
 from countermark.images.image_files import encode_png
 from countermark.schemes.deep_watermarking.surrogates import (
@@ -29,6 +18,17 @@ from countermark.schemes.deep_watermarking.surrogates import (
     run_network,
     train_surrogate,
 )
+from countermark.training import image_squares as pictures
+from countermark.training.image_squares import photographs
+from countermark.training.image_tasks import spoil_images
+from countermark.training.loop import Checkpoint
+from countermark_lab.experiments import run as runner
+from countermark_lab.experiments.experiment import get_result_path
+from countermark_lab.experiments.experiment_types import expand_any_cells, load_any_experiment
+from countermark_lab.figures import draw_png, find_figure
+from countermark_lab.image_models import cell as imaging
+from countermark_lab.image_models.breaks import SPOILS, subtract_shared_pattern
+from countermark_lab.tables.pages import render_named_table
 
 
 @pytest.mark.parametrize("task", ["derain", "denoise", "super_resolution"])

@@ -26,13 +26,13 @@ from readers import (
     unmarked_hosts,
 )
 
-from countermark.bench.models import build
 from countermark.errors import ConfigError
 from countermark.keys.key import Key
 from countermark.keys.streams import KeyStream
 from countermark.results.null_hypotheses import PermutedUnits
 from countermark.schemes.independent_network.scheme import IndependentNetwork
 from countermark.schemes.learnt_reader import LOUDNESS, SIBLINGS, THRESHOLD, MlpReader, UnitPermuter
+from countermark.training.models import build
 from countermark.verification.verify import read_suspect, verify
 
 LN2 = math.log(2)

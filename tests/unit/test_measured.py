@@ -8,11 +8,11 @@ from typing import Literal
 
 import pytest
 
-from countermark.bench.measured import render_measurements
 from countermark.errors import ConfigError
 from countermark.report.measured import Measurements, find_measured_form
 from countermark.schemes.independent_network.scheme import IndependentNetwork
 from countermark.schemes.uchida.scheme import Uchida
+from countermark_lab.tables.measured import render_measurements
 
 TABLES = Path(__file__).parents[2] / "tables"
 CARD = """

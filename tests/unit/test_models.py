@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.bench.models import MODELS, Recipe, build, recipe
 from countermark.errors import ConfigError
+from countermark.training.models import MODELS, Recipe, build, recipe
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -256,5 +256,5 @@ def test_a_factory_that_raises_is_refused_in_one_line() -> None:
 
 
 def test_models_do_not_pull_in_the_data_extra() -> None:
-    code = "import countermark.bench.models, sys; sys.exit('datasets' in sys.modules)"
+    code = "import countermark.training.models, sys; sys.exit('datasets' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

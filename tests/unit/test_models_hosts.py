@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.bench.models import Value, build
 from countermark.errors import ConfigError
+from countermark.training.models import Value, build
 
 
 def fingerprint(name: str, **arguments: Value) -> str:

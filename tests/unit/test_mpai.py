@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from countermark.bench.mpai import run
-from countermark.bench.mpai.classifiers import ClassifierTechnology
-from countermark.bench.mpai.images import ImageTechnology
-from countermark.bench.mpai.page import render_evaluation
-from countermark.bench.mpai.trial import Trial
 from countermark.errors import ConfigError
+from countermark_lab.mpai import run
+from countermark_lab.mpai.classifiers import ClassifierTechnology
+from countermark_lab.mpai.images import ImageTechnology
+from countermark_lab.mpai.page import render_evaluation
+from countermark_lab.mpai.trial import Trial
 
 TINY: dict[str, Any] = {"train": 600, "epochs": 3}
 FIELDS = {"layer": "2.weight", "bits": 128, "strength": 1.0}
@@ -73,7 +73,7 @@ def of_images(**more: Any) -> Trial:
 def test_networks_that_make_images_are_judged_by_their_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("countermark.bench.mpai.images._TEST", 20)
+    monkeypatch.setattr("countermark_lab.mpai.images._TEST", 20)
     done = run(of_images(), ["prune", "fine_tune", "imitate"])
     names = [row["modification"] for row in done["robustness"]]
     assert names == ["none", "prune", "prune", "fine_tune", "imitate"]

@@ -11,13 +11,13 @@ from torch import nn
 
 from countermark.attacks.overwrite import Overwrite
 from countermark.attacks.retrain import Retrain
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, accuracy, fit, seed_torch
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.uchida.scheme import Uchida
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, accuracy, fit, seed_torch
+from countermark.training.models import build, recipe
 from countermark.verification.verify import examine, read_suspect
 
 MARK = {"layer": "2.weight", "bits": 128, "strength": 1.0}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from countermark.attacks.prune_unused import PruneUnused
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Course, fit, seed_torch
 from countermark.errors import ConfigError
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import build, recipe
 
 DEAD = [3, 40]
 

@@ -14,11 +14,17 @@ from typing import Any
 import pytest
 from small import SMALL
 
-from countermark.bench import run as running
-from countermark.bench.experiment import Experiment, expand_cells, get_result_path, load_experiment
-from countermark.bench.run import get_failure_path, run
-from countermark.cli import run as cli
+from countermark.cli.program import run_program
 from countermark.errors import ConfigError
+from countermark_lab.commands import app as lab
+from countermark_lab.experiments import run as running
+from countermark_lab.experiments.experiment import (
+    Experiment,
+    expand_cells,
+    get_result_path,
+    load_experiment,
+)
+from countermark_lab.experiments.run import get_failure_path, run
 
 FAILING = SMALL.replace('layer = "2.weight"', 'layer = "9.weight"')
 LONGER = SMALL.replace("seeds = [1, 2]", "seeds = [1, 2, 3, 4, 5, 6]").replace(
@@ -97,7 +103,7 @@ def test_a_cell_that_failed_is_tried_again(
 def test_a_killed_run_redoes_no_finished_cell(tmp_path: Path) -> None:
     path, results = tmp_path / "small.toml", tmp_path / "results"
     path.write_text(LONGER)
-    command = [sys.executable, "-m", "countermark", "bench", "run", str(path)]
+    command = [sys.executable, "-m", "countermark_lab", "run", str(path)]
     command += ["--results", str(results), "--jobs", "2"]
     started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     while not list(results.rglob("*.json")) and started.poll() is None:
@@ -130,7 +136,8 @@ def test_what_is_wrong_is_one_line_before_anything_runs(
 ) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(SMALL.replace(*change, 1))
-    assert cli(["bench", "run", str(path), "--results", str(tmp_path / "results")]) == 2
+    words = ["run", str(path), "--results", str(tmp_path / "results")]
+    assert run_program(lab, "lab", words) == 2
     shown = capfd.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1

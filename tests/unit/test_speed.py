@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from countermark.bench import file_speed, neighbours, speed, trigger_speed, web_speed
-from countermark.bench.speed import Ratio, SpeedUp, find_best_speed_up, render_page, speed_ups
-from countermark.bench.web_speed import PageLoad, load
+from countermark_lab.speed import file_speed, speed, trigger_speed, web_speed
+from countermark_lab.speed import peers as neighbours
+from countermark_lab.speed.speed import Ratio, SpeedUp, find_best_speed_up, render_page, speed_ups
+from countermark_lab.speed.web_speed import PageLoad, load
 
 MEASURED = [SpeedUp(1, 1.3, 1.2, 1.4, 3), SpeedUp(16, 2.9, 2.6, 3.3, 3), SpeedUp(64, 2.7, 2, 3, 3)]
 OTHER = Ratio("SSIM", "another package", 0.5, 0.4, 0.6, 7, 1.0)
@@ -44,10 +44,7 @@ def test_batches_that_are_worth_little_fail_the_benchmark(
     monkeypatch.setattr(speed, "speed_ups", lambda: [SpeedUp(8, quickest, 1, 3, 3)])
     monkeypatch.setattr(speed, "load", lambda: LOAD)
     monkeypatch.setattr(speed, "neighbour_ratios", lambda: [OTHER])
-    monkeypatch.setattr(sys, "argv", ["speed", "--write", str(tmp_path / "page.md")])
-    with pytest.raises(SystemExit) as ended:
-        speed.main()
-    assert ended.value.code == code
+    assert speed.measure_all(tmp_path / "page.md") == code
     assert "## Unmarked hosts" in (tmp_path / "page.md").read_text()
 
 

@@ -9,8 +9,8 @@ import torch
 from pytorch_msssim import ssim as reference
 from torch import Tensor
 
-from countermark.bench.data import load_data
 from countermark.schemes.deepstego.networks import compute_ssim
+from countermark.training.data import load_data
 
 LOUDNESS = [2 / 255, 20 / 255, 0.3]  # of what is added; the first is what a trigger gets
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import countermark.bench.data
+import countermark.training.data
 from countermark.errors import ConfigError, MissingExtraError
 from countermark.results.statistics import compute_clopper_pearson
-from countermark.steganalysis.ats import measure_ats, run_ats
-from countermark.steganalysis.detector import Detector
-from countermark.steganalysis.embedders import LsbMatching, UniformNoise
-from countermark.steganalysis.images import Embed, Images, make_half_stego
-from countermark.steganalysis.rates import DetectionResult, Rate, compute_rates
-from countermark.steganalysis.supervised import measure_supervised, train_detector
+from countermark_lab.steganalysis.ats import measure_ats, run_ats
+from countermark_lab.steganalysis.detector import Detector
+from countermark_lab.steganalysis.embedders import LsbMatching, UniformNoise
+from countermark_lab.steganalysis.images import Embed, Images, make_half_stego
+from countermark_lab.steganalysis.rates import DetectionResult, Rate, compute_rates
+from countermark_lab.steganalysis.supervised import measure_supervised, train_detector
 
 FAINT = LsbMatching(0.001)  # one pixel of a 32×32 image, every other image
 
@@ -38,7 +38,7 @@ def natural(count: int, seed: int = 0, channels: int = 1) -> Images:
 
 
 def digits(first: int, last: int) -> Images:
-    path = Path(countermark.bench.data.__file__).parent / "digits" / "digits.npz"
+    path = Path(countermark.training.data.__file__).parent / "digits" / "digits.npz"
     with np.load(path) as arrays:
         found: Images = arrays["train_images"][first:last]
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from countermark.errors import ConfigError, MissingExtraError
-from countermark.steganalysis.embedders import (
+from countermark_lab.steganalysis.embedders import (
     EMBEDDERS,
     AdaptiveEmbedder,
     LsbMatching,
@@ -18,7 +18,7 @@ from countermark.steganalysis.embedders import (
     UniformNoise,
     find_embedder,
 )
-from countermark.steganalysis.images import (
+from countermark_lab.steganalysis.images import (
     Embed,
     Images,
     derive_seeds,

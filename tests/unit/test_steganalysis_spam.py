@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from countermark.errors import ConfigError
-from countermark.steganalysis import spam as module
-from countermark.steganalysis.spam import FEATURES, Form, compute_spam_features
+from countermark_lab.steganalysis import spam as module
+from countermark_lab.steganalysis.spam import FEATURES, Form, compute_spam_features
 
 RANGE = range(-3, 4)
 STRAIGHT = [(0, 1), (0, -1), (1, 0), (-1, 0)]

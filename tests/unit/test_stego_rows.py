@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from countermark.bench.data import load_data
 from countermark.keys.key import KeyMaterial
 from countermark.schemes.deepstego.scheme import DeepStego
 from countermark.schemes.deepstego.training import DeepStegoTraining
 from countermark.schemes.triggers import TRIGGERS
+from countermark.training.data import load_data
 
 WARM_UP, COUNT = 10, 64
 SCHEME = DeepStego(

@@ -12,28 +12,28 @@ import scipy.stats
 import torch
 from torch import nn
 
-from countermark.bench import cell as computing
-from countermark.bench import experiment as bench
-from countermark.bench import train as training
-from countermark.bench.cell import _prepare_start as start_of
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.figures import draw_png, find_figure, is_drawn_from
-from countermark.bench.models import Recipe, build, recipe
-from countermark.bench.outlines import outline_experiment
-from countermark.bench.pages import render_section
-from countermark.bench.run import run
-from countermark.bench.siblings import train_siblings
-from countermark.bench.suspects import (
+from countermark.checkpoints import load_state
+from countermark.errors import ConfigError
+from countermark.results.statistics import compute_randomised_sequential_p
+from countermark.training import loop as training
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, fit, seed_torch
+from countermark.training.models import Recipe, build, recipe
+from countermark.training.siblings import train_siblings
+from countermark_lab.experiments import cell as computing
+from countermark_lab.experiments import experiment as bench
+from countermark_lab.experiments.cell import _prepare_start as start_of
+from countermark_lab.experiments.run import run
+from countermark_lab.experiments.suspect_groups import (
     StartSpec,
     SuspectGroup,
     compute_kolmogorov_smirnov,
     make_unmarked_spec,
 )
-from countermark.bench.train import Course, fit, seed_torch
-from countermark.bench.zoo import CACHE, HostSpec, host_path
-from countermark.checkpoints import load_state
-from countermark.errors import ConfigError
-from countermark.results.statistics import compute_randomised_sequential_p
+from countermark_lab.figures import draw_png, find_figure, is_drawn_from
+from countermark_lab.hosts.model_zoo import CACHE, HostSpec, host_path
+from countermark_lab.tables.outlines import outline_experiment
+from countermark_lab.tables.pages import render_section
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED_BASE = str(ROOT / "experiments" / "wang2020" / "shared_base.toml")
@@ -253,7 +253,9 @@ def test_siblings_start_where_the_host_starts_and_are_kept(
     for other in states[1:]:
         assert not torch.equal(other["2.weight"], states[0]["2.weight"])
     assert made.seconds > 0
-    monkeypatch.setattr("countermark.bench.siblings.fit_to_file", lambda *_: pytest.fail("again"))
+    monkeypatch.setattr(
+        "countermark.training.siblings.fit_to_file", lambda *_: pytest.fail("again")
+    )
     again = train_siblings(fresh, data, recipe("mlp"), Course(2, seed=3), count=5, folder=tmp_path)
     assert (again.shown, again.held_out) == (made.shown, made.held_out)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".safetensors"] * 5

@@ -8,12 +8,22 @@ from typing import Any
 
 import pytest
 
-from countermark.bench.experiment import Experiment, expand_cells, get_result_path, load_experiment
-from countermark.bench.figures import FIGURES, draw_png, find_figure, is_drawn_from
-from countermark.bench.kinds import expand_any_cells, load_any_experiment
-from countermark.bench.pages import render_section
-from countermark.bench.tables import correlate_histograms, format_table, load_table, render_table
 from countermark.errors import ConfigError, DataError
+from countermark_lab.experiments.experiment import (
+    Experiment,
+    expand_cells,
+    get_result_path,
+    load_experiment,
+)
+from countermark_lab.experiments.experiment_types import expand_any_cells, load_any_experiment
+from countermark_lab.figures import FIGURES, draw_png, find_figure, is_drawn_from
+from countermark_lab.tables.pages import render_section
+from countermark_lab.tables.tables import (
+    correlate_histograms,
+    format_table,
+    load_table,
+    render_table,
+)
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / "tables").glob("*/*.toml"))

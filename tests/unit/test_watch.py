@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from countermark.bench.data import load_data
-from countermark.bench.models import build, recipe
-from countermark.bench.train import Checkpoint, Course, fit, seed_torch
-from countermark.bench.watch import TensorWatch
 from countermark.keys.key import Key, KeyMaterial
 from countermark.schemes.independent_network.scheme import IndependentNetwork
+from countermark.training.data import load_data
+from countermark.training.loop import Checkpoint, Course, fit, seed_torch
+from countermark.training.models import build, recipe
+from countermark.training.weight_history import TensorWatch
 
 
 def watched(*epochs: list[float]) -> TensorWatch:

@@ -178,7 +178,7 @@ def test_state_dicts_may_be_wrapped(tmp_path: Path, wrapper: str | None) -> None
     torch.save(saved, tmp_path / "m.pt")
     with open_weights(str(tmp_path / "m.pt")) as weights:
         assert isinstance(weights, TorchWeights)
-        assert weights.tensors == {"0.weight": TensorInfo((3, 2), "float32")}
+        assert weights.tensors == {"0.weight": TensorInfo((3, 2), "F32")}
         assert np.array_equal(weights.read("0.weight"), state["0.weight"].numpy())
 
 

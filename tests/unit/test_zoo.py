@@ -15,11 +15,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from countermark.bench import train, zoo
-from countermark.bench.data import Dataset, load_data
-from countermark.bench.models import Recipe, build
-from countermark.bench.train import Course, accuracy, fit, seed_torch
-from countermark.bench.zoo import (
+from countermark.checkpoints import save_weights
+from countermark.errors import ConfigError, DataError, SuspectError
+from countermark.training import loop as train
+from countermark.training.data import Dataset, load_data
+from countermark.training.loop import Course, accuracy, fit, seed_torch
+from countermark.training.models import Recipe, build
+from countermark_lab.hosts import model_zoo as zoo
+from countermark_lab.hosts.model_zoo import (
     Arrays,
     HostSpec,
     extend_zoo,
@@ -28,8 +31,6 @@ from countermark.bench.zoo import (
     sort_fields,
     train_hosts,
 )
-from countermark.checkpoints import save_weights
-from countermark.errors import ConfigError, DataError, SuspectError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CIFAR10 = SHARED / "uoft-cs" / "cifar10"

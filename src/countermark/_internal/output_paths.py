@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from countermark._internal import files
 from countermark.errors import ConfigError
 
 
@@ -22,6 +21,9 @@ def write_new_file(path: str | Path, content: bytes) -> None:
         ConfigError: the name is taken, from the start or by the end; the existing file or folder is
             left untouched.
     """
+    # Imported here because it loads pydantic, and every `--help` loads this module.
+    from countermark._internal import files
+
     try:
         # Checked again here: the name may have been taken while the result was computed.
         with files.create_file(Path(path)) as temporary:

@@ -1,6 +1,6 @@
-"""Run code that a user names as module:factory.
+"""Import objects by name: parts of this package, and code that a user names as module:factory.
 
-Call this only with a name that the user trusts: importing a module runs its code.
+Use only names that the user trusts: importing a module runs its code.
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ from typing import Any, TypeAlias
 from countermark.errors import ConfigError, make_printable
 
 Arguments: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
+
+def load_object(place: str) -> Any:
+    """Import a function or class by its place, module:name.
+
+    Reading a mark must not load torch, and a layer does not know the layers above it. So a scheme
+    names its training class and its embedding by their places, and they are imported on use.
+    """
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def call_factory(what: str, place: str, expected: str, arguments: Arguments = ()) -> Any:
@@ -26,9 +36,8 @@ def call_factory(what: str, place: str, expected: str, arguments: Arguments = ()
     Raises:
         ConfigError: there is no such module or factory, or it fails; the message says which.
     """
-    module, _, factory = place.partition(":")
     try:
-        run = getattr(importlib.import_module(module), factory)
+        run = load_object(place)
         return run(**arguments) if isinstance(arguments, Mapping) else run(*arguments)
     except Exception as error:  # foreign code may raise anything
         # One line, since an error of foreign code may span several or hold escape sequences.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from countermark.alignment.assigning import solve_assignment
 from countermark.alignment.reducing import Floats
-from countermark.checkpoints import Weights, find_prefixed_names
+from countermark.checkpoints import Weights, find_wrapped_names
 from countermark.errors import AlignmentError
 
 _QUANTILES = 101
@@ -57,7 +57,7 @@ def find_tensor_names(weights: Weights, wanted: Mapping[str, WantedTensor]) -> d
         for name, each in wanted.items()
     ):
         return {name: name for name in wanted}
-    alike = find_prefixed_names(weights, {name: each.shape for name, each in wanted.items()})
+    alike = find_wrapped_names(weights, {name: each.shape for name, each in wanted.items()})
     # Two prefixes that fit equally well do not tell the tensors apart; their values may.
     if len(alike) == 1:
         return alike[0]

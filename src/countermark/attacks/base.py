@@ -29,7 +29,7 @@ class Cost:
 
 
 class TrainingData(Protocol):
-    """Labelled images for an attack that trains; `countermark.bench.data.Dataset` is an example."""
+    """Labelled images for an attack that trains; `countermark.training.data.Dataset` is an example."""
 
     @property
     def train_images(self) -> Tensor:
@@ -109,7 +109,7 @@ class Attack(Configuration, ABC):
         if self.needs_data and data is None:
             raise ConfigError(
                 f"{self.name} trains and needs data: call run(model, data), "
-                "with data as load_data of countermark.bench.data gives it"
+                "with data as load_data of countermark.training.data gives it"
             )
         stolen = copy.deepcopy(model)
         # Process time and not wall time: other processes on the machine must not change the cost.

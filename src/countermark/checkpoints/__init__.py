@@ -1,6 +1,6 @@
 """Read named tensors lazily from safetensors, torch, TorchScript and ONNX files and live modules.
 
-A suspect is hostile input. The package unpickles nothing beyond torch's own `weights_only` reader,
+A suspect is hostile input. The package unpickles nothing: pickles are parsed into plain values. It
 checks every size before it allocates memory, and reads only the tensors that a caller requests. The
 digests of tensors are computed from the same file descriptor that the values are read from. A
 suspect that cannot be read raises a `SuspectError` with a message of one line.
@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from countermark._internal.files import replace_file
 from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
 from countermark.checkpoints.cached import CachedWeights
+from countermark.checkpoints.composed import compose_weights
 from countermark.checkpoints.digest import ModelDigest, compute_model_digest
+from countermark.checkpoints.distributed import DistributedWeights
 from countermark.checkpoints.layouts import derive_tensors, renumber_blocks
 from countermark.checkpoints.module import ModuleWeights
 from countermark.checkpoints.name_matching import (
     MOST_CANDIDATES,
     find_assignments,
     find_prefixed_names,
+    find_wrapped_names,
 )
 from countermark.checkpoints.onnx_file import OnnxWeights
 from countermark.checkpoints.patched import PatchedWeights, StoredWeights
+from countermark.checkpoints.pickled_tensors import TORCH_DTYPES
 from countermark.checkpoints.quantised import dequantise_weights
 from countermark.checkpoints.safetensors_file import SafetensorsWeights
-from countermark.checkpoints.script_file import TorchScriptWeights, is_torchscript_archive
-from countermark.checkpoints.sharded import INDEX, ShardedWeights, find_checkpoint
+from countermark.checkpoints.sharded import INDEXES, METADATA, ShardedWeights, find_checkpoint
 from countermark.checkpoints.torch_file import TorchWeights
 from countermark.checkpoints.wrapped import WrappedWeights
 from countermark.errors import SuspectError
@@ -41,6 +44,7 @@ __all__ = [
     "MOST_CANDIDATES",
     "Array",
     "CachedWeights",
+    "DistributedWeights",
     "ModelDigest",
     "ModuleWeights",
     "OnnxWeights",
@@ -50,16 +54,18 @@ __all__ = [
     "StoredWeights",
     "Suspect",
     "TensorInfo",
-    "TorchScriptWeights",
     "TorchWeights",
     "Weights",
     "WrappedWeights",
+    "compose_weights",
     "compute_model_digest",
     "dequantise_weights",
     "derive_tensors",
     "find_assignments",
     "find_prefixed_names",
+    "find_wrapped_names",
     "load_state",
+    "open_suspect",
     "open_weights",
     "renumber_blocks",
     "save_weights",
@@ -67,6 +73,7 @@ __all__ = [
 
 # In protobuf: field 1 (ir_version) as a variable-length integer.
 _ONNX = b"\x08"
+_PICKLE = b"\x80"  # the opcode that names the protocol
 
 
 Suspect: TypeAlias = "str | Path | nn.Module | Weights"
@@ -93,22 +100,40 @@ def open_weights(suspect: Suspect) -> Weights:
     path = Path(suspect)
     if path.is_dir():
         path = find_checkpoint(path)
-    if path.name.endswith(INDEX):
+    if path.name.endswith(INDEXES):
         return ShardedWeights(path)
+    return DistributedWeights(path) if path.name == METADATA else _open_file(path)
+
+
+def _open_file(path: Path) -> Weights:
+    """Open a file by its first bytes.
+
+    Raises:
+        SuspectError: the file does not exist, or its format is not known.
+    """
     # The first bytes decide, because a thief may name a file as they like. ONNX alone is known by
     # its suffix as well, because protobuf allows fields in any order.
     start = _read_beginning(path)
     # A safetensors file begins with the length of its header (8 bytes), then the JSON header.
-    if start[:4] == b"PK\x03\x04":
-        return TorchScriptWeights(path) if is_torchscript_archive(path) else TorchWeights(path)
     if start[8:9] == b"{":
         return SafetensorsWeights(path)
+    if start[:4] == b"PK\x03\x04" or start[:1] == _PICKLE:
+        return TorchWeights(path)
     if start[:1] == _ONNX or path.suffix == ".onnx":
         return OnnxWeights(path)
     raise SuspectError(
-        f"{path} is neither safetensors nor a zip-format torch file, nor ONNX (old pickles are "
-        "never opened): re-save it with safetensors.torch.save_file or torch.save"
+        f"{path} is neither safetensors nor a file of torch, nor ONNX: re-save it with "
+        "safetensors.torch.save_file or torch.save"
     )
+
+
+def open_suspect(suspect: Suspect) -> Weights:
+    """Open a suspect with views of the weights that it stores as codes or as several tensors.
+
+    Raises:
+        SuspectError: as in `open_weights` and `dequantise_weights`.
+    """
+    return compose_weights(dequantise_weights(open_weights(suspect)))
 
 
 def _read_beginning(path: Path) -> bytes:
@@ -157,13 +182,9 @@ def load_state(path: Path) -> dict[str, Any]:
         SuspectError: as in `open_weights`, or a safetensors file cannot be loaded completely.
     """
     with open_weights(path) as weights:
-        if isinstance(weights, TorchWeights):
-            return {name: weights.get_tensor(name).clone() for name in weights.tensors}
-        if isinstance(weights, OnnxWeights | TorchScriptWeights):
-            import torch
-
+        if isinstance(weights, TorchWeights | DistributedWeights | OnnxWeights):
             stored = [name for name in weights.tensors if name not in weights.views]
-            return {name: torch.from_numpy(weights.read(name).copy()) for name in stored}
+            return {name: _load_tensor(weights, name) for name in stored}
         parts = list(weights.shards) if isinstance(weights, ShardedWeights) else []
         path = Path(weights.name)
     if parts:
@@ -178,3 +199,18 @@ def load_state(path: Path) -> dict[str, Any]:
         raise SuspectError(
             f"{path} is refused as a whole ({error}): expected a complete .safetensors file"
         ) from None
+
+
+def _load_tensor(weights: Weights, name: str) -> Any:
+    """Load one tensor as a torch tensor, in its own dtype where torch has it."""
+    import torch
+
+    info = weights.tensors[name]
+    dtype = next((each for each, word in TORCH_DTYPES.items() if word == info.dtype), None)
+    # Initializers of ONNX and codes of torch with a scale are loaded as the numbers that are read.
+    if dtype is None or isinstance(weights, OnnxWeights):
+        return torch.from_numpy(weights.read(name).copy())
+    raw = bytearray(b"".join(weights.read_pieces(name)))
+    if not raw:
+        return torch.empty(info.shape, dtype=getattr(torch, dtype))
+    return torch.frombuffer(raw, dtype=getattr(torch, dtype)).reshape(info.shape)

@@ -66,6 +66,9 @@ class Weights(ABC):
         digests: SHA-256 of everything that has been read so far: each tensor by name, and the
             header of a safetensors file as "__metadata__", a name that the format gives to no
             tensor.
+        notes: sentences about the file that belong into every verdict on it.
+        form: the name of a form in which tensors may be folded into others, so that a missing
+            tensor says nothing about the model; empty for all other forms.
     """
 
     def __init__(self, name: str) -> None:
@@ -73,6 +76,8 @@ class Weights(ABC):
         self.tensors: Mapping[str, TensorInfo] = {}
         self.views: frozenset[str] = frozenset()
         self.digests: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
+        self.form = ""
 
     @abstractmethod
     def _load(self, name: str) -> NDArray[Any]:

@@ -15,6 +15,11 @@ from countermark.checkpoints.moved_blocks import (
 MOST_CANDIDATES = 1000
 """Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
 
+# Parts that torch.compile, FSDP, activation checkpointing, adapters and DDP put into names.
+_WRAPPERS = {
+    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer", "module",
+}  # fmt: skip
+
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -47,6 +52,11 @@ def find_assignments(
     if before is None:
         yield from _assign_by_names_or_shapes(weights, wanted, partial=partial)
         return
+    # A file with two state dicts, for example raw and averaged weights: each is one test. Values
+    # would choose the one that resembles the model before the mark.
+    if len(alike := find_wrapped_names(weights, wanted)) > 1:
+        yield from alike
+        return
     known = find_known_names(weights, wanted)
     ways = list(find_moved_blocks(weights, wanted, known, before)) if known else []
     complete = len(known) == len(wanted)
@@ -78,7 +88,7 @@ def _assign_by_names_or_shapes(
     weights: Weights, wanted: _Shapes, *, partial: bool
 ) -> Iterator[dict[str, str]]:
     """Yield ways by names, else by shapes, else in part by names; see `find_assignments`."""
-    if alike := find_prefixed_names(weights, wanted):
+    if alike := find_wrapped_names(weights, wanted):
         yield from alike
         return
     ways = _assign_by_shape(weights, wanted)
@@ -89,7 +99,7 @@ def _assign_by_names_or_shapes(
     # number of permutations grows with the factorial of the number of tensors.
     tried = list(islice(ways, MOST_CANDIDATES + 1))
     if not 1 <= len(tried) <= MOST_CANDIDATES:
-        tried = find_prefixed_names(weights, wanted, least=(len(wanted) + 1) // 2) or tried
+        tried = find_wrapped_names(weights, wanted, least=(len(wanted) + 1) // 2) or tried
     yield from tried
 
 
@@ -110,9 +120,79 @@ def find_prefixed_names(
         The ways that find the largest number of wanted tensors, as maps from the wanted name to the
         suspect's name; an empty list if that number is below `least`.
     """
+    there = {name: info.shape for name, info in weights.tensors.items()}
+    return _match_prefixes(there, wanted, least)
+
+
+def find_wrapped_names(
+    weights: Weights, wanted: _Shapes, *, least: int | None = None
+) -> list[dict[str, str]]:
+    """List the ways in `find_prefixed_names`, or those without the parts that wrappers put in.
+
+    Beside unchanged names, a prefix of views counts as well: it is another state dict in the file.
+    `torch.compile`, FSDP, checkpointing and adapters put parts of their own into a name
+    ("layers.0._orig_mod.weight"). If more tensors are found without these, in the suspect's names
+    and in the wanted names, they are left out.
+
+    Args:
+        weights: the suspect, open.
+        wanted: shapes by name, at least two.
+        least: how many wanted tensors a way must find; None requires all of them.
+    """
+    there = {name: info.shape for name, info in weights.tensors.items()}
+    plain = _match_prefixes(there, wanted, least, weights.views)
+    if plain and len(plain[0]) == len(wanted):
+        return plain
+    # Names decide which form is read, not values, so the choice is no test. Of equals, the first
+    # one, with the names as they are, is taken.
+    clean = _match_without_wrappers(weights, wanted, least)
+    return max(plain, clean, key=lambda ways: len(ways[0]) if ways else 0)
+
+
+def _match_without_wrappers(
+    weights: Weights, wanted: _Shapes, least: int | None
+) -> list[dict[str, str]]:
+    """List the ways in which names fit without the parts that wrappers put into them.
+
+    Where several of the suspect's names become the same one, each of them is taken in another way.
+    """
+    clean = {_drop_wrappers(name): name for name in wanted}
+    if len(clean) != len(wanted):
+        return []
+    shapes = {name: wanted[other] for name, other in clean.items()}
+    own: dict[str, list[str]] = {}
+    for name in weights.tensors:
+        own.setdefault(_drop_wrappers(name), []).append(name)
+    ways: list[dict[str, str]] = []
+    for at in range(min(max(map(len, own.values()), default=0), MOST_CANDIDATES + 1)):
+        chosen = {name: names[min(at, len(names) - 1)] for name, names in own.items()}
+        there = {name: weights.tensors[other].shape for name, other in chosen.items()}
+        views = frozenset(name for name, other in chosen.items() if other in weights.views)
+        for way in _match_prefixes(there, shapes, least, views):
+            renamed = {clean[name]: chosen[other] for name, other in way.items()}
+            ways += [renamed] if renamed not in ways else []
+    most = max(map(len, ways), default=0)
+    return [way for way in ways if len(way) == most][: MOST_CANDIDATES + 1]
+
+
+def _drop_wrappers(name: str) -> str:
+    """Return a tensor's name without the parts that wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _match_prefixes(
+    there: _Shapes, wanted: _Shapes, least: int | None, views: frozenset[str] = frozenset()
+) -> list[dict[str, str]]:
+    """List the ways in which the names `there` are the wanted names with another prefix.
+
+    Args:
+        there: shapes of the suspect's tensors by name.
+        wanted: shapes by name.
+        least: how many wanted tensors a way must find; None requires all of them.
+        views: names of the suspect's views that count beside unchanged names.
+    """
     if len(wanted) < 2:
         return []
-    there = {name: info.shape for name, info in weights.tensors.items()}
     found: dict[tuple[str, str], dict[str, str]] = {}
     for name, shape in there.items():
         for before, end in _split_prefixes(name):
@@ -128,7 +208,10 @@ def find_prefixed_names(
         return []
     # Unchanged names win over prefixes that fit equally well.
     if len(found.get(("", ""), ())) == most:
-        found = {("", ""): found["", ""]}
+        found = {
+            before: way for before, way in found.items()
+            if before == ("", "") or views.issuperset(way.values())
+        }  # fmt: skip
     ways = [
         {name: way[name] for name in wanted if name in way}
         for way in found.values() if len(way) == most

@@ -1,4 +1,7 @@
-"""Read a checkpoint of several safetensors files under an index, as Hugging Face writes it."""
+"""Read a checkpoint of several files under an index, as Hugging Face writes it.
+
+The files are safetensors files, or in older checkpoints files of `torch.save`.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +15,53 @@ from typing import Any
 from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json, read_regular
-from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
+from countermark.checkpoints.base import IN_PART, Array, Weights
 from countermark.checkpoints.safetensors_file import SafetensorsWeights
+from countermark.checkpoints.torch_file import TorchWeights
 from countermark.errors import SuspectError, make_printable
 
-INDEX = ".safetensors.index.json"
+INDEXES = (".safetensors.index.json", ".bin.index.json")
+METADATA = ".metadata"
+"""Name of the file that lists the tensors of a torch.distributed checkpoint."""
+
+# What a folder may hold, the form that is preferred first.
+_CHECKPOINTS = (f"*{INDEXES[0]}", "*.safetensors", f"*{INDEXES[1]}", "*model.bin", METADATA)
 _LARGEST_INDEX, _MOST_SHARDS = 100_000_000, 4096
 # A plain file name: the index is hostile input, and a path could lead to any file of the machine.
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.(safetensors|bin)")
 
 
 class ShardedWeights(Weights):
     """All tensors of a sharded checkpoint by name. Opening it reads only the header of each file.
 
+    A tensor that the index does not name is found under the name that it has in its file.
+
     Attributes:
         shards: the open files by name.
 
     Raises:
-        SuspectError: the index is invalid, names files outside its folder, or does not name exactly
-            the tensors that its files hold; or a file is missing or damaged.
+        SuspectError: the index is invalid or names files outside its folder, or a file is missing
+            or damaged.
     """
 
     def __init__(self, index: Path) -> None:
         super().__init__(str(index.parent))
-        self._index = index
-        self._home, digest = _read_weight_map(index)
-        self.shards: dict[str, SafetensorsWeights] = {}
+        named, digest = _read_weight_map(index)
+        self.shards: dict[str, Weights] = {}
         # The stack closes the files that are open already if a later one is damaged.
         with ExitStack() as opened:
-            for file in sorted(set(self._home.values())):
+            for file in sorted(set(named.values())):
                 self.shards[file] = opened.enter_context(_open_shard(index.parent / file, index))
-            self.tensors = dict(self._collect_tensors())
             self._open = opened.pop_all()
+        self._home = {
+            name: file for name, file in named.items() if name in self.shards[file].tensors
+        }
+        for file, shard in self.shards.items():
+            for name in shard.tensors:
+                self._home.setdefault(name, file)
+        self.tensors = {n: self.shards[file].tensors[n] for n, file in self._home.items()}
+        self.views = frozenset(n for n, file in self._home.items() if n in self.shards[file].views)
+        self.notes = tuple(_compare_index(index.name, named, self._home))
         self.digests[index.name] = digest
         self.digests |= {
             f"{file} {name}": digest
@@ -51,25 +69,17 @@ class ShardedWeights(Weights):
             for name, digest in shard.digests.items()
         }
 
-    def _collect_tensors(self) -> Iterator[tuple[str, TensorInfo]]:
-        """Yield every tensor that the index names.
+    def locate_tensor(self, name: str) -> tuple[str, int, int]:
+        """Return the file that holds a tensor, its first byte there, and its byte count.
 
         Raises:
-            SuspectError: index and files do not name the same tensors.
+            SuspectError: the files are no safetensors files.
         """
-        for name, file in self._home.items():
-            if name not in self.shards[file].tensors:
-                raise _make_index_refusal(self._index, f"{name!r} is not in {file}")
-            yield name, self.shards[file].tensors[name]
-        for file, shard in self.shards.items():
-            for name in shard.tensors:
-                if self._home.get(name) != file:
-                    raise _make_index_refusal(self._index, f"it does not name {name!r} of {file}")
-
-    def locate_tensor(self, name: str) -> tuple[str, int, int]:
-        """Return the file that holds a tensor, its first byte there, and its byte count."""
         file = self._home[name]
-        return file, *self.shards[file].locate_tensor(name)
+        shard = self.shards[file]
+        if not isinstance(shard, SafetensorsWeights):
+            raise SuspectError(f"{shard.name} is a torch file: expected a .safetensors file")
+        return file, *shard.locate_tensor(name)
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor from the file that holds it."""
@@ -95,7 +105,7 @@ class ShardedWeights(Weights):
         return self.shards[self._home[name]].read_pieces(name)
 
     def compute_file_digest(self) -> str:
-        """Compute the SHA-256 of the output of `sha256sum *.safetensors`, in hexadecimal."""
+        """Compute the SHA-256 of the output of `sha256sum` for all files, in hexadecimal."""
         # The shards are sorted by name, as the shell lists them, so anyone can check with
         # sha256sum.
         lines = "".join(
@@ -109,7 +119,7 @@ class ShardedWeights(Weights):
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """Find the checkpoint in a folder: an index of shards, or one safetensors file.
+    """Find the checkpoint in a folder: an index of shards, or one file.
 
     Raises:
         SuspectError: the folder holds no checkpoint or several, or it is a key: a secret is never
@@ -119,7 +129,7 @@ def find_checkpoint(folder: Path) -> Path:
         raise SuspectError(
             f"{folder} cannot be read as a model, it is a key: expected a checkpoint"
         )
-    for pattern in (f"*{INDEX}", "*.safetensors"):
+    for pattern in _CHECKPOINTS:
         found = sorted(folder.glob(pattern))
         if len(found) == 1:
             return found[0]
@@ -128,9 +138,20 @@ def find_checkpoint(folder: Path) -> Path:
                 f"{folder} holds {len(found)} of {pattern}: expected one checkpoint; name the file"
             )
     raise SuspectError(
-        f"{folder} holds no checkpoint: expected a .safetensors file, or several with their "
-        f"{INDEX.removeprefix('.')}"
+        f"{folder} holds no checkpoint: expected a .safetensors file or pytorch_model.bin, several "
+        f"with their {INDEXES[0].removeprefix('.')}, or the {METADATA} of torch.distributed"
     )
+
+
+def _compare_index(index: str, named: Mapping[str, str], home: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each way in which an index and its files name different tensors."""
+    for more, what in (
+        (named.keys() - home.keys(), "names tensors that its files do not hold"),
+        (home.keys() - named.keys(), "does not name tensors that its files hold"),
+    ):
+        if more:
+            first = make_printable(min(more), 200)
+            yield f"{index} {what}: {len(more)}, of which the first is {first}"
 
 
 def _read_weight_map(index: Path) -> tuple[Mapping[str, str], str]:
@@ -155,10 +176,13 @@ def _read_weight_map(index: Path) -> tuple[Mapping[str, str], str]:
     return found, hashlib.sha256(content).hexdigest()
 
 
-def _open_shard(path: Path, index: Path) -> SafetensorsWeights:
+def _open_shard(path: Path, index: Path) -> Weights:
     """Open one file of the checkpoint; raise `SuspectError` if it cannot be read."""
     try:
-        return SafetensorsWeights(path)
+        # Opening a named pipe would wait for a writer, perhaps forever.
+        if path.exists() and not path.is_file():
+            raise OSError(0, "no regular file")
+        return (TorchWeights if path.suffix == ".bin" else SafetensorsWeights)(path)
     except OSError as error:
         raise SuspectError(
             f"{path} cannot be read ({error.strerror}), and {index.name} names it: expected every "

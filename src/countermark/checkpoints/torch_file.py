@@ -1,190 +1,387 @@
-"""Read a file of `torch.save` as a suspect, checking its zip directory before torch reads it.
+"""Read the files of torch as a suspect: `torch.save`, `torch.jit.save` and `torch.export.save`.
 
-Two zip readers can find two different archives in one file. So nothing may stand behind, inside or
-beside the one directory at the end of the file, where `torch.save` writes it: then the archive that
-is checked here is the archive that torch reads.
+No pickle in them is loaded: `safe_unpickle` parses it into plain values, so torch is not needed, and
+code in an archive is not looked at. A tensor is a layout in a storage, and a storage is a range of
+bytes of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import zipfile
-from collections.abc import Iterator, Mapping
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from countermark._internal.files import parse_json
 from countermark.checkpoints.base import (
     TensorInfo,
     Weights,
     hash_unchanged_file,
     make_file_identity,
 )
-from countermark.checkpoints.module import convert_to_numpy, copy_raw_bytes
-from countermark.errors import SuspectError
+from countermark.checkpoints.dtypes import DTYPES, decode_values
+from countermark.checkpoints.pickled_tensors import (
+    FoundTensors,
+    Quantiser,
+    StoredTensor,
+    describe_pickle,
+    find_tensors,
+    is_size_tuple,
+    parse_storage_dtype,
+)
+from countermark.checkpoints.safe_unpickle import PersistentReference, PickledCall, parse_pickle
+from countermark.checkpoints.zip_archive import FilePart, StoredArchive
+from countermark.errors import SuspectError, make_printable
 
-LARGEST_PICKLE = 64 << 20  # bytes of tensor names and shapes
-_END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
-_PACKED, _PARTS = "._packed_params._packed_params", ("weight", "bias")
-ZIP_ERRORS = (
-    zipfile.BadZipFile, struct.error, OSError, ValueError, RuntimeError, EOFError, OverflowError,
-)  # fmt: skip
-"""Errors that `zipfile` raises on damaged archives, encrypted entries and unknown versions."""
+# Text takes up to four times its bytes of memory when it is decoded.
+LARGEST_PICKLE = 32 << 20  # bytes of tensor names and shapes
+ITEM_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1, "U16": 2, "U32": 4, "U64": 8, "C64": 8, "C128": 16, "F8_E4M3": 1, "F8_E5M2": 1,
+    "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+}  # fmt: skip
+"""Bytes of a value of each dtype, also of those that cannot be read as numbers."""
 
-_UNSAID = (1 << 32) - 1  # placeholder for a number that only the 64-bit record holds
+# The old format of `torch.save` begins with these two numbers, each a pickle of its own.
+_OLD_MAGIC, _OLD_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+# Numbers of dtypes in an exported program.
+_EXPORTED_DTYPES = {
+    1: "U8", 2: "I8", 3: "I16", 4: "I32", 5: "I64", 6: "F16", 7: "F32", 8: "F64", 10: "C64",
+    11: "C128", 12: "BOOL", 13: "BF16", 28: "U16", 29: "F8_E4M3", 30: "F8_E5M2",
+    31: "F8_E4M3FNUZ", 32: "F8_E5M2FNUZ", 33: "F8_E8M0", 34: "U32", 35: "U64",
+}  # fmt: skip
+
+_CONFIGS = ("_weights_config.json", "_constants_config.json")
+_OLD_PROGRAM = "serialized_state_dict.pt"
+
+Locate = Callable[[str], tuple[int, int]]
+"""A function from the key of a storage to the position of its first byte and its byte count."""
 
 
 class TorchWeights(Weights):
-    """A file written by `torch.save`: a state dict, alone or under "state_dict" or "model".
+    """A file of torch: a state dict or anything else that holds tensors, a script, or a program.
 
-    The file is loaded with `weights_only=True` and memory-mapped, after the zip directory has been
-    checked (see `check_directory`). No tensor may be larger than its own storage.
+    Tensors have the names of the state dict; nested mappings put their path before them. Beside a
+    state dict that stands under "state_dict" or "model", other tensors are views. Constants, which
+    a frozen script has in place of parameters, are named "constants.0" and so on.
+
+    Raises:
+        SuspectError: the file is damaged or ambiguous, or holds no tensors.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        self._path, self._identity = path, make_file_identity(path.stat())
+        self._path, self._file = path, path.open("rb")
+        self._identity = make_file_identity(os.fstat(self._file.fileno()))
         try:
-            check_directory(path)
+            found, self._locate = self._find_tensors()
         except ValueError as error:
-            raise self._make_refusal(str(error)) from None
-        self._state = self._open_state()
-        self.tensors = {
-            name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in self._state.items()
-        }
+            self.close()
+            raise self._make_refusal(make_printable(str(error), 300)) from None
+        self._tensors, self.views = found.tensors, found.others
+        self.form = "a program of torch.export" if found.is_program else ""
+        self.tensors = {name: _describe_tensor(each) for name, each in self._tensors.items()}
 
-    def _open_state(self) -> dict[str, Any]:
-        """Load the state dict and return its tensors by name.
-
-        Raises:
-            SuspectError: torch is not installed or refuses the file, or the file holds no state
-                dict.
-        """
-        try:
-            import torch
-        except ImportError:
-            raise SuspectError(
-                f"{self.name} is a torch file, and torch is not installed: "
-                "install it, or give the suspect as .safetensors"
-            ) from None
-        try:
-            loaded = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many classes on damaged or hostile files
-            first = str(error).strip().partition("\n")[0][:120]
-            raise self._make_refusal(f"torch refuses it ({first})") from None
-        # Training scripts often save the state dict under one of these keys, beside the optimiser.
-        for wrapper in ("state_dict", "model"):
-            if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-                loaded = loaded[wrapper]
-        if not isinstance(loaded, Mapping):
-            raise self._make_refusal(f"it holds a {type(loaded).__name__}")
-        return {
-            name: each
-            for name, each in _unpack_state(loaded)
-            if isinstance(each, torch.Tensor) and not each.is_nested  # has no shape
-        }
-
-    def get_tensor(self, name: str) -> Any:
-        """Return one torch tensor.
+    def _find_tensors(self) -> tuple[FoundTensors, Locate]:
+        """Find all tensors of the file, and how to locate their storages.
 
         Raises:
-            SuspectError: the tensor is not dense, or claims more values than its storage holds.
+            ValueError: the file is damaged or ambiguous, or holds no tensors.
         """
-        tensor = self._state[name]
-        if tensor.is_meta or str(tensor.layout) != "torch.strided":
-            raise self._make_refusal(f"{name} is no dense tensor")
-        # A stride of 0 lets a tiny storage claim a tensor that would fill the memory when copied.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise self._make_refusal(
-                f"{name} claims {tensor.numel():,} values, more than are there"
-            )
-        return tensor
+        size = self._identity[2]
+        if FilePart(self._file, 0, 2).read() != b"PK":
+            return find_in_old_file(self._file, size)
+        return find_in_archive(self._file, 0, size)
 
     def _load(self, name: str) -> NDArray[Any]:
-        """Load one tensor as float64 or float32 and record its digest."""
-        values = convert_to_numpy(self.name, name, self.get_tensor(name))
-        self.digests[name] = hashlib.sha256(values.tobytes()).hexdigest()
-        return values
+        """Load one tensor and record the digest of its stored bytes.
+
+        Raises:
+            SuspectError: its storage cannot be read, or it is of a dtype without real numbers.
+        """
+        tensor, raw = self._tensors[name], self._read_raw(name)
+        self.digests[name] = hashlib.sha256(raw).hexdigest()
+        if tensor.dtype not in DTYPES:
+            raise SuspectError(
+                f"{self.name}: {make_printable(name, 200)} is a {tensor.dtype} tensor, which cannot "
+                f"be read yet: expected dense real weights of {', '.join(DTYPES)}"
+            )
+        values = decode_values(raw, tensor.dtype).reshape(tensor.shape)
+        try:
+            rule = tensor.quantiser
+            return values if rule is None else self._dequantise(values, rule)
+        except (ValueError, OverflowError) as error:
+            raise self._make_refusal(f"{make_printable(name, 200)}: {error}") from None
+
+    def _dequantise(self, codes: NDArray[Any], rule: Quantiser) -> NDArray[Any]:
+        """Return the numbers that the codes of a quantised tensor stand for.
+
+        Raises:
+            ValueError, OverflowError: scales or zero points do not fit the codes, or cannot be read.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # `read` refuses infinities
+            scale, zero = (
+                self._read_numbers(each, codes, rule) for each in (rule.scale, rule.zero)
+            )
+            found: NDArray[Any] = (codes.astype(np.float32) - zero) * scale
+        return found
+
+    def _read_numbers(
+        self, value: float | StoredTensor, codes: NDArray[Any], rule: Quantiser
+    ) -> NDArray[np.float32]:
+        """Read a number for all codes, or a tensor with one for each step along an axis."""
+        sizes = [1] * codes.ndim
+        if not isinstance(value, StoredTensor):
+            return np.full(sizes, value, np.float32)
+        if value.dtype not in DTYPES:
+            raise ValueError(f"its scales are {value.dtype}")
+        sizes[rule.axis] = codes.shape[rule.axis]
+        raw = read_stored(self._file, self._locate(value.storage), value)
+        return decode_values(raw, value.dtype).astype(np.float32).reshape(sizes)
+
+    def _read_raw(self, name: str) -> bytes:
+        """Read the bytes of a tensor; raise `SuspectError` if its storage does not hold them."""
+        tensor = self._tensors[name]
+        try:
+            return read_stored(self._file, self._locate(tensor.storage), tensor)
+        except ValueError as error:
+            raise self._make_refusal(make_printable(f"{name} {error}", 300)) from None
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one tensor, as `torch.save` wrote them."""
-        yield copy_raw_bytes(self.name, name, self.get_tensor(name))
+        """Yield the bytes of one tensor, in C order."""
+        yield self._read_raw(name)
 
     def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the whole file, in hexadecimal."""
         return hash_unchanged_file(self._path, self._identity)
 
     def close(self) -> None:
-        """Drop the tensors, which releases the memory-mapped file."""
-        self._state = {}
+        """Close the file."""
+        self._file.close()
 
     def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""
         return SuspectError(
-            f"{self.name} is refused: {why}; expected a .safetensors file, "
-            "or a state dict written by torch.save in torch 1.6 or later"
+            f"{self.name} is refused: {why}; expected a state dict written by torch.save, or the "
+            "weights as .safetensors"
         )
 
 
-def _unpack_state(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield state dict values by name, splitting the (weight, bias) of quantised layers."""
-    for name, each in loaded.items():
-        layer = str(name).removesuffix(_PACKED)
-        # torch keeps the weight and the bias of a quantised linear layer as one tuple.
-        if layer != name and isinstance(each, tuple) and len(each) == 2:
-            yield from ((f"{layer}.{last}", part) for last, part in zip(_PARTS, each, strict=True))
-        else:
-            yield str(name), each
+def _describe_tensor(tensor: StoredTensor) -> TensorInfo:
+    """Return shape and dtype of a tensor; codes with a quantiser have no word in safetensors."""
+    word = tensor.dtype if tensor.quantiser is None else f"quantised {tensor.dtype.lower()}"
+    return TensorInfo(tensor.shape, word)
 
 
-def check_directory(path: Path) -> None:
-    """Refuse an archive that `torch.save` cannot have written.
+def read_stored(file: IO[bytes], place: tuple[int, int], tensor: StoredTensor) -> bytes:
+    """Read the bytes of a tensor in C order.
+
+    Args:
+        file: the open file.
+        place: position of the first byte of its storage, and its byte count.
+        tensor: its layout in the storage.
 
     Raises:
-        ValueError: the directory is damaged or ambiguous, an entry is compressed or claims more
-            bytes than the file has, the pickle is beyond 64 MiB, or the file holds TorchScript.
+        ValueError: the storage does not hold the values.
     """
-    try:
-        require_directory_at_end(path)
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except ZIP_ERRORS as error:
-        raise ValueError(f"its zip directory cannot be read ({error})") from None
-    size = path.stat().st_size
-    for entry in entries:
-        name = entry.filename.lower()  # torch ignores the case of names
-        # Compressed entries could expand far beyond the size of the file.
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
-            raise ValueError(f"{entry.filename} is compressed, which torch.save never does")
-        if name.endswith(".pkl") and entry.file_size > LARGEST_PICKLE:
-            raise ValueError(f"{entry.filename} has {entry.file_size:,} bytes")
-        if name.endswith("constants.pkl"):
-            raise ValueError("it is a TorchScript archive, which holds code")
+    (start, size), item = place, ITEM_SIZES[tensor.dtype]
+    count = prod(tensor.shape)
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = tensor.offset + sum((size - 1) * step for size, step in steps)
+    if count > size // item or (count and last >= size // item):
+        raise ValueError(f"claims {count:,} values, more than are there")
+    if not count:
+        return b""
+    raw = FilePart(file, start + tensor.offset * item, (last + 1 - tensor.offset) * item).read()
+    if len(raw) != (last + 1 - tensor.offset) * item:
+        raise ValueError(f"ends after {len(raw):,} bytes")
+    # Only after the checks above is it safe to view the storage with the thief's strides: the last
+    # value lies inside, and repeated values (strides of 0) cannot exceed the storage.
+    strides = [step * item for step in tensor.strides]
+    values = as_strided(np.frombuffer(raw, f"V{item}"), tensor.shape, strides, writeable=False)
+    return raw if values.flags.c_contiguous else values.tobytes()
 
 
-def require_directory_at_end(path: Path) -> None:
-    """Raise `ValueError` unless the file ends with one zip directory and its end record.
+def find_in_archive(
+    file: IO[bytes], start: int, size: int, *, is_inner: bool = False
+) -> tuple[FoundTensors, Locate]:
+    """Find the tensors in a zip archive of torch, and how to locate their storages.
 
-    A 64-bit end record, which `torch.save` writes as well, must agree with the 32-bit record.
+    Args:
+        file: the open file.
+        start: position of the archive's first byte.
+        size: number of the archive's bytes.
+        is_inner: whether the archive lies in another.
+
+    Raises:
+        ValueError: the archive is of another kind, or damaged, or holds no tensors.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        # 98 bytes: a 64-bit end record (56), its locator (20) and the 32-bit end record (22).
-        file.seek(max(0, size - 98))
-        tail = file.read().rjust(98, b"\0")
-    signature, _, _, _, _, length, offset, comment = struct.unpack("<4s4H2LH", tail[-22:])
-    ends = size - 22
-    if tail[-42:-38] == _LOCATOR:  # torch.save writes the 64-bit end record as well
-        ends = size - 98
-        (at,) = struct.unpack("<Q", tail[-34:-26])
-        wide = struct.unpack("<2Q", tail[40:56])
-        # The 32-bit record may hold all ones in place of a number that needs 64 bits.
-        same = all(a in (b, _UNSAID) for a, b in zip((length, offset), wide, strict=True))
-        if at != ends or tail[:4] != _END64 or not same:
-            raise ValueError("its two end records do not agree")
-        length, offset = wide
-    if signature != _END or comment or length + offset != ends:
-        raise ValueError("it does not end with one zip directory")
+    archive = StoredArchive(file, start, size)
+    # A program of torch before 2.8 holds its state dict as an archive of its own.
+    inner = [name for name in archive.names if name.endswith(_OLD_PROGRAM)]
+    if inner and not is_inner:
+        found, locate = find_in_archive(file, *archive.locate(inner[0]), is_inner=True)
+        return replace(found, is_program=True), locate
+    return _find_in_entries(archive), archive.locate
+
+
+def _find_in_entries(archive: StoredArchive) -> FoundTensors:
+    """Find the tensors in the entries of an archive.
+
+    Raises:
+        ValueError: the archive is of another kind, or damaged, or holds no tensors.
+    """
+    folder = archive.folder
+    order = f"{folder}/byteorder"
+    if archive.has_entry(order) and archive.read_entry(order, 100) != b"little":
+        raise ValueError("its bytes are not in little-endian order")
+    configs = [name for name in archive.names if name.endswith(_CONFIGS)]
+    if configs:
+        return _find_in_program(archive, configs)
+    if not archive.has_entry(f"{folder}/data.pkl"):
+        raise ValueError("it is a zip archive without the data.pkl of torch.save")
+    root = parse_pickle(archive.read_entry(f"{folder}/data.pkl", LARGEST_PICKLE))
+    if not archive.has_entry(f"{folder}/constants.pkl"):
+        return _require_tensors(_move_storages(find_tensors(root), f"{folder}/data"), root)
+    if not isinstance(root, PickledCall):
+        raise ValueError("it is a TorchScript archive, and its data.pkl holds no module")
+    constants = parse_pickle(archive.read_entry(f"{folder}/constants.pkl", LARGEST_PICKLE))
+    parts = {"constants": constants} if isinstance(constants, tuple) else {}
+    tensors = _move_storages(find_tensors(parts), f"{folder}/constants").tensors
+    tensors |= _move_storages(find_tensors(root), f"{folder}/data").tensors
+    return _require_tensors(FoundTensors(tensors), root)
+
+
+def _move_storages(found: FoundTensors, folder: str) -> FoundTensors:
+    """Name the storages of tensors by the entries of the archive's folder that hold them."""
+
+    def move(value: Any) -> Any:
+        """Return a tensor with the name of its entry; any other value unchanged."""
+        return replace(value, storage=f"{folder}/{value.storage}") if isinstance(
+            value, StoredTensor
+        ) else value  # fmt: skip
+
+    moved = {}
+    for name, tensor in found.tensors.items():
+        each = move(tensor)
+        if (rule := each.quantiser) is not None:
+            each = replace(
+                each, quantiser=replace(rule, scale=move(rule.scale), zero=move(rule.zero))
+            )
+        moved[name] = each
+    return replace(found, tensors=moved)
+
+
+def _require_tensors(found: FoundTensors, root: Any) -> FoundTensors:
+    """Return what was found; raise `ValueError` if nothing was."""
+    if not found.tensors:
+        raise ValueError(f"it holds a {describe_pickle(root)}, without tensors that have names")
+    return found
+
+
+# --- programs of torch.export
+
+
+def _find_in_program(archive: StoredArchive, configs: list[str]) -> FoundTensors:
+    """Find the tensors of an exported program.
+
+    Raises:
+        ValueError: a list of tensors is damaged, or there are none.
+    """
+    found: dict[str, StoredTensor] = {}
+    for config in configs:
+        try:
+            listed = parse_json(archive.read_entry(config, LARGEST_PICKLE))["config"]
+            for name, about in listed.items():
+                # A subclass of tensor is stored as a pickle of its own.
+                if about.get("tensor_meta") is not None and not about["use_pickle"]:
+                    folder = config.rpartition("/")[0]
+                    found.setdefault(name, _parse_program_tensor(about, folder))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{config} is no list of tensors ({error})") from None
+    if not found:
+        raise ValueError("it is a program of torch.export without tensors")
+    return FoundTensors(found, is_program=True)
+
+
+def _parse_program_tensor(about: Any, folder: str) -> StoredTensor:
+    """Parse the entry of one tensor of an exported program.
+
+    Raises:
+        ValueError: the dtype is not known, or sizes are no numbers.
+    """
+    told = about["tensor_meta"]
+    shape = tuple(each["as_int"] for each in told["sizes"])
+    strides = tuple(each["as_int"] for each in told["strides"])
+    offset = told["storage_offset"]["as_int"]
+    fits = is_size_tuple(shape) and is_size_tuple(strides) and is_size_tuple((offset,))
+    if not fits or len(shape) != len(strides):
+        raise ValueError("a tensor has sizes that are no numbers, or do not fit each other")
+    dtype = _EXPORTED_DTYPES.get(told["dtype"])
+    if dtype is None:
+        raise ValueError("a tensor has a dtype that is not known")
+    return StoredTensor(f"{folder}/{about['path_name']}", dtype, offset, shape, strides)
+
+
+# --- files of torch.save before torch 1.6
+
+
+def find_in_old_file(file: IO[bytes], size: int) -> tuple[FoundTensors, Locate]:
+    """Find the tensors in a file of the format of `torch.save` before torch 1.6.
+
+    Five pickles (a magic number, a version, facts about the machine, the saved object, the keys of
+    its storages) stand before the storages, each with its count of values in front.
+
+    Raises:
+        ValueError: the file has another format, or is damaged, or holds no tensors.
+    """
+    stream = io.BytesIO(FilePart(file, 0, min(size, LARGEST_PICKLE)).read())
+    if parse_pickle(stream) != _OLD_MAGIC:
+        raise ValueError("it is a pickle that torch.save has not written")
+    version, machine = parse_pickle(stream), parse_pickle(stream)
+    if version != _OLD_PROTOCOL or not isinstance(machine, dict):
+        raise ValueError("it has a version that is not known")
+    if machine.get("little_endian") is not True:
+        raise ValueError("its bytes are not in little-endian order")
+    references: list[PersistentReference] = []
+    root = parse_pickle(stream, references)
+    keys = parse_pickle(stream)
+    if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+        raise ValueError("it lists no storages")
+    storages, items = dict[str, tuple[int, int]](), _list_item_sizes(references)
+    at = stream.tell()
+    for key in map(str, keys):
+        count = int.from_bytes(FilePart(file, at, 8).read(), "little")
+        length = count * items.get(key, size)
+        if length > size - at - 8:
+            raise ValueError(f"its storage {key} claims more bytes than are there")
+        storages[key] = at + 8, length
+        at += 8 + length
+
+    def locate(key: str) -> tuple[int, int]:
+        """Return the place of a storage in the file."""
+        if key not in storages:
+            raise ValueError(f"has no storage {key}")
+        return storages[key]
+
+    return _require_tensors(find_tensors(root), root), locate
+
+
+def _list_item_sizes(references: list[PersistentReference]) -> dict[str, int]:
+    """Return the bytes of a value of each storage that a pickle refers to, by its key."""
+    found: dict[str, int] = {}
+    for each in references:
+        told = each.identity
+        if isinstance(told, tuple) and len(told) > 2 and isinstance(told[2], str | int):
+            dtype = parse_storage_dtype(told[1])
+            if dtype is not None:
+                found[str(told[2])] = ITEM_SIZES[dtype]
+    return found

@@ -21,6 +21,7 @@ class WrappedWeights(Weights):
         self._weights = weights
         # `digests` is shared, not copied: it grows while the wrapped weights are read.
         self.tensors, self.digests = weights.tensors, weights.digests
+        self.notes, self.form = weights.notes, weights.form
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return the bytes of one tensor as the wrapped weights store them, piece by piece."""

@@ -23,7 +23,7 @@ _MOST_FAULTS = 20  # listed one by one, so that a hostile ledger cannot flood th
 
 NO_CHECKPOINT = (
     "nothing from outside was compared: that somebody rewrote the whole ledger and hashed it anew, "
-    "or took its last claims away, cannot be excluded; give --checkpoint FILE"
+    "or took its last claims away, cannot be excluded; give --since FILE"
 )
 AFTER = "of the {more} claims after the checkpoint only their order and form were checked"
 UNSTAMPED = (

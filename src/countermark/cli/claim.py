@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from countermark._internal.output_paths import require_free_path
-from countermark.cli.believed import (
+from countermark.cli.claim_parts import (
+    compute_file_digest,
+    describe_claim,
     make_file_signature_checks,
     make_subject_checks,
     make_trust_checks,
+    require_mark_in_model,
 )
 from countermark.cli.options import (
     AsJson,
+    Authorities,
+    NewFile,
+    Signers,
     read_key_passphrase,
     read_new_passphrase,
     read_pem_passphrase,
     show_result,
 )
-from countermark.errors import ClaimError, ConfigError, SuspectError, make_printable
+from countermark.errors import ConfigError, make_printable
 
 if TYPE_CHECKING:
-    from countermark.claims.signed import Claim
-    from countermark.keys.key import Key
-
-claim_app = typer.Typer(
-    help="Claim a marked model, with a date.", rich_markup_mode=None, no_args_is_help=True
-)
-
-Authorities = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--authority",
-        metavar="PEM",
-        help="A time-stamping authority whose word you take: its root certificate; repeatable.",
-    ),
-]
-Signers = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--signer", metavar="PEM", help="A public key that you know to be the claimant's."
-    ),
-]
+    pass
 
 
-@claim_app.command()
-def keygen(
+def make_key_pair(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Writes NAME.pem and NAME.pub.")],
     encrypt: Annotated[
         bool,
@@ -80,12 +63,13 @@ def keygen(
     return 0
 
 
-@claim_app.command()
-def new(
+def write_claim(
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key of the mark.")],
-    model: Annotated[Path, typer.Option(metavar="FILE", help="The marked model, as released.")],
+    model_file: Annotated[
+        Path, typer.Option(metavar="FILE", help="The marked model, as released.")
+    ],
     owner: Annotated[str, typer.Option(metavar="TEXT", help="As in the key.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+    out: NewFile,
     as_json: AsJson = False,
 ) -> int:
     """Write a claim: this owner, by this key's commitment, has this model.
@@ -96,10 +80,9 @@ def new(
 
     \b
     Example:
-        countermark claim new --key acme.key --model m.safetensors --owner "ACME Inc." \\
+        countermark claim new --key acme.key --model-file m.safetensors --owner "ACME Inc." \\
             --out claim.json
     """
-    from countermark.checkpoints import compute_model_digest, open_weights
     from countermark.claims.signed import Claim
     from countermark.claims.statement import Commitment
     from countermark.keys.key import Key
@@ -113,19 +96,17 @@ def new(
     # The secret of a test key follows from a number, so anybody can derive the key again.
     if loaded.test_key:
         raise ConfigError("this is a test key: anybody can make it again, so it claims nothing")
-    with open_weights(model) as weights:
-        digest = compute_model_digest(weights)
-    _require_mark_in_model(model, loaded)
+    digest = compute_file_digest(model_file)
+    require_mark_in_model(model_file, loaded)
     commitment = Commitment(kind="C1" if loaded.c1 else "C0", sha256=loaded.commitment)
     claim = Claim.make_unsigned(commitment, owner, digest.root, digest.tensors)
     claim.save(out)
     text = f"{out}: {owner}, commitment {claim.commitment}, model {digest.root}"
-    show_result(_describe_claim(claim), as_json, make_printable(text))
+    show_result(describe_claim(claim), as_json, make_printable(text))
     return 0
 
 
-@claim_app.command()
-def sign(
+def sign_document(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A claim, or a tree head.")],
     private_key: Annotated[
         Path,
@@ -152,8 +133,7 @@ def sign(
     return 0
 
 
-@claim_app.command()
-def timestamp(
+def timestamp_document(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A signed claim, or tree head.")],
     request: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write a request (.tsq) for an authority.")
@@ -213,15 +193,14 @@ def timestamp(
     return 0
 
 
-@claim_app.command()
-def check(
+def check_claim(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The claim.")],
     signer: Signers = None,
     authority: Authorities = None,
     before: Annotated[
         str | None, typer.Option(metavar="DATE", help="It must be older than this.")
     ] = None,
-    model: Annotated[
+    model_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="It must be about this model.")
     ] = None,
     key: Annotated[
@@ -251,12 +230,12 @@ def check(
 
     claim = Claim.load(file)
     of = [
-        *make_subject_checks(model, key),
-        *make_file_signature_checks(model, model_signature, model_signer),
+        *make_subject_checks(model_file, key),
+        *make_file_signature_checks(model_file, model_signature, model_signer),
     ]
     believed = make_trust_checks(signer or [], authority or [], before)
     decision = AllOf([IntegrityCheck(), *of, *believed]).judge(PolicyCase(claim))
-    about = _describe_claim(claim)
+    about = describe_claim(claim)
     lines = [f"claim {claim.digest}", f"  owner       {claim.owner}"]
     lines += [f"  commitment  {claim.commitment}", f"  model       {claim.model_root}"]
     lines += [f"  stamped     {each['time']} by {each['signer']}" for each in about["stamps"]]
@@ -265,50 +244,27 @@ def check(
     return decision.exit_code
 
 
-def _require_mark_in_model(model: Path, key: Key) -> None:
-    """Check that a key that reads weights finds its mark in the model.
+def sign_model_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The model, as released.")],
+    private_key: Annotated[
+        Path,
+        typer.Option(metavar="PEM", help="From `claim keygen --for-files`, or on P-384, P-521."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="SIG", help="To write; must not exist.")],
+    as_json: AsJson = False,
+) -> int:
+    """Sign the model's file itself, by OpenSSF model signing. Publish SIG beside the file.
 
-    A claim cannot be corrected after it is timestamped, so a wrong model is refused here.
+    A claim is about the tensors; this signature is about the bytes of the file. `claim check` reads
+    the signature, and so does every program that knows OpenSSF model signing.
 
-    Raises:
-        SuspectError: the mark is not in the model.
+    \b
+    Example:
+        countermark claim sign-model m.safetensors --private-key release.pem --out m.sig
     """
-    from countermark.results.verdict import VerificationOptions
-    from countermark.schemes import load_scheme
-    from countermark.schemes.weights import WeightScheme
-    from countermark.verification.verify import examine
+    from countermark.claims.openssf import sign_model
 
-    # A key with a reader of its own runs the owner's code, and triggers and outputs need more than
-    # a weight file. Only `verify` reads these keys.
-    if load_scheme(key).reader_code is not None or not isinstance(load_scheme(key), WeightScheme):
-        warnings.warn(
-            "whether the mark is in the model was not looked at: `verify` it", stacklevel=2
-        )
-        return
-    # The key counts as dated here, because dating the key is what the claim is for.
-    verdict = examine(model, key, VerificationOptions(assume_dated=True))
-    if verdict.outcome == "not_proven":
-        raise SuspectError(
-            f"{model}: the mark of this key is not in it: expected the marked model as it was saved"
-        )
-    if not verdict.owned:
-        warnings.warn(f"this mark proves nothing by itself: {verdict.reason}", stacklevel=2)
-
-
-def _describe_claim(claim: Claim) -> dict[str, Any]:
-    """Return the content of a claim as JSON values, with every timestamp that can be read."""
-    from countermark.claims.statement import format_time
-    from countermark.claims.timestamp import read_response
-
-    stamps = []
-    for response in claim.timestamp_responses:
-        # A timestamp of another document is left out here: the check reports it as a finding.
-        with suppress(ClaimError):
-            stamp = read_response(response, claim)
-            stamps.append({"time": format_time(stamp.time), "signer": stamp.signer[0]})
-    said = claim.statement.predicate
-    return {
-        "claim": claim.digest, "owner": said.owner, "commitment": said.commitment.sha256,
-        "kind": said.commitment.kind, "model": claim.model_root, "tensors": said.tensors,
-        "date": said.date, "signers": list(claim.signers), "stamps": stamps,
-    }  # fmt: skip
+    # Only the command line may prompt for a passphrase, so the library gets it as an argument.
+    sign_model(file, private_key, out, passphrase=read_pem_passphrase(private_key))
+    show_result({"signature": str(out)}, as_json, f"{out}: {file} is signed")
+    return 0

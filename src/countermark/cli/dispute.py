@@ -1,4 +1,4 @@
-"""The command `resolve`, about a dispute: two owners claim one suspect."""
+"""The command `dispute`: two owners claim one suspect."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from countermark.cli.claim import Authorities
-from countermark.cli.options import ALPHA, Alpha, AsJson, read_key_passphrase, show_result
-from countermark.cli.owner import app
-from countermark.cli.suspect import ClaimsCounted, SuspectOptions, open_suspect
+from countermark.cli.options import (
+    ALPHA,
+    Alpha,
+    AsJson,
+    Authorities,
+    read_key_passphrase,
+    show_result,
+)
+from countermark.cli.suspect_options import ClaimsCounted, SuspectOptions, open_suspect
 from countermark.errors import ConfigError
 
 
-@app.command()
-def resolve(
+def dispute(
     suspect: Annotated[Path, typer.Argument(metavar="SUSPECT", help="The model in dispute.")],
     key: Annotated[
         list[Path], typer.Option(metavar="DIR", help="The first party's key, then the second's.")
@@ -23,7 +27,7 @@ def resolve(
     claim: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Their claims, in the same order.")
     ],
-    model: Annotated[
+    model_file: Annotated[
         list[Path],
         typer.Option(metavar="FILE", help="Their own models, as they claimed them, likewise."),
     ],
@@ -36,8 +40,9 @@ def resolve(
     alpha: Alpha = ALPHA,
     as_json: AsJson = False,
 ) -> int:
-    """Decide between two owners who claim one suspect, or say that it cannot be decided.
+    """Decide between two owners who claim one suspect.
 
+    Some disputes cannot be decided, and the answer says so.
     Reads both keys from the suspect and from both parties' own models: a stolen copy that was
     marked anew has two marks, the owner's model has one. Where a key could have been made
     afterwards, a ledger with timestamps of the authorities that you pin shows whose claim is older.
@@ -52,12 +57,12 @@ def resolve(
         countermark embed --scheme uchida --model mlp --data digits --layer 2.weight --bits 40 \\
             --start m.safetensors --owner "Beta Ltd." --epochs 3 --out copy.safetensors \\
             --key beta.key
-        countermark claim new --key beta.key --model copy.safetensors --owner "Beta Ltd." \\
-            --out beta.json
+        countermark claim new --key beta.key --model-file copy.safetensors \\
+            --owner "Beta Ltd." --out beta.json
         countermark claim sign beta.json --private-key acme.pem
-        countermark resolve copy.safetensors \\
-            --key acme.key --claim claim.json --model m.safetensors \\
-            --key beta.key --claim beta.json --model copy.safetensors
+        countermark dispute copy.safetensors \\
+            --key acme.key --claim claim.json --model-file m.safetensors \\
+            --key beta.key --claim beta.json --model-file copy.safetensors
     """
     from countermark.claims.signed import Claim
     from countermark.claims.timestamp import Authority
@@ -70,14 +75,14 @@ def resolve(
     )
 
     # Repeated options arrive as separate lists; only their order says what belongs together.
-    if not len(key) == len(claim) == len(model) == 2:
-        raise ConfigError("two parties dispute: give --key, --claim and --model twice each")
+    if not len(key) == len(claim) == len(model_file) == 2:
+        raise ConfigError("two parties dispute: give --key, --claim and --model-file twice each")
     # Without --authority no timestamp counts, so age decides nothing.
     believed = [Authority.load(each) for each in authority or []]
     counted = None if ledger is None else audit_ledger_at(ledger)
     shown = [
         PartyExhibits(Key.load(folder, read_key_passphrase(folder)), Claim.load(file), own)
-        for folder, file, own in zip(key, claim, model, strict=True)
+        for folder, file, own in zip(key, claim, model_file, strict=True)
     ]
     # All three models are weight files on disk, so no option of a service applies.
     asking = SuspectOptions()

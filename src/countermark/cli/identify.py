@@ -42,8 +42,9 @@ def identify(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Find the keys whose marks are in a suspect, corrected for the number of keys tried.
+    """Find those of many keys whose marks are in a suspect.
 
+    Each chance is corrected for the number of keys tried.
     Keys that read bits from weights by a linear rule are tried. Other keys are counted, with the
     reason. Encrypted keys need one passphrase for all, in COUNTERMARK_PASSPHRASE_FILE.
 

@@ -11,24 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from countermark._internal.output_paths import require_free_path
-from countermark.cli.options import AsJson, read_key_passphrase, show_result
+from countermark.cli.options import AsJson, Commitment, NewFile, read_key_passphrase, show_result
 from countermark.errors import ConfigError, make_printable
 
 if TYPE_CHECKING:
-    from countermark.keys.key import Key
     from countermark.predictors.base import Images
-    from countermark.verification.disclosure import TriggerDisclosure
 
-key_app = typer.Typer(help="Look at keys.", rich_markup_mode=None, no_args_is_help=True)
-
-Commitment = Annotated[
-    str | None,
-    typer.Option(metavar="HEX", help="The commitment that opened triggers must belong to."),
-]
+_MOST_SHOWN = 100  # entries of a list that people would read
 
 
-@key_app.command()
-def show(
+def show_key(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
     as_json: AsJson = False,
 ) -> int:
@@ -45,18 +37,28 @@ def show(
     show_result(
         header,
         as_json,
-        "\n".join(make_printable(f"{name}: {value}") for name, value in header.items()),
+        "\n".join(
+            make_printable(f"{name}: {_shorten_value(value)}") for name, value in header.items()
+        ),
     )
     return 0
 
 
-@key_app.command("open")
+def _shorten_value(value: object) -> object:
+    """Return a value of a key header as people read it: of a long list only the length."""
+    if isinstance(value, dict):
+        value = {name: _shorten_value(each) for name, each in value.items()}
+    if isinstance(value, list | dict) and len(value) > _MOST_SHOWN:
+        return f"{len(value):,} entries (--json lists them)"
+    return value
+
+
 def open_key_triggers(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The key folder.")],
     triggers: Annotated[
         str, typer.Option(metavar="N,N,…|all", help="Which triggers, counted from 0.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+    out: NewFile,
     as_json: AsJson = False,
 ) -> int:
     """Open some triggers of a key for somebody who must not see the other triggers.
@@ -93,7 +95,6 @@ def open_key_triggers(
     return 0
 
 
-@key_app.command("check-opening")
 def check_disclosure(
     opened: Annotated[Path, typer.Argument(metavar="FILE", help="As `key open` writes it.")],
     commitment: Commitment = None,
@@ -139,41 +140,6 @@ def check_disclosure(
         lines.append("this is a test key: anybody can make it again, so it proves nothing")
     show_result(about, as_json, "\n".join(map(make_printable, lines)))
     return 3 if loaded.test_key else 0
-
-
-def load_key_or_disclosure(
-    key: Path | None, opened: Path | None, commitment: str | None, reader: str | None
-) -> Key | TriggerDisclosure:
-    """Load what `verify` judges by: a key folder, or a disclosure of some of its triggers.
-
-    Args:
-        key: a key folder.
-        opened: a file that `key open` wrote.
-        commitment: the commitment that the disclosure must belong to, in hexadecimal.
-        reader: the module:factory of the key's own reader, if its code is trusted.
-
-    Raises:
-        ConfigError: both `key` and `opened` are given, or neither, or an option that belongs to the
-            other one.
-        KeyFileError: the key folder cannot be read.
-    """
-    from countermark.keys.key import Key
-    from countermark.verification.disclosure import TriggerDisclosure
-
-    if (key is None) == (opened is None):
-        raise ConfigError(
-            "verify needs a key: give either --key DIR, or --opened FILE with some of its triggers"
-        )
-    if key is not None:
-        if commitment is not None:
-            raise ConfigError("--commitment is for --opened: a key folder has its own")
-        return Key.load(key, read_key_passphrase(key)).with_trusted_code(reader)
-    if opened is None or reader is not None:
-        raise ConfigError("--reader is for --key: opened triggers run no code")
-    loaded = TriggerDisclosure.load(opened)
-    # The file comes from the owner, who could have made it up: check it before it judges anybody.
-    loaded.check(commitment)
-    return loaded
 
 
 def _parse_indices(given: str) -> list[int] | None:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from countermark._internal.output_paths import require_free_path
-from countermark.cli.claim import Authorities
-from countermark.cli.options import AsJson, read_pem_passphrase, show_result
+from countermark.cli.claim_parts import compute_file_digest, describe_entry
+from countermark.cli.options import (
+    AsJson,
+    Authorities,
+    LedgerUrl,
+    NewFile,
+    read_pem_passphrase,
+    show_result,
+)
 from countermark.errors import ConfigError, make_printable
 
-if TYPE_CHECKING:
-    from countermark.claims.ledger import InclusionProof, LedgerEntry
 
-ledger_app = typer.Typer(
-    help="Keep claims in a ledger that only grows.", rich_markup_mode=None, no_args_is_help=True
-)
-
-Url = Annotated[
-    str, typer.Option("--ledger", metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
-]
-
-
-@ledger_app.command()
-def init(
+def create_ledger(
     ledger: Annotated[
         str, typer.Argument(metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
     ],
@@ -50,12 +45,11 @@ def init(
     return 0
 
 
-@ledger_app.command()
-def add(
+def add_claims(
     file: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Signed claims, or stamped tree heads.")
     ],
-    ledger: Url,
+    ledger: LedgerUrl,
     as_json: AsJson = False,
 ) -> int:
     """Add claims. A claim that is printed is on disk. A claim added twice keeps its place.
@@ -86,13 +80,12 @@ def add(
     return 0
 
 
-@ledger_app.command()
-def find(
-    ledger: Url,
+def find_claims(
+    ledger: LedgerUrl,
     digest: Annotated[str | None, typer.Option(metavar="HEX", help="Of the claim.")] = None,
     commitment: Annotated[str | None, typer.Option(metavar="HEX", help="Of the key.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="HEX|FILE", help="Of the model, or the model.")
+    model_file: Annotated[
+        str | None, typer.Option(metavar="FILE|HEX", help="The model, or its digest.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the claims there; must not exist.")
@@ -103,7 +96,7 @@ def find(
 
     \b
     Example:
-        countermark ledger find --ledger claims.db --model m.safetensors
+        countermark ledger find --ledger claims.db --model-file m.safetensors
     """
     from countermark._internal.files import write_folder
     from countermark.claims.ledger import Ledger
@@ -115,7 +108,7 @@ def find(
     wanted = {
         "digest": digest,
         "commitment": commitment,
-        "model": model and _read_model_digest(model),
+        "model": model_file and _parse_model(model_file),
     }
     with Ledger(ledger) as opened:
         entries = opened.find(**{name: value for name, value in wanted.items() if value})
@@ -129,25 +122,26 @@ def find(
         f"digest {entry.claim.digest}"
         for entry, _ in found
     ]
-    about = {"ledger": opened.name, "found": [_describe_entry(*each) for each in found]}
+    about = {"ledger": opened.name, "found": [describe_entry(*each) for each in found]}
     show_result(about, as_json, "\n".join(map(make_printable, lines or ["no such claim"])))
     return 0 if found else 1
 
 
-@ledger_app.command()
-def verify(
-    ledger: Url,
-    checkpoint: Annotated[
+def verify_ledger(
+    ledger: LedgerUrl,
+    since: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A tree head that was exported and kept elsewhere."),
+        typer.Option(
+            metavar="FILE", help="An older tree head, that was exported and kept elsewhere."
+        ),
     ] = None,
     authority: Authorities = None,
     as_json: AsJson = False,
 ) -> int:
     """Check every claim and the tree, and compare the ledger with a tree head that you kept.
 
-    Exits 0 when nothing before the checkpoint was changed, 1 when something was changed, 3 without
-    a checkpoint: then it is only known that the ledger agrees with itself.
+    Exits 0 when nothing before that tree head was changed, 1 when something was changed, 3 without
+    a tree head: then it is only known that the ledger agrees with itself.
 
     \b
     Example:
@@ -160,7 +154,7 @@ def verify(
 
     # Whoever can write to the database can rebuild the whole tree. Only a head from outside, best
     # with a timestamp, shows that.
-    kept = TreeHead.load(checkpoint) if checkpoint else None
+    kept = TreeHead.load(since) if since else None
     believed = [Authority.load(each) for each in authority or []]
     with Ledger(ledger) as opened:
         found = audit_ledger(opened, kept, believed)
@@ -177,10 +171,9 @@ def verify(
     return found.exit_code
 
 
-@ledger_app.command()
-def export(
-    ledger: Url,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")],
+def export_tree_head(
+    ledger: LedgerUrl,
+    out: NewFile,
     private_key: Annotated[
         Path, typer.Option(metavar="PEM", help="Of the ledger's operator; signs the tree head.")
     ],
@@ -229,8 +222,7 @@ def export(
     return 0
 
 
-@ledger_app.command()
-def grown(
+def check_growth(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The tree head that you kept.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="A later one.")],
     proof: Annotated[
@@ -267,23 +259,8 @@ def grown(
     return 0 if why is None else 1
 
 
-def _read_model_digest(model: str) -> str:
+def _parse_model(model: str) -> str:
     """Return a model's digest, from a digest in hexadecimal or a weight file."""
     # A file with a name of 64 characters is read as a file.
-    if len(model) == 64 and not Path(model).exists():
-        return model
-    from countermark.checkpoints import compute_model_digest, open_weights
-
-    with open_weights(model) as weights:
-        return compute_model_digest(weights).root
-
-
-def _describe_entry(entry: LedgerEntry, proof: InclusionProof) -> dict[str, object]:
-    """Return a claim and its inclusion proof as JSON values."""
-    claim = entry.claim
-    return {
-        "place": entry.place, "digest": claim.digest, "owner": claim.owner,
-        "commitment": claim.commitment, "model": claim.model_root,
-        "signers": list(claim.signers), "size": proof.size, "root": proof.root,
-        "path": list(proof.path),
-    }  # fmt: skip
+    is_digest = len(model) == 64 and not Path(model).exists()
+    return model if is_digest else compute_file_digest(model).root

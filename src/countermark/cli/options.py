@@ -90,8 +90,34 @@ NewCheckpoint = Annotated[
 NewKey = Annotated[
     Path, typer.Option(metavar="DIR", help="The key folder to write; must not exist.")
 ]
+NewFile = Annotated[Path, typer.Option(metavar="FILE", help="To write; must not exist.")]
 WeightSuspect = Annotated[
     Path, typer.Argument(metavar="SUSPECT", help="A weight file, or a folder of shards.")
+]
+Layers = Annotated[
+    list[str] | None, typer.Option(metavar="T", help="Tensor to mark; repeatable, or all.")
+]
+Bits = Annotated[int | None, typer.Option(metavar="N", help="Message length.")]
+Commitment = Annotated[
+    str | None,
+    typer.Option(metavar="HEX", help="The commitment that opened triggers must belong to."),
+]
+LedgerUrl = Annotated[
+    str, typer.Option("--ledger", metavar="URL", help="A file, or postgresql://USER@HOST/NAME.")
+]
+Authorities = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--authority",
+        metavar="PEM",
+        help="A time-stamping authority whose word you take: its root certificate; repeatable.",
+    ),
+]
+Signers = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--signer", metavar="PEM", help="A public key that you know to be the claimant's."
+    ),
 ]
 
 

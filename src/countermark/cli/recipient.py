@@ -25,12 +25,6 @@ from countermark.cli.options import (
 )
 from countermark.errors import make_printable
 
-recipient_app = typer.Typer(
-    help="Mark a copy for each recipient, and trace a copy to its recipient.",
-    rich_markup_mode=None,
-    no_args_is_help=True,
-)
-
 Epsilon = Annotated[
     float,
     typer.Option(
@@ -40,8 +34,7 @@ Epsilon = Annotated[
 ]  # fmt: skip
 
 
-@recipient_app.command()
-def new(
+def make_recipient_key(
     model: Checkpoint,
     count: Annotated[int, typer.Option(metavar="N", help="How many recipients.")],
     owner: Annotated[str, typer.Option(metavar="TEXT", help="Whose key it is.")],
@@ -114,7 +107,6 @@ def new(
     return 0
 
 
-@recipient_app.command("stamp")
 def stamp_recipient_copy(
     model: Checkpoint,
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
@@ -141,8 +133,7 @@ def stamp_recipient_copy(
     return 0
 
 
-@recipient_app.command()
-def trace(
+def trace_recipients(
     suspect: WeightSuspect,
     key: Annotated[Path, typer.Option(metavar="DIR", help="The key for all recipients.")],
     epsilon: Epsilon = 1e-6,

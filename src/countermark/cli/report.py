@@ -12,28 +12,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from countermark._internal.output_paths import require_free_path, require_writable_place
-from countermark.cli.claim import Authorities, Signers
 from countermark.cli.key import encode_png
 from countermark.cli.options import (
     ALPHA,
     Alpha,
     AsJson,
     AssumeDated,
+    Authorities,
     ModelArguments,
+    Signers,
     parse_pairs,
     read_key_passphrase,
     read_pem_passphrase,
     require_probability,
     show_result,
 )
-from countermark.cli.owner import app
-from countermark.cli.suspect import (
+from countermark.cli.suspect_options import (
     Ask,
     BlindChoice,
     ClaimsCounted,
     Host,
     NullName,
     ReaderCode,
+    Recorded,
     ReferenceFile,
     SuspectDate,
     SuspectOptions,
@@ -56,10 +57,14 @@ _ERROR_RATE = 0.1
 _PICTURES = 12
 
 
-@app.command()
 def report(
     suspect: Annotated[
-        str | None, typer.Argument(metavar="[SUSPECT]", help="As for `verify`.")
+        str | None,
+        typer.Argument(
+            metavar="[SUSPECT]",
+            help="As for `verify`. With --replay: read this suspect again, with --key or the "
+            "bundle's opened key.",
+        ),
     ] = None,
     key: Annotated[
         Path | None, typer.Option("--key", metavar="DIR", help="The key folder.")
@@ -73,17 +78,8 @@ def report(
     replay: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Judge a bundle again.")
     ] = None,
-    suspect_again: Annotated[
-        str | None,
-        typer.Option(
-            "--suspect",
-            metavar="FILE",
-            help="With --replay: read this suspect again, with --key or the bundle's opened key.",
-        ),
-    ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(metavar="PEM", help="Sign the bundle with this Ed25519 private key."),
+    private_key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Ed25519; signs the bundle.")
     ] = None,
     open_key: Annotated[
         bool,
@@ -109,29 +105,28 @@ def report(
     model_arguments: ModelArguments = None,
     ask: Ask = None,
     transcript: TranscriptFile = None,
-    recorded: Annotated[
-        bool, typer.Option("--recorded", help="SUSPECT is such a transcript: ask nobody.")
-    ] = False,
+    recorded: Recorded = False,
     reference: ReferenceFile = None,
     unmarked: UnmarkedFiles = None,
     null: NullName = None,
     reader: ReaderCode = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a report on a suspect: one HTML page, and a bundle that can be judged again.
+    """Write a report on a suspect, or judge a written bundle again.
 
+    A report is one HTML page, and a bundle that can be judged again.
     SUSPECT is read as `verify` reads it. --out and --bundle are both needed.
 
     With --replay, a bundle is judged again offline, from the reading that it holds. Anybody can
-    make up a reading. The command therefore exits 3, unless the suspect is read again (--suspect)
-    or a --signer whom you pin has signed the bundle. Then it exits as `verify` does, and 2 when the
-    bundle was changed or the suspect gives another reading.
+    make up a reading. The command therefore exits 3, unless SUSPECT is read again or a --signer
+    whom you pin has signed the bundle. Then it exits as `verify` does, and 2 when the bundle was
+    changed or the suspect gives another reading.
 
     \b
     Example:
         countermark report m.safetensors --key acme.key --out report.html --bundle bundle
         countermark report --replay bundle  # exit 3
-        countermark report --replay bundle --suspect m.safetensors --key acme.key --json
+        countermark report m.safetensors --replay bundle --key acme.key --json
     """
     asked = SuspectOptions(
         parse_pairs(ask, "--ask"), model, parse_pairs(model_arguments, "--model-arg"), transcript, reference,
@@ -141,21 +136,19 @@ def report(
     # nobody believes that it had an effect.
     if replay is not None:
         idle = {
-            "SUSPECT (it is --suspect FILE here)": suspect, "--out": out, "--bundle": bundle,
-            "--open-key": open_key, "--claim": claim, "--sign": sign,
+            "--out": out, "--bundle": bundle,
+            "--open-key": open_key, "--claim": claim, "--private-key": private_key,
             "--null": null, "--alpha": alpha != ALPHA, "--error-rate": error_rate != _ERROR_RATE,
             "--assume-dated": assume_dated, "--blind-choice": blind_choice,
             "--authority": authority, "--suspect-date": suspect_date, "--ledger": ledger,
         }  # fmt: skip
         if given := [name for name, each in idle.items() if each]:
             raise ConfigError(
-                f"--replay judges by what the bundle holds, without {given[0]}: give --suspect and "
+                f"--replay judges by what the bundle holds, without {given[0]}: give SUSPECT and "
                 "--key to read again, and --signer for whom you believe"
             )
-        again = _ReplayOptions(suspect_again, key, asked, reader, unmarked)
+        again = _ReplayOptions(suspect, key, asked, reader, unmarked)
         return _replay_bundle(replay, again, signer or [], as_json)
-    if suspect_again is not None:
-        raise ConfigError("--suspect is for --replay: expected SUSPECT without an option")
     if suspect is None or key is None or out is None or bundle is None:
         raise ConfigError("a report needs SUSPECT, --key, --out and --bundle; or --replay BUNDLE")
     # Check both paths before the suspect is read, which can take long.
@@ -167,7 +160,9 @@ def report(
         alpha=alpha, assume_dated=assume_dated, blind_choice=blind_choice,
     )  # fmt: skip
     dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)
-    made = _write_report(order, dated, _ReportPaths(out, bundle, sign), (open_key, error_rate))
+    made = _write_report(
+        order, dated, _ReportPaths(out, bundle, private_key), (open_key, error_rate)
+    )
     about = {"report": str(out), "bundle": str(bundle), "verdict": made.to_json()}
     show_result(about, as_json, f"{out}, {bundle}\n{made.explain()}")
     return made.exit_code
@@ -357,7 +352,7 @@ def _replay_bundle(bundle: Path, again: _ReplayOptions, signers: list[Path], as_
     if again.suspect is not None:
         folder = again.key or (bundle if found.has_key else None)
         if folder is None:
-            raise ConfigError("to read again, --suspect needs --key: the bundle holds no key")
+            raise ConfigError("to read SUSPECT again, give --key: the bundle holds no key")
         order = _ReportRequest(
             again.suspect, folder, again.asked, again.reader, unmarked=again.unmarked,
             alpha=verdict.alpha,
@@ -369,7 +364,7 @@ def _replay_bundle(bundle: Path, again: _ReplayOptions, signers: list[Path], as_
         # The first caveat says that nobody read the suspect again; that is no longer true.
         limits = limits[1:] + ([RECORDED] if again.asked.replay else [])
     elif again.key is not None or again.unmarked:
-        raise ConfigError("to read again, --key and --unmarked need --suspect FILE")
+        raise ConfigError("to read again, --key and --unmarked need SUSPECT")
     # A recorded reading alone supports no verdict, because anybody can write a record.
     is_supported = again.suspect is not None or found.is_vouched_for
     outcome, reason = (verdict.outcome, verdict.reason) if is_supported else ("no_verdict", FOLLOWS)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from countermark.cli.claim import Authorities
-from countermark.cli.ledger import Url
+from countermark.cli.options import Authorities, LedgerUrl
 from countermark.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    ledger: Url,
+    ledger: LedgerUrl,
     *,
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")
@@ -32,8 +31,11 @@ def serve(
     suspects: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Suspects that users choose from, by name.")
     ] = None,
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="`results` of a clone, for benchmark pages.")
+    documentation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Where the documentation is served; the overview links its results."
+        ),
     ] = None,
     authority: Authorities = None,
     token_file: Annotated[
@@ -56,7 +58,7 @@ def serve(
         bool, typer.Option("--check", help="Open everything, say what is served, and exit.")
     ] = False,
 ) -> int:
-    """Serve a web page and a JSON API: claims, verdicts, disputes, benchmarks.
+    """Serve a web page and a JSON API: claims, verdicts, disputes.
 
     Anybody who has the token may log in. Without --token-file or COUNTERMARK_TOKEN a new token is
     drawn and printed once. The server speaks plain HTTP and listens on this machine only; put a
@@ -84,7 +86,14 @@ def serve(
         requests=most_requests,
     )  # fmt: skip
     settings = ServerSettings(
-        ledger, state, digest_token(token), keys, suspects, results, tuple(authority or ()), limits
+        ledger,
+        state,
+        digest_token(token),
+        keys,
+        suspects,
+        documentation,
+        tuple(authority or ()),
+        limits,
     )
     # Building the site opens every folder and certificate, so --check finds what `serve` would.
     if check:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from countermark.cli.claim import Authorities, Signers
-from countermark.cli.key import Commitment, load_key_or_disclosure
 from countermark.cli.options import (
     ALPHA,
     Alpha,
     AsJson,
     AssumeDated,
+    Authorities,
+    Commitment,
     ModelArguments,
+    Signers,
     parse_pairs,
+    read_key_passphrase,
     show_result,
 )
-from countermark.cli.owner import app
-from countermark.cli.suspect import (
+from countermark.cli.suspect_options import (
     Ask,
     BlindChoice,
     ClaimsCounted,
     Host,
     NullName,
     ReaderCode,
+    Recorded,
     ReferenceFile,
     SuspectDate,
     SuspectOptions,
@@ -38,14 +40,17 @@ from countermark.cli.suspect import (
 from countermark.errors import ConfigError
 from countermark.report.dated import ClaimOptions
 
+if TYPE_CHECKING:
+    from countermark.keys.key import Key
+    from countermark.verification.disclosure import TriggerDisclosure
 
-@app.command()
+
 def verify(
     suspect: Annotated[
         str,
         typer.Argument(
             metavar="FILE|URL|IMAGES_DIR",
-            help="A .safetensors, torch, TorchScript or ONNX file, or a folder of shards; for "
+            help="A .safetensors, torch, TorchScript or ONNX file, or a folder of a checkpoint; for "
             "a key of triggers also a prediction service or a transcript; for a key of outputs a "
             "folder of published images.",
         ),
@@ -63,9 +68,7 @@ def verify(
     model_arguments: ModelArguments = None,
     ask: Ask = None,
     transcript: TranscriptFile = None,
-    replay: Annotated[
-        bool, typer.Option("--replay", help="FILE is such a transcript: judge it, ask nobody.")
-    ] = False,
+    recorded: Recorded = False,
     fresh: Annotated[
         str | None,
         typer.Option(
@@ -90,8 +93,8 @@ def verify(
     suspect_date: SuspectDate = None,
     ledger: ClaimsCounted = None,
     null: NullName = None,
-    digest: Annotated[
-        bool, typer.Option("--digest", help="Record the digest of the whole file too.")
+    file_digest: Annotated[
+        bool, typer.Option("--file-digest", help="Record the digest of the whole file too.")
     ] = False,
     resume: Annotated[
         Path | None,
@@ -102,8 +105,9 @@ def verify(
     reader: ReaderCode = None,
     as_json: AsJson = False,
 ) -> int:
-    """Say whether a key's mark is in a suspect, and how probable a false accusation is.
+    """Say whether a key's mark is in a suspect, and how sure that is.
 
+    The answer states how probable a false accusation is.
     A key of triggers asks a live model: a model that is built and filled from the file, or a
     service. With --opened the model is asked about disclosed triggers, and the key is not needed. A
     key of outputs reads images. Files that are no plain images are skipped and counted, and the
@@ -127,15 +131,15 @@ def verify(
     from countermark.schemes.outputs import OutputScheme
     from countermark.verification.verify import examine
 
-    loaded = load_key_or_disclosure(key, opened, commitment, reader)
+    loaded = _load_key_or_disclosure(key, opened, commitment, reader)
     dated = ClaimOptions(claim, authority or [], signer or [], suspect_date, ledger)
     asked = SuspectOptions(
         parse_pairs(ask, "--ask"), model, parse_pairs(model_arguments, "--model-arg"), transcript, reference,
-        replay=replay,
+        replay=recorded,
     )  # fmt: skip
     # A statement about a choice is refused if nothing was chosen: it would be recorded in the
     # verdict and mislead its readers.
-    named = replay or "class_names" in asked.options
+    named = recorded or "class_names" in asked.options
     pictures = isinstance(loaded, Key) and load_scheme(loaded).family == OutputScheme.family
     if blind_choice and not (named or pictures or opened or fresh):
         raise ConfigError(
@@ -150,8 +154,43 @@ def verify(
         )
         judged = make_fresh_triggers(loaded, fresh, fresh_images) if fresh else loaded
         verdict = examine(
-            found, judged, terms, null=null, digest=digest, resume=resume,
+            found, judged, terms, null=null, digest=file_digest, resume=resume,
             unmarked=load_unmarked_models(unmarked, loaded, asked),
         )  # fmt: skip
     show_result(verdict.to_json(), as_json, verdict.explain())
     return verdict.exit_code
+
+
+def _load_key_or_disclosure(
+    key: Path | None, opened: Path | None, commitment: str | None, reader: str | None
+) -> Key | TriggerDisclosure:
+    """Load what `verify` judges by: a key folder, or a disclosure of some of its triggers.
+
+    Args:
+        key: a key folder.
+        opened: a file that `key open` wrote.
+        commitment: the commitment that the disclosure must belong to, in hexadecimal.
+        reader: the module:factory of the key's own reader, if its code is trusted.
+
+    Raises:
+        ConfigError: both `key` and `opened` are given, or neither, or an option that belongs to the
+            other one.
+        KeyFileError: the key folder cannot be read.
+    """
+    from countermark.keys.key import Key
+    from countermark.verification.disclosure import TriggerDisclosure
+
+    if (key is None) == (opened is None):
+        raise ConfigError(
+            "verify needs a key: give either --key DIR, or --opened FILE with some of its triggers"
+        )
+    if key is not None:
+        if commitment is not None:
+            raise ConfigError("--commitment is for --opened: a key folder has its own")
+        return Key.load(key, read_key_passphrase(key)).with_trusted_code(reader)
+    if opened is None or reader is not None:
+        raise ConfigError("--reader is for --key: opened triggers run no code")
+    loaded = TriggerDisclosure.load(opened)
+    # The file comes from the owner, who could have made it up: check it before it judges anybody.
+    loaded.check(commitment)
+    return loaded

@@ -1,7 +1,6 @@
 """Embeddings: context managers that mark a model during its training, one a scheme family."""
 
 from countermark.embedding.base import Embedding
-from countermark.embedding.key_place import KeyPlace, UnfinishedKey, make_unfinished_key
 from countermark.embedding.outputs import Barrier, OutputEmbedding
 from countermark.embedding.triggers import TriggerEmbedding
 from countermark.embedding.weights import WeightEmbedding

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import CountermarkError, LoopError, MarkNotTakenError, make_printable
 from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.key_place import UnfinishedKey
 from countermark.results.reading import Reading
 
 _STATE_TYPE = "countermark/state/v1"
@@ -105,6 +105,22 @@ class Embedding(ABC):
         """
         self.require_open()
         return x, y
+
+    def wrap(self, model: nn.Module | None = None) -> nn.Module:  # noqa: ARG002
+        """Return a network whose output images are all marked; only a mark in outputs has one.
+
+        Raises:
+            LoopError: the mark is in weights or answers.
+        """
+        raise LoopError(f"{self._begun.scheme} marks no outputs: serve the trained model itself")
+
+    def absorb(self, outputs: Tensor, targets: Tensor, strength: float = 1.0) -> Tensor:  # noqa: ARG002
+        """Return the loss () of a network that learns task and mark together, in outputs only.
+
+        Raises:
+            LoopError: the mark is in weights or answers.
+        """
+        raise LoopError(f"{self._begun.scheme} marks no outputs: add mark.penalty() or mark.mix()")
 
     @abstractmethod
     def attach(self, optimizer: torch.optim.Optimizer) -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.embedding.base import Embedding, to_arrays, to_tensors
-from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
 from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.key_place import UnfinishedKey
 from countermark.predictors.base import Images
 from countermark.results.reading import Reading
-
-if TYPE_CHECKING:
-    from countermark.schemes.outputs import OutputScheme
-    from countermark.schemes.outputs_training import KeyNetworks, TrainingStore
+from countermark.schemes.outputs import OutputScheme
+from countermark.schemes.outputs_training import KeyNetworks, TrainingStore
 
 _READ = 128  # at most so many images are marked and read to check a new mark
 
@@ -178,7 +176,7 @@ class OutputEmbedding(Embedding):
                 key = self._generate_key(key.frozen, learnt)
                 self.note_drawn_key(key)
             self._key = key
-        return self._scheme.load_networks(self._key)
+        return cast(KeyNetworks, self._scheme.load_networks(self._key))
 
     def _generate_key(
         self, frozen: Mapping[str, NDArray[Any]], learnt: Mapping[str, NDArray[Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from countermark.embedding.base import Embedding, to_arrays, to_tensors
-from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError
 from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.key_place import UnfinishedKey
 from countermark.predictors.base import Predictor, make_predictor, normalise_images
 from countermark.results.reading import Reading
-
-if TYPE_CHECKING:
-    from countermark.schemes.triggers import TriggerScheme
-    from countermark.schemes.triggers_training import TriggerTraining
+from countermark.schemes.triggers import TriggerScheme
+from countermark.schemes.triggers_training import TriggerTraining
 
 
 class TriggerEmbedding(Embedding):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -20,15 +20,13 @@ from countermark.alignment import Reference, commit_reference
 from countermark.checkpoints import Array, Suspect, open_weights
 from countermark.checkpoints.module import gather_tensor
 from countermark.embedding.base import Embedding, to_arrays, to_tensors
-from countermark.embedding.key_place import UnfinishedKey
 from countermark.errors import ConfigError, LoopError, SuspectError
 from countermark.keys.key import REFERENCE, Key, KeyMaterial
+from countermark.keys.key_place import UnfinishedKey
 from countermark.results.null_hypotheses import LEAST_SIBLINGS
 from countermark.results.reading import Reading
-
-if TYPE_CHECKING:
-    from countermark.schemes.weights import WeightScheme
-    from countermark.schemes.weights_training import WeightTraining
+from countermark.schemes.weights import WeightScheme
+from countermark.schemes.weights_training import WeightTraining
 
 
 class WeightEmbedding(Embedding):

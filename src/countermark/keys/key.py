@@ -53,7 +53,7 @@ class KeyMaterial:
 
     `repr` shows neither of them. Real keys draw both from the operating system. Benchmarks and
     tests derive both from a number, which anybody can repeat: such a key is flagged as a test key
-    and never yields *owned* outside `bench`.
+    and never yields *owned* outside experiments.
     """
 
     secret: bytes = field(repr=False)

@@ -7,9 +7,12 @@ derives, and `key.json` is the associated data. `docs/format.md` describes every
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import stat
+import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -29,8 +32,13 @@ from countermark._version import VERSION
 from countermark.errors import KeyFileError, make_printable
 from countermark.keys.key import SECRET_BYTES, Key, KeyMaterial
 
-# Bytes that are read at most, 1 MiB and 4 GiB: a key folder may come from anybody.
-_LARGEST_JSON, _LARGEST_TENSORS = 1 << 20, 1 << 32
+# Bytes that are read at most, 32 MiB and 4 GiB: a key folder may come from anybody. Earlier versions
+# wrote every name in full, which takes 70 bytes a tensor.
+_LARGEST_JSON, _LARGEST_TENSORS = 1 << 25, 1 << 32
+_MOST_TENSORS = 1 << 18
+# More tensors than this are written packed; fewer stay readable, and older versions open them.
+_MOST_LISTED = 1000
+_PACKED = "zlib+base64:"
 _MOST_PASSES_KIB = 1 << 22  # that Argon2id may write in all: iterations times memory
 # The secret lies beside the tensors in one file, under a name without a prefix.
 _FROZEN, _LEARNT = "frozen.", "learnt."
@@ -97,6 +105,20 @@ class KeyHeader(StoredDocument):
     model_arguments: dict[str, Any]
     version: str
 
+    @field_validator("tensors", mode="before")
+    @classmethod
+    def _unpack_tensors(cls, value: Any) -> Any:
+        """Unpack the tensors of a key that reads many."""
+        return _unpack_long(value)
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _unpack_fields(cls, value: Any) -> Any:
+        """Unpack long fields, such as the names of many layers."""
+        if not isinstance(value, dict):
+            return value
+        return {name: _unpack_long(each) for name, each in value.items()}
+
     def encode_associated_data(self) -> bytes:
         """Return the bytes that the cipher authenticates beside the tensors.
 
@@ -121,8 +143,15 @@ class KeyHeader(StoredDocument):
         return self.C1 or self.C0
 
     def to_bytes(self) -> bytes:
-        """Return the content of `key.json`."""
-        return self.model_dump_json(indent=2).encode() + b"\n"
+        """Return the content of `key.json`, with long lists packed."""
+        packed = self.model_copy(
+            update={
+                "tensors": _pack_long(self.tensors),
+                "fields": {name: _pack_long(each) for name, each in self.fields.items()},
+            }
+        )
+        # Packed text stands where the model declares lists, which pydantic would warn about.
+        return packed.model_dump_json(indent=2, warnings=False).encode() + b"\n"
 
 
 def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
@@ -138,6 +167,7 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
             the passphrase is empty.
     """
     refuse_existing(folder)
+    _require_few_tensors(len(key.tensors))
     if passphrase == "":
         raise KeyFileError("an empty passphrase protects nothing: give one, or None for no cipher")
     encryption = None if passphrase is None else Encryption.generate()
@@ -181,6 +211,7 @@ def load_header(folder: Path) -> KeyHeader:
         header = files.parse_document(KeyHeader, content)
     except ValueError as error:
         raise _make_header_error(folder, str(error)) from None
+    _require_few_tensors(len(header.tensors))
     # Raises here for values without canonical JSON, not only when the commitment is computed.
     header.encode_associated_data()
     return header
@@ -241,6 +272,47 @@ def load_key(folder: Path, passphrase: str | None = None) -> Key:
                 "something was changed after the key was made, so it can prove nothing"
             )
     return key
+
+
+def _pack_long(value: Any) -> Any:
+    """Return a long list or object of a key as packed text, and every other value unchanged.
+
+    The names of a large model repeat themselves, so that packed ones take a few bytes each.
+    """
+    if not isinstance(value, list | dict) or len(value) <= _MOST_LISTED:
+        return value
+    packed = zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 9)
+    return _PACKED + base64.b64encode(packed).decode()
+
+
+def _unpack_long(value: Any) -> Any:
+    """Return the list or object that `_pack_long` packed, and every other value unchanged.
+
+    Raises:
+        ValueError: the packed form is damaged, or larger than a key may be.
+    """
+    if not isinstance(value, str) or not value.startswith(_PACKED):
+        return value
+    inflater = zlib.decompressobj()
+    try:
+        # A few packed kilobytes can hold gigabytes: no more than the limit is unpacked.
+        content = inflater.decompress(
+            base64.b64decode(value.removeprefix(_PACKED), validate=True), _LARGEST_JSON
+        )
+    except zlib.error as error:
+        raise ValueError(f"packed text is damaged ({error})") from None
+    if not inflater.eof or inflater.unused_data:
+        raise ValueError(f"packed text is cut, or unpacks to more than {_LARGEST_JSON:,} bytes")
+    files.require_few_parts(content)
+    return files.parse_json(content)
+
+
+def _require_few_tensors(count: int) -> None:
+    """Raise `KeyFileError` if a key reads more tensors than its file may list."""
+    if count > _MOST_TENSORS:
+        raise KeyFileError(
+            f"the key reads {count:,} tensors: expected at most {_MOST_TENSORS:,}; choose fewer"
+        )
 
 
 def _encode_hex(digest: bytes | None) -> str | None:

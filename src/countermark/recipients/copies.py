@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from countermark.checkpoints import (
     MOST_CANDIDATES,
     Suspect,
-    dequantise_weights,
+    open_suspect,
     open_weights,
 )
 from countermark.errors import ConfigError, SuspectError
@@ -182,7 +182,7 @@ def trace(
         ConfigError: the key is not for recipients.
     """
     scheme, p = _get_recipients_scheme(key), derive_code_biases(key)
-    with dequantise_weights(open_weights(suspect)) as opened:
+    with open_suspect(suspect) as opened:
         weights, found = scheme.locate_tensors(opened, key)
         # Every assignment of tensors is a test that is corrected for; too many would take too long.
         if not 1 <= len(found) <= MOST_CANDIDATES:

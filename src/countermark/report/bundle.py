@@ -54,11 +54,11 @@ FOLLOWS = (
 )
 UNSIGNED = (
     "nobody has signed this bundle: whoever made it can have made the reading up; read the suspect "
-    "again (--suspect FILE)"
+    "again"
 )
 SIGNED_BY_NOBODY_PINNED = (
     "this bundle is signed by {signers}, none of whom you pinned: whoever made it can have made "
-    "the reading up; pin the signer (--signer PEM), or read the suspect again (--suspect FILE)"
+    "the reading up; pin the signer (--signer PEM), or read the suspect again"
 )
 SIGNED = (
     "that suspect and key give this reading is the word of the signer {signers}, whom you pinned; "

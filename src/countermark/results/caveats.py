@@ -241,8 +241,8 @@ def _list_reading_caveats(evidence: Reading, result: TestResult, subject: Subjec
 
 
 def _list_subject_caveats(subject: Subject) -> list[str]:
-    """List the caveats about tensors that were renamed or missing, and about records."""
-    found, limits = subject.tensors or {}, []
+    """List the caveats about files, tensors that were renamed or missing, and records."""
+    found, limits = subject.tensors or {}, list(subject.notes)
     if subject.recorded:
         limits.append(RECORDED)
     renamed = [f"{wanted} as {name}" for wanted, name in found.items() if wanted != name]

@@ -127,6 +127,7 @@ class Subject:
         hidden_units: whether a learnt reader's null hypothesis permutes hidden units; None for
             other keys.
         unmarked: the distinct unmarked models that the examiner supplied.
+        notes: what the reader of a weight file found wrong with it, as sentences.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STORED
@@ -147,6 +148,7 @@ class Subject:
     why: str | None = None
     hidden_units: HiddenUnits | None = None
     unmarked: Annotated[tuple[UnmarkedModel, ...], Field(max_length=MOST_UNMARKED)] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the known facts as JSON values.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self, cast, final, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from countermark._internal.plugins import load_object
 from countermark.errors import ConfigError, make_printable, suggest_nearest
 from countermark.keys.key import Key
 from countermark.results.null_hypotheses import NullHypothesis
@@ -153,6 +154,16 @@ class Scheme(Configuration, ABC):
     @abstractmethod
     def check_key(self, key: Key) -> None:
         """Raise `ConfigError` for a key of this scheme that this library cannot have made."""
+
+    @property
+    @abstractmethod
+    def training_class(self) -> str:
+        """The class that trains the mark, as module:class; importing it loads torch."""
+
+    @final
+    def load_training_class(self) -> Any:
+        """Import the training class of this scheme with torch, which reading does not need."""
+        return load_object(self.training_class)
 
     @property
     def reader_code(self) -> str | None:

@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from countermark._internal.plugins import load_object
 from countermark.errors import ConfigError
 from countermark.images.image_files import Pixels
 from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.key_place import KeyPlace, make_unfinished_key
 from countermark.predictors.base import Images
 from countermark.results.null_hypotheses import (
     LEAST_FORGERY_BITS,
@@ -35,11 +37,23 @@ from countermark.schemes.base import Scheme
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from countermark.embedding import Barrier, KeyPlace, OutputEmbedding
-    from countermark.schemes.outputs_training import KeyNetworks, OutputTraining
+    from countermark.embedding.base import Embedding
 
 LEAST_SIDE = 16
 """Images with a shorter side say nothing that a reader could be trusted with."""
+
+
+class ImageNetworks(Protocol):
+    """The networks of a key, applied to 8-bit images; `outputs_training.KeyNetworks` in torch."""
+
+    def mark_images(self, outputs: Images) -> Images:
+        """Mark images uint8 (n, C, H, W); return images uint8 shaped alike."""
+
+    def read_scores(self, picture: Pixels) -> NDArray[np.float64]:
+        """Return scores (T,) or (shifts, T) of an image (C, H, W)."""
+
+    def reveal_image(self, picture: Pixels) -> NDArray[np.float64]:
+        """Return the mean hidden image (C, S, S) of an image (C, H, W)."""
 
 
 class OutputReader(Protocol):
@@ -125,7 +139,7 @@ class OutputScheme(Scheme):
         """
 
     @abstractmethod
-    def load_networks(self, key: Key) -> KeyNetworks:
+    def load_networks(self, key: Key) -> ImageNetworks:
         """Return the key's networks, loaded with torch, which marking and reading need.
 
         Raises:
@@ -142,11 +156,12 @@ class OutputScheme(Scheme):
         return self.load_networks(key).mark_images(outputs)
 
     @final
-    def wrap(self, model: nn.Module, key: Key) -> Barrier:
+    def wrap(self, model: nn.Module, key: Key) -> nn.Module:
         """Return a network whose every image is marked, as `wrap` of an embedding makes it."""
-        from countermark.embedding import Barrier
-
-        return Barrier(model, self.load_networks(key))
+        barrier: nn.Module = load_object("countermark.embedding:Barrier")(
+            model, self.load_networks(key)
+        )
+        return barrier
 
     @final
     def extract(self, outputs: Iterable[Pixels], key: Key) -> Reading:
@@ -210,7 +225,7 @@ class OutputScheme(Scheme):
         inputs: Images | Tensor | None = None, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
         siblings: Sequence[Images] = (),
-    ) -> OutputEmbedding:  # fmt: skip
+    ) -> Embedding:  # fmt: skip
         """Start to put a barrier behind a network; see `countermark.embedding.OutputEmbedding`.
 
         Args:
@@ -235,16 +250,12 @@ class OutputScheme(Scheme):
         """
         # Imported here because it loads torch. So do the networks of a key, but looking a scheme up
         # does not need them.
-        from countermark.embedding import OutputEmbedding, make_unfinished_key
-
-        return OutputEmbedding(
+        start_embedding = load_object("countermark.embedding:OutputEmbedding")
+        started: Embedding = start_embedding(
             self, model, owner=owner, outputs=outputs, inputs=inputs, material=material,
             siblings=siblings, place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
-
-    @abstractmethod
-    def load_training_class(self) -> type[OutputTraining]:
-        """Import the training class of this scheme with torch, which reading does not need."""
+        return started
 
 
 def convert_to_grey(picture: Pixels) -> Pixels:

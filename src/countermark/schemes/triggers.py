@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from countermark._internal import merkle
+from countermark._internal.plugins import load_object
 from countermark.errors import ConfigError
 from countermark.keys.key import OPENINGS, Key, KeyMaterial, digest_tensor
+from countermark.keys.key_place import KeyPlace, make_unfinished_key
 from countermark.keys.streams import frame
 from countermark.predictors.base import Images, Labels, Predictor
 from countermark.results.null_hypotheses import (
@@ -39,8 +41,7 @@ from countermark.schemes.learnt_reader import SIBLINGS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from countermark.embedding import KeyPlace, TriggerEmbedding
-    from countermark.schemes.triggers_training import TriggerTraining
+    from countermark.embedding.base import Embedding
 
 TRIGGERS = "triggers"
 """Name of the committed triggers, uint8 (n, C, H, W), among the key's tensors; the root of the tree
@@ -249,7 +250,7 @@ class TriggerScheme(Scheme):
         labels: NDArray[np.int64] | Tensor, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
         siblings: Sequence[nn.Module | Predictor] = (),
-    ) -> TriggerEmbedding:  # fmt: skip
+    ) -> Embedding:  # fmt: skip
         """Start to embed a mark while a model is trained; see `embedding.TriggerEmbedding`.
 
         Args:
@@ -272,16 +273,12 @@ class TriggerScheme(Scheme):
             ConfigError: covers and labels do not fit each other or the scheme.
         """
         # Imported here because it loads torch, which reading a mark does not need.
-        from countermark.embedding import TriggerEmbedding, make_unfinished_key
-
-        return TriggerEmbedding(
+        start_embedding = load_object("countermark.embedding:TriggerEmbedding")
+        started: Embedding = start_embedding(
             self, model, owner=owner, material=material, covers=covers, labels=labels,
             siblings=siblings, place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
-
-    @abstractmethod
-    def load_training_class(self) -> type[TriggerTraining]:
-        """Import the training class of this scheme with torch, which reading does not need."""
+        return started
 
 
 @dataclass(frozen=True)
@@ -307,11 +304,10 @@ class DrawnTriggerScheme(TriggerScheme):
 
     batch_share: Annotated[float, Field(gt=0, le=4)] = field(default=0.25, kw_only=True)
 
-    def load_training_class(self) -> type[TriggerTraining]:
-        """Import the training class that all schemes with drawn triggers share."""
-        from countermark.schemes.drawn_triggers.training import DrawnTriggersTraining
-
-        return DrawnTriggersTraining
+    @property
+    def training_class(self) -> str:
+        """The class that trains the mark, as module:class."""
+        return "countermark.schemes.drawn_triggers.training:DrawnTriggersTraining"
 
     @abstractmethod
     def draw_triggers(self, covers: Images, material: KeyMaterial) -> Images:

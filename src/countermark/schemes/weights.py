@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from countermark._internal.plugins import load_object
 from countermark.checkpoints import (
     MOST_CANDIDATES,
     Array,
@@ -29,6 +30,7 @@ from countermark.checkpoints import (
 )
 from countermark.errors import CapacityError, ConfigError, suggest_nearest
 from countermark.keys.key import Key, KeyMaterial
+from countermark.keys.key_place import KeyPlace, make_unfinished_key
 from countermark.keys.messages import Bits
 from countermark.results.null_hypotheses import (
     LEAST_FORGERY_BITS,
@@ -45,8 +47,7 @@ from countermark.schemes.key_limits import MOST_BITS, MOST_VALUES, Count, Factor
 if TYPE_CHECKING:
     from torch import nn
 
-    from countermark.embedding import KeyPlace, WeightEmbedding
-    from countermark.schemes.weights_training import WeightTraining
+    from countermark.embedding.base import Embedding
 
 
 MASK = "mask"
@@ -357,7 +358,7 @@ class WeightScheme(Scheme):
         self, model: nn.Module, *, owner: str, key: str | Path | KeyPlace | None = None,
         resume: bool = False, material: KeyMaterial | None = None,
         unmarked: Sequence[Suspect] = (), siblings: Sequence[Suspect] = (),
-    ) -> WeightEmbedding:  # fmt: skip
+    ) -> Embedding:  # fmt: skip
         """Start to embed a mark while a model is trained; see `embedding.WeightEmbedding`.
 
         Args:
@@ -379,16 +380,12 @@ class WeightScheme(Scheme):
             ConfigError: scheme and model do not fit.
         """
         # Imported here because it loads torch, which reading a mark does not need.
-        from countermark.embedding import WeightEmbedding, make_unfinished_key
-
-        return WeightEmbedding(
+        start_embedding = load_object("countermark.embedding:WeightEmbedding")
+        started: Embedding = start_embedding(
             self, model, owner=owner, material=material, unmarked=unmarked, siblings=siblings,
             place=make_unfinished_key(key, resume=resume),
         )  # fmt: skip
-
-    @abstractmethod
-    def load_training_class(self) -> type[WeightTraining]:
-        """Import the training class of this scheme with torch, which reading does not need."""
+        return started
 
 
 @dataclass(frozen=True)

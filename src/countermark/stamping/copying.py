@@ -10,10 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from countermark._internal.files import create_folder, replace_file, sync_to_disk
+from countermark._internal.files import (
+    create_folder,
+    parse_json,
+    read_regular,
+    replace_file,
+    sync_to_disk,
+)
 from countermark._internal.output_paths import require_free_path
 from countermark._internal.progress import show_progress
-from countermark.checkpoints import SafetensorsWeights, ShardedWeights, Weights
+from countermark.checkpoints import (
+    SafetensorsWeights,
+    ShardedWeights,
+    Weights,
+    open_weights,
+)
 from countermark.checkpoints.dtypes import encode_values
 from countermark.errors import ConfigError, SuspectError
 from countermark.stamping.solving import Piece
@@ -26,6 +37,7 @@ _WEIGHT_FILES = {
 }  # fmt: skip
 # The copy is made to be published, so private keys beside the model must not enter it.
 _SECRET_FILES = {".key", ".p12", ".pem", ".pfx"}
+_MODULES, _LARGEST_LIST = "modules.json", 1 << 20  # of sentence-transformers; bytes
 _PIECE = 8 << 20  # bytes copied at a time
 
 
@@ -45,7 +57,9 @@ def get_shards(weights: Weights, source: Path) -> dict[str, SafetensorsWeights]:
     if isinstance(weights, ShardedWeights):
         if not source.is_dir():
             raise SuspectError(f"{source} is the index of several files: give the folder")
-        return dict(weights.shards)
+        shards = {n: s for n, s in weights.shards.items() if isinstance(s, SafetensorsWeights)}
+        if len(shards) == len(weights.shards):
+            return shards
     if isinstance(weights, SafetensorsWeights):
         return {Path(weights.name).name: weights}
     raise SuspectError(
@@ -77,7 +91,7 @@ def copy_checkpoint(
                 yield temporary, write, []
         return
     with create_folder(out) as temporary:
-        left_out = _copy_other_files(source, temporary, set(shards))
+        left_out = _copy_other_files(source, temporary, weights, set(shards))
         for name in shards:
             _copy(source / name, temporary / name)
         with _open_writer({name: temporary / name for name in shards}, weights) as write:
@@ -142,9 +156,10 @@ def _write_all(descriptor: int, content: bytes, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def _copy_other_files(source: Path, target: Path, shards: set[str]) -> list[str]:
+def _copy_other_files(source: Path, target: Path, weights: Weights, shards: set[str]) -> list[str]:
     """Copy the other files of a checkpoint's folder; return the files that were left out."""
     left_out: list[Path] = []
+    modules = _list_module_folders(source)
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         # Hidden folders such as .git and .cache may hold the unmarked weights.
@@ -153,7 +168,10 @@ def _copy_other_files(source: Path, target: Path, shards: set[str]) -> list[str]
         # A folder that was left out is left out with all its content.
         if any(name.is_relative_to(each) for each in left_out):
             continue
-        if _has_secret(path) or (path.is_file() and _is_possible_model(path)):
+        is_model = path.is_file() and _is_possible_model(path)
+        if is_model and name.parent in modules:
+            is_model = not _is_other_module(path, weights)
+        if _has_secret(path) or is_model:
             left_out.append(name)
         elif path.is_dir():
             (target / name).mkdir(exist_ok=True, parents=True)
@@ -163,6 +181,26 @@ def _copy_other_files(source: Path, target: Path, shards: set[str]) -> list[str]
             shutil.copymode(path, target / name)
             sync_to_disk(target / name)
     return [str(each) for each in left_out]
+
+
+def _list_module_folders(source: Path) -> set[Path]:
+    """List the folders of the other modules of a sentence-transformers model, from its list."""
+    try:
+        modules = parse_json(read_regular(source / _MODULES, _LARGEST_LIST))
+        folders = {Path(each["path"]) for each in modules}
+    except (ValueError, TypeError, KeyError):  # another kind of model, or none that is complete
+        return set()
+    return folders - {Path()}
+
+
+def _is_other_module(path: Path, weights: Weights) -> bool:
+    """Return true for a weight file that shares no tensor's name and shape with a checkpoint."""
+    try:
+        with open_weights(path) as other:
+            shapes = {name: each.shape for name, each in other.tensors.items()}
+            return not any(shapes.get(n) == each.shape for n, each in weights.tensors.items())
+    except SuspectError:  # a file that cannot be read may be the model in another format
+        return False
 
 
 def _is_possible_model(path: Path) -> bool:

@@ -19,7 +19,7 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     CachedWeights,
     Weights,
-    dequantise_weights,
+    open_suspect,
     open_weights,
 )
 from countermark.errors import ConfigError, CountermarkError, KeyFileError
@@ -187,7 +187,7 @@ def _try_keys(
     suspect: Path, folders: Sequence[Path], passphrase: str | None
 ) -> Iterator[KeyAttempt]:
     """Try keys on a suspect that is opened once for all of them."""
-    with CachedWeights(dequantise_weights(open_weights(suspect))) as weights:
+    with CachedWeights(open_suspect(suspect)) as weights:
         for folder in folders:
             try:
                 key = load_key(folder, _choose_passphrase(folder, passphrase))

@@ -19,9 +19,8 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     Array,
     Suspect,
-    dequantise_weights,
     find_assignments,
-    open_weights,
+    open_suspect,
 )  # fmt: skip
 from countermark.errors import ConfigError, make_printable
 from countermark.images.image_files import Pixels
@@ -60,7 +59,7 @@ def read_unmarked_weights(
     # Enough draws that a rank can fall below CHANCE_LEVEL / n, a Bonferroni bound over models.
     draws = math.ceil(len(_check_supplied(supplied)) / CHANCE_LEVEL)
     for each in supplied:
-        with dequantise_weights(open_weights(cast(Suspect, each))) as weights:
+        with open_suspect(cast(Suspect, each)) as weights:
             ways = list(islice(find_assignments(weights, key.tensors), MOST_CANDIDATES + 1))
             if not 1 <= len(ways) <= MOST_CANDIDATES:
                 raise ConfigError(

@@ -1,4 +1,4 @@
-"""The web server: HTML pages and a JSON API over a ledger, its claims, verdicts and results.
+"""The web server: HTML pages and a JSON API over a ledger, its claims and verdicts.
 
 settings       what the server serves, and its limits; folders whose entries are chosen by name
 access         the token, sessions, and the rate limit of each client address
@@ -6,8 +6,6 @@ gate           checks of every request, and security headers of every response
 orders         a job and its request as stored documents
 runner         the queue of jobs; each job runs in a process of its own, within limits
 work           the program that such a process runs
-rendering      a separate process that renders `results/` as JSON and images
-results        reads the files that `rendering` wrote
 claims         search in the claims, and a fresh check of each claim that is shown
 looks          templates
 site           the state of the application, which holds all of these parts

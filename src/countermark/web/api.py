@@ -150,12 +150,6 @@ def get_job(site: Here, identity: str) -> JobAnswer:
     return _make_job_answer(site, found)
 
 
-@api.get("/benchmarks", responses=_REFUSED)
-def list_benchmarks(site: Here) -> dict[str, Any]:
-    """Return the tables, heat maps and figures of each paper."""
-    return site.results.read_papers()
-
-
 def _make_job_answer(site: AppState, job: Job) -> JobAnswer:
     """Return a job as the API answers it; there is no answer before the job is done."""
     answer = site.runner.read_answer(job) if job.state == "done" else None

@@ -18,7 +18,7 @@ Alpha = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 # The name of an uploaded suspect in its job's folder, without its ending.
 UPLOAD = "upload"
 # The reader of a weight file depends on the ending, so an upload keeps its own if it is known.
-ENDS = (".safetensors", ".onnx", ".pt", ".pth", ".bin")
+ENDS = (".safetensors", ".onnx", ".pt", ".pt2", ".pth", ".bin", ".ckpt")
 
 
 class ChosenSuspect(StoredDocument):

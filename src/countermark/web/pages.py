@@ -1,4 +1,4 @@
-"""Pages: log-in, claims, jobs and benchmarks."""
+"""Pages: log-in, claims and jobs."""
 
 from __future__ import annotations
 
@@ -75,8 +75,11 @@ def log_out(request: Request, site: Here, visitor: Visitor, form: Leaving) -> Re
 def show_home(site: Here, visitor: Visitor) -> Response:
     """Show the home page: the ledger's size and root, and the newest jobs."""
     head = site.ledger.make_head()
-    shown = {"size": head.size, "root": head.root, "jobs": site.runner.list_jobs()[:5]}
-    return site.looks.render_page("home", visitor, {**shown, "ledger": site.ledger.identity})
+    shown = {
+        "size": head.size, "root": head.root, "ledger": site.ledger.identity,
+        "jobs": site.runner.list_jobs()[:5], "documentation": site.settings.documentation,
+    }  # fmt: skip
+    return site.looks.render_page("home", visitor, shown)
 
 
 @pages.get("/claims")
@@ -161,35 +164,6 @@ def download_report(site: Here, identity: str) -> Response:
         "content-disposition": 'attachment; filename="report.html"',
     }
     return Response(found, media_type="text/html", headers=headers)
-
-
-@pages.get("/benchmarks")
-def show_benchmarks(site: Here, visitor: Visitor) -> Response:
-    """List the papers that have results."""
-    results = site.results
-    given = {
-        "papers": results.read_papers(), "rendering": results.is_rendering,
-        "none": results.results is None,
-    }  # fmt: skip
-    return site.looks.render_page("benchmarks", visitor, given)
-
-
-@pages.get("/benchmarks/{paper}")
-def show_benchmark(site: Here, visitor: Visitor, paper: str) -> Response:
-    """Show the tables, heat maps and figures of one paper."""
-    papers = site.results.read_papers()
-    if paper not in papers:
-        raise HTTPException(404, "there are no results of such a paper")
-    return site.looks.render_page("benchmark", visitor, {"paper": papers[paper], "name": paper})
-
-
-@pages.get("/figures/{paper}/{name}.png")
-def serve_figure(site: Here, paper: str, name: str) -> Response:
-    """Return a figure as PNG."""
-    found = site.results.read_figure(f"{paper}/{name}")
-    if found is None:
-        raise HTTPException(404, "there is no such figure")
-    return Response(found, media_type="image/png")
 
 
 def _find_job(site: AppState, identity: str) -> Job:

@@ -104,7 +104,7 @@ class ServerSettings:
         state: the folder of its jobs.
         token_sha256: the digest of the token; the token itself is kept nowhere.
         keys, suspects: folders whose entries visitors choose, or None.
-        results: the folder `results` of a clone, with `experiments` and `tables` beside it.
+        documentation: the address of the documentation, which the overview links, or None.
         authorities: PEM files of timestamping authorities that the server trusts.
         limits: the limits of requests and jobs.
     """
@@ -115,9 +115,17 @@ class ServerSettings:
     token_sha256: bytes = field(repr=False)
     keys: Path | None = None
     suspects: Path | None = None
-    results: Path | None = None
+    documentation: str | None = None
     authorities: tuple[Path, ...] = ()
     limits: ServerLimits = ServerLimits()
+
+    def __post_init__(self) -> None:
+        # A link of another kind, such as javascript:, would run in the visitor's session.
+        if self.documentation and not self.documentation.startswith(("https://", "http://")):
+            raise ConfigError(
+                f"the documentation is said to be at {self.documentation}: expected an address that "
+                "begins with https:// or http://"
+            )
 
     @property
     def key_choices(self) -> NamedFolder:
@@ -131,6 +139,6 @@ class ServerSettings:
 
     def require_folders(self) -> None:
         """Raise `ConfigError` if a folder does not exist."""
-        for folder in (self.keys, self.suspects, self.results):
+        for folder in (self.keys, self.suspects):
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"{folder} is no folder: expected one that is there")

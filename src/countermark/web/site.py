@@ -21,7 +21,6 @@ from countermark.web.access import RateLimiter, Session, SessionStore
 from countermark.web.claims import Catalogue
 from countermark.web.looks import PageTemplates
 from countermark.web.orders import ChosenSuspect, DisputeRequest, Job, Order, VerifyRequest
-from countermark.web.results import RenderedResults
 from countermark.web.runner import JobRunner
 from countermark.web.settings import ServerSettings
 
@@ -35,7 +34,6 @@ class AppState:
         sessions: the open sessions.
         logins: the rate limit of log-ins.
         runner: the jobs.
-        results: the benchmark pages.
         looks: the templates.
 
     Raises:
@@ -51,7 +49,6 @@ class AppState:
         self._opening = threading.Lock()
         self.sessions = SessionStore(settings.token_sha256)
         self.logins = RateLimiter(settings.limits.logins / 60, settings.limits.logins)
-        self.results = RenderedResults(settings.results, settings.state.resolve() / "results")
         self.looks = PageTemplates()
 
     @property
@@ -81,7 +78,6 @@ class AppState:
 
     def __enter__(self) -> AppState:
         self.runner.start()
-        self.results.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +85,6 @@ class AppState:
 
     def close(self) -> None:
         """Stop the jobs, and close the ledger and the folder."""
-        self.results.close()
         self.runner.close()
         if self._opened is not None:
             self._opened[0].close()

@@ -217,7 +217,7 @@ def _open_suspect(path: Path, key: Key) -> Iterator[Suspect | Predictor]:
 
     if isinstance(load_scheme(key), TriggerScheme):
         # The key names the model. A key that names code of its own is refused.
-        from countermark.bench.live import load_file_predictor
+        from countermark.training.load_predictor import load_file_predictor
 
         yield load_file_predictor(path, key, None, {})
     else:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from countermark._internal.plugins import load_object
 from countermark.errors import ConfigError
 from countermark.images.image_files import Pixels
 from countermark.keys.key import Key
@@ -26,11 +27,9 @@ from countermark.results.reading import ImageSimilarity, Reading
 from countermark.schemes.base import Paper
 from countermark.schemes.key_limits import Count, CountOrNone, FactorOrNone
 from countermark.schemes.learnt_reader import SIBLINGS, check_calibration
-from countermark.schemes.outputs import OutputReader, OutputScheme
+from countermark.schemes.outputs import ImageNetworks, OutputReader, OutputScheme
 
-if TYPE_CHECKING:
-    from countermark.schemes.outputs_training import KeyNetworks, OutputTraining
-
+_FOLDER = "countermark.schemes.deep_watermarking"
 PICTURE = "picture"
 """Name of the hidden picture of the published form, uint8 (C, S, S), among the frozen tensors."""
 
@@ -220,28 +219,23 @@ class DeepWatermarking(OutputScheme):
             "(expected half or more): train longer, or take a lower psnr"
         )
 
-    def load_training_class(self) -> type[OutputTraining]:
-        """Import the training class of this form with torch."""
+    @property
+    def training_class(self) -> str:
+        """The class that trains the mark of this form, as module:class."""
         if self.as_published:
-            from countermark.schemes.deep_watermarking.training_published import (
-                PublishedDeepWatermarkingTraining,
-            )
+            return f"{_FOLDER}.training_published:PublishedDeepWatermarkingTraining"
+        return f"{_FOLDER}.training:MessageAgnosticTraining"
 
-            return PublishedDeepWatermarkingTraining
-        from countermark.schemes.deep_watermarking.training import MessageAgnosticTraining
-
-        return MessageAgnosticTraining
-
-    def load_networks(self, key: Key) -> KeyNetworks:
+    def load_networks(self, key: Key) -> ImageNetworks:
         """Return the key's networks, loaded with torch, which marking and reading need.
 
         Raises:
             ConfigError: the key's networks are damaged or missing.
         """
-        # Imported here because it loads torch.
-        from countermark.schemes.outputs_training import load_networks
-
-        return load_networks(self, key)
+        networks: ImageNetworks = load_object("countermark.schemes.outputs_training:load_networks")(
+            self, key
+        )
+        return networks
 
 
 class _VoteReader:
@@ -253,7 +247,7 @@ class _VoteReader:
     which the caller corrects p.
     """
 
-    def __init__(self, live: KeyNetworks, scheme: DeepWatermarking, key: Key) -> None:
+    def __init__(self, live: ImageNetworks, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme, self._key = live, scheme, key
         self._votes = np.zeros((scheme.shift_count, scheme.bits))
         self._count = 0
@@ -308,7 +302,7 @@ class _VoteReader:
 class _SuccessReader:
     """A reading of the published form: in how many images R reveals the hidden image."""
 
-    def __init__(self, live: KeyNetworks, scheme: DeepWatermarking, key: Key) -> None:
+    def __init__(self, live: ImageNetworks, scheme: DeepWatermarking, key: Key) -> None:
         self._live, self._scheme = live, scheme
         self._hidden = key.frozen[PICTURE].astype(np.float64) / 255
         self._found: list[float] = []

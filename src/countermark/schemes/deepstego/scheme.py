@@ -10,12 +10,13 @@ classes; its readings rank among those of unmarked models.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from countermark._internal.plugins import load_object
 from countermark.errors import ConfigError
 from countermark.keys.key import Key, KeyMaterial
 from countermark.keys.messages import Bits
@@ -27,9 +28,6 @@ from countermark.schemes.key_limits import MOST_FRESH_CLASSES, Count, CountOrNon
 from countermark.schemes.learnt_reader import SIBLINGS, check_calibration
 from countermark.schemes.logo import GRID, load_logo_bits, read_logo
 from countermark.schemes.triggers import TRIGGERS, FreshTriggers, TriggerScheme
-
-if TYPE_CHECKING:
-    from countermark.schemes.triggers_training import TriggerTraining
 
 COVERS, CLASSES, LOGO, TILE = "covers", "classes", "logo", "tile"
 """Names among the frozen tensors: uint8 (n, C, H, W) and int64 (n,) of the published form; bits
@@ -201,8 +199,6 @@ class DeepStego(TriggerScheme):
             ConfigError: the form is the published one, there are too many classes, or the classes
                 do not fit the covers.
         """
-        from countermark.schemes.deepstego.stego_generators import load_owner_maker  # needs torch
-
         if self.as_published:
             raise ConfigError(
                 "the published stego network is trained together with the host, after the class "
@@ -223,8 +219,10 @@ class DeepStego(TriggerScheme):
                 f"fresh triggers need a class for each cover, 0 to {self.classes - 1}: got "
                 f"{list(classes.shape)} classes for covers {list(fresh.covers.shape)}"
             )
+        load_maker = load_object("countermark.schemes.deepstego.stego_generators:load_owner_maker")
+        make_triggers = load_maker(key)
         evidence = self.compare_answers(
-            predict, load_owner_maker(key)(fresh.covers), self.draw_class_map(key)[classes]
+            predict, make_triggers(fresh.covers), self.draw_class_map(key)[classes]
         )
         # There are few maps, and a cheat can try keys until one has a fitting map. Such a reading
         # therefore counts no forgery bits and needs a dated key.
@@ -261,12 +259,9 @@ class DeepStego(TriggerScheme):
             "or more): train longer, or take a lower psnr or less of adversarial"
         )
 
-    def load_training_class(self) -> type[TriggerTraining]:
-        """Import the training class of this form with torch."""
+    @property
+    def training_class(self) -> str:
+        """The class that trains the mark of this form, as module:class."""
         if self.as_published:
-            from countermark.schemes.deepstego.training_published import PublishedDeepStegoTraining
-
-            return PublishedDeepStegoTraining
-        from countermark.schemes.deepstego.training import DeepStegoTraining
-
-        return DeepStegoTraining
+            return "countermark.schemes.deepstego.training_published:PublishedDeepStegoTraining"
+        return "countermark.schemes.deepstego.training:DeepStegoTraining"

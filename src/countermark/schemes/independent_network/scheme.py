@@ -15,12 +15,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from countermark._internal.plugins import load_object
 from countermark._internal.progress import show_progress
 from countermark.checkpoints import Array
 from countermark.errors import ConfigError
@@ -43,9 +44,6 @@ from countermark.schemes.learnt_reader import (
     check_calibration,
 )
 from countermark.schemes.weights import MASK, ConvergedScheme
-
-if TYPE_CHECKING:
-    from countermark.schemes.weights_training import WeightTraining
 
 BUILT_IN = "mlp"
 
@@ -163,11 +161,10 @@ class IndependentNetwork(ConvergedScheme):
         settled.make_permuter(read)
         return settled
 
-    def load_training_class(self) -> type[WeightTraining]:
-        """Import the training class of this scheme with torch."""
-        from countermark.schemes.independent_network.training import IndependentNetworkTraining
-
-        return IndependentNetworkTraining
+    @property
+    def training_class(self) -> str:
+        """The class that trains the mark, as module:class."""
+        return "countermark.schemes.independent_network.training:IndependentNetworkTraining"
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """Return `MOST_BITS`, since a reader memorises; 0 where no weight is selected."""
@@ -368,9 +365,10 @@ class IndependentNetwork(ConvergedScheme):
         width = sum(math.prod(shape) for shape in key.tensors.values())
         mask = self.get_gate_mask(key) if self.mode == "manu" else None
         if self.reader_code is not None:
-            from countermark.schemes.independent_network.readers import make_module_logits
-
-            logits = make_module_logits(self, width, tensors, mask)
+            make_logits = load_object(
+                "countermark.schemes.independent_network.readers:make_module_logits"
+            )
+            logits = make_logits(self, width, tensors, mask)
             # Without a gain: nothing is known of the sums in foreign code except their precision.
             return MessageReader(logits, key.message, np.float32)
         reader = MlpReader.from_tensors(tensors, width=width, hidden=self.hidden, bits=self.bits)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -30,9 +30,6 @@ from countermark.schemes.base import Paper
 from countermark.schemes.bounded_readings import Scales, compute_line_scales, compute_plain_scale
 from countermark.schemes.key_limits import MOST_CODE_PLACES, MOST_RECIPIENTS, MOST_VALUES, Factor
 from countermark.schemes.weights import WeightScheme
-
-if TYPE_CHECKING:
-    from countermark.schemes.weights_training import WeightTraining
 
 BEFORE = "before"
 """Prefix of the names of pre-commit tensors: the values that are read, before the mark."""
@@ -152,11 +149,10 @@ class Stamp(WeightScheme):
             for wanted, name in where.items()
         }
 
-    def load_training_class(self) -> type[WeightTraining]:
-        """Import the training class of this scheme with torch."""
-        from countermark.schemes.stamp.training import StampTraining
-
-        return StampTraining
+    @property
+    def training_class(self) -> str:
+        """The class that trains the mark, as module:class."""
+        return "countermark.schemes.stamp.training:StampTraining"
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:  # noqa: ARG002
         """Return one bit for each value that is read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from countermark.schemes.base import Paper
 from countermark.schemes.bounded_readings import compute_line_scales
 from countermark.schemes.key_limits import Factor
 from countermark.schemes.weights import MASK, ConvergedScheme
-
-if TYPE_CHECKING:
-    from countermark.schemes.weights_training import WeightTraining
 
 _MARGINS: dict[str | None, float] = {"bounded": 0.8, "plain": 1.0}
 _BLOCK = 1 << 18  # entries of X that are expanded at a time while reading; they fit into a cache
@@ -158,11 +155,10 @@ class Uchida(ConvergedScheme):
         read = (y > 0).astype(np.uint8)
         return Reading(read, key.message, payload=key.check_payload(read), scores=y)
 
-    def load_training_class(self) -> type[WeightTraining]:
-        """Import the training class of this scheme with torch."""
-        from countermark.schemes.uchida.training import UchidaTraining
-
-        return UchidaTraining
+    @property
+    def training_class(self) -> str:
+        """The class that trains the mark, as module:class."""
+        return "countermark.schemes.uchida.training:UchidaTraining"
 
     def capacity(self, tensors: Mapping[str, tuple[int, ...]], selected: int | None) -> int:
         """Return 2 bits a weight that is read (Cover 1965), M for direct, M/2 for diff rows."""

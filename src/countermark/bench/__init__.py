@@ -1,1 +1,0 @@
-"""Host models, data sets, training, experiments, the demo, and measurements of speed."""

@@ -1,1 +1,0 @@
-"""Architectures of the host models, one file for each family; `bench.models` lists their names."""

@@ -1,1 +1,0 @@
-"""Networks from images to images: tasks, data, thieves, and experiments on them."""

@@ -1,0 +1,1 @@
+"""Built-in models, data sets and the training loop that `embed`, `demo` and `check` use."""

@@ -1,0 +1,1 @@
+"""Experiments as TOML files, their cells, and the program that computes cells."""

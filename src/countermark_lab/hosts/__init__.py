@@ -1,0 +1,1 @@
+"""Unmarked host models by the hundred, to test null hypotheses on."""

@@ -1,0 +1,1 @@
+"""Experiments with networks from images to images, as Zhang et al. publish them."""

@@ -1,0 +1,1 @@
+"""Tables of results beside the printed figures, and the pages of the documentation."""
