@@ -106,12 +106,12 @@ def _decode_q5_1(blocks: _Bytes) -> _Values:
 
 
 def _decode_q8_0(blocks: _Bytes) -> _Values:
-    return _read_halves(blocks, 0) * blocks[:, 2:].view(np.int8)
+    return _read_halves(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
 
 
 def _decode_q2_k(blocks: _Bytes) -> _Values:
     scales, codes = blocks[:, :16], _split_bits(blocks[:, 16:80], 2, 32)
-    lowest = _read_halves(blocks, 82) * (scales >> 4)
+    lowest: _Values = _read_halves(blocks, 82) * (scales >> 4)
     return _scale_groups(codes, _read_halves(blocks, 80) * (scales & 15)) - np.repeat(lowest, 16, 1)
 
 

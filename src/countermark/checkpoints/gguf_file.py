@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
-from countermark.checkpoints.gguf_blocks import GGUF_TYPES
+from countermark.checkpoints.gguf_blocks import GGUF_TYPES, GgufType
 from countermark.checkpoints.gguf_header import parse_header
 from countermark.checkpoints.gguf_names import GgufForm, map_names
 from countermark.errors import SuspectError, make_printable
@@ -41,10 +41,11 @@ class GgufWeights(Weights):
             raise self._make_refusal(make_printable(str(error), 300)) from None
         self.digests["__metadata__"] = header.digest
         self.tensors = {
-            name: TensorInfo(form.shape, self._stored[form.source].type.name)
+            name: TensorInfo(
+                form.shape, "F32" if form.is_changed else self._stored[form.source].type.name
+            )
             for name, form in self._forms.items()
         }
-        self.views = frozenset(name for name, form in self._forms.items() if form.is_view)
 
     def _read_at(self, offset: int, size: int) -> bytes:
         """Read bytes of the file, fewer at its end: everything that is read comes through here."""
@@ -55,12 +56,14 @@ class GgufWeights(Weights):
         """Load one tensor and record its digest."""
         form = self._forms[name]
         kind = self._require_readable(name)
-        raw = b"".join(self.read_pieces(name))
-        self.digests[name] = hashlib.sha256(raw).hexdigest()
+        raw = b"".join(self._read_stored(name))
         values = kind.decode_raw(raw).reshape(form.shape[::-1] if form.turned else form.shape)
-        if form.shift:
-            values = values - np.float32(form.shift)
-        return values.T if form.turned else values
+        if form.is_changed:
+            numbers = values.astype(np.float32) - np.float32(form.shift)
+            values = np.ascontiguousarray(numbers.T if form.turned else numbers)
+            raw = values.tobytes()
+        self.digests[name] = hashlib.sha256(raw).hexdigest()
+        return values
 
     def read_part(self, name: str, start: int, count: int) -> Array:
         """Read only the blocks that hold these values.
@@ -74,7 +77,7 @@ class GgufWeights(Weights):
         if not 0 <= start <= start + count <= size:
             raise ValueError(f"{name} has {size} values, not {start} to {start + count}")
         # Neighbours in another order lie far apart in the file.
-        if count == size or form.heads or form.is_view:
+        if count == size or form.heads or form.is_changed:
             return super().read_part(name, start, count)
         kind = self._require_readable(name)
         first, last = start // kind.values, -(-(start + count) // kind.values)
@@ -84,8 +87,22 @@ class GgufWeights(Weights):
         values = kind.decode_raw(raw)[start - first * kind.values :][:count]
         return self._check_finite(name, values)  # (count,)
 
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read only the blocks that hold these parts, where neighbours lie side by side."""
+        form = self._forms[name]
+        if form.heads or form.is_changed:
+            return super().read_parts(name, starts, count)
+        return [self.read_part(name, start, count) for start in starts]
+
     def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one tensor of any type, as the file stores them, rows in order."""
+        """Yield the bytes of one tensor: as stored, rows in order, or numbers that are computed."""
+        if self._forms[name].is_changed:
+            yield self._load(name).tobytes()
+        else:
+            yield from self._read_stored(name)
+
+    def _read_stored(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of one tensor of any type as the file stores them, rows in order."""
         form = self._forms[name]
         offset, size = self._locate(form)
         if form.heads:
@@ -111,7 +128,7 @@ class GgufWeights(Weights):
             raise self._make_refusal(f"{name} ends after {len(raw):,} of {size:,} bytes")
         return raw
 
-    def _require_readable(self, name: str) -> Any:
+    def _require_readable(self, name: str) -> GgufType:
         """Return the type of a tensor; raise `SuspectError` if it cannot be decoded."""
         kind = self._stored[self._forms[name].source].type
         if not kind.is_readable:
@@ -141,7 +158,7 @@ class GgufWeights(Weights):
 
 
 def _sort_pairs(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Put the rows of each head in order: llama.cpp stores row 0, row n/2, row 1, row n/2 + 1, …
+    """Put the rows of each head in order, which are stored as 0, n/2, 1, n/2 + 1 and so on.
 
     Args:
         rows: one row of bytes for each output (rows, bytes).

@@ -91,8 +91,8 @@ class GgufForm:
     shift: float = 0.0
 
     @property
-    def is_view(self) -> bool:
-        """True if the stored tensor is listed as well, because its bytes have another form."""
+    def is_changed(self) -> bool:
+        """True if the values have to be computed, so that no bytes of the file are theirs."""
         return self.turned or bool(self.shift)
 
 
@@ -130,10 +130,8 @@ def _list_forms(
     if "{}" in known:
         yield from _list_experts(own, name, stored)
     elif header.architecture == "gpt2" and parts[2] in _TURNED and len(stored.shape) == 2:
-        yield own, GgufForm(own, stored.shape)
         yield name, GgufForm(own, stored.shape[::-1], turned=True)
     elif header.architecture in _SHIFTED and name.endswith("norm.weight"):
-        yield own, GgufForm(own, stored.shape)
         yield name, GgufForm(own, stored.shape, shift=1.0)
     else:
         yield name, GgufForm(own, stored.shape, heads=heads)
