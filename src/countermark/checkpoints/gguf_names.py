@@ -63,7 +63,8 @@ _TABLES: Mapping[str, tuple[Mapping[str, str], str]] = {
     "bert": (_BERT, "encoder.layer"),
 }
 _PERMUTED = {
-    "llama", "mistral3", "granite", "granitemoe", "smollm3", "arcee", "olmo", "minicpm", "deepseek",
+    "llama", "llama-embed", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3",
+    "arcee", "olmo", "minicpm", "deepseek",
 }  # fmt: skip
 _SHIFTED = {"gemma", "gemma2", "gemma3"}
 _TURNED = {"attn_qkv", "attn_output", "ffn_up", "ffn_down"}  # of GPT-2
