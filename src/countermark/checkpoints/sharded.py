@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json, read_regular
 from countermark.checkpoints.base import IN_PART, Array, Weights
+from countermark.checkpoints.format_names import find_format
 from countermark.checkpoints.safetensors_file import SafetensorsWeights
 from countermark.checkpoints.torch_file import TorchWeights
 from countermark.errors import SuspectError, make_printable
@@ -25,7 +26,9 @@ METADATA = ".metadata"
 """Name of the file that lists the tensors of a torch.distributed checkpoint."""
 
 # What a folder may hold, the form that is preferred first.
-_CHECKPOINTS = (f"*{INDEXES[0]}", "*.safetensors", f"*{INDEXES[1]}", "*model.bin", METADATA)
+_CHECKPOINTS = (
+    f"*{INDEXES[0]}", "*.safetensors", f"*{INDEXES[1]}", "*model.bin", METADATA, "*.gguf", "*.onnx",
+)  # fmt: skip
 _LARGEST_INDEX, _MOST_SHARDS = 100_000_000, 4096
 # A plain file name: the index is hostile input, and a path could lead to any file of the machine.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.(safetensors|bin)")
@@ -137,6 +140,8 @@ def find_checkpoint(folder: Path) -> Path:
             raise SuspectError(
                 f"{folder} holds {len(found)} of {pattern}: expected one checkpoint; name the file"
             )
+    if (other := find_format(folder)) is not None:
+        raise SuspectError(f"{folder} is {other}")
     raise SuspectError(
         f"{folder} holds no checkpoint: expected a .safetensors file or pytorch_model.bin, several "
         f"with their {INDEXES[0].removeprefix('.')}, or the {METADATA} of torch.distributed"
