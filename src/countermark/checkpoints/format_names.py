@@ -168,8 +168,10 @@ def refuse_other_archives(path: Path) -> None:
             names = StoredArchive(file, 0, path.stat().st_size).names[:_MOST_ENTRIES]
     except ValueError:
         return
-    # torch ignores the case of names.
-    if any(name.lower().endswith("data.pkl") for name in names):
+    # torch ignores the case of names. Programs of torch.export hold files of torch.save.
+    if any(
+        name.lower().endswith(("data.pkl", "archive_format", "archive_version")) for name in names
+    ):
         return
     if found := _find_format(_ARCHIVES, [name.encode(errors="replace") for name in names]):
         raise SuspectError(f"{path} is {found.name}, which is not read here; {found.advice}")
