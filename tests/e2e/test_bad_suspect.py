@@ -17,7 +17,7 @@ OTHERS: list[tuple[str, str]] = [
     ("verify --key acme.key", "Missing argument"),
     ("verify absent --key acme.key", "absent cannot be read"),
     ("verify acme.key --key acme.key", "acme.key cannot be read"),
-    ("verify empty --key acme.key", "neither safetensors nor a file of torch"),
+    ("verify empty --key acme.key", "empty is an empty file"),
     ("verify cut.safetensors --key acme.key", "cut.safetensors is damaged"),
     ("verify stub.safetensors --key acme.key", "stub.safetensors is damaged"),
     ("verify nan.safetensors --key acme.key", "2.weight holds 1 values that are not finite"),

@@ -230,7 +230,9 @@ def test_too_many_ways_are_no_verdict() -> None:
     assert "more than 1000 ways" in verdict.reason
 
 
-@pytest.mark.parametrize("tensors", [{}, {"fc.weight": innocent(0).T}, {"fc.bias": np.zeros(16)}])
+@pytest.mark.parametrize(
+    "tensors", [{}, {"fc.weight": innocent(0).reshape(8, 64)}, {"fc.bias": np.zeros(16)}]
+)
 def test_a_missing_shape_is_no_verdict(tensors: Mapping[str, NDArray[Any]]) -> None:
     verdict = examine(InMemory(tensors), known_key(), TRUSTING)
     assert (verdict.outcome, verdict.exit_code, verdict.test_count) == ("no_verdict", 3, 0)

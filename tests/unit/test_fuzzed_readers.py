@@ -63,6 +63,7 @@ from countermark.schemes.logo import read_logo
 from countermark.schemes.uchida.scheme import Uchida
 from countermark.verification.disclosure import TriggerDisclosure, disclose_triggers
 from countermark.verification.verify import examine
+from gguf_files import write_gguf
 
 FEW, MANY = 120, 10_000  # mutations of every reader
 MEMORY = 1 << 30  # bytes of address space that reading a damaged file may take beside what there is
@@ -268,6 +269,46 @@ def build_onnx(folder: Path, seed: int) -> Path:
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], stored))
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     return folder / "m.onnx"
+
+
+def build_external_onnx(folder: Path, seed: int) -> Path:
+    path = build_onnx(folder, seed)
+    model = onnx.load(path)
+    onnx.save(
+        model, path, save_as_external_data=True, location="m.onnx.data", size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    return folder
+
+
+def build_gguf(folder: Path, seed: int) -> Path:
+    """Tensors of several types, one of them stacked, and rows of queries as pairs."""
+    drawn = np.random.default_rng(seed)
+    names = ["blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight", "output.weight"]
+    shapes = [(8, 32), (2, 4, 32), (3, 32)]
+    tensors = {
+        name: drawn.normal(size=shape).astype(np.float32)
+        for name, shape in zip(names, shapes, strict=True)
+    }
+    form = ("Q4_0", "Q8_0", "Q5_1", "MXFP4")[seed]
+    return write_gguf(
+        folder / "m.gguf", tensors | {"output_norm.weight": np.ones(8, np.float32)}, form=form,
+        numbers={"llama.attention.head_count": 2, "general.alignment": 32},
+    )  # fmt: skip
+
+
+def build_blobs(folder: Path, seed: int) -> Path:
+    """A folder of Ollama models with one model in it."""
+    content = build_gguf(folder, seed).read_bytes()
+    (folder / "m.gguf").unlink()
+    digest = hashlib.sha256(content).hexdigest()
+    blob, manifest = folder / "blobs" / f"sha256-{digest}", folder / "manifests" / "m"
+    for path in (blob, manifest):
+        path.parent.mkdir()
+    blob.write_bytes(content)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"}
+    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": [layer]}))
+    return folder
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -516,6 +557,9 @@ READERS: Mapping[str, Reader] = {
     "distributed": Reader(build_distributed, read_weights, memory=PICKLE_MEMORY, share=2),
     "program": Reader(build_program, read_weights, memory=PICKLE_MEMORY, share=2),
     "onnx": Reader(build_onnx, read_weights),
+    "external_onnx": Reader(build_external_onnx, read_weights),
+    "gguf": Reader(build_gguf, read_weights),
+    "blobs": Reader(build_blobs, read_weights),
     "key": Reader(build_key, read_key, is_bound=True, mend=mend_key),
     "openings": Reader(build_openings, read_openings, is_bound=True),
     "claim": Reader(build_claim, read_signed, is_bound=True),

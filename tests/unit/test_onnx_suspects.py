@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,79 @@ def test_initializers_and_constants_are_read(tmp_path: Path) -> None:
     assert load_state(path)["t1"].shape == (4, 2)
 
 
-def external() -> onnx.ModelProto:
-    tensor = TensorProto(name="t0", data_type=TensorProto.FLOAT, dims=[2, 3])
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="/etc/passwd")
-    return graph(tensor)
+def external(location: str, *, length: str = "24", offset: str = "8", **fields: Any) -> TensorProto:
+    """A tensor `t0` of six numbers, which lie in another file."""
+    given = {"name": "t0", "data_type": TensorProto.FLOAT, "dims": [2, 3]} | fields
+    tensor = TensorProto(**given, data_location=TensorProto.EXTERNAL)
+    entries = {"location": location, "offset": offset, "length": length}
+    for key, value in entries.items():
+        if value:
+            tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def test_values_in_files_beside_the_model_are_read(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "m.onnx.data").write_bytes(bytes(8) + A.tobytes())
+    (tmp_path / "parts" / "more data").write_bytes(B.tobytes())
+    more = external("parts/more data", length="", offset="", name="t1", dims=[4, 2])
+    half = external("m.onnx.data", length="2", data_type=TensorProto.INT4, dims=[4], name="t2")
+    path = written(tmp_path / "m.onnx", graph(external("m.onnx.data"), more, half))
+    with open_weights(path) as weights:
+        assert np.array_equal(weights.read("t0"), A)
+        assert np.array_equal(weights.read("t1"), B)
+        digest = weights.compute_file_digest()
+        (tmp_path / "parts" / "more data").write_bytes(2 * B.tobytes())
+        with pytest.raises(SuspectError, match="was changed"):
+            weights.read("t1")
+    files = [path, tmp_path / "m.onnx.data", tmp_path / "parts" / "more data"]
+    with open_weights(path) as weights:
+        assert weights.compute_file_digest() != digest
+        lines = "".join(
+            f"{hashlib.sha256(each.read_bytes()).hexdigest()}  {each.relative_to(tmp_path)}\n"
+            for each in files
+        )
+        assert weights.compute_file_digest() == hashlib.sha256(lines.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (external("/etc/passwd"), "no plain path"),
+        (external("../above"), "no plain path"),
+        (external("in/../../above"), "no plain path"),
+        (external("./data"), "no plain path"),
+        (external("in\\data"), "no plain path"),
+        (external("C:data"), "no plain path"),
+        (external("da\nta"), "no plain path"),
+        (external(""), "no plain path"),
+        (external("link"), "leads out"),
+        (external("folder"), "no regular file"),
+        (external("missing"), "cannot be read"),
+        (external("data", offset="-8"), "no byte numbers"),
+        (external("data", offset="9" * 5000), "no byte numbers"),
+        (external("data", length="25"), "by its shape"),
+        (external("data", offset="9"), "ends at byte 33"),
+        (external("data", dims=[1 << 40, 1 << 40], length=""), "ends at byte"),
+        (external("data", dims=[-2, -3]), "by its shape"),
+        (external("data", data_type=TensorProto.STRING), "dtype 8"),
+    ],
+)
+def test_values_elsewhere_are_refused(tmp_path: Path, tensor: TensorProto, why: str) -> None:
+    (tmp_path / "above").write_bytes(bytes(99))
+    (tmp_path / "in" / "folder").mkdir(parents=True)
+    (tmp_path / "in" / "data").write_bytes(bytes(32))
+    (tmp_path / "in" / "link").symlink_to("../above")
+    with pytest.raises(SuspectError, match=why) as caught:
+        open_weights(written(tmp_path / "in" / "m.onnx", graph(tensor)))
+    assert "\n" not in str(caught.value)
+
+
+def test_small_files_do_not_claim_to_be_large(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(32))
+    tensors = [external("data", name=f"t{number}") for number in range(11)]
+    with pytest.raises(SuspectError, match="claim 264 bytes of smaller files"):
+        open_weights(written(tmp_path / "m.onnx", graph(*tensors)))
 
 
 def claiming(*dims: int) -> onnx.ModelProto:
@@ -57,7 +126,6 @@ def claiming(*dims: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (external(), "lies in another file"),
         (claiming(1 << 40, 1 << 20), "claims"),
         (claiming(-1, 2), "claims"),
         (claiming(3, 1), "cannot be read"),
@@ -123,6 +191,25 @@ def test_without_a_name_in_the_bias_it_is_there_transposed(tmp_path: Path) -> No
     for extra, nodes in ((OTHER, product("t", added="shift")), (BIAS, product("t")[:1])):
         model = graph(stored(W.T, "t"), extra, nodes=nodes)
         assert np.array_equal(read(tmp_path / "m.onnx", model, "t, transposed"), W)
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes", "found"),
+    [
+        ("n", "['', 'up', 'up.dense', 'linear_3']", "up.dense.weight"),
+        ("/up/dense/MatMul", None, "up.dense.weight"),
+        ("MatMul", "[]", "t, transposed"),
+        ("/MatMul", "up", "t, transposed"),
+    ],
+)
+def test_without_a_bias_the_exporter_notes_the_layer(
+    tmp_path: Path, name: str, scopes: str | None, found: str
+) -> None:
+    nodes = product("t")[:1]
+    nodes[0].name = name
+    if scopes is not None:
+        nodes[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    assert np.array_equal(read(tmp_path / "m.onnx", graph(stored(W.T, "t"), nodes=nodes), found), W)
 
 
 def test_a_bias_of_two_layers_names_neither(tmp_path: Path) -> None:

@@ -230,9 +230,9 @@ def test_a_live_module_is_read_as_its_file_is(tmp_path: Path) -> None:
                 values = torch.from_numpy(weights.read(f"{name}.{last}").copy())
                 inner.register_parameter(last, nn.Parameter(values))
             module.add_module(name.replace(".", "_"), inner)
-    verdict = verify(module, key)  # under other names, which are found by shape
+    verdict = verify(module, key)  # under other names, found by the values from before the mark
     assert verdict.owned
-    assert verdict.test_count == 4
+    assert verdict.test_count == 1
 
 
 def test_fresh_keys_are_a_null_as_well(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read named tensors lazily from safetensors, torch, TorchScript and ONNX files and live modules.
+"""Read named tensors lazily from weight files of many formats and from live modules.
 
 A suspect is hostile input. The package unpickles nothing: pickles are parsed into plain values. It
 checks every size before it allocates memory, and reads only the tensors that a caller requests. The
@@ -19,6 +19,16 @@ from countermark.checkpoints.composed import compose_weights
 from countermark.checkpoints.digest import ModelDigest, compute_model_digest
 from countermark.checkpoints.distributed import DistributedWeights
 from countermark.checkpoints.dtypes import TORCH_DTYPES
+from countermark.checkpoints.format_names import (
+    find_format,
+    is_json,
+    make_format_refusal,
+    refuse_other_archives,
+)
+from countermark.checkpoints.gguf_file import GgufWeights
+from countermark.checkpoints.gguf_header import GGUF_MAGIC
+from countermark.checkpoints.layouts import derive_tensors, renumber_blocks
+from countermark.checkpoints.model_folders import find_in_store
 from countermark.checkpoints.module import ModuleWeights
 from countermark.checkpoints.name_matching import (
     MOST_CANDIDATES,
@@ -44,6 +54,7 @@ __all__ = [
     "Array",
     "CachedWeights",
     "DistributedWeights",
+    "GgufWeights",
     "ModelDigest",
     "ModuleWeights",
     "OnnxWeights",
@@ -59,6 +70,7 @@ __all__ = [
     "compose_weights",
     "compute_model_digest",
     "dequantise_weights",
+    "derive_tensors",
     "find_assignments",
     "find_coded_tensors",
     "find_prefixed_names",
@@ -66,6 +78,7 @@ __all__ = [
     "load_state",
     "open_suspect",
     "open_weights",
+    "renumber_blocks",
     "save_weights",
 ]  # fmt: skip
 
@@ -79,12 +92,12 @@ Suspect: TypeAlias = "str | Path | nn.Module | Weights"
 
 
 def open_weights(suspect: Suspect) -> Weights:
-    """Open a suspect: a file by its first bytes, a folder of shards, or a live module.
+    """Open a suspect: a file by its first bytes, a folder of shards or blobs, or a live module.
 
     Weights that are open already are returned unchanged.
 
     Raises:
-        SuspectError: the file does not exist, or its format is not known.
+        SuspectError: the file does not exist, or its format is not read.
     """
     if isinstance(suspect, Weights):
         return suspect
@@ -95,34 +108,40 @@ def open_weights(suspect: Suspect) -> Weights:
                 "load a state dict into its model, or save it to a file first"
             )
         return ModuleWeights(suspect)
-    path = Path(suspect)
-    if path.is_dir():
-        path = find_checkpoint(path)
+    path = _find_weight_file(Path(suspect))
     if path.name.endswith(INDEXES):
         return ShardedWeights(path)
     return DistributedWeights(path) if path.name == METADATA else _open_file(path)
 
 
 def _open_file(path: Path) -> Weights:
-    """Open a file by its first bytes.
-
-    Raises:
-        SuspectError: the file does not exist, or its format is not known.
-    """
+    """Open one weight file by its first bytes; raise `SuspectError` if its format is not read."""
     # The first bytes decide, because a thief may name a file as they like. ONNX alone is known by
     # its suffix as well, because protobuf allows fields in any order.
     start = _read_beginning(path)
+    if start[:4] == GGUF_MAGIC:
+        return GgufWeights(path)
     # A safetensors file begins with the length of its header (8 bytes), then the JSON header.
-    if start[8:9] == b"{":
+    if start[8:9] == b"{" and not is_json(start):
         return SafetensorsWeights(path)
     if start[:4] == b"PK\x03\x04" or start[:1] == _PICKLE:
+        refuse_other_archives(path)
         return TorchWeights(path)
-    if start[:1] == _ONNX or path.suffix == ".onnx":
+    if (start[:1] == _ONNX or path.suffix == ".onnx") and find_format(path) is None:
         return OnnxWeights(path)
-    raise SuspectError(
-        f"{path} is neither safetensors nor a file of torch, nor ONNX: re-save it with "
-        "safetensors.torch.save_file or torch.save"
-    )
+    raise make_format_refusal(path)
+
+
+def _find_weight_file(path: Path) -> Path:
+    """Return the weight file or index that a path means: itself, or one in a folder or store.
+
+    Raises:
+        SuspectError: the folder holds no checkpoint, or several.
+    """
+    # A small JSON file may be the manifest of a model in a store of blobs.
+    if path.is_dir() or (path.is_file() and is_json(_read_beginning(path))):
+        path = find_in_store(path) or path
+    return find_checkpoint(path) if path.is_dir() else path
 
 
 def open_suspect(suspect: Suspect) -> Weights:
@@ -149,7 +168,7 @@ def _read_beginning(path: Path) -> bytes:
     except OSError as error:
         raise SuspectError(
             f"{path} cannot be read ({error.strerror}): expected a .safetensors, torch, "
-            "TorchScript or ONNX file"
+            "TorchScript, ONNX or GGUF file"
         ) from None
 
 
@@ -180,7 +199,7 @@ def load_state(path: Path) -> dict[str, Any]:
         SuspectError: as in `open_weights`, or a safetensors file cannot be loaded completely.
     """
     with open_weights(path) as weights:
-        if isinstance(weights, TorchWeights | DistributedWeights | OnnxWeights):
+        if isinstance(weights, TorchWeights | DistributedWeights | GgufWeights | OnnxWeights):
             stored = [name for name in weights.tensors if name not in weights.views]
             return {name: _load_tensor(weights, name) for name in stored}
         parts = list(weights.shards) if isinstance(weights, ShardedWeights) else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -113,6 +113,12 @@ class Weights(ABC):
         self.digests[name] = hashlib.sha256(raw).hexdigest()
         return raw[start : start + count]
 
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read `count` values (count,) of one tensor from each start on; see `read_part`."""
+        # Formats that read a part by reading all read the tensor once for all parts.
+        values = self.read(name).reshape(-1)
+        return [values[start : start + count] for start in starts]
+
     def _check_finite(self, name: str, values: NDArray[Any]) -> Array:
         """Return values as float32 or float64; raise `SuspectError` unless all are finite."""
         if not np.isfinite(values).all():
@@ -123,6 +129,10 @@ class Weights(ABC):
             )
         # float16 and bfloat16 fit into float32 without loss, so only float64 needs to stay wider.
         return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
+
+    def describe_source(self, name: str) -> str:
+        """Name the stored tensors that a tensor is made from: its own name, if it is stored."""
+        return name
 
     @abstractmethod
     def compute_file_digest(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -41,6 +42,12 @@ class CachedWeights(WrappedWeights):
         if name in self._kept:
             return self._kept[name].reshape(-1)[start : start + count]
         return self._weights.read_part(name, start, count)
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read parts of one tensor as the wrapped weights do, unless it is in memory."""
+        if name in self._kept:
+            return super().read_parts(name, starts, count)
+        return self._weights.read_parts(name, starts, count)
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor from the wrapped weights, without the memory."""

@@ -6,6 +6,11 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, islice, permutations, product
 
 from countermark.checkpoints.base import Weights
+from countermark.checkpoints.moved_blocks import (
+    OriginalValues,
+    find_moved_blocks,
+    match_by_values,
+)
 
 MOST_CANDIDATES = 1000
 """Renamed tensors are tried in at most this many ways; each is a test that p is corrected for."""
@@ -19,7 +24,11 @@ _Shapes = Mapping[str, tuple[int, ...]]
 
 
 def find_assignments(
-    weights: Weights, wanted: _Shapes, *, partial: bool = False
+    weights: Weights,
+    wanted: _Shapes,
+    *,
+    partial: bool = False,
+    before: OriginalValues | None = None,
 ) -> Iterator[dict[str, str]]:
     """Yield every way to find the wanted tensors in a suspect; each way is one test.
 
@@ -34,10 +43,51 @@ def find_assignments(
         partial: if there is no way or too many ways, accept a way that finds at least half of the
             wanted tensors under their own names or under names with another prefix, and leave out
             the other tensors.
+        before: values from before the message was drawn, by which blocks of other numbers and
+            tensors of unknown names are sought, too; may be empty; None to trust names and shapes.
 
     Yields:
         Maps from the wanted name to the suspect's name; no map if a shape is missing.
     """
+    if before is None:
+        yield from _assign_by_names_or_shapes(weights, wanted, partial=partial)
+        return
+    # A file with two state dicts, for example raw and averaged weights: each is one test. Values
+    # would choose the one that resembles the model before the mark.
+    if len(alike := find_wrapped_names(weights, wanted)) > 1:
+        yield from alike
+        return
+    known = find_known_names(weights, wanted)
+    ways = list(find_moved_blocks(weights, wanted, known, before)) if known else []
+    complete = len(known) == len(wanted)
+    if not ways and not complete:
+        ways = [match_by_values(weights, wanted, before)]
+    # Values say which tensors are there; numbers alone must find half of them.
+    least = 1 if before else (1 + len(wanted)) // 2
+    ways = [way for way in ways if len(way) >= (least if partial else len(wanted))]
+    if not ways or complete:
+        yield from _assign_by_names_or_shapes(weights, wanted, partial=partial)
+    # A way that the names give already is no second test.
+    ways = [way for way in ways if not complete or way != known]
+    yield from ({name: way[name] for name in wanted if name in way} for way in ways)
+
+
+def find_known_names(weights: Weights, wanted: _Shapes) -> dict[str, str]:
+    """Return the one way to find as many wanted tensors as there are by their names.
+
+    The way is empty if no name fits, or if several prefixes fit equally well.
+    """
+    there = weights.tensors
+    if all(name in there and there[name].shape == shape for name, shape in wanted.items()):
+        return {name: name for name in wanted}
+    found = find_prefixed_names(weights, wanted, least=1)
+    return found[0] if len(found) == 1 else {}
+
+
+def _assign_by_names_or_shapes(
+    weights: Weights, wanted: _Shapes, *, partial: bool
+) -> Iterator[dict[str, str]]:
+    """Yield ways by names, else by shapes, else in part by names; see `find_assignments`."""
     if alike := find_wrapped_names(weights, wanted):
         yield from alike
         return

@@ -16,6 +16,7 @@ from countermark.checkpoints.base import (
     hash_unchanged_file,
     make_file_identity,
 )
+from countermark.checkpoints.onnx_external import ExternalData, is_external
 from countermark.checkpoints.onnx_graph import OnnxLinearWeight, find_linear_weights, iterate_graphs
 from countermark.errors import MissingExtraError, SuspectError, make_printable
 
@@ -24,13 +25,14 @@ _MOST_TENSORS = 100_000
 
 
 class OnnxWeights(Weights):
-    """An ONNX model in one file. Its graph is never run, and values in other files are refused.
+    """An ONNX model, whose values may lie in files beside it. Its graph is never run.
 
     Linear layers whose weights are stored (in, out), or as integers with scales, get a second
-    entry with the weight (out, in). The entry has the layer's name if the layer's bias has kept it.
+    entry with the weight (out, in). The entry has the layer's name if the layer's bias, or the
+    exporter's note at the product, has kept it.
 
     Raises:
-        SuspectError: the file is no ONNX model, is too large, or refers to other files.
+        SuspectError: the file is no ONNX model, is too large, or refers to files elsewhere.
         MissingExtraError: onnx is not installed.
     """
 
@@ -38,6 +40,10 @@ class OnnxWeights(Weights):
         super().__init__(str(path))
         self._path, self._identity = path, make_file_identity(path.stat())
         self._tensors, self._linears = self._parse_model()
+        try:
+            self._external = ExternalData(path, self._tensors)
+        except ValueError as error:
+            raise self._make_refusal(make_printable(str(error), 300)) from None
         self.tensors = {
             name: TensorInfo(tuple(tensor.dims), _name_dtype(tensor))
             for name, tensor in self._tensors.items()
@@ -102,17 +108,19 @@ class OnnxWeights(Weights):
         """Read one tensor as the file stores it.
 
         Raises:
-            SuspectError: the tensor lies in another file, claims more values than it has bytes
-                for, or cannot be converted.
+            SuspectError: the tensor claims more values than it has bytes for, cannot be
+                converted, or its file was changed.
         """
-        from onnx import numpy_helper
+        from onnx import TensorProto, numpy_helper
 
         tensor = self._tensors[name]
         shown = make_printable(name, 200)
-        # An external location is a path of the thief's choice: opening it could read any local
-        # file.
-        if tensor.data_location or tensor.external_data:
-            raise self._make_refusal(f"{shown} lies in another file")
+        if is_external(tensor):
+            try:
+                raw = self._external.read(name)
+            except (ValueError, OSError) as error:
+                raise self._make_refusal(make_printable(str(error), 200)) from None
+            tensor = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
         size = tensor.ByteSize()
         # No dtype packs more than eight values into a byte, so larger claims would only make numpy
         # allocate memory for values that are not there.
@@ -135,8 +143,13 @@ class OnnxWeights(Weights):
         yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
     def compute_file_digest(self) -> str:
-        """Compute the SHA-256 of the whole file, in hexadecimal."""
-        return hash_unchanged_file(self._path, self._identity)
+        """Compute the SHA-256 of the file; with other files, of the lines of sha256sum for all."""
+        own = hash_unchanged_file(self._path, self._identity)
+        others = self._external.compute_digests()
+        if not others:
+            return own
+        lines = [f"{digest}  {name}\n" for name, digest in others.items()]
+        return hashlib.sha256("".join([f"{own}  {self._path.name}\n", *lines]).encode()).hexdigest()
 
     def close(self) -> None:
         """Drop the tensors."""
@@ -145,8 +158,8 @@ class OnnxWeights(Weights):
     def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""
         return SuspectError(
-            f"{self.name} is refused: {why}; expected an ONNX model in one file, or its weights "
-            "as .safetensors"
+            f"{self.name} is refused: {why}; expected an ONNX model with its data files beside "
+            "it, or its weights as .safetensors"
         )
 
 

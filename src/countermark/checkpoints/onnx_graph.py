@@ -1,13 +1,14 @@
 """Find the tensors of an ONNX graph and the linear layers that read them.
 
 Exporters store the weight (out, in) of a linear layer as (in, out), for MatMul, and give it a name
-of their own, but keep the name of the layer's bias. Quantisers store integers with scales beside
-them. This module gives such a tensor a second entry in the form that the layer has. The graph is
-never run.
+of their own, but keep the name of the layer's bias, or note the module at the product. Quantisers
+store integers with scales beside them. This module gives such a tensor a second entry in the form
+that the layer has. The graph is never run.
 """
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _MOST_BETWEEN = 4
 # Reading a graph takes time for every name that it sees, so the sum over all graphs is bounded: a
 # hostile file could nest many graphs that each see many tensors.
 _MOST_PARTS, _MOST_SEEN = 1 << 12, 1 << 22
+# torch notes the modules around a node as a list of names that ends with module and operation.
+_SCOPES, _MODULE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^'\\]+)', '[^']*'\]\Z")
+_LONGEST_SCOPES = 4096
 _ZERO = 8  # zero point of 4-bit numbers without a tensor of zero points
 
 
@@ -199,15 +203,25 @@ def find_linear_weights(
         if weight is not None:
             bias = seen.get(_find_bias(node, seen, users) or "", "")
             head, _, last = bias.rpartition(".")
-            label = f"{head}.weight" if last == "bias" and head else weight.stored + TRANSPOSED
-            found.append((label, weight))
-    # If two layers claim one name, or a stored tensor has it, the bias does not tell the layer.
+            layer = head if last == "bias" else _find_module(node)
+            found.append((f"{layer}.weight" if layer else weight.stored + TRANSPOSED, weight))
+    # If two layers claim one name, or a stored tensor has it, the name does not tell the layer.
     used = Counter(label for label, _ in found)
     named = {
         label if used[label] == 1 and label not in shapes else each.stored + TRANSPOSED: each
         for label, each in found
     }
     return {**{n: e for n, e in stored.items() if n not in shapes}, **named}
+
+
+def _find_module(node: Any) -> str:
+    """Return the name of the module that a product comes from, empty if no exporter noted it."""
+    for note in node.metadata_props:
+        if note.key == _SCOPES and (found := _MODULE.search(note.value[-_LONGEST_SCOPES:])):
+            return found[1]
+    # torch's older exporter names nodes /MODULE/SUBMODULE/OPERATION.
+    path = str(node.name)
+    return path[1:].rpartition("/")[0].replace("/", ".") if path.startswith("/") else ""
 
 
 def _find_dequantised(

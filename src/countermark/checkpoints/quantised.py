@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class DequantisedWeights(WrappedWeights):
         if name in self._codes:
             return self._check_finite(name, self._compute_part(name, start, count))
         return self._weights.read_part(name, start, count)
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read parts of one tensor as the wrapped weights do, unless its codes are read."""
+        if name in self._codes:
+            return super().read_parts(name, starts, count)
+        return self._weights.read_parts(name, starts, count)
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor; a tensor stored as codes becomes the numbers of its codes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,10 @@ class SafetensorsWeights(Weights):
         read = name if count == size else f"{name}{IN_PART}"
         self.digests[read] = hashlib.sha256(raw).hexdigest()
         return raw
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read only the bytes of these parts."""
+        return [self.read_part(name, start, count) for start in starts]
 
     def _load(self, name: str) -> NDArray[Any]:
         """Load one tensor and record its digest."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json, read_regular
 from countermark.checkpoints.base import IN_PART, Array, Weights
+from countermark.checkpoints.format_names import find_format
 from countermark.checkpoints.safetensors_file import SafetensorsWeights
 from countermark.checkpoints.torch_file import TorchWeights
 from countermark.errors import SuspectError, make_printable
@@ -25,7 +26,9 @@ METADATA = ".metadata"
 """Name of the file that lists the tensors of a torch.distributed checkpoint."""
 
 # What a folder may hold, the form that is preferred first.
-_CHECKPOINTS = (f"*{INDEXES[0]}", "*.safetensors", f"*{INDEXES[1]}", "*model.bin", METADATA)
+_CHECKPOINTS = (
+    f"*{INDEXES[0]}", "*.safetensors", f"*{INDEXES[1]}", "*model.bin", METADATA, "*.gguf", "*.onnx",
+)  # fmt: skip
 _LARGEST_INDEX, _MOST_SHARDS = 100_000_000, 4096
 # A plain file name: the index is hostile input, and a path could lead to any file of the machine.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.(safetensors|bin)")
@@ -105,6 +108,10 @@ class ShardedWeights(Weights):
         found, names = self.shards[self._home[name]].digests, (name, f"{name}{IN_PART}")
         self.digests |= {each: found[each] for each in names if each in found}
 
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read only the bytes of these parts."""
+        return [self.read_part(name, start, count) for start in starts]
+
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Return the bytes of one tensor, piece by piece, as its file stores them."""
         return self.shards[self._home[name]].read_pieces(name)
@@ -142,6 +149,8 @@ def find_checkpoint(folder: Path) -> Path:
             raise SuspectError(
                 f"{folder} holds {len(found)} of {pattern}: expected one checkpoint; name the file"
             )
+    if (other := find_format(folder)) is not None:
+        raise SuspectError(f"{folder} is {other}")
     raise SuspectError(
         f"{folder} holds no checkpoint: expected a .safetensors file or pytorch_model.bin, several "
         f"with their {INDEXES[0].removeprefix('.')}, or the {METADATA} of torch.distributed"

@@ -31,6 +31,10 @@ class WrappedWeights(Weights):
         """Read some bytes of one tensor as the wrapped weights store them."""
         return self._weights.read_bytes(name, start, count)
 
+    def describe_source(self, name: str) -> str:
+        """Name the stored tensors that a tensor is made from, as the wrapped weights do."""
+        return self._weights.describe_source(name)
+
     def compute_file_digest(self) -> str | None:
         """Return the digest of the file that the wrapped weights were read from, if any."""
         return self._weights.compute_file_digest()

@@ -50,7 +50,7 @@ def verify(
         str,
         typer.Argument(
             metavar="FILE|URL|IMAGES_DIR",
-            help="A .safetensors, torch, TorchScript or ONNX file, or a folder of a checkpoint; for "
+            help="A .safetensors, torch, TorchScript, ONNX or GGUF file, or a folder of a checkpoint; for "
             "a key of triggers also a prediction service or a transcript; for a key of outputs a "
             "folder of published images.",
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from countermark.checkpoints import (
     MOST_CANDIDATES,
     Suspect,
-    find_assignments,
     open_suspect,
     open_weights,
 )
@@ -184,9 +182,8 @@ def trace(
         ConfigError: the key is not for recipients.
     """
     scheme, p = _get_recipients_scheme(key), derive_code_biases(key)
-    with open_suspect(suspect) as weights:
-        ways = find_assignments(weights, key.tensors, partial=scheme.partial)
-        found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
+    with open_suspect(suspect) as opened:
+        weights, found = scheme.locate_tensors(opened, key)
         # Every assignment of tensors is a test that is corrected for; too many would take too long.
         if not 1 <= len(found) <= MOST_CANDIDATES:
             return _make_undecided_result(

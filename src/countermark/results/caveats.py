@@ -249,7 +249,7 @@ def _list_subject_caveats(subject: Subject) -> list[str]:
     if renamed:
         more = [f"{len(renamed) - _SHOWN} more"] if len(renamed) > _SHOWN else []
         limits.append(
-            "found by shape, not by name, or by names with another beginning: "
+            "found by shape, not by name, by names of another form, or as part of other tensors: "
             f"{', '.join([*renamed[:_SHOWN], *more])}; p is corrected for every reading that was "
             "tried"
         )

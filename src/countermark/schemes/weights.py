@@ -11,6 +11,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, final
 
@@ -19,7 +20,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from countermark._internal.plugins import load_object
-from countermark.checkpoints import Array, Suspect, Weights
+from countermark.checkpoints import (
+    MOST_CANDIDATES,
+    Array,
+    Suspect,
+    Weights,
+    derive_tensors,
+    find_assignments,
+)
 from countermark.errors import CapacityError, ConfigError, suggest_nearest
 from countermark.keys.key import Key, KeyMaterial
 from countermark.keys.key_place import KeyPlace, make_unfinished_key
@@ -97,6 +105,26 @@ class WeightScheme(Scheme):
     def read_bits(self, weights: Mapping[str, Array], key: Key) -> Bits:
         """Return only the raw bits (T,), as `extract` reads them, without payload."""
         return self.extract(weights, key).read.astype(np.uint8)
+
+    @final
+    def locate_tensors(self, weights: Weights, key: Key) -> tuple[Weights, list[dict[str, str]]]:
+        """Find the tensors of a key in an open suspect, in whatever layout and under any names.
+
+        Args:
+            weights: the suspect.
+            key: the key that will read the tensors.
+
+        Returns: the suspect with the key's tensors made out of its own, and the ways to assign the
+            suspect's names to the key's: each is one test. One way more than `MOST_CANDIDATES`
+            says that there are too many.
+        """
+        before = None
+        # A learnt reader needs to know which axes hold hidden units, which a layout may change.
+        if self.linear:
+            weights = derive_tensors(weights, key.tensors)
+            before = self.get_original_values(key)
+        ways = find_assignments(weights, key.tensors, partial=self.partial, before=before)
+        return weights, list(islice(ways, MOST_CANDIDATES + 1))
 
     def read_suspect_tensors(
         self,

@@ -51,7 +51,8 @@ TRIES: Mapping[str, Attack] = {
 SHIFTED = "one vector in all rows of the last layer"
 NOT_TRIED = (
     "reordered or rescaled neurons, which hide what is read in order: keep a reference for verify",
-    "rotated streams, turned value heads, moved blocks, another order of classes: see attack list",
+    "rotated streams, turned value heads, another order of classes: see attack list",
+    "blocks put in or taken out: verify finds blocks by the values that a stamp's key keeps",
     "distilling, merging with other models, long training: no key of weights is sure of these",
 )
 NO_LAST_LAYER = "a shift of all scores: the key reads no layer that is a model's last by its name"

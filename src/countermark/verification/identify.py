@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     CachedWeights,
     Weights,
-    find_assignments,
     open_suspect,
     open_weights,
 )
@@ -38,9 +36,6 @@ MOST_KEYS = 1_000_000
 _AT_ONCE = 250  # keys that a process is given at a time
 # Each process holds its own copy of the suspect's tensors, so more would need more memory.
 _PROCESSES = 2
-
-_Wanted: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], bool]"
-_Ways: TypeAlias = "dict[_Wanted, list[dict[str, str]]]"
 
 
 @dataclass(frozen=True)
@@ -192,13 +187,11 @@ def _try_keys(
     suspect: Path, folders: Sequence[Path], passphrase: str | None
 ) -> Iterator[KeyAttempt]:
     """Try keys on a suspect that is opened once for all of them."""
-    # Keys from one owner often read the same tensors: one search serves all of them.
-    ways: _Ways = {}
     with CachedWeights(open_suspect(suspect)) as weights:
         for folder in folders:
             try:
                 key = load_key(folder, _choose_passphrase(folder, passphrase))
-                yield _try_key(weights, key, str(folder), ways)
+                yield _try_key(weights, key, str(folder))
             # One damaged key among a million must not end the run: the reason is counted instead.
             except KeyFileError:
                 yield KeyAttempt(
@@ -213,15 +206,13 @@ def _choose_passphrase(folder: Path, passphrase: str | None) -> str | None:
     return passphrase if passphrase and load_header(folder).encryption else None
 
 
-def _try_key(weights: Weights, key: Key, folder: str, ways: _Ways) -> KeyAttempt:
+def _try_key(weights: Weights, key: Key, folder: str) -> KeyAttempt:
     """Try one key and return its best reading.
 
     Args:
         weights: the suspect, opened.
         key: the key.
         folder: folder of the key, for the result.
-        ways: cache of tensor assignments, shared by keys that read tensors of the same names and
-            shapes.
     """
     scheme = load_scheme(key)
     if not isinstance(scheme, WeightScheme) or not scheme.linear:
@@ -229,11 +220,7 @@ def _try_key(weights: Weights, key: Key, folder: str, ways: _Ways) -> KeyAttempt
     # Bits of a recipient code are biased, so fair coins do not give their probability.
     if key.fields.get("recipients"):
         return KeyAttempt(folder, problem="a key of recipients: use recipient trace")
-    wanted = tuple(key.tensors.items())
-    if (wanted, scheme.partial) not in ways:
-        found = find_assignments(weights, key.tensors, partial=scheme.partial)
-        ways[wanted, scheme.partial] = list(islice(found, MOST_CANDIDATES + 1))
-    tried = ways[wanted, scheme.partial]
+    weights, tried = scheme.locate_tensors(weights, key)
     if not 1 <= len(tried) <= MOST_CANDIDATES:
         return KeyAttempt(folder, problem="its tensors are not in the suspect, or in too many ways")
     # Bits alone are compared here: decoding the payload is slow and changes no probability.

@@ -46,7 +46,7 @@ def verify(  # noqa: PLR0913 - every statement is a keyword argument
     """Check whether the mark of a key is present in a suspect, and how certain that is.
 
     Args:
-        suspect: a .safetensors, torch, TorchScript or ONNX file, a folder of shards, or a live
+        suspect: a .safetensors, torch, TorchScript, ONNX or GGUF file, a folder of one, or a live
             module; quantised models (codes with scales) are read as well. With a reference, one of
             these in a `SuspectWithReference`, which adds a second reading after alignment. For a key of
             triggers: a live module, or a function from images uint8 (n, C, H, W) to classes (n,).

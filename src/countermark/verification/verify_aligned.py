@@ -23,7 +23,9 @@ from countermark.checkpoints import (
     StoredWeights,
     Suspect,
     Weights,
+    derive_tensors,
     open_weights,
+    renumber_blocks,
 )
 from countermark.errors import AlignmentError, ConfigError
 from countermark.keys.key import REFERENCE, Key
@@ -90,6 +92,9 @@ def read_aligned(
     """
     # The reference's facts are recorded even if alignment is refused: the verdict names the file.
     with open_weights(reference.weights) as opened:
+        shapes = {name: each.shape for name, each in opened.tensors.items()}
+        # Alignment itself tells added neurons from those that the reference has.
+        weights = derive_tensors(weights, shapes, padded=False)
         facts = ReferenceFacts(name=opened.name, sha256=opened.compute_file_digest())
         try:
             if REFERENCE in key.frozen and _is_committed_reference(opened, reference.units, key):
@@ -121,7 +126,8 @@ def read_aligned(
         committed=False,  # the reference may have been made to fit
     )
     facts = replace(facts, bears_mark=bears_mark, similarity=found.similarity, folded=found.folded)
-    return [WeightReading(evidence, found.tensors, found.where)], facts
+    where = {name: weights.describe_source(other) for name, other in found.where.items()}
+    return [WeightReading(evidence, found.tensors, where)], facts
 
 
 def _is_committed_reference(
@@ -154,8 +160,11 @@ def _read_aligned_to_committed(
         reference = _drop_views(stored, reference)
         opened, units = reference.open_reference()
     with opened:
-        # Rotated channels match no reordering of channels: the rotation is undone first.
-        suspect = undo_rotation(weights, opened, units) or weights
+        # Blocks are found by all values of the reference, which is older than the message.
+        suspect = renumber_blocks(weights, opened)
+        # Rotated channels match no reordering of channels, and no block: the rotation is undone.
+        if turned := undo_rotation(suspect, opened, units):
+            suspect = renumber_blocks(turned, opened)
         found = realign_suspect(
             suspect, reference, key.tensors, unmarked=set(key.tensors), partial=scheme.partial
         )
@@ -167,7 +176,8 @@ def _read_aligned_to_committed(
     facts = replace(
         facts, bears_mark=False, similarity=found.similarity, folded=found.folded, committed=True
     )
-    return [WeightReading(evidence, tensors, found.where)], facts
+    where = {name: suspect.describe_source(other) for name, other in found.where.items()}
+    return [WeightReading(evidence, tensors, where)], facts
 
 
 def _level_means(tensor: Array, reference: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -12,7 +11,6 @@ from countermark.checkpoints import (
     MOST_CANDIDATES,
     Suspect,
     Weights,
-    find_assignments,
     open_suspect,
 )  # fmt: skip
 from countermark.errors import SuspectError
@@ -55,16 +53,14 @@ class WeightFamily(SchemeFamily):
         inputs: ExaminerInputs,
     ) -> Verdict:  # fmt: skip
         """Judge the readings of a suspect's weights: as stored, and aligned to a reference."""
-        with open_suspect(suspect) as weights:
+        with open_suspect(suspect) as opened:
             identity = KeyIdentity.from_key(key)
-            ways = find_assignments(weights, key.tensors, partial=scheme.partial)
-            # One way more than the limit is enough to know that there are too many.
-            found = list(itertools.islice(ways, MOST_CANDIDATES + 1))
+            weights, found = scheme.locate_tensors(opened, key)
             reason = _find_tensor_problem(weights, key, found)
             readings = [] if reason else [_find_best_reading(weights, scheme, key, found)]
             reference: ReferenceFacts | None = None
             if inputs.reference is not None:
-                more, reference = read_aligned(weights, scheme, key, inputs.reference)
+                more, reference = read_aligned(opened, scheme, key, inputs.reference)
                 readings += more
             if not readings:
                 why = f"; aligned: {reference.refused}" if reference else ""
@@ -144,7 +140,8 @@ def _find_best_reading(
     def read_assignment(where: dict[str, str]) -> WeightReading:
         """Read the suspect with one assignment of the key's tensor names to the suspect's."""
         tensors = scheme.read_suspect_tensors(weights, where, key)
-        return WeightReading(scheme.extract(tensors, key), tensors, where)
+        sources = {name: weights.describe_source(other) for name, other in where.items()}
+        return WeightReading(scheme.extract(tensors, key), tensors, sources)
 
     return max(map(read_assignment, found), key=lambda each: each.evidence.sort_key)
 
