@@ -114,8 +114,6 @@ _ARCHIVES = (
     _Format("an archive of NumPy arrays (.npz)", _ARRAYS, _ends(b".npy")),
     _Format("a Keras model (.keras)", _KERAS, _ends(b"model.weights.h5")),
     _Format("a Core ML package in an archive", _AS_SAFETENSORS, _ends(b".mlmodel")),
-    _Format("a zip archive with a weight file in it", _UNPACK,
-            _ends(b".safetensors", b".gguf", b".onnx", b".pt", b".pth")),
 )  # fmt: skip
 _FOLDERS = (
     _Format("a part of a checkpoint of torch.distributed, without its .metadata", "obtain the whole "
