@@ -75,7 +75,7 @@ def find_in_store(path: Path) -> Path | None:
     if path.is_file():
         return _follow_manifest(path)
     if (path / "snapshots").is_dir():
-        found = sorted(each for each in (path / "snapshots").iterdir() if each.is_dir())
+        found = sorted(each for each in (path / "snapshots").glob("*") if each.is_dir())
         return _require_one(path, found, "a repository of the Hub's cache", "snapshots")
     if (path / "manifests").is_dir() and (path / "blobs").is_dir():
         manifests = sorted(_iterate_files(path / "manifests"))
