@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from countermark.checkpoints.coded_tensor import E2M1
 from countermark.checkpoints.dtypes import DTYPES, decode_values
 
 _Bytes: TypeAlias = NDArray[np.uint8]
@@ -21,8 +22,6 @@ _STEP = 1 << 20  # values that are decoded at a time, which bounds the memory of
 _TABLE_4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
-# The numbers of E2M1, doubled; the scale is halved in return.
-_TABLE_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,8 @@ def _decode_iq4_xs(blocks: _Bytes) -> _Values:
 
 
 def _decode_mxfp4(blocks: _Bytes) -> _Values:
-    scales = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
-    return scales * _TABLE_E2M1[_split_bits(blocks[:, 1:], 4, 16)]
+    scales = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 127)
+    return scales * E2M1[_split_bits(blocks[:, 1:], 4, 16)]
 
 
 GGUF_TYPES: Mapping[int, GgufType] = {
