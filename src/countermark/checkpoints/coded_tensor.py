@@ -150,10 +150,11 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, width: int) -> NDArray[np
         return codes.reshape(len(packed), packed.shape[1] * 8 // bits)[:, :width]
     # Every `bits` bytes hold 8 codes.
     groups = -(-packed.shape[1] // bits)
-    whole = np.zeros((len(packed), groups * bits), dtype=np.uint64)
+    whole = np.zeros((len(packed), groups * bits), dtype=np.uint8)
     whole[:, : packed.shape[1]] = packed
-    places = np.arange(bits, dtype=np.uint64) * np.uint64(8)
-    words = (whole.reshape(len(packed), groups, bits) << places).sum(axis=2, dtype=np.uint64)
+    words = np.zeros((len(packed), groups), dtype=np.uint64)
+    for at in range(bits):
+        words |= whole[:, at::bits].astype(np.uint64) << np.uint64(8 * at)
     found = np.empty((len(packed), groups, 8), dtype=np.uint8)
     for at in range(8):
         found[:, :, at] = (words >> np.uint64(bits * at)) & np.uint64((1 << bits) - 1)
