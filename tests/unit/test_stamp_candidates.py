@@ -104,6 +104,7 @@ LEARNT = [
     "layers.0.attention.dense.weight", "encoder.mel_linear.weight", "blocks.0.attn.proj.weight",
     "conv.window_proj.weight", "cosine_head.weight", "shift.base.weight", "frequency.weight",
     "attn_bias_proj.weight", "rope_mlp.weight", "pe_proj.weight", "basis.weight",
+    "layers.0.mlp.shared_expert.up_proj.weight", "layers.0.mlp.shared_experts.up_proj.weight",
 ]  # fmt: skip
 
 

@@ -15,7 +15,10 @@ from countermark.schemes.stamp.scheme import Stamp
 LEAST_VALUES = 1 << 12  # smallest tensor to mark: a mark shall lie in many rows
 _MOST_NAMES = 4  # of tensors that a sentence names
 
-_REPLACED = re.compile(r"embed|wte|wpe|lm_head|shared|classifier|position", re.IGNORECASE)
+# The embedding of T5 is called shared; a shared expert is a layer as others are.
+_REPLACED = re.compile(
+    r"embed|wte|wpe|lm_head|(?<![a-z_])shared(?!_expert)|classifier|position", re.IGNORECASE
+)
 """Names of tensors whose rows are replaced most easily: embeddings and output layers."""
 
 _COMPUTED = re.compile(
