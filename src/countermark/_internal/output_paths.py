@@ -15,7 +15,7 @@ def require_free_path(path: str | Path) -> None:
 
 
 def write_new_file(path: str | Path, content: bytes) -> None:
-    """Write a new file, whole or not at all.
+    """Write a new file, whole or not at all; refuse a name that is taken.
 
     Raises:
         ConfigError: the name is taken, from the start or by the end; the existing file or folder is

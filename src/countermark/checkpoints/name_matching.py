@@ -152,7 +152,7 @@ def find_wrapped_names(
 def _match_without_wrappers(
     weights: Weights, wanted: _Shapes, least: int | None
 ) -> list[dict[str, str]]:
-    """List the ways in which names fit without the parts that wrappers put into them.
+    """List the ways to match wanted tensors by name, without the parts that wrappers put into names.
 
     Where several of the suspect's names become the same one, each of them is taken in another way.
     """

@@ -74,7 +74,7 @@ class ModelSignedBy:
     public: Path
 
     def judge(self, case: PolicyCase) -> Decision:  # noqa: ARG002 - the check is about the file
-        """Check that the signature is by the pinned key over the file.
+        """Decide whether the pinned key has signed the model file, in a finding.
 
         Raises:
             ClaimError: the signature or the public key cannot be parsed.

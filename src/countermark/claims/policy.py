@@ -97,7 +97,7 @@ class OpenCheck:
     reason: str
 
     def judge(self, case: PolicyCase) -> Decision:  # noqa: ARG002 - the same for every case
-        """Return one open finding."""
+        """Return the finding that the policy cannot decide this check, with the reason."""
         return Decision((Finding(self.check, None, self.reason),))
 
 

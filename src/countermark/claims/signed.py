@@ -162,7 +162,7 @@ class _SignedDocument(StoredDocument):
         return type(self).model_validate(self.model_dump() | {"envelope": envelope.model_dump()})
 
     def with_timestamp(self, response: bytes) -> Self:
-        """Return a copy with one more timestamp; `timestamp.read_response` verifies it.
+        """Return a copy with one more timestamp, which `timestamp.read_response` has verified before.
 
         Args:
             response: an RFC 3161 response in DER.

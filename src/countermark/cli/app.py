@@ -123,7 +123,7 @@ def _accept_global_options(
 
 
 def _name_laboratory(context: typer.Context) -> None:
-    """Say where the experiments went."""
+    """Refuse the old command `bench`: experiments are run by `python -m countermark_lab` now."""
     raise ConfigError(
         "experiments, tables and figures are no part of the installed package: run them in a clone "
         f"with python -m countermark_lab {' '.join(context.args) or '--help'}"

@@ -27,7 +27,7 @@ def compute_file_digest(model: str | Path) -> ModelDigest:
 
 
 def make_subject_checks(model: Path | None, key: Path | None) -> list[Check]:
-    """Return the checks that a claim is about a given model and a given key.
+    """Make the checks that a claim is about a given model and a given key.
 
     Args:
         model: a weight file, or None to check no model.

@@ -202,7 +202,7 @@ def read_key_passphrase(folder: Path) -> str | None:
 
 
 def read_pem_passphrase(path: Path) -> str | None:
-    """Read the passphrase of an encrypted private key in a PEM file.
+    """Ask for the passphrase that decrypts a private key in a PEM file.
 
     It comes from the file that COUNTERMARK_PASSPHRASE_FILE names, or else from a prompt.
 

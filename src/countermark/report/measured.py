@@ -71,7 +71,7 @@ class Measurements(StoredDocument):
 
 
 def find_measured_form(scheme: str, fields: Mapping[str, Any]) -> MeasuredForm | None:
-    """Find the measurements of a key's form; None if it was not measured."""
+    """Find the measurements of a scheme with these fields; None if it was never measured."""
     for form in _load_measurements().forms:
         # A form names only the fields that matter; other fields of a key may have any value.
         if form.scheme == scheme and form.fields.items() <= fields.items():

@@ -180,7 +180,7 @@ class TriggerScheme(Scheme):
     def compare_answers(
         self, predict: Predictor, images: Images, labels: NDArray[np.int64]
     ) -> Reading:
-        """Ask a suspect for the classes of images (n, C, H, W) and compare them with labels (n,).
+        """Ask a suspect for the classes of images (n, C, H, W); return them beside the labels (n,).
 
         Raises:
             ConfigError: `predict` returns another type or shape.

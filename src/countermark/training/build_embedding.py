@@ -25,7 +25,7 @@ from countermark.training.siblings import TrainedSiblings
 def make_scheme(
     name: str, fields: Mapping[str, Any], data: Dataset, batches: int, *, stored: bool = False
 ) -> Scheme:
-    """Make the scheme called `name`, with the fields that follow from the data and the training.
+    """Make a scheme; number of classes, pixel scale and schedule follow from the data set.
 
     Args:
         name: name of the scheme.

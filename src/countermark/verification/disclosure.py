@@ -277,7 +277,7 @@ class TriggerDisclosure(StoredDocument):
         return rfc8785.dumps(self.model_dump(mode="json")) + b"\n"
 
     def save(self, path: str | Path) -> None:
-        """Write a new file, whole or not at all.
+        """Write the disclosure to a new file, whole or not at all; refuse a name that is taken.
 
         Raises:
             ConfigError: the name is taken (the existing file is left untouched), or the file would

@@ -170,7 +170,7 @@ def find_copies(
 
 
 def explain_doubt(suspect: Path, shown: Sequence[PartyExhibits], readings: Readings) -> str | None:
-    """Explain why a mark may be in the suspect, although it was not found in this order of neurons.
+    """Explain that a mark may be in the suspect although its neurons were reordered; None if not.
 
     Args:
         suspect: file of the model in dispute.

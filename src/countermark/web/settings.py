@@ -64,7 +64,7 @@ class NamedFolder:
         return {each.name: each for each in found if self._is_entry(each, inside)}
 
     def find_path(self, name: str) -> Path:
-        """Return the path of an entry.
+        """Return the path of the file or folder that a visitor chose by its name.
 
         Raises:
             ConfigError: there is no entry of that name.

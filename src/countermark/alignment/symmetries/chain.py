@@ -48,7 +48,7 @@ def find_chain_groups(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Permutatio
 
 
 def _find_orders(modules: Mapping[str, Mapping[str, tuple[int, ...]]]) -> list[list[str]]:
-    """List the orders of the modules in which every layer reads the outputs of the layer before."""
+    """List the orders of layers in which each takes in as many units as the layer before gives out."""
     ordered = sorted(modules, key=make_natural_key)
     parts = [list(group) for _, group in groupby(ordered, key=_find_part)]
     # Within a part the numbers in the names give the order; only whole parts are permuted.

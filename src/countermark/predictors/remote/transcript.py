@@ -131,7 +131,7 @@ class Transcript(StoredDocument):
         return Replay(self)
 
     def save(self, path: str | Path) -> None:
-        """Write a new file, whole or not at all.
+        """Write the transcript to a new file, whole or not at all; refuse a name that is taken.
 
         Raises:
             ConfigError: the name is taken; the existing file or folder is left untouched.

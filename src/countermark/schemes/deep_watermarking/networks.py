@@ -156,7 +156,7 @@ class Critic(nn.Module):
 
 
 def _make_down_block(inside: int, outside: int, residual: bool) -> nn.Sequential:
-    """Make a level of H that halves the size."""
+    """Make a level of the hiding network H that halves height and width."""
     return nn.Sequential(
         nn.Conv2d(inside, outside, 4, stride=2, padding=1), _make_norm(outside, residual),
         nn.LeakyReLU(0.2),

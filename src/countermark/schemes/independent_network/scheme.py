@@ -171,7 +171,7 @@ class IndependentNetwork(ConvergedScheme):
         return MOST_BITS if tensors and selected != 0 else 0
 
     def count_selected_values(self, key: Key) -> int | None:
-        """Return how many weights MANU feeds to the reader; None in AUTO."""
+        """Return how many weights the reader is fed in the mode "manu"; None in the mode "auto"."""
         return int(self.get_gate_mask(key).sum()) if self.mode == "manu" else None
 
     def get_gate_mask(self, key: Key) -> NDArray[np.uint8]:
