@@ -31,7 +31,7 @@ _TEXT, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class GgufTensor:
     """A tensor as the file stores it.
 
     Attributes:
@@ -68,7 +68,7 @@ class GgufHeader:
 
     architecture: str = ""
     numbers: dict[str, int] = field(default_factory=dict)
-    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+    tensors: Mapping[str, GgufTensor] = field(default_factory=dict)
     digest: str = ""
 
 
@@ -144,7 +144,7 @@ def _skip_array(cursor: _Cursor) -> None:
         raise ValueError(f"its metadata hold an array of the unknown type {kind}")
 
 
-def _parse_tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
+def _parse_tensor(cursor: _Cursor) -> tuple[str, GgufTensor]:
     """Parse name, shape, type and relative place of one tensor."""
     name, dimensions = cursor.take_text(_LONGEST_NAME), cursor.take_number("<I")
     if dimensions > _MOST_DIMENSIONS:
@@ -153,7 +153,7 @@ def _parse_tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
     number, offset = cursor.take_number("<I"), cursor.take_number("<Q")
     if number not in GGUF_TYPES:
         raise ValueError(f"{name!r} has the unknown type {number}")
-    stored = StoredTensor(shape, GGUF_TYPES[number], offset)
+    stored = GgufTensor(shape, GGUF_TYPES[number], offset)
     # A block never reaches over the end of a row.
     if not all(shape) or (shape[-1] if shape else 1) % stored.type.values:
         raise ValueError(f"{name!r} has the shape {list(shape)}, and {stored.type.name} cannot")
@@ -161,18 +161,18 @@ def _parse_tensor(cursor: _Cursor) -> tuple[str, StoredTensor]:
 
 
 def _place_tensors(
-    listed: list[tuple[str, StoredTensor]], end: int, alignment: int, total: int
-) -> dict[str, StoredTensor]:
+    listed: list[tuple[str, GgufTensor]], end: int, alignment: int, total: int
+) -> dict[str, GgufTensor]:
     """Return the tensors with their positions in the file.
 
     Raises:
         ValueError: a name stands twice, or bytes lie outside the file or belong to two tensors.
     """
     start = -(-end // alignment) * alignment
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, GgufTensor] = {}
     at = start
     for name, each in sorted(listed, key=lambda item: item[1].offset):
-        placed = StoredTensor(each.shape, each.type, start + each.offset)
+        placed = GgufTensor(each.shape, each.type, start + each.offset)
         if name in found:
             raise ValueError(f"it holds {name!r} twice")
         if placed.offset < at or each.offset % alignment:

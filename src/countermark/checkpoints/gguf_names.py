@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from countermark.checkpoints.gguf_header import GgufHeader, StoredTensor
+from countermark.checkpoints.gguf_header import GgufHeader, GgufTensor
 
 _PARTS = re.compile(r"(?:blk\.(\d{1,5})\.)?([a-z0-9_]{1,64})\.(weight|bias)")
 _MOST_EXPERTS, _MOST_FORMS = 4096, 1 << 18
@@ -116,9 +116,7 @@ def map_names(header: GgufHeader) -> dict[str, GgufForm]:
     return found
 
 
-def _list_forms(
-    header: GgufHeader, own: str, stored: StoredTensor
-) -> Iterator[tuple[str, GgufForm]]:
+def _list_forms(header: GgufHeader, own: str, stored: GgufTensor) -> Iterator[tuple[str, GgufForm]]:
     """Yield the names of one stored tensor with the form that each stands for."""
     parts = _PARTS.fullmatch(own)
     table, blocks = _TABLES.get(header.architecture, (_LLAMA, "model.layers"))
@@ -138,7 +136,7 @@ def _list_forms(
         yield name, GgufForm(own, stored.shape, heads=heads)
 
 
-def _list_experts(own: str, name: str, stored: StoredTensor) -> Iterator[tuple[str, GgufForm]]:
+def _list_experts(own: str, name: str, stored: GgufTensor) -> Iterator[tuple[str, GgufForm]]:
     """Yield each expert of stacked ones, or the stack where it is none or too large."""
     if len(stored.shape) != 3 or stored.shape[0] > _MOST_EXPERTS:
         yield own, GgufForm(own, stored.shape)
@@ -159,7 +157,7 @@ def _find_heads(header: GgufHeader, part: str) -> int:
     return count if part == "attn_q" else header.numbers.get(f"{queries}_kv", count)
 
 
-def _has_whole_pairs(stored: StoredTensor, heads: int) -> bool:
+def _has_whole_pairs(stored: GgufTensor, heads: int) -> bool:
     """Return true if the rows of a stored tensor can be pairs of so many heads, or need not be."""
     if heads == 0:
         return True
