@@ -123,12 +123,13 @@ def _protect_part_digests(digests: Mapping[str, str], key: Key) -> dict[str, str
 def _choose_reading(readings: list[WeightReading], log10_alpha: float) -> WeightReading:
     """Return the plain reading if its p is small enough, else the best reading.
 
-    The plain reading is preferred because nobody can fabricate it, unlike a reference.
+    The plain reading is preferred because nobody can fabricate it, unlike a reference. A reference
+    that the key commits to cannot be fabricated either: the better of the two readings is taken.
     """
     plain = readings[0].evidence
     # The first reading is an aligned one if the tensors could not be read as stored.
     if plain.alignment is None and FairCoin().compute_log10_p(plain) <= log10_alpha:
-        return readings[0]
+        readings = [readings[0], *(each for each in readings[1:] if each.evidence.committed)]
     return max(readings, key=lambda each: each.evidence.sort_key)
 
 
