@@ -12,6 +12,7 @@ from keys import InMemory
 from safetensors.numpy import save_file
 from scipy import stats
 
+from countermark.checkpoints import layouts, moved_blocks
 from countermark.keys.key import Key, KeyMaterial
 from countermark.results.verdict import VerificationOptions
 from countermark.schemes.stamp.scheme import BEFORE, Stamp
@@ -86,6 +87,42 @@ def test_blocks_are_found_by_their_values_in_one_test(
     innocent = verify(InMemory(arrange(plain, order)), key)
     assert innocent.outcome == "not_proven"
     assert innocent.test_count == verdict.test_count
+
+
+def add_idle_blocks(tensors: Tensors, first: int, count: int) -> Tensors:
+    """Add blocks of higher numbers, which no model uses; they share the memory of block 0."""
+    ends = [name.split(".", 3)[3] for name in tensors if name.startswith("model.layers.0.")]
+    return tensors | {
+        f"model.layers.{block}.{end}": tensors[f"model.layers.0.{end}"]
+        for block in range(first, first + count)
+        for end in ends
+    }
+
+
+def test_another_state_dict_does_not_hide_a_moved_block(
+    with_values: tuple[Tensors, Tensors, Key],
+) -> None:
+    plain, marked, key = with_values
+    decoy = {f"ema.{name}": each for name, each in draw_tensors(SHAPES, 2).items()}
+    for tensors, outcome in ((marked, "owned"), (plain, "not_proven")):
+        moved = arrange(tensors, ONE_RUN["a block in front"])
+        verdict = verify(InMemory({f"net.{n}": each for n, each in moved.items()} | decoy), key)
+        # Each of the two by its names, and the moved one by its values.
+        assert (verdict.outcome, verdict.test_count) == (outcome, 3)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as stored", "transposed"])
+def test_blocks_that_no_model_uses_do_not_hide_a_moved_block(
+    with_values: tuple[Tensors, Tensors, Key], monkeypatch: pytest.MonkeyPatch, turned: bool
+) -> None:
+    monkeypatch.setattr(moved_blocks, "_MOST_PAIRS", 200)
+    monkeypatch.setattr(layouts, "_MOST_BLOCKS", 10)
+    plain, marked, key = with_values
+    for tensors, outcome in ((marked, "owned"), (plain, "not_proven")):
+        moved = arrange(tensors, ONE_RUN["a block in front"])
+        many = add_idle_blocks(moved, BLOCKS + 1, 50)
+        shown = {n: each.T if turned and ".layers." in n else each for n, each in many.items()}
+        assert verify(InMemory(shown), key).outcome == outcome
 
 
 @pytest.mark.parametrize("kind", ONE_RUN)

@@ -8,6 +8,7 @@ out is tried at every place, and each place is one test.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -192,15 +193,17 @@ def _follow_values(
     }  # fmt: skip
     places = choose_nearest(weights, before, own, _SURE)
     lost = [each for each in own if each not in places]
-    # A suspect may have any number of blocks.
-    if _COMPARED * sum(len(stacks[head].there) for head, _ in lost) > _MOST_PAIRS:
-        return
+    # A suspect may have any number of blocks, and a thief may add some that no model uses. The
+    # blocks with the nearest numbers are compared: a model counts the blocks that it uses from 0.
+    most = _MOST_PAIRS // (_COMPARED * max(1, len(lost)))
     moved = choose_nearest(
         weights, before,
         {
             (head, block): {
                 other: _choose_compared(stacks[head].pair_names(block, other), before)
-                for other in stacks[head].there
+                for other in heapq.nsmallest(
+                    most, stacks[head].there, key=lambda other: (abs(other - block), other)
+                )
             }
             for head, block in lost
         },

@@ -49,26 +49,25 @@ def find_assignments(
     Yields:
         Maps from the wanted name to the suspect's name; no map if a shape is missing.
     """
-    if before is None:
-        yield from _assign_by_names_or_shapes(weights, wanted, partial=partial)
+    alike = find_wrapped_names(weights, wanted)
+    if before is None or len(alike) > MOST_CANDIDATES:
+        yield from _assign_by_names_or_shapes(weights, wanted, alike, partial=partial)
         return
-    # A file with two state dicts, for example raw and averaged weights: each is one test. Values
-    # would choose the one that resembles the model before the mark.
-    if len(alike := find_wrapped_names(weights, wanted)) > 1:
-        yield from alike
-        return
-    known = find_known_names(weights, wanted)
-    ways = list(find_moved_blocks(weights, wanted, known, before)) if known else []
-    complete = len(known) == len(wanted)
+    # In a file with several state dicts, for example raw and averaged weights, each is tried, and
+    # each once more with its blocks moved: another state dict must not hide a moved one.
+    several = len(alike) > 1
+    known = alike if several else [each for each in [find_known_names(weights, wanted)] if each]
+    ways = [way for each in known for way in find_moved_blocks(weights, wanted, each, before)]
+    complete = several or any(len(each) == len(wanted) for each in known)
     if not ways and not complete:
         ways = [match_by_values(weights, wanted, before)]
     # Values say which tensors are there; numbers alone must find half of them.
     least = 1 if before else (1 + len(wanted)) // 2
     ways = [way for way in ways if len(way) >= (least if partial else len(wanted))]
     if not ways or complete:
-        yield from _assign_by_names_or_shapes(weights, wanted, partial=partial)
+        yield from _assign_by_names_or_shapes(weights, wanted, alike, partial=partial)
     # A way that the names give already is no second test.
-    ways = [way for way in ways if not complete or way != known]
+    ways = [way for way in ways if not complete or way not in known]
     yield from ({name: way[name] for name in wanted if name in way} for way in ways)
 
 
@@ -85,10 +84,10 @@ def find_known_names(weights: Weights, wanted: _Shapes) -> dict[str, str]:
 
 
 def _assign_by_names_or_shapes(
-    weights: Weights, wanted: _Shapes, *, partial: bool
+    weights: Weights, wanted: _Shapes, alike: list[dict[str, str]], *, partial: bool
 ) -> Iterator[dict[str, str]]:
-    """Yield ways by names, else by shapes, else in part by names; see `find_assignments`."""
-    if alike := find_wrapped_names(weights, wanted):
+    """Yield ways by names (`alike`), else by shapes, else in part by names."""
+    if alike:
         yield from alike
         return
     ways = _assign_by_shape(weights, wanted)
