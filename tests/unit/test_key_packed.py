@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_packed_names_are_hostile_input(tmp_path: Path, packed: str, says: str) 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tensors": packed}))
     with pytest.raises(KeyFileError, match=says):
         Key.load(tmp_path / "bad.key")
+
+
+@pytest.mark.parametrize("text", ["zlib+base64:AAAA", pack(b'["a"]')])
+def test_a_field_that_would_be_unpacked_is_refused_when_it_is_saved(
+    tmp_path: Path, text: str
+) -> None:
+    key = replace(make_key(NAMES[:3]), fields={"layer": NAMES[:3], "bits": 128, "text": text})
+    with pytest.raises(KeyFileError, match="could not be read again"):
+        key.save(tmp_path / "text.key")
+    assert not (tmp_path / "text.key").exists()
 
 
 def test_more_tensors_than_a_key_may_list_are_refused(

@@ -105,20 +105,6 @@ class KeyHeader(StoredDocument):
     model_arguments: dict[str, Any]
     version: str
 
-    @field_validator("tensors", mode="before")
-    @classmethod
-    def _unpack_tensors(cls, value: Any) -> Any:
-        """Unpack the tensors of a key that reads many."""
-        return _unpack_long(value)
-
-    @field_validator("fields", mode="before")
-    @classmethod
-    def _unpack_fields(cls, value: Any) -> Any:
-        """Unpack long fields, such as the names of many layers."""
-        if not isinstance(value, dict):
-            return value
-        return {name: _unpack_long(each) for name, each in value.items()}
-
     def encode_associated_data(self) -> bytes:
         """Return the bytes that the cipher authenticates beside the tensors.
 
@@ -154,6 +140,24 @@ class KeyHeader(StoredDocument):
         return packed.model_dump_json(indent=2, warnings=False).encode() + b"\n"
 
 
+class _ReadHeader(KeyHeader):
+    """The header of a `key.json` that is read: its packed lists are unpacked."""
+
+    @field_validator("tensors", mode="before")
+    @classmethod
+    def _unpack_tensors(cls, value: Any) -> Any:
+        """Unpack the tensors of a key that reads many."""
+        return _unpack_long(value)
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _unpack_fields(cls, value: Any) -> Any:
+        """Unpack long fields, such as the names of many layers."""
+        if not isinstance(value, dict):
+            return value
+        return {name: _unpack_long(each) for name, each in value.items()}
+
+
 def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
     """Write a key to a new folder (0700, files 0600), whole or not at all.
 
@@ -163,8 +167,8 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
         passphrase: encrypts secret and tensors; None leaves them readable by their owner only.
 
     Raises:
-        KeyFileError: the folder's name is taken (the existing file or folder is left untouched), or
-            the passphrase is empty.
+        KeyFileError: the folder's name is taken (the existing file or folder is left untouched), the
+            passphrase is empty, or the key could not be read again.
     """
     refuse_existing(folder)
     _require_few_tensors(len(key.tensors))
@@ -179,8 +183,26 @@ def save_key(key: Key, folder: Path, passphrase: str | None = None) -> None:
         sealed = cipher.encrypt(bytes.fromhex(encryption.nonce), content, authenticated)
         content = save({"ciphertext": np.frombuffer(sealed, dtype=np.uint8)})
     header = header.model_copy(update={"tensors_sha256": hashlib.sha256(content).hexdigest()})
+    written = header.to_bytes()
+    _require_same_header(folder, written, header)
     # One rename makes both files appear: no other process sees one file without the other.
-    files.write_folder(folder, {"key.safetensors": content, "key.json": header.to_bytes()})
+    files.write_folder(folder, {"key.safetensors": content, "key.json": written})
+
+
+def _require_same_header(folder: Path, written: bytes, header: KeyHeader) -> None:
+    """Raise `KeyFileError` if a `key.json` would not be read back as it was meant."""
+    try:
+        if len(written) > _LARGEST_JSON:
+            raise ValueError(
+                f"it would have {len(written):,} bytes, and {_LARGEST_JSON:,} are read"
+            )
+        if files.parse_document(_ReadHeader, written).model_dump() != header.model_dump():
+            raise ValueError(f"a field holds text that begins with {_PACKED!r}, as packed lists do")
+    except ValueError as error:
+        raise KeyFileError(
+            f"{folder} is not written, because its key.json could not be read again: "
+            f"{make_printable(str(error), 200)}; expected fewer tensors, or other fields"
+        ) from None
 
 
 def refuse_existing(folder: Path) -> None:
@@ -208,7 +230,7 @@ def load_header(folder: Path) -> KeyHeader:
     """
     content = _read_file(folder, "key.json", _LARGEST_JSON)
     try:
-        header = files.parse_document(KeyHeader, content)
+        header = files.parse_document(_ReadHeader, content)
     except ValueError as error:
         raise _make_header_error(folder, str(error)) from None
     _require_few_tensors(len(header.tensors))
