@@ -147,3 +147,24 @@ class Weights(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class OpenFileWeights(Weights):
+    """The tensors of one file, which stays open and from which they are read on demand.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._file = path.open("rb")
+
+    def compute_file_digest(self) -> str:
+        """Compute the SHA-256 of the whole file, in hexadecimal."""
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

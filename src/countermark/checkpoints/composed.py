@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json, read_regular
-from countermark.checkpoints.base import Array, TensorInfo, Weights
-from countermark.checkpoints.wrapped import WrappedWeights
+from countermark.checkpoints.base import Array, Weights
+from countermark.checkpoints.wrapped import ComputedWeights
 
 _LARGEST_CONFIG = 1 << 20  # bytes
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -57,7 +57,7 @@ def compose_weights(weights: Weights) -> Weights:
     return ComposedWeights(weights, found) if found else weights
 
 
-class ComposedWeights(WrappedWeights):
+class ComposedWeights(ComputedWeights):
     """Open weights with a view for each weight that is stored as several tensors.
 
     Args:
@@ -66,32 +66,14 @@ class ComposedWeights(WrappedWeights):
     """
 
     def __init__(self, weights: Weights, composed: dict[str, ComposedTensor]) -> None:
-        super().__init__(weights)
+        super().__init__(weights, {name: each.shape for name, each in composed.items()})
         self._composed = composed
-        self.tensors = dict(weights.tensors) | {
-            name: TensorInfo(each.shape, "float32") for name, each in composed.items()
-        }
-        self.views = weights.views | composed.keys()
 
-    def read_part(self, name: str, start: int, count: int) -> Array:
-        """Read a part of one tensor; of a weight that is composed, all parts are read."""
-        if name in self._composed:
-            return super().read_part(name, start, count)
-        return self._weights.read_part(name, start, count)
-
-    def _load(self, name: str) -> NDArray[Any]:
-        """Load one tensor, or compose it."""
-        if (composed := self._composed.get(name)) is None:
-            return self._weights.read(name)
+    def _compute(self, name: str) -> NDArray[Any]:
+        """Compose one weight."""
+        composed = self._composed[name]
         with np.errstate(all="ignore"):  # `read` refuses values that are not finite
             return composed.compose(*map(self._weights.read, composed.parts)).astype(np.float32)
-
-    def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one tensor: as stored, or the float32 numbers of a composed weight."""
-        if name in self._composed:
-            yield self._load(name).tobytes()
-        else:
-            yield from super().read_pieces(name)
 
 
 def _find_pruned(weights: Weights) -> Iterator[tuple[str, ComposedTensor]]:

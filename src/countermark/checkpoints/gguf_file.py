@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
+from countermark.checkpoints.base import IN_PART, Array, OpenFileWeights, TensorInfo
 from countermark.checkpoints.gguf_blocks import GGUF_TYPES, GgufType
 from countermark.checkpoints.gguf_header import parse_header
 from countermark.checkpoints.gguf_names import GgufForm, map_names
@@ -20,7 +20,7 @@ from countermark.errors import SuspectError, make_printable
 _PIECE = 1 << 22  # bytes that are digested at a time
 
 
-class GgufWeights(Weights):
+class GgufWeights(OpenFileWeights):
     """A GGUF file, of which only the header and the requested tensors are read.
 
     Tensors have the names that transformers gives them, as far as the architecture is known, and
@@ -31,8 +31,7 @@ class GgufWeights(Weights):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._file = path.open("rb")
+        super().__init__(path)
         try:
             header = parse_header(self._read_at, self._file.seek(0, 2))
             self._stored, self._forms = header.tensors, map_names(header)
@@ -139,15 +138,6 @@ class GgufWeights(Weights):
                 "llama-quantize to F16"
             )
         return kind
-
-    def compute_file_digest(self) -> str:
-        """Compute the SHA-256 of the whole file, in hexadecimal."""
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from countermark.checkpoints.base import Array, TensorInfo, Weights
+from countermark.checkpoints.base import Array, Weights
 from countermark.checkpoints.known_names import (
     ALL,
     PARTS,
@@ -26,7 +26,7 @@ from countermark.checkpoints.known_names import (
 )
 from countermark.checkpoints.moved_blocks import SAMPLE, find_moved_blocks
 from countermark.checkpoints.name_matching import find_known_names
-from countermark.checkpoints.wrapped import WrappedWeights
+from countermark.checkpoints.wrapped import ComputedWeights
 from countermark.errors import SuspectError
 
 _MOST_PADDING = 2  # largest multiple of a wanted size that counts as padded
@@ -113,7 +113,7 @@ def _load_form(form: _Form, weights: Weights) -> Array:
     return form.read_part(weights, 0, prod(form.shape)).reshape(form.shape)
 
 
-class DerivedWeights(WrappedWeights):
+class DerivedWeights(ComputedWeights):
     """Open weights with tensors that are made from the stored ones; closing it closes them.
 
     Args:
@@ -122,43 +122,30 @@ class DerivedWeights(WrappedWeights):
     """
 
     def __init__(self, weights: Weights, forms: Mapping[str, _Form]) -> None:
-        super().__init__(weights)
+        super().__init__(weights, {name: each.shape for name, each in forms.items()})
         self._forms = forms
         # A stored tensor that only got another name is shown once, under the wanted name.
         renamed = {each.source for each in forms.values() if isinstance(each, _Run) and each.whole}
-        self.tensors = {n: each for n, each in weights.tensors.items() if n not in renamed} | {
-            name: TensorInfo(each.shape, "float32") for name, each in forms.items()
+        self.tensors = {
+            n: each for n, each in self.tensors.items() if n in forms or n not in renamed
         }
-        self.views = (weights.views & self.tensors.keys()) | forms.keys()
-
-    def read_part(self, name: str, start: int, count: int) -> Array:
-        """Read a part of one tensor, and of the stored tensors as little as their order allows."""
-        if (form := self._forms.get(name)) is None:
-            return self._weights.read_part(name, start, count)
-        return form.read_part(self._weights, start, count)
+        self.views &= self.tensors.keys()
 
     def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
         """Read parts of one tensor, as the wrapped weights do where one stored tensor has them."""
         form = self._forms.get(name)
-        if form is None:
-            return self._weights.read_parts(name, starts, count)
         if isinstance(form, _Run):
             moved = [form.start + start for start in starts]
             return self._weights.read_parts(form.source, moved, count)
         return super().read_parts(name, starts, count)
 
-    def _load(self, name: str) -> NDArray[Any]:
-        """Load one tensor, stored or derived."""
-        if (form := self._forms.get(name)) is None:
-            return self._weights.read(name)
-        return _load_form(form, self._weights)
+    def _compute(self, name: str) -> NDArray[Any]:
+        """Make one tensor out of the stored tensors."""
+        return _load_form(self._forms[name], self._weights)
 
-    def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one tensor: as stored, or the float32 numbers of a derived one."""
-        if name in self._forms:
-            yield self._load(name).tobytes()
-        else:
-            yield from super().read_pieces(name)
+    def _compute_part(self, name: str, start: int, count: int) -> Array:
+        """Make a part of one tensor, and read of the stored tensors what their order allows."""
+        return self._forms[name].read_part(self._weights, start, count)
 
     def describe_source(self, name: str) -> str:
         """Name the stored tensors that a tensor is made from."""
@@ -250,7 +237,8 @@ class _FormFinder:
         for (head, tail), shapes in patterns.items():
             first = next(iter(shapes.values()))
             blocks = self._blocks.get(parse_name(f"{head}0{tail}").stack, ())
-            for block in blocks if len(blocks) <= _MOST_BLOCKS else ():
+            # A model counts its blocks from 0: blocks of high numbers may be there to distract.
+            for block in sorted(blocks)[:_MOST_BLOCKS]:
                 targets.setdefault(f"{head}{block}{tail}", first)
         for name, shape in targets.items():
             square = len(shape) == 2 and shape[0] == shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json, read_regular
-from countermark.checkpoints.base import Array, TensorInfo, Weights
+from countermark.checkpoints.base import Array, Weights
 from countermark.checkpoints.code_source import CodeSource
 from countermark.checkpoints.coded_formats import FORMATS
 from countermark.checkpoints.coded_tensor import CodedTensor
 from countermark.checkpoints.module import ModuleWeights
-from countermark.checkpoints.wrapped import WrappedWeights
+from countermark.checkpoints.wrapped import ComputedWeights
 from countermark.errors import SuspectError, make_printable
 
 # Files beside a checkpoint that say how its codes are made, with the part that says it.
@@ -54,7 +54,7 @@ def find_coded_tensors(weights: Weights) -> dict[str, CodedTensor]:
     return dict(_find_coded_tensors(source))
 
 
-class DequantisedWeights(WrappedWeights):
+class DequantisedWeights(ComputedWeights):
     """Open weights with a view for each tensor that is stored as codes; closing it closes them.
 
     Args:
@@ -63,30 +63,13 @@ class DequantisedWeights(WrappedWeights):
     """
 
     def __init__(self, weights: Weights, codes: dict[str, CodedTensor]) -> None:
-        super().__init__(weights)
+        super().__init__(weights, {name: each.shape for name, each in codes.items()})
         self._codes = codes
-        self.tensors = dict(weights.tensors) | {
-            name: TensorInfo(each.shape, "float32") for name, each in codes.items()
-        }
-        self.views = weights.views | codes.keys()
 
-    def read_part(self, name: str, start: int, count: int) -> Array:
-        """Read a part of one tensor; of a tensor stored as codes, only the rows that hold it."""
-        if name in self._codes:
-            return self._check_finite(name, self._compute_part(name, start, count))
-        return self._weights.read_part(name, start, count)
-
-    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
-        """Read parts of one tensor as the wrapped weights do, unless its codes are read."""
-        if name in self._codes:
-            return super().read_parts(name, starts, count)
-        return self._weights.read_parts(name, starts, count)
-
-    def _load(self, name: str) -> NDArray[Any]:
-        """Load one tensor; a tensor stored as codes becomes the numbers of its codes."""
-        if (codes := self._codes.get(name)) is None:
-            return self._weights.read(name)
-        return self._compute_part(name, 0, prod(codes.shape)).reshape(codes.shape)
+    def _compute(self, name: str) -> NDArray[Any]:
+        """Compute the numbers of all codes of a weight."""
+        shape = self._codes[name].shape
+        return self._compute_part(name, 0, prod(shape)).reshape(shape)
 
     def _compute_part(self, name: str, start: int, count: int) -> Array:
         """Compute numbers (count,) of a tensor that is stored as codes.
@@ -101,13 +84,6 @@ class DequantisedWeights(WrappedWeights):
             raise SuspectError(
                 f"{self.name}: {said}: expected codes with one scale, or one for each row or block"
             ) from None
-
-    def read_pieces(self, name: str) -> Iterator[bytes]:
-        """Yield the bytes of one tensor: as stored, or the float32 numbers of codes."""
-        if name in self._codes:
-            yield self._load(name).tobytes()
-        else:
-            yield from super().read_pieces(name)
 
 
 def _find_coded_tensors(source: CodeSource) -> Iterator[tuple[str, CodedTensor]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json
-from countermark.checkpoints.base import IN_PART, Array, TensorInfo, Weights
+from countermark.checkpoints.base import IN_PART, Array, OpenFileWeights, TensorInfo
 from countermark.checkpoints.dtypes import DTYPES, decode_values
 from countermark.errors import SuspectError, make_printable
 
@@ -23,7 +23,7 @@ _PIECE = 1 << 22  # bytes that are digested at a time
 _METADATA = "__metadata__"
 
 
-class SafetensorsWeights(Weights):
+class SafetensorsWeights(OpenFileWeights):
     """A safetensors file, of which only the header and the requested tensors are read.
 
     Raises:
@@ -31,8 +31,7 @@ class SafetensorsWeights(Weights):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._file = path.open("rb")
+        super().__init__(path)
         try:
             self._places = self._read_header()
         except BaseException:
@@ -176,15 +175,6 @@ class SafetensorsWeights(Weights):
             if len(piece) != min(_PIECE, size - start):
                 raise self._make_refusal(f"{name} ends too early")
             yield piece
-
-    def compute_file_digest(self) -> str:
-        """Compute the SHA-256 of the whole file, in hexadecimal."""
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from countermark._internal.files import parse_json
 from countermark.checkpoints.base import (
+    OpenFileWeights,
     TensorInfo,
-    Weights,
     hash_unchanged_file,
     make_file_identity,
 )
@@ -66,7 +66,7 @@ Locate = Callable[[str], tuple[int, int]]
 """A function from the key of a storage to the position of its first byte and its byte count."""
 
 
-class TorchWeights(Weights):
+class TorchWeights(OpenFileWeights):
     """A file of torch: a state dict or anything else that holds tensors, a script, or a program.
 
     Tensors have the names of the state dict; nested mappings put their path before them. Beside a
@@ -78,8 +78,8 @@ class TorchWeights(Weights):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path, self._file = path, path.open("rb")
+        super().__init__(path)
+        self._path = path
         self._identity = make_file_identity(os.fstat(self._file.fileno()))
         try:
             found, self._locate = self._find_tensors()
@@ -162,10 +162,6 @@ class TorchWeights(Weights):
     def compute_file_digest(self) -> str:
         """Compute the SHA-256 of the whole file, in hexadecimal."""
         return hash_unchanged_file(self._path, self._identity)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _make_refusal(self, why: str) -> SuspectError:
         """Make the error that refuses this file, with a reason."""

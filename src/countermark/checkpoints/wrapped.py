@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from countermark.checkpoints.base import Weights
+from numpy.typing import NDArray
+
+from countermark.checkpoints.base import Array, TensorInfo, Weights
 
 
 class WrappedWeights(Weights):
@@ -42,3 +46,53 @@ class WrappedWeights(Weights):
     def close(self) -> None:
         """Close the wrapped weights."""
         self._weights.close()
+
+
+class ComputedWeights(WrappedWeights):
+    """Open weights with views that are computed from stored tensors; closing it closes them.
+
+    A subclass computes the views; all other tensors are read as the wrapped weights read them.
+
+    Args:
+        weights: open weights.
+        shapes: shapes of the views by name.
+    """
+
+    def __init__(self, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(weights)
+        self._computed = frozenset(shapes)
+        self.tensors = dict(weights.tensors) | {
+            name: TensorInfo(shape, "float32") for name, shape in shapes.items()
+        }
+        self.views = weights.views | self._computed
+
+    @abstractmethod
+    def _compute(self, name: str) -> NDArray[Any]:
+        """Compute a view in its own shape, without any check for finite numbers."""
+
+    def _compute_part(self, name: str, start: int, count: int) -> Array:
+        """Compute `count` values (count,) of a view, in C order from `start` on."""
+        return self._compute(name).reshape(-1)[start : start + count]
+
+    def read_part(self, name: str, start: int, count: int) -> Array:
+        """Read a part of one tensor; a view is computed as far as the part needs it."""
+        if name not in self._computed:
+            return self._weights.read_part(name, start, count)
+        return self._check_finite(name, self._compute_part(name, start, count))
+
+    def read_parts(self, name: str, starts: Sequence[int], count: int) -> list[Array]:
+        """Read parts of one tensor; a view is computed once for all of them."""
+        if name not in self._computed:
+            return self._weights.read_parts(name, starts, count)
+        return super().read_parts(name, starts, count)
+
+    def read_pieces(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes of one tensor: as stored, or the float32 numbers of a view."""
+        if name in self._computed:
+            yield self._load(name).tobytes()
+        else:
+            yield from super().read_pieces(name)
+
+    def _load(self, name: str) -> NDArray[Any]:
+        """Load one tensor, stored or computed."""
+        return self._compute(name) if name in self._computed else self._weights.read(name)
