@@ -1,4 +1,4 @@
-"""What verification asks of a family of schemes: read a suspect, and judge the reading."""
+"""The interface of a family of schemes in verification: read a suspect, and judge the reading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from countermark.verification.unmarked_models import Supplied
 
 @dataclass(frozen=True)
 class ExaminerInputs:
-    """What an examiner supplies beside suspect and key.
+    """The inputs that an examiner supplies beside suspect and key.
 
     Attributes:
         null: null hypothesis by name; None for the scheme's own one.
@@ -61,7 +61,7 @@ class SchemeFamily(ABC):
             scheme: the key's scheme, of this family.
             key: the key, or a part of it that this family reads.
             terms: thresholds and statements.
-            inputs: what the examiner supplies.
+            inputs: reference, unmarked models and choices of the examiner.
         """
 
 

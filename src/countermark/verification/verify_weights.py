@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Mapping
+from itertools import islice
 
 from countermark.checkpoints import (
     IN_PART,
@@ -36,6 +37,7 @@ from countermark.verification.verify_aligned import (
     select_nulls_after_alignment,
 )
 
+_MOST_SHOWN = 20  # tensors that a message names
 _REFUSED_DRAWS = 256  # for a rank that cannot count: its axis is not shown to hold hidden units
 
 
@@ -156,7 +158,10 @@ def _find_tensor_problem(weights: Weights, key: Key, found: list[dict[str, str]]
 
 def _describe_missing_tensors(weights: Weights, key: Key) -> str:
     """Describe the tensors that the suspect lacks."""
-    wanted = ", ".join(f"{name} {list(shape)}" for name, shape in key.tensors.items())
+    shown = [f"{name} {list(shape)}" for name, shape in islice(key.tensors.items(), _MOST_SHOWN)]
+    # A key of a mixture of experts reads thousands of tensors.
+    shown += [f"{more:,} more"] if (more := len(key.tensors) - len(shown)) > 0 else []
+    wanted = ", ".join(shown)
     return (
         f"the suspect has no tensors of the names or shapes that this key reads ({wanted}) "
         f"among its {len(weights.tensors)}: another architecture, or another form of the model"
